@@ -1,0 +1,176 @@
+// pykernels._runtime: programs, the timed loops and the kernel library's settings, for Python. No torch here:
+// programs are filled by the torch ops (torch_library.cpp), which share libpykernels with this module.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <stdexcept>
+
+#include "runtime/program.h"
+#include "runtime/timed_loop.h"
+
+namespace py = pybind11;
+
+namespace pykernels {
+namespace {
+
+using ProgramPointer = std::shared_ptr<Program>;
+
+// Mode `pybind`: one call from Python straight to one launcher.
+struct Launch {
+    ProgramPointer program;
+    size_t index;
+    void operator()() const { launch(program->op(index)); }
+};
+
+std::vector<const Program*> rotation(const std::vector<ProgramPointer>& programs) {
+    if (programs.empty()) throw std::invalid_argument("programs must hold at least one program, got none");
+    std::vector<const Program*> pointers;
+    for (const auto& program : programs) {
+        if (program->size() == 0)
+            throw std::invalid_argument("programs must not be empty, got one without ops");
+        pointers.push_back(program.get());
+    }
+    return pointers;
+}
+
+void check_counts(int64_t warmup, int64_t steps, int64_t repeats) {
+    const auto check = [](const char* name, int64_t value, int64_t low) {
+        if (value < low) {
+            throw std::invalid_argument(std::string(name) + " must be at least " + std::to_string(low) +
+                                        ", got " + std::to_string(value));
+        }
+    };
+    check("warmup", warmup, 0);
+    check("steps", steps, 1);
+    check("repeats", repeats, 1);
+}
+
+py::array_t<double> timed_loop_array(const std::vector<ProgramPointer>& programs, int64_t warmup,
+                                     int64_t steps, int64_t repeats) {
+    check_counts(warmup, steps, repeats);
+    const auto pointers = rotation(programs);
+    py::array_t<double> samples_us(steps);
+    double* data = samples_us.mutable_data();
+    py::gil_scoped_release release;
+    timed_loop(pointers, warmup, steps, repeats, data);
+    return samples_us;
+}
+
+py::array_t<double> timed_ops_array(const std::vector<ProgramPointer>& programs, int64_t warmup,
+                                    int64_t steps) {
+    check_counts(warmup, steps, 1);
+    const auto pointers = rotation(programs);
+    const size_t n_ops = pointers[0]->size();
+    for (const Program* program : pointers) {
+        if (program->size() != n_ops)
+            throw std::invalid_argument("programs must all have the same number of ops");
+    }
+    py::array_t<double> samples_us({static_cast<size_t>(steps), n_ops});
+    double* data = samples_us.mutable_data();
+    py::gil_scoped_release release;
+    timed_ops(pointers, warmup, steps, data);
+    return samples_us;
+}
+
+std::vector<std::string> supported_isas() {
+    std::vector<std::string> names;
+    for (int i = 0; i <= static_cast<int>(cpu::Isa::avx512_bf16); ++i) {
+        const auto isa = static_cast<cpu::Isa>(i);
+        if (cpu::isa_supported(isa)) names.emplace_back(cpu::isa_name(isa));
+    }
+    return names;
+}
+
+void set_isa_by_name(const std::string& name) {
+    for (int i = 0; i <= static_cast<int>(cpu::Isa::avx512_bf16); ++i) {
+        const auto isa = static_cast<cpu::Isa>(i);
+        if (name == cpu::isa_name(isa)) return cpu::set_isa(isa);
+    }
+    std::string allowed;
+    for (const auto& supported : supported_isas()) allowed += (allowed.empty() ? "" : ", ") + supported;
+    throw std::invalid_argument("isa must be one of " + allowed + ", got " + name);
+}
+
+py::dict build_info() {
+    py::dict info;
+    info["cuda"] = false;
+    info["cuda_architectures"] = py::list();
+#ifdef PYKERNELS_NVTX
+    info["nvtx"] = true;
+#else
+    info["nvtx"] = false;
+#endif
+    info["compiler"] = PYKERNELS_COMPILER;
+    info["build_type"] = PYKERNELS_BUILD_TYPE;
+    return info;
+}
+
+}  // namespace
+}  // namespace pykernels
+
+PYBIND11_MODULE(_runtime, module) {
+    using namespace pykernels;
+
+    py::class_<Launch>(module, "Launch").def("__call__", &Launch::operator());
+
+    py::class_<Program, ProgramPointer>(module, "Program")
+        .def(py::init<>())
+        .def("run", &Program::run, py::call_guard<py::gil_scoped_release>())
+        .def("__len__", &Program::size)
+        .def_property_readonly("ops",
+                               [](const Program& program) {
+                                   std::vector<std::string> names;
+                                   for (size_t i = 0; i < program.size(); ++i)
+                                       names.emplace_back(op_name(program.op(i)));
+                                   return names;
+                               })
+        .def_property_readonly("launchers", [](const ProgramPointer& program) {
+            std::vector<Launch> launchers;
+            for (size_t i = 0; i < program->size(); ++i) launchers.push_back({program, i});
+            return launchers;
+        });
+
+    module.def(
+        "set_recording", [](Program* program) { set_recording(program); }, py::arg("program").none(true));
+    module.def("is_recording", [] { return recording() != nullptr; });
+    module.def("timed_loop", &timed_loop_array, py::arg("programs"), py::arg("warmup"), py::arg("steps"),
+               py::arg("repeats"));
+    module.def("timed_ops", &timed_ops_array, py::arg("programs"), py::arg("warmup"), py::arg("steps"));
+    module.def("set_launches_enabled", &set_launches_enabled, py::arg("enabled"));
+
+    module.def("num_threads", &cpu::num_threads);
+    module.def("set_num_threads", &cpu::set_num_threads, py::arg("count"));
+    module.def("isa", [] { return cpu::isa_name(cpu::current_isa()); });
+    module.def("set_isa", &set_isa_by_name, py::arg("name"));
+    module.def("supported_isas", &supported_isas);
+    module.def("build_info", &build_info);
+
+    module.def("gqa_decode_workspace_bytes",
+               [](int batch, int n_heads, int n_kv_heads, int head_dim, int max_len, int element_bytes) {
+                   GqaDecodeParams params{};
+                   params.batch = batch;
+                   params.n_heads = n_heads;
+                   params.n_kv_heads = n_kv_heads;
+                   params.head_dim = head_dim;
+                   params.max_len = max_len;
+                   params.dtype = element_bytes == 4 ? Dtype::float32 : Dtype::bfloat16;
+                   return cpu::gqa_decode_workspace_bytes(params);
+               });
+    module.def("swiglu_gemv_workspace_bytes",
+               [](int batch, int in_features, bool has_norm, int element_bytes) {
+                   SwigluGemvParams params{};
+                   params.batch = batch;
+                   params.in_features = in_features;
+                   params.norm_weight = has_norm ? &params : nullptr;  // only whether it is null counts
+                   params.dtype = element_bytes == 4 ? Dtype::float32 : Dtype::bfloat16;
+                   return cpu::swiglu_gemv_workspace_bytes(params);
+               });
+    module.def("qkv_gemv_workspace_bytes", [](int batch, int hidden, int element_bytes) {
+        QkvGemvParams params{};
+        params.batch = batch;
+        params.hidden = hidden;
+        params.dtype = element_bytes == 4 ? Dtype::float32 : Dtype::bfloat16;
+        return cpu::qkv_gemv_workspace_bytes(params);
+    });
+}

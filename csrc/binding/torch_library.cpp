@@ -1,0 +1,416 @@
+// The torch op library `pykernels`, by torch's stable ABI: one schema an op, its checks, and the way to the
+// launcher. Every op writes into `out` and returns nothing; pykernels/ops.py allocates `out` where a caller
+// gives none, and registers the fakes for torch.compile.
+//
+// While the calling thread records a program (runtime/program.h), the checked parameters are appended to it
+// and nothing is launched.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <cmath>
+#include <memory>
+
+#include "binding/checks.h"
+#include "runtime/program.h"
+
+namespace pykernels::binding {
+namespace {
+
+using MaybeTensor = std::optional<Tensor>;
+
+int32_t narrow(int64_t size) {
+    return static_cast<int32_t>(size);
+}
+
+void submit(Op op, std::initializer_list<const Tensor*> tensors) {
+    Program* program = recording();
+    if (program == nullptr) {
+        launch(op);
+        return;
+    }
+    std::vector<std::shared_ptr<const void>> owners;
+    for (const Tensor* tensor : tensors) {
+        if (tensor != nullptr) owners.push_back(std::make_shared<const Tensor>(*tensor));
+    }
+    program->append(std::move(op), std::move(owners));
+}
+
+const Tensor* pointer(const MaybeTensor& tensor) {
+    return tensor ? &*tensor : nullptr;
+}
+
+void check_batch(const Argument& x) {
+    if (x.size(0) > max_batch) {
+        x.fail("of batch 1 to " + std::to_string(max_batch), "batch " + std::to_string(x.size(0)));
+    }
+}
+
+void check_eps(const char* op, double eps) {
+    if (!(eps >= 0 && eps < 1)) fail(op, "eps must be in [0, 1), got " + std::to_string(eps));
+}
+
+void check_heads(const Argument& q, int64_t n_heads, int64_t n_kv_heads, int64_t head_dim) {
+    if (n_heads % n_kv_heads != 0) {
+        q.fail("of a multiple of n_kv_heads (" + std::to_string(n_kv_heads) + ") heads",
+               std::to_string(n_heads) + " heads");
+    }
+    if (head_dim % 8 != 0 || head_dim > 256) {
+        q.fail("of a head_dim that is a multiple of 8 up to 256", "head_dim " + std::to_string(head_dim));
+    }
+}
+
+// The caller's workspace, checked, or a new one of `bytes` bytes.
+class Workspace {
+  public:
+    Workspace(const char* op, MaybeTensor& given, size_t bytes, const Argument& like) {
+        if (given) {
+            Argument workspace(op, "workspace", *given);
+            workspace.type(ScalarType::Byte).shape({-1}).same_device(like);
+            if (workspace.size(0) < static_cast<int64_t>(bytes)) {
+                workspace.fail("of at least " + std::to_string(bytes) + " bytes",
+                               std::to_string(workspace.size(0)) + " bytes");
+            }
+            if (reinterpret_cast<uintptr_t>(workspace.data()) % 64 != 0) {
+                workspace.fail("64-byte aligned", "an address that is not");
+            }
+            data_ = workspace.data();
+        } else if (bytes > 0) {
+            const int64_t size[] = {static_cast<int64_t>(bytes)};
+            given = torch::stable::new_empty(like.tensor(), {size, 1}, ScalarType::Byte);
+            data_ = given->data_ptr();
+        }
+    }
+    void* data() const { return data_; }
+
+  private:
+    void* data_ = nullptr;
+};
+
+void rmsnorm(const Tensor& x_, const Tensor& weight_, double eps, const Tensor& out_) {
+    Argument x("rmsnorm", "x", x_), weight("rmsnorm", "weight", weight_), out("rmsnorm", "out", out_);
+    const Dtype dtype = x.shape({-1, -1}).dtype();
+    check_batch(x);
+    weight.like(x).shape({x.size(1)});
+    out.like(x).shape_of(x);
+    check_eps("rmsnorm", eps);
+    check_no_overlap(out, {&x, &weight});
+    submit(RmsnormParams{x.data(), weight.data(), out.data(), narrow(x.size(0)), narrow(x.size(1)),
+                         static_cast<float>(eps), dtype},
+           {&x_, &weight_, &out_});
+}
+
+void gemv(const Tensor& x_, const Tensor& weight_, const MaybeTensor& bias_, const MaybeTensor& residual_,
+          const Tensor& out_) {
+    Argument x("gemv", "x", x_), weight("gemv", "weight", weight_), out("gemv", "out", out_);
+    OptionalArgument bias("gemv", "bias", bias_), residual("gemv", "residual", residual_);
+    const Dtype dtype = x.shape({-1, -1}).dtype();
+    check_batch(x);
+    weight.like(x).shape({-1, x.size(1)});
+    if (bias) bias->like(x).shape({weight.size(0)});
+    if (residual) residual->like(x).shape({x.size(0), weight.size(0)});
+    out.like(x).shape({x.size(0), weight.size(0)});
+    check_no_overlap(out, {&x, &weight, bias.get(), residual.get()});
+    submit(GemvParams{x.data(), weight.data(), bias.data(), residual.data(), out.data(), narrow(x.size(0)),
+                      narrow(x.size(1)), narrow(weight.size(0)), dtype},
+           {&x_, &weight_, pointer(bias_), pointer(residual_), &out_});
+}
+
+// The cache, the angles and the position, as rope_kv_append and qkv_gemv share them.
+struct RopeArguments {
+    Argument cos_sin, position, k_cache, v_cache;
+
+    RopeArguments(const char* op, const Tensor& cos_sin_, const Tensor& position_, const Tensor& k_cache_,
+                  const Tensor& v_cache_)
+        : cos_sin(op, "cos_sin", cos_sin_),
+          position(op, "position", position_),
+          k_cache(op, "k_cache", k_cache_),
+          v_cache(op, "v_cache", v_cache_) {}
+
+    void check(const Argument& x, int64_t n_kv_heads, int64_t head_dim) const {
+        k_cache.like(x).shape({x.size(0), n_kv_heads, -1, head_dim});
+        v_cache.like(x).shape_of(k_cache);
+        cos_sin.type(ScalarType::Float).same_device(x).shape({-1, head_dim});
+        position.type(ScalarType::Int).same_device(x).shape({x.size(0)});
+        const int64_t limit = std::min(cos_sin.size(0), k_cache.size(2));
+        if (x.tensor().is_cpu()) {
+            check_range(position, 0, limit - 1, "the slots of the cache and the rows of cos_sin");
+        }
+        check_no_overlap(k_cache, {&x, &v_cache, &cos_sin, &position});
+        check_no_overlap(v_cache, {&x, &cos_sin, &position});
+    }
+};
+
+void rope_kv_append(const Tensor& q_, const Tensor& k_, const Tensor& v_, const Tensor& cos_sin_,
+                    const Tensor& position_, const Tensor& k_cache_, const Tensor& v_cache_,
+                    const Tensor& out_) {
+    const char* op = "rope_kv_append";
+    Argument q(op, "q", q_), k(op, "k", k_), v(op, "v", v_), out(op, "out", out_);
+    const RopeArguments rope(op, cos_sin_, position_, k_cache_, v_cache_);
+    const Dtype dtype = q.shape({-1, -1, -1}).dtype();
+    check_batch(q);
+    k.like(q).shape({q.size(0), -1, q.size(2)});
+    v.like(q).shape_of(k);
+    out.like(q).shape_of(q);
+    check_heads(q, q.size(1), k.size(1), q.size(2));
+    rope.check(q, k.size(1), q.size(2));
+    check_no_overlap(out, {&q, &k, &v, &rope.cos_sin, &rope.position, &rope.k_cache, &rope.v_cache});
+    check_no_overlap(rope.k_cache, {&k, &v});
+    check_no_overlap(rope.v_cache, {&k, &v});
+    submit(RopeKvAppendParams{q.data(), k.data(), v.data(), rope.cos_sin.values<float>(),
+                              rope.position.values<int32_t>(), out.data(), rope.k_cache.data(),
+                              rope.v_cache.data(), narrow(q.size(0)), narrow(q.size(1)), narrow(k.size(1)),
+                              narrow(q.size(2)), narrow(rope.k_cache.size(2)), narrow(rope.cos_sin.size(0)),
+                              dtype},
+           {&q_, &k_, &v_, &cos_sin_, &position_, &k_cache_, &v_cache_, &out_});
+}
+
+void gqa_decode(const Tensor& q_, const Tensor& k_cache_, const Tensor& v_cache_, const Tensor& kv_len_,
+                double scale, const Tensor& out_, MaybeTensor workspace_) {
+    const char* op = "gqa_decode";
+    Argument q(op, "q", q_), k_cache(op, "k_cache", k_cache_), v_cache(op, "v_cache", v_cache_),
+        kv_len(op, "kv_len", kv_len_), out(op, "out", out_);
+    const Dtype dtype = q.shape({-1, -1, -1}).dtype();
+    check_batch(q);
+    k_cache.like(q).shape({q.size(0), -1, -1, q.size(2)});
+    v_cache.like(q).shape_of(k_cache);
+    kv_len.type(ScalarType::Int).same_device(q).shape({q.size(0)});
+    out.like(q).shape_of(q);
+    check_heads(q, q.size(1), k_cache.size(1), q.size(2));
+    if (!std::isfinite(scale)) fail(op, "scale must be finite, got " + std::to_string(scale));
+    if (q_.is_cpu()) check_range(kv_len, 1, k_cache.size(2), "the slots of the cache");
+    check_no_overlap(out, {&q, &k_cache, &v_cache, &kv_len});
+    GqaDecodeParams params{q.data(),
+                           k_cache.data(),
+                           v_cache.data(),
+                           kv_len.values<int32_t>(),
+                           out.data(),
+                           nullptr,
+                           narrow(q.size(0)),
+                           narrow(q.size(1)),
+                           narrow(k_cache.size(1)),
+                           narrow(q.size(2)),
+                           narrow(k_cache.size(2)),
+                           static_cast<float>(scale),
+                           dtype};
+    params.workspace = Workspace(op, workspace_, cpu::gqa_decode_workspace_bytes(params), q).data();
+    submit(params, {&q_, &k_cache_, &v_cache_, &kv_len_, &out_, pointer(workspace_)});
+}
+
+void silu_mul(const Tensor& gate_, const Tensor& up_, const Tensor& out_) {
+    Argument gate("silu_mul", "gate", gate_), up("silu_mul", "up", up_), out("silu_mul", "out", out_);
+    const Dtype dtype = gate.shape({-1, -1}).dtype();
+    check_batch(gate);
+    up.like(gate).shape_of(gate);
+    out.like(gate).shape_of(gate);
+    check_no_overlap(out, {&gate, &up});
+    submit(
+        SiluMulParams{gate.data(), up.data(), out.data(), narrow(gate.size(0)), narrow(gate.size(1)), dtype},
+        {&gate_, &up_, &out_});
+}
+
+void swiglu_gemv(const Tensor& x_, const Tensor& gate_weight_, const Tensor& up_weight_,
+                 const MaybeTensor& norm_weight_, double eps, const Tensor& out_, MaybeTensor workspace_) {
+    const char* op = "swiglu_gemv";
+    Argument x(op, "x", x_), gate_weight(op, "gate_weight", gate_weight_),
+        up_weight(op, "up_weight", up_weight_), out(op, "out", out_);
+    OptionalArgument norm_weight(op, "norm_weight", norm_weight_);
+    const Dtype dtype = x.shape({-1, -1}).dtype();
+    check_batch(x);
+    gate_weight.like(x).shape({-1, x.size(1)});
+    up_weight.like(x).shape_of(gate_weight);
+    if (norm_weight) norm_weight->like(x).shape({x.size(1)});
+    out.like(x).shape({x.size(0), gate_weight.size(0)});
+    check_eps(op, eps);
+    check_no_overlap(out, {&x, &gate_weight, &up_weight, norm_weight.get()});
+    SwigluGemvParams params{x.data(),
+                            norm_weight.data(),
+                            gate_weight.data(),
+                            up_weight.data(),
+                            out.data(),
+                            nullptr,
+                            narrow(x.size(0)),
+                            narrow(x.size(1)),
+                            narrow(gate_weight.size(0)),
+                            static_cast<float>(eps),
+                            dtype};
+    params.workspace = Workspace(op, workspace_, cpu::swiglu_gemv_workspace_bytes(params), x).data();
+    submit(params, {&x_, &gate_weight_, &up_weight_, pointer(norm_weight_), &out_, pointer(workspace_)});
+}
+
+void qkv_gemv(const Tensor& x_, const Tensor& norm_weight_, double eps, const Tensor& q_weight_,
+              const Tensor& k_weight_, const Tensor& v_weight_, const MaybeTensor& q_bias_,
+              const MaybeTensor& k_bias_, const MaybeTensor& v_bias_, const Tensor& cos_sin_,
+              const Tensor& position_, const Tensor& k_cache_, const Tensor& v_cache_, const Tensor& out_,
+              MaybeTensor workspace_) {
+    const char* op = "qkv_gemv";
+    Argument x(op, "x", x_), norm_weight(op, "norm_weight", norm_weight_),
+        q_weight(op, "q_weight", q_weight_), k_weight(op, "k_weight", k_weight_),
+        v_weight(op, "v_weight", v_weight_), out(op, "out", out_);
+    OptionalArgument q_bias(op, "q_bias", q_bias_), k_bias(op, "k_bias", k_bias_),
+        v_bias(op, "v_bias", v_bias_);
+    const RopeArguments rope(op, cos_sin_, position_, k_cache_, v_cache_);
+    const Dtype dtype = x.shape({-1, -1}).dtype();
+    check_batch(x);
+    const int64_t hidden = x.size(1);
+    out.like(x).shape({x.size(0), -1, -1});
+    const int64_t n_heads = out.size(1), head_dim = out.size(2);
+    rope.k_cache.shape({x.size(0), -1, -1, head_dim});
+    const int64_t n_kv_heads = rope.k_cache.size(1);
+    check_heads(out, n_heads, n_kv_heads, head_dim);
+    norm_weight.like(x).shape({hidden});
+    q_weight.like(x).shape({n_heads * head_dim, hidden});
+    k_weight.like(x).shape({n_kv_heads * head_dim, hidden});
+    v_weight.like(x).shape_of(k_weight);
+    if (bool(q_bias) != bool(k_bias) || bool(q_bias) != bool(v_bias)) {
+        fail(op, "q_bias, k_bias and v_bias must be given together or not at all");
+    }
+    if (q_bias) {
+        q_bias->like(x).shape({n_heads * head_dim});
+        k_bias->like(x).shape({n_kv_heads * head_dim});
+        v_bias->like(x).shape_of(*k_bias);
+    }
+    rope.check(x, n_kv_heads, head_dim);
+    check_eps(op, eps);
+    check_no_overlap(out, {&x, &norm_weight, &q_weight, &k_weight, &v_weight, q_bias.get(), k_bias.get(),
+                           v_bias.get(), &rope.cos_sin, &rope.position, &rope.k_cache, &rope.v_cache});
+    for (const Argument* cache : {&rope.k_cache, &rope.v_cache}) {
+        check_no_overlap(*cache, {&norm_weight, &q_weight, &k_weight, &v_weight, q_bias.get(), k_bias.get(),
+                                  v_bias.get()});
+    }
+    QkvGemvParams params{x.data(),
+                         norm_weight.data(),
+                         q_weight.data(),
+                         k_weight.data(),
+                         v_weight.data(),
+                         q_bias.data(),
+                         k_bias.data(),
+                         v_bias.data(),
+                         rope.cos_sin.values<float>(),
+                         rope.position.values<int32_t>(),
+                         out.data(),
+                         rope.k_cache.data(),
+                         rope.v_cache.data(),
+                         nullptr,
+                         narrow(x.size(0)),
+                         narrow(hidden),
+                         narrow(n_heads),
+                         narrow(n_kv_heads),
+                         narrow(head_dim),
+                         narrow(rope.k_cache.size(2)),
+                         narrow(rope.cos_sin.size(0)),
+                         static_cast<float>(eps),
+                         dtype};
+    params.workspace = Workspace(op, workspace_, cpu::qkv_gemv_workspace_bytes(params), x).data();
+    submit(params,
+           {&x_, &norm_weight_, &q_weight_, &k_weight_, &v_weight_, pointer(q_bias_), pointer(k_bias_),
+            pointer(v_bias_), &cos_sin_, &position_, &k_cache_, &v_cache_, &out_, pointer(workspace_)});
+}
+
+void add(const Tensor& a_, const Tensor& b_, const Tensor& out_) {
+    Argument a("add", "a", a_), b("add", "b", b_), out("add", "out", out_);
+    const Dtype dtype = a.shape_of(a).dtype();
+    b.like(a).shape_of(a);
+    out.like(a).shape_of(a);
+    check_no_overlap(out, {&a, &b});
+    submit(AddParams{a.data(), b.data(), out.data(), a.bytes() / dtype_bytes(dtype), dtype},
+           {&a_, &b_, &out_});
+}
+
+void embedding(const Tensor& token_, const Tensor& table_, const Tensor& out_) {
+    Argument token("embedding", "token", token_), table("embedding", "table", table_),
+        out("embedding", "out", out_);
+    const Dtype dtype = table.shape({-1, -1}).dtype();
+    token.type(ScalarType::Long).same_device(table).shape({-1});
+    check_batch(token);
+    if (token_.is_cpu()) check_range(token, 0, table.size(0) - 1, "the rows of table");
+    out.like(table).shape({token.size(0), table.size(1)});
+    check_no_overlap(out, {&token, &table});
+    submit(EmbeddingParams{token.values<int64_t>(), table.data(), out.data(), narrow(token.size(0)),
+                           narrow(table.size(1)), narrow(table.size(0)), dtype},
+           {&token_, &table_, &out_});
+}
+
+// The controls. `x` only names the device.
+
+void null(const Tensor& x_) {
+    (void)x_;
+    submit(NullParams{}, {});
+}
+
+void spin(const Tensor& x_, double duration_us) {
+    (void)x_;
+    if (!(duration_us >= 0 && duration_us <= 1e7)) {
+        fail("spin", "duration_us must be in [0, 1e7], got " + std::to_string(duration_us));
+    }
+    submit(SpinParams{duration_us}, {});
+}
+
+void check_stream(const Argument& stream) {
+    stream.shape({-1}).type(ScalarType::Byte);
+    if (stream.bytes() % 64 != 0 || reinterpret_cast<uintptr_t>(stream.data()) % 64 != 0) {
+        stream.fail("64-byte aligned and a multiple of 64 bytes", std::to_string(stream.bytes()) + " bytes");
+    }
+}
+
+void ceiling_read(const Tensor& src_, const Tensor& sink_) {
+    Argument src("ceiling_read", "src", src_), sink("ceiling_read", "sink", sink_);
+    check_stream(src);
+    sink.type(ScalarType::Long).same_device(src).shape({8});
+    submit(CeilingReadParams{src.data(), sink.data(), src.bytes()}, {&src_, &sink_});
+}
+
+void ceiling_copy(const Tensor& src_, const Tensor& out_) {
+    Argument src("ceiling_copy", "src", src_), out("ceiling_copy", "out", out_);
+    check_stream(src);
+    check_stream(out);
+    out.like(src).shape_of(src);
+    check_no_overlap(out, {&src});
+    submit(CeilingCopyParams{src.data(), out.data(), src.bytes()}, {&src_, &out_});
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY(pykernels, library) {
+    library.def("rmsnorm(Tensor x, Tensor weight, float eps, Tensor(a!) out) -> ()");
+    library.def("gemv(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, Tensor(a!) out) -> ()");
+    library.def(
+        "rope_kv_append(Tensor q, Tensor k, Tensor v, Tensor cos_sin, Tensor position, Tensor(a!) k_cache, "
+        "Tensor(b!) v_cache, Tensor(c!) out) -> ()");
+    library.def(
+        "gqa_decode(Tensor q, Tensor k_cache, Tensor v_cache, Tensor kv_len, float scale, Tensor(a!) out, "
+        "Tensor(b!)? workspace) -> ()");
+    library.def("silu_mul(Tensor gate, Tensor up, Tensor(a!) out) -> ()");
+    library.def(
+        "swiglu_gemv(Tensor x, Tensor gate_weight, Tensor up_weight, Tensor? norm_weight, float eps, "
+        "Tensor(a!) out, Tensor(b!)? workspace) -> ()");
+    library.def(
+        "qkv_gemv(Tensor x, Tensor norm_weight, float eps, Tensor q_weight, Tensor k_weight, Tensor "
+        "v_weight, "
+        "Tensor? q_bias, Tensor? k_bias, Tensor? v_bias, Tensor cos_sin, Tensor position, Tensor(a!) "
+        "k_cache, "
+        "Tensor(b!) v_cache, Tensor(c!) out, Tensor(d!)? workspace) -> ()");
+    library.def("add(Tensor a, Tensor b, Tensor(a!) out) -> ()");
+    library.def("embedding(Tensor token, Tensor table, Tensor(a!) out) -> ()");
+    library.def("null(Tensor x) -> ()");
+    library.def("spin(Tensor x, float duration_us) -> ()");
+    library.def("ceiling_read(Tensor src, Tensor(a!) sink) -> ()");
+    library.def("ceiling_copy(Tensor src, Tensor(a!) out) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(pykernels, CPU, library) {
+    library.impl("rmsnorm", TORCH_BOX(&rmsnorm));
+    library.impl("gemv", TORCH_BOX(&gemv));
+    library.impl("rope_kv_append", TORCH_BOX(&rope_kv_append));
+    library.impl("gqa_decode", TORCH_BOX(&gqa_decode));
+    library.impl("silu_mul", TORCH_BOX(&silu_mul));
+    library.impl("swiglu_gemv", TORCH_BOX(&swiglu_gemv));
+    library.impl("qkv_gemv", TORCH_BOX(&qkv_gemv));
+    library.impl("add", TORCH_BOX(&add));
+    library.impl("embedding", TORCH_BOX(&embedding));
+    library.impl("null", TORCH_BOX(&null));
+    library.impl("spin", TORCH_BOX(&spin));
+    library.impl("ceiling_read", TORCH_BOX(&ceiling_read));
+    library.impl("ceiling_copy", TORCH_BOX(&ceiling_copy));
+}
+
+}  // namespace pykernels::binding

@@ -1,0 +1,46 @@
+// The launchers: every op on every device, named alike. `cuda::` joins in csrc/cuda.
+//
+// A CPU launcher runs the op on the kernel library's own threads and returns when it is done.
+// Parameters are trusted: binding/ checks what a user gives.
+#pragma once
+
+#include <cstddef>
+
+#include "params.h"
+
+namespace pykernels::cpu {
+
+void rmsnorm(const RmsnormParams& params);
+void gemv(const GemvParams& params);
+void rope_kv_append(const RopeKvAppendParams& params);
+void gqa_decode(const GqaDecodeParams& params);
+void silu_mul(const SiluMulParams& params);
+void swiglu_gemv(const SwigluGemvParams& params);
+void qkv_gemv(const QkvGemvParams& params);
+void add(const AddParams& params);
+void embedding(const EmbeddingParams& params);
+
+void null(const NullParams& params);
+void spin(const SpinParams& params);
+void ceiling_read(const CeilingReadParams& params);
+void ceiling_copy(const CeilingCopyParams& params);
+
+// How large `workspace` must be. They read the sizes and dtype of `params` and no pointer, and depend
+// on the number of threads: ask again after set_num_threads().
+size_t gqa_decode_workspace_bytes(const GqaDecodeParams& params);
+size_t swiglu_gemv_workspace_bytes(const SwigluGemvParams& params);
+size_t qkv_gemv_workspace_bytes(const QkvGemvParams& params);
+
+// The instruction sets the kernels are compiled for, each a superset of the one before. At start the best
+// one of this CPU is taken, or the one that PYKERNELS_CPU_ISA names; tests walk through all of them.
+enum class Isa : int { generic, avx2, avx512, avx512_bf16 };
+const char* isa_name(Isa isa);
+bool isa_supported(Isa isa);
+Isa current_isa();
+void set_isa(Isa isa);  // throws std::invalid_argument where the CPU or the compiler lacks it
+
+// The calling thread counts as one. At start: the CPUs this process may run on, or PYKERNELS_NUM_THREADS.
+int num_threads();
+void set_num_threads(int count);  // throws std::invalid_argument outside 1..256
+
+}  // namespace pykernels::cpu

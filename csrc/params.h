@@ -1,0 +1,155 @@
+// One plain struct per op: what a launcher needs, and nothing of torch.
+//
+// Every pointer has its shape beside it; tensors are dense and row-major. `dtype` is the type of
+// activations, weights and cache alike; anything else says its own type. A pointer marked "or null"
+// switches its part of the op off. Whoever fills a struct has checked it (binding/), so launchers
+// trust it. The structs are trivially copyable: they travel as __grid_constant__ kernel arguments.
+#pragma once
+
+#include <cstdint>
+
+namespace pykernels {
+
+enum class Dtype : int32_t { float32, bfloat16, float16 };
+
+constexpr int64_t dtype_bytes(Dtype dtype) {
+    return dtype == Dtype::float32 ? 4 : 2;
+}
+
+constexpr int max_batch = 8;
+
+// out = x / sqrt(mean(x^2) + eps) * weight
+struct RmsnormParams {
+    const void* x;       // [batch, hidden]
+    const void* weight;  // [hidden]
+    void* out;           // [batch, hidden]
+    int32_t batch, hidden;
+    float eps;
+    Dtype dtype;
+};
+
+// out = x @ weight^T + bias + residual
+struct GemvParams {
+    const void* x;         // [batch, in_features]
+    const void* weight;    // [out_features, in_features]
+    const void* bias;      // [out_features] or null
+    const void* residual;  // [batch, out_features] or null
+    void* out;             // [batch, out_features]
+    int32_t batch, in_features, out_features;
+    Dtype dtype;
+};
+
+// Rotates q and k by the angles of each sequence's position and appends k and v to the cache there.
+// A head's dimension d pairs with d + head_dim / 2 (the "rotate half" convention of Llama checkpoints).
+struct RopeKvAppendParams {
+    const void* q;            // [batch, n_heads, head_dim]
+    const void* k;            // [batch, n_kv_heads, head_dim]
+    const void* v;            // [batch, n_kv_heads, head_dim]
+    const float* cos_sin;     // [max_position, head_dim] float32: head_dim / 2 cosines, then the sines
+    const int32_t* position;  // [batch] int32, in [0, min(max_position, max_len))
+    void* q_out;              // [batch, n_heads, head_dim]
+    void* k_cache;            // [batch, n_kv_heads, max_len, head_dim]
+    void* v_cache;            // [batch, n_kv_heads, max_len, head_dim]
+    int32_t batch, n_heads, n_kv_heads, head_dim, max_len, max_position;
+    Dtype dtype;
+};
+
+// One query token a sequence; query head h reads KV head h / (n_heads / n_kv_heads).
+// out = softmax(scale * q K^T) V over the first kv_len[b] slots; what lies past them is never read into the
+// sum.
+struct GqaDecodeParams {
+    const void* q;          // [batch, n_heads, head_dim]
+    const void* k_cache;    // [batch, n_kv_heads, max_len, head_dim]
+    const void* v_cache;    // [batch, n_kv_heads, max_len, head_dim]
+    const int32_t* kv_len;  // [batch] int32, in [1, max_len]
+    void* out;              // [batch, n_heads, head_dim]
+    void* workspace;        // gqa_decode_workspace_bytes() bytes, 64-byte aligned
+    int32_t batch, n_heads, n_kv_heads, head_dim, max_len;
+    float scale;
+    Dtype dtype;
+};
+
+// out = silu(gate) * up
+struct SiluMulParams {
+    const void* gate;  // [batch, features]
+    const void* up;    // [batch, features]
+    void* out;         // [batch, features]
+    int32_t batch, features;
+    Dtype dtype;
+};
+
+// out = silu(n @ gate_weight^T) * (n @ up_weight^T), n = rmsnorm(x, norm_weight, eps), or x where norm_weight
+// is null
+struct SwigluGemvParams {
+    const void* x;            // [batch, in_features]
+    const void* norm_weight;  // [in_features] or null
+    const void* gate_weight;  // [out_features, in_features]
+    const void* up_weight;    // [out_features, in_features]
+    void* out;                // [batch, out_features]
+    void* workspace;  // swiglu_gemv_workspace_bytes() bytes, 64-byte aligned; may be null where that is 0
+    int32_t batch, in_features, out_features;
+    float eps;
+    Dtype dtype;
+};
+
+// The attention half's mat-vec: n = rmsnorm(x, norm_weight, eps); q, k, v = n @ weight^T + bias;
+// then rope_kv_append on them.
+struct QkvGemvParams {
+    const void* x;            // [batch, hidden]
+    const void* norm_weight;  // [hidden]
+    const void* q_weight;     // [n_heads * head_dim, hidden]
+    const void* k_weight;     // [n_kv_heads * head_dim, hidden]
+    const void* v_weight;     // [n_kv_heads * head_dim, hidden]
+    const void* q_bias;       // [n_heads * head_dim] or null (then all three are)
+    const void* k_bias;       // [n_kv_heads * head_dim] or null
+    const void* v_bias;       // [n_kv_heads * head_dim] or null
+    const float* cos_sin;     // [max_position, head_dim] float32: head_dim / 2 cosines, then the sines
+    const int32_t* position;  // [batch] int32, in [0, min(max_position, max_len))
+    void* q_out;              // [batch, n_heads, head_dim]
+    void* k_cache;            // [batch, n_kv_heads, max_len, head_dim]
+    void* v_cache;            // [batch, n_kv_heads, max_len, head_dim]
+    void* workspace;          // qkv_gemv_workspace_bytes() bytes, 64-byte aligned
+    int32_t batch, hidden, n_heads, n_kv_heads, head_dim, max_len, max_position;
+    float eps;
+    Dtype dtype;
+};
+
+// out = a + b
+struct AddParams {
+    const void* a;  // [count]
+    const void* b;  // [count]
+    void* out;      // [count]
+    int64_t count;
+    Dtype dtype;
+};
+
+// out[b] = table[token[b]]
+struct EmbeddingParams {
+    const int64_t* token;  // [batch] int64, in [0, vocab)
+    const void* table;     // [vocab, hidden]
+    void* out;             // [batch, hidden]
+    int32_t batch, hidden, vocab;
+    Dtype dtype;
+};
+
+// The controls of the measurement: nothing, a known duration, and the memory's own speed.
+
+struct NullParams {};
+
+struct SpinParams {
+    double duration_us;
+};
+
+struct CeilingReadParams {
+    const void* src;  // [bytes], 64-byte aligned
+    void* sink;       // [8] uint64: receives a checksum, so that no compiler drops the reads
+    int64_t bytes;    // a multiple of 64
+};
+
+struct CeilingCopyParams {
+    const void* src;  // [bytes], 64-byte aligned
+    void* out;        // [bytes], 64-byte aligned
+    int64_t bytes;    // a multiple of 64; a copy moves twice as many
+};
+
+}  // namespace pykernels

@@ -1,0 +1,48 @@
+// A program: ops with bound parameters, in order. One decoder layer is one program.
+//
+// A program is recorded, not written by hand: while a thread is recording, the torch ops (binding/) check
+// their arguments as ever but append the parameters here instead of launching. So the sequence of a layer
+// has one definition, and what runs natively has passed the same checks as what runs eagerly.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <variant>
+#include <vector>
+
+#include "ops.h"
+
+namespace pykernels {
+
+// The order is that of op_names in program.cpp.
+using Op = std::variant<RmsnormParams, GemvParams, RopeKvAppendParams, GqaDecodeParams, SiluMulParams,
+                        SwigluGemvParams, QkvGemvParams, AddParams, EmbeddingParams, NullParams, SpinParams,
+                        CeilingReadParams, CeilingCopyParams>;
+
+const char* op_name(const Op& op);
+
+// Straight to the launcher, inside an NVTX range of the op's name.
+void launch(const Op& op);
+
+// While disabled, launch() does all but the launcher's own work, in every thread: a loop over ops then costs
+// what its host side costs. It is how the host clock is read on a CPU, where kernel and host share a thread.
+void set_launches_enabled(bool enabled);
+
+class Program {
+  public:
+    // `owners` keep the memory behind the op's pointers alive as long as the program.
+    void append(Op op, std::vector<std::shared_ptr<const void>> owners = {});
+    void run() const;
+    size_t size() const { return ops_.size(); }
+    const Op& op(size_t index) const { return ops_[index]; }
+
+  private:
+    std::vector<Op> ops_;
+    std::vector<std::shared_ptr<const void>> owners_;
+};
+
+// The program this thread is recording, or null.
+Program* recording();
+void set_recording(Program* program);
+
+}  // namespace pykernels

@@ -1,0 +1,20 @@
+"""launchtax's decode kernels: ops, their oracle, the layer made of them, and the runtime that times it."""
+
+from pathlib import Path
+
+import torch
+
+_library = Path(__file__).parent / "libpykernels_torch.so"
+if not _library.exists():
+    raise ImportError(
+        f"pykernels is not built: {_library.name} is missing; run `make build` (or pip install .)"
+    )
+torch.ops.load_library(str(_library))
+
+# The library first: ops.py takes its handles from it.
+from pykernels import dispatch, models, ops, reference, runtime  # noqa: E402
+from pykernels.layer import DecodeLayer  # noqa: E402
+from pykernels.version import __version__  # noqa: E402
+from pykernels.weights import LayerWeights  # noqa: E402
+
+__all__ = ["DecodeLayer", "LayerWeights", "__version__", "dispatch", "models", "ops", "reference", "runtime"]

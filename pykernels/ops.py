@@ -1,0 +1,257 @@
+"""The ops, one function each.
+
+Shared by all of them:
+
+* dtypes float32, bfloat16 and float16, one for all float tensors of a call; ``kv_len`` and ``position`` are
+  int32, ``token`` int64, ``cos_sin`` float32; sums are taken in float32;
+* tensors are contiguous and on one device; batch is 1 to 8;
+* ``out`` is written and returned; a new tensor where none is given. It may share no memory with an input;
+* ``workspace`` is scratch memory (uint8, see the ``*_workspace`` functions); allocated where none is given;
+* a bad argument raises ValueError with one line that names the op, the argument, what is allowed and what
+  it got.
+
+Inside ``pykernels.runtime.record()`` a call is checked and appended to the program, and computes nothing.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from pykernels import _runtime
+
+_ops = torch.ops.pykernels
+_rmsnorm = _ops.rmsnorm.default
+_gemv = _ops.gemv.default
+_rope_kv_append = _ops.rope_kv_append.default
+_gqa_decode = _ops.gqa_decode.default
+_silu_mul = _ops.silu_mul.default
+_swiglu_gemv = _ops.swiglu_gemv.default
+_qkv_gemv = _ops.qkv_gemv.default
+_add = _ops.add.default
+_embedding = _ops.embedding.default
+_null = _ops.null.default
+_spin = _ops.spin.default
+_ceiling_read = _ops.ceiling_read.default
+_ceiling_copy = _ops.ceiling_copy.default
+
+
+def rmsnorm(x: Tensor, weight: Tensor, eps: float, out: Tensor | None = None) -> Tensor:
+    """``x / sqrt(mean(x^2) + eps) * weight`` over the last dimension (Zhang and Sennrich, 2019).
+
+    x: [batch, hidden]; weight: [hidden]; eps in [0, 1). Returns [batch, hidden].
+    """
+    if out is None:
+        out = torch.empty_like(x)
+    _rmsnorm(x, weight, eps, out)
+    return out
+
+
+def gemv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """``x @ weight.T + bias + residual``.
+
+    x: [batch, in_features]; weight: [out_features, in_features]; bias: [out_features];
+    residual: [batch, out_features]. Returns [batch, out_features].
+    """
+    if out is None:
+        out = x.new_empty(x.shape[0], weight.shape[0])
+    _gemv(x, weight, bias, residual, out)
+    return out
+
+
+def rope_kv_append(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cos_sin: Tensor,
+    position: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Rotate ``q`` and ``k`` by their position and append ``k`` and ``v`` to the caches (which it writes).
+
+    RoPE (Su et al., 2021) in the rotate-half form of Llama checkpoints: dimension d turns with d + head_dim / 2.
+
+    q: [batch, n_heads, head_dim]; k, v: [batch, n_kv_heads, head_dim];
+    cos_sin: float32 [max_position, head_dim], cosines in the first half of a row, sines in the second
+    (``pykernels.models.cos_sin_table``); position: int32 [batch];
+    k_cache, v_cache: [batch, n_kv_heads, max_len, head_dim]. Returns the rotated q.
+    """
+    if out is None:
+        out = torch.empty_like(q)
+    _rope_kv_append(q, k, v, cos_sin, position, k_cache, v_cache, out)
+    return out
+
+
+def gqa_decode(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    kv_len: Tensor,
+    scale: float | None = None,
+    out: Tensor | None = None,
+    workspace: Tensor | None = None,
+) -> Tensor:
+    """Attention of one query token a sequence over its first ``kv_len`` slots, heads in groups (GQA).
+
+    ``softmax(scale * q @ K.T) @ V``; query head h reads KV head ``h // (n_heads // n_kv_heads)``. The KV axis
+    is split over the threads and the parts are joined by their log-sum-exp (Flash-Decoding, Dao et al., 2023).
+
+    q: [batch, n_heads, head_dim]; k_cache, v_cache: [batch, n_kv_heads, max_len, head_dim];
+    kv_len: int32 [batch], 1 to max_len; scale: 1 / sqrt(head_dim) where None. head_dim: a multiple of 8 up to
+    256. Returns [batch, n_heads, head_dim].
+    """
+    if out is None:
+        out = torch.empty_like(q)
+    if scale is None:
+        scale = 1.0 / math.sqrt(q.shape[-1])
+    _gqa_decode(q, k_cache, v_cache, kv_len, scale, out, workspace)
+    return out
+
+
+def silu_mul(gate: Tensor, up: Tensor, out: Tensor | None = None) -> Tensor:
+    """``silu(gate) * up``; gate, up and the result: [batch, features]."""
+    if out is None:
+        out = torch.empty_like(gate)
+    _silu_mul(gate, up, out)
+    return out
+
+
+def swiglu_gemv(
+    x: Tensor,
+    gate_weight: Tensor,
+    up_weight: Tensor,
+    norm_weight: Tensor | None = None,
+    eps: float = 1e-6,
+    out: Tensor | None = None,
+    workspace: Tensor | None = None,
+) -> Tensor:
+    """``silu(n @ gate_weight.T) * (n @ up_weight.T)`` (SwiGLU, Shazeer, 2020).
+
+    ``n`` is ``rmsnorm(x, norm_weight, eps)``, or x where norm_weight is None.
+
+    x: [batch, in_features]; norm_weight: [in_features]; gate_weight, up_weight: [out_features, in_features].
+    Returns [batch, out_features].
+    """
+    if out is None:
+        out = x.new_empty(x.shape[0], gate_weight.shape[0])
+    _swiglu_gemv(x, gate_weight, up_weight, norm_weight, eps, out, workspace)
+    return out
+
+
+def qkv_gemv(
+    x: Tensor,
+    norm_weight: Tensor,
+    eps: float,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    v_weight: Tensor,
+    cos_sin: Tensor,
+    position: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    q_bias: Tensor | None = None,
+    k_bias: Tensor | None = None,
+    v_bias: Tensor | None = None,
+    out: Tensor | None = None,
+    workspace: Tensor | None = None,
+) -> Tensor:
+    """RMSNorm, the three projections, RoPE and the KV append as one op.
+
+    x: [batch, hidden]; norm_weight: [hidden]; q_weight: [n_heads * head_dim, hidden];
+    k_weight, v_weight: [n_kv_heads * head_dim, hidden]; the biases: [rows of their weight], all three or none;
+    cos_sin, position and the caches as in :func:`rope_kv_append`. Returns the rotated q,
+    [batch, n_heads, head_dim].
+    """
+    if out is None:
+        head_dim = k_cache.shape[-1]
+        out = x.new_empty(x.shape[0], q_weight.shape[0] // head_dim, head_dim)
+    _qkv_gemv(
+        x, norm_weight, eps, q_weight, k_weight, v_weight, q_bias, k_bias, v_bias, cos_sin, position,
+        k_cache, v_cache, out, workspace,
+    )  # fmt: skip
+    return out
+
+
+def add(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+    """``a + b``; a, b and the result of one shape."""
+    if out is None:
+        out = torch.empty_like(a)
+    _add(a, b, out)
+    return out
+
+
+def embedding(token: Tensor, table: Tensor, out: Tensor | None = None) -> Tensor:
+    """Rows ``token`` of ``table``; token: int64 [batch]; table: [vocab, hidden]. Returns [batch, hidden]."""
+    if out is None:
+        out = table.new_empty(token.shape[0], table.shape[1])
+    _embedding(token, table, out)
+    return out
+
+
+def null(x: Tensor) -> None:
+    """Do nothing: what is left is the cost of the call. ``x`` names the device."""
+    _null(x)
+
+
+def spin(x: Tensor, duration_us: float) -> None:
+    """Busy-wait ``duration_us`` microseconds (0 to 1e7): it proves the timer. ``x`` names the device."""
+    _spin(x, duration_us)
+
+
+def ceiling_read(src: Tensor, sink: Tensor) -> None:
+    """Read every byte of ``src`` once, as fast as it goes.
+
+    src: uint8 [bytes], 64-byte aligned, a multiple of 64; sink: int64 [8], receives a checksum.
+    """
+    _ceiling_read(src, sink)
+
+
+def ceiling_copy(src: Tensor, out: Tensor) -> None:
+    """Copy ``src`` to ``out`` (uint8 [bytes], aligned as in ceiling_read): moves ``2 * bytes`` bytes."""
+    _ceiling_copy(src, out)
+
+
+def gqa_decode_workspace(q: Tensor, k_cache: Tensor) -> Tensor:
+    """A workspace for :func:`gqa_decode` of these shapes and this number of threads: uint8 [bytes]."""
+    size = _runtime.gqa_decode_workspace_bytes(*q.shape[:2], *k_cache.shape[1:2], q.shape[2], k_cache.shape[2],
+                                               q.element_size())  # fmt: skip
+    return torch.empty(max(size, 1), dtype=torch.uint8, device=q.device)
+
+
+def swiglu_gemv_workspace(x: Tensor, norm_weight: Tensor | None) -> Tensor:
+    """A workspace for :func:`swiglu_gemv` of these shapes: uint8 [bytes]."""
+    size = _runtime.swiglu_gemv_workspace_bytes(*x.shape, norm_weight is not None, x.element_size())
+    return torch.empty(max(size, 1), dtype=torch.uint8, device=x.device)
+
+
+def qkv_gemv_workspace(x: Tensor) -> Tensor:
+    """A workspace for :func:`qkv_gemv` of these shapes: uint8 [bytes]."""
+    size = _runtime.qkv_gemv_workspace_bytes(*x.shape, x.element_size())
+    return torch.empty(max(size, 1), dtype=torch.uint8, device=x.device)
+
+
+def _register_fake(name: str) -> None:
+    # Every op writes into arguments and returns nothing, so a fake has only to refuse what the dispatcher
+    # sends here by mistake: a call that mixes meta tensors with real ones.
+    def fake(*args: object) -> None:
+        devices = {arg.device for arg in args if isinstance(arg, Tensor)}
+        if len(devices) > 1:
+            listed = ", ".join(sorted(str(device) for device in devices))
+            raise ValueError(f"pykernels::{name}: all tensors must be on one device, got {listed}")
+
+    torch.library.register_fake(f"pykernels::{name}", fake)
+
+
+for _name in (
+    "rmsnorm", "gemv", "rope_kv_append", "gqa_decode", "silu_mul", "swiglu_gemv", "qkv_gemv", "add", "embedding",
+    "null", "spin", "ceiling_read", "ceiling_copy",
+):  # fmt: skip
+    _register_fake(_name)

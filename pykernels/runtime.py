@@ -1,0 +1,75 @@
+"""Programs, the native timed loop, and the settings of the kernel library.
+
+A program is a list of ops with bound arguments. It is recorded from the calls of ``pykernels.ops``::
+
+    with pk.runtime.record() as program:
+        pk.ops.rmsnorm(x, weight, 1e-6, out=y)
+        pk.ops.gemv(y, projection, out=z)
+    program.run()                                  # both, in C++, on the same memory
+    samples_us = pk.runtime.timed_loop([program], warmup=5, steps=30)
+
+Recording checks the arguments as a call does, computes nothing and keeps the tensors alive.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+
+from pykernels import _runtime
+
+Program = _runtime.Program
+"""``run()``, ``len()``, ``ops`` (names in order) and ``launchers`` (callables, one an op: mode ``pybind``)."""
+
+build_info = _runtime.build_info
+num_threads = _runtime.num_threads
+set_num_threads = _runtime.set_num_threads
+isa = _runtime.isa
+set_isa = _runtime.set_isa
+isas_supported = _runtime.supported_isas
+
+
+@contextmanager
+def record() -> Iterator[Program]:
+    """Record this thread's calls of ``pykernels.ops`` into the program it yields.
+
+    Give ``out=`` (and ``workspace=``) to read results later: a program writes where its recording pointed.
+    Raises RuntimeError when this thread is recording already.
+    """
+    if _runtime.is_recording():
+        raise RuntimeError("pykernels.runtime.record: this thread is recording already")
+    program = Program()
+    _runtime.set_recording(program)
+    try:
+        yield program
+    finally:
+        _runtime.set_recording(None)
+
+
+def timed_loop(programs: Sequence[Program], warmup: int, steps: int, repeats: int = 1) -> np.ndarray:
+    """Time ``steps`` samples in C++ (steady clock, no Python, the GIL released).
+
+    Step i runs ``programs[i % len(programs)]``, so that copies of the weights can rotate past the cache. A
+    sample is the mean over ``repeats`` runs; ``warmup * repeats`` runs come first, untimed.
+
+    Returns float64 [steps], microseconds a run.
+    """
+    return _runtime.timed_loop(list(programs), warmup, steps, repeats)
+
+
+def timed_ops(programs: Sequence[Program], warmup: int, steps: int) -> np.ndarray:
+    """The same steps with a clock reading (about 25 ns) between ops.
+
+    Returns float64 [steps, ops of a program], microseconds.
+    """
+    return _runtime.timed_ops(list(programs), warmup, steps)
+
+
+@contextmanager
+def launches_disabled() -> Iterator[None]:
+    """Make every launcher return at once, in all threads: a loop in any mode then costs its host work only."""
+    _runtime.set_launches_enabled(False)
+    try:
+        yield
+    finally:
+        _runtime.set_launches_enabled(True)
