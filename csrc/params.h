@@ -63,10 +63,11 @@ struct GqaDecodeParams {
     const void* v_cache;    // [batch, n_kv_heads, max_len, head_dim]
     const int32_t* kv_len;  // [batch] int32, in [1, max_len]
     void* out;              // [batch, n_heads, head_dim]
-    void* workspace;        // gqa_decode_workspace_bytes() bytes, 64-byte aligned
+    void* workspace;        // workspace_bytes bytes, 64-byte aligned
     int32_t batch, n_heads, n_kv_heads, head_dim, max_len;
     float scale;
     Dtype dtype;
+    int64_t workspace_bytes;  // at least gqa_decode_workspace_bytes() when made; it bounds the splits
 };
 
 // out = silu(gate) * up

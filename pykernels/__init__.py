@@ -6,9 +6,7 @@ import torch
 
 _library = Path(__file__).parent / "libpykernels_torch.so"
 if not _library.exists():
-    raise ImportError(
-        f"pykernels is not built: {_library.name} is missing; run `make build` (or pip install .)"
-    )
+    raise ImportError(f"pykernels is not built: {_library.name} is missing; run `make build` (or pip install .)")
 torch.ops.load_library(str(_library))
 
 # The library first: ops.py takes its handles from it.

@@ -64,9 +64,7 @@ class Tape:
         schema = node.target._schema
         for returned in schema.returns:
             if str(returned.type) != "Tensor":
-                raise NotImplementedError(
-                    f"{schema.name}: a result of type {returned.type} cannot go on a tape"
-                )
+                raise NotImplementedError(f"{schema.name}: a result of type {returned.type} cannot go on a tape")
         kinds, ints, numbers = "", [], []
         for index, argument in enumerate(schema.arguments):
             if index < len(node.args):
@@ -81,9 +79,7 @@ class Tape:
             kinds += kind
             ints += argument_ints
             numbers += argument_numbers
-        slot = _ops.tape_call(
-            self._id, schema.name, schema.overload_name, kinds, ints, numbers, len(schema.returns)
-        )
+        slot = _ops.tape_call(self._id, schema.name, schema.overload_name, kinds, ints, numbers, len(schema.returns))
         self._slots[node] = slot
         self.calls.append(schema.name)
 
@@ -106,9 +102,7 @@ class Tape:
             return ("F" if optional else "f"), [], [float(value)]
         elif "int" in declared and type(value) is int:
             return ("I" if optional else "i"), [value], []
-        raise NotImplementedError(
-            f"{op}: argument {argument.name} of type {declared} cannot go on a tape: {value!r}"
-        )
+        raise NotImplementedError(f"{op}: argument {argument.name} of type {declared} cannot go on a tape: {value!r}")
 
     def run(self) -> None:
         """Make all calls once."""

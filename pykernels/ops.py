@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from pykernels import _runtime
+from pykernels.ranges import ranged
 
 _ops = torch.ops.pykernels
 _rmsnorm = _ops.rmsnorm.default
@@ -255,3 +256,4 @@ for _name in (
     "null", "spin", "ceiling_read", "ceiling_copy",
 ):  # fmt: skip
     _register_fake(_name)
+    globals()[_name] = ranged(globals()[_name], _name)

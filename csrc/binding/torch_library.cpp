@@ -74,16 +74,20 @@ class Workspace {
                 workspace.fail("64-byte aligned", "an address that is not");
             }
             data_ = workspace.data();
+            bytes_ = workspace.bytes();
         } else if (bytes > 0) {
             const int64_t size[] = {static_cast<int64_t>(bytes)};
             given = torch::stable::new_empty(like.tensor(), {size, 1}, ScalarType::Byte);
             data_ = given->data_ptr();
+            bytes_ = size[0];
         }
     }
     void* data() const { return data_; }
+    int64_t bytes() const { return bytes_; }
 
   private:
     void* data_ = nullptr;
+    int64_t bytes_ = 0;
 };
 
 void rmsnorm(const Tensor& x_, const Tensor& weight_, double eps, const Tensor& out_) {
@@ -191,8 +195,11 @@ void gqa_decode(const Tensor& q_, const Tensor& k_cache_, const Tensor& v_cache_
                            narrow(q.size(2)),
                            narrow(k_cache.size(2)),
                            static_cast<float>(scale),
-                           dtype};
-    params.workspace = Workspace(op, workspace_, cpu::gqa_decode_workspace_bytes(params), q).data();
+                           dtype,
+                           0};
+    const Workspace workspace(op, workspace_, cpu::gqa_decode_workspace_bytes(params), q);
+    params.workspace = workspace.data();
+    params.workspace_bytes = workspace.bytes();
     submit(params, {&q_, &k_cache_, &v_cache_, &kv_len_, &out_, pointer(workspace_)});
 }
 

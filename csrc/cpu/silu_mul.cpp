@@ -1,0 +1,14 @@
+// silu_mul: out = silu(gate) * up. Under 150 KB each at batch 1: one thread is done before two have met.
+#include "cpu/elementwise.h"
+#include "cpu/kernels.h"
+
+namespace pykernels::cpu::PYKERNELS_ISA {
+
+void silu_mul(const SiluMulParams& params) {
+    with_type(params.dtype, [&](auto type) {
+        zip<decltype(type)>(params.gate, params.up, params.out, int64_t{params.batch} * params.features,
+                            [](auto gate, auto up) { return silu(gate) * up; });
+    });
+}
+
+}  // namespace pykernels::cpu::PYKERNELS_ISA

@@ -1,0 +1,194 @@
+"""One decoder layer on the native kernels: its weights, cache and buffers, and the sequence of its ops."""
+
+import os
+
+import torch
+from torch import Tensor
+
+from pykernels import dispatch, ops, runtime
+from pykernels.models import ModelSpec, cos_sin_table
+from pykernels.weights import LayerWeights
+
+OP_LABELS = {
+    # The sequence of the study's Appendix D, one kernel an op.
+    "none": [
+        ("rmsnorm", "input_norm"),
+        ("gemv", "q"),
+        ("gemv", "k"),
+        ("gemv", "v"),
+        ("rope_kv_append", "rope"),
+        ("gqa_decode", "attention"),
+        ("gemv", "o"),
+        ("add", "attention_residual"),
+        ("rmsnorm", "post_norm"),
+        ("gemv", "gate"),
+        ("gemv", "up"),
+        ("silu_mul", "activation"),
+        ("gemv", "down"),
+        ("add", "mlp_residual"),
+    ],
+    "block": [
+        ("qkv_gemv", "norm+qkv+rope"),
+        ("gqa_decode", "attention"),
+        ("gemv", "o+residual"),
+        ("swiglu_gemv", "norm+gate+up"),
+        ("gemv", "down+residual"),
+    ],
+}
+"""For each fusion, the ops in order, as (op, what it does in the layer)."""
+
+
+def available_bytes(device: torch.device) -> int:
+    """Memory that can still be taken: free on a GPU, available (free or reclaimable) on the host."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        with open("/proc/meminfo") as lines:
+            for line in lines:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+class DecodeLayer:
+    """One decoder layer that decodes one token a sequence.
+
+    A step reads `x`, attends to the first `kv_len` slots of the cache (the last of them its own, which it
+    writes), and leaves the layer's output in `out`. The position does not advance by itself: every step of a
+    measurement does the same work. Nothing is allocated in a step.
+
+    Attributes: `x`, `out` [batch, hidden]; `position`, `kv_len` int32 [batch]; `k_cache`, `v_cache`
+    [batch, n_kv_heads, ctx, head_dim]; `cos_sin` float32 [ctx, head_dim]; `weights`, `spec`.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        weights: LayerWeights,
+        ctx: int,
+        batch: int = 1,
+        dtype: torch.dtype = torch.bfloat16,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+    ) -> None:
+        """A layer whose cache has `ctx` slots, filled with random K and V of unit scale, as is `x`.
+
+        It stands at position ctx - 1. Raises ValueError where ctx is not in 1..max_position of the model, where
+        the batch is not in 1..8, and where the cache does not fit the memory that is there.
+        """
+        if not 1 <= ctx <= spec.max_position:
+            raise ValueError(f"ctx must be in 1..{spec.max_position} ({spec.name}), got {ctx}")
+        if not 1 <= batch <= 8:
+            raise ValueError(f"batch must be in 1..8, got {batch}")
+        self.spec, self.weights, self.ctx, self.batch, self.dtype = spec, weights, ctx, batch, dtype
+        self.device = torch.device(device)
+        needed = spec.layer_kv_bytes(ctx, batch, dtype) + 4 * ctx * spec.head_dim
+        available = available_bytes(self.device)
+        if needed > available:
+            raise ValueError(
+                f"ctx must leave the cache within the memory available ({available / 2**30:.1f} GiB), "
+                f"got {ctx}, which needs {needed / 2**30:.1f} GiB at batch {batch}"
+            )
+        generator = torch.Generator(device=self.device).manual_seed(seed)
+
+        def random(*shape: int) -> Tensor:
+            return torch.empty(shape, dtype=dtype, device=self.device).normal_(generator=generator)
+
+        def buffer(*shape: int) -> Tensor:
+            return torch.empty(shape, dtype=dtype, device=self.device)
+
+        heads, kv_heads, dim = spec.n_heads, spec.n_kv_heads, spec.head_dim
+        self.x, self.out = random(batch, spec.hidden), buffer(batch, spec.hidden)
+        self.k_cache, self.v_cache = random(batch, kv_heads, ctx, dim), random(batch, kv_heads, ctx, dim)
+        self.cos_sin = cos_sin_table(spec, ctx, self.device)
+        self.position = torch.empty(batch, dtype=torch.int32, device=self.device)
+        self.kv_len = torch.empty(batch, dtype=torch.int32, device=self.device)
+        self.set_position(ctx - 1)
+
+        self._normed = buffer(batch, spec.hidden)
+        self._q, self._k, self._v = (
+            buffer(batch, heads * dim),
+            buffer(batch, kv_heads * dim),
+            buffer(batch, kv_heads * dim),
+        )
+        self._q_heads, self._k_heads, self._v_heads = (t.view(batch, -1, dim) for t in (self._q, self._k, self._v))
+        self._q_turned, self._attended = buffer(batch, heads, dim), buffer(batch, heads, dim)
+        self._attended_flat = self._attended.view(batch, -1)
+        self._projected, self._h = buffer(batch, spec.hidden), buffer(batch, spec.hidden)
+        self._gate, self._up, self._activated = (buffer(batch, spec.intermediate) for _ in range(3))
+        self._attention_workspace = ops.gqa_decode_workspace(self._q_turned, self.k_cache)
+        self._norm_workspace = ops.qkv_gemv_workspace(self.x)
+        self._forward = {"none": self._forward_none, "block": self._forward_block}
+
+    def set_position(self, position: int) -> None:
+        """Stand at `position` (0 to ctx - 1): the next step writes that slot and attends up to it."""
+        if not 0 <= position < self.ctx:
+            raise ValueError(f"position must be in 0..{self.ctx - 1}, got {position}")
+        self.position.fill_(position)
+        self.kv_len.fill_(position + 1)
+
+    def forward(self, fusion: str) -> Tensor:
+        """One step through the public ops (mode `eager`). Returns `out`."""
+        return self._forward[fusion]()
+
+    def _forward_none(self) -> Tensor:
+        w, eps = self.weights, self.spec.rms_eps
+        ops.rmsnorm(self.x, w.input_norm, eps, out=self._normed)
+        ops.gemv(self._normed, w.q_weight, w.q_bias, out=self._q)
+        ops.gemv(self._normed, w.k_weight, w.k_bias, out=self._k)
+        ops.gemv(self._normed, w.v_weight, w.v_bias, out=self._v)
+        ops.rope_kv_append(
+            self._q_heads, self._k_heads, self._v_heads, self.cos_sin, self.position, self.k_cache, self.v_cache,
+            out=self._q_turned,
+        )  # fmt: skip
+        ops.gqa_decode(
+            self._q_turned, self.k_cache, self.v_cache, self.kv_len,
+            out=self._attended, workspace=self._attention_workspace,
+        )  # fmt: skip
+        ops.gemv(self._attended_flat, w.o_weight, out=self._projected)
+        ops.add(self.x, self._projected, out=self._h)
+        ops.rmsnorm(self._h, w.post_norm, eps, out=self._normed)
+        ops.gemv(self._normed, w.gate_weight, out=self._gate)
+        ops.gemv(self._normed, w.up_weight, out=self._up)
+        ops.silu_mul(self._gate, self._up, out=self._activated)
+        ops.gemv(self._activated, w.down_weight, out=self._projected)
+        return ops.add(self._h, self._projected, out=self.out)
+
+    def _forward_block(self) -> Tensor:
+        w, eps = self.weights, self.spec.rms_eps
+        ops.qkv_gemv(
+            self.x, w.input_norm, eps, w.q_weight, w.k_weight, w.v_weight, self.cos_sin, self.position,
+            self.k_cache, self.v_cache, w.q_bias, w.k_bias, w.v_bias,
+            out=self._q_turned, workspace=self._norm_workspace,
+        )  # fmt: skip
+        ops.gqa_decode(
+            self._q_turned, self.k_cache, self.v_cache, self.kv_len,
+            out=self._attended, workspace=self._attention_workspace,
+        )  # fmt: skip
+        ops.gemv(self._attended_flat, w.o_weight, residual=self.x, out=self._h)
+        ops.swiglu_gemv(
+            self._h, w.gate_weight, w.up_weight, w.post_norm, eps, out=self._activated, workspace=self._norm_workspace
+        )
+        return ops.gemv(self._activated, w.down_weight, residual=self._h, out=self.out)
+
+    def program(self, fusion: str) -> runtime.Program:
+        """The same step as a native program (modes `native` and `pybind`)."""
+        with runtime.record() as program:
+            self.forward(fusion)
+        return program
+
+    def tape(self, fusion: str) -> dispatch.Tape:
+        """The same step as dispatcher calls (mode `dispatch`)."""
+        return dispatch.Tape.record(lambda: self.forward(fusion))
+
+    def poison(self) -> None:
+        """Fill every buffer that a step writes with NaN: what is not written shows."""
+        for tensor in (
+            self.out, self._normed, self._q, self._k, self._v, self._q_turned, self._attended, self._projected,
+            self._h, self._gate, self._up, self._activated,
+        ):  # fmt: skip
+            tensor.fill_(float("nan"))
+        for workspace in (self._attention_workspace, self._norm_workspace):
+            workspace.fill_(0xFF)  # all ones is a NaN in every float type

@@ -1,0 +1,235 @@
+"""Model specifications: the three of the study, `tiny`, and any GQA decoder's config.json."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Llama3RopeScaling:
+    """Llama 3.1's frequency scaling: long wavelengths are slowed by `factor`, short ones kept, a ramp between."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position: int
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """The sizes of a Llama-like decoder: RMSNorm, GQA with RoPE, SwiGLU.
+
+    `qkv_bias` is a bias on the three input projections of attention, on no other.
+    """
+
+    name: str
+    hidden: int
+    intermediate: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    vocab: int
+    rope_theta: float
+    rms_eps: float
+    qkv_bias: bool
+    tied_embeddings: bool
+    max_position: int
+    rope_scaling: Llama3RopeScaling | None = None
+
+    @property
+    def group_size(self) -> int:
+        """Query heads that share a KV head."""
+        return self.n_heads // self.n_kv_heads
+
+    @property
+    def layer_weight_elements(self) -> int:
+        """Elements of one decoder layer: projections, their biases, two norms."""
+        q_rows, kv_rows = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
+        attention = self.hidden * (q_rows + 2 * kv_rows) + q_rows * self.hidden
+        bias = q_rows + 2 * kv_rows if self.qkv_bias else 0
+        return attention + bias + 3 * self.hidden * self.intermediate + 2 * self.hidden
+
+    @property
+    def weight_elements(self) -> int:
+        """Elements of the whole model: layers, embedding table, final norm, and lm_head where it is not tied."""
+        tables = self.vocab * self.hidden * (1 if self.tied_embeddings else 2)
+        return self.n_layers * self.layer_weight_elements + tables + self.hidden
+
+    def weight_bytes(self, dtype: torch.dtype = torch.bfloat16) -> int:
+        """The study's W: bytes of all weights, the embedding table included."""
+        return self.weight_elements * dtype.itemsize
+
+    def layer_kv_bytes(self, ctx: int, batch: int = 1, dtype: torch.dtype = torch.bfloat16) -> int:
+        """Bytes of K and V of one layer over `ctx` slots."""
+        return 2 * self.n_kv_heads * self.head_dim * ctx * batch * dtype.itemsize
+
+    def kv_bytes(self, ctx: int, batch: int = 1, dtype: torch.dtype = torch.bfloat16) -> int:
+        """The study's K: 2 * layers * KV heads * head_dim * ctx * bytes an element (its section 3.4)."""
+        return self.n_layers * self.layer_kv_bytes(ctx, batch, dtype)
+
+
+_MODELS = {
+    spec.name: spec
+    for spec in (
+        ModelSpec("qwen2.5-7b", 3584, 18944, 28, 28, 4, 128, 152064, 1e6, 1e-6, True, False, 32768),
+        ModelSpec("mistral-7b-v0.3", 4096, 14336, 32, 32, 8, 128, 32768, 1e6, 1e-5, False, False, 32768),
+        ModelSpec(
+            "llama-3.1-8b", 4096, 14336, 32, 32, 8, 128, 128256, 5e5, 1e-5, False, False, 131072,
+            Llama3RopeScaling(8.0, 1.0, 4.0, 8192),
+        ),
+        # Small enough for a test, with what the others have: a group of 4, biases, untied tables.
+        ModelSpec("tiny", 512, 1408, 4, 8, 2, 64, 1024, 1e6, 1e-6, True, False, 32768),
+    )
+}  # fmt: skip
+
+
+def names() -> list[str]:
+    """The built-in models."""
+    return list(_MODELS)
+
+
+def get(name: str) -> ModelSpec:
+    """A built-in model. Raises ValueError, naming what there is, for another name."""
+    if name not in _MODELS:
+        raise ValueError(f"model must be one of {', '.join(_MODELS)}, got {name!r}")
+    return _MODELS[name]
+
+
+class _Config:
+    """A config.json whose complaints name the file and the field."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self.fields = json.loads(path.read_text())
+        except FileNotFoundError:
+            raise ValueError(f"config {path}: there is no such file") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"config {path}: cannot be read: {error}") from None
+        except json.JSONDecodeError as error:
+            raise ValueError(f"config {path}: is not JSON: {error}") from None
+        if not isinstance(self.fields, dict):
+            raise ValueError(f"config {path}: must be a JSON object, got {type(self.fields).__name__}")
+
+    def fail(self, field: str, allowed: str, value: object) -> ValueError:
+        return ValueError(f"config {self.path}: {field} must be {allowed}, got {value!r}")
+
+    def size(self, field: str, default: int | None = None) -> int:
+        value = self.fields.get(field)
+        value = default if value is None else value
+        if type(value) is not int or value < 1:
+            raise self.fail(field, "a positive integer", value)
+        return value
+
+    def number(self, source: dict[str, Any], field: str, default: float | None = None) -> float:
+        value = source.get(field)
+        value = default if value is None else value
+        if type(value) not in (int, float) or not math.isfinite(value) or value <= 0:
+            raise self.fail(field, "a positive number", value)
+        return float(value)
+
+
+# What config.json leaves unsaid and the model type decides: whether q, k and v carry a bias.
+_QKV_BIAS = {"qwen2": True, "mistral": False, "llama": False}
+
+
+def _rope_scaling(config: _Config, rope: dict[str, Any]) -> Llama3RopeScaling | None:
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind == "default":
+        return None
+    if kind != "llama3":
+        raise config.fail("rope_scaling's rope_type", "absent, 'default' or 'llama3'", kind)
+    return Llama3RopeScaling(
+        config.number(rope, "factor"),
+        config.number(rope, "low_freq_factor"),
+        config.number(rope, "high_freq_factor"),
+        int(config.number(rope, "original_max_position_embeddings")),
+    )
+
+
+def from_config(path: str | Path) -> ModelSpec:
+    """The spec of a Hugging Face config.json of type qwen2, mistral or llama (its file, or the folder it lies in).
+
+    RoPE's numbers are read from where transformers 4 puts them (`rope_theta`, `rope_scaling`) and where
+    transformers 5 does (`rope_parameters`). A sliding window narrower than the model's context is refused: the
+    attention here sees every slot.
+
+    Raises ValueError, one line naming the file, the field, what is allowed and what it got.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "config.json"
+    config = _Config(path)
+    fields = config.fields
+    model_type = fields.get("model_type")
+    if model_type not in _QKV_BIAS:
+        raise config.fail("model_type", "one of " + ", ".join(_QKV_BIAS), model_type)
+    activation = fields.get("hidden_act", "silu")
+    if activation != "silu":
+        raise config.fail("hidden_act", "'silu'", activation)
+    for field in ("attention_bias", "mlp_bias"):
+        if fields.get(field):
+            raise config.fail(field, "absent or false (only q, k and v may carry a bias)", fields[field])
+    hidden, n_heads = config.size("hidden_size"), config.size("num_attention_heads")
+    n_kv_heads = config.size("num_key_value_heads")
+    if n_heads % n_kv_heads:
+        raise config.fail("num_attention_heads", f"a multiple of num_key_value_heads ({n_kv_heads})", n_heads)
+    if fields.get("head_dim") is None and hidden % n_heads:
+        raise config.fail("hidden_size", f"a multiple of num_attention_heads ({n_heads})", hidden)
+    head_dim = config.size("head_dim", hidden // n_heads)
+    if head_dim % 8 or head_dim > 256:
+        raise config.fail("head_dim", "a multiple of 8 up to 256", head_dim)
+    max_position = config.size("max_position_embeddings", 32768)
+    window = fields.get("sliding_window") if fields.get("use_sliding_window", True) else None
+    if window is not None and window < max_position:
+        raise config.fail("sliding_window", f"absent or at least max_position_embeddings ({max_position})", window)
+    rope = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        raise config.fail("rope_parameters", "an object", rope)
+    theta_source = rope if "rope_theta" in rope else fields
+    return ModelSpec(
+        name=str(fields.get("_name_or_path") or path.resolve().parent.name or model_type),
+        hidden=hidden,
+        intermediate=config.size("intermediate_size"),
+        n_layers=config.size("num_hidden_layers"),
+        n_heads=n_heads,
+        n_kv_heads=n_kv_heads,
+        head_dim=head_dim,
+        vocab=config.size("vocab_size"),
+        rope_theta=config.number(theta_source, "rope_theta", 10000.0),
+        rms_eps=config.number(fields, "rms_norm_eps", 1e-6),
+        qkv_bias=_QKV_BIAS[model_type],
+        tied_embeddings=bool(fields.get("tie_word_embeddings", False)),
+        max_position=max_position,
+        rope_scaling=_rope_scaling(config, rope),
+    )
+
+
+def rope_frequencies(spec: ModelSpec) -> Tensor:
+    """Angle per position of each pair of dimensions: float64 [head_dim / 2].
+
+    theta^(-2i / head_dim) (Su et al., 2021); with Llama 3.1's scaling a frequency of wavelength above
+    original / low is divided by the factor, one below original / high is kept, and between them the two are
+    blended in proportion to original / wavelength.
+    """
+    pairs = torch.arange(0, spec.head_dim, 2, dtype=torch.float64) / spec.head_dim
+    frequencies = spec.rope_theta**-pairs
+    scaling = spec.rope_scaling
+    if scaling is None:
+        return frequencies
+    turns = scaling.original_max_position * frequencies / (2 * math.pi)
+    kept = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    kept = kept.clamp(0.0, 1.0)
+    return frequencies * (kept + (1.0 - kept) / scaling.factor)
+
+
+def cos_sin_table(spec: ModelSpec, max_position: int, device: torch.device | str = "cpu") -> Tensor:
+    """Cosines, then sines, of every position's angles: float32 [max_position, head_dim], computed in float64."""
+    angles = torch.outer(torch.arange(max_position, dtype=torch.float64), rope_frequencies(spec))
+    return torch.cat((angles.cos(), angles.sin()), dim=1).to(device=device, dtype=torch.float32)

@@ -1,0 +1,185 @@
+"""The oracle: every op in plain torch, in float64. Slow, and meant to be read.
+
+Arguments are those of `pykernels.ops` less `out` and `workspace`. Results are float64; nothing is written to,
+except that :func:`rope_kv_append` and :func:`qkv_gemv` return the new cache rows instead of storing them.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from pykernels.models import ModelSpec
+    from pykernels.weights import LayerWeights
+
+
+def rmsnorm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """[batch, hidden]"""
+    x = x.double()
+    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * weight.double()
+
+
+def gemv(x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
+    """[batch, out_features]"""
+    out = x.double() @ weight.double().T
+    if bias is not None:
+        out = out + bias.double()
+    if residual is not None:
+        out = out + residual.double()
+    return out
+
+
+def rotate(x: Tensor, cos_sin: Tensor, position: Tensor) -> Tensor:
+    """x: [batch, heads, head_dim], turned by the row of `cos_sin` that `position` [batch] names."""
+    half = x.shape[-1] // 2
+    angles = cos_sin.double()[position.long()].unsqueeze(1)
+    cosine, sine = angles[..., :half], angles[..., half:]
+    low, high = x.double()[..., :half], x.double()[..., half:]
+    return torch.cat((low * cosine - high * sine, high * cosine + low * sine), dim=-1)
+
+
+def rope_kv_append(q: Tensor, k: Tensor, v: Tensor, cos_sin: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """q turned, and the rows that go into the caches: k turned and v."""
+    return rotate(q, cos_sin, position), rotate(k, cos_sin, position), v.double()
+
+
+def gqa_decode(q: Tensor, k_cache: Tensor, v_cache: Tensor, kv_len: Tensor, scale: float | None = None) -> Tensor:
+    """[batch, n_heads, head_dim]"""
+    batch, n_heads, head_dim = q.shape
+    group = n_heads // k_cache.shape[1]
+    scale = 1.0 / math.sqrt(head_dim) if scale is None else scale
+    out = torch.empty(q.shape, dtype=torch.float64, device=q.device)
+    for b in range(batch):
+        length = int(kv_len[b])
+        keys = k_cache[b, :, :length].double().repeat_interleave(group, dim=0)
+        values = v_cache[b, :, :length].double().repeat_interleave(group, dim=0)
+        scores = torch.einsum("hd,hld->hl", q[b].double(), keys) * scale
+        out[b] = torch.einsum("hl,hld->hd", scores.softmax(-1), values)
+    return out
+
+
+def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
+    """[batch, features]"""
+    gate = gate.double()
+    return gate * torch.sigmoid(gate) * up.double()
+
+
+def swiglu_gemv(
+    x: Tensor, gate_weight: Tensor, up_weight: Tensor, norm_weight: Tensor | None = None, eps: float = 1e-6
+) -> Tensor:
+    """[batch, out_features]"""
+    if norm_weight is not None:
+        x = rmsnorm(x, norm_weight, eps)
+    return silu_mul(gemv(x, gate_weight), gemv(x, up_weight))
+
+
+def qkv_gemv(
+    x: Tensor,
+    norm_weight: Tensor,
+    eps: float,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    v_weight: Tensor,
+    cos_sin: Tensor,
+    position: Tensor,
+    head_dim: int,
+    q_bias: Tensor | None = None,
+    k_bias: Tensor | None = None,
+    v_bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """q turned, and the rows that go into the caches: [batch, heads, head_dim] each."""
+    normed = rmsnorm(x, norm_weight, eps)
+    q, k, v = (
+        gemv(normed, weight, bias).unflatten(-1, (-1, head_dim))
+        for weight, bias in ((q_weight, q_bias), (k_weight, k_bias), (v_weight, v_bias))
+    )
+    return rope_kv_append(q, k, v, cos_sin, position)
+
+
+def add(a: Tensor, b: Tensor) -> Tensor:
+    """Of the shape of a and b."""
+    return a.double() + b.double()
+
+
+def embedding(token: Tensor, table: Tensor) -> Tensor:
+    """[batch, hidden]"""
+    return table[token].double()
+
+
+def layer(
+    spec: "ModelSpec",
+    weights: "LayerWeights",
+    x: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    cos_sin: Tensor,
+    position: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One decoder layer for the token at `position` [batch], which attends to the slots before it and itself.
+
+    x: [batch, hidden]; caches: [batch, n_kv_heads, max_len, head_dim], read up to `position`.
+    Returns the layer's output [batch, hidden] and the rows of K and V it appends
+    [batch, n_kv_heads, head_dim].
+    """
+    w = weights
+    q, k_row, v_row = qkv_gemv(
+        x, w.input_norm, spec.rms_eps, w.q_weight, w.k_weight, w.v_weight, cos_sin, position, spec.head_dim,
+        w.q_bias, w.k_bias, w.v_bias,
+    )  # fmt: skip
+    k_cache, v_cache = k_cache.double(), v_cache.double()
+    for b, slot in enumerate(position.tolist()):
+        k_cache[b, :, slot], v_cache[b, :, slot] = k_row[b], v_row[b]
+    attended = gqa_decode(q, k_cache, v_cache, position + 1).flatten(1)
+    h = gemv(attended, w.o_weight, residual=x)
+    activated = swiglu_gemv(h, w.gate_weight, w.up_weight, w.post_norm, spec.rms_eps)
+    return gemv(activated, w.down_weight, residual=h), k_row, v_row
+
+
+# Relative spacing of the type's numbers, from one power of two to the next.
+_SPACING = {torch.float32: 2.0**-23, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What :func:`compare` found. `message` is one line, fit for a report."""
+
+    ok: bool
+    max_rel_error: float
+    tolerance: float
+    worst_index: tuple[int, ...]
+    got: float
+    expected: float
+    message: str
+
+
+def compare(out: Tensor, expected: Tensor, dtype: torch.dtype, depth: int = 1) -> Comparison:
+    """Is `out`, computed in `dtype`, the float64 `expected`?
+
+    The error of an element is taken relative to the largest magnitude in its last-dimension row: sums of many
+    terms are as wrong as their terms are large, not as their result is. The tolerance is 2 spacings of `dtype`
+    (one rounding of the result, one of what went in) for every op in a row, `depth` of them; float32 gets 64
+    spacings an op, since its sums of thousands of terms err by more than their last rounding.
+
+    NaN and infinity never pass: neither where something else was expected nor where expected is not finite.
+    """
+    if out.shape != expected.shape:
+        raise ValueError(f"out must be of shape {list(expected.shape)}, got {list(out.shape)}")
+    got, expected = out.detach().double().cpu(), expected.detach().double().cpu()
+    tolerance = depth * _SPACING[dtype] * (64 if dtype == torch.float32 else 2)
+    scale = expected.abs().amax(-1, keepdim=True).clamp_min(1e-30)
+    error = (got - expected).abs() / scale
+    error = torch.where(error.isfinite(), error, torch.full_like(error, math.inf))
+    worst = int(error.argmax())
+    index = tuple(int(i) for i in torch.unravel_index(torch.tensor(worst), error.shape))
+    largest = float(error.reshape(-1)[worst])
+    values = float(got.reshape(-1)[worst]), float(expected.reshape(-1)[worst])
+    ok = largest <= tolerance
+    verdict = "within" if ok else "beyond"
+    message = (
+        f"relative error {largest:.3g}, {verdict} the tolerance {tolerance:.3g}; "
+        f"worst at {list(index)}: got {values[0]:.6g}, expected {values[1]:.6g}"
+    )
+    return Comparison(ok, largest, tolerance, index, *values, message)

@@ -1,0 +1,185 @@
+"""The weights of one decoder layer: random ones of a realistic scale, or those of a local Hugging Face folder."""
+
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from pykernels.models import ModelSpec
+
+
+@dataclass
+class LayerWeights:
+    """Projections are [out_features, in_features], norms [hidden]; biases are None where the model has none."""
+
+    input_norm: Tensor
+    q_weight: Tensor
+    k_weight: Tensor
+    v_weight: Tensor
+    q_bias: Tensor | None
+    k_bias: Tensor | None
+    v_bias: Tensor | None
+    o_weight: Tensor
+    post_norm: Tensor
+    gate_weight: Tensor
+    up_weight: Tensor
+    down_weight: Tensor
+
+    @staticmethod
+    def shapes(spec: ModelSpec) -> dict[str, tuple[int, ...] | None]:
+        """The shape of every field; None for a bias the model does not have."""
+        q_rows, kv_rows = spec.n_heads * spec.head_dim, spec.n_kv_heads * spec.head_dim
+        biased = spec.qkv_bias
+        return {
+            "input_norm": (spec.hidden,),
+            "q_weight": (q_rows, spec.hidden),
+            "k_weight": (kv_rows, spec.hidden),
+            "v_weight": (kv_rows, spec.hidden),
+            "q_bias": (q_rows,) if biased else None,
+            "k_bias": (kv_rows,) if biased else None,
+            "v_bias": (kv_rows,) if biased else None,
+            "o_weight": (spec.hidden, q_rows),
+            "post_norm": (spec.hidden,),
+            "gate_weight": (spec.intermediate, spec.hidden),
+            "up_weight": (spec.intermediate, spec.hidden),
+            "down_weight": (spec.hidden, spec.intermediate),
+        }
+
+    @classmethod
+    def random(
+        cls,
+        spec: ModelSpec,
+        dtype: torch.dtype = torch.bfloat16,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+    ) -> "LayerWeights":
+        """Seeded normal weights of a trained model's scale.
+
+        Projections have standard deviation 1 / sqrt(in_features), which keeps activations near 1 through the
+        layer; norms lie around 1, biases around 0.
+        """
+        generator = torch.Generator(device=device).manual_seed(seed)
+
+        def normal(shape: tuple[int, ...], mean: float, std: float) -> Tensor:
+            return torch.empty(shape, dtype=dtype, device=device).normal_(mean, std, generator=generator)
+
+        tensors: dict[str, Tensor | None] = {}
+        for name, shape in cls.shapes(spec).items():
+            if shape is None:
+                tensors[name] = None
+            elif name.endswith("_norm"):
+                tensors[name] = normal(shape, 1.0, 0.1)
+            elif name.endswith("_bias"):
+                tensors[name] = normal(shape, 0.0, 0.5)
+            else:
+                tensors[name] = normal(shape, 0.0, shape[1] ** -0.5)
+        return cls(**tensors)
+
+    @classmethod
+    def from_folder(
+        cls,
+        folder: str | Path,
+        layer: int,
+        spec: ModelSpec,
+        dtype: torch.dtype = torch.bfloat16,
+        device: torch.device | str = "cpu",
+    ) -> "LayerWeights":
+        """Layer `layer` of a Hugging Face checkpoint folder, model.safetensors or its shards.
+
+        Tensors are taken as they are: a checkpoint of another dtype than `dtype` is refused, not converted.
+        Raises ValueError, one line naming the file or tensor, what was expected and what was found.
+        """
+        folder = Path(folder)
+        if not 0 <= layer < spec.n_layers:
+            raise ValueError(f"layer must be in 0..{spec.n_layers - 1} ({spec.name}), got {layer}")
+        files = _tensor_files(folder)
+        tensors: dict[str, Tensor | None] = {}
+        for name, shape in cls.shapes(spec).items():
+            tensor_name = f"model.layers.{layer}.{_CHECKPOINT_NAMES[name]}"
+            if shape is None:
+                if tensor_name in files:
+                    raise ValueError(f"{folder}: {tensor_name} is there, but {spec.name} has no such bias")
+                tensors[name] = None
+                continue
+            if tensor_name not in files:
+                raise ValueError(f"{folder}: there is no tensor {tensor_name}")
+            tensors[name] = _read(folder / files[tensor_name], tensor_name, shape, dtype).to(device)
+        return cls(**tensors)
+
+    def named(self) -> dict[str, Tensor]:
+        """The tensors that are there, by field."""
+        return {field.name: value for field in fields(self) if (value := getattr(self, field.name)) is not None}
+
+    def clone(self) -> "LayerWeights":
+        """A copy in memory of its own."""
+        return LayerWeights(
+            **{
+                field.name: None if (value := getattr(self, field.name)) is None else value.clone()
+                for field in fields(self)
+            }
+        )
+
+
+_CHECKPOINT_NAMES = {
+    "input_norm": "input_layernorm.weight",
+    "q_weight": "self_attn.q_proj.weight",
+    "k_weight": "self_attn.k_proj.weight",
+    "v_weight": "self_attn.v_proj.weight",
+    "q_bias": "self_attn.q_proj.bias",
+    "k_bias": "self_attn.k_proj.bias",
+    "v_bias": "self_attn.v_proj.bias",
+    "o_weight": "self_attn.o_proj.weight",
+    "post_norm": "post_attention_layernorm.weight",
+    "gate_weight": "mlp.gate_proj.weight",
+    "up_weight": "mlp.up_proj.weight",
+    "down_weight": "mlp.down_proj.weight",
+}
+
+
+def _open(path: Path) -> safe_open:
+    try:
+        return safe_open(path, framework="pt")
+    except FileNotFoundError:
+        raise ValueError(f"weights {path}: there is no such file") from None
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"weights {path}: is not a whole safetensors file: {error}") from None
+
+
+def _tensor_files(folder: Path) -> dict[str, str]:
+    """Which file of the folder holds each tensor."""
+    if not folder.is_dir():
+        raise ValueError(f"weights {folder}: there is no such folder")
+    index = folder / "model.safetensors.index.json"
+    if not index.exists():
+        with _open(folder / "model.safetensors") as file:
+            return dict.fromkeys(file.keys(), "model.safetensors")
+    try:
+        files = json.loads(index.read_text())["weight_map"]
+        # A name from the index must stay a name in the folder.
+        if not all(Path(file).name == file for file in files.values()):
+            raise ValueError("a file outside the folder")
+        return files
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise ValueError(f"weights {index}: must map tensors to files in weight_map: {error!r}") from None
+
+
+_SAFETENSORS_TYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+_DTYPE_FLAGS = {"F32": "fp32", "BF16": "bf16", "F16": "fp16"}
+
+
+def _read(path: Path, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    with _open(path) as file:
+        if name not in file.keys():  # noqa: SIM118 - the file is not a mapping
+            raise ValueError(f"weights {path}: the index names {name}, which is not in it")
+        header = file.get_slice(name)
+        found_shape, found_type = tuple(header.get_shape()), header.get_dtype()
+        if found_shape != shape:
+            raise ValueError(f"weights {path}: {name} must be of shape {list(shape)}, got {list(found_shape)}")
+        if found_type != _SAFETENSORS_TYPES[dtype]:
+            flag = _DTYPE_FLAGS.get(found_type)
+            hint = f" (read it with --dtype={flag})" if flag else ""
+            raise ValueError(f"weights {path}: {name} must be {_SAFETENSORS_TYPES[dtype]}, got {found_type}{hint}")
+        return file.get_tensor(name)
