@@ -1,0 +1,1 @@
+"""launchtax's drivers: `python -m bench.layer`, `bench.op`, `bench.doctor`."""

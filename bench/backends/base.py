@@ -1,0 +1,110 @@
+"""What a backend is to the drivers."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+import pykernels as pk
+from bench.core.measure import Arm, unsupported
+
+MODES = ("eager", "pybind", "dispatch", "native", "graph", "graph-pdl")
+
+# A layer rounds about ten times between its input and its output; the errors add like a random walk, and the
+# residual stream carries most of the output unrounded.
+LAYER_DEPTH = 2
+
+
+@dataclass
+class Workload:
+    """What every backend computes: the layer, as copies with weights of their own to rotate through, and the oracle.
+
+    One copy where the layer is larger than the cache anyhow, or where warm weights are wanted.
+    """
+
+    layers: list[pk.DecodeLayer]
+    expected: Tensor
+    expected_k: Tensor
+    expected_v: Tensor
+
+    @classmethod
+    def of(cls, layers: list[pk.DecodeLayer]) -> "Workload":
+        """Ask the oracle for the output and the appended rows (all copies hold the same numbers)."""
+        first = layers[0]
+        out, k_row, v_row = pk.reference.layer(
+            first.spec, first.weights, first.x, first.k_cache, first.v_cache, first.cos_sin, first.position
+        )
+        return cls(layers, out, k_row, v_row)
+
+    def checker(
+        self, step: Callable[[], object], output: Callable[[], Tensor]
+    ) -> Callable[[], pk.reference.Comparison]:
+        """One step on the first copy, with everything it writes poisoned before, against the oracle."""
+        layer = self.layers[0]
+
+        def check() -> pk.reference.Comparison:
+            slot = int(layer.position[0])
+            layer.poison()
+            for cache in (layer.k_cache, layer.v_cache):
+                cache[:, :, slot] = float("nan")
+            step()
+            compare = pk.reference.compare
+            found = [
+                compare(output(), self.expected, layer.dtype, LAYER_DEPTH),
+                compare(layer.k_cache[:, :, slot], self.expected_k, layer.dtype, LAYER_DEPTH),
+                compare(layer.v_cache[:, :, slot], self.expected_v, layer.dtype, LAYER_DEPTH),
+            ]
+            return max(found, key=lambda comparison: comparison.max_rel_error / comparison.tolerance)
+
+        return check
+
+
+class Backend(ABC):
+    """One way to compute the layer. Subclasses are registered in bench.backends."""
+
+    name: str
+    description: str
+    install_hint: str | None = None
+
+    @classmethod
+    @abstractmethod
+    def availability(cls, device: torch.device) -> str | None:
+        """None where it can run on this device, else the reason why not."""
+
+    @classmethod
+    @abstractmethod
+    def mode_reason(cls, mode: str, device: torch.device) -> str | None:
+        """None where it has that mode on this device, else the reason why not."""
+
+    @abstractmethod
+    def arm(self, workload: Workload, mode: str, fusion: str | None) -> Arm:
+        """The arm of one mode that mode_reason allows."""
+
+    @classmethod
+    def fusions(cls, wanted: Sequence[str]) -> Sequence[str | None]:
+        """Which of the wanted fusions this backend tells apart: none, unless it has programs of its own."""
+        return [None]
+
+
+def arms_of(backend: type[Backend], workload: Workload, modes: Sequence[str], fusions: Sequence[str]) -> list[Arm]:
+    """All arms of a backend, unsupported ones with their reason. What fails while it is made is an `error` arm."""
+    device = workload.layers[0].device
+    reason = backend.availability(device)
+    if reason:
+        return [unsupported(backend.name, mode, reason) for mode in modes[:1]]
+    arms = []
+    for fusion in backend.fusions(fusions):
+        for mode in modes:
+            if reason := backend.mode_reason(mode, device):
+                arms.append(unsupported(backend.name, mode, reason, fusion))
+                continue
+            try:
+                with torch.inference_mode():
+                    arms.append(backend().arm(workload, mode, fusion))
+            except Exception as error:  # the library's own words are the result
+                arm = Arm(backend.name, mode, fusion)
+                arm.fail(error)
+                arms.append(arm)
+    return arms

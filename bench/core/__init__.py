@@ -1,0 +1,1 @@
+"""What the drivers share: measuring, the gate, statistics, floors, the ladder, documents, tables and plots."""

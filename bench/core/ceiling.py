@@ -1,0 +1,57 @@
+"""The ceiling: what read and copy reach on this memory, in this process, measured among the arms."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import pykernels as pk
+from bench.core import floors
+from bench.core.environment import last_level_cache_bytes
+from bench.core.measure import Arm
+
+
+def aligned_bytes(n_bytes: int) -> Tensor:
+    """A uint8 tensor of that many bytes, written once so that its pages exist."""
+    return torch.full((n_bytes,), 1, dtype=torch.uint8)
+
+
+class Ceiling:
+    """Two arms for the alternation, and what they measured.
+
+    The buffer is several times the last-level cache, so that nothing of a pass is left for the next.
+    """
+
+    def __init__(self) -> None:
+        self.n_bytes = min(max(4 * last_level_cache_bytes(), 256 << 20), 2 << 30)
+        self._src = aligned_bytes(self.n_bytes)
+        self._out = aligned_bytes(self.n_bytes // 2)
+        sink = torch.zeros(8, dtype=torch.int64)
+        with pk.runtime.record() as read:
+            pk.ops.ceiling_read(self._src, sink)
+        with pk.runtime.record() as copy:
+            pk.ops.ceiling_copy(self._src[: self.n_bytes // 2], self._out)
+        self.read = Arm("ceiling", "read", sampler=lambda n: pk.runtime.timed_loop([read], 0, n))
+        self.copy = Arm("ceiling", "copy", sampler=lambda n: pk.runtime.timed_loop([copy], 0, n))
+
+    @property
+    def arms(self) -> list[Arm]:
+        """The two arms, for bench.core.measure.alternate."""
+        return [self.read, self.copy]
+
+    def read_gbs(self) -> np.ndarray:
+        """The read ceiling of every round, GB/s."""
+        return floors.gigabytes_per_second(self.n_bytes, np.array(self.read.samples_us))
+
+    def copy_gbs(self) -> np.ndarray:
+        """The copy ceiling of every round, GB/s; bytes read and bytes written both count."""
+        return floors.gigabytes_per_second(self.n_bytes // 2 * 2, np.array(self.copy.samples_us))
+
+    def document(self, spec_gbs: float | None, spec_source: str) -> dict[str, object]:
+        """The key `ceiling` of a result document."""
+        return {
+            "spec_gbs": spec_gbs,
+            "spec_source": spec_source,
+            "read_gbs": float(np.median(self.read_gbs())),
+            "copy_gbs": float(np.median(self.copy_gbs())),
+            "buffer_bytes": self.n_bytes,
+        }

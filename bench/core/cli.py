@@ -1,0 +1,180 @@
+"""The command line that the drivers share: flags, their checks, and how a run ends.
+
+Exit status: 0 done (unsupported arms are listed, not fatal); 1 a result was wrong; 2 bad arguments, one line on
+stderr that names the flag, the value and what is allowed; 130 interrupted.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import click
+import torch
+import typer
+
+import pykernels as pk
+from bench.core import document
+from bench.core.errors import UsageError, flag_error
+from pykernels.models import ModelSpec
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+FUSIONS = ("none", "block")
+
+INTERRUPTED = 130
+
+Result = TypeVar("Result")
+
+BackendFlag = Annotated[str, typer.Option("--backend", help="comma-separated; all: everything that runs here")]
+ModeFlag = Annotated[str, typer.Option("--mode", help="comma-separated; all")]
+ConfigFlag = Annotated[str, typer.Option("--config", help="a Hugging Face config.json instead of --model")]
+BatchFlag = Annotated[int, typer.Option("--batch", help="sequences, 1 to 8")]
+DtypeFlag = Annotated[str, typer.Option("--dtype", help="bf16, fp16 or fp32")]
+DeviceFlag = Annotated[str, typer.Option("--device", help="auto, cpu or cuda")]
+L2Flag = Annotated[str, typer.Option("--l2", help="cold: rotate copies of the weights past the cache; warm: one")]
+WarmupFlag = Annotated[int, typer.Option("--warmup", help="untimed steps before an arm's first")]
+StepsFlag = Annotated[int, typer.Option("--steps", help="timed steps of every arm, one a round")]
+ThreadsFlag = Annotated[int, typer.Option("--threads", help="threads of native and of torch; 0: as they come")]
+SpecFlag = Annotated[float, typer.Option("--spec-gbs", help="peak memory bandwidth, GB/s; 0: from the table")]
+SeedFlag = Annotated[int, typer.Option("--seed", help="of weights, input and cache")]
+JsonFlag = Annotated[str, typer.Option("--json", help="write the result document")]
+CsvFlag = Annotated[str, typer.Option("--csv", help="write arms and ops as rows")]
+MdFlag = Annotated[str, typer.Option("--md", help="write the tables as Markdown")]
+PlotFlag = Annotated[str, typer.Option("--plot", help="draw the ladder (.png, .svg or .pdf)")]
+
+
+def choices(flag: str, text: str, allowed: Sequence[str]) -> list[str]:
+    """A comma-separated flag, in the order given, without repeats; `all` is all of them."""
+    if text == "all":
+        return list(allowed)
+    picked = list(dict.fromkeys(part.strip() for part in text.split(",")))
+    for part in picked:
+        if part not in allowed:
+            raise flag_error(flag, part or text, f"all, or of {', '.join(allowed)}")
+    return picked
+
+
+def choice(flag: str, text: str, allowed: Sequence[str]) -> str:
+    """A flag that takes one word."""
+    if text not in allowed:
+        raise flag_error(flag, text, f"one of {', '.join(allowed)}")
+    return text
+
+
+def number(flag: str, value: int, low: int, high: int) -> int:
+    """A flag that takes an integer in low..high."""
+    if not low <= value <= high:
+        raise flag_error(flag, value, f"in {low}..{high}")
+    return value
+
+
+def positive(flag: str, value: float) -> float:
+    """A flag that takes a positive number, or 0 for its default."""
+    if not 0 <= value < float("inf"):
+        raise flag_error(flag, value, "a positive number, or 0 for the table's")
+    return value
+
+
+def numbers(flag: str, text: str, low: float, high: float) -> list[float]:
+    """A comma-separated flag of numbers in low..high."""
+    values = []
+    for part in text.split(","):
+        try:
+            values.append(float(part))
+        except ValueError:
+            raise flag_error(flag, part, "a number") from None
+        if not low <= values[-1] <= high:
+            raise flag_error(flag, part, f"in {low:g}..{high:g}")
+    return values
+
+
+def device(text: str) -> torch.device:
+    """--device; auto is a GPU where this build has kernels for one, else the CPU."""
+    choice("--device", text, ("auto", "cpu", "cuda"))
+    built_for_cuda = pk.runtime.build_info()["cuda"]
+    if text == "cuda" and not (built_for_cuda and torch.cuda.is_available()):
+        missing = "a CUDA device, and torch sees none" if built_for_cuda else "a build with CUDA kernels"
+        raise flag_error("--device", text, f"cpu or auto here: cuda needs {missing}")
+    return torch.device("cuda" if text != "cpu" and built_for_cuda and torch.cuda.is_available() else "cpu")
+
+
+def model(name: str, config: str) -> ModelSpec:
+    """The spec that --model or --config names."""
+    if config:
+        return usage(lambda: pk.models.from_config(config))
+    choice("--model", name, pk.models.names())
+    return pk.models.get(name)
+
+
+def usage(call: Callable[[], Result]) -> Result:
+    """Run `call`; a ValueError of the library is the user's error here."""
+    try:
+        return call()
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def set_threads(count: int) -> None:
+    """--threads, for our own kernels and for torch's, so that they compete with as many."""
+    if count:
+        number("--threads", count, 1, 256)
+        pk.runtime.set_num_threads(count)
+        torch.set_num_threads(count)
+
+
+class Outputs:
+    """The files a run is asked to write: checked before it, written after it."""
+
+    def __init__(self, json: str, csv: str, md: str, plot: str = "") -> None:
+        paths = {"--json": json, "--csv": csv, "--md": md, "--plot": plot}
+        self.paths = {flag: Path(path) for flag, path in paths.items() if path}
+        for flag, path in self.paths.items():
+            document.check_writable(path, flag)
+        if plot and Path(plot).suffix not in (".png", ".svg", ".pdf"):
+            raise flag_error("--plot", plot, "a file that ends in .png, .svg or .pdf")
+
+    def write(self, result: document.Document) -> None:
+        """Write them all."""
+        from bench.core import plots, tables  # matplotlib takes a second: only where a file is asked for
+
+        writers: dict[str, Callable[[Path, document.Document], Any]] = {
+            "--json": document.write_json,
+            "--csv": document.write_csv,
+            "--md": tables.write_markdown,
+            "--plot": plots.write_waterfall,
+        }
+        for flag, path in self.paths.items():
+            try:
+                writers[flag](path, result)
+            except OSError as error:
+                raise flag_error(flag, path, f"writable: {error.strerror}") from None
+
+
+def run(program: str, command: Callable[..., int | None], arguments: Sequence[str] | None = None) -> int:
+    """Parse `arguments` with typer, run the command, and turn what goes wrong into an exit status."""
+    app = typer.Typer(add_completion=False, rich_markup_mode=None)
+    app.command()(command)
+    try:
+        result = typer.main.get_command(app).main(
+            args=list(sys.argv[1:] if arguments is None else arguments), prog_name=program, standalone_mode=False
+        )
+    except UsageError as error:
+        message = str(error)
+    except click.exceptions.Abort:
+        return INTERRUPTED
+    except click.ClickException as error:
+        message = " ".join(error.format_message().split())
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted before anything was measured", file=sys.stderr)
+        return INTERRUPTED
+    else:
+        return result or 0
+    print(f"{program}: {message}", file=sys.stderr)
+    return 2
+
+
+def command_line(program: str) -> str:
+    """What reproduces this run."""
+    import shlex
+
+    return shlex.join(["python", "-m", program, *sys.argv[1:]])

@@ -1,0 +1,107 @@
+"""Result documents: one JSON file a run, written whole or not at all, and their CSV and Markdown forms."""
+
+import csv
+import io
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from bench.core.errors import UsageError, flag_error
+
+SCHEMA = "launchtax/1"
+
+Document = dict[str, Any]
+
+
+def check_writable(path: Path, flag: str) -> None:
+    """Raise UsageError, before the run, where `path` could not be written after it. Leaves nothing behind."""
+    folder = path.parent
+    if path.is_dir():
+        raise flag_error(flag, path, "a file, and that is a folder")
+    if not folder.is_dir():
+        raise flag_error(flag, path, f"in a folder that exists, and {folder} does not")
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        if path.exists():
+            with path.open("ab"):
+                pass
+    except OSError as error:
+        raise flag_error(flag, path, f"writable: {error.strerror}") from None
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Put `content` at `path`: a reader finds the old file or the new one, never half of one."""
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they become null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def write_json(path: Path, document: Document) -> None:
+    """The document as JSON."""
+    text = json.dumps(_plain(document), indent=1, allow_nan=False)
+    write_atomically(path, (text + "\n").encode())
+
+
+def load(path: Path) -> Document:
+    """Read a document back. Raises UsageError, one line, where the file is none."""
+    try:
+        document = json.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read as a result document: {error}") from None
+    schema = document.get("schema") if isinstance(document, dict) else None
+    if schema != SCHEMA:
+        raise UsageError(f"{path}: schema must be {SCHEMA}, got {schema!r}")
+    return document
+
+
+_COLUMNS = (
+    "kind", "model", "ctx", "batch", "dtype", "device", "l2", "backend", "mode", "fusion", "op", "label", "shape",
+    "status", "reason", "bytes", "p20_us", "p50_us", "p80_us", "n", "host_p50_us", "gbs", "share_of_spec",
+    "share_of_read", "max_rel_error",
+)  # fmt: skip
+
+
+def rows(document: Document) -> Iterable[dict[str, Any]]:
+    """One flat row an arm (kind `arm`) and an op (kind `op`)."""
+    common = {key: document.get(key) for key in ("ctx", "batch", "dtype", "device", "l2")}
+    common["model"] = (document.get("model") or {}).get("name")
+    for kind in ("arms", "ops"):
+        for entry in document.get(kind, []):
+            clock = entry.get("wall_us") or entry.get("time_us") or {}
+            row = {key: entry.get(key) for key in _COLUMNS if key in entry}
+            row |= {f"{name}_us": clock.get(name) for name in ("p20", "p50", "p80")} | {"n": clock.get("n")}
+            row["host_p50_us"] = (entry.get("host_us") or {}).get("p50")
+            yield {**common, **row, "kind": kind.removesuffix("s")}
+
+
+def write_csv(path: Path, document: Document) -> None:
+    """Arms and ops, one row each."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, _COLUMNS)
+    writer.writeheader()
+    writer.writerows(rows(document))
+    write_atomically(path, text.getvalue().encode())

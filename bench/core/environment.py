@@ -1,0 +1,216 @@
+"""What ran where: the machine, the libraries and the state they were in. Every value may be None."""
+
+import os
+import platform
+import re
+import subprocess
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import pykernels as pk
+
+_CPU_FLAGS = ("avx2", "f16c", "avx512f", "avx512_bf16", "amx_bf16", "hypervisor")
+_LIBRARIES = ("numpy", "scipy", "nvtx", "typer", "rich", "matplotlib", "safetensors", "transformers")
+
+# Peak memory bandwidth by device, GB/s of 10^9 bytes, with where the number comes from. The study's own values
+# (its section 3.3) where it has them; otherwise the vendor's datasheet.
+_GPU_SPECS = {
+    "H100 80GB HBM3": (3350.0, "H100 SXM5 datasheet, and the study"),
+    "H100 PCIe": (2000.0, "H100 PCIe datasheet"),
+    "H200": (4800.0, "H200 datasheet"),
+    "A100-SXM4-80GB": (2039.0, "A100-80GB SXM4 datasheet, and the study"),
+    "A100-SXM4-40GB": (1555.0, "A100-40GB datasheet"),
+    "L40S": (864.0, "L40S datasheet, and the study"),
+    "L4": (300.0, "L4 datasheet, and the study"),
+    "RTX 4090": (1008.0, "RTX 4090 datasheet"),
+}
+
+# (vendor, family, models): channels, MT/s and what they are. A socket's figure: 8 bytes a channel and transfer.
+_CPU_SPECS = [
+    ("AuthenticAMD", 26, range(0x00, 0x20), 12, 6000, "EPYC 9005"),
+    ("AuthenticAMD", 25, range(0x10, 0x20), 12, 4800, "EPYC 9004"),
+    ("AuthenticAMD", 25, range(0xA0, 0xB0), 12, 4800, "EPYC 97x4"),
+    ("AuthenticAMD", 25, range(0x00, 0x10), 8, 3200, "EPYC 7003"),
+    ("AuthenticAMD", 23, range(0x31, 0x32), 8, 3200, "EPYC 7002"),
+    ("GenuineIntel", 6, range(207, 208), 8, 5600, "5th generation Xeon"),
+    ("GenuineIntel", 6, range(143, 144), 8, 4800, "4th generation Xeon"),
+    ("GenuineIntel", 6, range(106, 107), 8, 3200, "3rd generation Xeon (Ice Lake)"),
+    ("GenuineIntel", 6, range(85, 86), 6, 2933, "1st or 2nd generation Xeon Scalable"),
+]
+
+
+def _read(path: str | Path) -> str | None:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return None
+
+
+@cache
+def _cpuinfo() -> dict[str, str]:
+    """The first processor's lines of /proc/cpuinfo."""
+    fields: dict[str, str] = {}
+    for line in (_read("/proc/cpuinfo") or "").splitlines():
+        if not line.strip():
+            break
+        key, _, value = line.partition(":")
+        fields[key.strip()] = value.strip()
+    return fields
+
+
+def _bytes(text: str | None) -> int | None:
+    match = re.fullmatch(r"(\d+)([KMG]?)", text or "")
+    return int(match[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[match[2]] if match else None
+
+
+@cache
+def cache_bytes() -> dict[int, int]:
+    """Bytes of each data or unified cache that the first core sees, by level."""
+    sizes: dict[int, int] = {}
+    for folder in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
+        if _read(folder / "type") in ("Data", "Unified") and (size := _bytes(_read(folder / "size"))):
+            sizes[int(_read(folder / "level") or 0)] = size
+    return sizes
+
+
+def last_level_cache_bytes() -> int:
+    """The largest cache's bytes; 32 MB where the system does not say."""
+    return max(cache_bytes().values(), default=32 << 20)
+
+
+def spec_bandwidth(device: torch.device) -> tuple[float | None, str]:
+    """Peak memory bandwidth by the specification, GB/s, and where the figure comes from.
+
+    For a CPU it is the whole socket's, at the fastest memory its generation takes: a virtual machine owns a slice
+    of it that nobody can look up.
+    """
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        for part, (gbs, source) in _GPU_SPECS.items():
+            if name.removeprefix("NVIDIA ").endswith(part):
+                return gbs, source
+        return None, f"unknown for {name}"
+    info = _cpuinfo()
+    try:
+        vendor, family, model = info["vendor_id"], int(info["cpu family"]), int(info["model"])
+    except (KeyError, ValueError):
+        return None, "unknown for this CPU"
+    for row_vendor, row_family, models, channels, rate, words in _CPU_SPECS:
+        if vendor == row_vendor and family == row_family and model in models:
+            return channels * rate * 8 / 1000, f"{words}, one socket: {channels} channels of DDR at {rate} MT/s"
+    return None, f"unknown for {info.get('model name', 'this CPU')}"
+
+
+def _cpu() -> dict[str, Any]:
+    info = _cpuinfo()
+    flags = set(info.get("flags", "").split())
+    caches = cache_bytes()
+    return {
+        "model": info.get("model name"),
+        "family_model_stepping": "/".join(info.get(key, "?") for key in ("cpu family", "model", "stepping")),
+        "cpus_usable": len(os.sched_getaffinity(0)),
+        "flags": [flag for flag in _CPU_FLAGS if flag in flags],
+        "l2_bytes": caches.get(2),
+        "l3_bytes": caches.get(3),
+        "mhz_now": float(info["cpu MHz"]) if "cpu MHz" in info else None,
+        "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "load_average_1min": os.getloadavg()[0],
+        "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        "transparent_hugepages": _read("/sys/kernel/mm/transparent_hugepage/enabled"),
+    }
+
+
+def _gpu() -> dict[str, Any] | None:
+    """The first GPU as NVML sees it; None without a driver."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return None
+
+    def ask(function: Any, *args: Any) -> Any:
+        try:
+            value = function(*args)
+            return value.decode() if isinstance(value, bytes) else value
+        except pynvml.NVMLError:
+            return None
+
+    try:
+        handle = ask(pynvml.nvmlDeviceGetHandleByIndex, 0)
+        if handle is None:
+            return None
+        memory = ask(pynvml.nvmlDeviceGetMemoryInfo, handle)
+        reasons = ask(pynvml.nvmlDeviceGetCurrentClocksEventReasons, handle)
+        ecc = ask(pynvml.nvmlDeviceGetEccMode, handle)
+        power_mw = ask(pynvml.nvmlDeviceGetPowerManagementLimit, handle)
+        return {
+            "name": ask(pynvml.nvmlDeviceGetName, handle),
+            "driver": ask(pynvml.nvmlSystemGetDriverVersion),
+            "memory_bytes": memory.total if memory else None,
+            "sm_mhz": ask(pynvml.nvmlDeviceGetClockInfo, handle, pynvml.NVML_CLOCK_SM),
+            "sm_mhz_max": ask(pynvml.nvmlDeviceGetMaxClockInfo, handle, pynvml.NVML_CLOCK_SM),
+            "memory_mhz": ask(pynvml.nvmlDeviceGetClockInfo, handle, pynvml.NVML_CLOCK_MEM),
+            "clock_event_reasons": _clock_reasons(pynvml, reasons),
+            "ecc": bool(ecc[0]) if ecc else None,
+            "power_limit_w": power_mw / 1000 if power_mw else None,
+            "temperature_c": ask(pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU),
+        }
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _clock_reasons(pynvml: Any, bits: int | None) -> list[str] | None:
+    """The reasons for which the clock is below its maximum, in words."""
+    if bits is None:
+        return None
+    prefix = "nvmlClocksEventReason"
+    names = {getattr(pynvml, name): name.removeprefix(prefix) for name in dir(pynvml) if name.startswith(prefix)}
+    return [name for bit, name in names.items() if isinstance(bit, int) and bit and bits & bit == bit and name != "All"]
+
+
+def _git(*args: str) -> str | None:
+    folder = Path(__file__).parent
+    try:
+        result = subprocess.run(["git", "-C", str(folder), *args], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() if result.returncode == 0 else None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def collect() -> dict[str, Any]:
+    """The key `environment` of a result document. No user, host name or path is in it."""
+    status = _git("status", "--porcelain", "--untracked-files=no")
+    return {
+        "cpu": _cpu(),
+        "gpu": _gpu(),
+        "os": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "torch": {
+            "version": torch.__version__,
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(),
+            "threads": torch.get_num_threads(),
+            "mkldnn": torch.backends.mkldnn.is_available(),
+        },
+        "pykernels": {
+            "version": pk.__version__,
+            "threads": pk.runtime.num_threads(),
+            "isa": pk.runtime.isa(),
+            **pk.runtime.build_info(),
+        },
+        "libraries": {name: _version(name) for name in _LIBRARIES},
+        "commit": _git("rev-parse", "HEAD"),
+        "commit_dirty": None if status is None else bool(status),
+    }

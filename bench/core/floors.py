@@ -1,0 +1,129 @@
+"""Bytes that must move, counted by hand for every op, and the times they take at a bandwidth.
+
+A weight, a cache slot and an activation count once for each op that reads or writes them; activations between two
+ops count at both. Workspaces, which stay in the cache, do not count. `b` is the batch, `e` the bytes an element.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from pykernels.layer import OP_LABELS
+from pykernels.models import ModelSpec
+
+
+def rmsnorm(b: int, hidden: int, e: int) -> int:
+    """x in, weight, out."""
+    return (2 * b * hidden + hidden) * e
+
+
+def gemv(b: int, n_in: int, n_out: int, e: int, bias: bool = False, residual: bool = False) -> int:
+    """weight, x, out, and the optional vectors."""
+    return (n_out * n_in + b * n_in + b * n_out + bias * n_out + residual * b * n_out) * e
+
+
+def rope_kv_append(b: int, n_heads: int, n_kv_heads: int, head_dim: int, e: int) -> int:
+    """q in and out; k and v in and into the cache; a float32 row of angles and an int32 position a sequence."""
+    return b * ((2 * n_heads + 4 * n_kv_heads) * head_dim * e + 4 * head_dim + 4)
+
+
+def gqa_decode(b: int, n_heads: int, n_kv_heads: int, head_dim: int, kv_len: int, e: int) -> int:
+    """q, out, kv_len slots of K and of V, an int32 kv_len a sequence."""
+    return b * ((2 * n_heads + 2 * n_kv_heads * kv_len) * head_dim * e + 4)
+
+
+def silu_mul(b: int, features: int, e: int) -> int:
+    """gate, up, out."""
+    return 3 * b * features * e
+
+
+def swiglu_gemv(b: int, n_in: int, n_out: int, e: int, norm: bool = True) -> int:
+    """Both weights, the norm's weight, x, out."""
+    return (2 * n_out * n_in + norm * n_in + b * n_in + b * n_out) * e
+
+
+def qkv_gemv(b: int, hidden: int, n_heads: int, n_kv_heads: int, head_dim: int, e: int, bias: bool) -> int:
+    """The norm's weight, three weights, their biases, x, q out, one slot of K and of V, angles and position."""
+    rows = (n_heads + 2 * n_kv_heads) * head_dim
+    return (hidden + rows * hidden + bias * rows + b * hidden + b * rows) * e + b * (4 * head_dim + 4)
+
+
+def add(count: int, e: int) -> int:
+    """a, b, out."""
+    return 3 * count * e
+
+
+def embedding(b: int, hidden: int, e: int) -> int:
+    """A row in and out and an int64 token a sequence: not the table."""
+    return b * (2 * hidden * e + 8)
+
+
+@dataclass(frozen=True)
+class OpBytes:
+    """One op of a layer: its name, what it does there, its shape in words, its bytes."""
+
+    op: str
+    label: str
+    shape: str
+    bytes: int
+
+
+def layer_ops(spec: ModelSpec, fusion: str, batch: int, kv_len: int, dtype: torch.dtype) -> list[OpBytes]:
+    """Every op of one layer at that fusion, in order."""
+    b, e = batch, dtype.itemsize
+    hidden, intermediate = spec.hidden, spec.intermediate
+    heads, kv_heads, dim = spec.n_heads, spec.n_kv_heads, spec.head_dim
+    q_rows, kv_rows = heads * dim, kv_heads * dim
+
+    def mat_vec(n_in: int, n_out: int, **extra: bool) -> tuple[str, int]:
+        return f"{b}x{n_in} -> {n_out}", gemv(b, n_in, n_out, e, **extra)
+
+    attention = f"{heads}/{kv_heads} heads, {dim}, kv {kv_len}", gqa_decode(b, heads, kv_heads, dim, kv_len, e)
+    norm = f"{b}x{hidden}", rmsnorm(b, hidden, e)
+    residual = f"{b}x{hidden}", add(b * hidden, e)
+    by_label: dict[str, tuple[str, int]] = {
+        "input_norm": norm,
+        "q": mat_vec(hidden, q_rows, bias=spec.qkv_bias),
+        "k": mat_vec(hidden, kv_rows, bias=spec.qkv_bias),
+        "v": mat_vec(hidden, kv_rows, bias=spec.qkv_bias),
+        "rope": (f"{heads}/{kv_heads} heads, {dim}", rope_kv_append(b, heads, kv_heads, dim, e)),
+        "attention": attention,
+        "o": mat_vec(q_rows, hidden),
+        "attention_residual": residual,
+        "post_norm": norm,
+        "gate": mat_vec(hidden, intermediate),
+        "up": mat_vec(hidden, intermediate),
+        "activation": (f"{b}x{intermediate}", silu_mul(b, intermediate, e)),
+        "down": mat_vec(intermediate, hidden),
+        "mlp_residual": residual,
+        "norm+qkv+rope": (
+            f"{b}x{hidden} -> {q_rows}+2x{kv_rows}",
+            qkv_gemv(b, hidden, heads, kv_heads, dim, e, spec.qkv_bias),
+        ),
+        "o+residual": mat_vec(q_rows, hidden, residual=True),
+        "norm+gate+up": (f"{b}x{hidden} -> 2x{intermediate}", swiglu_gemv(b, hidden, intermediate, e)),
+        "down+residual": mat_vec(intermediate, hidden, residual=True),
+    }
+    return [OpBytes(op, label, *by_label[label]) for op, label in OP_LABELS[fusion]]
+
+
+def microseconds(n_bytes: float, gbs: float) -> float:
+    """The time of that many bytes at gbs * 10^9 bytes a second."""
+    return n_bytes / (gbs * 1e3)
+
+
+def gigabytes_per_second(n_bytes: float, time_us: float) -> float:
+    """10^9 bytes a second."""
+    return n_bytes / (time_us * 1e3)
+
+
+LINEAR_SHAPES: dict[str, Callable[[ModelSpec], tuple[int, int]]] = {
+    "q": lambda s: (s.hidden, s.n_heads * s.head_dim),
+    "kv": lambda s: (s.hidden, s.n_kv_heads * s.head_dim),
+    "o": lambda s: (s.n_heads * s.head_dim, s.hidden),
+    "gate/up": lambda s: (s.hidden, s.intermediate),
+    "down": lambda s: (s.intermediate, s.hidden),
+    "lm_head": lambda s: (s.hidden, s.vocab),
+}
+"""The linear shapes of a model as (in_features, out_features)."""

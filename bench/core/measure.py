@@ -1,0 +1,157 @@
+"""Arms, and the alternation that measures them.
+
+An arm is backend x mode (x fusion). All arms of a run are measured together: in every round each arm runs one
+step untimed (the switch from another arm leaves threads asleep and caches foreign) and one step timed; every other
+round goes through the arms backwards. So all arms see the same weather, and sample r of every arm is from round r.
+"""
+
+import gc
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from pykernels.reference import Comparison
+
+Sampler = Callable[[int], np.ndarray]
+"""Runs that many steps back to back and returns their times: float64 [steps], microseconds."""
+
+
+@dataclass
+class Arm:
+    """One arm of a run. `status` is ok, unsupported, wrong, oom or error, each but ok with a reason.
+
+    `sampler` drives it; `check` runs one step and compares its output with the oracle; `surroundings` makes the
+    context that must hold around both (a pinned SDPA backend, inference mode), entered outside the timing.
+    """
+
+    backend: str
+    mode: str
+    fusion: str | None = None
+    sampler: Sampler | None = None
+    check: Callable[[], Comparison] | None = None
+    surroundings: Callable[[], AbstractContextManager] = nullcontext
+    host_sampler: Sampler | None = None
+    kernels: list[str] = field(default_factory=list)
+    launches: int = 0
+    status: str = "ok"
+    reason: str | None = None
+    max_rel_error: float | None = None
+    samples_us: list[float] = field(default_factory=list)
+    host_samples_us: list[float] = field(default_factory=list)
+
+    @property
+    def label(self) -> str:
+        """backend/fusion:mode"""
+        fusion = f"/{self.fusion}" if self.fusion else ""
+        return f"{self.backend}{fusion}:{self.mode}"
+
+    def fail(self, error: BaseException) -> None:
+        """Take an exception as this arm's end: its own words, one line."""
+        out_of_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        self.status = "oom" if out_of_memory else "error"
+        words = str(error).strip().splitlines()
+        self.reason = f"{type(error).__name__}: {words[0] if words else ''}".rstrip(": ")
+        self.samples_us = []
+
+
+def unsupported(backend: str, mode: str, reason: str, fusion: str | None = None) -> Arm:
+    """An arm that this machine cannot run."""
+    return Arm(backend, mode, fusion, status="unsupported", reason=reason)
+
+
+@contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """A collection inside a timed Python loop would be charged to whichever arm it hits."""
+    was_enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def python_sampler(steps_of: Sequence[Callable[[], object]], repeats: int = 1) -> Sampler:
+    """Mode `eager` or `pybind`: a Python loop. Step i calls steps_of[i % n]; a sample is the mean of `repeats`."""
+    next_step = 0
+
+    def sample(n: int) -> np.ndarray:
+        nonlocal next_step
+        samples_us = np.empty(n)
+        count = len(steps_of)
+        for i in range(n):
+            begin = time.perf_counter_ns()
+            for _ in range(repeats):
+                steps_of[next_step]()
+                next_step = (next_step + 1) % count
+            samples_us[i] = (time.perf_counter_ns() - begin) / 1000 / repeats
+        return samples_us
+
+    return sample
+
+
+def gate(arms: Sequence[Arm], advance: Callable[[Arm], None] = lambda arm: None) -> None:
+    """Compare every runnable arm's output with the oracle. A mismatch becomes `wrong`: it is never timed."""
+    for arm in arms:
+        if arm.status != "ok" or arm.check is None:
+            continue
+        advance(arm)
+        try:
+            with torch.inference_mode(), arm.surroundings():
+                comparison = arm.check()
+        except Exception as error:  # an arm's failure is a result of the run, not the end of it
+            arm.fail(error)
+            continue
+        arm.max_rel_error = comparison.max_rel_error
+        if not comparison.ok:
+            arm.status, arm.reason = "wrong", comparison.message
+
+
+def alternate(arms: Sequence[Arm], warmup: int, rounds: int, advance: Callable[[], None] = lambda: None) -> bool:
+    """Measure the arms that are ok. `advance` is called after every arm of every round.
+
+    Returns False when it was interrupted (Ctrl-C): rounds that all arms finished are kept, the begun one is not.
+    """
+    running = [arm for arm in arms if arm.status == "ok" and arm.sampler is not None]
+
+    def step(arm: Arm, n: int) -> np.ndarray | None:
+        try:
+            with torch.inference_mode(), arm.surroundings():
+                return arm.sampler(n)
+        except Exception as error:
+            arm.fail(error)
+            return None
+
+    done = 0
+    try:
+        with no_garbage_collection():
+            for arm in running:
+                step(arm, max(warmup, 1))
+            for index in range(rounds):
+                order = running if index % 2 == 0 else running[::-1]
+                for arm in order:
+                    if arm.status == "ok" and (samples := step(arm, 2)) is not None:
+                        arm.samples_us.append(float(samples[1]))
+                    advance()
+                done += 1
+    except KeyboardInterrupt:
+        return False
+    finally:
+        for arm in running:
+            del arm.samples_us[done:]
+    return True
+
+
+def measure_host(arms: Sequence[Arm], warmup: int, steps: int) -> None:
+    """The host clock of the arms that have one: `steps` samples each."""
+    with no_garbage_collection():
+        for arm in arms:
+            if arm.status == "ok" and arm.host_sampler is not None:
+                with torch.inference_mode(), arm.surroundings():
+                    arm.host_sampler(warmup)
+                    arm.host_samples_us = arm.host_sampler(steps).tolist()

@@ -1,0 +1,83 @@
+"""The ladder as a picture: a waterfall from the slowest clock down to the memory floor."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt  # noqa: E402
+from matplotlib.axes import Axes  # noqa: E402
+
+from bench.core.document import Document  # noqa: E402
+from bench.core.errors import UsageError  # noqa: E402
+from bench.core.tables import PART_COLOURS, microseconds, percent  # noqa: E402
+
+# Parts below this share of the step are drawn once more, enlarged.
+_SMALL = 0.05
+
+
+def _waterfall(axes: Axes, parts: list[dict[str, Any]], total: float, enlarged: bool) -> None:
+    """Bars that hang from where the one above ended. Enlarged, every bar starts at zero: only sizes matter."""
+    top = 0.0 if enlarged else total
+    for row, part in enumerate(parts):
+        left = 0.0 if enlarged else top - part["us"]
+        axes.barh(row, part["us"], left=left, height=0.62, color=PART_COLOURS[part["part"]], edgecolor="none")
+        ends = [part["low"], part["high"]] if enlarged else [top - part["high"], top - part["low"]]
+        if ends[1] - ends[0] > 0:
+            axes.plot(ends, [row, row], color="black", linewidth=1.2, solid_capstyle="butt")
+            axes.plot(ends, [row, row], "|", color="black", markersize=7)
+        if not enlarged:
+            axes.plot([top - part["us"]] * 2, [row - 0.31, row + 1.31], color="0.6", linewidth=0.7, zorder=0)
+        label = f"{microseconds(part['us'])} us  {percent(part['us'] / total)}" + ("  hidden" if part["hidden"] else "")
+        farthest = max(left + max(part["us"], 0), *ends)
+        nearest = min(left, *ends)
+        span = max(abs(p["high"]) for p in parts) if enlarged else total
+        fits_right = farthest < 0.72 * span or enlarged
+        axes.annotate(
+            label, (farthest if fits_right else nearest, row), xytext=(5 if fits_right else -5, 0),
+            textcoords="offset points", va="center", ha="left" if fits_right else "right", fontsize=8,
+        )  # fmt: skip
+        top -= part["us"]
+    axes.set_yticks(range(len(parts)), [part["part"] for part in parts])
+    axes.set_ylim(len(parts) - 0.4, -0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8)
+
+
+def write_waterfall(path: Path, document: Document) -> None:
+    """One row a ladder: the whole step, and its small parts enlarged. Format by suffix."""
+    ladders = document.get("ladder", {})
+    if not ladders:
+        raise UsageError(f"--plot={path}: must follow a run that measured a ladder, and this one has none")
+    figure, grid = plt.subplots(
+        len(ladders), 2, figsize=(11, 0.9 + 2.1 * len(ladders)), squeeze=False, width_ratios=(2.2, 1), layout="constrained"
+    )  # fmt: skip
+    widest = max(sum(part["us"] for part in parts) for parts in ladders.values())
+    for (whole, detail), (name, parts) in zip(grid, ladders.items(), strict=True):
+        total = sum(part["us"] for part in parts)
+        _waterfall(whole, parts, total, enlarged=False)
+        whole.set_xlim(0, 1.02 * widest)
+        whole.set_title(f"{name}: {microseconds(total)} us a step", fontsize=9, loc="left", fontweight="bold")
+        small = [part for part in parts if abs(part["us"]) < _SMALL * total]
+        if small:
+            _waterfall(detail, small, total, enlarged=True)
+            reach = max(max(abs(part["low"]), abs(part["high"])) for part in small)
+            detail.axvline(0, color="0.4", linewidth=0.8)
+            detail.set_xlim(-1.15 * reach if any(part["low"] < 0 for part in small) else 0, 2.6 * reach)
+            detail.set_title("its small parts, enlarged", fontsize=8, loc="left")
+        else:
+            detail.set_axis_off()
+    for axes in grid[-1]:
+        axes.set_xlabel("microseconds", fontsize=8)
+    environment = document["environment"]
+    device = environment["gpu"]["name"] if document["device"] == "cuda" else environment["cpu"]["model"]
+    commit = (environment["commit"] or "no commit")[:9]
+    figure.suptitle(
+        f"{document['title']}, batch {document['batch']}, {document['dtype']}, {document['l2']} weights\n"
+        f"{device}, {environment['pykernels']['threads']} threads, {document['created'][:10]}, {commit}; whiskers: 95%",
+        fontsize=9, x=0.01, ha="left",
+    )  # fmt: skip
+    figure.savefig(path, dpi=150)
+    plt.close(figure)

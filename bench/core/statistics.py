@@ -1,0 +1,65 @@
+"""Summaries and intervals of alternated samples.
+
+Arms are measured in rounds: every round takes one sample of every arm (bench.core.measure). The machine's mood
+drifts over a run, so samples of one round belong together: the round is what the bootstrap resamples, and
+differences are taken within the same resampled rounds.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from scipy import stats
+
+CONFIDENCE = 0.95
+RESAMPLES = 2000
+_SEED = 20260530
+
+
+def summary(samples: np.ndarray) -> dict[str, float | int]:
+    """p20, p50, p80 (linear interpolation) and n of the samples, in the samples' unit."""
+    p20, p50, p80 = np.percentile(samples, (20, 50, 80))
+    return {"p20": float(p20), "p50": float(p50), "p80": float(p80), "n": len(samples)}
+
+
+def interval(statistic: Callable[..., np.ndarray], *arms: np.ndarray) -> tuple[float, float]:
+    """The 95% bootstrap interval of `statistic` over resampled rounds.
+
+    arms: float64 [rounds] each, sample r of all of them from round r. `statistic` maps arms resampled to
+    [..., rounds] to [...]. scipy's percentile bootstrap: the medians of a few dozen samples take few distinct
+    values, on which BCa's acceleration is not defined.
+    """
+    rounds = min(len(arm) for arm in arms)
+    if rounds < 2:
+        value = float(statistic(*(arm[None, :rounds] for arm in arms))[0])
+        return value, value
+    columns = [np.asarray(arm[:rounds], dtype=np.float64) for arm in arms]
+
+    def of_rounds(chosen: np.ndarray, axis: int) -> np.ndarray:
+        chosen = np.moveaxis(chosen, axis, -1)
+        return statistic(*(column[chosen] for column in columns))
+
+    result = stats.bootstrap(
+        (np.arange(rounds),),
+        of_rounds,
+        n_resamples=RESAMPLES,
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        vectorized=True,
+        rng=np.random.default_rng(_SEED),
+    )
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)
+
+
+def median(samples: np.ndarray) -> np.ndarray:
+    """The median over the last axis."""
+    return np.median(samples, axis=-1)
+
+
+def difference_interval(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
+    """The 95% interval of median(a) - median(b), paired by round."""
+    return interval(lambda x, y: median(x) - median(y), a, b)
+
+
+def ratio_interval(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
+    """The 95% interval of median(a) / median(b), paired by round."""
+    return interval(lambda x, y: median(x) / median(y), a, b)

@@ -1,0 +1,243 @@
+"""A result document as tables and ladders, for a terminal and as Markdown."""
+
+from collections.abc import Iterable, Sequence
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from bench.core.document import Document, write_atomically
+
+# One colour a part, shared with the plots: from what software costs (warm) to what the memory must (cold).
+PART_COLOURS = {
+    "python": "#d55e00",
+    "dispatch": "#e69f00",
+    "launch": "#cc79a7",
+    "gap": "#f0e442",
+    "kernel": "#009e73",
+    "ceiling": "#56b4e9",
+    "floor": "#0072b2",
+}
+
+_BAR_WIDTH = 40
+
+Cells = list[str]
+Grid = tuple[list[tuple[str, bool]], list[Cells]]
+"""Columns as (heading, right-aligned), and rows."""
+
+
+def microseconds(value: float | None) -> str:
+    """Four significant digits or so, never in exponents."""
+    if value is None:
+        return "-"
+    magnitude = abs(value)
+    digits = 0 if magnitude >= 1000 else 1 if magnitude >= 100 else 2 if magnitude >= 1 else 3
+    return f"{value:,.{digits}f}"
+
+
+def percent(share: float | None) -> str:
+    """A share of 1 as a percentage."""
+    return "-" if share is None else f"{100 * share:.1f}%"
+
+
+def _gbs(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:,.1f} GB/s"
+
+
+def _spread(clock: dict[str, float] | None) -> str:
+    return "-" if clock is None else f"{microseconds(clock['p20'])} - {microseconds(clock['p80'])}"
+
+
+def _bytes(count: int) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
+        if count >= size:
+            return f"{count / size:.4g} {unit}"
+    return f"{count} B"
+
+
+def heading(document: Document) -> list[str]:
+    """What was run, where, and the bandwidths everything is measured against."""
+    environment, ceiling = document["environment"], document["ceiling"]
+    device = environment["gpu"]["name"] if document["device"] == "cuda" else environment["cpu"]["model"]
+    kernels = environment["pykernels"]
+    lines = [
+        f"{document['title']}, batch {document['batch']}, {document['dtype']}, {document['l2_words']}",
+        f"{document['device']}: {device}, {kernels['threads']} threads, {kernels['isa']}; "
+        f"torch {environment['torch']['version']}; {document['created']}",
+        f"bandwidth: read {_gbs(ceiling['read_gbs'])} and copy {_gbs(ceiling['copy_gbs'])} measured, "
+        f"spec {_gbs(ceiling['spec_gbs'])} ({ceiling['spec_source']})",
+    ]
+    if nulls := document.get("null"):
+        lines.append("null op, us: " + ", ".join(f"{row['mode']} {microseconds(row['us']['p50'])}" for row in nulls))
+    if spins := document.get("spin"):
+        shown = ", ".join(f"{row['asked_us']:g} asked, {row['us']['p50']:.2f} measured" for row in spins)
+        lines.append(f"spin op, us: {shown}")
+    if document.get("interrupted"):
+        lines.append("INTERRUPTED: what follows was measured up to then")
+    return lines
+
+
+def op_grid(document: Document) -> Grid:
+    """Every op on its own: bytes, floor, time and bandwidth."""
+    with_ratio = any("ratio_to_torch" in row for row in document["ops"])
+    columns = [("arm", False), ("op", False), ("what", False), ("shape", False), ("bytes", True), ("floor us", True),
+               ("time us", True), ("p20 - p80", True), ("GB/s", True), ("of spec", True), ("of read", True)]  # fmt: skip
+    if with_ratio:
+        columns.append(("torch/this", True))
+    rows = []
+    for row in document["ops"]:
+        clock = row.get("time_us")
+        status = row.get("status", "ok")
+        arm = f"{row['backend']}/{row['fusion']}" if row.get("fusion") else row["backend"]
+        if row.get("mode"):
+            arm += f":{row['mode']}"
+        cells = [
+            arm, row["op"], row["label"], row["shape"], _bytes(row["bytes"]), microseconds(row["floor_us"]),
+            microseconds(clock["p50"]) if clock else status, _spread(clock),
+            f"{row['gbs']:.1f}" if clock else "-", percent(row["share_of_spec"]), percent(row["share_of_read"]),
+        ]  # fmt: skip
+        if with_ratio:
+            ratio = row.get("ratio_to_torch")
+            cells.append(f"{ratio['p50']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]" if ratio else "-")
+        rows.append(cells)
+    return columns, rows
+
+
+def arm_grid(document: Document) -> Grid:
+    """The arms that were measured (or were wrong)."""
+    columns = [("backend", False), ("fusion", False), ("mode", False), ("wall us", True), ("p20 - p80", True),
+               ("host us", True), ("launches", True), ("GB/s", True), ("of spec", True), ("of read", True),
+               ("error", True), ("vs sdpa eager", True)]  # fmt: skip
+    rows = []
+    for arm in document["arms"]:
+        if arm["status"] == "unsupported":
+            continue
+        wall = arm["wall_us"]
+        ratio = arm.get("speedup_over_sdpa")
+        rows.append([
+            arm["backend"], arm["fusion"] or "-", arm["mode"],
+            microseconds(wall["p50"]) if wall else arm["status"], _spread(wall),
+            microseconds(arm["host_us"]["p50"]) if arm["host_us"] else "-", str(arm["launches"]),
+            f"{arm['gbs']:.1f}" if wall else "-", percent(arm["share_of_spec"]), percent(arm["share_of_read"]),
+            "-" if arm["max_rel_error"] is None else f"{arm['max_rel_error']:.1e}",
+            f"{ratio['p50']:.3f} [{ratio['low']:.3f}, {ratio['high']:.3f}]" if ratio else "-",
+        ])  # fmt: skip
+    return columns, rows
+
+
+def refusals(document: Document) -> list[str]:
+    """One line for each reason that kept arms from running, or was wrong with them."""
+    by_reason: dict[tuple[str, str, str], list[str]] = {}
+    for arm in document.get("arms", []):
+        if arm["status"] != "ok":
+            fusion = f"/{arm['fusion']}" if arm["fusion"] and arm["status"] != "unsupported" else ""
+            by_reason.setdefault((arm["backend"] + fusion, arm["status"], arm["reason"]), []).append(arm["mode"])
+    lines = []
+    for (backend, status, reason), modes in by_reason.items():
+        shown = ", ".join(dict.fromkeys(modes))
+        lines.append(f"{backend} ({shown}): {status}: {reason}")
+    return lines
+
+
+def _bar(part: dict[str, Any], longest: float) -> str:
+    blocks = abs(part["us"]) / longest * _BAR_WIDTH
+    character = "#" if part["us"] >= 0 else "-"
+    return character * round(blocks) or ("." if part["us"] else "")
+
+
+def ladder_rows(parts: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
+    """A line a part as (part, text), bar and numbers, and the sum."""
+    total = sum(part["us"] for part in parts)
+    longest = max(abs(part["us"]) for part in parts) or 1.0
+    lines = []
+    for part in parts:
+        interval = f"[{microseconds(part['low'])}, {microseconds(part['high'])}]"
+        hidden = " hidden" if part["hidden"] else ""
+        numbers = f"{microseconds(part['us']):>10} us {percent(part['us'] / total):>7}  {interval}{hidden}"
+        lines.append((part["part"], f"{part['part']:<9}{_bar(part, longest):<{_BAR_WIDTH}}{numbers}"))
+    lines.append(("sum", f"{'= eager':<{9 + _BAR_WIDTH}}{microseconds(total):>10} us"))
+    return lines
+
+
+def _table(title: str, grid: Grid, width: int) -> Table:
+    columns, rows = grid
+    # Every number of a row stays on one line; words may wrap.
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.padding = (0, 1 if width >= 140 else 0)
+    for name, right in columns:
+        table.add_column(name, justify="right" if right else "left", no_wrap=right, overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
+    return table
+
+
+def _without(grid: Grid, *headings: str) -> Grid:
+    """The grid less some columns, for a narrow terminal."""
+    columns, rows = grid
+    kept = [i for i, (name, _) in enumerate(columns) if name not in headings]
+    return [columns[i] for i in kept], [[row[i] for i in kept] for row in rows]
+
+
+def print_document(document: Document, console: Console) -> None:
+    """Everything a run has to say, for a terminal or a pipe of any width from 80 columns."""
+    narrow = console.width < 125
+    for line in heading(document):
+        console.print(Text(line), soft_wrap=False)
+    console.print()
+    if document["ops"]:
+        grid = op_grid(document)
+        if narrow:
+            grid = _without(grid, "p20 - p80", "floor us", "op" if document["kind"] == "layer" else "what")
+        console.print(_table("Ops, each timed alone", grid, console.width))
+    if any(arm["status"] != "unsupported" for arm in document.get("arms", [])):
+        grid = arm_grid(document)
+        if narrow:
+            grid = _without(grid, "p20 - p80", "launches", "error")
+        console.print(_table("Arms, alternated", grid, console.width))
+    for line in refusals(document):
+        console.print(Text(line))
+    for name, parts in document.get("ladder", {}).items():
+        console.print()
+        console.print(Text(f"Ladder of {name}: where the time of a step goes (95% intervals)", style="bold"))
+        for part, text in ladder_rows(parts):
+            console.print(Text(text, style=PART_COLOURS.get(part, "")), no_wrap=True)
+        if note := document["ladder_notes"].get(name):
+            console.print(Text(f"  {note}"))
+
+
+def _markdown_table(title: str, grid: Grid) -> Iterable[str]:
+    columns, rows = grid
+    yield from (f"### {title}", "")
+    yield "| " + " | ".join(name for name, _ in columns) + " |"
+    yield "|" + "|".join("---:" if right else "---" for _, right in columns) + "|"
+    for row in rows:
+        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
+    yield ""
+
+
+def write_markdown(path: Path, document: Document) -> None:
+    """The same tables as Markdown."""
+    lines = [f"## {document['title']}", "", *(f"- {line}" for line in heading(document)), ""]
+    if document["ops"]:
+        lines += _markdown_table("Ops, each timed alone", op_grid(document))
+    if any(arm["status"] != "unsupported" for arm in document.get("arms", [])):
+        lines += _markdown_table("Arms, alternated", arm_grid(document))
+    lines += [*(f"- {line}" for line in refusals(document)), ""]
+    for name, parts in document.get("ladder", {}).items():
+        lines += [f"### Ladder of {name}", "", "```", *(text for _, text in ladder_rows(parts)), "```", ""]
+        if note := document["ladder_notes"].get(name):
+            lines += [note, ""]
+    lines += [f"Reproduce: `{document['command']}`"]
+    write_atomically(path, ("\n".join(lines) + "\n").encode())
+
+
+def as_text(document: Document, width: int) -> str:
+    """print_document's output without colour."""
+    text = StringIO()
+    print_document(document, Console(file=text, width=width))
+    return text.getvalue()

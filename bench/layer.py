@@ -1,0 +1,301 @@
+"""The main job: one decode layer, in every backend and mode there is, and its ladder.
+
+python -m bench.layer --backend=native,sdpa --model=llama-3.1-8b --ctx=4096 --json=layer.json --plot=layer.png
+"""
+
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from rich.console import Console
+
+import pykernels as pk
+from bench.backends import MODES, Workload, arms_of, registry
+from bench.core import cli, controls, environment, floors, ladder, measure, statistics, tables
+from bench.core.ceiling import Ceiling
+from bench.core.document import SCHEMA, Document
+from bench.core.errors import flag_error
+from bench.core.measure import Arm
+from bench.core.progress import progress
+from pykernels.layer import available_bytes
+from pykernels.models import ModelSpec
+
+
+@dataclass
+class Settings:
+    """The checked flags of one run."""
+
+    spec: ModelSpec
+    backends: list[str]
+    modes: list[str]
+    fusions: list[str]
+    ctx: int
+    batch: int
+    dtype: str
+    device: torch.device
+    l2: str
+    warmup: int
+    steps: int
+    seed: int
+    spec_gbs: float
+    weights: str
+    layer: int
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """--dtype as torch names it."""
+        return cli.DTYPES[self.dtype]
+
+
+def weight_copies(layer_bytes: int, l2: str) -> int:
+    """Copies of the weights to rotate through, so that a step finds none of its own in the last-level cache."""
+    cache = environment.last_level_cache_bytes()
+    if l2 == "warm" or layer_bytes >= 2 * cache:
+        return 1
+    return 2 * cache // layer_bytes + 2
+
+
+def make_layers(settings: Settings) -> list[pk.DecodeLayer]:
+    """The layer and its copies. Raises ValueError where they do not fit the memory that is there."""
+    spec, dtype = settings.spec, settings.torch_dtype
+    layer_bytes = spec.layer_weight_elements * dtype.itemsize
+    copies = weight_copies(layer_bytes, settings.l2)
+    needed = copies * (layer_bytes + spec.layer_kv_bytes(settings.ctx, settings.batch, dtype))
+    available = available_bytes(settings.device)
+    if needed > available:
+        raise flag_error(
+            "--ctx", settings.ctx,
+            f"small enough for the memory available ({available / 2**30:.1f} GiB): "
+            f"weights and cache need {needed / 2**30:.1f} GiB",
+        )  # fmt: skip
+    if settings.weights:
+        weights = pk.LayerWeights.from_folder(settings.weights, settings.layer, spec, dtype, settings.device)
+    else:
+        weights = pk.LayerWeights.random(spec, dtype, settings.device, settings.seed)
+    return [
+        pk.DecodeLayer(
+            spec, weights if copy == 0 else weights.clone(), settings.ctx, settings.batch, dtype, settings.device,
+            settings.seed,
+        )
+        for copy in range(copies)
+    ]  # fmt: skip
+
+
+def streamed_bytes(settings: Settings, fusion: str | None) -> int:
+    """What a step must move; the plain torch layer is held to the unfused sequence."""
+    ops = floors.layer_ops(settings.spec, fusion or "none", settings.batch, settings.ctx, settings.torch_dtype)
+    return sum(op.bytes for op in ops)
+
+
+def arm_document(arm: Arm, settings: Settings, ceiling: dict[str, float], sdpa: np.ndarray | None) -> Document:
+    """One entry of the key `arms`."""
+    samples = np.array(arm.samples_us)
+    n_bytes = streamed_bytes(settings, arm.fusion)
+    entry = {
+        "backend": arm.backend, "mode": arm.mode, "fusion": arm.fusion, "status": arm.status, "reason": arm.reason,
+        "kernels": arm.kernels, "launches": arm.launches, "max_rel_error": arm.max_rel_error,
+        "wall_us": None, "host_us": None, "device_us": None, "samples_us": arm.samples_us, "bytes": n_bytes,
+        "gbs": None, "share_of_spec": None, "share_of_read": None,
+    }  # fmt: skip
+    if arm.status == "ok" and len(samples):
+        entry["wall_us"] = statistics.summary(samples)
+        entry |= bandwidth(n_bytes, entry["wall_us"]["p50"], ceiling)
+        if arm.host_samples_us:
+            entry["host_us"] = statistics.summary(np.array(arm.host_samples_us))
+        if sdpa is not None:
+            low, high = statistics.ratio_interval(sdpa, samples)
+            entry["speedup_over_sdpa"] = {"p50": float(np.median(sdpa) / np.median(samples)), "low": low, "high": high}
+    return entry
+
+
+def bandwidth(n_bytes: int, time_us: float, ceiling: dict[str, float]) -> dict[str, float | None]:
+    """Bandwidth reached, and its share of both denominators."""
+    gbs = floors.gigabytes_per_second(n_bytes, time_us)
+    spec = ceiling["spec_gbs"]
+    return {"gbs": gbs, "share_of_spec": gbs / spec if spec else None, "share_of_read": gbs / ceiling["read_gbs"]}
+
+
+def time_ops(layers: list[pk.DecodeLayer], settings: Settings, ceiling: dict[str, float]) -> list[Document]:
+    """Every op of the native programs on its own: a clock reading between ops of the native loop."""
+    entries = []
+    for fusion in settings.fusions:
+        programs = [layer.program(fusion) for layer in layers]
+        samples = pk.runtime.timed_ops(programs, settings.warmup, settings.steps)
+        ops = floors.layer_ops(settings.spec, fusion, settings.batch, settings.ctx, settings.torch_dtype)
+        for op, column in zip(ops, samples.T, strict=True):
+            clock = statistics.summary(column)
+            floor_gbs = ceiling["spec_gbs"] or ceiling["read_gbs"]
+            entries.append({
+                "backend": "native", "fusion": fusion, "op": op.op, "label": op.label, "shape": op.shape,
+                "bytes": op.bytes, "floor_us": floors.microseconds(op.bytes, floor_gbs), "time_us": clock,
+                **bandwidth(op.bytes, clock["p50"], ceiling),
+            })  # fmt: skip
+    return entries
+
+
+def make_ladders(arms: list[Arm], ceiling: Ceiling, settings: Settings, spec_gbs: float | None) -> Document:
+    """The keys `ladder` and `ladder_notes`: one a backend and fusion whose eager arm was measured."""
+    ladders, notes = {}, {}
+    for backend, fusion in dict.fromkeys((arm.backend, arm.fusion) for arm in arms):
+        clocks = {
+            arm.mode: np.array(arm.samples_us)
+            for arm in arms
+            if (arm.backend, arm.fusion, arm.status) == (backend, fusion, "ok") and arm.samples_us
+        }
+        if "eager" not in clocks:
+            continue
+        name = f"{backend}/{fusion}" if fusion else backend
+        parts, note = ladder.ladder(clocks, ceiling.read_gbs(), streamed_bytes(settings, fusion), spec_gbs)
+        ladders[name] = [vars(part) for part in parts]
+        if note:
+            notes[name] = note
+    return {"ladder": ladders, "ladder_notes": notes}
+
+
+def run(settings: Settings) -> Document:
+    """Measure. Ctrl-C while arms are measured ends it early: the document says so and keeps what was finished."""
+    spec, dtype = settings.spec, settings.torch_dtype
+    machine = environment.collect()
+    layers = cli.usage(lambda: make_layers(settings))
+    backends = registry()
+    workload = Workload.of(layers)
+    arms = [
+        arm for name in settings.backends for arm in arms_of(backends[name], workload, settings.modes, settings.fusions)
+    ]
+    ceiling = Ceiling()
+    runnable = [arm for arm in arms if arm.status == "ok"]
+    with progress("checking", len(runnable)) as advance:
+        measure.gate(runnable, lambda arm: advance())
+    total = settings.steps * (len([arm for arm in arms if arm.status == "ok"]) + 2)
+    with progress("measuring", total) as advance:
+        finished = measure.alternate([*ceiling.arms, *arms], settings.warmup, settings.steps, advance)
+    if not ceiling.read.samples_us:
+        raise KeyboardInterrupt
+    spec_gbs, source = environment.spec_bandwidth(settings.device)
+    if settings.spec_gbs:
+        spec_gbs, source = settings.spec_gbs, "--spec-gbs"
+    bandwidths = ceiling.document(spec_gbs, source)
+    if finished:
+        measure.measure_host(arms, settings.warmup, settings.steps)
+    sdpa = next(
+        (np.array(a.samples_us) for a in arms if (a.backend, a.mode, a.status) == ("sdpa", "eager", "ok")), None
+    )
+    layer_bytes = spec.layer_weight_elements * dtype.itemsize
+    cache_mb = environment.last_level_cache_bytes() / 1e6
+    rotation = "1 copy" if len(layers) == 1 else f"{len(layers)} copies in rotation"
+    native_ops = finished and "native" in settings.backends
+    return {
+        "schema": SCHEMA,
+        "kind": "layer",
+        "title": f"one decode layer of {spec.name}, ctx {settings.ctx}",
+        "command": cli.command_line("bench.layer"),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "interrupted": not finished,
+        "environment": machine,
+        "model": {**vars(spec), "rope_scaling": vars(spec.rope_scaling) if spec.rope_scaling else None},
+        "weights": "checkpoint" if settings.weights else "random",
+        "ctx": settings.ctx, "batch": settings.batch, "dtype": settings.dtype, "device": settings.device.type,
+        "l2": settings.l2,
+        "l2_words": f"{settings.l2}: {layer_bytes / 1e6:.0f} MB of weights, {rotation}, "
+                    f"against a last-level cache of {cache_mb:.0f} MB",
+        "weight_copies": len(layers),
+        "warmup": settings.warmup, "steps": settings.steps,
+        "ceiling": bandwidths,
+        "bytes": {
+            "ops": {
+                fusion: [vars(op) for op in floors.layer_ops(spec, fusion, settings.batch, settings.ctx, dtype)]
+                for fusion in settings.fusions
+            },
+            "layer_streamed": {fusion: streamed_bytes(settings, fusion) for fusion in settings.fusions},
+            "paper": {
+                "weight_bytes": spec.weight_bytes(dtype),
+                "kv_bytes": spec.kv_bytes(settings.ctx, settings.batch, dtype),
+                "bytes_per_token_kv": spec.kv_bytes(1, 1, dtype),
+            },
+        },
+        "null": controls.null_op(settings.steps) if finished else [],
+        "spin": controls.spin() if finished else [],
+        "ops": time_ops(layers, settings, bandwidths) if native_ops else [],
+        "arms": [arm_document(arm, settings, bandwidths, sdpa) for arm in arms],
+        **make_ladders(arms, ceiling, settings, spec_gbs),
+    }  # fmt: skip
+
+
+def print_list() -> None:
+    """What --list prints: models, modes, and every backend with what it needs here."""
+    device = cli.device("auto")
+    print("models:  ", ", ".join(pk.models.names()), "(or --config=PATH)")
+    print("fusions: ", ", ".join(cli.FUSIONS))
+    print("backends:")
+    for name, backend in registry().items():
+        reason = backend.availability(device)
+        modes = [mode for mode in MODES if not backend.mode_reason(mode, device)]
+        print(f"  {name:<15} {backend.description}")
+        print(f"  {'':<15} " + (f"unsupported: {reason}" if reason else f"modes {', '.join(modes)}"))
+
+
+def command(
+    backend: cli.BackendFlag = "all",
+    mode: cli.ModeFlag = "all",
+    model: Annotated[str, typer.Option("--model", help=", ".join(pk.models.names()))] = "qwen2.5-7b",
+    config: cli.ConfigFlag = "",
+    weights: Annotated[str, typer.Option("--weights", help="a local Hugging Face folder to take one layer from")] = "",
+    layer: Annotated[int, typer.Option("--layer", help="which layer of --weights")] = 0,
+    ctx: Annotated[int, typer.Option("--ctx", help="slots of the cache that a step attends to")] = 2048,
+    batch: cli.BatchFlag = 1,
+    dtype: cli.DtypeFlag = "bf16",
+    device: cli.DeviceFlag = "auto",
+    fusion: Annotated[str, typer.Option("--fusion", help="of native: none, block")] = "none,block",
+    l2: cli.L2Flag = "cold",
+    warmup: cli.WarmupFlag = 5,
+    steps: cli.StepsFlag = 30,
+    threads: cli.ThreadsFlag = 0,
+    spec_gbs: cli.SpecFlag = 0.0,
+    seed: cli.SeedFlag = 0,
+    json: cli.JsonFlag = "",
+    csv: cli.CsvFlag = "",
+    md: cli.MdFlag = "",
+    plot: cli.PlotFlag = "",
+    list_: Annotated[bool, typer.Option("--list", help="name what this machine can run, and why not the rest")] = False,
+) -> int:
+    """One decode layer in every backend and mode, and where its time goes."""
+    if list_:
+        print_list()
+        return 0
+    outputs = cli.Outputs(json, csv, md, plot)
+    if weights and not config:
+        # The folder's own config describes its weights; --model would have to repeat it.
+        config = weights
+    spec = cli.model(model, config)
+    settings = Settings(
+        spec=spec,
+        backends=cli.choices("--backend", backend, list(registry())),
+        modes=cli.choices("--mode", mode, MODES),
+        fusions=cli.choices("--fusion", fusion, cli.FUSIONS),
+        ctx=cli.number("--ctx", ctx, 1, spec.max_position),
+        batch=cli.number("--batch", batch, 1, 8),
+        dtype=cli.choice("--dtype", dtype, list(cli.DTYPES)),
+        device=cli.device(device),
+        l2=cli.choice("--l2", l2, ("cold", "warm")),
+        warmup=cli.number("--warmup", warmup, 0, 10_000),
+        steps=cli.number("--steps", steps, 2, 100_000),
+        seed=cli.number("--seed", seed, 0, 2**31 - 1),
+        spec_gbs=cli.positive("--spec-gbs", spec_gbs),
+        weights=weights,
+        layer=layer,
+    )
+    cli.set_threads(threads)
+    document = run(settings)
+    tables.print_document(document, Console())
+    outputs.write(document)
+    if document["interrupted"]:
+        return cli.INTERRUPTED
+    return 1 if any(arm["status"] == "wrong" for arm in document["arms"]) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run("bench.layer", command))
