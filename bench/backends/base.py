@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import pykernels as pk
-from bench.core.measure import Arm, unsupported
+from bench.core.measure import Arm, Rotation, unsupported
 
 MODES = ("eager", "pybind", "dispatch", "native", "graph", "graph-pdl")
 
@@ -25,6 +25,7 @@ class Workload:
     """
 
     layers: list[pk.DecodeLayer]
+    rotation: Rotation
     expected: Tensor
     expected_k: Tensor
     expected_v: Tensor
@@ -36,7 +37,7 @@ class Workload:
         out, k_row, v_row = pk.reference.layer(
             first.spec, first.weights, first.x, first.k_cache, first.v_cache, first.cos_sin, first.position
         )
-        return cls(layers, out, k_row, v_row)
+        return cls(layers, Rotation(len(layers)), out, k_row, v_row)
 
     def checker(
         self, step: Callable[[], object], output: Callable[[], Tensor]
@@ -93,7 +94,7 @@ def arms_of(backend: type[Backend], workload: Workload, modes: Sequence[str], fu
     device = workload.layers[0].device
     reason = backend.availability(device)
     if reason:
-        return [unsupported(backend.name, mode, reason) for mode in modes[:1]]
+        return [unsupported(backend.name, mode, reason) for mode in modes]
     arms = []
     for fusion in backend.fusions(fusions):
         for mode in modes:

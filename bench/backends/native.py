@@ -41,23 +41,23 @@ class Native(Backend):
         return wanted
 
     def arm(self, workload: Workload, mode: str, fusion: str | None) -> Arm:
-        layers = workload.layers
+        layers, rotation = workload.layers, workload.rotation
         programs = [layer.program(fusion) for layer in layers]
         sampler: Sampler
         output = lambda: layers[0].out  # noqa: E731
         if mode == "eager":
             step = lambda: layers[0].forward(fusion)  # noqa: E731
-            sampler = python_sampler([lambda layer=layer: layer.forward(fusion) for layer in layers])
+            sampler = python_sampler([lambda layer=layer: layer.forward(fusion) for layer in layers], rotation)
         elif mode == "pybind":
             steps = [_pybind_step(program) for program in programs]
-            step, sampler = steps[0], python_sampler(steps)
+            step, sampler = steps[0], python_sampler(steps, rotation)
         elif mode == "dispatch":
             tapes = [layer.tape(fusion) for layer in layers]
             step = tapes[0].run
-            sampler = lambda n: pk.dispatch.timed_loop(tapes, 0, n)  # noqa: E731
+            sampler = lambda n: pk.dispatch.timed_loop(rotation.take(tapes, n), 0, n)  # noqa: E731
         else:
             step = programs[0].run
-            sampler = lambda n: pk.runtime.timed_loop(programs, 0, n)  # noqa: E731
+            sampler = lambda n: pk.runtime.timed_loop(rotation.take(programs, n), 0, n)  # noqa: E731
 
         def host_sampler(n: int) -> np.ndarray:
             with pk.runtime.launches_disabled():

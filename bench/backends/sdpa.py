@@ -55,15 +55,16 @@ class Sdpa(Backend):
         return f"scaled_dot_product_attention, torch's choice {SDPBackend(choice).name}"
 
     def arm(self, workload: Workload, mode: str, fusion: str | None) -> Arm:
+        rotation = workload.rotation
         layers = [TorchLayer(layer, _attention) for layer in workload.layers]
         with self._surroundings():
-            tapes = [pk.dispatch.Tape.record(layer.forward) for layer in layers]
+            tapes = [layer.tape() for layer in layers]
             kernel = self._kernel(workload.layers[0])
         if mode == "eager":
-            sampler = python_sampler([layer.forward for layer in layers])
+            sampler = python_sampler([layer.forward for layer in layers], rotation)
             check = workload.checker(layers[0].forward, lambda: layers[0].out)
         else:
-            sampler = lambda n: pk.dispatch.timed_loop(tapes, 0, n)  # noqa: E731
+            sampler = lambda n: pk.dispatch.timed_loop(rotation.take(tapes, n), 0, n)  # noqa: E731
             check = workload.checker(tapes[0].run, lambda: tapes[0].outputs()[0])
         return Arm(
             self.name, mode, fusion, sampler, check, self._surroundings,

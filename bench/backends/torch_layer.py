@@ -56,3 +56,7 @@ class TorchLayer:
         activated = F.silu(F.linear(normed, w.gate_weight)) * F.linear(normed, w.up_weight)
         self.out = h + F.linear(activated, w.down_weight)
         return self.out
+
+    def tape(self) -> pk.dispatch.Tape:
+        """The same step as dispatcher calls (mode `dispatch`)."""
+        return pk.dispatch.Tape.record(lambda: self.forward())

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 import pykernels as pk
-from bench.core.measure import no_garbage_collection, python_sampler
+from bench.core.measure import Rotation, no_garbage_collection, python_sampler
 from bench.core.statistics import summary
 
 _REPEATS = 1000
@@ -19,8 +19,8 @@ def null_op(steps: int) -> list[dict[str, object]]:
         pk.ops.null(x)
     tape = pk.dispatch.Tape.record(lambda: pk.ops.null(x))
     samplers = {
-        "eager": python_sampler([lambda: pk.ops.null(x)], _REPEATS),
-        "pybind": python_sampler(program.launchers, _REPEATS),
+        "eager": python_sampler([lambda: pk.ops.null(x)], Rotation(1), _REPEATS),
+        "pybind": python_sampler(program.launchers, Rotation(1), _REPEATS),
         "dispatch": lambda n: tape.timed_loop(0, n, _REPEATS),
         "native": lambda n: pk.runtime.timed_loop([program], 0, n, _REPEATS),
     }

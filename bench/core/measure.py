@@ -10,11 +10,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import torch
 
 from pykernels.reference import Comparison
+
+Item = TypeVar("Item")
 
 Sampler = Callable[[int], np.ndarray]
 """Runs that many steps back to back and returns their times: float64 [steps], microseconds."""
@@ -76,19 +79,37 @@ def no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def python_sampler(steps_of: Sequence[Callable[[], object]], repeats: int = 1) -> Sampler:
-    """Mode `eager` or `pybind`: a Python loop. Step i calls steps_of[i % n]; a sample is the mean of `repeats`."""
-    next_step = 0
+class Rotation:
+    """Whose turn it is among the copies of the weights.
+
+    All arms of a run share one rotation: were each to count for itself, they would walk in step, and every arm
+    would find in the cache what the arm before it had just read.
+    """
+
+    def __init__(self, copies: int) -> None:
+        self._copies, self._next = copies, 0
+
+    def take(self, items: Sequence[Item], n: int) -> list[Item]:
+        """`items`, one a copy, in the order of the next n steps' turns."""
+        start = self._next
+        self._next = (start + n) % self._copies
+        return [items[(start + i) % self._copies] for i in range(self._copies)]
+
+
+def python_sampler(steps_of: Sequence[Callable[[], object]], rotation: Rotation, repeats: int = 1) -> Sampler:
+    """Mode `eager` or `pybind`: a Python loop over one callable a copy. A sample is the mean of `repeats` calls."""
 
     def sample(n: int) -> np.ndarray:
-        nonlocal next_step
         samples_us = np.empty(n)
-        count = len(steps_of)
+        turns = rotation.take(steps_of, n * repeats)
+        turn, count = 0, len(turns)
         for i in range(n):
             begin = time.perf_counter_ns()
             for _ in range(repeats):
-                steps_of[next_step]()
-                next_step = (next_step + 1) % count
+                turns[turn]()
+                turn += 1
+                if turn == count:
+                    turn = 0
             samples_us[i] = (time.perf_counter_ns() - begin) / 1000 / repeats
         return samples_us
 

@@ -52,8 +52,13 @@ def write_waterfall(path: Path, document: Document) -> None:
     if not ladders:
         raise UsageError(f"--plot={path}: must follow a run that measured a ladder, and this one has none")
     figure, grid = plt.subplots(
-        len(ladders), 2, figsize=(11, 0.9 + 2.1 * len(ladders)), squeeze=False, width_ratios=(2.2, 1), layout="constrained"
-    )  # fmt: skip
+        len(ladders),
+        2,
+        figsize=(11, 0.9 + 2.1 * len(ladders)),
+        squeeze=False,
+        width_ratios=(2.2, 1),
+        layout="constrained",
+    )
     widest = max(sum(part["us"] for part in parts) for parts in ladders.values())
     for (whole, detail), (name, parts) in zip(grid, ladders.items(), strict=True):
         total = sum(part["us"] for part in parts)

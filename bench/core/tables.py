@@ -24,8 +24,6 @@ PART_COLOURS = {
     "floor": "#0072b2",
 }
 
-_BAR_WIDTH = 40
-
 Cells = list[str]
 Grid = tuple[list[tuple[str, bool]], list[Cells]]
 """Columns as (heading, right-aligned), and rows."""
@@ -86,7 +84,8 @@ def op_grid(document: Document) -> Grid:
     """Every op on its own: bytes, floor, time and bandwidth."""
     with_ratio = any("ratio_to_torch" in row for row in document["ops"])
     columns = [("arm", False), ("op", False), ("what", False), ("shape", False), ("bytes", True), ("floor us", True),
-               ("time us", True), ("p20 - p80", True), ("GB/s", True), ("of spec", True), ("of read", True)]  # fmt: skip
+               ("time us", True), ("p20 - p80", True), ("GB/s", True), ("of spec", True),
+               ("of read", True)]  # fmt: skip
     if with_ratio:
         columns.append(("torch/this", True))
     rows = []
@@ -132,26 +131,32 @@ def arm_grid(document: Document) -> Grid:
 
 def refusals(document: Document) -> list[str]:
     """One line for each reason that kept arms from running, or was wrong with them."""
-    by_reason: dict[tuple[str, str, str], list[str]] = {}
+    by_reason: dict[tuple[str, str], dict[str, list[str]]] = {}
     for arm in document.get("arms", []):
         if arm["status"] != "ok":
-            fusion = f"/{arm['fusion']}" if arm["fusion"] and arm["status"] != "unsupported" else ""
-            by_reason.setdefault((arm["backend"] + fusion, arm["status"], arm["reason"]), []).append(arm["mode"])
+            told_apart = arm["fusion"] and arm["status"] != "unsupported"
+            backend = f"{arm['backend']}/{arm['fusion']}" if told_apart else arm["backend"]
+            backends = by_reason.setdefault((arm["status"], arm["reason"]), {})
+            backends.setdefault(backend, []).append(arm["mode"])
     lines = []
-    for (backend, status, reason), modes in by_reason.items():
-        shown = ", ".join(dict.fromkeys(modes))
-        lines.append(f"{backend} ({shown}): {status}: {reason}")
+    for (status, reason), backends in by_reason.items():
+        by_modes: dict[str, list[str]] = {}
+        for backend, modes in backends.items():
+            by_modes.setdefault(", ".join(dict.fromkeys(modes)), []).append(backend)
+        who = "; ".join(f"{', '.join(names)} ({modes})" for modes, names in by_modes.items())
+        lines.append(f"{status}: {who}: {reason}")
     return lines
 
 
-def _bar(part: dict[str, Any], longest: float) -> str:
-    blocks = abs(part["us"]) / longest * _BAR_WIDTH
+def _bar(part: dict[str, Any], longest: float, width: int) -> str:
+    blocks = abs(part["us"]) / longest * width
     character = "#" if part["us"] >= 0 else "-"
     return character * round(blocks) or ("." if part["us"] else "")
 
 
-def ladder_rows(parts: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
-    """A line a part as (part, text), bar and numbers, and the sum."""
+def ladder_rows(parts: Sequence[dict[str, Any]], width: int) -> list[tuple[str, str]]:
+    """A line a part as (part, text), bar and numbers, and the sum; `width` columns for all of it."""
+    bar = max(min(width, 110) - 60, 12)
     total = sum(part["us"] for part in parts)
     longest = max(abs(part["us"]) for part in parts) or 1.0
     lines = []
@@ -159,8 +164,8 @@ def ladder_rows(parts: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
         interval = f"[{microseconds(part['low'])}, {microseconds(part['high'])}]"
         hidden = " hidden" if part["hidden"] else ""
         numbers = f"{microseconds(part['us']):>10} us {percent(part['us'] / total):>7}  {interval}{hidden}"
-        lines.append((part["part"], f"{part['part']:<9}{_bar(part, longest):<{_BAR_WIDTH}}{numbers}"))
-    lines.append(("sum", f"{'= eager':<{9 + _BAR_WIDTH}}{microseconds(total):>10} us"))
+        lines.append((part["part"], f"{part['part']:<9}{_bar(part, longest, bar):<{bar}}{numbers}"))
+    lines.append(("sum", f"{'= eager':<{9 + bar}}{microseconds(total):>10} us"))
     return lines
 
 
@@ -204,7 +209,7 @@ def print_document(document: Document, console: Console) -> None:
     for name, parts in document.get("ladder", {}).items():
         console.print()
         console.print(Text(f"Ladder of {name}: where the time of a step goes (95% intervals)", style="bold"))
-        for part, text in ladder_rows(parts):
+        for part, text in ladder_rows(parts, console.width):
             console.print(Text(text, style=PART_COLOURS.get(part, "")), no_wrap=True)
         if note := document["ladder_notes"].get(name):
             console.print(Text(f"  {note}"))
@@ -229,7 +234,7 @@ def write_markdown(path: Path, document: Document) -> None:
         lines += _markdown_table("Arms, alternated", arm_grid(document))
     lines += [*(f"- {line}" for line in refusals(document)), ""]
     for name, parts in document.get("ladder", {}).items():
-        lines += [f"### Ladder of {name}", "", "```", *(text for _, text in ladder_rows(parts)), "```", ""]
+        lines += [f"### Ladder of {name}", "", "```", *(text for _, text in ladder_rows(parts, 100)), "```", ""]
         if note := document["ladder_notes"].get(name):
             lines += [note, ""]
     lines += [f"Reproduce: `{document['command']}`"]
