@@ -25,6 +25,10 @@ from pykernels.layer import available_bytes
 from pykernels.models import ModelSpec
 
 
+# Beyond this the copies' own bookkeeping would be what is measured.
+_MAX_COPIES = 512
+
+
 @dataclass
 class Settings:
     """The checked flags of one run."""
@@ -52,11 +56,14 @@ class Settings:
 
 
 def weight_copies(layer_bytes: int, l2: str) -> int:
-    """Copies of the weights to rotate through, so that a step finds none of its own in the last-level cache."""
+    """Copies of the weights to rotate through, so that a step finds none of its own in the last-level cache.
+
+    One where there are no weights to speak of: activations are warm in any decode step. At most _MAX_COPIES.
+    """
     cache = environment.last_level_cache_bytes()
-    if l2 == "warm" or layer_bytes >= 2 * cache:
+    if l2 == "warm" or layer_bytes >= 2 * cache or layer_bytes == 0:
         return 1
-    return 2 * cache // layer_bytes + 2
+    return min(2 * cache // layer_bytes + 2, _MAX_COPIES)
 
 
 def make_layers(settings: Settings) -> list[pk.DecodeLayer]:

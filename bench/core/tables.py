@@ -111,7 +111,7 @@ def arm_grid(document: Document) -> Grid:
     """The arms that were measured (or were wrong)."""
     columns = [("backend", False), ("fusion", False), ("mode", False), ("wall us", True), ("p20 - p80", True),
                ("host us", True), ("launches", True), ("GB/s", True), ("of spec", True), ("of read", True),
-               ("error", True), ("vs sdpa eager", True)]  # fmt: skip
+               ("error", True), ("sdpa eager / this", True)]  # fmt: skip
     rows = []
     for arm in document["arms"]:
         if arm["status"] == "unsupported":
@@ -124,7 +124,7 @@ def arm_grid(document: Document) -> Grid:
             microseconds(arm["host_us"]["p50"]) if arm["host_us"] else "-", str(arm["launches"]),
             f"{arm['gbs']:.1f}" if wall else "-", percent(arm["share_of_spec"]), percent(arm["share_of_read"]),
             "-" if arm["max_rel_error"] is None else f"{arm['max_rel_error']:.1e}",
-            f"{ratio['p50']:.3f} [{ratio['low']:.3f}, {ratio['high']:.3f}]" if ratio else "-",
+            f"{ratio['p50']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]" if ratio else "-",
         ])  # fmt: skip
     return columns, rows
 
@@ -171,11 +171,13 @@ def ladder_rows(parts: Sequence[dict[str, Any]], width: int) -> list[tuple[str, 
 
 def _table(title: str, grid: Grid, width: int) -> Table:
     columns, rows = grid
-    # Every number of a row stays on one line; words may wrap.
+    # Only descriptions may wrap.
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     table.padding = (0, 1 if width >= 140 else 0)
     for name, right in columns:
-        table.add_column(name, justify="right" if right else "left", no_wrap=right, overflow="fold")
+        table.add_column(
+            name, justify="right" if right else "left", no_wrap=name not in ("what", "shape"), overflow="fold"
+        )
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
     return table

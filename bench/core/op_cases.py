@@ -1,0 +1,273 @@
+"""The cases of bench.op: every op over the shapes that the models need, with torch's equivalent beside it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import pykernels as pk
+from bench.core import floors
+from pykernels.models import ModelSpec
+from pykernels.reference import compare
+
+Item = TypeVar("Item")
+
+
+@dataclass
+class Instance:
+    """One copy of a case's data: the native call, torch's call (None where torch has no such op), and the result."""
+
+    native: Callable[[], object]
+    torch: Callable[[], Tensor] | None
+    out: Tensor
+
+
+@dataclass
+class Case:
+    """One shape of one op. `make` builds a copy with weights of its own; `expected` asks the oracle.
+
+    `cold_bytes` are the bytes of weights or cache, which a decode step finds cold; 0 for ops on activations alone.
+    """
+
+    op: str
+    label: str
+    shape: str
+    bytes: int
+    cold_bytes: int
+    make: Callable[[], Instance]
+    expected: Callable[[], Tensor]
+    dtype: torch.dtype
+
+    def check(self, got: Tensor) -> pk.reference.Comparison:
+        """Compare with the oracle."""
+        return compare(got.reshape(self._oracle.shape), self._oracle, self.dtype, 1)
+
+    @property
+    def _oracle(self) -> Tensor:
+        if not hasattr(self, "_cached"):
+            self._cached = self.expected()
+        return self._cached
+
+
+class _Maker:
+    """Data of a realistic scale. Case k's oracle must see copy 0's inputs, so every copy holds the same numbers."""
+
+    def __init__(self, spec: ModelSpec, batch: int, dtype: torch.dtype, seed: int) -> None:
+        self.spec, self.batch, self.dtype = spec, batch, dtype
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def random(self, *shape: int, std: float = 1.0, mean: float = 0.0) -> Tensor:
+        return torch.empty(shape, dtype=self.dtype).normal_(mean, std, generator=self.generator)
+
+    def weight(self, n_out: int, n_in: int) -> Tensor:
+        return self.random(n_out, n_in, std=n_in**-0.5)
+
+    def poisoned(self, *shape: int) -> Tensor:
+        return torch.full(shape, float("nan"), dtype=self.dtype)
+
+
+def _rmsnorm(m: _Maker, _: Sequence[int]) -> list[Case]:
+    spec, eps = m.spec, m.spec.rms_eps
+    x, weight = m.random(m.batch, spec.hidden), m.random(spec.hidden, mean=1.0, std=0.1)
+
+    def make() -> Instance:
+        a, w, out = x.clone(), weight.clone(), m.poisoned(*x.shape)
+        return Instance(lambda: pk.ops.rmsnorm(a, w, eps, out=out), lambda: F.rms_norm(a, (spec.hidden,), w, eps), out)
+
+    n_bytes = floors.rmsnorm(m.batch, spec.hidden, m.dtype.itemsize)
+    shape = f"{m.batch}x{spec.hidden}"
+    return [Case("rmsnorm", "", shape, n_bytes, 0, make, lambda: pk.reference.rmsnorm(x, weight, eps), m.dtype)]
+
+
+def _gemv(m: _Maker, _: Sequence[int]) -> list[Case]:
+    cases = []
+    for label, sizes in floors.LINEAR_SHAPES.items():
+        n_in, n_out = sizes(m.spec)
+
+        def case(label: str = label, n_in: int = n_in, n_out: int = n_out) -> Case:
+            x, weight = m.random(m.batch, n_in), m.weight(n_out, n_in)
+
+            def make() -> Instance:
+                a, w, out = x, weight.clone(), m.poisoned(m.batch, n_out)
+                return Instance(lambda: pk.ops.gemv(a, w, out=out), lambda: F.linear(a, w), out)
+
+            n_bytes = floors.gemv(m.batch, n_in, n_out, m.dtype.itemsize)
+            shape = f"{m.batch}x{n_in} -> {n_out}"
+            return Case("gemv", label, shape, n_bytes, n_bytes, make, lambda: pk.reference.gemv(x, weight), m.dtype)
+
+        cases.append(case())
+    return cases
+
+
+def _swiglu_gemv(m: _Maker, _: Sequence[int]) -> list[Case]:
+    spec, eps = m.spec, m.spec.rms_eps
+    x, norm = m.random(m.batch, spec.hidden), m.random(spec.hidden, mean=1.0, std=0.1)
+    gate, up = m.weight(spec.intermediate, spec.hidden), m.weight(spec.intermediate, spec.hidden)
+
+    def make() -> Instance:
+        g, u, out = gate.clone(), up.clone(), m.poisoned(m.batch, spec.intermediate)
+        workspace = pk.ops.swiglu_gemv_workspace(x, norm)
+
+        def by_torch() -> Tensor:
+            normed = F.rms_norm(x, (spec.hidden,), norm, eps)
+            return F.silu(F.linear(normed, g)) * F.linear(normed, u)
+
+        return Instance(lambda: pk.ops.swiglu_gemv(x, g, u, norm, eps, out=out, workspace=workspace), by_torch, out)
+
+    n_bytes = floors.swiglu_gemv(m.batch, spec.hidden, spec.intermediate, m.dtype.itemsize)
+    shape = f"{m.batch}x{spec.hidden} -> 2x{spec.intermediate}"
+    expected = lambda: pk.reference.swiglu_gemv(x, gate, up, norm, eps)  # noqa: E731
+    return [Case("swiglu_gemv", "norm+gate+up", shape, n_bytes, n_bytes, make, expected, m.dtype)]
+
+
+def _gqa_decode(m: _Maker, contexts: Sequence[int]) -> list[Case]:
+    spec = m.spec
+    cases = []
+    for ctx in contexts:
+
+        def case(ctx: int = ctx) -> Case:
+            q = m.random(m.batch, spec.n_heads, spec.head_dim)
+            k, v = (m.random(m.batch, spec.n_kv_heads, ctx, spec.head_dim) for _ in range(2))
+            kv_len = torch.full((m.batch,), ctx, dtype=torch.int32)
+
+            def make() -> Instance:
+                keys, values, out = k.clone(), v.clone(), m.poisoned(*q.shape)
+                workspace = pk.ops.gqa_decode_workspace(q, keys)
+                query = q.unsqueeze(2)
+                return Instance(
+                    lambda: pk.ops.gqa_decode(q, keys, values, kv_len, out=out, workspace=workspace),
+                    lambda: F.scaled_dot_product_attention(query, keys, values, enable_gqa=True),
+                    out,
+                )
+
+            n_bytes = floors.gqa_decode(m.batch, spec.n_heads, spec.n_kv_heads, spec.head_dim, ctx, m.dtype.itemsize)
+            shape = f"{spec.n_heads}/{spec.n_kv_heads} heads, {spec.head_dim}"
+            expected = lambda: pk.reference.gqa_decode(q, k, v, kv_len)  # noqa: E731
+            return Case("gqa_decode", f"ctx {ctx}", shape, n_bytes, n_bytes, make, expected, m.dtype)
+
+        cases.append(case())
+    return cases
+
+
+def _silu_mul(m: _Maker, _: Sequence[int]) -> list[Case]:
+    gate, up = (m.random(m.batch, m.spec.intermediate) for _ in range(2))
+
+    def make() -> Instance:
+        g, u, out = gate.clone(), up.clone(), m.poisoned(*gate.shape)
+        return Instance(lambda: pk.ops.silu_mul(g, u, out=out), lambda: F.silu(g) * u, out)
+
+    n_bytes = floors.silu_mul(m.batch, m.spec.intermediate, m.dtype.itemsize)
+    shape = f"{m.batch}x{m.spec.intermediate}"
+    return [Case("silu_mul", "", shape, n_bytes, 0, make, lambda: pk.reference.silu_mul(gate, up), m.dtype)]
+
+
+def _add(m: _Maker, _: Sequence[int]) -> list[Case]:
+    a, b = (m.random(m.batch, m.spec.hidden) for _ in range(2))
+
+    def make() -> Instance:
+        x, y, out = a.clone(), b.clone(), m.poisoned(*a.shape)
+        return Instance(lambda: pk.ops.add(x, y, out=out), lambda: x + y, out)
+
+    n_bytes = floors.add(a.numel(), m.dtype.itemsize)
+    shape = f"{m.batch}x{m.spec.hidden}"
+    return [Case("add", "", shape, n_bytes, 0, make, lambda: pk.reference.add(a, b), m.dtype)]
+
+
+def _embedding(m: _Maker, _: Sequence[int]) -> list[Case]:
+    spec = m.spec
+    table, token = m.random(spec.vocab, spec.hidden), torch.arange(m.batch) * (spec.vocab // m.batch)
+
+    def make() -> Instance:
+        out = m.poisoned(m.batch, spec.hidden)
+        return Instance(lambda: pk.ops.embedding(token, table, out=out), lambda: F.embedding(token, table), out)
+
+    n_bytes = floors.embedding(m.batch, spec.hidden, m.dtype.itemsize)
+    shape = f"{m.batch} of {spec.vocab}x{spec.hidden}"
+    expected = lambda: pk.reference.embedding(token, table)  # noqa: E731
+    return [Case("embedding", "", shape, n_bytes, 0, make, expected, m.dtype)]
+
+
+def _rope_cache(m: _Maker, ctx: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    spec = m.spec
+    k_cache, v_cache = (m.random(m.batch, spec.n_kv_heads, ctx, spec.head_dim) for _ in range(2))
+    position = torch.full((m.batch,), ctx - 1, dtype=torch.int32)
+    return k_cache, v_cache, pk.models.cos_sin_table(spec, ctx), position
+
+
+def _rope_kv_append(m: _Maker, contexts: Sequence[int]) -> list[Case]:
+    spec = m.spec
+    q = m.random(m.batch, spec.n_heads, spec.head_dim)
+    k, v = (m.random(m.batch, spec.n_kv_heads, spec.head_dim) for _ in range(2))
+    k_cache, v_cache, cos_sin, position = _rope_cache(m, contexts[0])
+    half = spec.head_dim // 2
+    last = contexts[0] - 1
+    angles = cos_sin[last].to(m.dtype)
+    cosine, sine = angles[:half].repeat(2), angles[half:].repeat(2)
+
+    def turn(x: Tensor) -> Tensor:
+        return x * cosine + torch.cat((-x[..., half:], x[..., :half]), dim=-1) * sine
+
+    def make() -> Instance:
+        keys, values, out = k_cache.clone(), v_cache.clone(), m.poisoned(*q.shape)
+
+        def by_torch() -> Tensor:
+            keys[:, :, last] = turn(k)
+            values[:, :, last] = v
+            return turn(q)
+
+        return Instance(lambda: pk.ops.rope_kv_append(q, k, v, cos_sin, position, keys, values, out=out), by_torch, out)
+
+    n_bytes = floors.rope_kv_append(m.batch, spec.n_heads, spec.n_kv_heads, spec.head_dim, m.dtype.itemsize)
+    shape = f"{spec.n_heads}/{spec.n_kv_heads} heads, {spec.head_dim}"
+    expected = lambda: pk.reference.rope_kv_append(q, k, v, cos_sin, position)[0]  # noqa: E731
+    return [Case("rope_kv_append", "", shape, n_bytes, 0, make, expected, m.dtype)]
+
+
+def _qkv_gemv(m: _Maker, contexts: Sequence[int]) -> list[Case]:
+    spec, eps = m.spec, m.spec.rms_eps
+    q_rows, kv_rows = spec.n_heads * spec.head_dim, spec.n_kv_heads * spec.head_dim
+    x, norm = m.random(m.batch, spec.hidden), m.random(spec.hidden, mean=1.0, std=0.1)
+    weights = [m.weight(rows, spec.hidden) for rows in (q_rows, kv_rows, kv_rows)]
+    biases = [m.random(rows) if spec.qkv_bias else None for rows in (q_rows, kv_rows, kv_rows)]
+    k_cache, v_cache, cos_sin, position = _rope_cache(m, contexts[0])
+
+    def make() -> Instance:
+        copies, out = [w.clone() for w in weights], m.poisoned(m.batch, spec.n_heads, spec.head_dim)
+        workspace = pk.ops.qkv_gemv_workspace(x)
+        call = lambda: pk.ops.qkv_gemv(  # noqa: E731
+            x, norm, eps, *copies, cos_sin, position, k_cache, v_cache, *biases, out=out, workspace=workspace
+        )
+        return Instance(call, None, out)
+
+    n_bytes = floors.qkv_gemv(
+        m.batch, spec.hidden, spec.n_heads, spec.n_kv_heads, spec.head_dim, m.dtype.itemsize, spec.qkv_bias
+    )
+    shape = f"{m.batch}x{spec.hidden} -> {q_rows}+2x{kv_rows}"
+    expected = lambda: pk.reference.qkv_gemv(  # noqa: E731
+        x, norm, eps, *weights, cos_sin, position, spec.head_dim, *biases
+    )[0]
+    return [Case("qkv_gemv", "norm+qkv+rope", shape, n_bytes, n_bytes, make, expected, m.dtype)]
+
+
+_MAKERS: dict[str, Callable[[_Maker, Sequence[int]], list[Case]]] = {
+    "rmsnorm": _rmsnorm,
+    "gemv": _gemv,
+    "rope_kv_append": _rope_kv_append,
+    "gqa_decode": _gqa_decode,
+    "silu_mul": _silu_mul,
+    "swiglu_gemv": _swiglu_gemv,
+    "qkv_gemv": _qkv_gemv,
+    "add": _add,
+    "embedding": _embedding,
+}
+
+OPS = tuple(_MAKERS)
+"""The ops that bench.op sweeps."""
+
+
+def cases(op: str, spec: ModelSpec, contexts: Sequence[int], batch: int, dtype: torch.dtype, seed: int) -> list[Case]:
+    """The cases of one op for one model. Attention has one a context; the others have one a shape."""
+    return _MAKERS[op](_Maker(spec, batch, dtype, seed), contexts)

@@ -1,0 +1,76 @@
+"""What this machine has, which backends run on it, why the others do not, and what to install.
+
+python -m bench.doctor
+"""
+
+import sys
+from datetime import UTC, datetime
+
+import pykernels as pk
+from bench.backends import MODES, registry
+from bench.core import cli, environment
+from bench.core.document import SCHEMA, Document
+
+
+def diagnose() -> Document:
+    """The document of kind `doctor`."""
+    device = cli.device("auto")
+    spec_gbs, source = environment.spec_bandwidth(device)
+    return {
+        "schema": SCHEMA,
+        "kind": "doctor",
+        "command": cli.command_line("bench.doctor"),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "environment": environment.collect(),
+        "isas": pk.runtime.isas_supported(),
+        "spec_gbs": spec_gbs,
+        "spec_source": source,
+        "backends": [
+            {
+                "name": name,
+                "description": backend.description,
+                "reason": backend.availability(device),
+                "modes": [mode for mode in MODES if not backend.mode_reason(mode, device)],
+                "install_hint": backend.install_hint,
+            }
+            for name, backend in registry().items()
+        ],
+    }
+
+
+def _print(document: Document) -> None:
+    machine, kernels = document["environment"], document["environment"]["pykernels"]
+    cpu, gpu, torch = machine["cpu"], machine["gpu"], machine["torch"]
+    caches = ", ".join(
+        f"{name} {cpu[key] / 2**20:g} MiB" for name, key in (("L2", "l2_bytes"), ("L3", "l3_bytes")) if cpu[key]
+    )
+    spec = f"{document['spec_gbs']:g} GB/s" if document["spec_gbs"] else "unknown, give --spec-gbs"
+    cuda = "with CUDA kernels" if kernels["cuda"] else "CPU only: no CUDA kernels in this build"
+    nvtx = "in C++ and Python" if kernels["nvtx"] else "in Python only: no nvtx3 headers when it was built"
+    print(f"cpu       {cpu['model']}, {cpu['cpus_usable']} usable, {caches}, {cpu['memory_bytes'] / 2**30:.0f} GiB")
+    print(f"          flags {' '.join(cpu['flags'])}; kernels run {kernels['isa']} of {', '.join(document['isas'])}")
+    print(f"memory    spec {spec} ({document['spec_source']})")
+    print(f"gpu       {gpu['name'] + ', driver ' + gpu['driver'] if gpu else 'none that NVML sees'}")
+    print(f"pykernels {kernels['version']}, {cuda}; {kernels['threads']} threads; {kernels['compiler']}")
+    print(f"nvtx      ranges {nvtx}")
+    print(f"torch     {torch['version']}, cuda {torch['cuda'] or 'none'}, {torch['threads']} threads")
+    print()
+    for backend in document["backends"]:
+        state = f"no: {backend['reason']}" if backend["reason"] else "yes: modes " + ", ".join(backend["modes"])
+        print(f"{backend['name']:<15} {backend['description']}")
+        print(f"{'':<15} {state}")
+        if backend["reason"] and backend["install_hint"]:
+            print(f"{'':<15} install: {backend['install_hint']}")
+
+
+def command(json: cli.JsonFlag = "") -> int:
+    """What this machine has, what runs on it, and why the rest does not."""
+    outputs = cli.Outputs(json, "", "")
+    document = diagnose()
+    _print(document)
+    outputs.write(document)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run("bench.doctor", command))
