@@ -24,7 +24,6 @@ from bench.core.progress import progress
 from pykernels.layer import available_bytes
 from pykernels.models import ModelSpec
 
-
 # Beyond this the copies' own bookkeeping would be what is measured.
 _MAX_COPIES = 512
 
