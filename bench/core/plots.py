@@ -18,8 +18,9 @@ from bench.core.tables import PART_COLOURS, microseconds, percent  # noqa: E402
 _SMALL = 0.05
 
 
-def _waterfall(axes: Axes, parts: list[dict[str, Any]], total: float, enlarged: bool) -> None:
-    """Bars that hang from where the one above ended. Enlarged, every bar starts at zero: only sizes matter."""
+def _waterfall(axes: Axes, parts: list[dict[str, Any]], total: float, span: float, enlarged: bool) -> None:
+    """Bars that hang from where the one above ended, on an axis of length `span`. Enlarged, every bar starts at zero:
+    only sizes matter."""
     top = 0.0 if enlarged else total
     for row, part in enumerate(parts):
         left = 0.0 if enlarged else top - part["us"]
@@ -33,12 +34,14 @@ def _waterfall(axes: Axes, parts: list[dict[str, Any]], total: float, enlarged: 
         label = f"{microseconds(part['us'])} us  {percent(part['us'] / total)}" + ("  hidden" if part["hidden"] else "")
         farthest = max(left + max(part["us"], 0), *ends)
         nearest = min(left, *ends)
-        span = max(abs(p["high"]) for p in parts) if enlarged else total
-        fits_right = farthest < 0.72 * span or enlarged
+        anchor, shift, side = farthest, 5, "left"
+        if not enlarged and farthest > 0.72 * span:
+            # No room on the right: left of the bar, or inside one that reaches too far left as well.
+            outside = nearest > 0.28 * span
+            anchor, shift, side = (nearest, -5, "right") if outside else (left + part["us"] / 2, 0, "center")
         axes.annotate(
-            label, (farthest if fits_right else nearest, row), xytext=(5 if fits_right else -5, 0),
-            textcoords="offset points", va="center", ha="left" if fits_right else "right", fontsize=8,
-        )  # fmt: skip
+            label, (anchor, row), xytext=(shift, 0), textcoords="offset points", va="center", ha=side, fontsize=8
+        )
         top -= part["us"]
     axes.set_yticks(range(len(parts)), [part["part"] for part in parts])
     axes.set_ylim(len(parts) - 0.4, -0.6)
@@ -62,12 +65,12 @@ def write_waterfall(path: Path, document: Document) -> None:
     widest = max(sum(part["us"] for part in parts) for parts in ladders.values())
     for (whole, detail), (name, parts) in zip(grid, ladders.items(), strict=True):
         total = sum(part["us"] for part in parts)
-        _waterfall(whole, parts, total, enlarged=False)
+        _waterfall(whole, parts, total, widest, enlarged=False)
         whole.set_xlim(0, 1.02 * widest)
         whole.set_title(f"{name}: {microseconds(total)} us a step", fontsize=9, loc="left", fontweight="bold")
-        small = [part for part in parts if abs(part["us"]) < _SMALL * total]
+        small = [part for part in parts if abs(part["us"]) < _SMALL * total and part["part"] != "floor"]
         if small:
-            _waterfall(detail, small, total, enlarged=True)
+            _waterfall(detail, small, total, total, enlarged=True)
             reach = max(max(abs(part["low"]), abs(part["high"])) for part in small)
             detail.axvline(0, color="0.4", linewidth=0.8)
             detail.set_xlim(-1.15 * reach if any(part["low"] < 0 for part in small) else 0, 2.6 * reach)
