@@ -44,7 +44,7 @@ class Settings:
     warmup: int
     steps: int
     seed: int
-    spec_gbs: float
+    spec_bandwidth: tuple[float | None, str]
     weights: str
     layer: int
 
@@ -181,9 +181,7 @@ def run(settings: Settings) -> Document:
         finished = measure.alternate([*ceiling.arms, *arms], settings.warmup, settings.steps, advance)
     if not ceiling.read.samples_us:
         raise KeyboardInterrupt
-    spec_gbs, source = environment.spec_bandwidth(settings.device)
-    if settings.spec_gbs:
-        spec_gbs, source = settings.spec_gbs, "--spec-gbs"
+    spec_gbs, source = settings.spec_bandwidth
     bandwidths = ceiling.document(spec_gbs, source)
     if finished:
         measure.measure_host(arms, settings.warmup, settings.steps)
@@ -286,11 +284,11 @@ def command(
         batch=cli.number("--batch", batch, 1, 8),
         dtype=cli.choice("--dtype", dtype, list(cli.DTYPES)),
         device=cli.device(device),
+        spec_bandwidth=cli.spec_bandwidth(spec_gbs, cli.device(device)),
         l2=cli.choice("--l2", l2, ("cold", "warm")),
         warmup=cli.number("--warmup", warmup, 0, 10_000),
         steps=cli.number("--steps", steps, 2, 100_000),
         seed=cli.number("--seed", seed, 0, 2**31 - 1),
-        spec_gbs=cli.positive("--spec-gbs", spec_gbs),
         weights=weights,
         layer=layer,
     )

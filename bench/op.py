@@ -99,18 +99,18 @@ def make_arms(case: Case, modes: list[str], l2: str) -> list[Arm]:
     return arms
 
 
-def measure_case(case: Case, modes: list[str], l2: str, warmup: int, steps: int, ceiling: Ceiling) -> list[Document]:
+def measure_case(
+    case: Case, modes: list[str], l2: str, warmup: int, steps: int, ceiling: Ceiling, spec_gbs: float | None
+) -> list[Document]:
     """Gate and measure one case. Returns its entries of the key `ops`."""
     arms = make_arms(case, modes, l2)
     measure.gate(arms)
     for arm in ceiling.arms:
         arm.samples_us = []
-    # A few microseconds are timed many at once; the rounds stay what they are.
     finished = measure.alternate([*ceiling.arms, *arms], warmup, steps)
     if not finished:
         raise KeyboardInterrupt
     read_gbs, copy_gbs = float(np.median(ceiling.read_gbs())), float(np.median(ceiling.copy_gbs()))
-    spec_gbs, _ = environment.spec_bandwidth(torch.device("cpu"))
     bandwidths = {"spec_gbs": spec_gbs, "read_gbs": read_gbs, "copy_gbs": copy_gbs}
     reference = next((a for a in arms if (a.backend, a.mode, a.status) == ("torch", "eager", "ok")), None)
     entries = []
@@ -159,9 +159,15 @@ def aa_check(case: Case, mode: str, l2: str, warmup: int, steps: int, repeats: i
 
 
 def _document(
-    op: str, entries: list[Document], interrupted: bool, ceiling: Ceiling, l2: str, **extra: object
+    op: str,
+    entries: list[Document],
+    interrupted: bool,
+    ceiling: Ceiling,
+    spec: tuple[float | None, str],
+    l2: str,
+    **extra: object,
 ) -> Document:
-    spec_gbs, source = environment.spec_bandwidth(torch.device("cpu"))
+    spec_gbs, source = spec
     measured = ceiling.document(spec_gbs, source) if ceiling.read.samples_us else {}
     return {
         "schema": SCHEMA, "kind": "op", "title": f"op {op}", "command": cli.command_line("bench.op"),
@@ -195,6 +201,7 @@ def command(
     duration_us: Annotated[str, typer.Option("--duration-us", help="of --op=spin; comma-separated")] = "10,100,1000",
     aa: Annotated[int, typer.Option("--aa", help="A/A control: the same arm twice, this many times over")] = 0,
     threads: cli.ThreadsFlag = 0,
+    spec_gbs: cli.SpecFlag = 0.0,
     seed: cli.SeedFlag = 0,
     json: cli.JsonFlag = "",
     csv: cli.CsvFlag = "",
@@ -204,15 +211,16 @@ def command(
     outputs = cli.Outputs(json, csv, md)
     cli.choice("--op", op, (*OPS, *_CONTROLS))
     modes = cli.choices("--mode", mode, _NATIVE_MODES)
-    specs = _specs(model, config)
-    contexts = [int(value) for value in cli.numbers("--ctx", ctx, 1, min(spec.max_position for spec in specs))]
+    models = _specs(model, config)
+    contexts = cli.numbers("--ctx", ctx, 1, min(spec.max_position for spec in models), int)
     cli.number("--batch", batch, 1, 8)
     torch_dtype = cli.DTYPES[cli.choice("--dtype", dtype, list(cli.DTYPES))]
     cli.choice("--l2", l2, ("cold", "warm"))
     cli.number("--warmup", warmup, 0, 10_000)
     cli.number("--steps", steps, 2, 100_000)
     cli.number("--aa", aa, 0, 1000)
-    durations = cli.numbers("--duration-us", duration_us, 0.1, 1e6)
+    durations = cli.numbers("--duration-us", duration_us, 0.1, 1e6, float)
+    spec = cli.spec_bandwidth(spec_gbs, torch.device("cpu"))
     cli.set_threads(threads)
 
     ceiling = Ceiling()
@@ -225,8 +233,8 @@ def command(
         # Two models with the same shapes are one case.
         swept = {
             (case.label, case.shape): case
-            for spec in specs
-            for case in cases(op, spec, contexts, batch, torch_dtype, seed)
+            for model_spec in models
+            for case in cases(op, model_spec, contexts, batch, torch_dtype, seed)
         }
         if aa:
             case = next(iter(swept.values()))
@@ -239,11 +247,11 @@ def command(
         with progress(f"measuring {op}", len(swept)) as advance:
             try:
                 for case in swept.values():
-                    entries += measure_case(case, modes, l2, warmup, steps, ceiling)
+                    entries += measure_case(case, modes, l2, warmup, steps, ceiling, spec[0])
                     advance()
             except KeyboardInterrupt:
                 interrupted = True
-    document = _document(op, entries, interrupted, ceiling, l2, **extra)
+    document = _document(op, entries, interrupted, ceiling, spec, l2, **extra)
     tables.print_document(document, Console())
     outputs.write(document)
     if interrupted:

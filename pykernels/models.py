@@ -162,7 +162,7 @@ def from_config(path: str | Path) -> ModelSpec:
 
     Raises ValueError, one line naming the file, the field, what is allowed and what it got.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if path.is_dir():
         path = path / "config.json"
     config = _Config(path)

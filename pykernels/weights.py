@@ -92,7 +92,7 @@ class LayerWeights:
         Tensors are taken as they are: a checkpoint of another dtype than `dtype` is refused, not converted.
         Raises ValueError, one line naming the file or tensor, what was expected and what was found.
         """
-        folder = Path(folder)
+        folder = Path(folder).expanduser()
         if not 0 <= layer < spec.n_layers:
             raise ValueError(f"layer must be in 0..{spec.n_layers - 1} ({spec.name}), got {layer}")
         files = _tensor_files(folder)

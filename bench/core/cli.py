@@ -14,7 +14,7 @@ import torch
 import typer
 
 import pykernels as pk
-from bench.core import document
+from bench.core import document, environment
 from bench.core.errors import UsageError, flag_error
 from pykernels.models import ModelSpec
 
@@ -24,6 +24,7 @@ FUSIONS = ("none", "block")
 INTERRUPTED = 130
 
 Result = TypeVar("Result")
+Number = TypeVar("Number", int, float)
 
 BackendFlag = Annotated[str, typer.Option("--backend", help="comma-separated; all: everything that runs here")]
 ModeFlag = Annotated[str, typer.Option("--mode", help="comma-separated; all")]
@@ -68,21 +69,21 @@ def number(flag: str, value: int, low: int, high: int) -> int:
     return value
 
 
-def positive(flag: str, value: float) -> float:
-    """A flag that takes a positive number, or 0 for its default."""
-    if not 0 <= value < float("inf"):
-        raise flag_error(flag, value, "a positive number, or 0 for the table's")
-    return value
+def spec_bandwidth(given_gbs: float, device: torch.device) -> tuple[float | None, str]:
+    """--spec-gbs or, where that is 0, the table's figure for the device: GB/s, and where it comes from."""
+    if not 0 <= given_gbs < float("inf"):
+        raise flag_error("--spec-gbs", given_gbs, "a positive number, or 0 for the table's")
+    return (given_gbs, "--spec-gbs") if given_gbs else environment.spec_bandwidth(device)
 
 
-def numbers(flag: str, text: str, low: float, high: float) -> list[float]:
-    """A comma-separated flag of numbers in low..high."""
+def numbers(flag: str, text: str, low: float, high: float, kind: type[Number]) -> list[Number]:
+    """A comma-separated flag of numbers in low..high; `kind` is int or float."""
     values = []
     for part in text.split(","):
         try:
-            values.append(float(part))
+            values.append(kind(part))
         except ValueError:
-            raise flag_error(flag, part, "a number") from None
+            raise flag_error(flag, part, "an integer" if kind is int else "a number") from None
         if not low <= values[-1] <= high:
             raise flag_error(flag, part, f"in {low:g}..{high:g}")
     return values
@@ -127,7 +128,7 @@ class Outputs:
 
     def __init__(self, json: str, csv: str, md: str, plot: str = "") -> None:
         paths = {"--json": json, "--csv": csv, "--md": md, "--plot": plot}
-        self.paths = {flag: Path(path) for flag, path in paths.items() if path}
+        self.paths = {flag: Path(path).expanduser() for flag, path in paths.items() if path}
         for flag, path in self.paths.items():
             document.check_writable(path, flag)
         if plot and Path(plot).suffix not in (".png", ".svg", ".pdf"):

@@ -79,7 +79,7 @@ def layer_ops(spec: ModelSpec, fusion: str, batch: int, kv_len: int, dtype: torc
     def mat_vec(n_in: int, n_out: int, **extra: bool) -> tuple[str, int]:
         return f"{b}x{n_in} -> {n_out}", gemv(b, n_in, n_out, e, **extra)
 
-    attention = f"{heads}/{kv_heads} heads, {dim}, kv {kv_len}", gqa_decode(b, heads, kv_heads, dim, kv_len, e)
+    attention = f"{heads}/{kv_heads}x{dim}, kv {kv_len}", gqa_decode(b, heads, kv_heads, dim, kv_len, e)
     norm = f"{b}x{hidden}", rmsnorm(b, hidden, e)
     residual = f"{b}x{hidden}", add(b * hidden, e)
     by_label: dict[str, tuple[str, int]] = {
@@ -87,7 +87,7 @@ def layer_ops(spec: ModelSpec, fusion: str, batch: int, kv_len: int, dtype: torc
         "q": mat_vec(hidden, q_rows, bias=spec.qkv_bias),
         "k": mat_vec(hidden, kv_rows, bias=spec.qkv_bias),
         "v": mat_vec(hidden, kv_rows, bias=spec.qkv_bias),
-        "rope": (f"{heads}/{kv_heads} heads, {dim}", rope_kv_append(b, heads, kv_heads, dim, e)),
+        "rope": (f"{heads}/{kv_heads}x{dim}", rope_kv_append(b, heads, kv_heads, dim, e)),
         "attention": attention,
         "o": mat_vec(q_rows, hidden),
         "attention_residual": residual,

@@ -144,9 +144,9 @@ def _gqa_decode(m: _Maker, contexts: Sequence[int]) -> list[Case]:
                 )
 
             n_bytes = floors.gqa_decode(m.batch, spec.n_heads, spec.n_kv_heads, spec.head_dim, ctx, m.dtype.itemsize)
-            shape = f"{spec.n_heads}/{spec.n_kv_heads} heads, {spec.head_dim}"
+            shape = f"{spec.n_heads}/{spec.n_kv_heads}x{spec.head_dim}, kv {ctx}"
             expected = lambda: pk.reference.gqa_decode(q, k, v, kv_len)  # noqa: E731
-            return Case("gqa_decode", f"ctx {ctx}", shape, n_bytes, n_bytes, make, expected, m.dtype)
+            return Case("gqa_decode", "attention", shape, n_bytes, n_bytes, make, expected, m.dtype)
 
         cases.append(case())
     return cases
@@ -221,7 +221,7 @@ def _rope_kv_append(m: _Maker, contexts: Sequence[int]) -> list[Case]:
         return Instance(lambda: pk.ops.rope_kv_append(q, k, v, cos_sin, position, keys, values, out=out), by_torch, out)
 
     n_bytes = floors.rope_kv_append(m.batch, spec.n_heads, spec.n_kv_heads, spec.head_dim, m.dtype.itemsize)
-    shape = f"{spec.n_heads}/{spec.n_kv_heads} heads, {spec.head_dim}"
+    shape = f"{spec.n_heads}/{spec.n_kv_heads}x{spec.head_dim}"
     expected = lambda: pk.reference.rope_kv_append(q, k, v, cos_sin, position)[0]  # noqa: E731
     return [Case("rope_kv_append", "", shape, n_bytes, 0, make, expected, m.dtype)]
 

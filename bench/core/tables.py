@@ -67,9 +67,12 @@ def heading(document: Document) -> list[str]:
         f"{document['title']}, batch {document['batch']}, {document['dtype']}, {document['l2_words']}",
         f"{document['device']}: {device}, {kernels['threads']} threads, {kernels['isa']}; "
         f"torch {environment['torch']['version']}; {document['created']}",
-        f"bandwidth: read {_gbs(ceiling['read_gbs'])} and copy {_gbs(ceiling['copy_gbs'])} measured, "
-        f"spec {_gbs(ceiling['spec_gbs'])} ({ceiling['spec_source']})",
     ]
+    if ceiling["read_gbs"]:
+        lines.append(
+            f"bandwidth: read {_gbs(ceiling['read_gbs'])} and copy {_gbs(ceiling['copy_gbs'])} measured, "
+            f"spec {_gbs(ceiling['spec_gbs'])} ({ceiling['spec_source']})"
+        )
     if nulls := document.get("null"):
         lines.append("null op, us: " + ", ".join(f"{row['mode']} {microseconds(row['us']['p50'])}" for row in nulls))
     if spins := document.get("spin"):
@@ -171,40 +174,43 @@ def ladder_rows(parts: Sequence[dict[str, Any]], width: int) -> list[tuple[str, 
 
 def _table(title: str, grid: Grid, width: int) -> Table:
     columns, rows = grid
-    # Only descriptions may wrap.
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.padding = (0, 1 if width >= 140 else 0)
+    table.padding = (0, 1 if _width(grid) + 2 * len(columns) <= width else 0)
     for name, right in columns:
-        table.add_column(
-            name, justify="right" if right else "left", no_wrap=name not in ("what", "shape"), overflow="fold"
-        )
+        table.add_column(name, justify="right" if right else "left", no_wrap=True, overflow="fold")
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
     return table
 
 
-def _without(grid: Grid, *headings: str) -> Grid:
-    """The grid less some columns, for a narrow terminal."""
+def _width(grid: Grid) -> int:
+    """Columns of the terminal that the grid takes without padding: a separator each, and the box's edges."""
     columns, rows = grid
-    kept = [i for i, (name, _) in enumerate(columns) if name not in headings]
-    return [columns[i] for i in kept], [[row[i] for i in kept] for row in rows]
+    return 1 + sum(1 + max(len(name), *(len(row[i]) for row in rows)) for i, (name, _) in enumerate(columns))
+
+
+def _fit(grid: Grid, width: int, expendable: Sequence[str]) -> Grid:
+    """The grid less as many of the `expendable` columns, in this order, as a terminal of `width` asks for."""
+    for heading_ in expendable:
+        if _width(grid) <= width:
+            break
+        columns, rows = grid
+        kept = [i for i, (name, _) in enumerate(columns) if name != heading_]
+        grid = [columns[i] for i in kept], [[row[i] for i in kept] for row in rows]
+    return grid
 
 
 def print_document(document: Document, console: Console) -> None:
     """Everything a run has to say, for a terminal or a pipe of any width from 80 columns."""
-    narrow = console.width < 125
     for line in heading(document):
         console.print(Text(line), soft_wrap=False)
     console.print()
     if document["ops"]:
-        grid = op_grid(document)
-        if narrow:
-            grid = _without(grid, "p20 - p80", "floor us", "op" if document["kind"] == "layer" else "what")
+        known = "op" if document["kind"] == "op" else "what"  # the other one tells the rows apart
+        grid = _fit(op_grid(document), console.width, ["p20 - p80", "floor us", known, "bytes", "GB/s", "what"])
         console.print(_table("Ops, each timed alone", grid, console.width))
     if any(arm["status"] != "unsupported" for arm in document.get("arms", [])):
-        grid = arm_grid(document)
-        if narrow:
-            grid = _without(grid, "p20 - p80", "launches", "error")
+        grid = _fit(arm_grid(document), console.width, ["p20 - p80", "launches", "error", "GB/s"])
         console.print(_table("Arms, alternated", grid, console.width))
     for line in refusals(document):
         console.print(Text(line))

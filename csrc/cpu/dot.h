@@ -33,7 +33,7 @@ inline void dot_row(const T* weight, const T* x, int64_t k, float* sums) {
 #pragma GCC unroll 4
             for (int c = 0; c < chains; ++c) {
                 const T* w = weight + i + c * step;
-                prefetch(reinterpret_cast<const char*>(w) + prefetch_bytes);
+                prefetch_once(reinterpret_cast<const char*>(w) + prefetch_bytes);
                 const auto wv = reinterpret_cast<__m512bh>(_mm512_loadu_si512(w));
 #pragma GCC unroll 8
                 for (int b = 0; b < batch; ++b) {
@@ -46,7 +46,7 @@ inline void dot_row(const T* weight, const T* x, int64_t k, float* sums) {
 #endif
     for (; i + lanes * chains <= k; i += lanes * chains) {
         for (size_t line = 0; line < lanes * chains * sizeof(T); line += 64) {
-            prefetch(reinterpret_cast<const char*>(weight + i) + prefetch_bytes + line);
+            prefetch_once(reinterpret_cast<const char*>(weight + i) + prefetch_bytes + line);
         }
 #pragma GCC unroll 4
         for (int c = 0; c < chains; ++c) {

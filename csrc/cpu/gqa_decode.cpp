@@ -45,7 +45,7 @@ void score_block(const Chunk<T>& c, const float* q, int64_t first, int64_t count
 #if defined(__AVX512BF16__)
         if constexpr (sizeof(T) == 2 && !__is_same(T, Fp16)) {
             for (; d + 32 <= dim; d += 32) {
-                prefetch(reinterpret_cast<const char*>(k + d) + 4096);
+                prefetch_once(reinterpret_cast<const char*>(k + d) + 4096);
                 const auto kv = reinterpret_cast<__m512bh>(_mm512_loadu_si512(k + d));
 #pragma GCC unroll 8
                 for (int h = 0; h < heads; ++h) {
@@ -56,7 +56,7 @@ void score_block(const Chunk<T>& c, const float* q, int64_t first, int64_t count
         }
 #endif
         for (; d + lanes <= dim; d += lanes) {
-            prefetch(reinterpret_cast<const char*>(k + d) + 4096);
+            prefetch_once(reinterpret_cast<const char*>(k + d) + 4096);
             const F32 kv = load(k + d);
 #pragma GCC unroll 8
             for (int h = 0; h < heads; ++h) acc[h] = kv * load(q + h * dim + d) + acc[h];
@@ -104,7 +104,7 @@ void value_slice(const Chunk<T>& c, int64_t first, int64_t count, int64_t d, con
     }
     for (int64_t j = 0; j < count; ++j) {
         const T* v = c.v + (first + j) * c.head_dim + d;
-        prefetch(reinterpret_cast<const char*>(v) + 4096);
+        prefetch_once(reinterpret_cast<const char*>(v) + 4096);
         F32 values[vectors];
         for (int i = 0; i < vectors; ++i) values[i] = load(v + i * lanes);
 #pragma GCC unroll 8
