@@ -163,7 +163,7 @@ def make_ladders(arms: list[Arm], ceiling: Ceiling, settings: Settings, spec_gbs
 
 
 def run(settings: Settings) -> Document:
-    """Measure. Ctrl-C while arms are measured ends it early: the document says so and keeps what was finished."""
+    """Measure. Ctrl-C after the first round ends it early: the document says so and keeps what was finished."""
     spec, dtype = settings.spec, settings.torch_dtype
     machine = environment.collect()
     layers = cli.usage(lambda: make_layers(settings))
@@ -183,15 +183,23 @@ def run(settings: Settings) -> Document:
         raise KeyboardInterrupt
     spec_gbs, source = settings.spec_bandwidth
     bandwidths = ceiling.document(spec_gbs, source)
+    nulls: list[Document] = []
+    spins: list[Document] = []
+    ops: list[Document] = []
     if finished:
-        measure.measure_host(arms, settings.warmup, settings.steps)
+        try:
+            measure.measure_host(arms, settings.warmup, settings.steps)
+            nulls, spins = controls.null_op(settings.steps), controls.spin()
+            if "native" in settings.backends:
+                ops = time_ops(layers, settings, bandwidths)
+        except KeyboardInterrupt:
+            finished = False
     sdpa = next(
         (np.array(a.samples_us) for a in arms if (a.backend, a.mode, a.status) == ("sdpa", "eager", "ok")), None
     )
     layer_bytes = spec.layer_weight_elements * dtype.itemsize
     cache_mb = environment.last_level_cache_bytes() / 1e6
     rotation = "1 copy" if len(layers) == 1 else f"{len(layers)} copies in rotation"
-    native_ops = finished and "native" in settings.backends
     return {
         "schema": SCHEMA,
         "kind": "layer",
@@ -221,9 +229,9 @@ def run(settings: Settings) -> Document:
                 "bytes_per_token_kv": spec.kv_bytes(1, 1, dtype),
             },
         },
-        "null": controls.null_op(settings.steps) if finished else [],
-        "spin": controls.spin() if finished else [],
-        "ops": time_ops(layers, settings, bandwidths) if native_ops else [],
+        "null": nulls,
+        "spin": spins,
+        "ops": ops,
         "arms": [arm_document(arm, settings, bandwidths, sdpa) for arm in arms],
         **make_ladders(arms, ceiling, settings, spec_gbs),
     }  # fmt: skip

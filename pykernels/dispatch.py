@@ -123,6 +123,11 @@ def timed_loop(tapes: Sequence[Tape], warmup: int, steps: int, repeats: int = 1)
 
     Returns float64 [steps], microseconds a run.
     """
+    if not tapes:
+        raise ValueError("tapes must hold at least one tape, got none")
+    for name, value, low in (("warmup", warmup, 0), ("steps", steps, 1), ("repeats", repeats, 1)):
+        if value < low:
+            raise ValueError(f"{name} must be at least {low}, got {value}")
     samples_us = torch.zeros(steps, dtype=torch.float64)
     with torch.inference_mode():
         _ops.tape_timed_loop([tape._id for tape in tapes], warmup, repeats, samples_us)

@@ -112,7 +112,7 @@ class _Config:
             raise ValueError(f"config {path}: there is no such file") from None
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"config {path}: cannot be read: {error}") from None
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # JSONDecodeError, and numbers or nesting past Python's limits
             raise ValueError(f"config {path}: is not JSON: {error}") from None
         if not isinstance(self.fields, dict):
             raise ValueError(f"config {path}: must be a JSON object, got {type(self.fields).__name__}")
@@ -120,8 +120,8 @@ class _Config:
     def fail(self, field: str, allowed: str, value: object) -> ValueError:
         return ValueError(f"config {self.path}: {field} must be {allowed}, got {value!r}")
 
-    def size(self, field: str, default: int | None = None) -> int:
-        value = self.fields.get(field)
+    def size(self, field: str, default: int | None = None, source: dict[str, Any] | None = None) -> int:
+        value = (self.fields if source is None else source).get(field)
         value = default if value is None else value
         if type(value) is not int or value < 1:
             raise self.fail(field, "a positive integer", value)
@@ -130,9 +130,16 @@ class _Config:
     def number(self, source: dict[str, Any], field: str, default: float | None = None) -> float:
         value = source.get(field)
         value = default if value is None else value
-        if type(value) not in (int, float) or not math.isfinite(value) or value <= 0:
+        # Above float32's largest number an integer may be too large for a float at all.
+        if type(value) not in (int, float) or not 0 < value < 3e38:
             raise self.fail(field, "a positive number", value)
         return float(value)
+
+    def flag(self, field: str) -> bool:
+        value = self.fields.get(field)
+        if value not in (None, True, False):
+            raise self.fail(field, "true or false", value)
+        return bool(value)
 
 
 # What config.json leaves unsaid and the model type decides: whether q, k and v carry a bias.
@@ -144,12 +151,12 @@ def _rope_scaling(config: _Config, rope: dict[str, Any]) -> Llama3RopeScaling | 
     if kind == "default":
         return None
     if kind != "llama3":
-        raise config.fail("rope_scaling's rope_type", "absent, 'default' or 'llama3'", kind)
+        raise config.fail("rope_type", "absent, 'default' or 'llama3'", kind)
+    low, high = config.number(rope, "low_freq_factor"), config.number(rope, "high_freq_factor")
+    if high <= low:
+        raise config.fail("high_freq_factor", f"above low_freq_factor ({low:g})", high)
     return Llama3RopeScaling(
-        config.number(rope, "factor"),
-        config.number(rope, "low_freq_factor"),
-        config.number(rope, "high_freq_factor"),
-        int(config.number(rope, "original_max_position_embeddings")),
+        config.number(rope, "factor"), low, high, config.size("original_max_position_embeddings", source=rope)
     )
 
 
@@ -168,7 +175,7 @@ def from_config(path: str | Path) -> ModelSpec:
     config = _Config(path)
     fields = config.fields
     model_type = fields.get("model_type")
-    if model_type not in _QKV_BIAS:
+    if not isinstance(model_type, str) or model_type not in _QKV_BIAS:
         raise config.fail("model_type", "one of " + ", ".join(_QKV_BIAS), model_type)
     activation = fields.get("hidden_act", "silu")
     if activation != "silu":
@@ -186,12 +193,15 @@ def from_config(path: str | Path) -> ModelSpec:
     if head_dim % 8 or head_dim > 256:
         raise config.fail("head_dim", "a multiple of 8 up to 256", head_dim)
     max_position = config.size("max_position_embeddings", 32768)
-    window = fields.get("sliding_window") if fields.get("use_sliding_window", True) else None
+    window = None
+    if fields.get("sliding_window") is not None and fields.get("use_sliding_window", True):
+        window = config.size("sliding_window")
     if window is not None and window < max_position:
         raise config.fail("sliding_window", f"absent or at least max_position_embeddings ({max_position})", window)
-    rope = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
+    rope_field = "rope_parameters" if fields.get("rope_parameters") else "rope_scaling"
+    rope = fields.get(rope_field) or {}
     if not isinstance(rope, dict):
-        raise config.fail("rope_parameters", "an object", rope)
+        raise config.fail(rope_field, "an object", rope)
     theta_source = rope if "rope_theta" in rope else fields
     return ModelSpec(
         name=str(fields.get("_name_or_path") or path.resolve().parent.name or model_type),
@@ -205,7 +215,7 @@ def from_config(path: str | Path) -> ModelSpec:
         rope_theta=config.number(theta_source, "rope_theta", 10000.0),
         rms_eps=config.number(fields, "rms_norm_eps", 1e-6),
         qkv_bias=_QKV_BIAS[model_type],
-        tied_embeddings=bool(fields.get("tie_word_embeddings", False)),
+        tied_embeddings=config.flag("tie_word_embeddings"),
         max_position=max_position,
         rope_scaling=_rope_scaling(config, rope),
     )

@@ -4,7 +4,7 @@ Shared by all of them:
 
 * dtypes float32, bfloat16 and float16, one for all float tensors of a call; ``kv_len`` and ``position`` are
   int32, ``token`` int64, ``cos_sin`` float32; sums are taken in float32;
-* tensors are contiguous and on one device; batch is 1 to 8;
+* tensors are contiguous and on one device; batch is 1 to 8 (:func:`add` takes any shape);
 * ``out`` is written and returned; a new tensor where none is given. It may share no memory with an input;
 * ``workspace`` is scratch memory (uint8, see the ``*_workspace`` functions); allocated where none is given;
 * a bad argument raises ValueError with one line that names the op, the argument, what is allowed and what
@@ -37,6 +37,11 @@ _ceiling_read = _ops.ceiling_read.default
 _ceiling_copy = _ops.ceiling_copy.default
 
 
+def _size(tensor: Tensor, dim: int) -> int:
+    """0 where there is no such dimension: `out` must be made before the op checks the rank of what it is made from."""
+    return tensor.shape[dim] if tensor.dim() > dim else 0
+
+
 def rmsnorm(x: Tensor, weight: Tensor, eps: float, out: Tensor | None = None) -> Tensor:
     """``x / sqrt(mean(x^2) + eps) * weight`` over the last dimension (Zhang and Sennrich, 2019).
 
@@ -61,7 +66,7 @@ def gemv(
     residual: [batch, out_features]. Returns [batch, out_features].
     """
     if out is None:
-        out = x.new_empty(x.shape[0], weight.shape[0])
+        out = x.new_empty(_size(x, 0), _size(weight, 0))
     _gemv(x, weight, bias, residual, out)
     return out
 
@@ -112,7 +117,7 @@ def gqa_decode(
     if out is None:
         out = torch.empty_like(q)
     if scale is None:
-        scale = 1.0 / math.sqrt(q.shape[-1])
+        scale = 1.0 / math.sqrt(_size(q, 2) or 1)
     _gqa_decode(q, k_cache, v_cache, kv_len, scale, out, workspace)
     return out
 
@@ -142,7 +147,7 @@ def swiglu_gemv(
     Returns [batch, out_features].
     """
     if out is None:
-        out = x.new_empty(x.shape[0], gate_weight.shape[0])
+        out = x.new_empty(_size(x, 0), _size(gate_weight, 0))
     _swiglu_gemv(x, gate_weight, up_weight, norm_weight, eps, out, workspace)
     return out
 
@@ -172,8 +177,8 @@ def qkv_gemv(
     [batch, n_heads, head_dim].
     """
     if out is None:
-        head_dim = k_cache.shape[-1]
-        out = x.new_empty(x.shape[0], q_weight.shape[0] // head_dim, head_dim)
+        head_dim = _size(k_cache, 3)
+        out = x.new_empty(_size(x, 0), _size(q_weight, 0) // (head_dim or 1), head_dim)
     _qkv_gemv(
         x, norm_weight, eps, q_weight, k_weight, v_weight, q_bias, k_bias, v_bias, cos_sin, position,
         k_cache, v_cache, out, workspace,
@@ -192,7 +197,7 @@ def add(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
 def embedding(token: Tensor, table: Tensor, out: Tensor | None = None) -> Tensor:
     """Rows ``token`` of ``table``; token: int64 [batch]; table: [vocab, hidden]. Returns [batch, hidden]."""
     if out is None:
-        out = table.new_empty(token.shape[0], table.shape[1])
+        out = table.new_empty(_size(token, 0), _size(table, 1))
     _embedding(token, table, out)
     return out
 

@@ -101,11 +101,11 @@ class LayerWeights:
             tensor_name = f"model.layers.{layer}.{_CHECKPOINT_NAMES[name]}"
             if shape is None:
                 if tensor_name in files:
-                    raise ValueError(f"{folder}: {tensor_name} is there, but {spec.name} has no such bias")
+                    raise ValueError(f"weights {folder}: {tensor_name} is there, but {spec.name} has no such bias")
                 tensors[name] = None
                 continue
             if tensor_name not in files:
-                raise ValueError(f"{folder}: there is no tensor {tensor_name}")
+                raise ValueError(f"weights {folder}: there is no tensor {tensor_name}")
             tensors[name] = _read(folder / files[tensor_name], tensor_name, shape, dtype).to(device)
         return cls(**tensors)
 
@@ -159,10 +159,10 @@ def _tensor_files(folder: Path) -> dict[str, str]:
     try:
         files = json.loads(index.read_text())["weight_map"]
         # A name from the index must stay a name in the folder.
-        if not all(Path(file).name == file for file in files.values()):
+        if not all(Path(file).name == file and file != ".." for file in files.values()):
             raise ValueError("a file outside the folder")
         return files
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
         raise ValueError(f"weights {index}: must map tensors to files in weight_map: {error!r}") from None
 
 

@@ -45,8 +45,3 @@ def spin(durations_us: tuple[float, ...] = (1000.0,), steps: int = 10) -> list[d
         outside_us = (time.perf_counter_ns() - begin) / 1000 / steps
         rows.append({"asked_us": asked_us, "us": summary(samples), "outside_us": outside_us})
     return rows
-
-
-def worst_spin_error(rows: list[dict[str, object]]) -> float:
-    """The largest relative distance of a measured median from what was asked."""
-    return float(np.max([abs(row["us"]["p50"] / row["asked_us"] - 1) for row in rows]))

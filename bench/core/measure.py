@@ -173,6 +173,9 @@ def measure_host(arms: Sequence[Arm], warmup: int, steps: int) -> None:
     with no_garbage_collection():
         for arm in arms:
             if arm.status == "ok" and arm.host_sampler is not None:
-                with torch.inference_mode(), arm.surroundings():
-                    arm.host_sampler(warmup)
-                    arm.host_samples_us = arm.host_sampler(steps).tolist()
+                try:
+                    with torch.inference_mode(), arm.surroundings():
+                        arm.host_sampler(max(warmup, 1))
+                        arm.host_samples_us = arm.host_sampler(steps).tolist()
+                except Exception as error:
+                    arm.fail(error)

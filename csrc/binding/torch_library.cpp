@@ -62,7 +62,8 @@ void check_heads(const Argument& q, int64_t n_heads, int64_t n_kv_heads, int64_t
 // The caller's workspace, checked, or a new one of `bytes` bytes.
 class Workspace {
   public:
-    Workspace(const char* op, MaybeTensor& given, size_t bytes, const Argument& like) {
+    Workspace(const char* op, MaybeTensor& given, size_t bytes, const Argument& like,
+              std::initializer_list<const Argument*> others) {
         if (given) {
             Argument workspace(op, "workspace", *given);
             workspace.type(ScalarType::Byte).shape({-1}).same_device(like);
@@ -73,6 +74,7 @@ class Workspace {
             if (reinterpret_cast<uintptr_t>(workspace.data()) % 64 != 0) {
                 workspace.fail("64-byte aligned", "an address that is not");
             }
+            check_no_overlap(workspace, others);
             data_ = workspace.data();
             bytes_ = workspace.bytes();
         } else if (bytes > 0) {
@@ -180,7 +182,9 @@ void gqa_decode(const Tensor& q_, const Tensor& k_cache_, const Tensor& v_cache_
     kv_len.type(ScalarType::Int).same_device(q).shape({q.size(0)});
     out.like(q).shape_of(q);
     check_heads(q, q.size(1), k_cache.size(1), q.size(2));
-    if (!std::isfinite(scale)) fail(op, "scale must be finite, got " + std::to_string(scale));
+    if (!(std::fabs(scale) < 1e38)) {  // kernels go on in float32, with scale * log2(e)
+        fail(op, "scale must be in (-1e38, 1e38), got " + std::to_string(scale));
+    }
     if (q_.is_cpu()) check_range(kv_len, 1, k_cache.size(2), "the slots of the cache");
     check_no_overlap(out, {&q, &k_cache, &v_cache, &kv_len});
     GqaDecodeParams params{q.data(),
@@ -197,7 +201,8 @@ void gqa_decode(const Tensor& q_, const Tensor& k_cache_, const Tensor& v_cache_
                            static_cast<float>(scale),
                            dtype,
                            0};
-    const Workspace workspace(op, workspace_, cpu::gqa_decode_workspace_bytes(params), q);
+    const Workspace workspace(op, workspace_, cpu::gqa_decode_workspace_bytes(params), q,
+                              {&q, &k_cache, &v_cache, &kv_len, &out});
     params.workspace = workspace.data();
     params.workspace_bytes = workspace.bytes();
     submit(params, {&q_, &k_cache_, &v_cache_, &kv_len_, &out_, pointer(workspace_)});
@@ -240,7 +245,9 @@ void swiglu_gemv(const Tensor& x_, const Tensor& gate_weight_, const Tensor& up_
                             narrow(gate_weight.size(0)),
                             static_cast<float>(eps),
                             dtype};
-    params.workspace = Workspace(op, workspace_, cpu::swiglu_gemv_workspace_bytes(params), x).data();
+    params.workspace = Workspace(op, workspace_, cpu::swiglu_gemv_workspace_bytes(params), x,
+                                 {&x, &gate_weight, &up_weight, norm_weight.get(), &out})
+                           .data();
     submit(params, {&x_, &gate_weight_, &up_weight_, pointer(norm_weight_), &out_, pointer(workspace_)});
 }
 
@@ -259,13 +266,17 @@ void qkv_gemv(const Tensor& x_, const Tensor& norm_weight_, double eps, const Te
     const Dtype dtype = x.shape({-1, -1}).dtype();
     check_batch(x);
     const int64_t hidden = x.size(1);
-    out.like(x).shape({x.size(0), -1, -1});
-    const int64_t n_heads = out.size(1), head_dim = out.size(2);
-    rope.k_cache.shape({x.size(0), -1, -1, head_dim});
-    const int64_t n_kv_heads = rope.k_cache.size(1);
-    check_heads(out, n_heads, n_kv_heads, head_dim);
+    rope.k_cache.shape({x.size(0), -1, -1, -1});
+    const int64_t n_kv_heads = rope.k_cache.size(1), head_dim = rope.k_cache.size(3);
     norm_weight.like(x).shape({hidden});
-    q_weight.like(x).shape({n_heads * head_dim, hidden});
+    q_weight.like(x).shape({-1, hidden});
+    if (q_weight.size(0) % head_dim != 0) {
+        q_weight.fail("of a multiple of head_dim (" + std::to_string(head_dim) + ") rows",
+                      std::to_string(q_weight.size(0)) + " rows");
+    }
+    const int64_t n_heads = q_weight.size(0) / head_dim;
+    check_heads(q_weight, n_heads, n_kv_heads, head_dim);
+    out.like(x).shape({x.size(0), n_heads, head_dim});
     k_weight.like(x).shape({n_kv_heads * head_dim, hidden});
     v_weight.like(x).shape_of(k_weight);
     if (bool(q_bias) != bool(k_bias) || bool(q_bias) != bool(v_bias)) {
@@ -307,7 +318,11 @@ void qkv_gemv(const Tensor& x_, const Tensor& norm_weight_, double eps, const Te
                          narrow(rope.cos_sin.size(0)),
                          static_cast<float>(eps),
                          dtype};
-    params.workspace = Workspace(op, workspace_, cpu::qkv_gemv_workspace_bytes(params), x).data();
+    params.workspace =
+        Workspace(op, workspace_, cpu::qkv_gemv_workspace_bytes(params), x,
+                  {&x, &norm_weight, &q_weight, &k_weight, &v_weight, q_bias.get(), k_bias.get(),
+                   v_bias.get(), &rope.cos_sin, &rope.position, &rope.k_cache, &rope.v_cache, &out})
+            .data();
     submit(params,
            {&x_, &norm_weight_, &q_weight_, &k_weight_, &v_weight_, pointer(q_bias_), pointer(k_bias_),
             pointer(v_bias_), &cos_sin_, &position_, &k_cache_, &v_cache_, &out_, pointer(workspace_)});
