@@ -1,7 +1,7 @@
-// The launchers: every op on every device, named alike. `cuda::` joins in csrc/cuda.
+// The launchers: every op on every device, named alike.
 //
-// A CPU launcher runs the op on the kernel library's own threads and returns when it is done.
-// Parameters are trusted: binding/ checks what a user gives.
+// A CPU launcher runs the op on the kernel library's own threads and returns when it is done; a CUDA launcher
+// enqueues it. Parameters are trusted: binding/ checks what a user gives.
 #pragma once
 
 #include <cstddef>
@@ -44,3 +44,35 @@ int num_threads();
 void set_num_threads(int count);  // throws std::invalid_argument outside 1..256
 
 }  // namespace pykernels::cpu
+
+#ifdef PYKERNELS_CUDA
+namespace pykernels::cuda {
+
+// Where a launch goes: a cudaStream_t, and whether the kernel may start before the one ahead of it has ended
+// (programmatic dependent launch; from sm_90 on, ignored before).
+struct Stream {
+    void* handle;
+    bool programmatic;
+};
+
+// dtypes bfloat16 and float16; head_dim 64 and 128. Anything else, and a launch that fails, is an exception.
+void rmsnorm(const RmsnormParams& params, const Stream& stream);
+void gemv(const GemvParams& params, const Stream& stream);
+void rope_kv_append(const RopeKvAppendParams& params, const Stream& stream);
+void gqa_decode(const GqaDecodeParams& params, const Stream& stream);
+void silu_mul(const SiluMulParams& params, const Stream& stream);
+void swiglu_gemv(const SwigluGemvParams& params, const Stream& stream);
+void qkv_gemv(const QkvGemvParams& params, const Stream& stream);
+void add(const AddParams& params, const Stream& stream);
+void embedding(const EmbeddingParams& params, const Stream& stream);
+
+void null(const NullParams& params, const Stream& stream);
+void spin(const SpinParams& params, const Stream& stream);
+void ceiling_read(const CeilingReadParams& params, const Stream& stream);
+void ceiling_copy(const CeilingCopyParams& params, const Stream& stream);
+
+// gqa_decode's workspace is zeroed once before its first use; every launch leaves it fit for the next.
+size_t gqa_decode_workspace_bytes(const GqaDecodeParams& params);
+
+}  // namespace pykernels::cuda
+#endif
