@@ -42,7 +42,7 @@ def _native_arm(case: Case, instances: list[Instance], mode: str, rotation: Rota
     else:
         programs = [_program(instance) for instance in instances]
         if mode == "pybind":
-            launches = [program.launchers[0] for program in programs]
+            launches = [program.launchers()[0] for program in programs]
             step, sampler = launches[0], measure.python_sampler(launches, rotation)
         else:
             step, sampler = programs[0].run, lambda n: pk.runtime.timed_loop(rotation.take(programs, n), 0, n)

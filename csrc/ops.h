@@ -71,6 +71,22 @@ void spin(const SpinParams& params, const Stream& stream);
 void ceiling_read(const CeilingReadParams& params, const Stream& stream);
 void ceiling_copy(const CeilingCopyParams& params, const Stream& stream);
 
+// Keeps the stream busy until *released (mapped host memory) is not 0, ten seconds at most: what is enqueued
+// meanwhile is timed on the host without the device's help or hindrance.
+void hold(const int* released, const Stream& stream);
+
+// Makes a device the current one, and the one before it again.
+class DeviceScope {
+  public:
+    explicit DeviceScope(int device);
+    ~DeviceScope();
+    DeviceScope(const DeviceScope&) = delete;
+    DeviceScope& operator=(const DeviceScope&) = delete;
+
+  private:
+    int before_, device_;
+};
+
 // gqa_decode's workspace is zeroed once before its first use; every launch leaves it fit for the next.
 size_t gqa_decode_workspace_bytes(const GqaDecodeParams& params);
 

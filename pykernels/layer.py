@@ -190,5 +190,6 @@ class DecodeLayer:
             self._h, self._gate, self._up, self._activated,
         ):  # fmt: skip
             tensor.fill_(float("nan"))
-        for workspace in (self._attention_workspace, self._norm_workspace):
-            workspace.fill_(0xFF)  # all ones is a NaN in every float type
+        if self.device.type == "cpu":  # on CUDA the attention's workspace holds counters
+            for workspace in (self._attention_workspace, self._norm_workspace):
+                workspace.fill_(0xFF)  # all ones is a NaN in every float type

@@ -226,21 +226,24 @@ def ceiling_copy(src: Tensor, out: Tensor) -> None:
 
 
 def gqa_decode_workspace(q: Tensor, k_cache: Tensor) -> Tensor:
-    """A workspace for :func:`gqa_decode` of these shapes and this number of threads: uint8 [bytes]."""
+    """A workspace for :func:`gqa_decode` of these shapes and this number of threads: uint8 [bytes].
+
+    On CUDA it begins with counters that are zero before the first call; every call leaves them zero.
+    """
     size = _runtime.gqa_decode_workspace_bytes(*q.shape[:2], *k_cache.shape[1:2], q.shape[2], k_cache.shape[2],
-                                               q.element_size())  # fmt: skip
-    return torch.empty(max(size, 1), dtype=torch.uint8, device=q.device)
+                                               q.element_size(), q.is_cuda)  # fmt: skip
+    return torch.zeros(max(size, 1), dtype=torch.uint8, device=q.device)
 
 
 def swiglu_gemv_workspace(x: Tensor, norm_weight: Tensor | None) -> Tensor:
-    """A workspace for :func:`swiglu_gemv` of these shapes: uint8 [bytes]."""
-    size = _runtime.swiglu_gemv_workspace_bytes(*x.shape, norm_weight is not None, x.element_size())
+    """A workspace for :func:`swiglu_gemv` of these shapes: uint8 [bytes]. CUDA needs none: one byte."""
+    size = 0 if x.is_cuda else _runtime.swiglu_gemv_workspace_bytes(*x.shape, norm_weight is not None, x.element_size())
     return torch.empty(max(size, 1), dtype=torch.uint8, device=x.device)
 
 
 def qkv_gemv_workspace(x: Tensor) -> Tensor:
-    """A workspace for :func:`qkv_gemv` of these shapes: uint8 [bytes]."""
-    size = _runtime.qkv_gemv_workspace_bytes(*x.shape, x.element_size())
+    """A workspace for :func:`qkv_gemv` of these shapes: uint8 [bytes]. CUDA needs none: one byte."""
+    size = 0 if x.is_cuda else _runtime.qkv_gemv_workspace_bytes(*x.shape, x.element_size())
     return torch.empty(max(size, 1), dtype=torch.uint8, device=x.device)
 
 

@@ -19,7 +19,11 @@ import numpy as np
 from pykernels import _runtime
 
 Program = _runtime.Program
-"""``run()``, ``len()``, ``ops`` (names in order) and ``launchers`` (callables, one an op: mode ``pybind``)."""
+"""``run()``, ``len()``, ``ops`` (names in order) and ``launchers()`` (callables, one an op: mode ``pybind``)."""
+
+if _runtime.build_info()["cuda"]:
+    CudaGraph = _runtime.CudaGraph
+    """``CudaGraph(program, programmatic=False)``: the program captured; ``replay(stream)``, ``kernels``."""
 
 build_info = _runtime.build_info
 num_threads = _runtime.num_threads

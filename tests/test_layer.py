@@ -122,7 +122,7 @@ def test_every_mode_gives_the_same_bits(fusion):
     tape = layer.tape(fusion)
 
     def pybind():
-        for launch in program.launchers:
+        for launch in program.launchers():
             launch()
 
     for step in (program.run, tape.run, pybind):

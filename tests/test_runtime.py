@@ -58,12 +58,12 @@ def test_recording_computes_nothing_and_run_computes_all():
         assert pk.ops.rmsnorm(x, torch.ones(64), 1e-6, out=normed) is normed
         pk.ops.gemv(normed, weight, out=out)
     assert (normed == -1).all() and (out == -1).all()
-    assert program.ops == ["rmsnorm", "gemv"] and len(program) == len(program.launchers) == 2
+    assert program.ops == ["rmsnorm", "gemv"] and len(program) == len(program.launchers()) == 2
     expected = pk.ops.gemv(pk.ops.rmsnorm(x, torch.ones(64), 1e-6), weight)
     program.run()
     assert torch.equal(out, expected)
     normed.fill_(0)
-    program.launchers[1]()
+    program.launchers()[1]()
     assert (out == 0).all() and (normed == 0).all(), "a launcher runs its own op and no other"
     x.copy_(randn(2, 64, seed=9))
     program.run()
@@ -73,7 +73,7 @@ def test_recording_computes_nothing_and_run_computes_all():
 def test_recording_still_checks_arguments():
     with pytest.raises(ValueError, match="gemv"), runtime.record() as program:
         pk.ops.gemv(torch.zeros(1, 8), torch.zeros(4, 9))
-    assert program.ops == program.launchers == []
+    assert program.ops == program.launchers() == []
 
 
 def test_recordings_do_not_nest():
@@ -109,7 +109,7 @@ def test_a_program_keeps_its_tensors_alive(keep):
     x, out = torch.ones(1, size), torch.zeros(1, size)
     with runtime.record() as program:
         pk.ops.add(x, pk.ops.add(x, x), out=out)
-    launchers = program.launchers
+    launchers = program.launchers()
     if keep == "launchers":
         del program
     del x
@@ -196,7 +196,7 @@ def test_launches_disabled_leaves_outputs_alone():
     with runtime.record() as program:
         pk.ops.add(ones, ones, out=out)
     tape = Tape.record(lambda: pk.ops.add(ones, ones, out=out))
-    steps = (program.run, tape.run, program.launchers[0], lambda: pk.ops.add(ones, ones, out=out))
+    steps = (program.run, tape.run, program.launchers()[0], lambda: pk.ops.add(ones, ones, out=out))
     out.fill_(-1.0)
     with runtime.launches_disabled():
         for step in steps:

@@ -13,7 +13,7 @@ _GRAPH_REASON = "needs a CUDA device: there is nothing to capture on a CPU"
 
 
 def _pybind_step(program: pk.runtime.Program):
-    launchers = program.launchers
+    launchers = program.launchers()
 
     def step() -> None:
         for launch in launchers:

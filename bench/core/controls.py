@@ -19,7 +19,7 @@ def null_op(steps: int) -> list[dict[str, object]]:
     tape = pk.dispatch.Tape.record(lambda: pk.ops.null(x))
     samplers = {
         "eager": python_sampler([lambda: pk.ops.null(x)], Rotation(1), _REPEATS),
-        "pybind": python_sampler(program.launchers, Rotation(1), _REPEATS),
+        "pybind": python_sampler(program.launchers(), Rotation(1), _REPEATS),
         "dispatch": lambda n: tape.timed_loop(0, n, _REPEATS),
         "native": lambda n: pk.runtime.timed_loop([program], 0, n, _REPEATS),
     }

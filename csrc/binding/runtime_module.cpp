@@ -8,6 +8,9 @@
 
 #include "runtime/program.h"
 #include "runtime/timed_loop.h"
+#ifdef PYKERNELS_CUDA
+#include "runtime/cuda_timing.h"
+#endif
 
 namespace py = pybind11;
 
@@ -20,8 +23,13 @@ using ProgramPointer = std::shared_ptr<Program>;
 struct Launch {
     ProgramPointer program;
     size_t index;
-    void operator()() const { launch(program->op(index)); }
+    void* stream;
+    void operator()() const { launch(program->op(index), {program->cuda_device(), stream, false}); }
 };
+
+void* stream_of(uintptr_t handle) {
+    return reinterpret_cast<void*>(handle);
+}
 
 std::vector<const Program*> rotation(const std::vector<ProgramPointer>& programs) {
     if (programs.empty()) throw std::invalid_argument("programs must hold at least one program, got none");
@@ -92,10 +100,66 @@ void set_isa_by_name(const std::string& name) {
     throw std::invalid_argument("isa must be one of " + allowed + ", got " + name);
 }
 
+#ifdef PYKERNELS_CUDA
+class ProgramStep : public CudaStep {
+  public:
+    ProgramStep(const Program* program, bool programmatic) : program_(program), programmatic_(programmatic) {}
+    void enqueue(void* stream) const override { program_->run(stream, programmatic_); }
+    size_t launches() const override { return program_->size(); }
+
+  private:
+    const Program* program_;
+    bool programmatic_;
+};
+
+class GraphStep : public CudaStep {
+  public:
+    explicit GraphStep(const CudaGraph* graph) : graph_(graph) {}
+    void enqueue(void* stream) const override { graph_->replay(stream); }
+    size_t launches() const override { return 1; }
+
+  private:
+    const CudaGraph* graph_;
+};
+
+template <class Step>
+py::array_t<double> timed_on_cuda(const std::vector<Step>& steps, int device, uintptr_t stream,
+                                  int64_t warmup, int64_t count, bool host) {
+    check_counts(warmup, count, 1);
+    std::vector<const CudaStep*> pointers;
+    for (const Step& step : steps) pointers.push_back(&step);
+    py::array_t<double> samples_us(count);
+    double* data = samples_us.mutable_data();
+    py::gil_scoped_release release;
+    (host ? cuda_host_steps : cuda_timed_steps)(device, stream_of(stream), pointers, warmup, count, data);
+    return samples_us;
+}
+
+py::array_t<double> cuda_timed_programs(const std::vector<ProgramPointer>& programs, uintptr_t stream,
+                                        int64_t warmup, int64_t count, bool programmatic, bool host) {
+    std::vector<ProgramStep> steps;
+    for (const Program* program : rotation(programs)) steps.emplace_back(program, programmatic);
+    return timed_on_cuda(steps, programs[0]->cuda_device(), stream, warmup, count, host);
+}
+
+py::array_t<double> cuda_timed_graphs(const std::vector<std::shared_ptr<CudaGraph>>& graphs, uintptr_t stream,
+                                      int64_t warmup, int64_t count, bool host) {
+    if (graphs.empty()) throw std::invalid_argument("graphs must hold at least one graph, got none");
+    std::vector<GraphStep> steps;
+    for (const auto& graph : graphs) steps.emplace_back(graph.get());
+    return timed_on_cuda(steps, graphs[0]->cuda_device(), stream, warmup, count, host);
+}
+#endif
+
 py::dict build_info() {
     py::dict info;
+#ifdef PYKERNELS_CUDA
+    info["cuda"] = true;
+    info["cuda_architectures"] = PYKERNELS_CUDA_ARCHITECTURES;
+#else
     info["cuda"] = false;
-    info["cuda_architectures"] = py::list();
+    info["cuda_architectures"] = "";
+#endif
 #ifdef PYKERNELS_NVTX
     info["nvtx"] = true;
 #else
@@ -116,7 +180,13 @@ PYBIND11_MODULE(_runtime, module) {
 
     py::class_<Program, ProgramPointer>(module, "Program")
         .def(py::init<>())
-        .def("run", &Program::run, py::call_guard<py::gil_scoped_release>())
+        .def(
+            "run",
+            [](const Program& program, uintptr_t stream, bool programmatic) {
+                program.run(stream_of(stream), programmatic);
+            },
+            py::arg("stream") = 0, py::arg("programmatic") = false, py::call_guard<py::gil_scoped_release>())
+        .def_property_readonly("cuda_device", &Program::cuda_device)
         .def("__len__", &Program::size)
         .def_property_readonly("ops",
                                [](const Program& program) {
@@ -125,11 +195,15 @@ PYBIND11_MODULE(_runtime, module) {
                                        names.emplace_back(op_name(program.op(i)));
                                    return names;
                                })
-        .def_property_readonly("launchers", [](const ProgramPointer& program) {
-            std::vector<Launch> launchers;
-            for (size_t i = 0; i < program->size(); ++i) launchers.push_back({program, i});
-            return launchers;
-        });
+        .def(
+            "launchers",
+            [](const ProgramPointer& program, uintptr_t stream) {
+                std::vector<Launch> launchers;
+                for (size_t i = 0; i < program->size(); ++i)
+                    launchers.push_back({program, i, stream_of(stream)});
+                return launchers;
+            },
+            py::arg("stream") = 0);
 
     module.def(
         "set_recording", [](Program* program) { set_recording(program); }, py::arg("program").none(true));
@@ -139,6 +213,22 @@ PYBIND11_MODULE(_runtime, module) {
     module.def("timed_ops", &timed_ops_array, py::arg("programs"), py::arg("warmup"), py::arg("steps"));
     module.def("set_launches_enabled", &set_launches_enabled, py::arg("enabled"));
 
+#ifdef PYKERNELS_CUDA
+    py::class_<CudaGraph, std::shared_ptr<CudaGraph>>(module, "CudaGraph")
+        .def(py::init([](const ProgramPointer& program, bool programmatic) {
+                 return std::make_shared<CudaGraph>(program, programmatic);
+             }),
+             py::arg("program"), py::arg("programmatic") = false, py::call_guard<py::gil_scoped_release>())
+        .def(
+            "replay", [](const CudaGraph& graph, uintptr_t stream) { graph.replay(stream_of(stream)); },
+            py::arg("stream") = 0)
+        .def_property_readonly("kernels", &CudaGraph::kernels);
+    module.def("cuda_timed_programs", &cuda_timed_programs, py::arg("programs"), py::arg("stream"),
+               py::arg("warmup"), py::arg("steps"), py::arg("programmatic"), py::arg("host"));
+    module.def("cuda_timed_graphs", &cuda_timed_graphs, py::arg("graphs"), py::arg("stream"),
+               py::arg("warmup"), py::arg("steps"), py::arg("host"));
+#endif
+
     module.def("num_threads", &cpu::num_threads);
     module.def("set_num_threads", &cpu::set_num_threads, py::arg("count"));
     module.def("isa", [] { return cpu::isa_name(cpu::current_isa()); });
@@ -146,17 +236,21 @@ PYBIND11_MODULE(_runtime, module) {
     module.def("supported_isas", &supported_isas);
     module.def("build_info", &build_info);
 
-    module.def("gqa_decode_workspace_bytes",
-               [](int batch, int n_heads, int n_kv_heads, int head_dim, int max_len, int element_bytes) {
-                   GqaDecodeParams params{};
-                   params.batch = batch;
-                   params.n_heads = n_heads;
-                   params.n_kv_heads = n_kv_heads;
-                   params.head_dim = head_dim;
-                   params.max_len = max_len;
-                   params.dtype = element_bytes == 4 ? Dtype::float32 : Dtype::bfloat16;
-                   return cpu::gqa_decode_workspace_bytes(params);
-               });
+    module.def("gqa_decode_workspace_bytes", [](int batch, int n_heads, int n_kv_heads, int head_dim,
+                                                int max_len, int element_bytes, bool on_cuda) {
+        GqaDecodeParams params{};
+        params.batch = batch;
+        params.n_heads = n_heads;
+        params.n_kv_heads = n_kv_heads;
+        params.head_dim = head_dim;
+        params.max_len = max_len;
+        params.dtype = element_bytes == 4 ? Dtype::float32 : Dtype::bfloat16;
+#ifdef PYKERNELS_CUDA
+        if (on_cuda) return cuda::gqa_decode_workspace_bytes(params);
+#endif
+        (void)on_cuda;
+        return cpu::gqa_decode_workspace_bytes(params);
+    });
     module.def("swiglu_gemv_workspace_bytes",
                [](int batch, int in_features, bool has_norm, int element_bytes) {
                    SwigluGemvParams params{};

@@ -7,6 +7,8 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <dlfcn.h>
+
 #include <cmath>
 #include <memory>
 
@@ -22,17 +24,46 @@ int32_t narrow(int64_t size) {
     return static_cast<int32_t>(size);
 }
 
+// -1 for the CPU.
+int cuda_device(const Tensor& tensor) {
+    return tensor.is_cpu() ? -1 : tensor.get_device_index();
+}
+
+#ifdef PYKERNELS_CUDA
+// The stream torch is using now. It lies in torch's CUDA library, which a CPU build of torch does not have,
+// so it is looked up and not linked.
+void* current_stream(int device) {
+    using Function = AOTITorchError (*)(int32_t, void**);
+    static const auto function =
+        reinterpret_cast<Function>(dlsym(RTLD_DEFAULT, "aoti_torch_get_current_cuda_stream"));
+    void* stream = nullptr;
+    if (function == nullptr || function(device, &stream) != AOTI_TORCH_SUCCESS) {
+        throw std::runtime_error("torch's current CUDA stream cannot be had: is this a CUDA build of torch?");
+    }
+    return stream;
+}
+#endif
+
+// The first tensor's device is the op's.
 void submit(Op op, std::initializer_list<const Tensor*> tensors) {
+    const int device = cuda_device(**tensors.begin());
     Program* program = recording();
     if (program == nullptr) {
-        launch(op);
+#ifdef PYKERNELS_CUDA
+        if (device >= 0) {
+            const cuda::DeviceScope scope(device);
+            launch(op, {device, current_stream(device), false});
+            return;
+        }
+#endif
+        launch(op, {});
         return;
     }
     std::vector<std::shared_ptr<const void>> owners;
     for (const Tensor* tensor : tensors) {
         if (tensor != nullptr) owners.push_back(std::make_shared<const Tensor>(*tensor));
     }
-    program->append(std::move(op), std::move(owners));
+    program->append(std::move(op), device, std::move(owners));
 }
 
 const Tensor* pointer(const MaybeTensor& tensor) {
@@ -59,6 +90,23 @@ void check_heads(const Argument& q, int64_t n_heads, int64_t n_kv_heads, int64_t
     }
 }
 
+// What an op needs beside its tensors on the device of `like`. On CUDA only gqa_decode needs anything.
+size_t workspace_bytes(const GqaDecodeParams& params, const Argument& like) {
+#ifdef PYKERNELS_CUDA
+    if (!like.tensor().is_cpu()) return cuda::gqa_decode_workspace_bytes(params);
+#endif
+    (void)like;
+    return cpu::gqa_decode_workspace_bytes(params);
+}
+
+size_t workspace_bytes(const SwigluGemvParams& params, const Argument& like) {
+    return like.tensor().is_cpu() ? cpu::swiglu_gemv_workspace_bytes(params) : 0;
+}
+
+size_t workspace_bytes(const QkvGemvParams& params, const Argument& like) {
+    return like.tensor().is_cpu() ? cpu::qkv_gemv_workspace_bytes(params) : 0;
+}
+
 // The caller's workspace, checked, or a new one of `bytes` bytes.
 class Workspace {
   public:
@@ -80,6 +128,7 @@ class Workspace {
         } else if (bytes > 0) {
             const int64_t size[] = {static_cast<int64_t>(bytes)};
             given = torch::stable::new_empty(like.tensor(), {size, 1}, ScalarType::Byte);
+            if (!like.tensor().is_cpu()) torch::stable::zero_(*given);  // counters start at zero
             data_ = given->data_ptr();
             bytes_ = size[0];
         }
@@ -201,7 +250,7 @@ void gqa_decode(const Tensor& q_, const Tensor& k_cache_, const Tensor& v_cache_
                            static_cast<float>(scale),
                            dtype,
                            0};
-    const Workspace workspace(op, workspace_, cpu::gqa_decode_workspace_bytes(params), q,
+    const Workspace workspace(op, workspace_, workspace_bytes(params, q), q,
                               {&q, &k_cache, &v_cache, &kv_len, &out});
     params.workspace = workspace.data();
     params.workspace_bytes = workspace.bytes();
@@ -245,7 +294,7 @@ void swiglu_gemv(const Tensor& x_, const Tensor& gate_weight_, const Tensor& up_
                             narrow(gate_weight.size(0)),
                             static_cast<float>(eps),
                             dtype};
-    params.workspace = Workspace(op, workspace_, cpu::swiglu_gemv_workspace_bytes(params), x,
+    params.workspace = Workspace(op, workspace_, workspace_bytes(params, x), x,
                                  {&x, &gate_weight, &up_weight, norm_weight.get(), &out})
                            .data();
     submit(params, {&x_, &gate_weight_, &up_weight_, pointer(norm_weight_), &out_, pointer(workspace_)});
@@ -319,7 +368,7 @@ void qkv_gemv(const Tensor& x_, const Tensor& norm_weight_, double eps, const Te
                          static_cast<float>(eps),
                          dtype};
     params.workspace =
-        Workspace(op, workspace_, cpu::qkv_gemv_workspace_bytes(params), x,
+        Workspace(op, workspace_, workspace_bytes(params, x), x,
                   {&x, &norm_weight, &q_weight, &k_weight, &v_weight, q_bias.get(), k_bias.get(),
                    v_bias.get(), &rope.cos_sin, &rope.position, &rope.k_cache, &rope.v_cache, &out})
             .data();
@@ -355,16 +404,14 @@ void embedding(const Tensor& token_, const Tensor& table_, const Tensor& out_) {
 // The controls. `x` only names the device.
 
 void null(const Tensor& x_) {
-    (void)x_;
-    submit(NullParams{}, {});
+    submit(NullParams{}, {&x_});
 }
 
 void spin(const Tensor& x_, double duration_us) {
-    (void)x_;
     if (!(duration_us >= 0 && duration_us <= 1e7)) {
         fail("spin", "duration_us must be in [0, 1e7], got " + std::to_string(duration_us));
     }
-    submit(SpinParams{duration_us}, {});
+    submit(SpinParams{duration_us}, {&x_});
 }
 
 void check_stream(const Argument& stream) {
@@ -419,20 +466,26 @@ STABLE_TORCH_LIBRARY(pykernels, library) {
     library.def("ceiling_copy(Tensor src, Tensor(a!) out) -> ()");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(pykernels, CPU, library) {
-    library.impl("rmsnorm", TORCH_BOX(&rmsnorm));
-    library.impl("gemv", TORCH_BOX(&gemv));
-    library.impl("rope_kv_append", TORCH_BOX(&rope_kv_append));
-    library.impl("gqa_decode", TORCH_BOX(&gqa_decode));
-    library.impl("silu_mul", TORCH_BOX(&silu_mul));
-    library.impl("swiglu_gemv", TORCH_BOX(&swiglu_gemv));
-    library.impl("qkv_gemv", TORCH_BOX(&qkv_gemv));
-    library.impl("add", TORCH_BOX(&add));
-    library.impl("embedding", TORCH_BOX(&embedding));
-    library.impl("null", TORCH_BOX(&null));
-    library.impl("spin", TORCH_BOX(&spin));
-    library.impl("ceiling_read", TORCH_BOX(&ceiling_read));
+#define PYKERNELS_IMPLEMENTATIONS(library)                      \
+    library.impl("rmsnorm", TORCH_BOX(&rmsnorm));               \
+    library.impl("gemv", TORCH_BOX(&gemv));                     \
+    library.impl("rope_kv_append", TORCH_BOX(&rope_kv_append)); \
+    library.impl("gqa_decode", TORCH_BOX(&gqa_decode));         \
+    library.impl("silu_mul", TORCH_BOX(&silu_mul));             \
+    library.impl("swiglu_gemv", TORCH_BOX(&swiglu_gemv));       \
+    library.impl("qkv_gemv", TORCH_BOX(&qkv_gemv));             \
+    library.impl("add", TORCH_BOX(&add));                       \
+    library.impl("embedding", TORCH_BOX(&embedding));           \
+    library.impl("null", TORCH_BOX(&null));                     \
+    library.impl("spin", TORCH_BOX(&spin));                     \
+    library.impl("ceiling_read", TORCH_BOX(&ceiling_read));     \
     library.impl("ceiling_copy", TORCH_BOX(&ceiling_copy));
+
+STABLE_TORCH_LIBRARY_IMPL(pykernels, CPU, library){PYKERNELS_IMPLEMENTATIONS(library)}
+#ifdef PYKERNELS_CUDA
+STABLE_TORCH_LIBRARY_IMPL(pykernels, CUDA, library) {
+    PYKERNELS_IMPLEMENTATIONS(library)
 }
+#endif
 
 }  // namespace pykernels::binding

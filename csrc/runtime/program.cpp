@@ -2,6 +2,8 @@
 
 #include <atomic>
 #include <iterator>
+#include <stdexcept>
+#include <string>
 #include <utility>
 
 #include "runtime/nvtx.h"
@@ -15,7 +17,7 @@ constexpr const char* op_names[] = {
 };
 static_assert(std::size(op_names) == std::variant_size_v<Op>);
 
-struct Launcher {
+struct CpuLauncher {
     void operator()(const RmsnormParams& params) const { cpu::rmsnorm(params); }
     void operator()(const GemvParams& params) const { cpu::gemv(params); }
     void operator()(const RopeKvAppendParams& params) const { cpu::rope_kv_append(params); }
@@ -31,6 +33,25 @@ struct Launcher {
     void operator()(const CeilingCopyParams& params) const { cpu::ceiling_copy(params); }
 };
 
+#ifdef PYKERNELS_CUDA
+struct CudaLauncher {
+    cuda::Stream stream;
+    void operator()(const RmsnormParams& params) const { cuda::rmsnorm(params, stream); }
+    void operator()(const GemvParams& params) const { cuda::gemv(params, stream); }
+    void operator()(const RopeKvAppendParams& params) const { cuda::rope_kv_append(params, stream); }
+    void operator()(const GqaDecodeParams& params) const { cuda::gqa_decode(params, stream); }
+    void operator()(const SiluMulParams& params) const { cuda::silu_mul(params, stream); }
+    void operator()(const SwigluGemvParams& params) const { cuda::swiglu_gemv(params, stream); }
+    void operator()(const QkvGemvParams& params) const { cuda::qkv_gemv(params, stream); }
+    void operator()(const AddParams& params) const { cuda::add(params, stream); }
+    void operator()(const EmbeddingParams& params) const { cuda::embedding(params, stream); }
+    void operator()(const NullParams& params) const { cuda::null(params, stream); }
+    void operator()(const SpinParams& params) const { cuda::spin(params, stream); }
+    void operator()(const CeilingReadParams& params) const { cuda::ceiling_read(params, stream); }
+    void operator()(const CeilingCopyParams& params) const { cuda::ceiling_copy(params, stream); }
+};
+#endif
+
 std::atomic<bool> launches_enabled{true};
 thread_local Program* recording_program = nullptr;
 
@@ -40,23 +61,34 @@ const char* op_name(const Op& op) {
     return op_names[op.index()];
 }
 
-void launch(const Op& op) {
+void launch(const Op& op, const Target& target) {
     nvtx::Range range(op_name(op));
-    if (launches_enabled.load(std::memory_order_relaxed)) std::visit(Launcher{}, op);
+    if (!launches_enabled.load(std::memory_order_relaxed)) return;
+#ifdef PYKERNELS_CUDA
+    if (target.cuda_device >= 0) return std::visit(CudaLauncher{{target.stream, target.programmatic}}, op);
+#endif
+    (void)target;
+    std::visit(CpuLauncher{}, op);
 }
 
 void set_launches_enabled(bool enabled) {
     launches_enabled.store(enabled, std::memory_order_relaxed);
 }
 
-void Program::append(Op op, std::vector<std::shared_ptr<const void>> owners) {
+void Program::append(Op op, int cuda_device, std::vector<std::shared_ptr<const void>> owners) {
+    if (ops_.empty()) cuda_device_ = cuda_device;
+    if (cuda_device != cuda_device_) {
+        throw std::invalid_argument(std::string("a program's ops must be of one device; ") + op_name(op) +
+                                    " is of another than those before it");
+    }
     ops_.push_back(std::move(op));
     owners_.insert(owners_.end(), std::make_move_iterator(owners.begin()),
                    std::make_move_iterator(owners.end()));
 }
 
-void Program::run() const {
-    for (const Op& op : ops_) launch(op);
+void Program::run(void* stream, bool programmatic) const {
+    const Target target{cuda_device_, stream, programmatic};
+    for (const Op& op : ops_) launch(op, target);
 }
 
 Program* recording() {

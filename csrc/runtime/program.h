@@ -21,8 +21,15 @@ using Op = std::variant<RmsnormParams, GemvParams, RopeKvAppendParams, GqaDecode
 
 const char* op_name(const Op& op);
 
-// Straight to the launcher, inside an NVTX range of the op's name.
-void launch(const Op& op);
+// Where ops run: the CPU, or a stream of a CUDA device.
+struct Target {
+    int cuda_device = -1;       // -1: the CPU
+    void* stream = nullptr;     // a cudaStream_t
+    bool programmatic = false;  // each kernel may start before the one ahead of it has ended (mode graph-pdl)
+};
+
+// Straight to the launcher, inside an NVTX range of the op's name. The target's device is the current one.
+void launch(const Op& op, const Target& target);
 
 // While disabled, launch() does all but the launcher's own work, in every thread: a loop over ops then costs
 // what its host side costs. It is how the host clock is read on a CPU, where kernel and host share a thread.
@@ -30,14 +37,18 @@ void set_launches_enabled(bool enabled);
 
 class Program {
   public:
-    // `owners` keep the memory behind the op's pointers alive as long as the program.
-    void append(Op op, std::vector<std::shared_ptr<const void>> owners = {});
-    void run() const;
+    // `owners` keep the memory behind the op's pointers alive as long as the program. All ops are of one
+    // device: throws std::invalid_argument otherwise.
+    void append(Op op, int cuda_device, std::vector<std::shared_ptr<const void>> owners = {});
+    // On the program's device; `stream` and `programmatic` as in Target.
+    void run(void* stream = nullptr, bool programmatic = false) const;
+    int cuda_device() const { return cuda_device_; }  // -1: the CPU
     size_t size() const { return ops_.size(); }
     const Op& op(size_t index) const { return ops_[index]; }
 
   private:
     std::vector<Op> ops_;
+    int cuda_device_ = -1;
     std::vector<std::shared_ptr<const void>> owners_;
 };
 

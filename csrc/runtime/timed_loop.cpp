@@ -22,7 +22,7 @@ void timed_ops(const std::vector<const Program*>& programs, int64_t warmup, int6
         const Program& program = *programs[static_cast<size_t>(i) % programs.size()];
         auto begin = Clock::now();
         for (size_t op = 0; op < n_ops; ++op) {
-            launch(program.op(op));
+            launch(program.op(op), {});
             const auto end = Clock::now();
             if (i >= warmup) {
                 samples_us[static_cast<size_t>(i - warmup) * n_ops + op] =

@@ -1,0 +1,60 @@
+// Launching a kernel, checked: a failed call becomes an exception with the call, the place and CUDA's words.
+#pragma once
+
+#include "ops.h"
+
+#ifdef PYKERNELS_SIMT
+#include "simt/launch.h"
+#else
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <stdexcept>
+#include <string>
+
+namespace pykernels::cuda {
+
+inline void check(cudaError_t status, const char* call, const char* file, int line) {
+    if (status == cudaSuccess) return;
+    cudaGetLastError();  // a launch error would otherwise be reported once more by the next call
+    throw std::runtime_error(std::string(call) + " failed at " + file + ":" + std::to_string(line) + ": " +
+                             cudaGetErrorName(status) + ", " + cudaGetErrorString(status));
+}
+
+#define PYKERNELS_CHECK_CUDA(call) ::pykernels::cuda::check(call, #call, __FILE__, __LINE__)
+
+// What plans depend on, of the current device; read once.
+struct DeviceLimits {
+    int sm_count;
+    int shared_bytes;  // a block's dynamic shared memory at most
+    bool bulk_copy;    // the code that runs was compiled for sm_90 or later
+};
+const DeviceLimits& device_limits();
+
+template <class... Arguments>
+void launch(void (*kernel)(Arguments...), int blocks, int threads, size_t shared_bytes, const Stream& stream,
+            const Arguments&... arguments) {
+    if (shared_bytes > 48 * 1024) {
+        // A block gets more than 48 KB only when its kernel asked for it once; the call is cheap, and what
+        // it was told last is all it remembers, so it is told every time.
+        PYKERNELS_CHECK_CUDA(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                                  cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                  static_cast<int>(shared_bytes)));
+    }
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3(static_cast<unsigned>(blocks));
+    config.blockDim = dim3(static_cast<unsigned>(threads));
+    config.dynamicSmemBytes = shared_bytes;
+    config.stream = static_cast<cudaStream_t>(stream.handle);
+    cudaLaunchAttribute attribute = {};
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+    config.attrs = &attribute;
+    config.numAttrs = stream.programmatic ? 1 : 0;
+    PYKERNELS_CHECK_CUDA(cudaLaunchKernelEx(&config, kernel, arguments...));
+}
+
+}  // namespace pykernels::cuda
+
+#endif

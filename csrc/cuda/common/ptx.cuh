@@ -1,0 +1,224 @@
+// Every PTX instruction and intrinsic of the kernels, each behind a name that says what it does. Kernels use
+// nothing of CUDA but these, the built-in indices and plain C++: csrc/simt implements the same names for the
+// host, and so the same kernels run in tests without a GPU.
+//
+// What an architecture lacks falls back here: before sm_90 launches are not chained (`launch_dependents` and
+// `wait_for_producers` are empty) and has_bulk_copy is false, so that rings fill by cp.async.
+#pragma once
+
+#ifdef PYKERNELS_SIMT
+#include "simt/device.h"
+#else
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+namespace pykernels::cuda {
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+constexpr bool has_bulk_copy = true;
+#else
+constexpr bool has_bulk_copy = false;
+#endif
+
+// --- the block's dynamic shared memory, 128-byte aligned
+
+__device__ __forceinline__ unsigned char* shared_memory() {
+    extern __shared__ __align__(128) unsigned char shared_bytes[];
+    return shared_bytes;
+}
+
+__device__ __forceinline__ uint32_t shared_address(const void* pointer) {
+    return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+// --- loads and stores: T is 4, 8 or 16 bytes for vectors, any scalar else; naturally aligned
+
+template <class T>
+__device__ __forceinline__ T load(const T* pointer) {
+    return *pointer;
+}
+
+template <class T>
+__device__ __forceinline__ void store(T* pointer, T value) {
+    *pointer = value;
+}
+
+// 16 bytes of global memory that are read once: not kept in the first-level cache.
+__device__ __forceinline__ uint4 load_once(const uint4* pointer) {
+    uint4 value;
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+                 : "l"(pointer));
+    return value;
+}
+
+// A value that another block may have written in this launch: past the first-level cache.
+template <class T>
+__device__ __forceinline__ T load_fresh(const T* pointer) {
+    return __ldcg(pointer);
+}
+
+// --- barriers and shuffles
+
+__device__ __forceinline__ void block_barrier() {
+    __syncthreads();
+}
+
+__device__ __forceinline__ void warp_barrier() {
+    __syncwarp();
+}
+
+template <class T>
+__device__ __forceinline__ T shuffle_xor(T value, int mask) {
+    return __shfl_xor_sync(0xffffffffu, value, mask);
+}
+
+// --- bulk copies (sm_90): the copy engine moves bytes to shared memory and tells a transaction barrier
+
+using TransactionBarrier = uint64_t;
+
+// `arrivals` threads arrive in a phase. One thread calls it; block_barrier() after barriers_ready() shows it
+// to the others and to the copy engine.
+__device__ __forceinline__ void barrier_init(TransactionBarrier* barrier, uint32_t arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals)
+                 : "memory");
+}
+
+__device__ __forceinline__ void barriers_ready() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+#endif
+}
+
+// Arrives, and adds `bytes` to what the phase waits for.
+__device__ __forceinline__ void barrier_expect(TransactionBarrier* barrier, uint32_t bytes) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
+                 "r"(bytes)
+                 : "memory");
+#endif
+}
+
+// Both addresses and `bytes` are multiples of 16.
+__device__ __forceinline__ void bulk_copy(void* to_shared, const void* from_global, uint32_t bytes,
+                                          TransactionBarrier* barrier) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+            shared_address(to_shared)),
+        "l"(from_global), "r"(bytes), "r"(shared_address(barrier))
+        : "memory");
+#endif
+}
+
+// Waits until the phase of this parity has ended.
+__device__ __forceinline__ void barrier_wait(TransactionBarrier* barrier, uint32_t parity) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile(
+        "{\n"
+        ".reg .pred done;\n"
+        "again:\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+        "@!done bra again;\n"
+        "}" ::"r"(shared_address(barrier)),
+        "r"(parity)
+        : "memory");
+#endif
+}
+
+// --- asynchronous copies (sm_80): 16 bytes a thread, in groups that complete in order
+
+__device__ __forceinline__ void async_copy16(void* to_shared, const void* from_global) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to_shared)),
+                 "l"(from_global)
+                 : "memory");
+}
+
+__device__ __forceinline__ void async_commit() {
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+// Waits until at most `pending` of this thread's groups are under way.
+template <int pending>
+__device__ __forceinline__ void async_wait() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
+}
+
+// --- programmatic dependent launch (sm_90)
+
+// Lets the next kernel of the stream start where this one leaves room.
+__device__ __forceinline__ void launch_dependents() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// Waits until the kernels before this one have ended and their writes are visible. Before it only constants
+// may be read, and nothing written.
+__device__ __forceinline__ void wait_for_producers() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// --- between blocks
+
+__device__ __forceinline__ void fence_device() {
+    __threadfence();
+}
+
+// Adds one; `last` wraps to 0. Returns the value before.
+__device__ __forceinline__ uint32_t atomic_increment(uint32_t* counter, uint32_t last) {
+    return atomicInc(counter, last);
+}
+
+__device__ __forceinline__ void atomic_add(unsigned long long* sum, unsigned long long value) {
+    atomicAdd(sum, value);
+}
+
+// --- arithmetic
+
+__device__ __forceinline__ float exp2_approximate(float x) {
+    float result;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+    return result;
+}
+
+__device__ __forceinline__ float reciprocal_sqrt(float x) {
+    return rsqrtf(x);
+}
+
+__device__ __forceinline__ float fp16_to_float(uint16_t bits) {
+    float result;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(result) : "h"(bits));
+    return result;
+}
+
+__device__ __forceinline__ uint16_t float_to_fp16(float value) {
+    uint16_t bits;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+    return bits;
+}
+
+__device__ __forceinline__ uint16_t float_to_bf16(float value) {
+    uint16_t bits;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+    return bits;
+}
+
+__device__ __forceinline__ float bits_to_float(uint32_t bits) {
+    return __uint_as_float(bits);
+}
+
+// Nanoseconds of the device's clock; it ticks about every microsecond or better.
+__device__ __forceinline__ uint64_t device_clock_ns() {
+    uint64_t ns;
+    asm volatile("mov.u64 %0, %globaltimer;" : "=l"(ns));
+    return ns;
+}
+
+}  // namespace pykernels::cuda
+
+#endif

@@ -1,0 +1,47 @@
+// The device behind the launches: what plans need to know of it, and making it the current one.
+#include <mutex>
+
+#include "cuda/common/launch.h"
+
+namespace pykernels::cuda {
+namespace {
+
+constexpr int max_devices = 64;
+
+__global__ void probe_kernel() {}
+
+DeviceLimits read_limits(int device) {
+    DeviceLimits limits = {};
+    PYKERNELS_CHECK_CUDA(cudaDeviceGetAttribute(&limits.sm_count, cudaDevAttrMultiProcessorCount, device));
+    PYKERNELS_CHECK_CUDA(
+        cudaDeviceGetAttribute(&limits.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+    // The code that was chosen for this device decides, not the device: PTX of compute_89 has no bulk copies
+    // on an sm_90 either.
+    cudaFuncAttributes attributes = {};
+    PYKERNELS_CHECK_CUDA(cudaFuncGetAttributes(&attributes, probe_kernel));
+    limits.bulk_copy = attributes.ptxVersion >= 90;
+    return limits;
+}
+
+}  // namespace
+
+const DeviceLimits& device_limits() {
+    static DeviceLimits limits[max_devices];
+    static std::once_flag read[max_devices];
+    int device = 0;
+    PYKERNELS_CHECK_CUDA(cudaGetDevice(&device));
+    if (device >= max_devices) throw std::runtime_error("more than 64 CUDA devices");
+    std::call_once(read[device], [&] { limits[device] = read_limits(device); });
+    return limits[device];
+}
+
+DeviceScope::DeviceScope(int device) : before_(device), device_(device) {
+    PYKERNELS_CHECK_CUDA(cudaGetDevice(&before_));
+    if (before_ != device_) PYKERNELS_CHECK_CUDA(cudaSetDevice(device_));
+}
+
+DeviceScope::~DeviceScope() {
+    if (before_ != device_) cudaSetDevice(before_);  // a destructor has nobody to tell
+}
+
+}  // namespace pykernels::cuda

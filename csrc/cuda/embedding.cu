@@ -1,0 +1,33 @@
+// embedding: out[b] = table[token[b]]. A block a row; 16 bytes a thread, or an element where rows are not
+// vectors.
+#include "cuda/common/dispatch.h"
+#include "cuda/common/launch.h"
+
+namespace pykernels::cuda {
+namespace {
+
+constexpr int threads = 256;
+
+template <class Element>
+__global__ void __launch_bounds__(threads)
+    embedding_kernel(const __grid_constant__ EmbeddingParams params, int row_elements) {
+    launch_dependents();
+    wait_for_producers();
+    const int64_t token = load(params.token + blockIdx.x);
+    const auto* row = static_cast<const Element*>(params.table) + token * row_elements;
+    auto* out = static_cast<Element*>(params.out) + int64_t{blockIdx.x} * row_elements;
+    for (int i = static_cast<int>(threadIdx.x); i < row_elements; i += threads) store(out + i, load(row + i));
+}
+
+}  // namespace
+
+void embedding(const EmbeddingParams& params, const Stream& stream) {
+    if (are_vectors(params.hidden, params.table, params.out)) {
+        launch(embedding_kernel<uint4>, params.batch, threads, 0, stream, params,
+               params.hidden / vector_elements);
+    } else {
+        launch(embedding_kernel<uint16_t>, params.batch, threads, 0, stream, params, params.hidden);
+    }
+}
+
+}  // namespace pykernels::cuda

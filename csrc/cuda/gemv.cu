@@ -1,0 +1,48 @@
+// gemv: out = x @ weight^T + bias + residual. A unit is rows 2u and 2u + 1 of the weight.
+#include "cuda/mat_vec.cuh"
+
+namespace pykernels::cuda {
+namespace {
+
+template <class Element>
+struct Gemv {
+    using T = Element;
+    using Params = GemvParams;
+
+    __host__ __device__ static int64_t units(const Params& p) { return (p.out_features + 1) / 2; }
+    __host__ __device__ static int width(const Params& p) { return p.in_features; }
+    __host__ __device__ static int batch(const Params& p) { return p.batch; }
+    __host__ __device__ static const T* norm_weight(const Params&) { return nullptr; }
+    __device__ static const T* x(const Params& p) { return static_cast<const T*>(p.x); }
+    __device__ static float eps(const Params&) { return 0; }
+
+    __device__ static RowPair<T> rows(const Params& p, int64_t unit) {
+        const T* row = static_cast<const T*>(p.weight) + 2 * unit * p.in_features;
+        return {row, 2 * unit + 1 < p.out_features ? row + p.in_features : nullptr};
+    }
+
+    __device__ static void finish(const Params& p, int64_t unit, int b, float sum_a, float sum_b) {
+        const float sums[2] = {sum_a, sum_b};
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            const int64_t row = 2 * unit + i;
+            if (row >= p.out_features) return;
+            const int64_t index = int64_t{b} * p.out_features + row;
+            float value = sums[i];
+            if (p.bias) value += load1(static_cast<const T*>(p.bias) + row);
+            if (p.residual) value += load1(static_cast<const T*>(p.residual) + index);
+            store1(static_cast<T*>(p.out) + index, value);
+        }
+    }
+};
+
+}  // namespace
+
+void gemv(const GemvParams& params, const Stream& stream) {
+    with_type("gemv", params.dtype, [&](auto type) {
+        launch_mat_vec<Gemv<decltype(type)>>(params, are_vectors(params.in_features, params.x, params.weight),
+                                             stream);
+    });
+}
+
+}  // namespace pykernels::cuda

@@ -1,0 +1,84 @@
+// qkv_gemv: q, k, v = rmsnorm(x) @ weight^T + bias; q and k turned by RoPE; k and v into the cache.
+//
+// A unit is dimensions d and d + head_dim / 2 of one head, the two that RoPE turns together: units count the
+// first halves of all query heads, then of the K heads, then of the V heads (which are not turned).
+#include "cuda/common/rope.cuh"
+#include "cuda/mat_vec.cuh"
+
+namespace pykernels::cuda {
+namespace {
+
+template <class Element>
+struct QkvGemv {
+    using T = Element;
+    using Params = QkvGemvParams;
+
+    __host__ __device__ static int64_t units(const Params& p) {
+        return int64_t{p.n_heads + 2 * p.n_kv_heads} * (p.head_dim / 2);
+    }
+    __host__ __device__ static int width(const Params& p) { return p.hidden; }
+    __host__ __device__ static int batch(const Params& p) { return p.batch; }
+    __host__ __device__ static const T* norm_weight(const Params& p) {
+        return static_cast<const T*>(p.norm_weight);
+    }
+    __device__ static const T* x(const Params& p) { return static_cast<const T*>(p.x); }
+    __device__ static float eps(const Params& p) { return p.eps; }
+
+    // Which of q, k, v a unit belongs to, its head there and its first dimension.
+    struct Place {
+        int part, head, d;
+    };
+    __device__ static Place place(const Params& p, int64_t unit) {
+        const int half = p.head_dim / 2, head = static_cast<int>(unit) / half,
+                  d = static_cast<int>(unit) % half;
+        if (head < p.n_heads) return {0, head, d};
+        if (head < p.n_heads + p.n_kv_heads) return {1, head - p.n_heads, d};
+        return {2, head - p.n_heads - p.n_kv_heads, d};
+    }
+
+    __device__ static RowPair<T> rows(const Params& p, int64_t unit) {
+        const Place at = place(p, unit);
+        const void* weight = at.part == 0 ? p.q_weight : at.part == 1 ? p.k_weight : p.v_weight;
+        const T* row = static_cast<const T*>(weight) + int64_t{at.head * p.head_dim + at.d} * p.hidden;
+        return {row, row + int64_t{p.head_dim / 2} * p.hidden};
+    }
+
+    __device__ static void finish(const Params& p, int64_t unit, int b, float low, float high) {
+        const Place at = place(p, unit);
+        const int half = p.head_dim / 2, row = at.head * p.head_dim + at.d;
+        const void* bias = at.part == 0 ? p.q_bias : at.part == 1 ? p.k_bias : p.v_bias;
+        if (bias) {
+            low += load1(static_cast<const T*>(bias) + row);
+            high += load1(static_cast<const T*>(bias) + row + half);
+        }
+        const int position = load(p.position + b);
+        if (at.part != 2) {
+            const float2 turned = rotate(p.cos_sin + int64_t{position} * p.head_dim, at.d, half, low, high);
+            low = turned.x;
+            high = turned.y;
+        }
+        T* out;
+        if (at.part == 0) {
+            out = static_cast<T*>(p.q_out) + int64_t{b} * p.n_heads * p.head_dim + row;
+        } else {
+            out = static_cast<T*>(at.part == 1 ? p.k_cache : p.v_cache) +
+                  (int64_t{b * p.n_kv_heads + at.head} * p.max_len + position) * p.head_dim + at.d;
+        }
+        store1(out, low);
+        store1(out + half, high);
+    }
+};
+
+}  // namespace
+
+void qkv_gemv(const QkvGemvParams& params, const Stream& stream) {
+    with_type("qkv_gemv", params.dtype, [&](auto type) {
+        launch_mat_vec<QkvGemv<decltype(type)>>(
+            params,
+            are_vectors(params.hidden, params.x, params.norm_weight, params.q_weight, params.k_weight,
+                        params.v_weight),
+            stream);
+    });
+}
+
+}  // namespace pykernels::cuda

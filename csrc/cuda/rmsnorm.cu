@@ -1,0 +1,82 @@
+// rmsnorm: out = x / sqrt(mean(x^2) + eps) * weight. A block a row; latency is all there is to it, so each
+// thread keeps its part of x in registers between the sum and the product.
+#include "cuda/common/dispatch.h"
+#include "cuda/common/launch.h"
+
+namespace pykernels::cuda {
+namespace {
+
+constexpr int threads = 512;
+// Vectors a thread keeps: rows of up to 16,384 elements; longer ones are read twice.
+constexpr int kept = 4;
+
+template <class T>
+__global__ void __launch_bounds__(threads) rmsnorm_kernel(const __grid_constant__ RmsnormParams params) {
+    auto* scratch = reinterpret_cast<float*>(shared_memory());
+    launch_dependents();
+    const T* weight = static_cast<const T*>(params.weight);
+    const T* x = static_cast<const T*>(params.x) + int64_t{blockIdx.x} * params.hidden;
+    T* out = static_cast<T*>(params.out) + int64_t{blockIdx.x} * params.hidden;
+    constexpr int step = threads * vector_elements;
+    const int first = static_cast<int>(threadIdx.x) * vector_elements;
+    wait_for_producers();
+    Floats8 mine[kept];
+    float squares = 0;
+#pragma unroll
+    for (int k = 0; k < kept; ++k) {
+        if (first + k * step < params.hidden) {
+            mine[k] = load8(x + first + k * step);
+            squares = dot8(mine[k], mine[k], squares);
+        }
+    }
+    for (int i = first + kept * step; i < params.hidden; i += step) {
+        const Floats8 v = load8(x + i);
+        squares = dot8(v, v, squares);
+    }
+    const float scale =
+        reciprocal_sqrt(block_sum(squares, scratch) / static_cast<float>(params.hidden) + params.eps);
+    const auto finish = [&](Floats8 v, int i) {
+        const Floats8 w = load8(weight + i);
+#pragma unroll
+        for (int j = 0; j < 8; ++j) v[j] = v[j] * scale * w[j];
+        store8(out + i, v);
+    };
+#pragma unroll
+    for (int k = 0; k < kept; ++k) {
+        if (first + k * step < params.hidden) finish(mine[k], first + k * step);
+    }
+    for (int i = first + kept * step; i < params.hidden; i += step) finish(load8(x + i), i);
+}
+
+// Any width and alignment.
+template <class T>
+__global__ void __launch_bounds__(threads)
+    rmsnorm_plain_kernel(const __grid_constant__ RmsnormParams params) {
+    auto* scratch = reinterpret_cast<float*>(shared_memory());
+    launch_dependents();
+    const T* weight = static_cast<const T*>(params.weight);
+    const T* x = static_cast<const T*>(params.x) + int64_t{blockIdx.x} * params.hidden;
+    T* out = static_cast<T*>(params.out) + int64_t{blockIdx.x} * params.hidden;
+    wait_for_producers();
+    float squares = 0;
+    for (int i = static_cast<int>(threadIdx.x); i < params.hidden; i += threads)
+        squares += load1(x + i) * load1(x + i);
+    const float scale =
+        reciprocal_sqrt(block_sum(squares, scratch) / static_cast<float>(params.hidden) + params.eps);
+    for (int i = static_cast<int>(threadIdx.x); i < params.hidden; i += threads) {
+        store1(out + i, load1(x + i) * scale * load1(weight + i));
+    }
+}
+
+}  // namespace
+
+void rmsnorm(const RmsnormParams& params, const Stream& stream) {
+    const bool vectors = are_vectors(params.hidden, params.x, params.weight, params.out);
+    with_type("rmsnorm", params.dtype, [&](auto type) {
+        using T = decltype(type);
+        launch(vectors ? rmsnorm_kernel<T> : rmsnorm_plain_kernel<T>, params.batch, threads,
+               threads / warp_size * sizeof(float), stream, params);
+    });
+}
+
+}  // namespace pykernels::cuda

@@ -1,0 +1,43 @@
+// swiglu_gemv: out = silu(n @ gate^T) * (n @ up^T), n = rmsnorm(x) or x. A unit is row u of both weights.
+#include "cuda/mat_vec.cuh"
+
+namespace pykernels::cuda {
+namespace {
+
+template <class Element>
+struct SwigluGemv {
+    using T = Element;
+    using Params = SwigluGemvParams;
+
+    __host__ __device__ static int64_t units(const Params& p) { return p.out_features; }
+    __host__ __device__ static int width(const Params& p) { return p.in_features; }
+    __host__ __device__ static int batch(const Params& p) { return p.batch; }
+    __host__ __device__ static const T* norm_weight(const Params& p) {
+        return static_cast<const T*>(p.norm_weight);
+    }
+    __device__ static const T* x(const Params& p) { return static_cast<const T*>(p.x); }
+    __device__ static float eps(const Params& p) { return p.eps; }
+
+    __device__ static RowPair<T> rows(const Params& p, int64_t unit) {
+        const int64_t offset = unit * p.in_features;
+        return {static_cast<const T*>(p.gate_weight) + offset, static_cast<const T*>(p.up_weight) + offset};
+    }
+
+    __device__ static void finish(const Params& p, int64_t unit, int b, float gate, float up) {
+        store1(static_cast<T*>(p.out) + int64_t{b} * p.out_features + unit, silu(gate) * up);
+    }
+};
+
+}  // namespace
+
+void swiglu_gemv(const SwigluGemvParams& params, const Stream& stream) {
+    with_type("swiglu_gemv", params.dtype, [&](auto type) {
+        launch_mat_vec<SwigluGemv<decltype(type)>>(
+            params,
+            are_vectors(params.in_features, params.x, params.gate_weight, params.up_weight,
+                        params.norm_weight),
+            stream);
+    });
+}
+
+}  // namespace pykernels::cuda

@@ -1,0 +1,135 @@
+"""The CUDA ops on a GPU: each against the oracle; the layer in every way it can be driven. Skipped without a GPU.
+
+Without a GPU the same kernels run on the SIMT executor (tests/native).
+"""
+
+import pytest
+import torch
+from helpers import assert_close, randn
+
+import pykernels as pk
+from pykernels.layer import OP_LABELS
+
+pytestmark = pytest.mark.skipif(
+    not (pk.runtime.build_info()["cuda"] and torch.cuda.is_available()), reason="needs a CUDA build and a GPU"
+)
+
+DTYPES = [torch.bfloat16, torch.float16]
+BATCHES = [1, 2, 3, 8]
+
+
+def on_gpu(*tensors: torch.Tensor) -> list[torch.Tensor]:
+    return [tensor.cuda() for tensor in tensors]
+
+
+def poisoned(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.full(shape, float("nan"), dtype=dtype, device="cuda")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("hidden", [8, 520, 3584, 4096, 20000, 100, 7])
+def test_rmsnorm(hidden, batch, dtype):
+    x, weight = randn(batch, hidden, dtype=dtype), randn(hidden, dtype=dtype, seed=1)
+    out = poisoned(batch, hidden, dtype=dtype)
+    pk.ops.rmsnorm(*on_gpu(x, weight), 1e-6, out=out)
+    assert_close(out, pk.reference.rmsnorm(x, weight, 1e-6), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize(
+    ("n_in", "n_out"), [(8, 1), (512, 3), (520, 129), (3584, 512), (4096, 4096), (18944, 515), (7, 9), (100, 33)]
+)
+@pytest.mark.parametrize("extra", [False, True])
+def test_gemv(n_in, n_out, batch, dtype, extra):
+    x, weight = randn(batch, n_in, dtype=dtype), randn(n_out, n_in, dtype=dtype, seed=1, scale=n_in**-0.5)
+    bias, residual = randn(n_out, dtype=dtype, seed=2), randn(batch, n_out, dtype=dtype, seed=3)
+    given = [x, weight, bias, residual] if extra else [x, weight]
+    out = poisoned(batch, n_out, dtype=dtype)
+    pk.ops.gemv(*on_gpu(*given), out=out)
+    assert_close(out, pk.reference.gemv(*given), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize(("n_in", "n_out"), [(512, 1408), (520, 33), (4096, 259), (100, 7)])
+@pytest.mark.parametrize("norm", [False, True])
+def test_swiglu_gemv(n_in, n_out, batch, dtype, norm):
+    x, norm_weight = randn(batch, n_in, dtype=dtype), randn(n_in, dtype=dtype, seed=1)
+    gate, up = (randn(n_out, n_in, dtype=dtype, seed=seed, scale=n_in**-0.5) for seed in (2, 3))
+    norm_weight = norm_weight if norm else None
+    expected = pk.reference.swiglu_gemv(x, gate, up, norm_weight)
+    out = poisoned(batch, n_out, dtype=dtype)
+    pk.ops.swiglu_gemv(*on_gpu(x, gate, up), norm_weight.cuda() if norm else None, out=out)
+    assert_close(out, expected, dtype, depth=2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(28, 4), (32, 8), (8, 1), (6, 6), (12, 1), (32, 2)])
+@pytest.mark.parametrize("lengths", [[1], [2], [63], [64], [65], [1000], [2048], [5, 1, 1500], [700] * 8])
+def test_gqa_decode(lengths, heads, kv_heads, head_dim, dtype):
+    batch, max_len = len(lengths), 2048
+    q = randn(batch, heads, head_dim, dtype=dtype)
+    k, v = (randn(batch, kv_heads, max_len, head_dim, dtype=dtype, seed=seed) for seed in (1, 2))
+    for b, length in enumerate(lengths):
+        k[b, :, length:] = float("nan")
+        v[b, :, length:] = float("nan")
+    kv_len = torch.tensor(lengths, dtype=torch.int32)
+    expected = pk.reference.gqa_decode(q, k, v, kv_len)
+    tensors = on_gpu(q, k, v, kv_len)
+    workspace = pk.ops.gqa_decode_workspace(tensors[0], tensors[1])
+    for _ in range(2):  # the second call finds the counters as the first left them
+        out = poisoned(batch, heads, head_dim, dtype=dtype)
+        pk.ops.gqa_decode(*tensors, out=out, workspace=workspace)
+        assert_close(out, expected, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("fusion", OP_LABELS)
+@pytest.mark.parametrize("name", ["tiny", "qwen2.5-7b", "llama-3.1-8b"])
+def test_layer(name, fusion, batch, dtype):
+    if name != "tiny" and (batch not in (1, 3) or dtype != torch.bfloat16):
+        pytest.skip("the oracle takes seconds")
+    spec = pk.models.get(name)
+    layer = pk.DecodeLayer(spec, pk.LayerWeights.random(spec, dtype, "cuda"), 300, batch, dtype, "cuda")
+    layer.set_position(250)
+    layer.k_cache[:, :, 251:] = float("nan")
+    layer.v_cache[:, :, 251:] = float("nan")
+    expected, k_row, v_row = pk.reference.layer(
+        spec, layer.weights, layer.x, layer.k_cache, layer.v_cache, layer.cos_sin, layer.position
+    )
+    layer.poison()
+    layer.forward(fusion)
+    assert_close(layer.out, expected, dtype, depth=2)
+    assert_close(layer.k_cache[:, :, 250], k_row, dtype, depth=2)
+    assert_close(layer.v_cache[:, :, 250], v_row, dtype, depth=2)
+    assert layer.k_cache[:, :, 251:].isnan().all()
+
+
+@pytest.mark.parametrize("fusion", OP_LABELS)
+def test_every_mode_gives_the_same_bits_and_positions_advance(fusion):
+    spec = pk.models.get("llama-3.1-8b")
+    layer = pk.DecodeLayer(spec, pk.LayerWeights.random(spec, device="cuda"), 300, device="cuda")
+    program = layer.program(fusion)
+    graphs = [pk.runtime.CudaGraph(program, programmatic) for programmatic in (False, True)]
+    assert [graph.kernels for graph in graphs] == [len(program)] * 2
+    stream = torch.cuda.current_stream().cuda_stream
+    for position in (299, 0, 77, 78):
+        layer.set_position(position)
+        layer.forward(fusion)
+        eager = layer.out.clone()
+        for step in (lambda: program.run(stream), lambda: program.run(stream, True),
+                     lambda: graphs[0].replay(stream), lambda: graphs[1].replay(stream)):  # fmt: skip
+            for _ in range(3):
+                layer.poison()
+                step()
+                assert torch.equal(layer.out, eager)
+
+
+def test_float32_is_refused():
+    x, weight = on_gpu(randn(1, 64), randn(8, 64))
+    with pytest.raises(ValueError, match="gemv: on CUDA, tensors must be bfloat16 or float16, got float32"):
+        pk.ops.gemv(x, weight)
