@@ -79,8 +79,8 @@ Argument::Argument(const char* op, const char* name, const Tensor& tensor)
     sizes_ = sizes.data();
     strides_ = strides.data();
     type_ = tensor.scalar_type();
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &device_type_));
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(tensor.get(), &device_index_));
+    PYKERNELS_CHECK_TORCH(aoti_torch_get_device_type(tensor.get(), &device_type_));
+    PYKERNELS_CHECK_TORCH(aoti_torch_get_device_index(tensor.get(), &device_index_));
     data_ = tensor.data_ptr();
     bytes_ = element_bytes(type_);
     for (size_t i = 0; i < rank_; ++i) bytes_ *= sizes_[i];

@@ -17,6 +17,14 @@ namespace pykernels::binding {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
+// A call of the stable ABI, checked. (torch's own macro for this has another name in every release.)
+#define PYKERNELS_CHECK_TORCH(call)                                          \
+    do {                                                                     \
+        if ((call) != AOTI_TORCH_SUCCESS) {                                  \
+            throw std::runtime_error("torch's stable ABI failed at " #call); \
+        }                                                                    \
+    } while (false)
+
 std::string shape_text(const int64_t* sizes, size_t rank);
 std::string dtype_text(ScalarType type);
 

@@ -111,7 +111,7 @@ class Tape {
 
     void run_call(const TapeCall& call) {
         for (size_t i = 0; i < call.arguments.size(); ++i) stack_[i] = boxed(call.arguments[i]);
-        STABLE_TORCH_ERROR_CODE_CHECK(
+        PYKERNELS_CHECK_TORCH(
             torch_call_dispatcher(call.op.c_str(), call.overload.c_str(), stack_.data(), TORCH_ABI_VERSION));
         for (int64_t i = 0; i < call.n_results; ++i) {
             slots_[static_cast<size_t>(call.first_result + i)] = to<Tensor>(stack_[static_cast<size_t>(i)]);
@@ -122,7 +122,7 @@ class Tape {
     // bit for bit, and its shim is a typed call into the dispatcher.
     void run_add(const TapeCall& call) {
         AtenTensorHandle result = nullptr;
-        STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_aten_subtract_Tensor(
+        PYKERNELS_CHECK_TORCH(aoti_torch_aten_subtract_Tensor(
             slot_of(call.arguments[0]).get(), slot_of(call.arguments[1]).get(), -1.0, &result));
         slots_[static_cast<size_t>(call.first_result)] = Tensor(result);
     }
