@@ -34,8 +34,10 @@ int cuda_device(const Tensor& tensor) {
 // so it is looked up and not linked.
 void* current_stream(int device) {
     using Function = AOTITorchError (*)(int32_t, void**);
+    // Python loads torch's libraries for themselves alone, so this one is asked for by name.
+    static void* const library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
     static const auto function =
-        reinterpret_cast<Function>(dlsym(RTLD_DEFAULT, "aoti_torch_get_current_cuda_stream"));
+        library ? reinterpret_cast<Function>(dlsym(library, "aoti_torch_get_current_cuda_stream")) : nullptr;
     void* stream = nullptr;
     if (function == nullptr || function(device, &stream) != AOTI_TORCH_SUCCESS) {
         throw std::runtime_error("torch's current CUDA stream cannot be had: is this a CUDA build of torch?");
