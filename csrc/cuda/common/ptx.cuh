@@ -212,6 +212,44 @@ __device__ __forceinline__ float bits_to_float(uint32_t bits) {
     return __uint_as_float(bits);
 }
 
+// --- the matrix unit: c += a b for a of 16 x 16, b of 16 x 8, c of 16 x 8, held by a warp. With g = lane / 4 and
+// t = lane % 4, a register of two elements or a float holds
+//   a[0], a[1], a[2], a[3]: columns 2t, 2t + 1 of rows g, g + 8, and columns 2t + 8, 2t + 9 of rows g, g + 8
+//   b[0], b[1]:             rows 2t, 2t + 1 and rows 2t + 8, 2t + 9 of column g
+//   c[0], c[1], c[2], c[3]: columns 2t, 2t + 1 of row g, columns 2t, 2t + 1 of row g + 8
+
+__device__ __forceinline__ void mma_bf16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+__device__ __forceinline__ void mma_fp16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// An 8 x 8 matrix of 16-bit elements, lane holding columns 2t, 2t + 1 of row g, becomes its transpose.
+__device__ __forceinline__ uint32_t transpose_8x8(uint32_t rows) {
+    uint32_t columns;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(columns) : "r"(rows));
+    return columns;
+}
+
+// The low 16 bits of both, then the high 16 bits of both.
+__device__ __forceinline__ uint32_t low_halves(uint32_t first, uint32_t second) {
+    return __byte_perm(first, second, 0x5410);
+}
+
+__device__ __forceinline__ uint32_t high_halves(uint32_t first, uint32_t second) {
+    return __byte_perm(first, second, 0x7632);
+}
+
 // Nanoseconds of the device's clock; it ticks about every microsecond or better.
 __device__ __forceinline__ uint64_t device_clock_ns() {
     uint64_t ns;
