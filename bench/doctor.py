@@ -7,7 +7,7 @@ import sys
 from datetime import UTC, datetime
 
 import pykernels as pk
-from bench.backends import MODES, registry
+from bench.backends import registry
 from bench.core import cli, environment
 from bench.core.document import SCHEMA, Document
 
@@ -30,7 +30,7 @@ def diagnose() -> Document:
                 "name": name,
                 "description": backend.description,
                 "reason": backend.availability(device),
-                "modes": [mode for mode in MODES if not backend.mode_reason(mode, device)],
+                "modes": backend.modes(device),
                 "install_hint": backend.install_hint,
             }
             for name, backend in registry().items()

@@ -244,8 +244,7 @@ def print_list() -> None:
     print("fusions: ", ", ".join(cli.FUSIONS))
     print("backends:")
     for name, backend in registry().items():
-        reason = backend.availability(device)
-        modes = [mode for mode in MODES if not backend.mode_reason(mode, device)]
+        reason, modes = backend.availability(device), backend.modes(device)
         print(f"  {name:<15} {backend.description}")
         print(f"  {'':<15} " + (f"unsupported: {reason}" if reason else f"modes {', '.join(modes)}"))
 

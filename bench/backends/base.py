@@ -79,6 +79,13 @@ class Backend(ABC):
     def mode_reason(cls, mode: str, device: torch.device) -> str | None:
         """None where it has that mode on this device, else the reason why not."""
 
+    @classmethod
+    def modes(cls, device: torch.device) -> list[str]:
+        """The modes it has on this device."""
+        if cls.availability(device):
+            return []
+        return [mode for mode in MODES if not cls.mode_reason(mode, device)]
+
     @abstractmethod
     def arm(self, workload: Workload, mode: str, fusion: str | None) -> Arm:
         """The arm of one mode that mode_reason allows."""

@@ -4,12 +4,13 @@ Exit status: 0 done (unsupported arms are listed, not fatal); 1 a result was wro
 stderr that names the flag, the value and what is allowed; 130 interrupted.
 """
 
+import functools
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-import click
 import torch
 import typer
 
@@ -22,6 +23,9 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 FUSIONS = ("none", "block")
 
 INTERRUPTED = 130
+
+# What typer raises for arguments it cannot parse. It carries a click of its own, which has no public name.
+_ClickError = typer.BadParameter.__base__
 
 Result = TypeVar("Result")
 Number = TypeVar("Number", int, float)
@@ -90,13 +94,11 @@ def numbers(flag: str, text: str, low: float, high: float, kind: type[Number]) -
 
 
 def device(text: str) -> torch.device:
-    """--device; auto is a GPU where this build has kernels for one, else the CPU."""
+    """--device. The drivers of this version measure the CPU, whatever else the machine has."""
     choice("--device", text, ("auto", "cpu", "cuda"))
-    built_for_cuda = pk.runtime.build_info()["cuda"]
-    if text == "cuda" and not (built_for_cuda and torch.cuda.is_available()):
-        missing = "a CUDA device, and torch sees none" if built_for_cuda else "a build with CUDA kernels"
-        raise flag_error("--device", text, f"cpu or auto here: cuda needs {missing}")
-    return torch.device("cuda" if text != "cpu" and built_for_cuda and torch.cuda.is_available() else "cpu")
+    if text == "cuda":
+        raise flag_error("--device", text, "cpu or auto: this version's drivers do not measure a GPU yet")
+    return torch.device("cpu")
 
 
 def model(name: str, config: str) -> ModelSpec:
@@ -151,31 +153,46 @@ class Outputs:
                 raise flag_error(flag, path, f"writable: {error.strerror}") from None
 
 
+class _InterruptedError(Exception):
+    """Ctrl-C before a command had anything to keep. Typer would turn a KeyboardInterrupt into a bare status."""
+
+
+def _refused(error: _ClickError, arguments: Sequence[str]) -> str:
+    """Typer's words for an argument that it could not parse, behind the argument as it was given."""
+    flags = [getattr(error, "option_name", None), *getattr(getattr(error, "param", None), "opts", [])]
+    given = [
+        argument if "=" in argument else "=".join(arguments[i : i + 2])
+        for i, argument in enumerate(arguments)
+        if argument.partition("=")[0] in flags
+    ]
+    return ": ".join([*given[-1:], " ".join(error.format_message().split())])
+
+
 def run(program: str, command: Callable[..., int | None], arguments: Sequence[str] | None = None) -> int:
     """Parse `arguments` with typer, run the command, and turn what goes wrong into an exit status."""
+
+    @functools.wraps(command)
+    def interruptible(**flags: Any) -> int | None:
+        try:
+            return command(**flags)
+        except KeyboardInterrupt:
+            raise _InterruptedError from None
+
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
     app = typer.Typer(add_completion=False, rich_markup_mode=None)
-    app.command()(command)
+    app.command()(interruptible)
     try:
-        result = typer.main.get_command(app).main(
-            args=list(sys.argv[1:] if arguments is None else arguments), prog_name=program, standalone_mode=False
-        )
+        return typer.main.get_command(app).main(args=arguments, prog_name=program, standalone_mode=False) or 0
     except UsageError as error:
-        message = str(error)
-    except click.exceptions.Abort:
-        return INTERRUPTED
-    except click.ClickException as error:
-        message = " ".join(error.format_message().split())
-    except KeyboardInterrupt:
+        print(f"{program}: {error}", file=sys.stderr)
+    except _ClickError as error:
+        print(f"{program}: {_refused(error, arguments)}", file=sys.stderr)
+    except (_InterruptedError, KeyboardInterrupt):
         print(f"{program}: interrupted before anything was measured", file=sys.stderr)
         return INTERRUPTED
-    else:
-        return result or 0
-    print(f"{program}: {message}", file=sys.stderr)
     return 2
 
 
 def command_line(program: str) -> str:
     """What reproduces this run."""
-    import shlex
-
     return shlex.join(["python", "-m", program, *sys.argv[1:]])

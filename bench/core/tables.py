@@ -7,7 +7,6 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -179,7 +178,7 @@ def _table(title: str, grid: Grid, width: int) -> Table:
     for name, right in columns:
         table.add_column(name, justify="right" if right else "left", no_wrap=True, overflow="fold")
     for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
+        table.add_row(*(Text(cell) for cell in row))  # a plain string would be read as markup
     return table
 
 
@@ -206,8 +205,7 @@ def print_document(document: Document, console: Console) -> None:
         console.print(Text(line), soft_wrap=False)
     console.print()
     if document["ops"]:
-        known = "op" if document["kind"] == "op" else "what"  # the other one tells the rows apart
-        grid = _fit(op_grid(document), console.width, ["p20 - p80", "floor us", known, "bytes", "GB/s", "what"])
+        grid = _fit(op_grid(document), console.width, ["p20 - p80", "floor us", "op", "bytes", "GB/s"])
         console.print(_table("Ops, each timed alone", grid, console.width))
     if any(arm["status"] != "unsupported" for arm in document.get("arms", [])):
         grid = _fit(arm_grid(document), console.width, ["p20 - p80", "launches", "error", "GB/s"])

@@ -37,9 +37,17 @@ std::vector<const Program*> rotation(const std::vector<ProgramPointer>& programs
     for (const auto& program : programs) {
         if (program->size() == 0)
             throw std::invalid_argument("programs must not be empty, got one without ops");
+        if (program->cuda_device() != programs[0]->cuda_device())
+            throw std::invalid_argument("programs must all be of one device");
         pointers.push_back(program.get());
     }
     return pointers;
+}
+
+// The host's clock tells nothing of a device.
+void check_on_cpu(const std::vector<ProgramPointer>& programs) {
+    if (programs[0]->cuda_device() >= 0)
+        throw std::invalid_argument("programs must be of CPU ops: this loop reads the host's clock");
 }
 
 void check_counts(int64_t warmup, int64_t steps, int64_t repeats) {
@@ -58,6 +66,7 @@ py::array_t<double> timed_loop_array(const std::vector<ProgramPointer>& programs
                                      int64_t steps, int64_t repeats) {
     check_counts(warmup, steps, repeats);
     const auto pointers = rotation(programs);
+    check_on_cpu(programs);
     py::array_t<double> samples_us(steps);
     double* data = samples_us.mutable_data();
     py::gil_scoped_release release;
@@ -69,6 +78,7 @@ py::array_t<double> timed_ops_array(const std::vector<ProgramPointer>& programs,
                                     int64_t steps) {
     check_counts(warmup, steps, 1);
     const auto pointers = rotation(programs);
+    check_on_cpu(programs);
     const size_t n_ops = pointers[0]->size();
     for (const Program* program : pointers) {
         if (program->size() != n_ops)

@@ -212,8 +212,8 @@ __device__ __forceinline__ float bits_to_float(uint32_t bits) {
     return __uint_as_float(bits);
 }
 
-// --- the matrix unit: c += a b for a of 16 x 16, b of 16 x 8, c of 16 x 8, held by a warp. With g = lane / 4 and
-// t = lane % 4, a register of two elements or a float holds
+// --- the matrix unit: c += a b for a of 16 x 16, b of 16 x 8, c of 16 x 8, held by a warp. With g = lane / 4
+// and t = lane % 4, a register of two elements or a float holds
 //   a[0], a[1], a[2], a[3]: columns 2t, 2t + 1 of rows g, g + 8, and columns 2t + 8, 2t + 9 of rows g, g + 8
 //   b[0], b[1]:             rows 2t, 2t + 1 and rows 2t + 8, 2t + 9 of column g
 //   c[0], c[1], c[2], c[3]: columns 2t, 2t + 1 of row g, columns 2t, 2t + 1 of row g + 8

@@ -1,0 +1,63 @@
+"""Running a driver as a user does, and what a refusal looks like."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench import doctor, layer, op
+from bench.core import cli
+
+ROOT = Path(__file__).resolve().parent.parent
+_COMMANDS = {"bench.layer": layer.command, "bench.op": op.command, "bench.doctor": doctor.command}
+
+
+def flat(text: str) -> str:
+    """The words of a text that was wrapped somewhere."""
+    return " ".join(text.split())
+
+
+@dataclass
+class Result:
+    """How a run ended."""
+
+    status: int
+    out: str
+    err: str
+
+
+def start(driver: str, *arguments: str, columns: int = 150) -> subprocess.Popen:
+    """A driver in a process of its own, from the repository's root."""
+    return subprocess.Popen(
+        [sys.executable, "-m", driver, *arguments],
+        cwd=ROOT,
+        env=os.environ | {"COLUMNS": str(columns)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(driver: str, *arguments: str, columns: int = 150) -> Result:
+    """start(), to its end."""
+    process = start(driver, *arguments, columns=columns)
+    out, err = process.communicate(timeout=180)
+    return Result(process.returncode, out, err)
+
+
+def run_here(capsys, driver: str, *arguments: str) -> Result:
+    """The same in this process: what `python -m driver` does after its imports."""
+    status = cli.run(driver, _COMMANDS[driver], list(arguments))
+    captured = capsys.readouterr()
+    return Result(status, captured.out, captured.err)
+
+
+def assert_refused(result: Result, *words: str) -> None:
+    """Exit status 2, nothing on stdout, one line on stderr that holds the words."""
+    assert result.status == 2, result.err
+    assert result.out == ""
+    assert result.err.count("\n") == 1 and result.err.endswith("\n"), result.err
+    assert "Traceback" not in result.err
+    for word in words:
+        assert word in result.err

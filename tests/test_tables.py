@@ -1,0 +1,245 @@
+"""A document as text: numbers, ladders and their bars, what is told of arms that did not run, and Markdown."""
+
+import pytest
+from command_line import flat
+
+from bench.core import tables
+
+CLOCK = {"p20": 9.0, "p50": 12.5, "p80": 1234.6, "n": 30}
+ARM = {"backend": "native", "mode": "eager", "fusion": "block", "status": "ok", "reason": None, "launches": 5,
+       "max_rel_error": 0.0021, "wall_us": CLOCK, "host_us": CLOCK, "gbs": 101.5, "share_of_spec": 0.5,
+       "share_of_read": None, "speedup_over_sdpa": {"p50": 1.5, "low": 1.25, "high": 2.0}}  # fmt: skip
+NOTHING = {"max_rel_error": None, "wall_us": None, "host_us": None, "gbs": None, "share_of_spec": None}
+OP = {"backend": "native", "fusion": "none", "op": "gemv", "label": "gate_proj", "shape": "1x512 -> 1408",
+      "bytes": 1_441_792, "floor_us": 7.04, "time_us": CLOCK, "gbs": 101.5, "share_of_spec": 0.5,
+      "share_of_read": None}  # fmt: skip
+
+
+def make_arm(status, reason, mode="eager", backend="native", fusion="block"):
+    arm = ARM | {"backend": backend, "mode": mode, "fusion": fusion, "status": status, "reason": reason}
+    return {key: value for key, value in (arm | NOTHING).items() if key != "speedup_over_sdpa"}
+
+
+def make_part(part, us, low=None, high=None, hidden=False):
+    return {"part": part, "us": us, "low": us if low is None else low, "high": us if high is None else high,
+            "hidden": hidden}  # fmt: skip
+
+
+PARTS = [
+    make_part("python", 40.0, 39.0, 41.0),
+    make_part("dispatch", -20.0, -21.0, -19.0),
+    make_part("launch", 0.001),
+    make_part("gap", 0.0),
+    make_part("kernel", 80.0, hidden=True),
+]
+
+
+def make_document(**changes):
+    return {
+        "kind": "layer", "title": "one decode layer of tiny, ctx 64", "batch": 1, "dtype": "bf16", "device": "cpu",
+        "l2_words": "cold: 6 MB of weights", "created": "2026-01-02T03:04:05+00:00", "command": "python -m bench.layer",
+        "environment": {"cpu": {"model": "A [fast] CPU"}, "gpu": None, "torch": {"version": "2.11"},
+                        "pykernels": {"threads": 2, "isa": "avx2"}},
+        "ceiling": {"spec_gbs": None, "read_gbs": 20.04, "copy_gbs": 1234.56,
+                    "spec_source": "unknown for A [fast] CPU"},
+        "ops": [OP], "arms": [ARM], "ladder": {"native/block": PARTS},
+        "ladder_notes": {"native/block": "a note [of sorts]"},
+    } | changes  # fmt: skip
+
+
+def markdown(tmp_path, **changes):
+    path = tmp_path / "result.md"
+    tables.write_markdown(path, make_document(**changes))
+    return path.read_text()
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "-"),
+        (0.0, "0.000"),
+        (0.00004, "0.000"),
+        (0.1236, "0.124"),
+        (1.0, "1.00"),
+        (-12.346, "-12.35"),
+        (123.46, "123.5"),
+        (1234.6, "1,235"),
+        (1e9, "1,000,000,000"),
+    ],
+)
+def test_microseconds(value, text):
+    assert tables.microseconds(value) == text
+
+
+@pytest.mark.parametrize(("share", "text"), [(None, "-"), (0.0, "0.0%"), (0.5, "50.0%"), (-0.031, "-3.1%")])
+def test_percent(share, text):
+    assert tables.percent(share) == text
+
+
+def cell(grid, heading, row=0):
+    columns, rows = grid
+    return rows[row][[name for name, _ in columns].index(heading)]
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1 KB"), (1_441_792, "1.442 MB"), (436_000_000, "436 MB"), (10**10, "10 GB")],
+)
+def test_bytes(count, text):
+    assert cell(tables.op_grid(make_document(ops=[OP | {"bytes": count}])), "bytes") == text
+
+
+def test_a_measured_op():
+    grid = tables.op_grid(make_document())
+    found = {name: cell(grid, name) for name, _ in grid[0]}
+    assert found == {
+        "arm": "native/none", "op": "gemv", "what": "gate_proj", "shape": "1x512 -> 1408", "bytes": "1.442 MB",
+        "floor us": "7.04", "time us": "12.50", "p20 - p80": "9.00 - 1,235", "GB/s": "101.5", "of spec": "50.0%",
+        "of read": "-",
+    }  # fmt: skip
+
+
+def test_an_op_against_torch():
+    ratio = {"p50": 0.975, "low": 0.9, "high": 1.054}
+    unmeasured = OP | {"mode": "eager", "status": "unsupported", "time_us": None, "gbs": None, "share_of_spec": None}
+    grid = tables.op_grid(make_document(ops=[OP | {"mode": "native", "ratio_to_torch": ratio}, unmeasured]))
+    assert cell(grid, "arm") == "native/none:native"
+    assert cell(grid, "torch/this") in ("0.97 [0.90, 1.05]", "0.98 [0.90, 1.05]")
+    assert [cell(grid, name, 1) for name in ("time us", "GB/s", "torch/this")] == ["unsupported", "-", "-"]
+
+
+def test_a_measured_arm():
+    grid = tables.arm_grid(make_document())
+    found = {name: cell(grid, name) for name, _ in grid[0]}
+    assert found == {
+        "backend": "native", "fusion": "block", "mode": "eager", "wall us": "12.50", "p20 - p80": "9.00 - 1,235",
+        "host us": "12.50", "launches": "5", "GB/s": "101.5", "of spec": "50.0%", "of read": "-", "error": "2.1e-03",
+        "sdpa eager / this": "1.50 [1.25, 2.00]",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("status", ["wrong", "error", "oom"])
+def test_an_arm_that_failed_has_its_status_for_a_time(status):
+    grid = tables.arm_grid(make_document(arms=[make_arm("unsupported", "none here"), make_arm(status, "words")]))
+    assert len(grid[1]) == 1
+    assert [cell(grid, name) for name in ("wall us", "p20 - p80", "host us", "GB/s", "sdpa eager / this")] == [
+        status, "-", "-", "-", "-",
+    ]  # fmt: skip
+
+
+def test_one_line_a_reason():
+    lines = tables.refusals({"arms": [
+        ARM,
+        make_arm("unsupported", "no GPU", "graph", fusion="none"),
+        make_arm("unsupported", "no GPU", "graph", fusion="block"),
+        make_arm("unsupported", "no GPU", "graph", "sdpa", None),
+        make_arm("unsupported", "no GPU", "eager", "fa2", None),
+        make_arm("unsupported", "no GPU", "graph", "fa2", None),
+        make_arm("wrong", "off by 3", "eager", fusion="none"),
+        make_arm("wrong", "off by 3", "native", fusion="none"),
+        make_arm("oom", "MemoryError", "eager", "sdpa", None),
+    ]})  # fmt: skip
+    assert lines == [
+        "unsupported: native, sdpa (graph); fa2 (eager, graph): no GPU",
+        "wrong: native/none (eager, native): off by 3",
+        "oom: sdpa (eager): MemoryError",
+    ]
+
+
+def test_nothing_refused():
+    assert tables.refusals({"arms": [ARM]}) == tables.refusals({}) == []
+
+
+@pytest.mark.parametrize("width", [60, 80, 110, 300])
+def test_the_ladder_s_lines(width):
+    python, dispatch, launch, gap, kernel, total = (text for _, text in tables.ladder_rows(PARTS, width))
+    # The longest part fills the bar; the others are in proportion, below zero in another character.
+    bar = kernel.count("#")
+    assert bar == max(min(width, 110) - 60, 12)
+    assert python.count("#") == round(bar / 2)
+    assert dispatch.startswith("dispatch ") and "-" * round(bar / 4) + " " in dispatch and "#" not in dispatch
+    assert launch.split()[1] == ".", "a part too small for a bar still shows"
+    assert gap.split()[:3] == ["gap", "0.000", "us"]
+    assert flat(python).endswith("40.00 us 40.0% [39.00, 41.00]")
+    assert flat(dispatch).endswith("-20.00 us -20.0% [-21.00, -19.00]")
+    assert kernel.endswith(" hidden") and not any(line.endswith("hidden") for line in (python, dispatch, launch, gap))
+    assert flat(total) == "= eager 100.0 us"
+    numbers = {line.index(" us") for line in (python, dispatch, launch, gap, kernel, total)}
+    assert len(numbers) == 1, "the numbers stand in one column"
+
+
+def test_a_ladder_names_its_parts_for_their_colours():
+    assert [part for part, _ in tables.ladder_rows(PARTS, 80)] == [part["part"] for part in PARTS] + ["sum"]
+    assert {part["part"] for part in PARTS} <= tables.PART_COLOURS.keys()
+
+
+@pytest.mark.parametrize("width", [80, 100, 140, 200])
+def test_nothing_is_wider_than_the_terminal(width):
+    long_parts = [make_part("dispatch", 123456.7, -123456.7, 123456.7, hidden=True), *PARTS]
+    text = tables.as_text(
+        make_document(
+            ladder={"native/block": long_parts},
+            arms=[ARM, make_arm("unsupported", "a reason of many words, " * 10, "graph-pdl")],
+        ),
+        width,
+    )
+    assert max(len(line) for line in text.splitlines()) <= width
+    for words in ("12.50", "native", "block", "gate_proj", "1x512 -> 1408", "50.0%", "hidden", "1.50 [1.25, 2.00]"):
+        assert words in text
+
+
+def test_columns_are_left_out_where_the_terminal_is_narrow():
+    narrow, wide = (tables.as_text(make_document(), width) for width in (80, 200))
+    assert "p20 - p80" not in narrow
+    assert wide.count("p20 - p80") == 2
+
+
+@pytest.mark.parametrize("words", ["[bold]not markup[/bold]", "[/]", "of shape [1, 2]", "[red", "a\\[b]", ":smile:"])
+def test_brackets_are_no_markup(words):
+    document = make_document(
+        title=f"title {words}",
+        arms=[ARM | {"mode": words}, make_arm("error", f"RuntimeError: {words}")],
+        ops=[OP | {"label": words}],
+    )
+    text = flat(tables.as_text(document, 300))
+    assert text.count(words) == 4
+    assert "A [fast] CPU" in text and "a note [of sorts]" in text
+
+
+def test_what_the_heading_says():
+    lines = tables.heading(make_document(interrupted=True, null=[{"mode": "eager", "us": CLOCK}],
+                                         spin=[{"asked_us": 1000.0, "us": CLOCK}]))  # fmt: skip
+    assert lines == [
+        "one decode layer of tiny, ctx 64, batch 1, bf16, cold: 6 MB of weights",
+        "cpu: A [fast] CPU, 2 threads, avx2; torch 2.11; 2026-01-02T03:04:05+00:00",
+        "bandwidth: read 20.0 GB/s and copy 1,234.6 GB/s measured, spec unknown (unknown for A [fast] CPU)",
+        "null op, us: eager 12.50",
+        "spin op, us: 1000 asked, 12.50 measured",
+        "INTERRUPTED: what follows was measured up to then",
+    ]
+
+
+def test_a_run_that_measured_nothing_has_no_tables():
+    document = make_document(ops=[], arms=[make_arm("unsupported", "no GPU")], ladder={}, ladder_notes={})
+    text = tables.as_text(document, 100)
+    assert "Ops" not in text and "Arms" not in text and "Ladder" not in text
+    assert "unsupported: native (eager): no GPU" in text
+
+
+def test_markdown(tmp_path):
+    text = markdown(tmp_path, arms=[ARM, make_arm("wrong", "off by 3")])
+    assert text.startswith("## one decode layer of tiny, ctx 64\n")
+    for words in ("### Ops, each timed alone", "### Arms, alternated", "### Ladder of native/block",
+                  "- wrong: native/block (eager): off by 3", "a note [of sorts]",
+                  "Reproduce: `python -m bench.layer`"):  # fmt: skip
+        assert f"\n{words}\n" in text
+    assert "| native | block | eager | 12.50 |" in text
+    assert text.count("```") == 2
+
+
+def test_markdown_escapes_the_column_separator(tmp_path):
+    text = markdown(tmp_path, ops=[OP | {"label": "a|b"}, OP | {"shape": "|x|"}])
+    assert "| a\\|b |" in text and "| \\|x\\| |" in text
+    rows = [line for line in text.splitlines() if line.startswith("| native/none")]
+    heading, rule = text.splitlines()[(top := text.splitlines().index("### Ops, each timed alone") + 2) : top + 2]
+    assert {line.replace("\\|", "").count("|") for line in (heading, rule, *rows)} == {12}
