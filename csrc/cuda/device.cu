@@ -1,4 +1,5 @@
 // The device behind the launches: what plans need to know of it, and making it the current one.
+#include <atomic>
 #include <mutex>
 
 #include "cuda/common/launch.h"
@@ -33,6 +34,28 @@ const DeviceLimits& device_limits() {
     if (device >= max_devices) throw std::runtime_error("more than 64 CUDA devices");
     std::call_once(read[device], [&] { limits[device] = read_limits(device); });
     return limits[device];
+}
+
+void allow_shared_memory(const void* kernel) {
+    // Kernels that were told, a slot each; the device is part of the key.
+    constexpr size_t slots = 1024;
+    static std::atomic<uintptr_t> told[slots];
+    int device = 0;
+    PYKERNELS_CHECK_CUDA(cudaGetDevice(&device));
+    const uintptr_t key =
+        reinterpret_cast<uintptr_t>(kernel) * max_devices + static_cast<uintptr_t>(device) + 1;
+    size_t slot = key / 97 % slots;
+    for (size_t probes = 0; probes < slots; ++probes, slot = (slot + 1) % slots) {
+        uintptr_t found = told[slot].load(std::memory_order_acquire);
+        if (found == key) return;
+        if (found != 0) continue;
+        PYKERNELS_CHECK_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                  device_limits().shared_bytes));
+        // Where another thread takes the slot first, the kernel is told once more another time.
+        told[slot].compare_exchange_strong(found, key, std::memory_order_release);
+        return;
+    }
+    throw std::runtime_error("more kernels than allow_shared_memory() can remember");
 }
 
 DeviceScope::DeviceScope(int device) : before_(device), device_(device) {

@@ -61,7 +61,7 @@ __device__ __forceinline__ void stage_x(const typename Op::Params& params, typen
 }
 
 template <class Op, int batch_tile>
-__global__ void __launch_bounds__(mat_vec_threads)
+__global__ void __launch_bounds__(mat_vec_threads, 2)
     mat_vec_kernel(const __grid_constant__ typename Op::Params params,
                    const __grid_constant__ MatVecPlan plan) {
     using T = typename Op::T;

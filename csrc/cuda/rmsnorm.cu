@@ -7,8 +7,8 @@ namespace pykernels::cuda {
 namespace {
 
 constexpr int threads = 512;
-// Vectors a thread keeps: rows of up to 16,384 elements; longer ones are read twice.
-constexpr int kept = 4;
+// Vectors a thread keeps: rows of up to 8,192 elements; of longer ones the rest is read twice.
+constexpr int kept = 2;
 
 template <class T>
 __global__ void __launch_bounds__(threads) rmsnorm_kernel(const __grid_constant__ RmsnormParams params) {
@@ -19,6 +19,12 @@ __global__ void __launch_bounds__(threads) rmsnorm_kernel(const __grid_constant_
     T* out = static_cast<T*>(params.out) + int64_t{blockIdx.x} * params.hidden;
     constexpr int step = threads * vector_elements;
     const int first = static_cast<int>(threadIdx.x) * vector_elements;
+    uint4 weights[kept];  // constants: on their way while x is waited for
+#pragma unroll
+    for (int k = 0; k < kept; ++k) {
+        if (first + k * step < params.hidden)
+            weights[k] = load(reinterpret_cast<const uint4*>(weight + first + k * step));
+    }
     wait_for_producers();
     Floats8 mine[kept];
     float squares = 0;
@@ -35,17 +41,17 @@ __global__ void __launch_bounds__(threads) rmsnorm_kernel(const __grid_constant_
     }
     const float scale =
         reciprocal_sqrt(block_sum(squares, scratch) / static_cast<float>(params.hidden) + params.eps);
-    const auto finish = [&](Floats8 v, int i) {
-        const Floats8 w = load8(weight + i);
+    const auto finish = [&](Floats8 v, const Floats8& w, int i) {
 #pragma unroll
         for (int j = 0; j < 8; ++j) v[j] = v[j] * scale * w[j];
         store8(out + i, v);
     };
 #pragma unroll
     for (int k = 0; k < kept; ++k) {
-        if (first + k * step < params.hidden) finish(mine[k], first + k * step);
+        if (first + k * step < params.hidden) finish(mine[k], unpack8<T>(weights[k]), first + k * step);
     }
-    for (int i = first + kept * step; i < params.hidden; i += step) finish(load8(x + i), i);
+    for (int i = first + kept * step; i < params.hidden; i += step)
+        finish(load8(x + i), load8(weight + i), i);
 }
 
 // Any width and alignment.

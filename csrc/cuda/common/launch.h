@@ -32,16 +32,17 @@ struct DeviceLimits {
 };
 const DeviceLimits& device_limits();
 
+// A block gets more than this only when its kernel asked for it once on the device.
+constexpr size_t default_shared_bytes = 48 * 1024;
+
+// Lets the kernel's blocks have all the dynamic shared memory there is on the current device. Asked again, it
+// costs a look-up: the driver's own call would be a tenth of a launch.
+void allow_shared_memory(const void* kernel);
+
 template <class... Arguments>
 void launch(void (*kernel)(Arguments...), int blocks, int threads, size_t shared_bytes, const Stream& stream,
             const Arguments&... arguments) {
-    if (shared_bytes > 48 * 1024) {
-        // A block gets more than 48 KB only when its kernel asked for it once; the call is cheap, and what
-        // it was told last is all it remembers, so it is told every time.
-        PYKERNELS_CHECK_CUDA(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                                  cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                  static_cast<int>(shared_bytes)));
-    }
+    if (shared_bytes > default_shared_bytes) allow_shared_memory(reinterpret_cast<const void*>(kernel));
     cudaLaunchConfig_t config = {};
     config.gridDim = dim3(static_cast<unsigned>(blocks));
     config.blockDim = dim3(static_cast<unsigned>(threads));

@@ -53,6 +53,23 @@ __device__ __forceinline__ uint32_t pack(float low, float high) {
     return from_float<T>(low).bits | static_cast<uint32_t>(from_float<T>(high).bits) << 16;
 }
 
+// c += a b on the matrix unit, laid out as common/ptx.cuh says.
+template <class T>
+__device__ __forceinline__ void matrix_multiply_add(float (&c)[4], const uint32_t (&a)[4],
+                                                    const uint32_t (&b)[2]);
+
+template <>
+__device__ __forceinline__ void matrix_multiply_add<Bf16>(float (&c)[4], const uint32_t (&a)[4],
+                                                          const uint32_t (&b)[2]) {
+    mma_bf16(c, a, b);
+}
+
+template <>
+__device__ __forceinline__ void matrix_multiply_add<Fp16>(float (&c)[4], const uint32_t (&a)[4],
+                                                          const uint32_t (&b)[2]) {
+    mma_fp16(c, a, b);
+}
+
 // Eight elements as float32.
 struct Floats8 {
     float values[8];
