@@ -20,7 +20,7 @@ DeviceLimits read_limits(int device) {
     // on an sm_90 either.
     cudaFuncAttributes attributes = {};
     PYKERNELS_CHECK_CUDA(cudaFuncGetAttributes(&attributes, probe_kernel));
-    limits.bulk_copy = attributes.ptxVersion >= 90;
+    limits.sm_90 = attributes.ptxVersion >= 90;
     return limits;
 }
 
@@ -36,7 +36,7 @@ const DeviceLimits& device_limits() {
     return limits[device];
 }
 
-void allow_shared_memory(const void* kernel) {
+void allow_all_resources(const void* kernel) {
     // Kernels that were told, a slot each; the device is part of the key.
     constexpr size_t slots = 1024;
     static std::atomic<uintptr_t> told[slots];
@@ -51,11 +51,15 @@ void allow_shared_memory(const void* kernel) {
         if (found != 0) continue;
         PYKERNELS_CHECK_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                                   device_limits().shared_bytes));
+        if (device_limits().sm_90) {
+            PYKERNELS_CHECK_CUDA(
+                cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
+        }
         // Where another thread takes the slot first, the kernel is told once more another time.
         told[slot].compare_exchange_strong(found, key, std::memory_order_release);
         return;
     }
-    throw std::runtime_error("more kernels than allow_shared_memory() can remember");
+    throw std::runtime_error("more kernels than allow_all_resources() can remember");
 }
 
 DeviceScope::DeviceScope(int device) : before_(device), device_(device) {

@@ -11,8 +11,8 @@ constexpr int threads = 256;
 template <class Element>
 __global__ void __launch_bounds__(threads)
     embedding_kernel(const __grid_constant__ EmbeddingParams params, int row_elements) {
-    launch_dependents();
     wait_for_producers();
+    launch_dependents();
     const int64_t token = load(params.token + blockIdx.x);
     const auto* row = static_cast<const Element*>(params.table) + token * row_elements;
     auto* out = static_cast<Element*>(params.out) + int64_t{blockIdx.x} * row_elements;

@@ -21,18 +21,29 @@ struct Gemv {
         return {row, 2 * unit + 1 < p.out_features ? row + p.in_features : nullptr};
     }
 
-    __device__ static void finish(const Params& p, int64_t unit, int b, float sum_a, float sum_b) {
-        const float sums[2] = {sum_a, sum_b};
+    // bias + residual of the two rows
+    struct Extra {
+        float addend[2];
+    };
+    __device__ static Extra prepare(const Params& p, int64_t unit, int b) {
+        Extra extra = {};
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
             const int64_t row = 2 * unit + i;
-            if (row >= p.out_features) return;
-            const int64_t index = int64_t{b} * p.out_features + row;
-            float value = sums[i];
-            if (p.bias) value += load1(static_cast<const T*>(p.bias) + row);
-            if (p.residual) value += load1(static_cast<const T*>(p.residual) + index);
-            store1(static_cast<T*>(p.out) + index, value);
+            if (row >= p.out_features) break;
+            if (p.bias) extra.addend[i] += load1(static_cast<const T*>(p.bias) + row);
+            if (p.residual)
+                extra.addend[i] +=
+                    load1(static_cast<const T*>(p.residual) + int64_t{b} * p.out_features + row);
         }
+        return extra;
+    }
+
+    __device__ static void finish(const Params& p, int64_t unit, int b, const Extra& extra, float sum_a,
+                                  float sum_b) {
+        T* out = static_cast<T*>(p.out) + int64_t{b} * p.out_features + 2 * unit;
+        store1(out, sum_a + extra.addend[0]);
+        if (2 * unit + 1 < p.out_features) store1(out + 1, sum_b + extra.addend[1]);
     }
 };
 

@@ -157,28 +157,47 @@ __device__ __forceinline__ void attend(float (&scores)[4], Values<head_dim>& val
     }
 }
 
-// Shares of one head, joined: four of its dimensions, the maximum and the sum of exponentials.
-struct Joined {
-    float maximum = lowest, sum = 0;
-    float out[4] = {};
+// Four dimensions of one head's output.
+struct Item {
+    int head, dim;
+    __device__ __forceinline__ Item(int index, int head_dim)
+        : head(index * 4 / head_dim), dim(index * 4 % head_dim) {}
+};
 
-    __device__ __forceinline__ void add(float other_maximum, float other_sum, const float4& other) {
-        const float common = fmaxf(maximum, other_maximum);
-        const float mine = exp2_approximate(maximum - common),
-                    theirs = exp2_approximate(other_maximum - common);
-        maximum = common;
-        sum = sum * mine + other_sum * theirs;
-        out[0] = out[0] * mine + other.x * theirs;
-        out[1] = out[1] * mine + other.y * theirs;
-        out[2] = out[2] * mine + other.z * theirs;
-        out[3] = out[3] * mine + other.w * theirs;
+// Shares of an item, joined. weight: the maximum, the sum of exponentials, two that mean nothing.
+struct Joined {
+    float4 weight = {lowest, 0, 0, 0};
+    float4 out = {0, 0, 0, 0};
+
+    __device__ __forceinline__ void add(const float4& other_weight, const float4& other) {
+        const float common = fmaxf(weight.x, other_weight.x);
+        const float mine = exp2_approximate(weight.x - common),
+                    theirs = exp2_approximate(other_weight.x - common);
+        weight.x = common;
+        weight.y = weight.y * mine + other_weight.y * theirs;
+        out.x = out.x * mine + other.x * theirs;
+        out.y = out.y * mine + other.y * theirs;
+        out.z = out.z * mine + other.z * theirs;
+        out.w = out.w * mine + other.w * theirs;
+    }
+
+    __device__ __forceinline__ void add_lanes(int mask) {
+        const float4 other_weight = {shuffle_xor(weight.x, mask), shuffle_xor(weight.y, mask), 0, 0};
+        const float4 other = {shuffle_xor(out.x, mask), shuffle_xor(out.y, mask), shuffle_xor(out.z, mask),
+                              shuffle_xor(out.w, mask)};
+        add(other_weight, other);
+    }
+
+    __device__ __forceinline__ void keep(float* row, int dim, int head_dim) const {
+        store(reinterpret_cast<float4*>(row + dim), out);
+        if (dim == 0) store(reinterpret_cast<float4*>(row + head_dim), weight);
     }
 
     template <class T>
     __device__ __forceinline__ void finish(T* to) const {
-        const float scale = 1.0f / sum;
+        const float scale = 1.0f / weight.y;
         store(reinterpret_cast<uint2*>(to),
-              make_uint2(pack<T>(out[0] * scale, out[1] * scale), pack<T>(out[2] * scale, out[3] * scale)));
+              make_uint2(pack<T>(out.x * scale, out.y * scale), pack<T>(out.z * scale, out.w * scale)));
     }
 };
 
@@ -207,8 +226,9 @@ __global__ void __launch_bounds__(gqa_threads, 1)
         load_values(values, v_cache, key, params.max_len);
     }
     const int kv_len = load(params.kv_len + b);
-    launch_dependents();
     wait_for_producers();
+    launch_dependents();  // not before the wait: the kernel before this one has left every SM, so there is
+                          // room on all
     // The newest key may have come only now.
     if (plan.programmatic && key < kv_len && key + gqa_tile_keys >= kv_len) {
         load_keys(keys, k_cache, key, params.max_len);
@@ -234,11 +254,14 @@ __global__ void __launch_bounds__(gqa_threads, 1)
         attend<T>(scores, values, valid_keys, partial);
         if (key < kv_len) load_values(values, v_cache, key, params.max_len);
     }
-    const int active_splits = gqa_active_splits(kv_len, plan.splits);
-    if (split >= active_splits) return;
+    const int rank = cluster_rank(), cluster = split / plan.cluster_splits;
+    const int active_clusters =
+        (gqa_active_splits(kv_len, plan.splits) + plan.cluster_splits - 1) / plan.cluster_splits;
+    if (cluster >= active_clusters) return;
 
-    // The warps become one: [warp][head][row] in shared memory.
+    // The warps become one. In shared memory: [warp][head][row], then the block's [head][row].
     float* results = reinterpret_cast<float*>(shared_memory());
+    float* block_rows = results + gqa_warps * plan.heads * row;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
         float sum = partial.sum[h];
@@ -254,66 +277,80 @@ __global__ void __launch_bounds__(gqa_threads, 1)
                       make_float2(partial.out[j][p][h], partial.out[j][p][2 + h]));
             }
         }
-        if (g == 0) store(reinterpret_cast<float2*>(mine + head_dim), make_float2(partial.maximum[h], sum));
+        if (g == 0)
+            store(reinterpret_cast<float4*>(mine + head_dim), make_float4(partial.maximum[h], sum, 0, 0));
     }
     block_barrier();  // all warps' results are there
-
-    // From here on a thread has four dimensions of one head.
-    constexpr int items_of_head = head_dim / 4;
-    const int item = static_cast<int>(threadIdx.x), head = item / items_of_head, d = item % items_of_head * 4;
-    static_assert(gqa_tile_heads * items_of_head <= gqa_threads);
-    const bool has_item = head < n_heads;
-    T* out = static_cast<T*>(params.out) + int64_t{b * params.n_heads + first_head + head} * head_dim + d;
-    auto* counters = static_cast<uint32_t*>(params.workspace);
-    // [unit][split][head][row]
-    float* rows =
-        reinterpret_cast<float*>(static_cast<unsigned char*>(params.workspace) + gqa_counter_bytes(plan)) +
-        (int64_t{unit} * plan.splits * plan.heads + head) * row;
-    if (has_item) {
+    const int items = gqa_items(n_heads, head_dim);
+    static_assert(gqa_items(gqa_tile_heads, head_dim) <= gqa_threads);
+    if (const Item item(static_cast<int>(threadIdx.x), head_dim); static_cast<int>(threadIdx.x) < items) {
         Joined joined;
 #pragma unroll
         for (int w = 0; w < gqa_warps; ++w) {
-            const float* theirs = results + (w * plan.heads + head) * row;
-            const float2 weight = load(reinterpret_cast<const float2*>(theirs + head_dim));
-            joined.add(weight.x, weight.y, load(reinterpret_cast<const float4*>(theirs + d)));
+            const float* theirs = results + (w * plan.heads + item.head) * row;
+            joined.add(load(reinterpret_cast<const float4*>(theirs + head_dim)),
+                       load(reinterpret_cast<const float4*>(theirs + item.dim)));
         }
-        if (active_splits == 1) {
-            joined.finish(out);
-        } else {
-            float* mine = rows + int64_t{split} * plan.heads * row;
-            store(reinterpret_cast<float4*>(mine + d),
-                  make_float4(joined.out[0], joined.out[1], joined.out[2], joined.out[3]));
-            if (d == 0)
-                store(reinterpret_cast<float2*>(mine + head_dim), make_float2(joined.maximum, joined.sum));
-        }
+        joined.keep(block_rows + item.head * row, item.dim, head_dim);
     }
-    if (active_splits == 1) return;
 
-    // The splits become one, by the block that arrives last.
-    auto* is_last = reinterpret_cast<uint32_t*>(shared_memory());
-    block_barrier();  // every thread has read results, and written its part of the split
+    // The blocks of the cluster become one: of cluster_splits neighbouring lanes, which have one item, each
+    // reads the row of one block.
+    cluster_barrier();  // all blocks' rows are there
+    const int lanes = plan.cluster_splits, items_at_once = gqa_threads / lanes;
+    const int my_item = rank * items_at_once + static_cast<int>(threadIdx.x) / lanes;
+    const bool has_item = my_item < items;
+    const Item item(has_item ? my_item : 0, head_dim);
+    Joined joined;
+    {
+        const int from = static_cast<int>(threadIdx.x) % lanes;
+        const float* theirs = block_rows + item.head * row;
+        joined.weight = load_shared_of(from, reinterpret_cast<const float4*>(theirs + head_dim));
+        joined.out = load_shared_of(from, reinterpret_cast<const float4*>(theirs + item.dim));
+    }
+    cluster_barrier();  // no block ends, or writes there again, while another reads its rows
+    for (int mask = 1; mask < lanes; mask *= 2) joined.add_lanes(mask);
+    const bool writes = has_item && static_cast<int>(threadIdx.x) % lanes == 0;
+    T* out = static_cast<T*>(params.out) + int64_t{b * params.n_heads + first_head + item.head} * head_dim +
+             item.dim;
+    if (active_clusters == 1) {
+        if (writes) joined.finish(out);
+        return;
+    }
+
+    // The clusters become one. Blocks of the same rank have the same items; the one that arrives last joins
+    // them.
+    auto* counters = static_cast<uint32_t*>(params.workspace);
+    // [unit][cluster][head][row]
+    const int64_t cluster_floats = int64_t{plan.heads} * row;
+    float* rows =
+        reinterpret_cast<float*>(static_cast<unsigned char*>(params.workspace) + gqa_counter_bytes(plan)) +
+        unit * (plan.splits / plan.cluster_splits) * cluster_floats + item.head * row;
+    if (writes) joined.keep(rows + cluster * cluster_floats, item.dim, head_dim);
+    auto* is_last = reinterpret_cast<uint32_t*>(results);
+    block_barrier();  // every thread has written its part, and is done with results
     if (threadIdx.x == 0) {
-        const auto last = static_cast<uint32_t>(active_splits) - 1;
+        const auto last = static_cast<uint32_t>(active_clusters) - 1;
         fence_device();  // the block's writes are visible before the arrival that announces them
-        store(is_last, static_cast<uint32_t>(atomic_increment(counters + unit, last) == last));
+        store(is_last, static_cast<uint32_t>(
+                           atomic_increment(counters + unit * plan.cluster_splits + rank, last) == last));
         fence_device();  // what the others wrote before their arrivals is read after it
     }
     block_barrier();  // is_last is there
-    if (load(is_last) == 0 || !has_item) return;
+    if (load(is_last) == 0 || !writes) return;
     constexpr int at_once = 8;
-    Joined joined;
-    for (int first = 0; first < active_splits; first += at_once) {
-        float4 values[at_once];
-        float2 weights[at_once];
+    joined = {};
+    for (int first = 0; first < active_clusters; first += at_once) {
+        float4 values[at_once], weights[at_once];
 #pragma unroll
         for (int i = 0; i < at_once; ++i) {
-            const float* theirs = rows + int64_t{min(first + i, active_splits - 1)} * plan.heads * row;
-            values[i] = load_fresh(reinterpret_cast<const float4*>(theirs + d));
-            weights[i] = load_fresh(reinterpret_cast<const float2*>(theirs + head_dim));
+            const float* theirs = rows + min(first + i, active_clusters - 1) * cluster_floats;
+            values[i] = load_fresh(reinterpret_cast<const float4*>(theirs + item.dim));
+            weights[i] = load_fresh(reinterpret_cast<const float4*>(theirs + head_dim));
         }
 #pragma unroll
         for (int i = 0; i < at_once; ++i) {
-            if (first + i < active_splits) joined.add(weights[i].x, weights[i].y, values[i]);
+            if (first + i < active_clusters) joined.add(weights[i], values[i]);
         }
     }
     joined.finish(out);
@@ -327,19 +364,23 @@ void with_head_dim(int head_dim, Body&& body) {
                                 std::to_string(head_dim));
 }
 
+GqaPlan plan_here(const GqaDecodeParams& params, bool programmatic) {
+    return plan_gqa_decode(params, device_limits().sm_count, device_limits().sm_90, programmatic);
+}
+
 }  // namespace
 
 size_t gqa_decode_workspace_bytes(const GqaDecodeParams& params) {
-    return static_cast<size_t>(
-        gqa_workspace_bytes(plan_gqa_decode(params, device_limits().sm_count, false), params.head_dim));
+    return static_cast<size_t>(gqa_workspace_bytes(plan_here(params, false), params.head_dim));
 }
 
 void gqa_decode(const GqaDecodeParams& params, const Stream& stream) {
-    const GqaPlan plan = plan_gqa_decode(params, device_limits().sm_count, stream.programmatic);
+    const GqaPlan plan = plan_here(params, stream.programmatic);
     with_type("gqa_decode", params.dtype, [&](auto type) {
         with_head_dim(params.head_dim, [&](auto head_dim) {
-            launch(gqa_decode_kernel<decltype(type), decltype(head_dim)::value>, plan.units * plan.splits,
-                   gqa_threads, static_cast<size_t>(plan.shared_bytes), stream, params, plan);
+            launch_clusters(gqa_decode_kernel<decltype(type), decltype(head_dim)::value>, plan.cluster_splits,
+                            plan.units * plan.splits, gqa_threads, static_cast<size_t>(plan.shared_bytes),
+                            stream, params, plan);
         });
     });
 }

@@ -16,11 +16,15 @@ constexpr int gqa_tile_keys = 16;
 // A split has at least a tile for each of its warps: below that its combining costs more than its reading.
 constexpr int gqa_min_split_keys = gqa_warps * gqa_tile_keys;
 
+// Blocks of the largest cluster. More than 8 have to be asked for.
+constexpr int gqa_max_cluster_splits = 16;
+
 struct GqaPlan {
-    int head_tiles;  // blocks that share the query heads of one KV head
-    int heads;       // query heads of a block, at most; the last head tile may have fewer
-    int units;       // batch * n_kv_heads * head_tiles
-    int splits;      // of the KV axis
+    int head_tiles;      // blocks that share the query heads of one KV head
+    int heads;           // query heads of a block, at most; the last head tile may have fewer
+    int units;           // batch * n_kv_heads * head_tiles
+    int splits;          // of the KV axis
+    int cluster_splits;  // splits that are one cluster: a power of two, a divisor of splits
     bool programmatic;
     int shared_bytes;
 };
@@ -31,9 +35,16 @@ constexpr int gqa_row_floats(int head_dim) {
     return head_dim + 4;
 }
 
+constexpr int power_of_two_below(int value) {
+    int power = 1;
+    while (2 * power <= value) power *= 2;
+    return power;
+}
+
 // One split an SM as long as each has keys enough. It depends on the cache, not on kv_len, which lies on the
 // device: a captured graph keeps its shape while kv_len grows.
-inline GqaPlan plan_gqa_decode(const GqaDecodeParams& params, int sm_count, bool programmatic) {
+inline GqaPlan plan_gqa_decode(const GqaDecodeParams& params, int sm_count, bool clusters,
+                               bool programmatic) {
     GqaPlan plan = {};
     const int group = params.n_heads / params.n_kv_heads;
     plan.head_tiles = (group + gqa_tile_heads - 1) / gqa_tile_heads;
@@ -43,8 +54,14 @@ inline GqaPlan plan_gqa_decode(const GqaDecodeParams& params, int sm_count, bool
     const int by_sms = sm_count / plan.units;
     plan.splits = by_keys < by_sms ? by_keys : by_sms;
     if (plan.splits < 1) plan.splits = 1;
+    plan.cluster_splits = 1;
+    if (clusters) {
+        plan.splits = power_of_two_below(plan.splits);
+        plan.cluster_splits = plan.splits < gqa_max_cluster_splits ? plan.splits : gqa_max_cluster_splits;
+    }
     plan.programmatic = programmatic;
-    plan.shared_bytes = gqa_warps * plan.heads * gqa_row_floats(params.head_dim) * 4;
+    // A row for every warp and head, and a row for every head of the split.
+    plan.shared_bytes = (gqa_warps + 1) * plan.heads * gqa_row_floats(params.head_dim) * 4;
     return plan;
 }
 
@@ -56,15 +73,21 @@ constexpr int gqa_active_splits(int kv_len, int splits) {
     return tiles < splits ? tiles : splits;
 }
 
-// The workspace: a counter a unit (zero before the first launch, left zero by every launch), then a row for
-// every unit, split and head.
+// A head's output is joined four dimensions at a time: an item. A cluster's items are dealt out to its
+// blocks.
+constexpr int gqa_items(int heads, int head_dim) {
+    return heads * head_dim / 4;
+}
+
+// The workspace, for the clusters of a unit to be joined: a counter for every unit and block of a cluster
+// (zero before the first launch, left zero by every launch), then a row for every unit, cluster and head.
 constexpr int64_t gqa_counter_bytes(const GqaPlan& plan) {
-    return (int64_t{plan.units} * 4 + 63) / 64 * 64;
+    return (int64_t{plan.units} * plan.cluster_splits * 4 + 63) / 64 * 64;
 }
 
 constexpr int64_t gqa_workspace_bytes(const GqaPlan& plan, int head_dim) {
-    return gqa_counter_bytes(plan) +
-           int64_t{plan.units} * plan.splits * plan.heads * gqa_row_floats(head_dim) * 4;
+    return gqa_counter_bytes(plan) + int64_t{plan.units} * (plan.splits / plan.cluster_splits) * plan.heads *
+                                         gqa_row_floats(head_dim) * 4;
 }
 
 }  // namespace pykernels::cuda

@@ -5,11 +5,14 @@
 // weights of each at a time, multiplies them with x, sums over its lanes and lets lane b finish sequence b.
 // Warps never wait for one another between the norm and the end.
 //
-// The rings are filled before wait_for_producers(): weights are constants, and while the kernel before this
-// one ends, 80 KB a SM of them are already under way. Least bytes: W once. What limits it: memory.
+// The rings are filled before wait_for_producers(), and what follows is asked into the second-level cache:
+// weights are constants, and memory works on while the kernel before this one ends. The next kernel is let in
+// when the last weights are on their way, and never before this one's own wait has ended: earlier, its blocks
+// would find room on some SMs only and crowd there. Least bytes: W once. What limits it: memory.
 //
 // An Op has: T; Params; units(p), width(p), batch(p); rows(p, unit) -> the two rows, the second may be null;
-// x(p); norm_weight(p) (null: x as it is) and eps(p); finish(p, unit, b, sum of row a, sum of row b).
+// x(p); norm_weight(p) (null: x as it is) and eps(p); Extra prepare(p, unit, b): what the end of a unit needs
+// from memory, asked for at its begin; finish(p, unit, b, extra, sum of row a, sum of row b).
 #pragma once
 
 #include "cuda/common/dispatch.h"
@@ -25,6 +28,9 @@ struct RowPair {
     const T* b;
 };
 
+// Vectors of x that a thread has on their way at once: all of a row of 20,480.
+constexpr int stage_vectors = 10;
+
 // x * rsqrt(mean(x^2) + eps) * norm_weight for all rows, into shared memory, rounded to T as a standalone
 // rmsnorm would. Or x copied there.
 template <class Op>
@@ -35,29 +41,59 @@ __device__ __forceinline__ void stage_x(const typename Op::Params& params, typen
     const T* norm_weight = Op::norm_weight(params);
     constexpr int step = mat_vec_threads * vector_elements;
     const int first = static_cast<int>(threadIdx.x) * vector_elements;
+    const auto vector = [](const T* row, int i) { return reinterpret_cast<const uint4*>(row + i); };
     for (int b = 0; b < batch; ++b) {
         const T* x = Op::x(params) + b * width;
-        float scale = 1.0f;
-        if (norm_weight) {
-            float squares = 0;
-            for (int i = first; i < width; i += step) {
-                const Floats8 v = load8(x + i);
-                squares = dot8(v, v, squares);
+        T* to = x_shared + b * width;
+        float squares = 0;
+        for (int begin = first; begin < width; begin += stage_vectors * step) {
+            uint4 raw[stage_vectors];
+#pragma unroll
+            for (int i = 0; i < stage_vectors; ++i) {
+                if (begin + i * step < width) raw[i] = load(vector(x, begin + i * step));
             }
-            const float total = block_sum(squares, scratch + b * mat_vec_warps);
-            scale = reciprocal_sqrt(total / static_cast<float>(width) + Op::eps(params));
+#pragma unroll
+            for (int i = 0; i < stage_vectors; ++i) {
+                if (begin + i * step >= width) break;
+                store(reinterpret_cast<uint4*>(to + begin + i * step), raw[i]);
+                if (norm_weight) {
+                    const Floats8 v = unpack8<T>(raw[i]);
+                    squares = dot8(v, v, squares);
+                }
+            }
         }
-        for (int i = first; i < width; i += step) {
-            Floats8 v = load8(x + i);
-            if (norm_weight) {
+        if (norm_weight) {
+            const float total = block_sum(squares, scratch + b * mat_vec_warps);
+            const float scale = reciprocal_sqrt(total / static_cast<float>(width) + Op::eps(params));
+            for (int i = first; i < width; i += step) {  // what this thread stored
+                Floats8 v = load8(to + i);
                 const Floats8 w = load8(norm_weight + i);
 #pragma unroll
                 for (int j = 0; j < 8; ++j) v[j] = v[j] * scale * w[j];
+                store8(to + i, v);
             }
-            store8(x_shared + b * width + i, v);
         }
     }
     block_barrier();  // all of x is there
+}
+
+// Asks for `bytes` of each of the two rows from (unit, column) on, and for the norm's weights.
+template <class Op>
+__device__ __forceinline__ void prefetch(const typename Op::Params& params, int64_t unit, int64_t end,
+                                         int column, int bytes) {
+    if (bytes == 0 || threadIdx.x % warp_size != 0) return;
+    using T = typename Op::T;
+    const int width = Op::width(params);
+    if (threadIdx.x == 0 && Op::norm_weight(params))
+        bulk_prefetch(Op::norm_weight(params), static_cast<uint32_t>(width * sizeof(T)));
+    int left = bytes / static_cast<int>(sizeof(T));
+    for (; unit < end && left > 0; unit += mat_vec_warps, column = 0) {
+        const int count = min(left, width - column);
+        const RowPair<T> rows = Op::rows(params, unit);
+        bulk_prefetch(rows.a + column, static_cast<uint32_t>(count * sizeof(T)));
+        if (rows.b) bulk_prefetch(rows.b + column, static_cast<uint32_t>(count * sizeof(T)));
+        left -= count;
+    }
 }
 
 template <class Op, int batch_tile>
@@ -87,8 +123,10 @@ __global__ void __launch_bounds__(mat_vec_threads, 2)
     int next_column = 0;
     RowPair<T> next_rows = {};
     if (next_unit < end) next_rows = Op::rows(params, next_unit);
+    bool waited = false;
     const auto issue_next = [&] {
         if (next_unit >= end) {
+            if (warp == 0 && waited) launch_dependents();
             ring.issue(nullptr, nullptr, 0);
             return;
         }
@@ -103,8 +141,10 @@ __global__ void __launch_bounds__(mat_vec_threads, 2)
         }
     };
     for (int i = 0; i < ring.n_stages(); ++i) issue_next();
-    launch_dependents();
+    prefetch<Op>(params, next_unit, end, next_column, plan.prefetch_bytes);
     wait_for_producers();
+    waited = true;
+    if (warp == 0 && next_unit >= end) launch_dependents();
 
     const T* x = Op::x(params);
     if (plan.x_in_shared) {
@@ -116,6 +156,8 @@ __global__ void __launch_bounds__(mat_vec_threads, 2)
 
     for (int64_t unit = begin; unit < end; unit += mat_vec_warps) {
         const bool both = Op::rows(params, unit).b != nullptr;
+        typename Op::Extra extra = {};
+        if (lane < batch) extra = Op::prepare(params, unit, lane);
         float sums[batch_tile][2] = {};
         for (int column = 0; column < width; column += piece) {
             const T* weights = reinterpret_cast<const T*>(ring.wait());
@@ -147,7 +189,7 @@ __global__ void __launch_bounds__(mat_vec_threads, 2)
                 mine_b = b;
             }
         }
-        if (lane < batch) Op::finish(params, unit, lane, mine_a, mine_b);
+        if (lane < batch) Op::finish(params, unit, lane, extra, mine_a, mine_b);
     }
 }
 
@@ -161,8 +203,8 @@ __global__ void __launch_bounds__(mat_vec_threads)
               lane = static_cast<int>(threadIdx.x) % warp_size;
     const int width = Op::width(params);
     const T* norm_weight = Op::norm_weight(params);
-    launch_dependents();
     wait_for_producers();
+    launch_dependents();
     for (int64_t unit = int64_t{blockIdx.x} * mat_vec_warps + warp; unit < Op::units(params);
          unit += int64_t{gridDim.x} * mat_vec_warps) {
         const RowPair<T> rows = Op::rows(params, unit);
@@ -183,7 +225,7 @@ __global__ void __launch_bounds__(mat_vec_threads)
             }
             sum_a = warp_sum(sum_a);
             sum_b = warp_sum(sum_b);
-            if (lane == 0) Op::finish(params, unit, b, sum_a, sum_b);
+            if (lane == 0) Op::finish(params, unit, b, Op::prepare(params, unit, b), sum_a, sum_b);
         }
     }
 }
@@ -193,8 +235,8 @@ template <class Op>
 void launch_mat_vec(const typename Op::Params& params, bool vectors, const Stream& stream) {
     const DeviceLimits& limits = device_limits();
     const MatVecPlan plan = plan_mat_vec(Op::units(params), Op::width(params), Op::batch(params),
-                                         Op::norm_weight(params) != nullptr, vectors,
-                                         {limits.sm_count, limits.shared_bytes, limits.bulk_copy});
+                                         Op::norm_weight(params) != nullptr, vectors, stream.programmatic,
+                                         {limits.sm_count, limits.shared_bytes, limits.sm_90});
     if (!plan.streamed) {
         launch(mat_vec_plain_kernel<Op>, plan.blocks, mat_vec_threads, 0, stream, params);
         return;

@@ -24,6 +24,7 @@ struct MatVecPlan {
     bool x_in_shared;
     bool streamed;  // rows are vectors: the kernel with rings; otherwise the plain one
     int shared_bytes;
+    int prefetch_bytes;  // of each of a warp's two rows, past what its ring holds, while it waits for x
 };
 
 constexpr int mat_vec_barriers_offset(int n_stages) {
@@ -38,23 +39,36 @@ constexpr int mat_vec_x_offset(int n_stages, int batch) {
     return (mat_vec_scratch_offset(n_stages) + batch * mat_vec_warps * 4 + 127) / 128 * 128;
 }
 
-// One block an SM, and the next kernel's blocks beside it (programmatic dependent launch): two of them must
-// fit the 227 KB of an H100's SM, whence five stages. Normed x is always in shared memory; plain x is when it
-// is small, and is read through the first-level cache otherwise.
+// x may take this much of a block's shared memory; a larger one is read through the first-level cache.
+constexpr int mat_vec_max_x_bytes = 40 * 1024;
+constexpr int mat_vec_max_stages = 6;
+// All blocks together: far below the second-level cache, and more than memory brings in the 2 us that a
+// kernel waits for the one before it.
+constexpr int mat_vec_prefetch_bytes = 10 * 1024;
+
+// One block an SM, and one block of the next kernel beside it (programmatic dependent launch): each has half
+// of the SM's shared memory, its ring what x leaves of that. Where a norm needs x in shared memory and x is
+// larger, the block has an SM to itself.
 inline MatVecPlan plan_mat_vec(int64_t units, int width, int batch, bool norm, bool vectors,
-                               const MatVecDevice& device) {
+                               bool programmatic, const MatVecDevice& device) {
     MatVecPlan plan = {};
     plan.blocks = static_cast<int>(units < device.sm_count ? units : device.sm_count);
-    plan.streamed = vectors;
     if (!vectors) return plan;
-    plan.n_stages = device.bulk_copy ? 5 : ring_async_stages;
     const int64_t x_bytes = int64_t{batch} * width * 2;
-    const int64_t rest = mat_vec_x_offset(plan.n_stages, batch);
-    const int64_t wanted = norm ? device.shared_bytes - rest : 40 * 1024;
-    plan.x_in_shared = x_bytes <= wanted && rest + x_bytes <= device.shared_bytes;
-    plan.streamed = plan.x_in_shared || !norm;
-    plan.shared_bytes = static_cast<int>(rest + (plan.x_in_shared ? x_bytes : 0));
-    if (!plan.streamed) plan.shared_bytes = 0;
+    plan.x_in_shared = norm || x_bytes <= mat_vec_max_x_bytes;
+    const int64_t shared_x = plan.x_in_shared ? x_bytes : 0;
+    const auto shared_bytes = [&](int n_stages) { return mat_vec_x_offset(n_stages, batch) + shared_x; };
+    plan.n_stages = ring_async_stages;
+    if (device.bulk_copy) {
+        // A KB of a block's half is the driver's.
+        const int64_t half = device.shared_bytes / 2 - 1024;
+        plan.n_stages = mat_vec_max_stages;
+        while (plan.n_stages > 3 && shared_bytes(plan.n_stages) > half) --plan.n_stages;
+    }
+    if (shared_bytes(plan.n_stages) > device.shared_bytes) return plan;
+    plan.streamed = true;
+    plan.shared_bytes = static_cast<int>(shared_bytes(plan.n_stages));
+    plan.prefetch_bytes = programmatic && device.bulk_copy ? mat_vec_prefetch_bytes : 0;
     return plan;
 }
 

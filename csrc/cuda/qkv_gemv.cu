@@ -43,29 +43,42 @@ struct QkvGemv {
         return {row, row + int64_t{p.head_dim / 2} * p.hidden};
     }
 
-    __device__ static void finish(const Params& p, int64_t unit, int b, float low, float high) {
+    // The biases of both dimensions, and how they are turned: v by nothing.
+    struct Extra {
+        int position;
+        float low, high, cosine, sine;
+    };
+    __device__ static Extra prepare(const Params& p, int64_t unit, int b) {
         const Place at = place(p, unit);
         const int half = p.head_dim / 2, row = at.head * p.head_dim + at.d;
+        Extra extra = {load(p.position + b), 0, 0, 1, 0};
         const void* bias = at.part == 0 ? p.q_bias : at.part == 1 ? p.k_bias : p.v_bias;
         if (bias) {
-            low += load1(static_cast<const T*>(bias) + row);
-            high += load1(static_cast<const T*>(bias) + row + half);
+            extra.low = load1(static_cast<const T*>(bias) + row);
+            extra.high = load1(static_cast<const T*>(bias) + row + half);
         }
-        const int position = load(p.position + b);
         if (at.part != 2) {
-            const float2 turned = rotate(p.cos_sin + int64_t{position} * p.head_dim, at.d, half, low, high);
-            low = turned.x;
-            high = turned.y;
+            const float* angles = p.cos_sin + int64_t{extra.position} * p.head_dim;
+            extra.cosine = load(angles + at.d);
+            extra.sine = load(angles + half + at.d);
         }
+        return extra;
+    }
+
+    __device__ static void finish(const Params& p, int64_t unit, int b, const Extra& extra, float low,
+                                  float high) {
+        const Place at = place(p, unit);
+        const int half = p.head_dim / 2, row = at.head * p.head_dim + at.d;
+        const float2 turned = rotate(extra.cosine, extra.sine, low + extra.low, high + extra.high);
         T* out;
         if (at.part == 0) {
             out = static_cast<T*>(p.q_out) + int64_t{b} * p.n_heads * p.head_dim + row;
         } else {
             out = static_cast<T*>(at.part == 1 ? p.k_cache : p.v_cache) +
-                  (int64_t{b * p.n_kv_heads + at.head} * p.max_len + position) * p.head_dim + at.d;
+                  (int64_t{b * p.n_kv_heads + at.head} * p.max_len + extra.position) * p.head_dim + at.d;
         }
-        store1(out, low);
-        store1(out + half, high);
+        store1(out, turned.x);
+        store1(out + half, turned.y);
     }
 };
 

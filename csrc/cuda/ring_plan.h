@@ -9,7 +9,6 @@ constexpr int ring_piece_bytes = 1024;
 constexpr int ring_slot_bytes = 2 * ring_piece_bytes;
 // cp.async waits by a count that is part of the instruction: one depth for all.
 constexpr int ring_async_stages = 4;
-constexpr int ring_max_stages = 8;
 
 // A warp's share of shared memory: its slots, then its transaction barriers.
 constexpr int ring_bytes(int n_stages) {

@@ -13,7 +13,6 @@ constexpr int kept = 2;
 template <class T>
 __global__ void __launch_bounds__(threads) rmsnorm_kernel(const __grid_constant__ RmsnormParams params) {
     auto* scratch = reinterpret_cast<float*>(shared_memory());
-    launch_dependents();
     const T* weight = static_cast<const T*>(params.weight);
     const T* x = static_cast<const T*>(params.x) + int64_t{blockIdx.x} * params.hidden;
     T* out = static_cast<T*>(params.out) + int64_t{blockIdx.x} * params.hidden;
@@ -26,6 +25,7 @@ __global__ void __launch_bounds__(threads) rmsnorm_kernel(const __grid_constant_
             weights[k] = load(reinterpret_cast<const uint4*>(weight + first + k * step));
     }
     wait_for_producers();
+    launch_dependents();
     Floats8 mine[kept];
     float squares = 0;
 #pragma unroll
@@ -59,11 +59,11 @@ template <class T>
 __global__ void __launch_bounds__(threads)
     rmsnorm_plain_kernel(const __grid_constant__ RmsnormParams params) {
     auto* scratch = reinterpret_cast<float*>(shared_memory());
-    launch_dependents();
     const T* weight = static_cast<const T*>(params.weight);
     const T* x = static_cast<const T*>(params.x) + int64_t{blockIdx.x} * params.hidden;
     T* out = static_cast<T*>(params.out) + int64_t{blockIdx.x} * params.hidden;
     wait_for_producers();
+    launch_dependents();
     float squares = 0;
     for (int i = static_cast<int>(threadIdx.x); i < params.hidden; i += threads)
         squares += load1(x + i) * load1(x + i);

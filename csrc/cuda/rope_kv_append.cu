@@ -12,8 +12,8 @@ constexpr int threads = 128;
 template <class T>
 __global__ void __launch_bounds__(threads)
     rope_kv_append_kernel(const __grid_constant__ RopeKvAppendParams params) {
-    launch_dependents();
     wait_for_producers();
+    launch_dependents();
     const int half = params.head_dim / 2, heads = params.n_heads + 2 * params.n_kv_heads;
     const int index = static_cast<int>(blockIdx.x) * threads + static_cast<int>(threadIdx.x);
     if (index >= params.batch * heads * half) return;
@@ -32,8 +32,10 @@ __global__ void __launch_bounds__(threads)
               (int64_t{b * params.n_kv_heads + own_head} * params.max_len + position) * params.head_dim + d;
     }
     float2 pair = make_float2(load1(in), load1(in + half));
-    if (is_q || is_k)
-        pair = rotate(params.cos_sin + int64_t{position} * params.head_dim, d, half, pair.x, pair.y);
+    if (is_q || is_k) {
+        const float* angles = params.cos_sin + int64_t{position} * params.head_dim + d;
+        pair = rotate(load(angles), load(angles + half), pair.x, pair.y);
+    }
     store1(out, pair.x);
     store1(out + half, pair.y);
 }

@@ -23,7 +23,10 @@ struct SwigluGemv {
         return {static_cast<const T*>(p.gate_weight) + offset, static_cast<const T*>(p.up_weight) + offset};
     }
 
-    __device__ static void finish(const Params& p, int64_t unit, int b, float gate, float up) {
+    struct Extra {};
+    __device__ static Extra prepare(const Params&, int64_t, int) { return {}; }
+
+    __device__ static void finish(const Params& p, int64_t unit, int b, const Extra&, float gate, float up) {
         store1(static_cast<T*>(p.out) + int64_t{b} * p.out_features + unit, silu(gate) * up);
     }
 };

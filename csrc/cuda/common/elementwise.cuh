@@ -11,8 +11,8 @@ constexpr int elementwise_threads = 256;
 template <class T, class Function>
 __global__ void __launch_bounds__(elementwise_threads)
     elementwise_kernel(const T* a, const T* b, T* out, int64_t count, Function function) {
-    launch_dependents();
     wait_for_producers();
+    launch_dependents();
     const int64_t i = (int64_t{blockIdx.x} * elementwise_threads + threadIdx.x) * vector_elements;
     if (i >= count) return;
     Floats8 left = load8(a + i);
@@ -25,8 +25,8 @@ __global__ void __launch_bounds__(elementwise_threads)
 template <class T, class Function>
 __global__ void __launch_bounds__(elementwise_threads)
     elementwise_plain_kernel(const T* a, const T* b, T* out, int64_t count, Function function) {
-    launch_dependents();
     wait_for_producers();
+    launch_dependents();
     const int64_t i = int64_t{blockIdx.x} * elementwise_threads + threadIdx.x;
     if (i < count) store1(out + i, function(load1(a + i), load1(b + i)));
 }

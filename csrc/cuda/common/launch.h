@@ -28,32 +28,49 @@ inline void check(cudaError_t status, const char* call, const char* file, int li
 struct DeviceLimits {
     int sm_count;
     int shared_bytes;  // a block's dynamic shared memory at most
-    bool bulk_copy;    // the code that runs was compiled for sm_90 or later
+    bool sm_90;        // the code that runs was compiled for it or later: bulk copies, clusters
 };
 const DeviceLimits& device_limits();
 
 // A block gets more than this only when its kernel asked for it once on the device.
 constexpr size_t default_shared_bytes = 48 * 1024;
+// Clusters of more blocks than this likewise.
+constexpr int default_cluster_blocks = 8;
 
-// Lets the kernel's blocks have all the dynamic shared memory there is on the current device. Asked again, it
-// costs a look-up: the driver's own call would be a tenth of a launch.
-void allow_shared_memory(const void* kernel);
+// Lets the kernel have all the dynamic shared memory and the largest clusters there are on the current
+// device. Asked again, it costs a look-up: the driver's own call would be a tenth of a launch.
+void allow_all_resources(const void* kernel);
 
 template <class... Arguments>
-void launch(void (*kernel)(Arguments...), int blocks, int threads, size_t shared_bytes, const Stream& stream,
-            const Arguments&... arguments) {
-    if (shared_bytes > default_shared_bytes) allow_shared_memory(reinterpret_cast<const void*>(kernel));
+void launch_clusters(void (*kernel)(Arguments...), int cluster_blocks, int blocks, int threads,
+                     size_t shared_bytes, const Stream& stream, const Arguments&... arguments) {
+    if (shared_bytes > default_shared_bytes || cluster_blocks > default_cluster_blocks)
+        allow_all_resources(reinterpret_cast<const void*>(kernel));
     cudaLaunchConfig_t config = {};
     config.gridDim = dim3(static_cast<unsigned>(blocks));
     config.blockDim = dim3(static_cast<unsigned>(threads));
     config.dynamicSmemBytes = shared_bytes;
     config.stream = static_cast<cudaStream_t>(stream.handle);
-    cudaLaunchAttribute attribute = {};
-    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute.val.programmaticStreamSerializationAllowed = 1;
-    config.attrs = &attribute;
-    config.numAttrs = stream.programmatic ? 1 : 0;
+    cudaLaunchAttribute attributes[2] = {};
+    config.attrs = attributes;
+    if (stream.programmatic) {
+        cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+        attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+        attribute.val.programmaticStreamSerializationAllowed = 1;
+    }
+    if (cluster_blocks > 1) {
+        cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+        attribute.id = cudaLaunchAttributeClusterDimension;
+        attribute.val.clusterDim.x = static_cast<unsigned>(cluster_blocks);
+        attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+    }
     PYKERNELS_CHECK_CUDA(cudaLaunchKernelEx(&config, kernel, arguments...));
+}
+
+template <class... Arguments>
+void launch(void (*kernel)(Arguments...), int blocks, int threads, size_t shared_bytes, const Stream& stream,
+            const Arguments&... arguments) {
+    launch_clusters(kernel, 1, blocks, threads, shared_bytes, stream, arguments...);
 }
 
 }  // namespace pykernels::cuda

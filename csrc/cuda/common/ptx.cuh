@@ -113,6 +113,13 @@ __device__ __forceinline__ void bulk_copy(void* to_shared, const void* from_glob
 #endif
 }
 
+// Asks for the bytes to be brought into the second-level cache; both numbers are multiples of 16.
+__device__ __forceinline__ void bulk_prefetch(const void* from_global, uint32_t bytes) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from_global), "r"(bytes) : "memory");
+#endif
+}
+
 // Waits until the phase of this parity has ended.
 __device__ __forceinline__ void barrier_wait(TransactionBarrier* barrier, uint32_t parity) {
 #if __CUDA_ARCH__ >= 900
@@ -148,7 +155,8 @@ __device__ __forceinline__ void async_wait() {
 
 // --- programmatic dependent launch (sm_90)
 
-// Lets the next kernel of the stream start where this one leaves room.
+// Lets the next kernel of the stream start where this one leaves room, once every block has said so or ended.
+// One thread of a block speaks for it.
 __device__ __forceinline__ void launch_dependents() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
@@ -164,6 +172,47 @@ __device__ __forceinline__ void wait_for_producers() {
 }
 
 // --- between blocks
+
+// Blocks of a cluster (sm_90) run at the same time and read one another's shared memory. Before sm_90, and in
+// a launch without clusters, a block is its own cluster.
+
+// The block's number in its cluster.
+__device__ __forceinline__ int cluster_rank() {
+    uint32_t rank = 0;
+#if __CUDA_ARCH__ >= 900
+    asm("mov.u32 %0, %cluster_ctarank;" : "=r"(rank));
+#endif
+    return static_cast<int>(rank);
+}
+
+// All threads of the cluster meet; what they wrote to shared memory before is seen after.
+__device__ __forceinline__ void cluster_barrier() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::
+                     : "memory");
+#else
+    __syncthreads();
+#endif
+}
+
+// What lies at this place of the shared memory of the cluster's block `rank`.
+__device__ __forceinline__ float4 load_shared_of(int rank, const float4* own) {
+    float4 value;
+#if __CUDA_ARCH__ >= 900
+    asm volatile(
+        "{\n"
+        ".reg .b32 place;\n"
+        "mapa.shared::cluster.u32 place, %4, %5;\n"
+        "ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [place];\n"
+        "}"
+        : "=f"(value.x), "=f"(value.y), "=f"(value.z), "=f"(value.w)
+        : "r"(shared_address(own)), "r"(rank)
+        : "memory");
+#else
+    value = *own;
+#endif
+    return value;
+}
 
 __device__ __forceinline__ void fence_device() {
     __threadfence();

@@ -5,9 +5,8 @@
 
 namespace pykernels::cuda {
 
-// (low, high) are dimensions d and d + half of a head; `angles` is the position's row of cos_sin.
-__device__ __forceinline__ float2 rotate(const float* angles, int d, int half, float low, float high) {
-    const float cosine = load(angles + d), sine = load(angles + half + d);
+// (low, high) are dimensions d and d + head_dim / 2 of a head.
+__device__ __forceinline__ float2 rotate(float cosine, float sine, float low, float high) {
     return make_float2(low * cosine - high * sine, high * cosine + low * sine);
 }
 
