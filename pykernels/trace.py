@@ -84,9 +84,11 @@ def cupti_libraries() -> list[str]:
     return [*_NAMES, *map(str, paths)]
 
 
-def _profiler_reason() -> str | None:
+def _reason_from_torch(libraries: Sequence[str] | None) -> str | None:
     if torch.autograd._profiler_enabled():
         return "torch.profiler is running, and CUPTI has room for one profiler"
+    if libraries is None and _runtime.build_info()["cuda"] and not torch.cuda.is_available():
+        return "there is no CUDA device that torch can use"
     return None
 
 
@@ -98,7 +100,7 @@ def trace_reason(libraries: Sequence[str] | None = None, attach: bool = False) -
     other profilers and an unfit driver; CUPTI is then in the process for good, so ask after untraced times are taken.
     """
     names = cupti_libraries() if libraries is None else list(libraries)
-    return _profiler_reason() or _runtime.cuda_trace_reason(names, attach) or None
+    return _reason_from_torch(libraries) or _runtime.cuda_trace_reason(names, attach) or None
 
 
 @contextmanager
@@ -108,7 +110,7 @@ def cuda_trace(libraries: Sequence[str] | None = None) -> Iterator[Trace]:
     Raises RuntimeError where no trace can be taken (see `trace_reason`), where one is running already, and where CUPTI
     lost records: a trace is complete or there is none.
     """
-    if reason := _profiler_reason():
+    if reason := _reason_from_torch(libraries):
         raise RuntimeError(reason)
     recorder = _runtime.CudaTrace(cupti_libraries() if libraries is None else list(libraries))
     trace = Trace()

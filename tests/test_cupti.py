@@ -1,6 +1,9 @@
 """Traces of the device: on a made-up libcupti (tests/native/fake_cupti.cpp) everywhere, and on a GPU for real."""
 
 import ctypes
+import os
+import subprocess
+import sys
 import sysconfig
 import threading
 from collections.abc import Iterator
@@ -11,6 +14,7 @@ import torch
 from helpers import randn
 
 import pykernels as pk
+from bench.core.chrome_trace import launch_calls
 from bench.core.intervals import split_steps
 from pykernels import trace as tracing
 
@@ -74,6 +78,13 @@ def fake() -> Iterator[Fake]:
 def test_a_cpu_build_says_so():
     assert pk.runtime.trace_reason() == "this build has no CUDA kernels"
     with pytest.raises(RuntimeError, match="^this build has no CUDA kernels$"), pk.runtime.cuda_trace():
+        pass
+
+
+@pytest.mark.skipif(not HAS_CUDA or torch.cuda.is_available(), reason="of a CUDA build without a GPU")
+def test_a_machine_without_a_gpu_says_so():
+    assert pk.runtime.trace_reason() == "there is no CUDA device that torch can use"
+    with pytest.raises(RuntimeError, match="^there is no CUDA device that torch can use$"), pk.runtime.cuda_trace():
         pass
 
 
@@ -278,10 +289,8 @@ def test_the_wheels_libraries_are_found(tmp_path, monkeypatch):
 # --- on a GPU ---------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def program() -> pk.runtime.Program:
-    if reason := pk.runtime.trace_reason(attach=True):
-        pytest.skip(reason)
+def recorded() -> pk.runtime.Program:
+    """Three kernels, the middle one of 34 MB."""
     x, weight, square = (randn(*shape, dtype=torch.bfloat16).cuda() for shape in ((1, 4096), (4096,), (4096, 4096)))
     with pk.runtime.record() as program:
         normed = pk.ops.rmsnorm(x, weight, 1e-6)
@@ -289,15 +298,22 @@ def program() -> pk.runtime.Program:
     return program
 
 
-KERNELS = ("rmsnorm", "gemv", "add")
+@pytest.fixture
+def program() -> pk.runtime.Program:
+    if reason := pk.runtime.trace_reason(attach=True):
+        pytest.skip(reason)
+    return recorded()
+
+
+KERNELS = ("rmsnorm_kernel", "Gemv<", "Sum")  # in the demangled names
 
 
 def check_steps(kernels, steps: int) -> None:
-    """The program's kernels, in order, of a length that a GPU can have: 34 MB at 0.1 to 50 TB/s is 0.7 to 340 us."""
+    """The program's kernels, in order, of a length that a GPU can have: 34 MB at 0.1 to 48 TB/s is 0.7 to 340 us."""
     assert len(kernels) == 3 * steps
     for step in split_steps(kernels, steps):
-        for kernel, stem in zip(step, KERNELS, strict=True):
-            assert stem in kernel.name
+        for kernel, part in zip(step, KERNELS, strict=True):
+            assert part in kernel.name
             assert 200 <= kernel.end_ns - kernel.start_ns <= 1_000_000
             assert kernel.registers > 0 and min(kernel.grid + kernel.block) >= 1
         assert 700 <= step[1].end_ns - step[1].start_ns <= 340_000
@@ -314,19 +330,15 @@ def test_a_program_is_traced_on_a_gpu(program):
                 program.run(stream)
         check_steps(trace.kernels, steps)
         assert {kernel.graph_node_id for kernel in trace.kernels} == {0}
-        calls = {}
-        for call in trace.calls:
-            calls.setdefault(call.correlation, []).append(call)
-        for kernel in trace.kernels:
-            launch = min(calls[kernel.correlation], key=lambda call: call.start_ns)
-            assert "Launch" in launch.name and launch.thread == threading.get_native_id()
+        launches = launch_calls(trace.kernels, trace.calls)
+        assert [call.correlation for call in launches] == [kernel.correlation for kernel in trace.kernels]
+        for kernel, launch in zip(trace.kernels, launches, strict=True):
+            assert "LaunchKernel" in launch.name and launch.thread == threading.get_native_id()
             assert launch.start_ns < kernel.start_ns < launch.start_ns + 1_000_000_000
 
 
-@needs_gpu
-def test_a_graph_is_traced_kernel_by_kernel_on_a_gpu(program):
+def trace_graph(graph: pk.runtime.CudaGraph) -> None:
     stream = torch.cuda.current_stream().cuda_stream
-    graph = pk.runtime.CudaGraph(program)
     graph.replay(stream)
     with pk.runtime.cuda_trace() as trace:
         for _ in range(10):
@@ -334,3 +346,20 @@ def test_a_graph_is_traced_kernel_by_kernel_on_a_gpu(program):
     check_steps(trace.kernels, 10)
     assert len({kernel.graph_node_id for kernel in trace.kernels}) == 3 and trace.kernels[0].graph_node_id != 0
     assert len({kernel.correlation for kernel in trace.kernels}) == 10
+    launches = launch_calls(trace.kernels, trace.calls)
+    assert len(launches) == 10 and all("GraphLaunch" in call.name for call in launches)
+
+
+@needs_gpu
+def test_a_graph_is_traced_kernel_by_kernel_on_a_gpu(program):
+    trace_graph(pk.runtime.CudaGraph(program))
+
+
+@needs_gpu
+def test_a_graph_from_before_the_process_had_cupti(program):
+    """Untraced times come first, so a graph is older than the first trace."""
+    script = "import test_cupti as t; t.trace_graph(t.pk.runtime.CudaGraph(t.recorded()))"
+    paths = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
