@@ -261,6 +261,12 @@ def test_no_library(tmp_path):
 
 
 @needs_fake
+def test_a_real_library_has_all_that_is_called():
+    reason = pk.runtime.trace_reason(tracing.cupti_libraries())
+    assert reason is None or reason.startswith("libcupti could not be loaded: libcupti.so.13: ")
+
+
+@needs_fake
 def test_an_old_library_is_refused(tmp_path):
     # A copy: a library that was accepted once is not asked again.
     old = tmp_path / "libcupti_old.so"
