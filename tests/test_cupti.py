@@ -343,7 +343,7 @@ def test_a_program_is_traced_on_a_gpu(program):
             assert launch.start_ns < kernel.start_ns < launch.start_ns + 1_000_000_000
 
 
-def trace_graph(graph: pk.runtime.CudaGraph) -> None:
+def trace_graph(graph: "pk.runtime.CudaGraph") -> None:
     stream = torch.cuda.current_stream().cuda_stream
     graph.replay(stream)
     with pk.runtime.cuda_trace() as trace:
