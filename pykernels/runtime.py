@@ -17,6 +17,8 @@ from contextlib import contextmanager
 import numpy as np
 
 from pykernels import _runtime
+from pykernels.trace import cuda_trace as cuda_trace
+from pykernels.trace import trace_reason as trace_reason
 
 Program = _runtime.Program
 """``run()``, ``len()``, ``ops`` (names in order) and ``launchers()`` (callables, one an op: mode ``pybind``)."""

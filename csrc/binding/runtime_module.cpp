@@ -15,6 +15,9 @@
 namespace py = pybind11;
 
 namespace pykernels {
+
+void bind_cuda_trace(py::module_& module);  // cuda_trace_module.cpp
+
 namespace {
 
 using ProgramPointer = std::shared_ptr<Program>;
@@ -185,6 +188,8 @@ py::dict build_info() {
 
 PYBIND11_MODULE(_runtime, module) {
     using namespace pykernels;
+
+    bind_cuda_trace(module);
 
     py::class_<Launch>(module, "Launch").def("__call__", &Launch::operator());
 
