@@ -9,15 +9,15 @@ struct Gemv {
     using T = Element;
     using Params = GemvParams;
 
-    __host__ __device__ static int64_t units(const Params& p) { return (p.out_features + 1) / 2; }
+    __host__ __device__ static int units(const Params& p) { return (p.out_features + 1) / 2; }
     __host__ __device__ static int width(const Params& p) { return p.in_features; }
     __host__ __device__ static int batch(const Params& p) { return p.batch; }
     __host__ __device__ static const T* norm_weight(const Params&) { return nullptr; }
     __device__ static const T* x(const Params& p) { return static_cast<const T*>(p.x); }
     __device__ static float eps(const Params&) { return 0; }
 
-    __device__ static RowPair<T> rows(const Params& p, int64_t unit) {
-        const T* row = static_cast<const T*>(p.weight) + 2 * unit * p.in_features;
+    __device__ static RowPair<T> rows(const Params& p, int unit) {
+        const T* row = static_cast<const T*>(p.weight) + int64_t{2 * unit} * p.in_features;
         return {row, 2 * unit + 1 < p.out_features ? row + p.in_features : nullptr};
     }
 
@@ -25,11 +25,11 @@ struct Gemv {
     struct Extra {
         float addend[2];
     };
-    __device__ static Extra prepare(const Params& p, int64_t unit, int b) {
+    __device__ static Extra prepare(const Params& p, int unit, int b) {
         Extra extra = {};
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-            const int64_t row = 2 * unit + i;
+            const int row = 2 * unit + i;
             if (row >= p.out_features) break;
             if (p.bias) extra.addend[i] += load1(static_cast<const T*>(p.bias) + row);
             if (p.residual)
@@ -39,7 +39,7 @@ struct Gemv {
         return extra;
     }
 
-    __device__ static void finish(const Params& p, int64_t unit, int b, const Extra& extra, float sum_a,
+    __device__ static void finish(const Params& p, int unit, int b, const Extra& extra, float sum_a,
                                   float sum_b) {
         T* out = static_cast<T*>(p.out) + int64_t{b} * p.out_features + 2 * unit;
         store1(out, sum_a + extra.addend[0]);

@@ -55,11 +55,12 @@ __device__ __forceinline__ void load_keys(Keys<head_dim>& keys, const T* k_cache
                                           int max_len) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-        const T* row = k_cache + int64_t{min(first_key + lane_group() + 8 * half, max_len - 1)} * head_dim;
+        const uint32_t row =
+            static_cast<uint32_t>(min(first_key + lane_group() + 8 * half, max_len - 1)) * head_dim;
 #pragma unroll
         for (int i = 0; i < head_dim / 32; ++i)
             keys.rows[half][i] =
-                load_fresh(reinterpret_cast<const uint4*>(row + i * 32 + lane_in_group() * 8));
+                load_fresh(reinterpret_cast<const uint4*>(k_cache + row + i * 32 + lane_in_group() * 8));
     }
 }
 
@@ -68,11 +69,12 @@ __device__ __forceinline__ void load_values(Values<head_dim>& values, const T* v
                                             int max_len) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-        const T* row =
-            v_cache + int64_t{min(first_key + value_row(i, lane_in_group()), max_len - 1)} * head_dim;
+        const uint32_t row =
+            static_cast<uint32_t>(min(first_key + value_row(i, lane_in_group()), max_len - 1)) * head_dim;
 #pragma unroll
         for (int j = 0; j < head_dim / 64; ++j)
-            values.rows[i][j] = load_fresh(reinterpret_cast<const uint4*>(row + j * 64 + lane_group() * 8));
+            values.rows[i][j] =
+                load_fresh(reinterpret_cast<const uint4*>(v_cache + row + j * 64 + lane_group() * 8));
     }
 }
 
@@ -92,17 +94,18 @@ struct Partial {
 
 // Scores of 16 keys in base 2: {head 2t, head 2t + 1} of key g, then of key g + 8.
 template <class T, int head_dim>
-__device__ __forceinline__ void score(float (&scores)[4], const Keys<head_dim>& keys,
-                                      const uint4 (&q)[head_dim / 32], int valid_keys, float scale) {
+__device__ __forceinline__ void score(float (&scores)[4], const Keys<head_dim>& keys, const T* q,
+                                      int valid_keys, float scale) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) scores[i] = 0;
 #pragma unroll
     for (int i = 0; i < head_dim / 32; ++i) {
+        const uint4 q_vector = load(reinterpret_cast<const uint4*>(q + i * 32));
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             const uint32_t a[4] = {word(keys.rows[0][i], 2 * half), word(keys.rows[1][i], 2 * half),
                                    word(keys.rows[0][i], 2 * half + 1), word(keys.rows[1][i], 2 * half + 1)};
-            const uint32_t b[2] = {word(q[i], 2 * half), word(q[i], 2 * half + 1)};
+            const uint32_t b[2] = {word(q_vector, 2 * half), word(q_vector, 2 * half + 1)};
             matrix_multiply_add<T>(scores, a, b);
         }
     }
@@ -201,48 +204,63 @@ struct Joined {
     }
 };
 
+// What a block does.
+struct Place {
+    int unit, split, sequence, kv_head, first_head, n_heads;
+    __device__ __forceinline__ Place(const GqaDecodeParams& params, const GqaPlan& plan, int block) {
+        unit = block / plan.splits;
+        split = block - unit * plan.splits;
+        const int head_tile = plan.head_tiles == 1 ? 0 : unit % plan.head_tiles;
+        const int pair = plan.head_tiles == 1 ? unit : unit / plan.head_tiles;
+        sequence = pair / params.n_kv_heads;
+        kv_head = pair - sequence * params.n_kv_heads;
+        first_head = kv_head * plan.group_size + head_tile * plan.heads;
+        n_heads = min(plan.heads, plan.group_size - head_tile * plan.heads);
+    }
+};
+
 template <class T, int head_dim>
-__global__ void __launch_bounds__(gqa_threads, 1)
+__global__ void __launch_bounds__(gqa_threads, 2)
     gqa_decode_kernel(const __grid_constant__ GqaDecodeParams params, const __grid_constant__ GqaPlan plan) {
     constexpr int row = gqa_row_floats(head_dim);
     const int warp = static_cast<int>(threadIdx.x) / warp_size, g = lane_group(), t = lane_in_group();
-    const int unit = static_cast<int>(blockIdx.x) / plan.splits,
-              split = static_cast<int>(blockIdx.x) % plan.splits;
-    const int head_tile = unit % plan.head_tiles, kv_head = unit / plan.head_tiles % params.n_kv_heads;
-    const int b = unit / plan.head_tiles / params.n_kv_heads;
-    const int group_size = params.n_heads / params.n_kv_heads;
-    const int first_head = kv_head * group_size + head_tile * plan.heads;
-    const int n_heads = min(plan.heads, group_size - head_tile * plan.heads);
-    const int64_t slots = int64_t{b * params.n_kv_heads + kv_head} * params.max_len * head_dim;
+    const Place at(params, plan, static_cast<int>(blockIdx.x));
+    const int64_t slots = int64_t{at.sequence * params.n_kv_heads + at.kv_head} * params.max_len * head_dim;
     const T* k_cache = static_cast<const T*>(params.k_cache) + slots;
     const T* v_cache = static_cast<const T*>(params.v_cache) + slots;
 
     const int step = plan.splits * gqa_warps * gqa_tile_keys;
-    int key = (warp * plan.splits + split) * gqa_tile_keys;
+    int key = (warp * plan.splits + at.split) * gqa_tile_keys;
     Keys<head_dim> keys;
     Values<head_dim> values;
     if (key < params.max_len) {
         load_keys(keys, k_cache, key, params.max_len);
         load_values(values, v_cache, key, params.max_len);
     }
-    const int kv_len = load(params.kv_len + b);
+    const int kv_len = load(params.kv_len + at.sequence);
     wait_for_producers();
-    launch_dependents();  // not before the wait: the kernel before this one has left every SM, so there is
-                          // room on all
+    launch_dependents();
     // The newest key may have come only now.
     if (plan.programmatic && key < kv_len && key + gqa_tile_keys >= kv_len) {
         load_keys(keys, k_cache, key, params.max_len);
         load_values(values, v_cache, key, params.max_len);
     }
 
-    uint4 q[head_dim / 32] = {};  // of head g, the dimensions of a row of K's lane; 0 past the last head
-    if (g < n_heads) {
-        const T* q_row =
-            static_cast<const T*>(params.q) + int64_t{b * params.n_heads + first_head + g} * head_dim;
-#pragma unroll
-        for (int i = 0; i < head_dim / 32; ++i)
-            q[i] = load(reinterpret_cast<const uint4*>(q_row + i * 32 + t * 8));
+    // q in shared memory, 0 past the last head: in registers it would cost a second block its place on the
+    // SM.
+    T* q = reinterpret_cast<T*>(shared_memory());
+    constexpr int q_vectors = head_dim / vector_elements;
+    static_assert(gqa_tile_heads * q_vectors <= gqa_threads);
+    if (const int i = static_cast<int>(threadIdx.x); i < gqa_tile_heads * q_vectors) {
+        const int head = i / q_vectors, d = i % q_vectors * vector_elements;
+        const T* from = static_cast<const T*>(params.q) +
+                        int64_t{at.sequence * params.n_heads + at.first_head + head} * head_dim + d;
+        store(reinterpret_cast<uint4*>(q + head * gqa_q_row_elements(head_dim) + d),
+              head < at.n_heads ? load(reinterpret_cast<const uint4*>(from)) : make_uint4(0, 0, 0, 0));
     }
+    block_barrier();  // q is there
+    q += g * gqa_q_row_elements(head_dim) +
+         t * vector_elements;  // of head g, the dimensions of this lane's part of K
     const float scale = params.scale * 1.44269504f;
     Partial<head_dim> partial;
     while (key < kv_len) {
@@ -254,21 +272,21 @@ __global__ void __launch_bounds__(gqa_threads, 1)
         attend<T>(scores, values, valid_keys, partial);
         if (key < kv_len) load_values(values, v_cache, key, params.max_len);
     }
-    const int rank = cluster_rank(), cluster = split / plan.cluster_splits;
+    const int n_heads = at.n_heads, rank = cluster_rank(), cluster = at.split / plan.cluster_splits;
     const int active_clusters =
         (gqa_active_splits(kv_len, plan.splits) + plan.cluster_splits - 1) / plan.cluster_splits;
     if (cluster >= active_clusters) return;
 
-    // The warps become one. In shared memory: [warp][head][row], then the block's [head][row].
+    // The warps become one. In shared memory, in q's place: [warp][head][row], then the block's [head][row].
     float* results = reinterpret_cast<float*>(shared_memory());
-    float* block_rows = results + gqa_warps * plan.heads * row;
+    block_barrier();  // every warp is done with q
+    float* block_rows = results + gqa_warps * gqa_tile_heads * row;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
         float sum = partial.sum[h];
 #pragma unroll
         for (int mask = 4; mask < warp_size; mask *= 2) sum += shuffle_xor(sum, mask);
-        if (2 * t + h >= n_heads) continue;
-        float* mine = results + (warp * plan.heads + 2 * t + h) * row;
+        float* mine = results + (warp * gqa_tile_heads + 2 * t + h) * row;
 #pragma unroll
         for (int j = 0; j < head_dim / 64; ++j) {
 #pragma unroll
@@ -287,7 +305,7 @@ __global__ void __launch_bounds__(gqa_threads, 1)
         Joined joined;
 #pragma unroll
         for (int w = 0; w < gqa_warps; ++w) {
-            const float* theirs = results + (w * plan.heads + item.head) * row;
+            const float* theirs = results + (w * gqa_tile_heads + item.head) * row;
             joined.add(load(reinterpret_cast<const float4*>(theirs + head_dim)),
                        load(reinterpret_cast<const float4*>(theirs + item.dim)));
         }
@@ -296,7 +314,8 @@ __global__ void __launch_bounds__(gqa_threads, 1)
 
     // The blocks of the cluster become one: of cluster_splits neighbouring lanes, which have one item, each
     // reads the row of one block.
-    cluster_barrier();  // all blocks' rows are there
+    cluster_arrive();
+    cluster_wait();  // all blocks' rows are there
     const int lanes = plan.cluster_splits, items_at_once = gqa_threads / lanes;
     const int my_item = rank * items_at_once + static_cast<int>(threadIdx.x) / lanes;
     const bool has_item = my_item < items;
@@ -308,13 +327,15 @@ __global__ void __launch_bounds__(gqa_threads, 1)
         joined.weight = load_shared_of(from, reinterpret_cast<const float4*>(theirs + head_dim));
         joined.out = load_shared_of(from, reinterpret_cast<const float4*>(theirs + item.dim));
     }
-    cluster_barrier();  // no block ends, or writes there again, while another reads its rows
+    cluster_arrive();  // this thread has read; cluster_wait() keeps the block's rows there until all others
+                       // have
     for (int mask = 1; mask < lanes; mask *= 2) joined.add_lanes(mask);
     const bool writes = has_item && static_cast<int>(threadIdx.x) % lanes == 0;
-    T* out = static_cast<T*>(params.out) + int64_t{b * params.n_heads + first_head + item.head} * head_dim +
-             item.dim;
+    T* out = static_cast<T*>(params.out) +
+             int64_t{at.sequence * params.n_heads + at.first_head + item.head} * head_dim + item.dim;
     if (active_clusters == 1) {
         if (writes) joined.finish(out);
+        cluster_wait();
         return;
     }
 
@@ -325,15 +346,16 @@ __global__ void __launch_bounds__(gqa_threads, 1)
     const int64_t cluster_floats = int64_t{plan.heads} * row;
     float* rows =
         reinterpret_cast<float*>(static_cast<unsigned char*>(params.workspace) + gqa_counter_bytes(plan)) +
-        unit * (plan.splits / plan.cluster_splits) * cluster_floats + item.head * row;
+        at.unit * (plan.splits / plan.cluster_splits) * cluster_floats + item.head * row;
     if (writes) joined.keep(rows + cluster * cluster_floats, item.dim, head_dim);
     auto* is_last = reinterpret_cast<uint32_t*>(results);
+    cluster_wait();
     block_barrier();  // every thread has written its part, and is done with results
     if (threadIdx.x == 0) {
         const auto last = static_cast<uint32_t>(active_clusters) - 1;
         fence_device();  // the block's writes are visible before the arrival that announces them
         store(is_last, static_cast<uint32_t>(
-                           atomic_increment(counters + unit * plan.cluster_splits + rank, last) == last));
+                           atomic_increment(counters + at.unit * plan.cluster_splits + rank, last) == last));
         fence_device();  // what the others wrote before their arrivals is read after it
     }
     block_barrier();  // is_last is there

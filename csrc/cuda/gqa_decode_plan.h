@@ -20,6 +20,7 @@ constexpr int gqa_min_split_keys = gqa_warps * gqa_tile_keys;
 constexpr int gqa_max_cluster_splits = 16;
 
 struct GqaPlan {
+    int group_size;      // query heads of a KV head
     int head_tiles;      // blocks that share the query heads of one KV head
     int heads;           // query heads of a block, at most; the last head tile may have fewer
     int units;           // batch * n_kv_heads * head_tiles
@@ -35,6 +36,12 @@ constexpr int gqa_row_floats(int head_dim) {
     return head_dim + 4;
 }
 
+// Rows of q in shared memory, in elements: 64 bytes apart from a multiple of 128, so that the rows two lanes
+// read at once lie in different banks.
+constexpr int gqa_q_row_elements(int head_dim) {
+    return head_dim + 32;
+}
+
 constexpr int power_of_two_below(int value) {
     int power = 1;
     while (2 * power <= value) power *= 2;
@@ -46,9 +53,9 @@ constexpr int power_of_two_below(int value) {
 inline GqaPlan plan_gqa_decode(const GqaDecodeParams& params, int sm_count, bool clusters,
                                bool programmatic) {
     GqaPlan plan = {};
-    const int group = params.n_heads / params.n_kv_heads;
-    plan.head_tiles = (group + gqa_tile_heads - 1) / gqa_tile_heads;
-    plan.heads = (group + plan.head_tiles - 1) / plan.head_tiles;
+    plan.group_size = params.n_heads / params.n_kv_heads;
+    plan.head_tiles = (plan.group_size + gqa_tile_heads - 1) / gqa_tile_heads;
+    plan.heads = (plan.group_size + plan.head_tiles - 1) / plan.head_tiles;
     plan.units = params.batch * params.n_kv_heads * plan.head_tiles;
     const int by_keys = (params.max_len + gqa_min_split_keys - 1) / gqa_min_split_keys;
     const int by_sms = sm_count / plan.units;
@@ -60,8 +67,10 @@ inline GqaPlan plan_gqa_decode(const GqaDecodeParams& params, int sm_count, bool
         plan.cluster_splits = plan.splits < gqa_max_cluster_splits ? plan.splits : gqa_max_cluster_splits;
     }
     plan.programmatic = programmatic;
-    // A row for every warp and head, and a row for every head of the split.
-    plan.shared_bytes = (gqa_warps + 1) * plan.heads * gqa_row_floats(params.head_dim) * 4;
+    // A row for every warp and head, and a row for every head of the split; before them, q.
+    const int rows = (gqa_warps + 1) * gqa_tile_heads * gqa_row_floats(params.head_dim) * 4;
+    const int q = gqa_tile_heads * gqa_q_row_elements(params.head_dim) * 2;
+    plan.shared_bytes = rows > q ? rows : q;
     return plan;
 }
 

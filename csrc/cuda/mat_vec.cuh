@@ -1,18 +1,18 @@
 // The mat-vec all linear ops share: out = epilogue(W x), x of 1 to 8 rows, W streamed once from memory.
 //
 // A unit of work is two rows of W (which two is the op's choice: gate and up, or the two dimensions RoPE
-// turns together), taken by one warp. The warp streams both rows through its ring (common/warp_ring.cuh), 512
-// weights of each at a time, multiplies them with x, sums over its lanes and lets lane b finish sequence b.
-// Warps never wait for one another between the norm and the end.
+// turns together). A block takes consecutive units; each of its warps takes an eighth of the columns of all
+// of them, and streams it through its ring (common/warp_ring.cuh). So all warps are busy to the end whatever
+// the shape, and a block reads whole rows, one after another. A warp's sums over its lanes go to shared
+// memory; at the end of a chunk (all of a block's units, unless there are many) a thread a unit and sequence
+// adds the warps' up and finishes. Warps never wait for one another between the norm and the end of a chunk.
 //
-// The rings are filled before wait_for_producers(), and what follows is asked into the second-level cache:
-// weights are constants, and memory works on while the kernel before this one ends. The next kernel is let in
-// when the last weights are on their way, and never before this one's own wait has ended: earlier, its blocks
-// would find room on some SMs only and crowd there. Least bytes: W once. What limits it: memory.
+// The rings are filled before wait_for_producers(): weights are constants, and some 150 KB a SM of them are
+// on their way while the kernel before this one ends. Least bytes: W once. What limits it: memory.
 //
 // An Op has: T; Params; units(p), width(p), batch(p); rows(p, unit) -> the two rows, the second may be null;
 // x(p); norm_weight(p) (null: x as it is) and eps(p); Extra prepare(p, unit, b): what the end of a unit needs
-// from memory, asked for at its begin; finish(p, unit, b, extra, sum of row a, sum of row b).
+// from memory, asked for at the begin of its chunk; finish(p, unit, b, extra, sum of row a, sum of row b).
 #pragma once
 
 #include "cuda/common/dispatch.h"
@@ -77,119 +77,109 @@ __device__ __forceinline__ void stage_x(const typename Op::Params& params, typen
     block_barrier();  // all of x is there
 }
 
-// Asks for `bytes` of each of the two rows from (unit, column) on, and for the norm's weights.
-template <class Op>
-__device__ __forceinline__ void prefetch(const typename Op::Params& params, int64_t unit, int64_t end,
-                                         int column, int bytes) {
-    if (bytes == 0 || threadIdx.x % warp_size != 0) return;
-    using T = typename Op::T;
-    const int width = Op::width(params);
-    if (threadIdx.x == 0 && Op::norm_weight(params))
-        bulk_prefetch(Op::norm_weight(params), static_cast<uint32_t>(width * sizeof(T)));
-    int left = bytes / static_cast<int>(sizeof(T));
-    for (; unit < end && left > 0; unit += mat_vec_warps, column = 0) {
-        const int count = min(left, width - column);
-        const RowPair<T> rows = Op::rows(params, unit);
-        bulk_prefetch(rows.a + column, static_cast<uint32_t>(count * sizeof(T)));
-        if (rows.b) bulk_prefetch(rows.b + column, static_cast<uint32_t>(count * sizeof(T)));
-        left -= count;
-    }
-}
-
 template <class Op, int batch_tile>
-__global__ void __launch_bounds__(mat_vec_threads, 2)
+__global__ void __launch_bounds__(mat_vec_threads)
     mat_vec_kernel(const __grid_constant__ typename Op::Params params,
                    const __grid_constant__ MatVecPlan plan) {
     using T = typename Op::T;
-    constexpr int piece = ring_piece_bytes / static_cast<int>(sizeof(T));
     unsigned char* shared = shared_memory();
-    const int warp = static_cast<int>(threadIdx.x) / warp_size,
-              lane = static_cast<int>(threadIdx.x) % warp_size;
+    const int thread = static_cast<int>(threadIdx.x), warp = thread / warp_size, lane = thread % warp_size;
     const int width = Op::width(params), batch = Op::batch(params);
-    const int64_t units = Op::units(params);
-    const int64_t end =
-        mat_vec_first_unit(units, static_cast<int>(blockIdx.x) + 1, static_cast<int>(gridDim.x));
-    const int64_t begin =
-        mat_vec_first_unit(units, static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x)) + warp;
+    const int units = Op::units(params), block = static_cast<int>(blockIdx.x),
+              blocks = static_cast<int>(gridDim.x);
+    const int begin = mat_vec_first_unit(units, block, blocks),
+              end = mat_vec_first_unit(units, block + 1, blocks);
+    const int first_column = min(width, warp * plan.slice);
+    const int columns = min(width, first_column + plan.slice) - first_column;
 
-    WarpRing ring(shared + warp * ring_bytes(plan.n_stages),
-                  reinterpret_cast<TransactionBarrier*>(shared + mat_vec_barriers_offset(plan.n_stages)) +
-                      warp * plan.n_stages,
-                  plan.n_stages);
+    WarpRing ring(
+        shared + warp * ring_bytes(plan.n_stages, plan.piece * static_cast<int>(sizeof(T))),
+        reinterpret_cast<TransactionBarrier*>(shared + mat_vec_barriers_offset(plan)) + warp * plan.n_stages,
+        plan.n_stages, plan.piece * static_cast<int>(sizeof(T)));
     warp_barrier();  // lane 0 has made the ring's barriers
 
     // The producing end of the stream: which piece is copied next.
-    int64_t next_unit = begin;
+    int next_unit = columns > 0 ? begin : end;
     int next_column = 0;
     RowPair<T> next_rows = {};
     if (next_unit < end) next_rows = Op::rows(params, next_unit);
-    bool waited = false;
     const auto issue_next = [&] {
         if (next_unit >= end) {
-            if (warp == 0 && waited) launch_dependents();
             ring.issue(nullptr, nullptr, 0);
             return;
         }
-        const int count = width - next_column < piece ? width - next_column : piece;
-        ring.issue(next_rows.a + next_column, next_rows.b ? next_rows.b + next_column : nullptr,
-                   count * static_cast<int>(sizeof(T)));
-        next_column += piece;
-        if (next_column >= width) {
+        const int from = first_column + next_column;
+        ring.issue(next_rows.a + from, next_rows.b ? next_rows.b + from : nullptr,
+                   min(columns - next_column, plan.piece) * static_cast<int>(sizeof(T)));
+        next_column += plan.piece;
+        if (next_column >= columns) {
             next_column = 0;
-            next_unit += mat_vec_warps;
-            if (next_unit < end) next_rows = Op::rows(params, next_unit);
+            if (++next_unit < end) next_rows = Op::rows(params, next_unit);
         }
     };
     for (int i = 0; i < ring.n_stages(); ++i) issue_next();
-    prefetch<Op>(params, next_unit, end, next_column, plan.prefetch_bytes);
     wait_for_producers();
-    waited = true;
-    if (warp == 0 && next_unit >= end) launch_dependents();
+    launch_dependents();
 
     const T* x = Op::x(params);
     if (plan.x_in_shared) {
-        T* x_shared = reinterpret_cast<T*>(shared + mat_vec_x_offset(plan.n_stages, batch));
-        stage_x<Op>(params, x_shared,
-                    reinterpret_cast<float*>(shared + mat_vec_scratch_offset(plan.n_stages)));
+        T* x_shared = reinterpret_cast<T*>(shared + mat_vec_x_offset(plan, batch));
+        stage_x<Op>(params, x_shared, reinterpret_cast<float*>(shared + mat_vec_norm_offset(plan)));
         x = x_shared;
     }
+    x += first_column;
 
-    for (int64_t unit = begin; unit < end; unit += mat_vec_warps) {
-        const bool both = Op::rows(params, unit).b != nullptr;
+    // [warp][unit of the chunk][sequence]: the sums of rows a and b
+    float2* sums = reinterpret_cast<float2*>(shared + mat_vec_sums_offset(plan, batch));
+    for (int chunk = begin; chunk < end; chunk += plan.chunk_units) {
+        const int count = min(end - chunk, plan.chunk_units);
+        const bool finishes = thread < count * batch;
+        const int my_unit = chunk + thread / batch;
         typename Op::Extra extra = {};
-        if (lane < batch) extra = Op::prepare(params, unit, lane);
-        float sums[batch_tile][2] = {};
-        for (int column = 0; column < width; column += piece) {
-            const T* weights = reinterpret_cast<const T*>(ring.wait());
-#pragma unroll
-            for (int i = 0; i < piece; i += warp_size * vector_elements) {
-                const int element = i + lane * vector_elements;
-                if (column + element < width) {
-                    const Floats8 a = load8(weights + element);
-                    const Floats8 b = both ? load8(weights + piece + element) : Floats8{};
+        if (finishes) extra = Op::prepare(params, my_unit, thread % batch);
+
+        for (int unit = 0; unit < count; ++unit) {
+            const bool both = Op::rows(params, chunk + unit).b != nullptr;
+            float mine[batch_tile][2] = {};
+            for (int column = 0; column < columns; column += plan.piece) {
+                const T* weights = reinterpret_cast<const T*>(ring.wait());
+                const int here = min(columns - column, plan.piece);
+#pragma unroll(batch_tile == 1 ? 4 : 1)
+                for (int i = lane * vector_elements; i < here; i += warp_size * vector_elements) {
+                    const Floats8 a = load8(weights + i);
+                    const Floats8 b = both ? load8(weights + plan.piece + i) : Floats8{};
 #pragma unroll
                     for (int row = 0; row < batch_tile; ++row) {
                         // A tile larger than the batch repeats its last row.
-                        const int x_row = row < batch ? row : batch - 1;
-                        const Floats8 v = load8(x + x_row * width + column + element);
-                        sums[row][0] = dot8(a, v, sums[row][0]);
-                        sums[row][1] = dot8(b, v, sums[row][1]);
+                        const Floats8 v = load8(x + min(row, batch - 1) * width + column + i);
+                        mine[row][0] = dot8(a, v, mine[row][0]);
+                        mine[row][1] = dot8(b, v, mine[row][1]);
                     }
                 }
+                ring.release();
+                issue_next();
             }
-            ring.release();
-            issue_next();
-        }
-        float mine_a = 0, mine_b = 0;
 #pragma unroll
-        for (int row = 0; row < batch_tile; ++row) {
-            const float a = warp_sum(sums[row][0]), b = warp_sum(sums[row][1]);
-            if (lane == row) {
-                mine_a = a;
-                mine_b = b;
+            for (int row = 0; row < batch_tile; ++row) {
+                const float a = warp_sum(mine[row][0]), b = warp_sum(mine[row][1]);
+                if (lane == row && row < batch)
+                    store(sums + warp * mat_vec_threads + unit * batch + row, make_float2(a, b));
             }
         }
-        if (lane < batch) Op::finish(params, unit, lane, extra, mine_a, mine_b);
+
+        block_barrier();  // all warps' sums of the chunk are there
+        if (finishes) {
+            float a = 0, b = 0;
+#pragma unroll
+            for (int w = 0; w < mat_vec_warps; ++w) {
+                const float2 theirs = load(sums + w * mat_vec_threads + thread);
+                a += theirs.x;
+                b += theirs.y;
+            }
+            Op::finish(params, my_unit, thread % batch, extra, a, b);
+        }
+        if (chunk + plan.chunk_units < end)
+            block_barrier();  // they have been read: the next chunk's take their place
     }
 }
 
@@ -205,8 +195,8 @@ __global__ void __launch_bounds__(mat_vec_threads)
     const T* norm_weight = Op::norm_weight(params);
     wait_for_producers();
     launch_dependents();
-    for (int64_t unit = int64_t{blockIdx.x} * mat_vec_warps + warp; unit < Op::units(params);
-         unit += int64_t{gridDim.x} * mat_vec_warps) {
+    for (int unit = static_cast<int>(blockIdx.x) * mat_vec_warps + warp; unit < Op::units(params);
+         unit += static_cast<int>(gridDim.x) * mat_vec_warps) {
         const RowPair<T> rows = Op::rows(params, unit);
         for (int b = 0; b < Op::batch(params); ++b) {
             const T* x = Op::x(params) + int64_t{b} * width;
@@ -235,7 +225,7 @@ template <class Op>
 void launch_mat_vec(const typename Op::Params& params, bool vectors, const Stream& stream) {
     const DeviceLimits& limits = device_limits();
     const MatVecPlan plan = plan_mat_vec(Op::units(params), Op::width(params), Op::batch(params),
-                                         Op::norm_weight(params) != nullptr, vectors, stream.programmatic,
+                                         Op::norm_weight(params) != nullptr, vectors,
                                          {limits.sm_count, limits.shared_bytes, limits.sm_90});
     if (!plan.streamed) {
         launch(mat_vec_plain_kernel<Op>, plan.blocks, mat_vec_threads, 0, stream, params);

@@ -13,8 +13,8 @@ struct QkvGemv {
     using T = Element;
     using Params = QkvGemvParams;
 
-    __host__ __device__ static int64_t units(const Params& p) {
-        return int64_t{p.n_heads + 2 * p.n_kv_heads} * (p.head_dim / 2);
+    __host__ __device__ static int units(const Params& p) {
+        return (p.n_heads + 2 * p.n_kv_heads) * (p.head_dim / 2);
     }
     __host__ __device__ static int width(const Params& p) { return p.hidden; }
     __host__ __device__ static int batch(const Params& p) { return p.batch; }
@@ -28,15 +28,14 @@ struct QkvGemv {
     struct Place {
         int part, head, d;
     };
-    __device__ static Place place(const Params& p, int64_t unit) {
-        const int half = p.head_dim / 2, head = static_cast<int>(unit) / half,
-                  d = static_cast<int>(unit) % half;
+    __device__ static Place place(const Params& p, int unit) {
+        const int half = p.head_dim / 2, head = unit / half, d = unit % half;
         if (head < p.n_heads) return {0, head, d};
         if (head < p.n_heads + p.n_kv_heads) return {1, head - p.n_heads, d};
         return {2, head - p.n_heads - p.n_kv_heads, d};
     }
 
-    __device__ static RowPair<T> rows(const Params& p, int64_t unit) {
+    __device__ static RowPair<T> rows(const Params& p, int unit) {
         const Place at = place(p, unit);
         const void* weight = at.part == 0 ? p.q_weight : at.part == 1 ? p.k_weight : p.v_weight;
         const T* row = static_cast<const T*>(weight) + int64_t{at.head * p.head_dim + at.d} * p.hidden;
@@ -48,7 +47,7 @@ struct QkvGemv {
         int position;
         float low, high, cosine, sine;
     };
-    __device__ static Extra prepare(const Params& p, int64_t unit, int b) {
+    __device__ static Extra prepare(const Params& p, int unit, int b) {
         const Place at = place(p, unit);
         const int half = p.head_dim / 2, row = at.head * p.head_dim + at.d;
         Extra extra = {load(p.position + b), 0, 0, 1, 0};
@@ -65,7 +64,7 @@ struct QkvGemv {
         return extra;
     }
 
-    __device__ static void finish(const Params& p, int64_t unit, int b, const Extra& extra, float low,
+    __device__ static void finish(const Params& p, int unit, int b, const Extra& extra, float low,
                                   float high) {
         const Place at = place(p, unit);
         const int half = p.head_dim / 2, row = at.head * p.head_dim + at.d;

@@ -4,15 +4,15 @@
 
 namespace pykernels::cuda {
 
-// A piece is what one bulk copy moves. 1 KB is 512 weights: every width of the three models is a multiple.
-constexpr int ring_piece_bytes = 1024;
-constexpr int ring_slot_bytes = 2 * ring_piece_bytes;
+// Weights that one copy moves at most: 2 KB. Smaller copies cost more commands, larger ones make the ring
+// coarse.
+constexpr int ring_max_piece = 1024;
 // cp.async waits by a count that is part of the instruction: one depth for all.
 constexpr int ring_async_stages = 4;
 
-// A warp's share of shared memory: its slots, then its transaction barriers.
-constexpr int ring_bytes(int n_stages) {
-    return n_stages * ring_slot_bytes;
+// A warp's share of shared memory: slots of two pieces.
+constexpr int ring_bytes(int n_stages, int piece_bytes) {
+    return n_stages * 2 * piece_bytes;
 }
 
 }  // namespace pykernels::cuda

@@ -9,7 +9,7 @@ struct SwigluGemv {
     using T = Element;
     using Params = SwigluGemvParams;
 
-    __host__ __device__ static int64_t units(const Params& p) { return p.out_features; }
+    __host__ __device__ static int units(const Params& p) { return p.out_features; }
     __host__ __device__ static int width(const Params& p) { return p.in_features; }
     __host__ __device__ static int batch(const Params& p) { return p.batch; }
     __host__ __device__ static const T* norm_weight(const Params& p) {
@@ -18,15 +18,15 @@ struct SwigluGemv {
     __device__ static const T* x(const Params& p) { return static_cast<const T*>(p.x); }
     __device__ static float eps(const Params& p) { return p.eps; }
 
-    __device__ static RowPair<T> rows(const Params& p, int64_t unit) {
-        const int64_t offset = unit * p.in_features;
+    __device__ static RowPair<T> rows(const Params& p, int unit) {
+        const int64_t offset = int64_t{unit} * p.in_features;
         return {static_cast<const T*>(p.gate_weight) + offset, static_cast<const T*>(p.up_weight) + offset};
     }
 
     struct Extra {};
-    __device__ static Extra prepare(const Params&, int64_t, int) { return {}; }
+    __device__ static Extra prepare(const Params&, int, int) { return {}; }
 
-    __device__ static void finish(const Params& p, int64_t unit, int b, const Extra&, float gate, float up) {
+    __device__ static void finish(const Params& p, int unit, int b, const Extra&, float gate, float up) {
         store1(static_cast<T*>(p.out) + int64_t{b} * p.out_features + unit, silu(gate) * up);
     }
 };

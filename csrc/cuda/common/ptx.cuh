@@ -113,13 +113,6 @@ __device__ __forceinline__ void bulk_copy(void* to_shared, const void* from_glob
 #endif
 }
 
-// Asks for the bytes to be brought into the second-level cache; both numbers are multiples of 16.
-__device__ __forceinline__ void bulk_prefetch(const void* from_global, uint32_t bytes) {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from_global), "r"(bytes) : "memory");
-#endif
-}
-
 // Waits until the phase of this parity has ended.
 __device__ __forceinline__ void barrier_wait(TransactionBarrier* barrier, uint32_t parity) {
 #if __CUDA_ARCH__ >= 900
@@ -185,11 +178,17 @@ __device__ __forceinline__ int cluster_rank() {
     return static_cast<int>(rank);
 }
 
-// All threads of the cluster meet; what they wrote to shared memory before is seen after.
-__device__ __forceinline__ void cluster_barrier() {
+// All threads of the cluster arrive and wait in turns: behind the wait they see what all wrote to shared
+// memory before they arrived. In between, a thread may do what needs nobody else.
+__device__ __forceinline__ void cluster_arrive() {
 #if __CUDA_ARCH__ >= 900
-    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::
-                     : "memory");
+    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+#endif
+}
+
+__device__ __forceinline__ void cluster_wait() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 #else
     __syncthreads();
 #endif
