@@ -18,6 +18,9 @@ constexpr int gqa_min_split_keys = gqa_warps * gqa_tile_keys;
 
 // Blocks of the largest cluster. More than 8 have to be asked for.
 constexpr int gqa_max_cluster_splits = 16;
+// Enough on the way for memory at its fastest; short contexts have fewer tiles, and leave room for the next
+// kernel.
+constexpr int gqa_max_stages = 2;
 
 struct GqaPlan {
     int group_size;      // query heads of a KV head
@@ -26,6 +29,7 @@ struct GqaPlan {
     int units;           // batch * n_kv_heads * head_tiles
     int splits;          // of the KV axis
     int cluster_splits;  // splits that are one cluster: a power of two, a divisor of splits
+    int stages;          // tiles that a warp has on their way
     bool programmatic;
     int shared_bytes;
 };
@@ -40,6 +44,15 @@ constexpr int gqa_row_floats(int head_dim) {
 // read at once lie in different banks.
 constexpr int gqa_q_row_elements(int head_dim) {
     return head_dim + 32;
+}
+
+constexpr int gqa_q_bytes(int head_dim) {
+    return gqa_tile_heads * gqa_q_row_elements(head_dim) * 2;
+}
+
+// K and V of a tile.
+constexpr int gqa_tile_bytes(int head_dim) {
+    return 2 * gqa_tile_keys * head_dim * 2;
 }
 
 constexpr int power_of_two_below(int value) {
@@ -67,10 +80,14 @@ inline GqaPlan plan_gqa_decode(const GqaDecodeParams& params, int sm_count, bool
         plan.cluster_splits = plan.splits < gqa_max_cluster_splits ? plan.splits : gqa_max_cluster_splits;
     }
     plan.programmatic = programmatic;
-    // A row for every warp and head, and a row for every head of the split; before them, q.
+    const int tiles = (params.max_len + gqa_tile_keys - 1) / gqa_tile_keys;
+    const int tiles_of_warp = (tiles + plan.splits * gqa_warps - 1) / (plan.splits * gqa_warps);
+    plan.stages = tiles_of_warp < gqa_max_stages ? tiles_of_warp : gqa_max_stages;
+    // A row for every warp and head, and a row for every head of the split, take the place of the tiles.
     const int rows = (gqa_warps + 1) * gqa_tile_heads * gqa_row_floats(params.head_dim) * 4;
-    const int q = gqa_tile_heads * gqa_q_row_elements(params.head_dim) * 2;
-    plan.shared_bytes = rows > q ? rows : q;
+    const int stream =
+        gqa_q_bytes(params.head_dim) + plan.stages * gqa_warps * gqa_tile_bytes(params.head_dim);
+    plan.shared_bytes = rows > stream ? rows : stream;
     return plan;
 }
 

@@ -1,14 +1,19 @@
 // The mat-vec all linear ops share: out = epilogue(W x), x of 1 to 8 rows, W streamed once from memory.
 //
 // A unit of work is two rows of W (which two is the op's choice: gate and up, or the two dimensions RoPE
-// turns together). A block takes consecutive units; each of its warps takes an eighth of the columns of all
-// of them, and streams it through its ring (common/warp_ring.cuh). So all warps are busy to the end whatever
-// the shape, and a block reads whole rows, one after another. A warp's sums over its lanes go to shared
-// memory; at the end of a chunk (all of a block's units, unless there are many) a thread a unit and sequence
-// adds the warps' up and finishes. Warps never wait for one another between the norm and the end of a chunk.
+// turns together). A block takes consecutive units, and all of its threads work on one unit at a time: thread
+// i has the columns 8 i to 8 i + 7 of every 2,048. A thread copies its own columns to shared memory, eight
+// pieces ahead (cp.async), and nobody else reads them: the stream needs no barrier. It keeps its columns of x
+// likewise. A warp's sums over its lanes go to shared memory; at the end of a chunk (all of a block's units,
+// unless there are many) a thread a unit and sequence adds the warps' up and finishes. Whatever the shape,
+// all warps are busy to the end.
 //
-// The rings are filled before wait_for_producers(): weights are constants, and some 150 KB a SM of them are
-// on their way while the kernel before this one ends. Least bytes: W once. What limits it: memory.
+// With a norm, x is multiplied by the norm's weight at once and by 1 / sqrt(mean(x^2) + eps) at the very end,
+// a factor of every sum: nothing waits for the mean.
+//
+// The stream begins before wait_for_producers(): weights are constants, and some 120 KB a SM of them are on
+// their way while the kernel before this one ends. x is asked for first where nothing has to be waited for:
+// behind those it would take microseconds. Least bytes: W once. What limits it: memory.
 //
 // An Op has: T; Params; units(p), width(p), batch(p); rows(p, unit) -> the two rows, the second may be null;
 // x(p); norm_weight(p) (null: x as it is) and eps(p); Extra prepare(p, unit, b): what the end of a unit needs
@@ -17,7 +22,6 @@
 
 #include "cuda/common/dispatch.h"
 #include "cuda/common/launch.h"
-#include "cuda/common/warp_ring.cuh"
 #include "cuda/mat_vec_plan.h"
 
 namespace pykernels::cuda {
@@ -29,135 +33,135 @@ struct RowPair {
 };
 
 // Vectors of x that a thread has on their way at once: all of a row of 20,480.
-constexpr int stage_vectors = 10;
+constexpr int mat_vec_x_vectors = 10;
 
-// x * rsqrt(mean(x^2) + eps) * norm_weight for all rows, into shared memory, rounded to T as a standalone
-// rmsnorm would. Or x copied there.
-template <class Op>
-__device__ __forceinline__ void stage_x(const typename Op::Params& params, typename Op::T* x_shared,
-                                        float* scratch) {
-    using T = typename Op::T;
-    const int width = Op::width(params), batch = Op::batch(params);
-    const T* norm_weight = Op::norm_weight(params);
-    constexpr int step = mat_vec_threads * vector_elements;
-    const int first = static_cast<int>(threadIdx.x) * vector_elements;
-    const auto vector = [](const T* row, int i) { return reinterpret_cast<const uint4*>(row + i); };
-    for (int b = 0; b < batch; ++b) {
-        const T* x = Op::x(params) + b * width;
-        T* to = x_shared + b * width;
-        float squares = 0;
-        for (int begin = first; begin < width; begin += stage_vectors * step) {
-            uint4 raw[stage_vectors];
+// A thread's columns of a row of x, or of the norm's weight, on their way: column first, then every 2,048th.
+struct Columns {
+    uint4 vectors[mat_vec_x_vectors];
+
+    template <class T>
+    __device__ __forceinline__ void load_from(const T* row, int first, int width) {
 #pragma unroll
-            for (int i = 0; i < stage_vectors; ++i) {
-                if (begin + i * step < width) raw[i] = load(vector(x, begin + i * step));
-            }
-#pragma unroll
-            for (int i = 0; i < stage_vectors; ++i) {
-                if (begin + i * step >= width) break;
-                store(reinterpret_cast<uint4*>(to + begin + i * step), raw[i]);
-                if (norm_weight) {
-                    const Floats8 v = unpack8<T>(raw[i]);
-                    squares = dot8(v, v, squares);
-                }
-            }
-        }
-        if (norm_weight) {
-            const float total = block_sum(squares, scratch + b * mat_vec_warps);
-            const float scale = reciprocal_sqrt(total / static_cast<float>(width) + Op::eps(params));
-            for (int i = first; i < width; i += step) {  // what this thread stored
-                Floats8 v = load8(to + i);
-                const Floats8 w = load8(norm_weight + i);
-#pragma unroll
-                for (int j = 0; j < 8; ++j) v[j] = v[j] * scale * w[j];
-                store8(to + i, v);
-            }
+        for (int i = 0; i < mat_vec_x_vectors; ++i) {
+            if (first + i * mat_vec_step < width)
+                vectors[i] = load(reinterpret_cast<const uint4*>(row + first + i * mat_vec_step));
         }
     }
-    block_barrier();  // all of x is there
-}
+
+    // To the thread's place in shared memory, times the norm's weight where there is one. Returns the sum of
+    // squares.
+    template <class T>
+    __device__ __forceinline__ float keep(T* to, const T* norm_weight, int first, int width) const {
+        float squares = 0;
+#pragma unroll
+        for (int i = 0; i < mat_vec_x_vectors; ++i) {
+            const int column = first + i * mat_vec_step;
+            if (column >= width) break;
+            if (norm_weight) {
+                Floats8 v = unpack8<T>(vectors[i]);
+                const Floats8 w = load8(norm_weight + column);
+                squares = dot8(v, v, squares);
+#pragma unroll
+                for (int j = 0; j < 8; ++j) v[j] *= w[j];
+                store8(to + column, v);
+            } else {
+                store(reinterpret_cast<uint4*>(to + column), vectors[i]);
+            }
+        }
+        return squares;
+    }
+};
 
 template <class Op, int batch_tile>
-__global__ void __launch_bounds__(mat_vec_threads)
+__global__ void __launch_bounds__(mat_vec_threads, 1)
     mat_vec_kernel(const __grid_constant__ typename Op::Params params,
                    const __grid_constant__ MatVecPlan plan) {
     using T = typename Op::T;
     unsigned char* shared = shared_memory();
     const int thread = static_cast<int>(threadIdx.x), warp = thread / warp_size, lane = thread % warp_size;
-    const int width = Op::width(params), batch = Op::batch(params);
+    const int width = Op::width(params), batch = Op::batch(params), first_column = thread * vector_elements;
     const int units = Op::units(params), block = static_cast<int>(blockIdx.x),
               blocks = static_cast<int>(gridDim.x);
     const int begin = mat_vec_first_unit(units, block, blocks),
               end = mat_vec_first_unit(units, block + 1, blocks);
-    const int first_column = min(width, warp * plan.slice);
-    const int columns = min(width, first_column + plan.slice) - first_column;
 
-    WarpRing ring(
-        shared + warp * ring_bytes(plan.n_stages, plan.piece * static_cast<int>(sizeof(T))),
-        reinterpret_cast<TransactionBarrier*>(shared + mat_vec_barriers_offset(plan)) + warp * plan.n_stages,
-        plan.n_stages, plan.piece * static_cast<int>(sizeof(T)));
-    warp_barrier();  // lane 0 has made the ring's barriers
+    T* x_shared = reinterpret_cast<T*>(shared + mat_vec_x_offset(plan, batch));
+    Columns x_columns;
+    if (plan.x_in_shared && !plan.programmatic) x_columns.load_from(Op::x(params), first_column, width);
 
-    // The producing end of the stream: which piece is copied next.
-    int next_unit = columns > 0 ? begin : end;
-    int next_column = 0;
+    // The stream: stages of two pieces. What is copied next:
+    T* const stream = reinterpret_cast<T*>(shared);
+    int next_unit = begin, next_piece = 0, next_stage = 0;
     RowPair<T> next_rows = {};
     if (next_unit < end) next_rows = Op::rows(params, next_unit);
-    const auto issue_next = [&] {
-        if (next_unit >= end) {
-            ring.issue(nullptr, nullptr, 0);
-            return;
+    const auto copy_next = [&] {
+        if (next_unit < end) {
+            T* to = stream + next_stage * 2 * plan.piece;
+            for (int i = first_column; i < plan.piece && next_piece + i < width; i += mat_vec_step) {
+                async_copy16(to + i, next_rows.a + next_piece + i);
+                if (next_rows.b) async_copy16(to + plan.piece + i, next_rows.b + next_piece + i);
+            }
+            next_piece += plan.piece;
+            if (next_piece >= width) {
+                next_piece = 0;
+                if (++next_unit < end) next_rows = Op::rows(params, next_unit);
+            }
+            if (++next_stage == mat_vec_stages) next_stage = 0;
         }
-        const int from = first_column + next_column;
-        ring.issue(next_rows.a + from, next_rows.b ? next_rows.b + from : nullptr,
-                   min(columns - next_column, plan.piece) * static_cast<int>(sizeof(T)));
-        next_column += plan.piece;
-        if (next_column >= columns) {
-            next_column = 0;
-            if (++next_unit < end) next_rows = Op::rows(params, next_unit);
-        }
+        async_commit();  // an empty group keeps the count right
     };
-    for (int i = 0; i < ring.n_stages(); ++i) issue_next();
+#pragma unroll 1
+    for (int i = 0; i < mat_vec_stages - 1; ++i) copy_next();
+
     wait_for_producers();
     launch_dependents();
-
-    const T* x = Op::x(params);
     if (plan.x_in_shared) {
-        T* x_shared = reinterpret_cast<T*>(shared + mat_vec_x_offset(plan, batch));
-        stage_x<Op>(params, x_shared, reinterpret_cast<float*>(shared + mat_vec_norm_offset(plan)));
-        x = x_shared;
+        for (int b = 0; b < batch; ++b) {
+            if (b > 0 || plan.programmatic)
+                x_columns.load_from(Op::x(params) + b * width, first_column, width);
+            const float squares =
+                x_columns.keep(x_shared + b * width, Op::norm_weight(params), first_column, width);
+            if (Op::norm_weight(params)) {
+                const float sum = warp_sum(squares);
+                if (lane == 0)
+                    store(reinterpret_cast<float*>(shared + mat_vec_squares_offset(plan)) +
+                              b * mat_vec_warps + warp,
+                          sum);
+            }
+        }
     }
-    x += first_column;
+    const T* x = plan.x_in_shared ? x_shared : Op::x(params);
 
     // [warp][unit of the chunk][sequence]: the sums of rows a and b
-    float2* sums = reinterpret_cast<float2*>(shared + mat_vec_sums_offset(plan, batch));
+    float2* sums = reinterpret_cast<float2*>(shared + mat_vec_sums_offset(plan));
+    int stage = 0;
     for (int chunk = begin; chunk < end; chunk += plan.chunk_units) {
         const int count = min(end - chunk, plan.chunk_units);
         const bool finishes = thread < count * batch;
-        const int my_unit = chunk + thread / batch;
+        const int my_unit = chunk + thread / batch, my_sequence = thread % batch;
         typename Op::Extra extra = {};
-        if (finishes) extra = Op::prepare(params, my_unit, thread % batch);
+        if (finishes) extra = Op::prepare(params, my_unit, my_sequence);
 
         for (int unit = 0; unit < count; ++unit) {
             const bool both = Op::rows(params, chunk + unit).b != nullptr;
             float mine[batch_tile][2] = {};
-            for (int column = 0; column < columns; column += plan.piece) {
-                const T* weights = reinterpret_cast<const T*>(ring.wait());
-                const int here = min(columns - column, plan.piece);
-#pragma unroll(batch_tile == 1 ? 4 : 1)
-                for (int i = lane * vector_elements; i < here; i += warp_size * vector_elements) {
+            for (int piece = 0; piece < width; piece += plan.piece) {
+                async_wait<mat_vec_stages - 2>();
+                copy_next();  // over the stage before this one, which this thread is done with
+                const T* weights = stream + stage * 2 * plan.piece;
+#pragma unroll(batch_tile == 1 ? 2 : 1)
+                for (int i = first_column; i < plan.piece && piece + i < width; i += mat_vec_step) {
                     const Floats8 a = load8(weights + i);
                     const Floats8 b = both ? load8(weights + plan.piece + i) : Floats8{};
 #pragma unroll
                     for (int row = 0; row < batch_tile; ++row) {
                         // A tile larger than the batch repeats its last row.
-                        const Floats8 v = load8(x + min(row, batch - 1) * width + column + i);
+                        const Floats8 v = load8(x + min(row, batch - 1) * width + piece + i);
                         mine[row][0] = dot8(a, v, mine[row][0]);
                         mine[row][1] = dot8(b, v, mine[row][1]);
                     }
                 }
-                ring.release();
-                issue_next();
+                if (++stage == mat_vec_stages) stage = 0;
             }
 #pragma unroll
             for (int row = 0; row < batch_tile; ++row) {
@@ -167,16 +171,24 @@ __global__ void __launch_bounds__(mat_vec_threads)
             }
         }
 
-        block_barrier();  // all warps' sums of the chunk are there
+        block_barrier();  // all warps' sums of the chunk are there, and their squares
         if (finishes) {
-            float a = 0, b = 0;
+            float a = 0, b = 0, scale = 1;
 #pragma unroll
             for (int w = 0; w < mat_vec_warps; ++w) {
                 const float2 theirs = load(sums + w * mat_vec_threads + thread);
                 a += theirs.x;
                 b += theirs.y;
             }
-            Op::finish(params, my_unit, thread % batch, extra, a, b);
+            if (Op::norm_weight(params)) {
+                const float* squares = reinterpret_cast<const float*>(shared + mat_vec_squares_offset(plan)) +
+                                       my_sequence * mat_vec_warps;
+                float sum = 0;
+#pragma unroll
+                for (int w = 0; w < mat_vec_warps; ++w) sum += load(squares + w);
+                scale = reciprocal_sqrt(sum / static_cast<float>(width) + Op::eps(params));
+            }
+            Op::finish(params, my_unit, my_sequence, extra, a * scale, b * scale);
         }
         if (chunk + plan.chunk_units < end)
             block_barrier();  // they have been read: the next chunk's take their place
@@ -225,8 +237,8 @@ template <class Op>
 void launch_mat_vec(const typename Op::Params& params, bool vectors, const Stream& stream) {
     const DeviceLimits& limits = device_limits();
     const MatVecPlan plan = plan_mat_vec(Op::units(params), Op::width(params), Op::batch(params),
-                                         Op::norm_weight(params) != nullptr, vectors,
-                                         {limits.sm_count, limits.shared_bytes, limits.sm_90});
+                                         Op::norm_weight(params) != nullptr, vectors, stream.programmatic,
+                                         {limits.sm_count, limits.shared_bytes});
     if (!plan.streamed) {
         launch(mat_vec_plain_kernel<Op>, plan.blocks, mat_vec_threads, 0, stream, params);
         return;
