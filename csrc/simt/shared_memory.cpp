@@ -44,30 +44,35 @@ uint8_t SharedMemory::file_number(const char* file) {
     return static_cast<uint8_t>(files_.size() - 1);
 }
 
-void SharedMemory::check_writer(const Thread& thread, const Granule& granule, size_t offset,
-                                const char* action, Site site) const {
-    if (granule.state == State::unwritten) return;
-    const std::string before = std::string(files_[granule.file]) + ":" + std::to_string(granule.line);
+// What the thread does now is in order with the granule's last write, or there was none.
+bool SharedMemory::in_order_with_writer(const Thread& thread, const Granule& granule) const {
+    if (granule.state == State::unwritten) return true;
+    if (granule.state != State::written) return false;
+    if (granule.writer != bulk_copy) {
+        return ordered(thread, granule.writer, granule.write_epoch, granule.write_warp_epoch);
+    }
+    return thread.block->has_seen(thread, static_cast<int>(granule.write_epoch), granule.write_warp_epoch);
+}
+
+void SharedMemory::report_writer(const Granule& granule, size_t offset, const char* action, Site site) const {
+    const char* file = files_[granule.file];
+    const int line = granule.line;
     if (granule.state == State::copying) {
-        fail(FaultKind::pending_copy, site, "%s shared memory at byte %zu while the copy of %s is under way",
-             action, offset, before.c_str());
+        fail(FaultKind::pending_copy, site, "%s shared memory at byte %zu while the copy of %s:%d is under way",
+             action, offset, file, line);
     }
     if (granule.state == State::barrier) {
-        fail(FaultKind::misuse, site, "%s the transaction barrier of %s at byte %zu of shared memory", action,
-             before.c_str(), offset);
+        fail(FaultKind::misuse, site, "%s the transaction barrier of %s:%d at byte %zu of shared memory", action,
+             file, line, offset);
     }
     if (granule.writer == bulk_copy) {
-        if (!thread.block->has_seen(thread, static_cast<int>(granule.write_epoch),
-                                    granule.write_warp_epoch)) {
-            fail(FaultKind::pending_copy, site,
-                 "%s shared memory at byte %zu without having waited for the copy of %s", action, offset,
-                 before.c_str());
-        }
-    } else if (!ordered(thread, granule.writer, granule.write_epoch, granule.write_warp_epoch)) {
-        fail(FaultKind::shared_race, site,
-             "%s shared memory at byte %zu that thread %d wrote at %s, with no barrier between", action,
-             offset, int{granule.writer}, before.c_str());
+        fail(FaultKind::pending_copy, site,
+             "%s shared memory at byte %zu without having waited for the copy of %s:%d", action, offset, file,
+             line);
     }
+    fail(FaultKind::shared_race, site,
+         "%s shared memory at byte %zu that thread %d wrote at %s:%d, with no barrier between", action, offset,
+         int{granule.writer}, file, line);
 }
 
 void SharedMemory::record_read(const Thread& thread, Granule& granule) const {
@@ -100,9 +105,7 @@ void SharedMemory::read(const Thread& thread, size_t offset, size_t bytes, Site 
             fail(FaultKind::uninitialised_read, site,
                  "reads shared memory at byte %zu, which nobody has written", i * granule_bytes);
         }
-        if (granule.state != State::written || granule.writer != thread.number) {
-            check_writer(thread, granule, i * granule_bytes, "reads", site);
-        }
+        if (!in_order_with_writer(thread, granule)) report_writer(granule, i * granule_bytes, "reads", site);
         record_read(thread, granule);
     }
 }
@@ -110,7 +113,7 @@ void SharedMemory::read(const Thread& thread, size_t offset, size_t bytes, Site 
 void SharedMemory::check_write(const Thread& thread, size_t offset, size_t bytes, Site site) {
     for (size_t i = first_granule(offset); i < end_granule(offset, bytes); ++i) {
         const Granule& granule = granules_[i];
-        check_writer(thread, granule, i * granule_bytes, "writes", site);
+        if (!in_order_with_writer(thread, granule)) report_writer(granule, i * granule_bytes, "writes", site);
         if (granule.reader == nobody || granule.read_epoch != thread.block->epoch) continue;
         const int warp = thread.number / warp_lanes;
         bool in_order = false;

@@ -51,8 +51,9 @@ class SharedMemory {
         State state;
     };
 
-    void check_writer(const Thread& thread, const Granule& granule, size_t offset, const char* action,
-                      Site site) const;
+    bool in_order_with_writer(const Thread& thread, const Granule& granule) const;
+    [[noreturn]] void report_writer(const Granule& granule, size_t offset, const char* action,
+                                    Site site) const;
     void check_write(const Thread& thread, size_t offset, size_t bytes, Site site);
     void record_read(const Thread& thread, Granule& granule) const;
     void record_write(const Thread& thread, size_t offset, size_t bytes, State state, Site site);
