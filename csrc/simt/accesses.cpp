@@ -27,7 +27,8 @@ void take_turns(Thread& thread, Site site) {
 
 // The offset of an access that begins in shared memory.
 size_t shared_offset(Block& block, const void* pointer, size_t bytes, const char* action, Site site) {
-    const auto offset = static_cast<size_t>(static_cast<const unsigned char*>(pointer) - block.shared.begin());
+    const auto offset =
+        static_cast<size_t>(static_cast<const unsigned char*>(pointer) - block.shared.begin());
     if (offset + bytes > block.shared.size()) {
         fail(FaultKind::out_of_bounds, site, "%s %zu bytes at byte %zu of %zu bytes of shared memory", action,
              bytes, offset, block.shared.size());
@@ -63,16 +64,18 @@ Grid& Executor::grid_of(Unit unit) {
 // May the thread share memory with what that unit did before? `fresh`: it looks past the first-level cache,
 // or writes.
 void Executor::check_order(Thread& thread, Unit unit, bool fresh, bool atomic, const char* action,
-                           const char* before, const void* pointer, Site site) {
+                           const char* before, const Access& access, Site site) {
+    const size_t offset = access.first * granule_bytes, bytes = access.buffer->bytes;
     Grid& own = thread.block->grid;
     Grid& other = grid_of(unit);
     if (&other != &own) {
         const std::vector<bool>& known = thread.has_waited ? own.after : own.before;
         const auto number = static_cast<size_t>(other.number);
         if (other.number > own.number || !known[number]) {
-            fail(FaultKind::unordered_launches, site, "%s at %p what launch %d %s, %s", action, pointer,
+            fail(FaultKind::unordered_launches, site,
+                 "%s byte %zu of a buffer of %zu, which launch %d %s, %s", action, offset, bytes,
                  other.number, before,
-                 other.number > own.number ? "which had not waited for this launch"
+                 other.number > own.number ? "without having waited for this one"
                                            : "for which this thread has not waited");
         }
         return;
@@ -91,7 +94,8 @@ void Executor::check_order(Thread& thread, Unit unit, bool fresh, bool atomic, c
         missing = "by load(), which may find an old value in the first-level cache; load_fresh() does not";
     }
     if (missing) {
-        fail(FaultKind::unordered_blocks, site, "%s at %p what block %d of this launch %s, %s", action, pointer,
+        fail(FaultKind::unordered_blocks, site,
+             "%s byte %zu of a buffer of %zu, which block %d of this launch %s, %s", action, offset, bytes,
              index, before, missing);
     }
 }
@@ -107,7 +111,7 @@ void Executor::read_global(Thread& thread, const void* pointer, size_t bytes, bo
     if (latest < base_unit_) return;
     for (size_t i = access.first; i < access.end; ++i) {
         const Unit writer = access.buffer->writer[i];
-        if (writer >= base_unit_) check_order(thread, writer, fresh, false, "reads", "wrote", pointer, site);
+        if (writer >= base_unit_) check_order(thread, writer, fresh, false, "reads", "wrote", access, site);
     }
 }
 
@@ -116,8 +120,8 @@ void Executor::write_global(Thread& thread, const void* pointer, size_t bytes, S
     const Unit unit = thread.block->grid.first_unit + static_cast<Unit>(thread.block->index);
     for (size_t i = access.first; i < access.end; ++i) {
         const Unit writer = access.buffer->writer[i], reader = access.buffer->reader[i];
-        if (writer >= base_unit_) check_order(thread, writer, true, false, "writes", "wrote", pointer, site);
-        if (reader >= base_unit_) check_order(thread, reader, true, false, "writes", "read", pointer, site);
+        if (writer >= base_unit_) check_order(thread, writer, true, false, "writes", "wrote", access, site);
+        if (reader >= base_unit_) check_order(thread, reader, true, false, "writes", "read", access, site);
         access.buffer->writer[i] = unit;
     }
     thread.unfenced = true;
@@ -128,8 +132,8 @@ void Executor::atomic_global(Thread& thread, const void* pointer, size_t bytes, 
     const Unit unit = thread.block->grid.first_unit + static_cast<Unit>(thread.block->index);
     for (size_t i = access.first; i < access.end; ++i) {
         const Unit writer = access.buffer->writer[i], reader = access.buffer->reader[i];
-        if (writer >= base_unit_) check_order(thread, writer, true, true, "updates", "wrote", pointer, site);
-        if (reader >= base_unit_) check_order(thread, reader, true, true, "updates", "read", pointer, site);
+        if (writer >= base_unit_) check_order(thread, writer, true, true, "updates", "wrote", access, site);
+        if (reader >= base_unit_) check_order(thread, reader, true, true, "updates", "read", access, site);
         access.buffer->writer[i] = unit;
     }
     Grid::Progress& progress = thread.block->grid.progress[static_cast<size_t>(thread.block->index)];

@@ -1,8 +1,12 @@
 #include "simt/block.h"
 
+#include <dlfcn.h>
+#include <execinfo.h>
+
 #include <algorithm>
 #include <cstdarg>
 #include <cstdio>
+#include <cstdlib>
 
 #include "simt/executor.h"
 
@@ -24,6 +28,24 @@ void thread_main(void* argument) {
     }
 }
 
+// With PYKERNELS_SIMT_TRACE in the environment a fault prints the command that names its callers: the site is
+// often a line of a helper.
+void print_trace() {
+    if (!std::getenv("PYKERNELS_SIMT_TRACE")) return;
+    void* frames[32];
+    const int count = backtrace(frames, 32);
+    Dl_info own = {}, info = {};
+    dladdr(reinterpret_cast<const void*>(&print_trace), &own);
+    std::fprintf(stderr, "addr2line -Cfipse %s", own.dli_fname);
+    for (int i = 2; i < count; ++i) {  // from the caller of fail() on
+        if (!dladdr(frames[i], &info) || info.dli_fbase != own.dli_fbase) continue;
+        std::fprintf(
+            stderr, " %#zx",
+            static_cast<size_t>(static_cast<char*>(frames[i]) - static_cast<char*>(info.dli_fbase)) - 1);
+    }
+    std::fprintf(stderr, "\n");
+}
+
 std::string place(Site site) {
     return std::string(site.file) + ":" + std::to_string(site.line);
 }
@@ -42,6 +64,7 @@ void fail(FaultKind kind, Site site, const char* format, ...) {
     va_start(arguments, format);
     std::vsnprintf(text, sizeof text, format, arguments);
     va_end(arguments);
+    print_trace();
     Thread& thread = current();
     executor().set_fault(kind, site,
                          std::string(text) + " (launch " + std::to_string(thread.block->grid.number) +
@@ -154,11 +177,11 @@ void Block::report_deadlock() {
     });
     std::string message = "nobody can go on:";
     for (const Group& group : groups) {
-        message += " " + std::to_string(group.count) +
-                   (group.thread->wait == Wait::ended
-                        ? std::string(" threads have ended;")
-                        : std::string(" threads wait at ") + group.thread->waits_at + " of " +
-                              place(group.thread->site) + ";");
+        message +=
+            " " + std::to_string(group.count) +
+            (group.thread->wait == Wait::ended ? std::string(" threads have ended;")
+                                               : std::string(" threads wait at ") + group.thread->waits_at +
+                                                     " of " + place(group.thread->site) + ";");
     }
     message.back() = ' ';
     message += "(launch " + std::to_string(grid.number) + ", block " + std::to_string(index) + ")";
@@ -169,7 +192,8 @@ void Block::report_deadlock() {
 
 void Block::end(Thread& thread) {
     if (!thread.copies.empty()) {
-        fail(FaultKind::pending_copy, thread.copies.front().site, "the thread ends before this copy has landed");
+        fail(FaultKind::pending_copy, thread.copies.front().site,
+             "the thread ends before this copy has landed");
     }
     if (thread.warp->arrived > 0) {
         fail(FaultKind::divergent_barrier, thread.warp->site, "a lane ended while others wait at %s",
@@ -222,7 +246,8 @@ void Block::meet_warp(Thread& thread, const char* name, Site site, bool orders_m
 
 void Block::meet_block(Thread& thread, Site site) {
     if (n_ended > 0) {
-        fail(FaultKind::divergent_barrier, site, "block_barrier, but %d threads of the block have ended", n_ended);
+        fail(FaultKind::divergent_barrier, site, "block_barrier, but %d threads of the block have ended",
+             n_ended);
     }
     if (at_barrier == 0) {
         barrier_site = site;

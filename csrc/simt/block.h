@@ -21,8 +21,6 @@ namespace pykernels::simt {
 constexpr int warp_lanes = 32;
 constexpr int max_block_threads = 1024;
 
-
-
 struct Block;
 struct Grid;
 
@@ -56,11 +54,11 @@ struct Thread : Indices {
     Wait wait = Wait::none;
     const char* waits_at = "";
     Site site = {};
-    bool has_waited = false;      // wait_for_producers() has returned
-    bool unfenced = false;        // has stored to global memory since its last fence
-    std::vector<Copy> copies;     // cp.async under way, oldest first
-    std::vector<size_t> groups;   // how many of them each committed group has
-    size_t uncommitted = 0;       // how many are in no group yet
+    bool has_waited = false;     // wait_for_producers() has returned
+    bool unfenced = false;       // has stored to global memory since its last fence
+    std::vector<Copy> copies;    // cp.async under way, oldest first
+    std::vector<size_t> groups;  // how many of them each committed group has
+    size_t uncommitted = 0;      // how many are in no group yet
 };
 
 struct BulkBarrier {
@@ -93,7 +91,8 @@ struct Block {
     void make_barrier(Thread& thread, const void* address, uint32_t arrivals, Site site);
     void barriers_ready(Thread& thread);
     void arrive(Thread& thread, const void* address, uint32_t bytes, Site site);
-    void bulk_copy(Thread& thread, void* to, const void* from, uint32_t bytes, const void* barrier, Site site);
+    void bulk_copy(Thread& thread, void* to, const void* from, uint32_t bytes, const void* barrier,
+                   Site site);
     void wait_barrier(Thread& thread, const void* address, uint32_t parity, Site site);
     bool has_seen(const Thread& thread, int barrier, uint32_t phase) const;
 

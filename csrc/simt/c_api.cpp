@@ -52,14 +52,14 @@ EXPORT size_t pykernels_simt_gqa_decode_workspace_bytes(const GqaDecodeParams* p
     return cuda::gqa_decode_workspace_bytes(*params);
 }
 
-// pykernels_simt_rmsnorm(params, programmatic) and so on; pykernels_simt_rmsnorm_params_bytes() is the size of
-// the struct.
-#define OP(name, Params)                                                             \
-    EXPORT int pykernels_simt_##name(const Params* params, int programmatic) {       \
+// pykernels_simt_rmsnorm(params, programmatic) and so on; pykernels_simt_rmsnorm_params_bytes() is the size
+// of the struct.
+#define OP(name, Params)                                                            \
+    EXPORT int pykernels_simt_##name(const Params* params, int programmatic) {      \
         return guarded([&] { cuda::name(*params, {nullptr, programmatic != 0}); }); \
-    }                                                                                \
-    EXPORT size_t pykernels_simt_##name##_params_bytes() {                           \
-        return sizeof(Params);                                                       \
+    }                                                                               \
+    EXPORT size_t pykernels_simt_##name##_params_bytes() {                          \
+        return sizeof(Params);                                                      \
     }
 
 OP(rmsnorm, RmsnormParams)

@@ -12,7 +12,8 @@ constexpr uint32_t max_expected_bytes = (1u << 20) - 1;
 
 }  // namespace
 
-size_t Block::shared_offset(const void* address, size_t bytes, size_t alignment, const char* what, Site site) {
+size_t Block::shared_offset(const void* address, size_t bytes, size_t alignment, const char* what,
+                            Site site) {
     if (reinterpret_cast<uintptr_t>(address) % alignment != 0) {
         fail(FaultKind::misaligned, site, "%s: shared address %p is not a multiple of %zu", what, address,
              alignment);
@@ -25,7 +26,8 @@ size_t Block::shared_offset(const void* address, size_t bytes, size_t alignment,
     return offset;
 }
 
-Copy Block::begin_copy(Thread& thread, void* to, const void* from, size_t bytes, const char* what, Site site) {
+Copy Block::begin_copy(Thread& thread, void* to, const void* from, size_t bytes, const char* what,
+                       Site site) {
     Copy copy = {shared_offset(to, bytes, 16, what, site), bytes, from, site};
     if (reinterpret_cast<uintptr_t>(from) % 16 != 0) {
         fail(FaultKind::misaligned, site, "%s: global address %p is not a multiple of 16", what, from);
@@ -69,7 +71,8 @@ void Block::async_wait(Thread& thread, size_t pending) {
 
 void Block::make_barrier(Thread& thread, const void* address, uint32_t arrivals, Site site) {
     const size_t offset = shared_offset(address, 8, 8, "barrier_init", site);
-    if (arrivals == 0) fail(FaultKind::misuse, site, "barrier_init: a phase needs one arrival at least, got 0");
+    if (arrivals == 0)
+        fail(FaultKind::misuse, site, "barrier_init: a phase needs one arrival at least, got 0");
     shared.make_barrier(thread, offset, site);
     barrier_at[offset] = static_cast<int>(barriers.size());
     BulkBarrier barrier;

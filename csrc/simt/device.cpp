@@ -14,7 +14,8 @@ const DeviceLimits& device_limits() {
 }
 
 DeviceScope::DeviceScope(int device) : before_(0), device_(device) {
-    if (device != 0) throw std::invalid_argument("the executor is one device, 0; got " + std::to_string(device));
+    if (device != 0)
+        throw std::invalid_argument("the executor is one device, 0; got " + std::to_string(device));
 }
 
 DeviceScope::~DeviceScope() = default;

@@ -1,8 +1,8 @@
 // cuda/common/ptx.cuh for the host: the same names, run by the executor.
 //
-// To add a function: declare it here as it is in ptx.cuh, with `Site site = Site::here()` last where it can go
-// wrong. Memory goes through check_load and check_store, what lanes do together through exchange(), whose name
-// must be its own. Anything that needs more of the executor gets a function in device_calls.h.
+// To add a function: declare it here as it is in ptx.cuh, with `Site site = Site::here()` last where it can
+// go wrong. Memory goes through check_load and check_store, what lanes do together through exchange(), whose
+// name must be its own. Anything that needs more of the executor gets a function in device_calls.h.
 #pragma once
 
 #include <cstdint>
@@ -232,12 +232,14 @@ void multiply_matrices(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b
     }
 }
 
-inline void mma_bf16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Site site = Site::here()) {
+inline void mma_bf16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                     Site site = Site::here()) {
     multiply_matrices(
         c, a, b, "mma_bf16", [](uint16_t bits) { return bits_to_float(uint32_t{bits} << 16); }, site);
 }
 
-inline void mma_fp16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Site site = Site::here()) {
+inline void mma_fp16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                     Site site = Site::here()) {
     multiply_matrices(c, a, b, "mma_fp16", simt::fp16_to_float, site);
 }
 

@@ -23,8 +23,9 @@ int warp_lane_count();
 void meet_block(Site site);
 void meet_warp(Site site);
 constexpr size_t exchange_slot_bytes = 32;
-// All lanes of the warp come, each with up to exchange_slot_bytes, and get all lanes' slots, exchange_slot_bytes
-// apart, good until the next but one meeting. `name` is a string literal of its own: it tells meetings apart.
+// All lanes of the warp come, each with up to exchange_slot_bytes, and get all lanes' slots,
+// exchange_slot_bytes apart, good until the next but one meeting. `name` is a string literal of its own: it
+// tells meetings apart.
 const unsigned char* exchange(const void* value, size_t bytes, const char* name, Site site);
 [[noreturn]] void no_lane(const char* name, int lane, Site site);
 

@@ -129,9 +129,9 @@ void Executor::run_all() {
         if (candidates.empty()) return;
         if (policy != 0) {
             const auto by_grid = [](const Candidate& a, const Candidate& b) { return a.grid < b.grid; };
-            const int wanted =
-                policy == 1 ? std::max_element(candidates.begin(), candidates.end(), by_grid)->grid
-                            : std::min_element(candidates.begin(), candidates.end(), by_grid)->grid;
+            const int wanted = policy == 1
+                                   ? std::max_element(candidates.begin(), candidates.end(), by_grid)->grid
+                                   : std::min_element(candidates.begin(), candidates.end(), by_grid)->grid;
             candidates.erase(std::remove_if(candidates.begin(), candidates.end(),
                                             [&](const Candidate& c) { return c.grid != wanted; }),
                              candidates.end());
@@ -141,8 +141,8 @@ void Executor::run_all() {
         if (!block) {
             Grid& grid = *grids_[static_cast<size_t>(chosen.grid)];
             if (grid.started == 0) open(grid);
-            resident_.push_back(std::make_unique<Block>(
-                grid, grid.order[static_cast<size_t>(grid.started)], random_));
+            resident_.push_back(
+                std::make_unique<Block>(grid, grid.order[static_cast<size_t>(grid.started)], random_));
             ++grid.started;
             block = resident_.back().get();
         }
@@ -198,8 +198,8 @@ uint64_t Executor::clock_ns() {
 void Executor::set_fault(FaultKind kind, Site site, const std::string& message) {
     if (fault_) return;
     fault_.emplace(kind, site,
-                   std::string(kind_name(kind)) + " at " + site.file + ":" + std::to_string(site.line) + ": " +
-                       message + " [seed " + std::to_string(settings_.seed) + "]");
+                   std::string(kind_name(kind)) + " at " + site.file + ":" + std::to_string(site.line) +
+                       ": " + message + " [seed " + std::to_string(settings_.seed) + "]");
 }
 
 std::unique_ptr<Fiber> Executor::take_fiber() {

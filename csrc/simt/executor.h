@@ -83,7 +83,7 @@ class Executor {
     };
     Access check_bounds(Thread& thread, const void* pointer, size_t bytes, const char* action, Site site);
     void check_order(Thread& thread, Unit unit, bool fresh, bool atomic, const char* action,
-                     const char* before, const void* pointer, Site site);
+                     const char* before, const Access& access, Site site);
     bool may_start(const Grid& grid) const;
     void open(Grid& grid);
     void block_ended(Block& block);

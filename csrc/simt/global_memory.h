@@ -1,7 +1,7 @@
 // The device's memory: buffers between guard zones, and who last read and wrote every two bytes of them.
 //
-// "Who" is a unit: one block of one launch, numbered as launches are enqueued. The scheduler knows which units
-// a thread may share memory with (block.h); here is only kept what happened.
+// "Who" is a unit: one block of one launch, numbered as launches are enqueued. The scheduler knows which
+// units a thread may share memory with (block.h); here is only kept what happened.
 #pragma once
 
 #include <cstddef>

@@ -21,8 +21,8 @@ template <class... Arguments>
 void launch(void (*kernel)(Arguments...), int blocks, int threads, size_t shared_bytes, const Stream& stream,
             const Arguments&... arguments) {
     simt::executor().enqueue(
-        [kernel, kept = std::tuple<Arguments...>(arguments...)] { std::apply(kernel, kept); }, blocks, threads,
-        shared_bytes, stream.programmatic && has_programmatic_launch);
+        [kernel, kept = std::tuple<Arguments...>(arguments...)] { std::apply(kernel, kept); }, blocks,
+        threads, shared_bytes, stream.programmatic && has_programmatic_launch);
 }
 
 }  // namespace pykernels::cuda

@@ -58,12 +58,12 @@ void SharedMemory::report_writer(const Granule& granule, size_t offset, const ch
     const char* file = files_[granule.file];
     const int line = granule.line;
     if (granule.state == State::copying) {
-        fail(FaultKind::pending_copy, site, "%s shared memory at byte %zu while the copy of %s:%d is under way",
-             action, offset, file, line);
+        fail(FaultKind::pending_copy, site,
+             "%s shared memory at byte %zu while the copy of %s:%d is under way", action, offset, file, line);
     }
     if (granule.state == State::barrier) {
-        fail(FaultKind::misuse, site, "%s the transaction barrier of %s:%d at byte %zu of shared memory", action,
-             file, line, offset);
+        fail(FaultKind::misuse, site, "%s the transaction barrier of %s:%d at byte %zu of shared memory",
+             action, file, line, offset);
     }
     if (granule.writer == bulk_copy) {
         fail(FaultKind::pending_copy, site,
@@ -71,8 +71,8 @@ void SharedMemory::report_writer(const Granule& granule, size_t offset, const ch
              line);
     }
     fail(FaultKind::shared_race, site,
-         "%s shared memory at byte %zu that thread %d wrote at %s:%d, with no barrier between", action, offset,
-         int{granule.writer}, file, line);
+         "%s shared memory at byte %zu that thread %d wrote at %s:%d, with no barrier between", action,
+         offset, int{granule.writer}, file, line);
 }
 
 void SharedMemory::record_read(const Thread& thread, Granule& granule) const {

@@ -1,6 +1,7 @@
 // One block's shared memory, and for every two bytes of it: whether they were ever written, whether a copy
-// into them is under way, and who wrote and read them last, when. Time is counted in barriers: two accesses of
-// different threads are ordered where a barrier of the block lies between, or, within a warp, one of the warp.
+// into them is under way, and who wrote and read them last, when. Time is counted in barriers: two accesses
+// of different threads are ordered where a barrier of the block lies between, or, within a warp, one of the
+// warp.
 #pragma once
 
 #include <cstddef>

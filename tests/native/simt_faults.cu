@@ -30,7 +30,8 @@ __global__ void clean_kernel(const uint32_t* in, uint32_t* out) {
     store(shared + i, value);
     warp_barrier();
     value = load(shared + warp * warp_lanes + (lane + 1) % warp_lanes);
-    value += shuffle_xor(value, 1) + shuffle_down(value, 3) + shuffle_index(value, 5) + (ballot(lane < 4) == 15);
+    value +=
+        shuffle_xor(value, 1) + shuffle_down(value, 3) + shuffle_index(value, 5) + (ballot(lane < 4) == 15);
     block_barrier();
     if (i % 4 == 0) async_copy16(shared + i, in + i);
     async_commit();
@@ -171,7 +172,7 @@ __global__ void divergent_barrier_kernel(const uint32_t* in, uint32_t* out) {
 __global__ void divergent_shuffle_kernel(const uint32_t* in, uint32_t* out) {
     uint32_t value = load(in + threadIdx.x);
     if (value % 2 == 0) value += shuffle_xor(value, 1);  // FAULT divergent_shuffle
-    block_barrier();                                      // FAULT divergent_shuffle
+    block_barrier();                                     // FAULT divergent_shuffle
     store(out + threadIdx.x, value);
 }
 
@@ -198,7 +199,8 @@ __global__ void shared_past_the_end_kernel(const uint32_t* in, uint32_t* out) {
 }
 
 __global__ void misaligned_load_kernel(const uint32_t* in, uint32_t* out) {
-    if (threadIdx.x == 3) store(out, load(reinterpret_cast<const uint4*>(in + 3)).x);  // FAULT misaligned_load
+    if (threadIdx.x == 3)
+        store(out, load(reinterpret_cast<const uint4*>(in + 3)).x);  // FAULT misaligned_load
 }
 
 __global__ void misaligned_copy_kernel(const uint32_t* in, uint32_t* out) {
@@ -240,7 +242,7 @@ __global__ void barrier_not_shown_kernel(const uint32_t* in, uint32_t*) {
 __global__ void chain_clean_kernel(const uint32_t* in, uint32_t* out) {
     launch_dependents();
     wait_for_producers();
-    store(out + threadIdx.x, load(in + threadIdx.x) + 1);
+    store(out + threadIdx.x, load(in + threadIdx.x) + 1);  // FAULT chain_clean
 }
 
 __global__ void chain_without_wait_kernel(const uint32_t* in, uint32_t* out) {
@@ -252,20 +254,20 @@ __global__ void chain_late_wait_kernel(const uint32_t* in, uint32_t* out) {
     launch_dependents();
     const uint32_t value = load(in + threadIdx.x);  // FAULT chain_late_wait
     wait_for_producers();
-    store(out + threadIdx.x, value + 1);  // FAULT chain_late_wait
+    store(out + threadIdx.x, value + 1);
 }
 
 __global__ void chain_early_write_kernel(const uint32_t* in, uint32_t* out) {
     launch_dependents();
     store(out + threadIdx.x, 7u);  // FAULT chain_early_write
     wait_for_producers();
-    load(in + threadIdx.x);  // FAULT chain_early_write
+    load(in + threadIdx.x);
 }
 
 template <Joining joining>
 __global__ void join_blocks_kernel(uint32_t* counter, uint32_t* parts, uint32_t* out) {
     if (threadIdx.x != 0) return;
-    store(parts + blockIdx.x, blockIdx.x + 1);
+    store(parts + blockIdx.x, blockIdx.x + 1);  // FAULT parts
     if (joining != Joining::no_fence) fence_device();
     const uint32_t last = gridDim.x - 1;
     if (joining == Joining::no_atomic) {

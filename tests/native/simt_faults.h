@@ -1,5 +1,6 @@
 // Kernels with one fault each, and one with none, for test_simt_faults.cpp. The faulty line of each ends in a
-// comment with its name: `// FAULT name`.
+// comment with its name: `// FAULT name`. chain_clean and parts are the other halves of a fault between two
+// launches, or two blocks.
 #pragma once
 
 #include "ops.h"
@@ -28,7 +29,8 @@ void chain_without_wait(const uint32_t* in, uint32_t* out, const Stream& stream)
 void chain_late_wait(const uint32_t* in, uint32_t* out, const Stream& stream);
 // Reads in and writes out before the wait: a fault where the kernel before still reads `out`.
 void chain_early_write(const uint32_t* in, uint32_t* out, const Stream& stream);
-// out[0] = the sum of the blocks' parts in workspace ([1 + blocks] uint32, zero), joined by the last to arrive.
+// out[0] = the sum of the blocks' parts in workspace ([1 + blocks] uint32, zero), joined by the last to
+// arrive.
 enum class Joining { clean, no_fence, no_atomic, stale_load };
 void join_blocks(Joining joining, uint32_t* workspace, uint32_t* out, const Stream& stream);
 

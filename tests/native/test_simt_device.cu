@@ -118,8 +118,8 @@ void check_warp() {
                                       0x33331111u,
                                       lane ^ 1};
         for (size_t i = 0; i < 8; ++i) {
-            CHECK(out[lane * 8 + i] == expected[i], "lane %u, %zu: %x, expected %x", lane, i, out[lane * 8 + i],
-                  expected[i]);
+            CHECK(out[lane * 8 + i] == expected[i], "lane %u, %zu: %x, expected %x", lane, i,
+                  out[lane * 8 + i], expected[i]);
         }
     }
 }
@@ -129,10 +129,9 @@ void check_conversions() {
         const auto half = static_cast<uint16_t>(bits);
         const float fp16 = cuda::fp16_to_float(half), bf16 = cuda::bits_to_float(bits << 16);
         const int exponent = half >> 10 & 31;
-        const double magnitude =
-            exponent == 31  ? ((half & 0x3ff) ? NAN : INFINITY)
-            : exponent == 0 ? std::ldexp(half & 0x3ff, -24)
-                            : std::ldexp(1024 + (half & 0x3ff), exponent - 25);
+        const double magnitude = exponent == 31  ? ((half & 0x3ff) ? NAN : INFINITY)
+                                 : exponent == 0 ? std::ldexp(half & 0x3ff, -24)
+                                                 : std::ldexp(1024 + (half & 0x3ff), exponent - 25);
         const double expected = half & 0x8000 ? -magnitude : magnitude;
         CHECK(std::isnan(expected) ? std::isnan(fp16) : fp16 == expected, "fp16 %04x: %g", bits, fp16);
         CHECK(std::isnan(fp16) ? cuda::float_to_fp16(fp16) == 0x7fff : cuda::float_to_fp16(fp16) == half,
@@ -142,12 +141,15 @@ void check_conversions() {
     }
     // Half-way between neighbours goes to the even one; a little more and a little less do not.
     for (uint16_t half = 0; half < 0x7bff; ++half) {
-        const float low = cuda::fp16_to_float(half), high = cuda::fp16_to_float(half + 1), middle = (low + high) / 2;
+        const float low = cuda::fp16_to_float(half), high = cuda::fp16_to_float(half + 1),
+                    middle = (low + high) / 2;
         CHECK(cuda::float_to_fp16(middle) == (half % 2 ? half + 1 : half), "the middle above %04x", half);
-        CHECK(cuda::float_to_fp16(std::nextafterf(middle, high)) == half + 1, "above the middle of %04x", half);
+        CHECK(cuda::float_to_fp16(std::nextafterf(middle, high)) == half + 1, "above the middle of %04x",
+              half);
         CHECK(cuda::float_to_fp16(std::nextafterf(middle, low)) == half, "below the middle of %04x", half);
     }
-    CHECK(cuda::float_to_fp16(65519.0f) == 0x7bff && cuda::float_to_fp16(65520.0f) == 0x7c00, "fp16 overflow");
+    CHECK(cuda::float_to_fp16(65519.0f) == 0x7bff && cuda::float_to_fp16(65520.0f) == 0x7c00,
+          "fp16 overflow");
     for (uint32_t bits = 0; bits < 0x7f7f; ++bits) {
         const uint32_t middle = bits << 16 | 0x8000;
         CHECK(cuda::float_to_bf16(cuda::bits_to_float(middle)) == (bits % 2 ? bits + 1 : bits), "%x", middle);
@@ -179,7 +181,9 @@ bool throws(Body&& body) {
 
 void check_refusals() {
     const auto launch = [](int blocks, int threads, size_t shared_bytes) {
-        return throws([&] { cuda::launch(warp_kernel, blocks, threads, shared_bytes, stream, static_cast<uint32_t*>(nullptr)); });
+        return throws([&] {
+            cuda::launch(warp_kernel, blocks, threads, shared_bytes, stream, static_cast<uint32_t*>(nullptr));
+        });
     };
     CHECK(launch(0, 32, 0), "a launch of no blocks");
     CHECK(launch(1, 0, 0), "a launch of no threads");

@@ -1,5 +1,5 @@
-// The CUDA launchers on the SIMT executor under AddressSanitizer and UndefinedBehaviorSanitizer, against loops in
-// double. The Python tests (tests/test_simt_*.py) go through more shapes without the sanitizers.
+// The CUDA launchers on the SIMT executor under AddressSanitizer and UndefinedBehaviorSanitizer, against
+// loops in double. The Python tests (tests/test_simt_*.py) go through more shapes without the sanitizers.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -73,8 +73,8 @@ void compare(const std::string& what, const Tensor& got, const std::vector<doubl
     const double tolerance = dtype == Dtype::bfloat16 ? 0x1p-6 : 0x1p-9;
     for (size_t i = 0; i < expected.size(); ++i) {
         CHECK(std::fabs(got[i] - expected[i]) <= tolerance * (1 + std::fabs(expected[i])),
-              "%s[%zu], %s: %g, expected %g", what.c_str(), i, dtype == Dtype::bfloat16 ? "bf16" : "fp16", got[i],
-              expected[i]);
+              "%s[%zu], %s: %g, expected %g", what.c_str(), i, dtype == Dtype::bfloat16 ? "bf16" : "fp16",
+              got[i], expected[i]);
     }
 }
 
@@ -151,8 +151,8 @@ void embedding_and_add(int batch, int hidden) {
     simt::executor().synchronize();
     for (size_t i = 0; i < out.size(); ++i) {
         const double expected = table[size_t(token[i / size_t(hidden)] * hidden) + i % size_t(hidden)];
-        CHECK(out[i] == expected && sum[i] == 2 * expected, "embedding[%zu] %g, add %g, of %g", i, out[i], sum[i],
-              expected);
+        CHECK(out[i] == expected && sum[i] == 2 * expected, "embedding[%zu] %g, add %g, of %g", i, out[i],
+              sum[i], expected);
     }
 }
 
@@ -161,10 +161,10 @@ void attention_half(bool fused, int batch, int hidden, int heads, int kv_heads, 
                     int position) {
     const int kv = kv_heads * dim, half = dim / 2;
     Tensor x(size_t(batch * hidden), 1), norm_weight(size_t(hidden), 1),
-        q_weight(size_t(heads * dim * hidden), scale_of(hidden)), k_weight(size_t(kv * hidden), scale_of(hidden)),
-        v_weight(size_t(kv * hidden), scale_of(hidden)), q_out(size_t(batch * heads * dim)), out(q_out.size()),
-        k_cache(size_t(batch * kv * max_len), 1), v_cache(k_cache.size(), 1), q(q_out.size(), 1),
-        k(size_t(batch * kv), 1), v(k.size(), 1);
+        q_weight(size_t(heads * dim * hidden), scale_of(hidden)),
+        k_weight(size_t(kv * hidden), scale_of(hidden)), v_weight(size_t(kv * hidden), scale_of(hidden)),
+        q_out(size_t(batch * heads * dim)), out(q_out.size()), k_cache(size_t(batch * kv * max_len), 1),
+        v_cache(k_cache.size(), 1), q(q_out.size(), 1), k(size_t(batch * kv), 1), v(k.size(), 1);
     for (size_t row = 0; row < size_t(batch * kv_heads); ++row) {
         for (size_t i = size_t(position * dim); i < size_t(max_len * dim); ++i) {
             k_cache.set(row * size_t(max_len * dim) + i, nan);
@@ -177,17 +177,37 @@ void attention_half(bool fused, int batch, int hidden, int heads, int kv_heads, 
     const Numbers<int32_t> positions(std::vector<int32_t>(size_t(batch), position)),
         lengths(std::vector<int32_t>(size_t(batch), position + 1));
     if (fused) {
-        cuda::qkv_gemv({x, norm_weight, q_weight, k_weight, v_weight, nullptr, nullptr, nullptr, cos_sin.data(),
-                        positions.data(), q_out, k_cache, v_cache, nullptr, batch, hidden, heads, kv_heads, dim,
-                        max_len, max_len, 1e-6f, dtype},
+        cuda::qkv_gemv({x,
+                        norm_weight,
+                        q_weight,
+                        k_weight,
+                        v_weight,
+                        nullptr,
+                        nullptr,
+                        nullptr,
+                        cos_sin.data(),
+                        positions.data(),
+                        q_out,
+                        k_cache,
+                        v_cache,
+                        nullptr,
+                        batch,
+                        hidden,
+                        heads,
+                        kv_heads,
+                        dim,
+                        max_len,
+                        max_len,
+                        1e-6f,
+                        dtype},
                        stream());
     } else {
-        cuda::rope_kv_append({q, k, v, cos_sin.data(), positions.data(), q_out, k_cache, v_cache, batch, heads,
-                              kv_heads, dim, max_len, max_len, dtype},
+        cuda::rope_kv_append({q, k, v, cos_sin.data(), positions.data(), q_out, k_cache, v_cache, batch,
+                              heads, kv_heads, dim, max_len, max_len, dtype},
                              stream());
     }
-    GqaDecodeParams params{q_out,    k_cache, v_cache, lengths.data(), out,   nullptr, batch, heads,
-                           kv_heads, dim,     max_len, scale_of(dim),  dtype, 0};
+    GqaDecodeParams params{q_out, k_cache,  v_cache, lengths.data(), out,           nullptr, batch,
+                           heads, kv_heads, dim,     max_len,        scale_of(dim), dtype,   0};
     const size_t workspace_bytes = cuda::gqa_decode_workspace_bytes(params);
     const Numbers<unsigned char> workspace(std::vector<unsigned char>(workspace_bytes, 0));
     params.workspace = workspace.data();
@@ -220,7 +240,8 @@ void attention_half(bool fused, int batch, int hidden, int heads, int kv_heads, 
     for (size_t b = 0; b < size_t(batch); ++b) {
         for (size_t h = 0; h < size_t(heads); ++h) {
             const size_t kv_row = b * size_t(kv_heads) + h / size_t(heads / kv_heads);
-            const size_t cache = kv_row * size_t(max_len * dim), q_row = (b * size_t(heads) + h) * size_t(dim);
+            const size_t cache = kv_row * size_t(max_len * dim),
+                         q_row = (b * size_t(heads) + h) * size_t(dim);
             for (size_t d = 0; d < size_t(dim); ++d) {
                 const size_t at = cache + size_t(position * dim) + d;
                 CHECK(std::fabs(k_cache[at] - k_rows[kv_row * size_t(dim) + d]) < 0.05 &&
@@ -247,7 +268,8 @@ void ceilings(size_t bytes) {
     std::vector<uint64_t> values(bytes / 8);
     uint64_t total = 0;
     for (uint64_t& value : values) total += value = engine();
-    const Numbers<uint64_t> src(values), out(std::vector<uint64_t>(values.size())), sink(std::vector<uint64_t>(8));
+    const Numbers<uint64_t> src(values), out(std::vector<uint64_t>(values.size())),
+        sink(std::vector<uint64_t>(8));
     cuda::ceiling_read({src.data(), sink.data(), int64_t(bytes)}, stream());
     cuda::ceiling_copy({src.data(), out.data(), int64_t(bytes)}, stream());
     simt::executor().synchronize();
