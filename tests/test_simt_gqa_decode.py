@@ -81,6 +81,12 @@ def test_every_sequence_has_its_own_length(sm_count, lengths, dtype, arch):
 
 
 @pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("length", [1, 255, 256, 257, 273, 4100])
+def test_more_splits_than_a_cluster_has_blocks(length, arch):
+    check(inputs([length], 4100, 7, 1, 64, torch.bfloat16), arch, seed=length, sm_count=40)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("scale", [-0.1, 0.0, 1.0])
 def test_a_scale_of_ones_own(scale, arch):
     check(inputs([77], 130, 4, 2, 128, torch.float16), arch, scale=scale)

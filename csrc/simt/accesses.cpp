@@ -100,19 +100,27 @@ void Executor::check_order(Thread& thread, Unit unit, bool fresh, bool atomic, c
     }
 }
 
-void Executor::read_global(Thread& thread, const void* pointer, size_t bytes, bool fresh, Site site) {
+bool Executor::read_global(Thread& thread, const void* pointer, size_t bytes, bool fresh, Site site) {
     const Access access = check_bounds(thread, pointer, bytes, "reads", site);
     const Unit unit = thread.block->grid.first_unit + static_cast<Unit>(thread.block->index);
     Unit latest = 0;
+    for (size_t i = access.first; i < access.end; ++i) latest = std::max(latest, access.buffer->writer[i]);
+    const Grid& grid = thread.block->grid;
+    if (fresh && grid.programmatic && !thread.has_waited) {
+        // A load ahead of its time. Nobody need wait for it, and it must not be used if it came too early.
+        const bool early = latest >= base_unit_ && grid_of(latest).number < grid.number &&
+                           !grid.before[static_cast<size_t>(grid_of(latest).number)];
+        return !early;
+    }
     for (size_t i = access.first; i < access.end; ++i) {
-        latest = std::max(latest, access.buffer->writer[i]);
         access.buffer->reader[i] = std::max(access.buffer->reader[i], unit);
     }
-    if (latest < base_unit_) return;
+    if (latest < base_unit_) return true;
     for (size_t i = access.first; i < access.end; ++i) {
         const Unit writer = access.buffer->writer[i];
         if (writer >= base_unit_) check_order(thread, writer, fresh, false, "reads", "wrote", access, site);
     }
+    return true;
 }
 
 void Executor::write_global(Thread& thread, const void* pointer, size_t bytes, Site site) {
@@ -125,6 +133,8 @@ void Executor::write_global(Thread& thread, const void* pointer, size_t bytes, S
         access.buffer->writer[i] = unit;
     }
     thread.unfenced = true;
+    thread.stored_epoch = thread.block->epoch;
+    thread.stored_warp_epoch = thread.warp->memory_epoch;
 }
 
 void Executor::atomic_global(Thread& thread, const void* pointer, size_t bytes, Site site) {
@@ -137,28 +147,34 @@ void Executor::atomic_global(Thread& thread, const void* pointer, size_t bytes, 
         access.buffer->writer[i] = unit;
     }
     Grid::Progress& progress = thread.block->grid.progress[static_cast<size_t>(thread.block->index)];
-    progress.published = ++time_;
+    progress.published = ++time;
     for (const Thread& other : thread.block->threads) progress.unfenced |= other.unfenced;
 }
 
 void Executor::fence(Thread& thread) {
-    thread.unfenced = false;
+    // A fence covers what came before it: the thread's own stores, and those a barrier has ordered before it.
+    for (Thread& other : thread.block->threads) {
+        if (other.number == thread.number || other.stored_epoch != thread.block->epoch ||
+            (other.warp == thread.warp && other.stored_warp_epoch != thread.warp->memory_epoch)) {
+            other.unfenced = false;
+        }
+    }
     Grid::Progress& progress = thread.block->grid.progress[static_cast<size_t>(thread.block->index)];
     if (progress.published > 0) progress.acquired = progress.published;
 }
 
 // --- device.h's doors
 
-void check_load(const void* pointer, size_t bytes, Source source, Site site) {
+bool check_load(const void* pointer, size_t bytes, Source source, Site site) {
     Thread& thread = current();
     take_turns(thread, site);
     check_alignment(pointer, bytes, "reads", site);
     Block& block = *thread.block;
     if (source == Source::any && block.shared.holds(pointer)) {
         block.shared.read(thread, shared_offset(block, pointer, bytes, "reads", site), bytes, site);
-    } else {
-        executor().read_global(thread, pointer, bytes, source == Source::fresh_global, site);
+        return true;
     }
+    return executor().read_global(thread, pointer, bytes, source == Source::fresh_global, site);
 }
 
 void check_store(const void* pointer, size_t bytes, Site site) {
@@ -200,7 +216,7 @@ int warp_lane_count() {
 
 void meet_block(Site site) {
     Thread& thread = current();
-    thread.block->meet_block(thread, site);
+    thread.block->meet_block(thread, "block_barrier", site);
 }
 
 void meet_warp(Site site) {
@@ -218,6 +234,30 @@ const unsigned char* exchange(const void* value, size_t bytes, const char* name,
 
 void no_lane(const char* name, int lane, Site site) {
     fail(FaultKind::misuse, site, "%s from lane %d of a warp of %d lanes", name, lane, warp_lane_count());
+}
+
+int cluster_rank() {
+    const Thread& thread = current();
+    return thread.block->index % thread.block->grid.cluster_blocks;
+}
+
+void arrive_in_cluster(Site site) {
+    Thread& thread = current();
+    thread.block->arrive_in_cluster(thread, site);
+}
+
+void wait_in_cluster(Site site) {
+    Thread& thread = current();
+    thread.block->wait_in_cluster(thread, site);
+}
+
+const void* check_load_of_cluster(int rank, const void* own, size_t bytes, Site site) {
+    Thread& thread = current();
+    Block& block = *thread.block;
+    take_turns(thread, site);
+    block.read_of_cluster(thread, rank, own, bytes, site);
+    return block.cluster->blocks[static_cast<size_t>(rank)]->shared.begin() +
+           (static_cast<const unsigned char*>(own) - block.shared.begin());
 }
 
 void make_barrier(const void* barrier, uint32_t arrivals, Site site) {

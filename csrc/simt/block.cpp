@@ -73,7 +73,8 @@ void fail(FaultKind kind, Site site, const char* format, ...) {
     throw Stop{};
 }
 
-Block::Block(Grid& grid, int index, Random& random) : grid(grid), index(index), random(random) {
+Block::Block(Grid& grid, int index, Cluster* cluster, Random& random)
+    : grid(grid), index(index), cluster(cluster), random(random) {
     threads.resize(static_cast<size_t>(grid.threads));
     warps.resize((threads.size() + warp_lanes - 1) / warp_lanes);
     shared.reset(grid.shared_bytes);
@@ -110,9 +111,10 @@ void Block::run() {
         if (executor().has_fault()) return;
         if (random() % turns_per_block == 0) return;
     }
-    const bool waits_for_producers = std::any_of(
-        threads.begin(), threads.end(), [](const Thread& thread) { return thread.wait == Wait::producers; });
-    if (!ended() && !waits_for_producers) report_deadlock();
+    const bool waits_for_others = std::any_of(threads.begin(), threads.end(), [](const Thread& thread) {
+        return thread.wait == Wait::producers || thread.wait == Wait::cluster;
+    });
+    if (!ended() && !waits_for_others) report_deadlock();
 }
 
 void Block::run_warp(Warp& warp) {
@@ -151,10 +153,6 @@ void Block::wake_all(Wait wait) {
     }
 }
 
-void Block::wake_for_producers() {
-    wake_all(Wait::producers);
-}
-
 void Block::report_deadlock() {
     // The waits, told apart by their lines. A barrier that others miss says more than what those wait for.
     struct Group {
@@ -186,7 +184,7 @@ void Block::report_deadlock() {
     message.back() = ' ';
     message += "(launch " + std::to_string(grid.number) + ", block " + std::to_string(index) + ")";
     const Thread& first = *groups.front().thread;
-    const bool barrier = first.wait == Wait::warp || first.wait == Wait::block;
+    const bool barrier = first.wait == Wait::warp || first.wait == Wait::block || first.wait == Wait::cluster;
     executor().set_fault(barrier ? FaultKind::divergent_barrier : FaultKind::deadlock, first.site, message);
 }
 
@@ -200,9 +198,16 @@ void Block::end(Thread& thread) {
              thread.warp->name);
     }
     if (at_barrier > 0) {
-        fail(FaultKind::divergent_barrier, barrier_site, "a thread ended while others wait at block_barrier");
+        fail(FaultKind::divergent_barrier, barrier_site, "a thread ended while others wait at %s",
+             barrier_name);
+    }
+    if (last_outside_read > thread.cluster_waits) {
+        fail(FaultKind::misuse, outside_read_site,
+             "the block ends while others of its cluster may still read its shared memory here");
     }
     ++thread.warp->ended;
+    ++cluster->ended;
+    cluster->end_phase_if_complete();
     if (++n_ended == grid.threads) {
         for (const BulkBarrier& barrier : barriers) {
             if (!barrier.copies.empty()) {
@@ -244,18 +249,18 @@ void Block::meet_warp(Thread& thread, const char* name, Site site, bool orders_m
     warp.seen_since.clear();
 }
 
-void Block::meet_block(Thread& thread, Site site) {
+void Block::meet_block(Thread& thread, const char* name, Site site) {
     if (n_ended > 0) {
-        fail(FaultKind::divergent_barrier, site, "block_barrier, but %d threads of the block have ended",
-             n_ended);
+        fail(FaultKind::divergent_barrier, site, "%s, but %d threads of the block have ended", name, n_ended);
     }
     if (at_barrier == 0) {
+        barrier_name = name;
         barrier_site = site;
     } else if (barrier_site.line != site.line || barrier_site.file != site.file) {
-        fail(FaultKind::divergent_barrier, site, "block_barrier, but other threads wait at that of %s",
+        fail(FaultKind::divergent_barrier, site, "%s, but other threads wait at %s of %s", name, barrier_name,
              place(barrier_site).c_str());
     }
-    if (++at_barrier < grid.threads) return pause(thread, Wait::block, "block_barrier", site);
+    if (++at_barrier < grid.threads) return pause(thread, Wait::block, name, site);
     at_barrier = 0;
     ++epoch;
     wake_all(Wait::block);

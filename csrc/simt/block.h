@@ -20,6 +20,7 @@ namespace pykernels::simt {
 
 constexpr int warp_lanes = 32;
 constexpr int max_block_threads = 1024;
+constexpr int max_cluster_blocks = 16;
 
 struct Block;
 struct Grid;
@@ -27,7 +28,10 @@ struct Grid;
 using Random = std::minstd_rand;
 
 // Which way a thread waits.
-enum class Wait : uint8_t { none, warp, block, transaction_barrier, producers, ended };
+enum class Wait : uint8_t { none, warp, block, transaction_barrier, cluster, producers, ended };
+
+// Phases of the cluster's barrier that two threads can be apart, and more.
+constexpr size_t remembered_arrivals = 4;
 
 struct Copy {
     size_t offset, bytes;  // of shared memory
@@ -54,8 +58,14 @@ struct Thread : Indices {
     Wait wait = Wait::none;
     const char* waits_at = "";
     Site site = {};
-    bool has_waited = false;     // wait_for_producers() has returned
-    bool unfenced = false;       // has stored to global memory since its last fence
+    bool has_waited =
+        false;  // wait_for_producers() has returned
+                // The last store to global memory that no fence has followed yet, and when it was.
+    bool unfenced = false;
+    uint32_t stored_epoch = 0, stored_warp_epoch = 0;
+    // Halves of the cluster's barrier passed so far, and when the last ones were.
+    uint32_t cluster_arrivals = 0, cluster_waits = 0;
+    uint32_t arrived_at[remembered_arrivals] = {};
     std::vector<Copy> copies;    // cp.async under way, oldest first
     std::vector<size_t> groups;  // how many of them each committed group has
     size_t uncommitted = 0;      // how many are in no group yet
@@ -71,8 +81,17 @@ struct BulkBarrier {
     std::vector<uint32_t> seen;  // the last phase each thread knows to have ended
 };
 
+// Blocks that run at the same time.
+struct Cluster {
+    void end_phase_if_complete();
+    bool complete() const { return ended == threads; }
+    std::vector<std::unique_ptr<Block>> blocks;
+    int threads = 0, arrived = 0, ended = 0;
+    uint32_t phase = 0;  // of the barrier: phases that have ended
+};
+
 struct Block {
-    Block(Grid& grid, int index, Random& random);
+    Block(Grid& grid, int index, Cluster* cluster, Random& random);
     ~Block();
     Block(const Block&) = delete;
     Block& operator=(const Block&) = delete;
@@ -81,10 +100,11 @@ struct Block {
     void run();
     bool runnable() const { return n_runnable > 0; }
     bool ended() const { return n_ended == static_cast<int>(threads.size()); }
-    void wake_for_producers();
+    void wake_all(Wait wait);
+    void report_deadlock();
 
     void meet_warp(Thread& thread, const char* name, Site site, bool orders_memory);
-    void meet_block(Thread& thread, Site site);
+    void meet_block(Thread& thread, const char* name, Site site);
     void end(Thread& thread);
     void pause(Thread& thread, Wait wait, const char* at, Site site);
 
@@ -100,15 +120,24 @@ struct Block {
     void async_commit(Thread& thread);
     void async_wait(Thread& thread, size_t pending);
 
+    void arrive_in_cluster(Thread& thread, Site site);
+    void wait_in_cluster(Thread& thread, Site site);
+    void read_of_cluster(Thread& thread, int rank, const void* own, size_t bytes, Site site);
+
     Grid& grid;
     const int index;
+    Cluster* const cluster;
     Random& random;
     std::vector<Thread> threads;
     std::vector<Warp> warps;
     SharedMemory shared;
     uint32_t epoch = 0;  // barriers of the block so far
     int n_runnable = 0, n_ended = 0, at_barrier = 0;
+    const char* barrier_name = "";
     Site barrier_site = {};
+    // Another block's last read: the phase of the cluster's barrier that ends it, and where it was.
+    uint32_t last_outside_read = 0;
+    Site outside_read_site = {};
     bool triggered = false;
     std::vector<BulkBarrier> barriers;
     std::unordered_map<size_t, int> barrier_at;
@@ -116,8 +145,6 @@ struct Block {
   private:
     void run_warp(Warp& warp);
     void wake(Thread& thread);
-    void wake_all(Wait wait);
-    void report_deadlock();
     int barrier_index(Thread& thread, const void* address, Site site);
     void end_phase_if_complete(BulkBarrier& barrier);
     size_t shared_offset(const void* address, size_t bytes, size_t alignment, const char* what, Site site);

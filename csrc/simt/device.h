@@ -51,8 +51,10 @@ inline uint4 load_once(const uint4* pointer, Site site = Site::here()) {
 
 template <class T>
 T load_fresh(const T* pointer, Site site = Site::here()) {
-    simt::check_load(pointer, sizeof(T), simt::Source::fresh_global, site);
-    return copy_out(pointer);
+    const bool usable = simt::check_load(pointer, sizeof(T), simt::Source::fresh_global, site);
+    T value = copy_out(pointer);
+    if (!usable) std::memset(static_cast<void*>(&value), 0xff, sizeof(T));  // NaN shows where it is used
+    return value;
 }
 
 inline void prefetch_l2(const void* pointer, Site site = Site::here()) {
@@ -159,6 +161,22 @@ inline void launch_dependents() {
 
 inline void wait_for_producers(Site site = Site::here()) {
     if (has_programmatic_launch) simt::wait_producers(site);
+}
+
+inline int cluster_rank() {
+    return simt::cluster_rank();
+}
+
+inline void cluster_arrive(Site site = Site::here()) {
+    simt::arrive_in_cluster(site);
+}
+
+inline void cluster_wait(Site site = Site::here()) {
+    simt::wait_in_cluster(site);
+}
+
+inline float4 load_shared_of(int rank, const float4* own, Site site = Site::here()) {
+    return copy_out(static_cast<const float4*>(simt::check_load_of_cluster(rank, own, sizeof(float4), site)));
 }
 
 inline void fence_device() {

@@ -10,8 +10,9 @@ namespace pykernels::simt {
 
 enum class Source { any, global, fresh_global };
 
-// Each is a fault where the thread must not make the access; the caller then makes it.
-void check_load(const void* pointer, size_t bytes, Source source, Site site);
+// Each is a fault where the thread must not make the access; the caller then makes it. check_load() is false
+// where the load comes so early that what it finds must not be used.
+bool check_load(const void* pointer, size_t bytes, Source source, Site site);
 void check_store(const void* pointer, size_t bytes, Site site);
 void check_atomic(const void* pointer, size_t bytes, Site site);
 void check_prefetch(const void* pointer, Site site);
@@ -28,6 +29,12 @@ constexpr size_t exchange_slot_bytes = 32;
 // tells meetings apart.
 const unsigned char* exchange(const void* value, size_t bytes, const char* name, Site site);
 [[noreturn]] void no_lane(const char* name, int lane, Site site);
+
+int cluster_rank();
+void arrive_in_cluster(Site site);
+void wait_in_cluster(Site site);
+// Where that place of the other block's shared memory is.
+const void* check_load_of_cluster(int rank, const void* own, size_t bytes, Site site);
 
 void make_barrier(const void* barrier, uint32_t arrivals, Site site);
 void show_barriers();

@@ -46,8 +46,13 @@ void Executor::configure(const Settings& settings) {
     random_.seed(static_cast<Random::result_type>(settings.seed * 2654435761u + 1));
 }
 
-void Executor::enqueue(std::function<void()> body, int blocks, int threads, size_t shared_bytes,
-                       bool programmatic) {
+void Executor::enqueue(std::function<void()> body, int cluster_blocks, int blocks, int threads,
+                       size_t shared_bytes, bool programmatic) {
+    if (cluster_blocks < 1 || cluster_blocks > max_cluster_blocks || blocks % cluster_blocks != 0) {
+        throw std::runtime_error("a launch of " + std::to_string(blocks) + " blocks in clusters of " +
+                                 std::to_string(cluster_blocks) + "; clusters have 1 to " +
+                                 std::to_string(max_cluster_blocks) + " and divide the launch");
+    }
     if (blocks < 1) throw std::runtime_error("a launch of " + std::to_string(blocks) + " blocks");
     if (threads < 1 || threads > max_block_threads) {
         throw std::runtime_error("a launch of " + std::to_string(threads) + " threads a block; 1 to " +
@@ -61,6 +66,7 @@ void Executor::enqueue(std::function<void()> body, int blocks, int threads, size
     auto grid = std::make_unique<Grid>();
     grid->body = std::move(body);
     grid->blocks = blocks;
+    grid->cluster_blocks = cluster_blocks;
     grid->threads = threads;
     grid->shared_bytes = shared_bytes;
     grid->number = static_cast<int>(grids_.size());
@@ -73,7 +79,9 @@ void Executor::enqueue(std::function<void()> body, int blocks, int threads, size
 void Executor::synchronize() {
     run_all();
     resident_.clear();
+    clusters_.clear();
     grids_.clear();
+    time = 0;
     base_unit_ = next_unit_;
     if (fault_) {
         const Fault fault = *std::exchange(fault_, std::nullopt);
@@ -92,7 +100,7 @@ bool Executor::may_start(const Grid& grid) const {
 
 // At a launch's first block: what its threads see before they wait.
 void Executor::open(Grid& grid) {
-    grid.order.resize(static_cast<size_t>(grid.blocks));
+    grid.order.resize(static_cast<size_t>(grid.blocks / grid.cluster_blocks));
     std::iota(grid.order.begin(), grid.order.end(), 0);
     std::shuffle(grid.order.begin(), grid.order.end(), random_);
     grid.progress.resize(static_cast<size_t>(grid.blocks));
@@ -113,20 +121,23 @@ void Executor::run_all() {
     const uint64_t policy = settings_.seed % 3;
     struct Candidate {
         int grid;
-        Block* block;  // null: start the next one
+        Block* block;  // null: start the next cluster
     };
     std::vector<Candidate> candidates;
     while (!fault_) {
         candidates.clear();
-        for (const auto& block : resident_) {
-            if (block->runnable()) candidates.push_back({block->grid.number, block.get()});
+        for (Block* block : resident_) {
+            if (block->runnable()) candidates.push_back({block->grid.number, block});
         }
         if (resident_.size() < max_resident) {
             for (const auto& grid : grids_) {
                 if (may_start(*grid)) candidates.push_back({grid->number, nullptr});
             }
         }
-        if (candidates.empty()) return;
+        if (candidates.empty()) {
+            if (!resident_.empty()) resident_.front()->report_deadlock();
+            return;
+        }
         if (policy != 0) {
             const auto by_grid = [](const Candidate& a, const Candidate& b) { return a.grid < b.grid; };
             const int wanted = policy == 1
@@ -137,18 +148,27 @@ void Executor::run_all() {
                              candidates.end());
         }
         const Candidate chosen = candidates[random_() % candidates.size()];
-        Block* block = chosen.block;
-        if (!block) {
-            Grid& grid = *grids_[static_cast<size_t>(chosen.grid)];
-            if (grid.started == 0) open(grid);
-            resident_.push_back(
-                std::make_unique<Block>(grid, grid.order[static_cast<size_t>(grid.started)], random_));
-            ++grid.started;
-            block = resident_.back().get();
+        if (!chosen.block) {
+            start_cluster(*grids_[static_cast<size_t>(chosen.grid)]);
+            continue;
         }
-        block->run();
-        if (!fault_ && block->ended()) block_ended(*block);
+        chosen.block->run();
+        if (!fault_ && chosen.block->ended()) block_ended(*chosen.block);
     }
+}
+
+void Executor::start_cluster(Grid& grid) {
+    if (grid.started == 0) open(grid);
+    const int first =
+        grid.order[static_cast<size_t>(grid.started / grid.cluster_blocks)] * grid.cluster_blocks;
+    clusters_.push_back(std::make_unique<Cluster>());
+    Cluster& cluster = *clusters_.back();
+    cluster.threads = grid.cluster_blocks * grid.threads;
+    for (int rank = 0; rank < grid.cluster_blocks; ++rank) {
+        cluster.blocks.push_back(std::make_unique<Block>(grid, first + rank, &cluster, random_));
+        resident_.push_back(cluster.blocks.back().get());
+    }
+    grid.started += grid.cluster_blocks;
 }
 
 void Executor::block_ended(Block& block) {
@@ -158,11 +178,14 @@ void Executor::block_ended(Block& block) {
         for (const Thread& thread : block.threads) grid.all_triggered_after_wait &= thread.has_waited;
     }
     ++grid.ended;
-    resident_.erase(std::find_if(resident_.begin(), resident_.end(),
-                                 [&](const auto& other) { return other.get() == &block; }));
+    resident_.erase(std::find(resident_.begin(), resident_.end(), &block));
+    if (block.cluster->complete()) {
+        clusters_.erase(std::find_if(clusters_.begin(), clusters_.end(),
+                                     [&](const auto& cluster) { return cluster.get() == block.cluster; }));
+    }
     if (!grid.complete()) return;
-    for (const auto& other : resident_) {
-        if (other->grid.number == grid.number + 1) other->wake_for_producers();
+    for (Block* other : resident_) {
+        if (other->grid.number == grid.number + 1) other->wake_all(Wait::producers);
     }
 }
 

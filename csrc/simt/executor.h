@@ -30,16 +30,16 @@ struct Settings {
 
 struct Grid {
     std::function<void()> body;
-    int blocks, threads;
+    int blocks, cluster_blocks, threads;
     size_t shared_bytes;
     bool programmatic;
-    int number = 0;       // among the launches of one synchronize()
-    Unit first_unit = 0;  // its blocks' numbers follow one another
-    std::vector<int> order;
+    int number = 0;          // among the launches of one synchronize()
+    Unit first_unit = 0;     // its blocks' numbers follow one another
+    std::vector<int> order;  // of its clusters
     // What orders blocks of one launch. Per block: when it last did an atomic, when it fenced after one, and
     // whether a store was not fenced before one.
     struct Progress {
-        uint64_t published = 0, acquired = 0;
+        uint32_t published = 0, acquired = 0;
         bool unfenced = false;
     };
     std::vector<Progress> progress;
@@ -54,15 +54,19 @@ class Executor {
   public:
     void configure(const Settings& settings);
     const Settings& settings() const { return settings_; }
-    void enqueue(std::function<void()> body, int blocks, int threads, size_t shared_bytes, bool programmatic);
+    void enqueue(std::function<void()> body, int cluster_blocks, int blocks, int threads, size_t shared_bytes,
+                 bool programmatic);
     // Runs what was enqueued. Throws the Fault of the first thread that did what it must not; then the rest
     // of the launches is dropped.
     void synchronize();
 
     GlobalMemory memory;
+    uint32_t time = 0;  // counts writes, arrivals and atomics of one synchronize()
 
     // --- for the threads
-    void read_global(Thread& thread, const void* pointer, size_t bytes, bool fresh, Site site);
+    // False where a fresh load comes before wait_for_producers() and finds what an earlier launch writes or
+    // has written: it reads anything, and must be thrown away.
+    bool read_global(Thread& thread, const void* pointer, size_t bytes, bool fresh, Site site);
     void write_global(Thread& thread, const void* pointer, size_t bytes, Site site);
     void atomic_global(Thread& thread, const void* pointer, size_t bytes, Site site);
     void fence(Thread& thread);
@@ -86,6 +90,7 @@ class Executor {
                      const char* before, const Access& access, Site site);
     bool may_start(const Grid& grid) const;
     void open(Grid& grid);
+    void start_cluster(Grid& grid);
     void block_ended(Block& block);
     void run_all();
     Grid& grid_of(Unit unit);
@@ -93,11 +98,12 @@ class Executor {
     Settings settings_;
     Random random_;
     std::vector<std::unique_ptr<Grid>> grids_;
-    std::vector<std::unique_ptr<Block>> resident_;
+    std::vector<std::unique_ptr<Cluster>> clusters_;
+    std::vector<Block*> resident_;  // those that have not ended
     std::vector<std::unique_ptr<Fiber>> spare_fibers_;
     std::optional<Fault> fault_;
     Unit next_unit_ = 1, base_unit_ = 1;
-    uint64_t clock_ns_ = 0, time_ = 0;
+    uint64_t clock_ns_ = 0;
 };
 
 Executor& executor();

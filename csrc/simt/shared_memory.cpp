@@ -3,8 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "simt/block.h"
-#include "simt/global_memory.h"
+#include "simt/executor.h"
 
 namespace pykernels::simt {
 namespace {
@@ -32,7 +31,7 @@ void SharedMemory::reset(size_t bytes) {
     size_ = bytes;
     bytes_.assign(bytes + 128, 0xff);
     offset_ = (128 - reinterpret_cast<uintptr_t>(bytes_.data()) % 128) % 128;
-    granules_.assign(bytes / granule_bytes + 1, {0, 0, 0, 0, nobody, nobody, 0, 0, State::unwritten});
+    granules_.assign(bytes / granule_bytes + 1, {0, 0, 0, 0, 0, nobody, nobody, 0, 0, 0, State::unwritten});
     files_.clear();
 }
 
@@ -114,6 +113,13 @@ void SharedMemory::check_write(const Thread& thread, size_t offset, size_t bytes
     for (size_t i = first_granule(offset); i < end_granule(offset, bytes); ++i) {
         const Granule& granule = granules_[i];
         if (!in_order_with_writer(thread, granule)) report_writer(granule, i * granule_bytes, "writes", site);
+        if (granule.outside_read > thread.cluster_waits) {
+            fail(FaultKind::shared_race, site,
+                 "writes shared memory at byte %zu that another block of the cluster read, with no "
+                 "cluster_arrive "
+                 "and cluster_wait between",
+                 i * granule_bytes);
+        }
         if (granule.reader == nobody || granule.read_epoch != thread.block->epoch) continue;
         const int warp = thread.number / warp_lanes;
         bool in_order = false;
@@ -136,13 +142,16 @@ void SharedMemory::check_write(const Thread& thread, size_t offset, size_t bytes
 
 void SharedMemory::record_write(const Thread& thread, size_t offset, size_t bytes, State state, Site site) {
     const uint8_t file = file_number(site.file);
+    const uint32_t time = ++executor().time;
     for (size_t i = first_granule(offset); i < end_granule(offset, bytes); ++i) {
         granules_[i] = {thread.block->epoch,
                         thread.warp->memory_epoch,
                         0,
                         0,
+                        time,
                         static_cast<uint16_t>(thread.number),
                         nobody,
+                        0,
                         static_cast<uint16_t>(site.line),
                         file,
                         state};
@@ -160,16 +169,20 @@ void SharedMemory::begin_copy(const Thread& thread, size_t offset, size_t bytes,
 }
 
 void SharedMemory::land(const Thread& thread, size_t offset, size_t bytes) {
+    const uint32_t time = ++executor().time;
     for (size_t i = first_granule(offset); i < end_granule(offset, bytes); ++i) {
         granules_[i].state = State::written;
+        granules_[i].write_time = time;
         granules_[i].write_epoch = thread.block->epoch;
         granules_[i].write_warp_epoch = thread.warp->memory_epoch;
     }
 }
 
 void SharedMemory::land(int barrier, uint32_t phase, size_t offset, size_t bytes) {
+    const uint32_t time = ++executor().time;
     for (size_t i = first_granule(offset); i < end_granule(offset, bytes); ++i) {
         granules_[i].state = State::written;
+        granules_[i].write_time = time;
         granules_[i].writer = bulk_copy;
         granules_[i].write_epoch = static_cast<uint32_t>(barrier);
         granules_[i].write_warp_epoch = phase;

@@ -12,6 +12,7 @@
 
 namespace pykernels::simt {
 
+struct Block;
 struct Thread;
 
 class SharedMemory {
@@ -27,6 +28,9 @@ class SharedMemory {
     // A thread's own access. What it must not do is a fault. `offset` and `bytes` are within the memory.
     void read(const Thread& thread, size_t offset, size_t bytes, Site site);
     void write(const Thread& thread, size_t offset, size_t bytes, Site site);
+
+    // The thread of another block of the cluster reads the memory of `owner`.
+    void read_from_outside(const Thread& thread, const Block& owner, size_t offset, size_t bytes, Site site);
 
     // A copy is begun by a thread, which must be in order with all who used the memory. Until it lands nobody
     // may touch it.
@@ -46,8 +50,11 @@ class SharedMemory {
     struct Granule {
         uint32_t write_epoch, write_warp_epoch;  // or, of a landed bulk copy: barrier and phase
         uint32_t read_epoch, read_warp_epoch;
+        uint32_t write_time;  // of the executor, for readers of other blocks
         uint16_t writer, reader;
-        uint16_t line;  // of the last write
+        uint16_t
+            outside_read;  // the phase of the cluster's barrier that ends the last read from another block
+        uint16_t line;     // of the last write
         uint8_t file;
         State state;
     };

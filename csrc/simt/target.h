@@ -4,6 +4,7 @@
 namespace pykernels::cuda {
 
 constexpr bool has_bulk_copy = PYKERNELS_SIMT_ARCH >= 90;
+constexpr bool has_clusters = PYKERNELS_SIMT_ARCH >= 90;
 constexpr bool has_programmatic_launch = PYKERNELS_SIMT_ARCH >= 90;
 
 }  // namespace pykernels::cuda

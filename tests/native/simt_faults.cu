@@ -239,6 +239,56 @@ __global__ void barrier_not_shown_kernel(const uint32_t* in, uint32_t*) {
     bulk_copy(shared_words(), in, 16, barrier);  // FAULT barrier_not_shown
 }
 
+// Two blocks of a cluster, each reading the other's memory.
+__device__ const float4* fill_for_cluster(const uint32_t* in) {
+    fill_shared();
+    cluster_arrive();
+    cluster_wait();
+    store(shared_words() + threadIdx.x, load(in + threadIdx.x));  // FAULT no_cluster_barrier
+    return reinterpret_cast<const float4*>(shared_words()) + threadIdx.x / 4;
+}
+
+__global__ void cluster_clean_kernel(const uint32_t* in, uint32_t* out) {
+    const float4* place = fill_for_cluster(in);
+    cluster_arrive();
+    cluster_wait();
+    const float4 value = load_shared_of(1 - cluster_rank(), place);
+    cluster_arrive();
+    if (cluster_rank() == 0) store(out + threadIdx.x, static_cast<uint32_t>(value.x));
+    cluster_wait();
+}
+
+__global__ void no_cluster_barrier_kernel(const uint32_t* in, uint32_t*) {
+    const float4* place = fill_for_cluster(in);
+    block_barrier();
+    load_shared_of(1 - cluster_rank(), place);  // FAULT no_cluster_barrier
+    cluster_arrive();
+    cluster_wait();
+}
+
+__global__ void no_cluster_wait_kernel(const uint32_t* in, uint32_t*) {
+    const float4* place = fill_for_cluster(in);
+    cluster_arrive();
+    load_shared_of(1 - cluster_rank(), place);  // FAULT no_cluster_wait
+    cluster_wait();
+    cluster_arrive();
+    cluster_wait();
+}
+
+__global__ void ends_while_read_kernel(const uint32_t* in, uint32_t*) {
+    const float4* place = fill_for_cluster(in);
+    cluster_arrive();
+    cluster_wait();
+    load_shared_of(1 - cluster_rank(), place);  // FAULT ends_while_read
+}
+
+__global__ void two_arrivals_kernel(const uint32_t* in, uint32_t*) {
+    fill_for_cluster(in);
+    cluster_arrive();
+    cluster_arrive();  // FAULT two_arrivals
+    cluster_wait();
+}
+
 __global__ void chain_clean_kernel(const uint32_t* in, uint32_t* out) {
     launch_dependents();
     wait_for_producers();
@@ -262,6 +312,14 @@ __global__ void chain_early_write_kernel(const uint32_t* in, uint32_t* out) {
     store(out + threadIdx.x, 7u);  // FAULT chain_early_write
     wait_for_producers();
     load(in + threadIdx.x);
+}
+
+// A load ahead of its time that is used: no fault, but it brings NaN.
+__global__ void chain_early_fresh_kernel(const uint32_t* in, uint32_t* out) {
+    launch_dependents();
+    const uint32_t value = load_fresh(in + threadIdx.x);
+    wait_for_producers();
+    store(out + threadIdx.x, value);
 }
 
 template <Joining joining>
@@ -289,6 +347,11 @@ void launch_faulty(const uint32_t* in, uint32_t* out, const Stream& stream) {
     launch(kernel, 1, fault_threads, shared_bytes, stream, in, out);
 }
 
+template <void (*kernel)(const uint32_t*, uint32_t*)>
+void launch_faulty_cluster(const uint32_t* in, uint32_t* out, const Stream& stream) {
+    launch_clusters(kernel, 2, 2, fault_threads, shared_bytes, stream, in, out);
+}
+
 }  // namespace
 
 const FaultCase fault_cases[] = {
@@ -314,6 +377,10 @@ const FaultCase fault_cases[] = {
     {"uninitialised_read", launch_faulty<uninitialised_read_kernel>, false},
     {"copy_never_waited_for", launch_faulty<copy_never_waited_for_kernel>, false},
     {"barrier_not_shown", launch_faulty<barrier_not_shown_kernel>, true},
+    {"no_cluster_barrier", launch_faulty_cluster<no_cluster_barrier_kernel>, true},
+    {"no_cluster_wait", launch_faulty_cluster<no_cluster_wait_kernel>, true},
+    {"ends_while_read", launch_faulty_cluster<ends_while_read_kernel>, true},
+    {"two_arrivals", launch_faulty_cluster<two_arrivals_kernel>, true},
 };
 const int n_fault_cases = sizeof fault_cases / sizeof *fault_cases;
 
@@ -323,6 +390,14 @@ void clean(const uint32_t* in, uint32_t* out, const Stream& stream) {
 
 void chain_clean(const uint32_t* in, uint32_t* out, const Stream& stream) {
     launch_faulty<chain_clean_kernel>(in, out, stream);
+}
+
+void cluster_clean(const uint32_t* in, uint32_t* out, const Stream& stream) {
+    launch_faulty_cluster<cluster_clean_kernel>(in, out, stream);
+}
+
+void chain_early_fresh(const uint32_t* in, uint32_t* out, const Stream& stream) {
+    launch_faulty<chain_early_fresh_kernel>(in, out, stream);
 }
 
 void chain_without_wait(const uint32_t* in, uint32_t* out, const Stream& stream) {

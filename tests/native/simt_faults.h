@@ -15,18 +15,20 @@ using FaultLauncher = void (*)(const uint32_t* in, uint32_t* out, const Stream& 
 struct FaultCase {
     const char* name;
     FaultLauncher launch;
-    bool needs_bulk_copy;
+    bool needs_sm_90;
 };
 
 extern const FaultCase fault_cases[];
 extern const int n_fault_cases;
 
 void clean(const uint32_t* in, uint32_t* out, const Stream& stream);
+void cluster_clean(const uint32_t* in, uint32_t* out, const Stream& stream);
 // out = in + 1, as a kernel of a chain; without_wait leaves wait_for_producers() out; late calls it after the
-// read.
+// read; early_fresh too, and copies what load_fresh() gave.
 void chain_clean(const uint32_t* in, uint32_t* out, const Stream& stream);
 void chain_without_wait(const uint32_t* in, uint32_t* out, const Stream& stream);
 void chain_late_wait(const uint32_t* in, uint32_t* out, const Stream& stream);
+void chain_early_fresh(const uint32_t* in, uint32_t* out, const Stream& stream);
 // Reads in and writes out before the wait: a fault where the kernel before still reads `out`.
 void chain_early_write(const uint32_t* in, uint32_t* out, const Stream& stream);
 // out[0] = the sum of the blocks' parts in workspace ([1 + blocks] uint32, zero), joined by the last to

@@ -109,6 +109,10 @@ const std::map<std::string, FaultKind> kinds = {
     {"uninitialised_read", FaultKind::uninitialised_read},
     {"copy_never_waited_for", FaultKind::pending_copy},
     {"barrier_not_shown", FaultKind::misuse},
+    {"no_cluster_barrier", FaultKind::shared_race},
+    {"no_cluster_wait", FaultKind::shared_race},
+    {"ends_while_read", FaultKind::misuse},
+    {"two_arrivals", FaultKind::misuse},
 };
 
 // An access before the wait is found by the later of the two that meet in it: the early one itself, or, where
@@ -136,6 +140,11 @@ void check_chains(uint64_t seed) {
     };
     expect_early("chain_without_wait", chain(cuda::chain_without_wait, programmatic));
     expect_early("chain_late_wait", chain(cuda::chain_late_wait, programmatic));
+    expect_none("an early fresh load", chain(cuda::chain_early_fresh, programmatic), seed);
+    for (int i = 0; i < n; ++i) {
+        const uint32_t expected = PYKERNELS_SIMT_ARCH < 90 ? b.in[i] + 1 : 0xffffffffu;
+        CHECK(b.out[i] == expected, "seed %d: an early fresh load brought %u", int(seed), b.out[i]);
+    }
     // The second kernel writes what the first one reads.
     expect_early("chain_early_write", run(seed, [&] {
                      cuda::chain_clean(b.in, b.middle, plain);
@@ -163,7 +172,7 @@ int main() {
     for (uint64_t seed = 0; seed < seeds; ++seed) {
         for (int i = 0; i < cuda::n_fault_cases; ++i) {
             const cuda::FaultCase& fault = cuda::fault_cases[i];
-            if (fault.needs_bulk_copy && PYKERNELS_SIMT_ARCH < 90) continue;
+            if (fault.needs_sm_90 && PYKERNELS_SIMT_ARCH < 90) continue;
             Buffers b;
             const std::string name = fault.name;
             // Who comes too early finds the copy of another thread under way, or landed for that thread
@@ -176,6 +185,9 @@ int main() {
         }
         Buffers b;
         expect_none("clean", run(seed, [&] { cuda::clean(b.in, b.out, stream); }), seed);
+        if (PYKERNELS_SIMT_ARCH >= 90) {
+            expect_none("a cluster", run(seed, [&] { cuda::cluster_clean(b.in, b.out, stream); }), seed);
+        }
         check_chains(seed);
         check_joins(seed);
     }
