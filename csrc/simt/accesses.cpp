@@ -1,0 +1,318 @@
+// What threads do to memory: bounds, alignment, and the order between launches and between blocks. Also the
+// doors through which device.h comes in (device_calls.h).
+#include <algorithm>
+
+#include "simt/device_calls.h"
+#include "simt/executor.h"
+
+namespace pykernels::simt {
+namespace {
+
+// A thread makes way for others at one access of this many, on average half of them.
+constexpr unsigned accesses_per_turn = 1024;
+unsigned accesses_left = 1;
+
+void check_alignment(const void* pointer, size_t bytes, const char* action, Site site) {
+    if (reinterpret_cast<uintptr_t>(pointer) % bytes != 0) {
+        fail(FaultKind::misaligned, site, "%s %zu bytes at %p, which is not a multiple of %zu", action, bytes,
+             pointer, bytes);
+    }
+}
+
+void take_turns(Thread& thread, Site site) {
+    if (--accesses_left > 0) return;
+    accesses_left = 1 + static_cast<unsigned>(thread.block->random()) % accesses_per_turn;
+    thread.block->pause(thread, Wait::none, "", site);
+}
+
+// The offset of an access that begins in shared memory.
+size_t shared_offset(Block& block, const void* pointer, size_t bytes, const char* action, Site site) {
+    const auto offset =
+        static_cast<size_t>(static_cast<const unsigned char*>(pointer) - block.shared.begin());
+    if (offset + bytes > block.shared.size()) {
+        fail(FaultKind::out_of_bounds, site, "%s %zu bytes at byte %zu of %zu bytes of shared memory", action,
+             bytes, offset, block.shared.size());
+    }
+    return offset;
+}
+
+}  // namespace
+
+Executor::Access Executor::check_bounds(Thread& thread, const void* pointer, size_t bytes, const char* action,
+                                        Site site) {
+    Buffer* buffer = memory.find(pointer);
+    if (!buffer) {
+        fail(FaultKind::out_of_bounds, site,
+             "%s %zu bytes at %p, which is in no buffer and not in the block's %zu bytes of shared memory",
+             action, bytes, pointer, thread.block->shared.size());
+    }
+    const auto offset = static_cast<size_t>(static_cast<const unsigned char*>(pointer) - buffer->begin);
+    if (offset + bytes > buffer->bytes) {
+        fail(FaultKind::out_of_bounds, site, "%s %zu bytes at byte %zu of a buffer of %zu", action, bytes,
+             offset, buffer->bytes);
+    }
+    return {buffer, offset / granule_bytes, (offset + bytes + granule_bytes - 1) / granule_bytes};
+}
+
+Grid& Executor::grid_of(Unit unit) {
+    const auto after =
+        std::upper_bound(grids_.begin(), grids_.end(), unit,
+                         [](Unit wanted, const auto& grid) { return wanted < grid->first_unit; });
+    return **(after - 1);
+}
+
+// May the thread share memory with what that unit did before? `fresh`: it looks past the first-level cache,
+// or writes.
+void Executor::check_order(Thread& thread, Unit unit, bool fresh, bool atomic, const char* action,
+                           const char* before, const Access& access, Site site) {
+    const size_t offset = access.first * granule_bytes, bytes = access.buffer->bytes;
+    Grid& own = thread.block->grid;
+    Grid& other = grid_of(unit);
+    if (&other != &own) {
+        const std::vector<bool>& known = thread.has_waited ? own.after : own.before;
+        const auto number = static_cast<size_t>(other.number);
+        if (other.number > own.number || !known[number]) {
+            fail(FaultKind::unordered_launches, site,
+                 "%s byte %zu of a buffer of %zu, which launch %d %s, %s", action, offset, bytes,
+                 other.number, before,
+                 other.number > own.number ? "without having waited for this one"
+                                           : "for which this thread has not waited");
+        }
+        return;
+    }
+    if (atomic) return;
+    const auto index = static_cast<int>(unit - own.first_unit);
+    if (index == thread.block->index) return;
+    const Grid::Progress& theirs = own.progress[static_cast<size_t>(index)];
+    const Grid::Progress& mine = own.progress[static_cast<size_t>(thread.block->index)];
+    const char* missing = nullptr;
+    if (theirs.published == 0 || mine.acquired <= theirs.published) {
+        missing = "with no atomic and fence of both between";
+    } else if (theirs.unfenced) {
+        missing = "which stored it without a fence before its atomic";
+    } else if (!fresh) {
+        missing = "by load(), which may find an old value in the first-level cache; load_fresh() does not";
+    }
+    if (missing) {
+        fail(FaultKind::unordered_blocks, site,
+             "%s byte %zu of a buffer of %zu, which block %d of this launch %s, %s", action, offset, bytes,
+             index, before, missing);
+    }
+}
+
+bool Executor::read_global(Thread& thread, const void* pointer, size_t bytes, bool fresh, Site site) {
+    const Access access = check_bounds(thread, pointer, bytes, "reads", site);
+    const Unit unit = thread.block->grid.first_unit + static_cast<Unit>(thread.block->index);
+    Unit latest = 0;
+    for (size_t i = access.first; i < access.end; ++i) latest = std::max(latest, access.buffer->writer[i]);
+    const Grid& grid = thread.block->grid;
+    if (fresh && grid.programmatic && !thread.has_waited) {
+        // A load ahead of its time. Nobody need wait for it, and it must not be used if it came too early.
+        const bool early = latest >= base_unit_ && grid_of(latest).number < grid.number &&
+                           !grid.before[static_cast<size_t>(grid_of(latest).number)];
+        return !early;
+    }
+    for (size_t i = access.first; i < access.end; ++i) {
+        access.buffer->reader[i] = std::max(access.buffer->reader[i], unit);
+    }
+    if (latest < base_unit_) return true;
+    for (size_t i = access.first; i < access.end; ++i) {
+        const Unit writer = access.buffer->writer[i];
+        if (writer >= base_unit_) check_order(thread, writer, fresh, false, "reads", "wrote", access, site);
+    }
+    return true;
+}
+
+void Executor::write_global(Thread& thread, const void* pointer, size_t bytes, Site site) {
+    const Access access = check_bounds(thread, pointer, bytes, "writes", site);
+    const Unit unit = thread.block->grid.first_unit + static_cast<Unit>(thread.block->index);
+    for (size_t i = access.first; i < access.end; ++i) {
+        const Unit writer = access.buffer->writer[i], reader = access.buffer->reader[i];
+        if (writer >= base_unit_) check_order(thread, writer, true, false, "writes", "wrote", access, site);
+        if (reader >= base_unit_) check_order(thread, reader, true, false, "writes", "read", access, site);
+        access.buffer->writer[i] = unit;
+    }
+    thread.unfenced = true;
+    thread.stored_epoch = thread.block->epoch;
+    thread.stored_warp_epoch = thread.warp->memory_epoch;
+}
+
+void Executor::atomic_global(Thread& thread, const void* pointer, size_t bytes, Site site) {
+    const Access access = check_bounds(thread, pointer, bytes, "updates", site);
+    const Unit unit = thread.block->grid.first_unit + static_cast<Unit>(thread.block->index);
+    for (size_t i = access.first; i < access.end; ++i) {
+        const Unit writer = access.buffer->writer[i], reader = access.buffer->reader[i];
+        if (writer >= base_unit_) check_order(thread, writer, true, true, "updates", "wrote", access, site);
+        if (reader >= base_unit_) check_order(thread, reader, true, true, "updates", "read", access, site);
+        access.buffer->writer[i] = unit;
+    }
+    Grid::Progress& progress = thread.block->grid.progress[static_cast<size_t>(thread.block->index)];
+    progress.published = ++time;
+    for (const Thread& other : thread.block->threads) progress.unfenced |= other.unfenced;
+}
+
+void Executor::fence(Thread& thread) {
+    // A fence covers what came before it: the thread's own stores, and those a barrier has ordered before it.
+    for (Thread& other : thread.block->threads) {
+        if (other.number == thread.number || other.stored_epoch != thread.block->epoch ||
+            (other.warp == thread.warp && other.stored_warp_epoch != thread.warp->memory_epoch)) {
+            other.unfenced = false;
+        }
+    }
+    Grid::Progress& progress = thread.block->grid.progress[static_cast<size_t>(thread.block->index)];
+    if (progress.published > 0) progress.acquired = progress.published;
+}
+
+// --- device.h's doors
+
+bool check_load(const void* pointer, size_t bytes, Source source, Site site) {
+    Thread& thread = current();
+    take_turns(thread, site);
+    check_alignment(pointer, bytes, "reads", site);
+    Block& block = *thread.block;
+    if (source == Source::any && block.shared.holds(pointer)) {
+        block.shared.read(thread, shared_offset(block, pointer, bytes, "reads", site), bytes, site);
+        return true;
+    }
+    return executor().read_global(thread, pointer, bytes, source == Source::fresh_global, site);
+}
+
+void check_store(const void* pointer, size_t bytes, Site site) {
+    Thread& thread = current();
+    take_turns(thread, site);
+    check_alignment(pointer, bytes, "writes", site);
+    Block& block = *thread.block;
+    if (block.shared.holds(pointer)) {
+        block.shared.write(thread, shared_offset(block, pointer, bytes, "writes", site), bytes, site);
+    } else {
+        executor().write_global(thread, pointer, bytes, site);
+    }
+}
+
+void check_atomic(const void* pointer, size_t bytes, Site site) {
+    Thread& thread = current();
+    thread.block->pause(thread, Wait::none, "", site);  // other blocks' atomics may come first
+    check_alignment(pointer, bytes, "updates", site);
+    executor().atomic_global(thread, pointer, bytes, site);
+}
+
+void check_prefetch(const void* pointer, Site site) {
+    if (!executor().memory.find(pointer)) {
+        fail(FaultKind::out_of_bounds, site, "prefetches %p, which is in no buffer", pointer);
+    }
+}
+
+unsigned char* shared_begin() {
+    return current().block->shared.begin();
+}
+
+int lane_index() {
+    return current().lane;
+}
+
+int warp_lane_count() {
+    return current().warp->lanes;
+}
+
+void meet_block(Site site) {
+    Thread& thread = current();
+    thread.block->meet_block(thread, "block_barrier", site);
+}
+
+void meet_warp(Site site) {
+    Thread& thread = current();
+    thread.block->meet_warp(thread, "warp_barrier", site, true);
+}
+
+const unsigned char* exchange(const void* value, size_t bytes, const char* name, Site site) {
+    Thread& thread = current();
+    auto& slots = thread.warp->slots[thread.warp->round % 2];
+    std::memcpy(slots[thread.lane], value, bytes);
+    thread.block->meet_warp(thread, name, site, false);
+    return slots[0];
+}
+
+void no_lane(const char* name, int lane, Site site) {
+    fail(FaultKind::misuse, site, "%s from lane %d of a warp of %d lanes", name, lane, warp_lane_count());
+}
+
+int cluster_rank() {
+    const Thread& thread = current();
+    return thread.block->index % thread.block->grid.cluster_blocks;
+}
+
+void arrive_in_cluster(Site site) {
+    Thread& thread = current();
+    thread.block->arrive_in_cluster(thread, site);
+}
+
+void wait_in_cluster(Site site) {
+    Thread& thread = current();
+    thread.block->wait_in_cluster(thread, site);
+}
+
+const void* check_load_of_cluster(int rank, const void* own, size_t bytes, Site site) {
+    Thread& thread = current();
+    Block& block = *thread.block;
+    take_turns(thread, site);
+    block.read_of_cluster(thread, rank, own, bytes, site);
+    return block.cluster->blocks[static_cast<size_t>(rank)]->shared.begin() +
+           (static_cast<const unsigned char*>(own) - block.shared.begin());
+}
+
+void make_barrier(const void* barrier, uint32_t arrivals, Site site) {
+    Thread& thread = current();
+    thread.block->make_barrier(thread, barrier, arrivals, site);
+}
+
+void show_barriers() {
+    current().block->barriers_ready(current());
+}
+
+void arrive(const void* barrier, uint32_t bytes, Site site) {
+    Thread& thread = current();
+    thread.block->arrive(thread, barrier, bytes, site);
+}
+
+void begin_bulk_copy(void* to, const void* from, uint32_t bytes, const void* barrier, Site site) {
+    Thread& thread = current();
+    thread.block->bulk_copy(thread, to, from, bytes, barrier, site);
+}
+
+void wait_barrier(const void* barrier, uint32_t parity, Site site) {
+    Thread& thread = current();
+    thread.block->wait_barrier(thread, barrier, parity, site);
+}
+
+void begin_async_copy(void* to, const void* from, Site site) {
+    Thread& thread = current();
+    thread.block->async_copy(thread, to, from, site);
+}
+
+void commit_async_copies() {
+    current().block->async_commit(current());
+}
+
+void wait_async_copies(int pending) {
+    current().block->async_wait(current(), static_cast<size_t>(pending));
+}
+
+void trigger_dependents() {
+    executor().trigger(current());
+}
+
+void wait_producers(Site site) {
+    executor().wait_for_producers(current(), site);
+}
+
+void fence() {
+    executor().fence(current());
+}
+
+uint64_t clock_ns(Site site) {
+    Thread& thread = current();
+    take_turns(thread, site);
+    return executor().clock_ns();
+}
+
+}  // namespace pykernels::simt

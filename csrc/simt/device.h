@@ -1,0 +1,287 @@
+// cuda/common/ptx.cuh for the host: the same names, run by the executor.
+//
+// To add a function: declare it here as it is in ptx.cuh, with `Site site = Site::here()` last where it can
+// go wrong. Memory goes through check_load and check_store, what lanes do together through exchange(), whose
+// name must be its own. Anything that needs more of the executor gets a function in device_calls.h.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "simt/cuda_language.h"
+#include "simt/device_calls.h"
+#include "simt/numeric.h"
+#include "simt/target.h"
+
+namespace pykernels::cuda {
+
+using simt::Site;
+
+inline unsigned char* shared_memory() {
+    return simt::shared_begin();
+}
+
+// --- loads and stores
+
+template <class T>
+T copy_out(const T* pointer) {
+    static_assert(std::is_trivially_copyable_v<T> && (sizeof(T) & (sizeof(T) - 1)) == 0 && sizeof(T) <= 16);
+    T value;
+    std::memcpy(&value, static_cast<const void*>(pointer), sizeof(T));
+    return value;
+}
+
+template <class T>
+T load(const T* pointer, Site site = Site::here()) {
+    simt::check_load(pointer, sizeof(T), simt::Source::any, site);
+    return copy_out(pointer);
+}
+
+template <class T>
+void store(T* pointer, T value, Site site = Site::here()) {
+    simt::check_store(pointer, sizeof(T), site);
+    std::memcpy(static_cast<void*>(pointer), &value, sizeof(T));
+}
+
+inline uint4 load_once(const uint4* pointer, Site site = Site::here()) {
+    simt::check_load(pointer, sizeof(uint4), simt::Source::global, site);
+    return copy_out(pointer);
+}
+
+template <class T>
+T load_fresh(const T* pointer, Site site = Site::here()) {
+    const bool usable = simt::check_load(pointer, sizeof(T), simt::Source::fresh_global, site);
+    T value = copy_out(pointer);
+    if (!usable) std::memset(static_cast<void*>(&value), 0xff, sizeof(T));  // NaN shows where it is used
+    return value;
+}
+
+inline void prefetch_l2(const void* pointer, Site site = Site::here()) {
+    simt::check_prefetch(pointer, site);
+}
+
+// --- barriers, and what the lanes of a warp do together
+
+inline void block_barrier(Site site = Site::here()) {
+    simt::meet_block(site);
+}
+
+inline void warp_barrier(Site site = Site::here()) {
+    simt::meet_warp(site);
+}
+
+// What each lane gave, after all have come.
+template <class T>
+class Lanes {
+  public:
+    static_assert(std::is_trivially_copyable_v<T> && sizeof(T) <= simt::exchange_slot_bytes);
+    Lanes(const char* name, const T& value, Site site)
+        : slots_(simt::exchange(&value, sizeof(T), name, site)), name_(name), site_(site) {}
+    T operator[](int lane) const {
+        if (lane < 0 || lane >= simt::warp_lane_count()) simt::no_lane(name_, lane, site_);
+        T value;
+        std::memcpy(&value, slots_ + static_cast<size_t>(lane) * simt::exchange_slot_bytes, sizeof(T));
+        return value;
+    }
+
+  private:
+    const unsigned char* slots_;
+    const char* name_;
+    Site site_;
+};
+
+template <class T>
+T shuffle_xor(T value, int mask, Site site = Site::here()) {
+    return Lanes<T>("shuffle_xor", value, site)[simt::lane_index() ^ mask];
+}
+
+// A lane that would read past the last one keeps its own value.
+template <class T>
+T shuffle_down(T value, int distance, Site site = Site::here()) {
+    const int from = simt::lane_index() + distance;
+    return Lanes<T>("shuffle_down", value, site)[from < 32 ? from : simt::lane_index()];
+}
+
+template <class T>
+T shuffle_index(T value, int lane, Site site = Site::here()) {
+    return Lanes<T>("shuffle_index", value, site)[lane % 32];
+}
+
+inline uint32_t ballot(bool vote, Site site = Site::here()) {
+    const Lanes<bool> votes("ballot", vote, site);
+    uint32_t bits = 0;
+    for (int lane = 0; lane < simt::warp_lane_count(); ++lane) bits |= uint32_t{votes[lane]} << lane;
+    return bits;
+}
+
+// --- asynchronous copies
+
+using TransactionBarrier = uint64_t;
+
+inline void barrier_init(TransactionBarrier* barrier, uint32_t arrivals, Site site = Site::here()) {
+    simt::make_barrier(barrier, arrivals, site);
+}
+
+inline void barriers_ready() {
+    simt::show_barriers();
+}
+
+inline void barrier_expect(TransactionBarrier* barrier, uint32_t bytes, Site site = Site::here()) {
+    simt::arrive(barrier, bytes, site);
+}
+
+inline void bulk_copy(void* to_shared, const void* from_global, uint32_t bytes, TransactionBarrier* barrier,
+                      Site site = Site::here()) {
+    simt::begin_bulk_copy(to_shared, from_global, bytes, barrier, site);
+}
+
+inline void barrier_wait(TransactionBarrier* barrier, uint32_t parity, Site site = Site::here()) {
+    simt::wait_barrier(barrier, parity, site);
+}
+
+inline void async_copy16(void* to_shared, const void* from_global, Site site = Site::here()) {
+    simt::begin_async_copy(to_shared, from_global, site);
+}
+
+inline void async_commit() {
+    simt::commit_async_copies();
+}
+
+template <int pending>
+void async_wait() {
+    simt::wait_async_copies(pending);
+}
+
+// --- launches and blocks
+
+inline void launch_dependents() {
+    if (has_programmatic_launch) simt::trigger_dependents();
+}
+
+inline void wait_for_producers(Site site = Site::here()) {
+    if (has_programmatic_launch) simt::wait_producers(site);
+}
+
+inline int cluster_rank() {
+    return simt::cluster_rank();
+}
+
+inline void cluster_arrive(Site site = Site::here()) {
+    simt::arrive_in_cluster(site);
+}
+
+inline void cluster_wait(Site site = Site::here()) {
+    simt::wait_in_cluster(site);
+}
+
+inline float4 load_shared_of(int rank, const float4* own, Site site = Site::here()) {
+    return copy_out(static_cast<const float4*>(simt::check_load_of_cluster(rank, own, sizeof(float4), site)));
+}
+
+inline void fence_device() {
+    simt::fence();
+}
+
+inline uint32_t atomic_increment(uint32_t* counter, uint32_t last, Site site = Site::here()) {
+    simt::check_atomic(counter, sizeof *counter, site);
+    const uint32_t before = *counter;
+    *counter = before >= last ? 0 : before + 1;
+    return before;
+}
+
+inline void atomic_add(unsigned long long* sum, unsigned long long value, Site site = Site::here()) {
+    simt::check_atomic(sum, sizeof *sum, site);
+    *sum += value;
+}
+
+// --- arithmetic
+
+// 2^x; what float32 holds only as a subnormal number is 0.
+inline float exp2_approximate(float x) {
+    const float result = std::exp2(x);
+    return result < 0x1p-126f ? 0.0f : result;
+}
+
+inline float reciprocal_sqrt(float x) {
+    return 1.0f / std::sqrt(x);
+}
+
+inline float fp16_to_float(uint16_t bits) {
+    return simt::fp16_to_float(bits);
+}
+
+inline uint16_t float_to_fp16(float value) {
+    return simt::float_to_fp16(value);
+}
+
+inline uint16_t float_to_bf16(float value) {
+    return simt::float_to_bf16(value);
+}
+
+inline float bits_to_float(uint32_t bits) {
+    return simt::bits_to_float(bits);
+}
+
+// --- the matrix unit, in ptx.cuh's layouts
+
+struct MatrixOperands {
+    uint32_t a[4], b[2];
+};
+
+// Products and their sum in float64: more exact than the hardware, whose order of additions is not told.
+template <class ToFloat>
+void multiply_matrices(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], const char* name,
+                       ToFloat to_float, Site site) {
+    const Lanes<MatrixOperands> lanes(name, {{a[0], a[1], a[2], a[3]}, {b[0], b[1]}}, site);
+    const auto half = [&](uint32_t pair, int i) {
+        return double{to_float(static_cast<uint16_t>(i % 2 ? pair >> 16 : pair))};
+    };
+    const int group = simt::lane_index() / 4, t = simt::lane_index() % 4;
+    for (int i = 0; i < 4; ++i) {
+        const int column = 2 * t + i % 2, upper = i / 2;  // of c; upper: row group + 8
+        double sum = 0;
+        for (int k = 0; k < 16; ++k) {
+            const int owner = k % 8 / 2, second = k / 8;
+            sum += half(lanes[4 * group + owner].a[upper + 2 * second], k) *
+                   half(lanes[4 * column + owner].b[second], k);
+        }
+        c[i] = static_cast<float>(sum + double{c[i]});
+    }
+}
+
+inline void mma_bf16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                     Site site = Site::here()) {
+    multiply_matrices(
+        c, a, b, "mma_bf16", [](uint16_t bits) { return bits_to_float(uint32_t{bits} << 16); }, site);
+}
+
+inline void mma_fp16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                     Site site = Site::here()) {
+    multiply_matrices(c, a, b, "mma_fp16", simt::fp16_to_float, site);
+}
+
+inline uint32_t transpose_8x8(uint32_t rows, Site site = Site::here()) {
+    const Lanes<uint32_t> lanes("transpose_8x8", rows, site);
+    const int row = simt::lane_index() / 4, t = simt::lane_index() % 4;
+    // Columns 2t and 2t + 1 of the transpose's row are rows 2t and 2t + 1, column `row`, of the matrix.
+    const auto element = [&](int from_row) {
+        return lanes[4 * from_row + row / 2] >> (row % 2 ? 16 : 0) & 0xffffu;
+    };
+    return element(2 * t) | element(2 * t + 1) << 16;
+}
+
+inline uint32_t low_halves(uint32_t first, uint32_t second) {
+    return (first & 0xffffu) | second << 16;
+}
+
+inline uint32_t high_halves(uint32_t first, uint32_t second) {
+    return first >> 16 | (second & 0xffff0000u);
+}
+
+// The executor's own clock, a microsecond a call: what waits ten seconds is done soon.
+inline uint64_t device_clock_ns(Site site = Site::here()) {
+    return simt::clock_ns(site);
+}
+
+}  // namespace pykernels::cuda

@@ -1,0 +1,54 @@
+// What device.h asks of the executor, for the thread that runs. No CUDA names here.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "simt/fault.h"
+
+namespace pykernels::simt {
+
+enum class Source { any, global, fresh_global };
+
+// Each is a fault where the thread must not make the access; the caller then makes it. check_load() is false
+// where the load comes so early that what it finds must not be used.
+bool check_load(const void* pointer, size_t bytes, Source source, Site site);
+void check_store(const void* pointer, size_t bytes, Site site);
+void check_atomic(const void* pointer, size_t bytes, Site site);
+void check_prefetch(const void* pointer, Site site);
+
+unsigned char* shared_begin();
+int lane_index();
+int warp_lane_count();
+
+void meet_block(Site site);
+void meet_warp(Site site);
+constexpr size_t exchange_slot_bytes = 32;
+// All lanes of the warp come, each with up to exchange_slot_bytes, and get all lanes' slots,
+// exchange_slot_bytes apart, good until the next but one meeting. `name` is a string literal of its own: it
+// tells meetings apart.
+const unsigned char* exchange(const void* value, size_t bytes, const char* name, Site site);
+[[noreturn]] void no_lane(const char* name, int lane, Site site);
+
+int cluster_rank();
+void arrive_in_cluster(Site site);
+void wait_in_cluster(Site site);
+// Where that place of the other block's shared memory is.
+const void* check_load_of_cluster(int rank, const void* own, size_t bytes, Site site);
+
+void make_barrier(const void* barrier, uint32_t arrivals, Site site);
+void show_barriers();
+void arrive(const void* barrier, uint32_t bytes, Site site);
+void begin_bulk_copy(void* to, const void* from, uint32_t bytes, const void* barrier, Site site);
+void wait_barrier(const void* barrier, uint32_t parity, Site site);
+
+void begin_async_copy(void* to, const void* from, Site site);
+void commit_async_copies();
+void wait_async_copies(int pending);
+
+void trigger_dependents();
+void wait_producers(Site site);
+void fence();
+uint64_t clock_ns(Site site);
+
+}  // namespace pykernels::simt

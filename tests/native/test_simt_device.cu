@@ -1,0 +1,207 @@
+// The executor's own arithmetic: the matrix unit and the warp functions by ptx.cuh's layouts, written out
+// element by element; 16-bit floats; the clock; what is refused.
+#include <cmath>
+#include <cstring>
+#include <random>
+#include <stdexcept>
+#include <vector>
+
+#include "check.h"
+#include "cuda/common/launch.h"
+#include "cuda/common/ptx.cuh"
+
+using namespace pykernels;
+
+namespace {
+
+constexpr int lanes = 32;
+const cuda::Stream stream = {nullptr, false};
+
+template <class T>
+class DeviceVector {
+  public:
+    explicit DeviceVector(size_t count)
+        : data_(static_cast<T*>(simt::executor().memory.allocate(count * sizeof(T), 0))) {}
+    ~DeviceVector() { simt::executor().memory.release(data_); }
+    DeviceVector(const DeviceVector&) = delete;
+    DeviceVector& operator=(const DeviceVector&) = delete;
+    T* data() { return data_; }
+    T& operator[](size_t i) { return data_[i]; }
+
+  private:
+    T* data_;
+};
+
+// a: [16][16], b: [16][8], c: [16][8], row-major; every lane picks its elements by hand.
+template <bool bf16>
+__global__ void mma_kernel(const uint16_t* a, const uint16_t* b, float* c) {
+    using namespace cuda;
+    const int g = static_cast<int>(threadIdx.x) / 4, t = static_cast<int>(threadIdx.x) % 4;
+    const auto a_pair = [&](int row, int column) {
+        return uint32_t{load(a + row * 16 + column)} | uint32_t{load(a + row * 16 + column + 1)} << 16;
+    };
+    const auto b_pair = [&](int row) {
+        return uint32_t{load(b + row * 8 + g)} | uint32_t{load(b + (row + 1) * 8 + g)} << 16;
+    };
+    const uint32_t a_part[4] = {a_pair(g, 2 * t), a_pair(g + 8, 2 * t), a_pair(g, 2 * t + 8),
+                                a_pair(g + 8, 2 * t + 8)};
+    const uint32_t b_part[2] = {b_pair(2 * t), b_pair(2 * t + 8)};
+    float* const places[4] = {c + g * 8 + 2 * t, c + g * 8 + 2 * t + 1, c + (g + 8) * 8 + 2 * t,
+                              c + (g + 8) * 8 + 2 * t + 1};
+    float c_part[4];
+    for (int i = 0; i < 4; ++i) c_part[i] = load(places[i]);
+    if (bf16) {
+        mma_bf16(c_part, a_part, b_part);
+    } else {
+        mma_fp16(c_part, a_part, b_part);
+    }
+    for (int i = 0; i < 4; ++i) store(places[i], c_part[i]);
+}
+
+template <bool bf16>
+void check_mma() {
+    std::mt19937 engine(1);
+    std::normal_distribution<float> normal;
+    DeviceVector<uint16_t> a(256), b(128);
+    DeviceVector<float> c(128);
+    std::vector<double> expected(128), a_values(256), b_values(128);
+    const auto round = [&](double& value, uint16_t& bits) {
+        const float x = normal(engine);
+        bits = bf16 ? cuda::float_to_bf16(x) : cuda::float_to_fp16(x);
+        value = double{bf16 ? cuda::bits_to_float(uint32_t{bits} << 16) : cuda::fp16_to_float(bits)};
+    };
+    for (size_t i = 0; i < 256; ++i) round(a_values[i], a[i]);
+    for (size_t i = 0; i < 128; ++i) round(b_values[i], b[i]);
+    for (size_t i = 0; i < 128; ++i) {
+        c[i] = normal(engine);
+        expected[i] = double{c[i]};
+        for (size_t k = 0; k < 16; ++k) expected[i] += a_values[i / 8 * 16 + k] * b_values[k * 8 + i % 8];
+    }
+    cuda::launch(mma_kernel<bf16>, 1, lanes, 0, stream, static_cast<const uint16_t*>(a.data()),
+                 static_cast<const uint16_t*>(b.data()), c.data());
+    simt::executor().synchronize();
+    for (size_t i = 0; i < 128; ++i) {
+        CHECK(std::fabs(c[i] - expected[i]) < 1e-5, "mma c[%zu] = %g, expected %g", i, c[i], expected[i]);
+    }
+}
+
+// out: [lanes][8]
+__global__ void warp_kernel(uint32_t* out) {
+    using namespace cuda;
+    const auto lane = static_cast<uint32_t>(threadIdx.x);
+    // Element (row, column) of the matrix is 16 * row + column.
+    const uint32_t rows = (16 * (lane / 4) + 2 * (lane % 4)) | (16 * (lane / 4) + 2 * (lane % 4) + 1) << 16;
+    store(out + lane * 8 + 0, transpose_8x8(rows));
+    store(out + lane * 8 + 1, shuffle_xor(lane, 5));
+    store(out + lane * 8 + 2, shuffle_down(lane, 3));
+    store(out + lane * 8 + 3, shuffle_index(lane * 2, 9));
+    store(out + lane * 8 + 4, ballot(lane % 3 == 0));
+    store(out + lane * 8 + 5, low_halves(0x11112222u, 0x33334444u));
+    store(out + lane * 8 + 6, high_halves(0x11112222u, 0x33334444u));
+    store(out + lane * 8 + 7, static_cast<uint32_t>(shuffle_xor(uint64_t{lane} << 33, 1) >> 33));
+}
+
+void check_warp() {
+    DeviceVector<uint32_t> out(lanes * 8);
+    uint32_t votes = 0;
+    for (uint32_t lane = 0; lane < lanes; lane += 3) votes |= 1u << lane;
+    cuda::launch(warp_kernel, 1, lanes, 0, stream, out.data());
+    simt::executor().synchronize();
+    for (uint32_t lane = 0; lane < lanes; ++lane) {
+        const uint32_t row = lane / 4, column = lane % 4 * 2;
+        const uint32_t expected[8] = {(16 * column + row) | (16 * (column + 1) + row) << 16,
+                                      lane ^ 5,
+                                      lane + 3 < lanes ? lane + 3 : lane,
+                                      18,
+                                      votes,
+                                      0x44442222u,
+                                      0x33331111u,
+                                      lane ^ 1};
+        for (size_t i = 0; i < 8; ++i) {
+            CHECK(out[lane * 8 + i] == expected[i], "lane %u, %zu: %x, expected %x", lane, i,
+                  out[lane * 8 + i], expected[i]);
+        }
+    }
+}
+
+void check_conversions() {
+    for (uint32_t bits = 0; bits < 0x10000; ++bits) {
+        const auto half = static_cast<uint16_t>(bits);
+        const float fp16 = cuda::fp16_to_float(half), bf16 = cuda::bits_to_float(bits << 16);
+        const int exponent = half >> 10 & 31;
+        const double magnitude = exponent == 31  ? ((half & 0x3ff) ? NAN : INFINITY)
+                                 : exponent == 0 ? std::ldexp(half & 0x3ff, -24)
+                                                 : std::ldexp(1024 + (half & 0x3ff), exponent - 25);
+        const double expected = half & 0x8000 ? -magnitude : magnitude;
+        CHECK(std::isnan(expected) ? std::isnan(fp16) : fp16 == expected, "fp16 %04x: %g", bits, fp16);
+        CHECK(std::isnan(fp16) ? cuda::float_to_fp16(fp16) == 0x7fff : cuda::float_to_fp16(fp16) == half,
+              "fp16 %04x there and back: %04x", bits, cuda::float_to_fp16(fp16));
+        CHECK(std::isnan(bf16) ? cuda::float_to_bf16(bf16) == 0x7fff : cuda::float_to_bf16(bf16) == half,
+              "bf16 %04x there and back: %04x", bits, cuda::float_to_bf16(bf16));
+    }
+    // Half-way between neighbours goes to the even one; a little more and a little less do not.
+    for (uint16_t half = 0; half < 0x7bff; ++half) {
+        const float low = cuda::fp16_to_float(half), high = cuda::fp16_to_float(half + 1),
+                    middle = (low + high) / 2;
+        CHECK(cuda::float_to_fp16(middle) == (half % 2 ? half + 1 : half), "the middle above %04x", half);
+        CHECK(cuda::float_to_fp16(std::nextafterf(middle, high)) == half + 1, "above the middle of %04x",
+              half);
+        CHECK(cuda::float_to_fp16(std::nextafterf(middle, low)) == half, "below the middle of %04x", half);
+    }
+    CHECK(cuda::float_to_fp16(65519.0f) == 0x7bff && cuda::float_to_fp16(65520.0f) == 0x7c00,
+          "fp16 overflow");
+    for (uint32_t bits = 0; bits < 0x7f7f; ++bits) {
+        const uint32_t middle = bits << 16 | 0x8000;
+        CHECK(cuda::float_to_bf16(cuda::bits_to_float(middle)) == (bits % 2 ? bits + 1 : bits), "%x", middle);
+        CHECK(cuda::float_to_bf16(cuda::bits_to_float(middle + 1)) == bits + 1, "%x", middle + 1);
+        CHECK(cuda::float_to_bf16(cuda::bits_to_float(middle - 1)) == bits, "%x", middle - 1);
+    }
+}
+
+void check_controls() {
+    int released = 1;
+    cuda::null({}, stream);
+    cuda::spin({20.0}, stream);
+    cuda::hold(&released, stream);
+    simt::executor().synchronize();
+    released = 0;
+    cuda::hold(&released, stream);  // ten seconds of the executor's clock
+    simt::executor().synchronize();
+}
+
+template <class Body>
+bool throws(Body&& body) {
+    try {
+        body();
+    } catch (const std::exception&) {
+        return true;
+    }
+    return false;
+}
+
+void check_refusals() {
+    const auto launch = [](int blocks, int threads, size_t shared_bytes) {
+        return throws([&] {
+            cuda::launch(warp_kernel, blocks, threads, shared_bytes, stream, static_cast<uint32_t*>(nullptr));
+        });
+    };
+    CHECK(launch(0, 32, 0), "a launch of no blocks");
+    CHECK(launch(1, 0, 0), "a launch of no threads");
+    CHECK(launch(1, 1025, 0), "a launch of 1025 threads");
+    CHECK(launch(1, 32, 300 * 1024), "a launch of 300 KB of shared memory");
+    CHECK(throws([] { cuda::DeviceScope scope(1); }), "a second device");
+    int not_a_buffer = 0;
+    CHECK(throws([&] { simt::executor().memory.release(&not_a_buffer); }), "freeing what is no buffer");
+}
+
+}  // namespace
+
+int main() {
+    check_mma<true>();
+    check_mma<false>();
+    check_warp();
+    check_conversions();
+    check_controls();
+    check_refusals();
+    return test::failed();
+}

@@ -1,0 +1,141 @@
+"""The CUDA gqa_decode on the SIMT executor against the oracle and the CPU op: groups, lengths, splits, seeds."""
+
+import pytest
+import torch
+from helpers import assert_close, randn
+from simt import ARCHS, DTYPES, device
+
+import pykernels as pk
+
+GROUPS = [1, 4, 7, 8, 16]
+
+
+def inputs(lengths, max_len, heads, kv_heads, head_dim, dtype):
+    """Slots past a sequence's length are NaN."""
+    batch = len(lengths)
+    q = randn(batch, heads, head_dim, dtype=dtype)
+    k, v = (randn(batch, kv_heads, max_len, head_dim, dtype=dtype, seed=seed) for seed in (1, 2))
+    for b, length in enumerate(lengths):
+        k[b, :, length:] = float("nan")
+        v[b, :, length:] = float("nan")
+    return q, k, v, torch.tensor(lengths, dtype=torch.int32)
+
+
+def launch(dev, given, scale=None, **launch_options):
+    """Queue it on device tensors; returns out, which is written by synchronize()."""
+    q, k, v, kv_len = given
+    out = dev.empty(*q.shape, dtype=q.dtype)
+    fields = dict(
+        q=q, k_cache=k, v_cache=v, kv_len=kv_len, out=out, batch=q.shape[0], n_heads=q.shape[1], n_kv_heads=k.shape[1],
+        head_dim=q.shape[2], max_len=k.shape[2], scale=q.shape[2] ** -0.5 if scale is None else scale, dtype=q.dtype,
+    )  # fmt: skip
+    workspace = dev.gqa_decode_workspace(**fields)
+    fields |= dict(workspace=workspace, workspace_bytes=workspace.numel())
+    dev.launch("gqa_decode", **fields, **launch_options)
+    return out, fields
+
+
+def check(given, arch, seed=0, sm_count=4, scale=None, runs=2):
+    """Right on the executor, again with the workspace that the first run left, and on the CPU."""
+    dtype = given[0].dtype
+    expected = pk.reference.gqa_decode(*given, scale)
+    assert_close(pk.ops.gqa_decode(*given, scale), expected, dtype)
+    with device(arch, seed, sm_count) as dev:
+        out, fields = launch(dev, [dev.to(tensor) for tensor in given], scale)
+        for run in range(runs):
+            if run > 0:
+                out.fill_(float("nan"))
+                dev.launch("gqa_decode", **fields)
+            dev.synchronize()
+            assert_close(out, expected, dtype)
+        return out.clone()
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("sm_count", [1, 6])
+def test_groups(sm_count, group, head_dim, dtype, arch):
+    kv_heads = 2 if group < 8 else 1
+    check(inputs([70], 150, group * kv_heads, kv_heads, head_dim, dtype), arch, seed=group, sm_count=sm_count)
+
+
+# A split has a share of the keys that depends on sm_count: with max_len 400 and one KV head, 3 SMs make 3 splits.
+BORDERS = [1, 2, 7, 8, 9, 31, 63, 64, 65, 127, 128, 129, 191, 193, 255, 257, 383, 385, 399, 400]
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("length", BORDERS)
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_lengths_next_to_the_borders(head_dim, length, arch):
+    check(inputs([length], 400, 4, 1, head_dim, torch.bfloat16), arch, seed=length, sm_count=3)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("lengths", [[5, 260], [1, 129, 64], [1, 33, 64, 65, 100, 128, 200, 260]], ids=len)
+@pytest.mark.parametrize("sm_count", [4, 20])
+def test_every_sequence_has_its_own_length(sm_count, lengths, dtype, arch):
+    check(inputs(lengths, 260, 7, 1, 64, dtype), arch, seed=2, sm_count=sm_count)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("length", [1, 255, 256, 257, 273, 4100])
+def test_more_splits_than_a_cluster_has_blocks(length, arch):
+    check(inputs([length], 4100, 7, 1, 64, torch.bfloat16), arch, seed=length, sm_count=40)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("scale", [-0.1, 0.0, 1.0])
+def test_a_scale_of_ones_own(scale, arch):
+    check(inputs([77], 130, 4, 2, 128, torch.float16), arch, scale=scale)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_the_same_bits_in_any_order(arch):
+    given = inputs([300], 400, 8, 1, 128, torch.bfloat16)
+    outputs = [check(given, arch, seed, sm_count=5, runs=1) for seed in range(9)]
+    assert all(torch.equal(out, outputs[0]) for out in outputs)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("favourite", [None, 0, 64, 299, 599])
+def test_scores_that_overflow_an_exponential(favourite, arch):
+    q, k, v, kv_len = inputs([600], 600, 4, 1, 64, torch.bfloat16)
+    q, k = torch.zeros_like(q), torch.zeros_like(k)
+    q[..., 0] = q[..., 1] = 64.0
+    k[..., 0] = 16.0
+    if favourite is not None:
+        k[..., 1] = -16.0
+        k[:, :, favourite, 1] = 0.0
+    check((q, k, v, kv_len), arch, sm_count=3, scale=1e4 / (64 * 16), runs=1)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_chained_to_the_append_before_it(seed):
+    """The newest slot comes from the launch just before; all older ones were there."""
+    dtype, heads, kv_heads, dim, max_len = torch.bfloat16, 7, 1, 64, 300
+    q, k, v, kv_len = inputs([290], max_len, heads, kv_heads, dim, dtype)
+    new_k, new_v = k[:, :, 289].clone(), v[:, :, 289].clone()
+    expected = pk.reference.gqa_decode(q, k, v, kv_len)
+    k[:, :, 289] = v[:, :, 289] = float("nan")
+    # No rotation: cosines 1, sines 0.
+    cos_sin = torch.cat((torch.ones(max_len, dim // 2), torch.zeros(max_len, dim // 2)), 1)
+    with device(90, seed, sm_count=3) as dev:
+        q_turned = dev.empty(*q.shape, dtype=dtype)
+        k, v, kv_len = dev.to(k), dev.to(v), dev.to(kv_len)
+        for programmatic in (False, True):
+            dev.launch(
+                "rope_kv_append", programmatic, q=dev.to(q), k=dev.to(new_k), v=dev.to(new_v), cos_sin=dev.to(cos_sin),
+                position=dev.to(torch.tensor([289], dtype=torch.int32)), q_out=q_turned, k_cache=k, v_cache=v, batch=1,
+                n_heads=heads, n_kv_heads=kv_heads, head_dim=dim, max_len=max_len, max_position=max_len, dtype=dtype,
+            )  # fmt: skip
+            out, _ = launch(dev, [q_turned, k, v, kv_len], programmatic=True)
+        dev.synchronize()
+        assert_close(out, expected, dtype)
+
+
+def test_other_head_dims_are_refused():
+    with device(90) as dev, pytest.raises(RuntimeError, match="head_dim must be 64 or 128, got 72"):
+        launch(dev, [dev.to(tensor) for tensor in inputs([3], 9, 2, 1, 72, torch.bfloat16)])
