@@ -83,10 +83,11 @@ def spin(
     if durations_us is None:
         durations_us = (10.0, 100.0, 1000.0) if device.type == "cuda" else (1000.0,)
     spin_rows = _spin_on_cuda if device.type == "cuda" else _spin_on_cpu
-    return spin_rows(torch.zeros(1, device=device), durations_us, steps)
+    return spin_rows(device, durations_us, steps)
 
 
-def _spin_on_cpu(x: torch.Tensor, durations_us: Sequence[float], steps: int) -> list[dict[str, object]]:
+def _spin_on_cpu(device: torch.device, durations_us: Sequence[float], steps: int) -> list[dict[str, object]]:
+    x = torch.zeros(1, device=device)
     rows: list[dict[str, object]] = []
     for asked_us in durations_us:
         program = _program(x, asked_us)
@@ -98,18 +99,22 @@ def _spin_on_cpu(x: torch.Tensor, durations_us: Sequence[float], steps: int) -> 
     return rows
 
 
-def _spin_on_cuda(x: torch.Tensor, durations_us: Sequence[float], steps: int) -> list[dict[str, object]]:
+def _spin_on_cuda(device: torch.device, durations_us: Sequence[float], steps: int) -> list[dict[str, object]]:
+    x = torch.zeros(1, device=device)
     trace = device_trace.reason() is None
 
     def clocks(program: pk.runtime.Program, estimate_us: float) -> tuple[np.ndarray, np.ndarray | None]:
         """Samples by events, and by the trace where there is one."""
         repeats = steps_for(estimate_us, 1)
-        sampler = Samplers(Rotation(1), repeats, x.device).programs([program])
+        sampler = Samplers(Rotation(1), repeats, device).programs([program])
         sampler(2)
         samples = sampler(steps)
         if not trace:
             return samples, None
-        return samples, device_trace.traced(sampler, float(np.median(samples)), repeats).samples_us
+        try:
+            return samples, device_trace.traced(sampler, float(np.median(samples)), repeats).samples_us
+        except (RuntimeError, ValueError):  # the clock by events remains
+            return samples, None
 
     null_events, null_traced = clocks(_program(x), 3.0)
     rows: list[dict[str, object]] = []

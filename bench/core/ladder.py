@@ -94,14 +94,15 @@ def ladder(
     device_bound = next((float(np.median(clocks[clock])) for clock in ("graph", "device") if clock in clocks), None)
     host = host_us or {}
 
-    def hidden(clock: str) -> bool:
-        above = clock in ("eager", "dispatch", "native")
-        return above and device_bound is not None and clock in host and host[clock] < device_bound
+    def hidden(clock: str, part: str) -> bool:
+        of_host = part in ("python", "dispatch", "launch")
+        return of_host and device_bound is not None and clock in host and host[clock] < device_bound
 
     parts = []
     for (clock, covered), (below, _), value, value_below in zip(spans, spans[1:], values, values[1:], strict=False):
         low, high = statistics.difference_interval(clocks[clock], clocks[below], paired=below != "device")
-        parts.append(Part(_name(covered), value - value_below, low, high, hidden(clock)))
+        part = _name(covered)
+        parts.append(Part(part, value - value_below, low, high, hidden(clock, part)))
 
     last, _ = spans[-1]
     low, high = statistics.interval(
@@ -128,7 +129,8 @@ def _note(spans: list[tuple[str, list[str]]], chain: Chain, spec_gbs: float | No
             continue
         # The clock that begins a part would have told it from the one above.
         missing = [clock_of[part] for part in parts[1:]]
-        words = " and ".join(_SHARES[part] for part in held) + (" shares" if len(held) > 1 else " share")
+        *others, last = (_SHARES[part] for part in held)
+        words = f"{', '.join(others)} and {last} shares" if others else f"{last} share"
         why = next((_REASONS[clock] for clock in reversed(missing) if clock in _REASONS), None)
         absent = f"there is no {' and no '.join(missing)} arm"
         notes.append(f"{name} includes {words}: {why or absent}")

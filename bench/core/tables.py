@@ -281,7 +281,14 @@ def print_document(document: Document, console: Console) -> None:
         console.print(Text(line), soft_wrap=False)
     console.print()
     if document["ops"]:
-        expendable = ["p20 - p80", "floor us", "op", "bytes", "GB/s", *(["of spec", "time us"] if on_cuda else [])]
+        expendable = [
+            "p20 - p80",
+            "floor us",
+            "op",
+            "bytes",
+            "GB/s",
+            *(["of spec", "of read", "shape"] if on_cuda else []),
+        ]
         grid = _fit(op_grid(document), console.width, expendable)
         console.print(_table("Ops, each timed alone", grid, console.width))
     if any(arm["status"] != "unsupported" for arm in document.get("arms", [])):
