@@ -19,7 +19,6 @@ from rich.console import Console
 import pykernels as pk
 from bench.core import cli, controls, device_trace, environment, floors, gpu_state, measure, results, statistics, tables
 from bench.core.ceiling import Ceiling
-from bench.core.device_trace import Traced
 from bench.core.document import SCHEMA, Document
 from bench.core.measure import Rotation
 from bench.core.op_arms import make_arms, native_arm, reference_of
@@ -88,11 +87,8 @@ def measure_case(case: Case, settings: Settings, ceiling: Ceiling, monitor: gpu_
     )
     if not finished:
         raise KeyboardInterrupt
-    traces: dict[str, Traced] = {}
-    untraced: dict[str, str] = {}
     if on_cuda:
         measure.measure_host(arms, settings.warmup, max(settings.steps, 100))
-        traces, untraced = device_trace.trace_arms(arms, samplers.repeats)
     spec_gbs = settings.spec_gbs
     read_gbs, copy_gbs = float(np.median(ceiling.read_gbs())), float(np.median(ceiling.copy_gbs()))
     bandwidths = {"spec_gbs": spec_gbs, "read_gbs": read_gbs, "copy_gbs": copy_gbs}
@@ -117,11 +113,30 @@ def measure_case(case: Case, settings: Settings, ceiling: Ceiling, monitor: gpu_
                 "kernels": arm.kernels, "launches": arm.launches, "host_us": host, "repeats": samplers.repeats,
                 "steps_per_graph": arm.steps_per_graph, "copies": len(instances), **throttling,
             }  # fmt: skip
-            traced = traces.get(arm.label)
-            why = untraced.get(arm.label, f"not traced: {arm.reason}")
-            entry |= results.device_keys(entry, traced, None if traced else why, bandwidths)
+            entry |= results.device_keys(entry, None, arm.reason, bandwidths)
         entries.append(entry)
     return entries
+
+
+def trace_case(case: Case, settings: Settings, entries: list[Document]) -> None:
+    """Put the device's clock into a case's entries. After all cases were measured: once CUPTI has traced, it stays in
+    the process. The arms are made anew, so that two cases never share the memory."""
+    if why := device_trace.reason():
+        for entry in entries:
+            entry["device_reason"] = entry["reason"] or why
+        return
+    instances, samplers = prepare(case, settings)
+    arms = make_arms(case, instances, samplers, settings.modes)
+    measure.gate(arms)
+    for arm, entry in zip(arms, entries, strict=True):
+        arm.status, arm.samples_us = entry["status"], entry["samples_us"]
+    traces, untraced = device_trace.trace_arms(arms, samplers.repeats)
+    for arm, entry in zip(arms, entries, strict=True):
+        if traced := traces.get(arm.label):
+            entry |= {"kernels": arm.kernels, "launches": arm.launches}
+            entry |= results.device_keys(entry, traced, None, entry["ceiling"])
+        else:
+            entry["device_reason"] = untraced.get(arm.label, arm.reason)
 
 
 def aa_check(case: Case, settings: Settings, repeats: int) -> tuple[int, list[float]]:
@@ -245,9 +260,13 @@ def command(
             return 0
         with progress(f"measuring {op}", len(swept)) as advance:
             try:
+                measured = []
                 for case in swept.values():
-                    entries += measure_case(case, settings, ceiling, monitor)
+                    measured.append((case, measure_case(case, settings, ceiling, monitor)))
+                    entries += measured[-1][1]
                     advance()
+                for case, of_case in measured if target.type == "cuda" else ():
+                    trace_case(case, settings, of_case)
             except KeyboardInterrupt:
                 interrupted = True
     if monitor:

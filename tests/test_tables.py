@@ -325,8 +325,16 @@ def test_the_host_s_clocks_stand_under_a_gpu_s_ladder():
 
 @pytest.mark.parametrize("width", [80, 100, 140, 200])
 def test_a_gpu_s_tables_fit_the_terminal(width):
-    ops = [OP | {"device_us": CLOCK, "mode": "graph-pdl", "ratio_to_torch": {"p50": 1.5, "low": 1.25, "high": 2.0}}]
+    ops = [
+        OP
+        | {
+            "device_us": CLOCK,
+            "fusion": None,
+            "mode": "graph",
+            "ratio_to_torch": {"p50": 1.5, "low": 1.25, "high": 2.0},
+        }
+    ]
     text = tables.as_text(gpu_document(ops=ops), width)
     assert max(len(line) for line in text.splitlines()) <= width
-    for words in ("12.50", "graph-pdl", "1.25 [1.00, 1.50]", "11.00", "host clock per step"):
+    for words in ("12.50", "native:graph", "1.25 [1.00, 1.50]", "11.00", "host clock per step"):
         assert words in text

@@ -48,13 +48,12 @@ def cut(items: Sequence[Item], pieces: int) -> list[Sequence[Item]]:
 class Traced:
     """What a traced pass found. samples_us: the union of every step (of a graph: a replay's, over its steps);
     kernels: the names of one step's, in order; kernel_us [steps, kernels of a step]; trace_factor: traced wall time
-    over untraced; records: all kernels and calls, for a timeline."""
+    over untraced."""
 
     samples_us: np.ndarray
     kernels: list[str]
     kernel_us: np.ndarray
     trace_factor: float
-    records: Any
 
 
 def traced(sampler: Sampler, untraced_us: float, repeats: int, steps_per_graph: int | None = None) -> Traced:
@@ -70,7 +69,6 @@ def traced(sampler: Sampler, untraced_us: float, repeats: int, steps_per_graph: 
         kernels=[kernel.name for kernel in steps[0]],
         kernel_us=np.array([[(kernel.end_ns - kernel.start_ns) / 1000 for kernel in step] for step in steps]),
         trace_factor=float(np.median(walls_us[1:])) / untraced_us,
-        records=trace,
     )
 
 
