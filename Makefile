@@ -2,6 +2,10 @@
 # make test                  set up, build, lint, run every test
 # make build PYTHON=python3  build in place for an interpreter that has what it needs; downloads nothing
 #
+# make nsys                  a timeline of bench.layer on a GPU         (ARGS="--model=llama-3.1-8b")
+# make ncu OP=gemv           the counters of one op's kernels on a GPU  (ARGS="--model=llama-3.1-8b")
+# make sanitize              compute-sanitizer's four tools over the GPU tests
+#
 # Without PYTHON everything happens in .venv. Every target can be run again, also after an interrupt.
 
 ifdef PYTHON
@@ -19,7 +23,7 @@ cxx_sources = $(shell git ls-files --cached --others --exclude-standard 'csrc/*.
                                     'tests/*.cpp' 'tests/*.h' 'tests/*.cu')
 build_folder = build/$(shell $(python) -c 'import sysconfig; print(sysconfig.get_config_var("SOABI"))')
 
-.PHONY: layer test build lint format clean
+.PHONY: layer test build lint format clean nsys ncu sanitize
 .DELETE_ON_ERROR:
 
 layer: build
@@ -47,6 +51,32 @@ format: $(setup)
 	$(python) -m ruff check --fix .
 	$(python) -m ruff format .
 	clang-format -i $(cxx_sources)
+
+# NVIDIA's tools, for those who have them.
+require = command -v $(1) > /dev/null || { echo "make $@: $(1) is not on PATH: it comes with $(2)" >&2; exit 1; }
+
+nsys: build
+	@$(call require,nsys,NVIDIA Nsight Systems)
+	nsys profile --trace=cuda,nvtx --cuda-graph-trace=node --force-overwrite=true --output=layer \
+	  $(python) -m bench.layer --device=cuda --steps=5 $(ARGS)
+
+# Clocks as they come: locked to the base clock, a kernel would be another than the one that was timed. The op's NVTX
+# range picks its kernels out.
+OP ?= gemv
+ncu: build
+	@$(call require,ncu,NVIDIA Nsight Compute)
+	ncu --clock-control none --set full --import-source yes --nvtx --nvtx-include "launchtax@$(OP)/" \
+	  --launch-skip 4 --launch-count 8 --force-overwrite --export $(OP) \
+	  $(python) -m bench.op --device=cuda --op=$(OP) --mode=native --steps=2 --warmup=0 --repeats=4 $(ARGS)
+
+# A quick subset: the smallest shapes of every op, and the layer of the tiny model.
+SANITIZED ?= (rmsnorm and (8 or 520) or gemv and 520 or gqa_decode and lengths0 or layer and tiny) and not float16
+sanitize: build
+	@$(call require,compute-sanitizer,the CUDA toolkit)
+	for tool in memcheck racecheck synccheck initcheck; do \
+	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
+	    $(python) -m pytest -q -x tests/test_cuda.py -k "$(SANITIZED)" || exit 1; \
+	done
 
 clean:
 	rm -rf build dist *.egg-info pykernels/*.so

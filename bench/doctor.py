@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 import pykernels as pk
 from bench.backends import registry
-from bench.core import cli, environment
+from bench.core import cli, device_trace, environment
 from bench.core.document import SCHEMA, Document
 
 
@@ -16,6 +16,7 @@ def diagnose() -> Document:
     """The document of kind `doctor`."""
     device = cli.device("auto")
     spec_gbs, source = environment.spec_bandwidth(device)
+    on_device = {"trace_reason": device_trace.reason()} if device.type == "cuda" else {}
     return {
         "schema": SCHEMA,
         "kind": "doctor",
@@ -25,6 +26,7 @@ def diagnose() -> Document:
         "isas": pk.runtime.isas_supported(),
         "spec_gbs": spec_gbs,
         "spec_source": source,
+        **on_device,
         "backends": [
             {
                 "name": name,
@@ -51,6 +53,10 @@ def _print(document: Document) -> None:
     print(f"          flags {' '.join(cpu['flags'])}; kernels run {kernels['isa']} of {', '.join(document['isas'])}")
     print(f"memory    spec {spec} ({document['spec_source']})")
     print(f"gpu       {gpu['name'] + ', driver ' + gpu['driver'] if gpu else 'none that NVML sees'}")
+    if "trace_reason" in document:
+        print(
+            f"cupti     {document['trace_reason'] or 'traces kernels: bench.layer and bench.op have the device clock'}"
+        )
     print(f"pykernels {kernels['version']}, {cuda}; {kernels['threads']} threads; {kernels['compiler']}")
     print(f"nvtx      ranges {nvtx}")
     print(f"torch     {torch['version']}, cuda {torch['cuda'] or 'none'}, {torch['threads']} threads")

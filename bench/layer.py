@@ -8,24 +8,26 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated
 
-import numpy as np
 import torch
 import typer
 from rich.console import Console
 
 import pykernels as pk
 from bench.backends import MODES, Workload, arms_of, registry
-from bench.core import cli, controls, environment, floors, ladder, measure, statistics, tables
+from bench.core import cli, controls, device_trace, environment, floors, gpu_state, ladder, measure, results, tables
 from bench.core.ceiling import Ceiling
+from bench.core.device_trace import Traced
 from bench.core.document import SCHEMA, Document
 from bench.core.errors import flag_error
-from bench.core.measure import Arm
 from bench.core.progress import progress
 from pykernels.layer import available_bytes
 from pykernels.models import ModelSpec
 
 # Beyond this the copies' own bookkeeping would be what is measured.
 _MAX_COPIES = 512
+
+# Eight layers last half a millisecond and more: the microsecond or two of an event are lost in them.
+_CUDA_REPEATS = 8
 
 
 @dataclass
@@ -47,6 +49,7 @@ class Settings:
     spec_bandwidth: tuple[float | None, str]
     weights: str
     layer: int
+    repeats: int
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -54,22 +57,29 @@ class Settings:
         return cli.DTYPES[self.dtype]
 
 
-def weight_copies(layer_bytes: int, l2: str) -> int:
+def weight_copies(layer_bytes: int, l2: str, device: torch.device) -> int:
     """Copies of the weights to rotate through, so that a step finds none of its own in the last-level cache.
 
     One where there are no weights to speak of: activations are warm in any decode step. At most _MAX_COPIES.
     """
-    cache = environment.last_level_cache_bytes()
+    cache = environment.last_level_cache_bytes(device)
     if l2 == "warm" or layer_bytes >= 2 * cache or layer_bytes == 0:
         return 1
     return min(2 * cache // layer_bytes + 2, _MAX_COPIES)
+
+
+def steps_a_sample(asked: int, copies: int, device: torch.device) -> int:
+    """--repeats, or where that is 0 one step on a CPU, and on a GPU eight or as many more as there are copies."""
+    if asked:
+        return asked
+    return _CUDA_REPEATS + -_CUDA_REPEATS % copies if device.type == "cuda" else 1
 
 
 def make_layers(settings: Settings) -> list[pk.DecodeLayer]:
     """The layer and its copies. Raises ValueError where they do not fit the memory that is there."""
     spec, dtype = settings.spec, settings.torch_dtype
     layer_bytes = spec.layer_weight_elements * dtype.itemsize
-    copies = weight_copies(layer_bytes, settings.l2)
+    copies = weight_copies(layer_bytes, settings.l2, settings.device)
     needed = copies * (layer_bytes + spec.layer_kv_bytes(settings.ctx, settings.batch, dtype))
     available = available_bytes(settings.device)
     if needed > available:
@@ -91,94 +101,52 @@ def make_layers(settings: Settings) -> list[pk.DecodeLayer]:
     ]  # fmt: skip
 
 
+def layer_ops(settings: Settings, fusion: str | None) -> list[floors.OpBytes]:
+    """The ops of a step and their bytes; the plain torch layer is held to the unfused sequence."""
+    return floors.layer_ops(settings.spec, fusion or "none", settings.batch, settings.ctx, settings.torch_dtype)
+
+
 def streamed_bytes(settings: Settings, fusion: str | None) -> int:
-    """What a step must move; the plain torch layer is held to the unfused sequence."""
-    ops = floors.layer_ops(settings.spec, fusion or "none", settings.batch, settings.ctx, settings.torch_dtype)
-    return sum(op.bytes for op in ops)
-
-
-def arm_document(arm: Arm, settings: Settings, ceiling: dict[str, float], sdpa: np.ndarray | None) -> Document:
-    """One entry of the key `arms`."""
-    samples = np.array(arm.samples_us)
-    n_bytes = streamed_bytes(settings, arm.fusion)
-    entry = {
-        "backend": arm.backend, "mode": arm.mode, "fusion": arm.fusion, "status": arm.status, "reason": arm.reason,
-        "kernels": arm.kernels, "launches": arm.launches, "max_rel_error": arm.max_rel_error,
-        "wall_us": None, "host_us": None, "device_us": None, "samples_us": arm.samples_us, "bytes": n_bytes,
-        "gbs": None, "share_of_spec": None, "share_of_read": None,
-    }  # fmt: skip
-    if arm.status == "ok" and len(samples):
-        entry["wall_us"] = statistics.summary(samples)
-        entry |= bandwidth(n_bytes, entry["wall_us"]["p50"], ceiling)
-        if arm.host_samples_us:
-            entry["host_us"] = statistics.summary(np.array(arm.host_samples_us))
-        if sdpa is not None:
-            low, high = statistics.ratio_interval(sdpa, samples)
-            entry["speedup_over_sdpa"] = {"p50": float(np.median(sdpa) / np.median(samples)), "low": low, "high": high}
-    return entry
-
-
-def bandwidth(n_bytes: int, time_us: float, ceiling: dict[str, float]) -> dict[str, float | None]:
-    """Bandwidth reached, and its share of both denominators."""
-    gbs = floors.gigabytes_per_second(n_bytes, time_us)
-    spec = ceiling["spec_gbs"]
-    return {"gbs": gbs, "share_of_spec": gbs / spec if spec else None, "share_of_read": gbs / ceiling["read_gbs"]}
+    """What a step must move."""
+    return sum(op.bytes for op in layer_ops(settings, fusion))
 
 
 def time_ops(layers: list[pk.DecodeLayer], settings: Settings, ceiling: dict[str, float]) -> list[Document]:
-    """Every op of the native programs on its own: a clock reading between ops of the native loop."""
+    """Every op of the native programs on its own: a clock reading between ops of the native loop. CPU only."""
     entries = []
     for fusion in settings.fusions:
-        programs = [layer.program(fusion) for layer in layers]
-        samples = pk.runtime.timed_ops(programs, settings.warmup, settings.steps)
-        ops = floors.layer_ops(settings.spec, fusion, settings.batch, settings.ctx, settings.torch_dtype)
-        for op, column in zip(ops, samples.T, strict=True):
-            clock = statistics.summary(column)
-            floor_gbs = ceiling["spec_gbs"] or ceiling["read_gbs"]
-            entries.append({
-                "backend": "native", "fusion": fusion, "op": op.op, "label": op.label, "shape": op.shape,
-                "bytes": op.bytes, "floor_us": floors.microseconds(op.bytes, floor_gbs), "time_us": clock,
-                **bandwidth(op.bytes, clock["p50"], ceiling),
-            })  # fmt: skip
+        samples = pk.runtime.timed_ops([layer.program(fusion) for layer in layers], settings.warmup, settings.steps)
+        entries += [
+            results.op_document(op, fusion, column, ceiling)
+            for op, column in zip(layer_ops(settings, fusion), samples.T, strict=True)
+        ]
     return entries
-
-
-def make_ladders(arms: list[Arm], ceiling: Ceiling, settings: Settings, spec_gbs: float | None) -> Document:
-    """The keys `ladder` and `ladder_notes`: one a backend and fusion whose eager arm was measured."""
-    ladders, notes = {}, {}
-    for backend, fusion in dict.fromkeys((arm.backend, arm.fusion) for arm in arms):
-        clocks = {
-            arm.mode: np.array(arm.samples_us)
-            for arm in arms
-            if (arm.backend, arm.fusion, arm.status) == (backend, fusion, "ok") and arm.samples_us
-        }
-        if "eager" not in clocks:
-            continue
-        name = f"{backend}/{fusion}" if fusion else backend
-        parts, note = ladder.ladder(clocks, ceiling.read_gbs(), streamed_bytes(settings, fusion), spec_gbs)
-        ladders[name] = [vars(part) for part in parts]
-        if note:
-            notes[name] = note
-    return {"ladder": ladders, "ladder_notes": notes}
 
 
 def run(settings: Settings) -> Document:
     """Measure. Ctrl-C after the first round ends it early: the document says so and keeps what was finished."""
     spec, dtype = settings.spec, settings.torch_dtype
     machine = environment.collect()
+    on_cuda = settings.device.type == "cuda"
+    monitor = gpu_state.Monitor(settings.device) if on_cuda else None
+    if monitor:
+        machine["gpu_before"] = monitor.state()
     layers = cli.usage(lambda: make_layers(settings))
     backends = registry()
-    workload = Workload.of(layers)
+    repeats = steps_a_sample(settings.repeats, len(layers), settings.device)
+    workload = Workload.of(layers, repeats)
     arms = [
         arm for name in settings.backends for arm in arms_of(backends[name], workload, settings.modes, settings.fusions)
     ]
-    ceiling = Ceiling()
+    ceiling = Ceiling(settings.device)
     runnable = [arm for arm in arms if arm.status == "ok"]
     with progress("checking", len(runnable)) as advance:
         measure.gate(runnable, lambda arm: advance())
     total = settings.steps * (len([arm for arm in arms if arm.status == "ok"]) + 2)
     with progress("measuring", total) as advance:
-        finished = measure.alternate([*ceiling.arms, *arms], settings.warmup, settings.steps, advance)
+        finished, throttling = gpu_state.alternate_watched(
+            [*ceiling.arms, *arms], settings.warmup, settings.steps, advance, monitor
+        )
     if not ceiling.read.samples_us:
         raise KeyboardInterrupt
     spec_gbs, source = settings.spec_bandwidth
@@ -186,19 +154,35 @@ def run(settings: Settings) -> Document:
     nulls: list[Document] = []
     spins: list[Document] = []
     ops: list[Document] = []
+    traces: dict[str, Traced] = {}
+    untraced: dict[str, str] = {}
     if finished:
         try:
             measure.measure_host(arms, settings.warmup, settings.steps)
-            nulls, spins = controls.null_op(settings.steps), controls.spin()
-            if "native" in settings.backends:
+            nulls, spins = controls.null_op(settings.steps, settings.device), controls.spin(device=settings.device)
+            if on_cuda:
+                traces, untraced = device_trace.trace_arms(arms, repeats)
+                ops = results.traced_ops(arms, traces, lambda fusion: layer_ops(settings, fusion), bandwidths)
+            elif "native" in settings.backends:
                 ops = time_ops(layers, settings, bandwidths)
         except KeyboardInterrupt:
             finished = False
-    sdpa = next(
-        (np.array(a.samples_us) for a in arms if (a.backend, a.mode, a.status) == ("sdpa", "eager", "ok")), None
-    )
+    if monitor:
+        machine["gpu_after"] = monitor.state()
+    entries = [results.arm_document(arm, streamed_bytes(settings, arm.fusion), bandwidths, arms) for arm in arms]
+    on_device: Document = {}
+    if on_cuda:
+        for arm, entry in zip(arms, entries, strict=True):
+            why = untraced.get(arm.label, "not traced: " + (arm.reason or "the run was interrupted"))
+            traced = traces.get(arm.label)
+            entry |= results.device_keys(entry, traced, None if traced else why, bandwidths)
+            entry["steps_per_graph"] = arm.steps_per_graph
+        on_device = {"repeats": repeats, **throttling}
+    elif repeats > 1:
+        on_device = {"repeats": repeats}
+    chain = ladder.CUDA_CHAIN if on_cuda else ladder.CPU_CHAIN
     layer_bytes = spec.layer_weight_elements * dtype.itemsize
-    cache_mb = environment.last_level_cache_bytes() / 1e6
+    cache_mb = environment.last_level_cache_bytes(settings.device) / 1e6
     rotation = "1 copy" if len(layers) == 1 else f"{len(layers)} copies in rotation"
     return {
         "schema": SCHEMA,
@@ -215,12 +199,11 @@ def run(settings: Settings) -> Document:
         "l2_words": f"{settings.l2}: {layer_bytes / 1e6:.0f} MB of weights, {rotation}, "
                     f"against a last-level cache of {cache_mb:.0f} MB",
         "weight_copies": len(layers),
-        "warmup": settings.warmup, "steps": settings.steps,
+        "warmup": settings.warmup, "steps": settings.steps, **on_device,
         "ceiling": bandwidths,
         "bytes": {
             "ops": {
-                fusion: [vars(op) for op in floors.layer_ops(spec, fusion, settings.batch, settings.ctx, dtype)]
-                for fusion in settings.fusions
+                fusion: [vars(op) for op in layer_ops(settings, fusion)] for fusion in settings.fusions
             },
             "layer_streamed": {fusion: streamed_bytes(settings, fusion) for fusion in settings.fusions},
             "paper": {
@@ -232,8 +215,10 @@ def run(settings: Settings) -> Document:
         "null": nulls,
         "spin": spins,
         "ops": ops,
-        "arms": [arm_document(arm, settings, bandwidths, sdpa) for arm in arms],
-        **make_ladders(arms, ceiling, settings, spec_gbs),
+        "arms": entries,
+        **results.make_ladders(
+            arms, ceiling.read_gbs(), lambda fusion: streamed_bytes(settings, fusion), spec_gbs, chain, traces
+        ),
     }  # fmt: skip
 
 
@@ -264,6 +249,7 @@ def command(
     l2: cli.L2Flag = "cold",
     warmup: cli.WarmupFlag = 5,
     steps: cli.StepsFlag = 30,
+    repeats: cli.RepeatsFlag = 0,
     threads: cli.ThreadsFlag = 0,
     spec_gbs: cli.SpecFlag = 0.0,
     seed: cli.SeedFlag = 0,
@@ -295,6 +281,7 @@ def command(
         l2=cli.choice("--l2", l2, ("cold", "warm")),
         warmup=cli.number("--warmup", warmup, 0, 10_000),
         steps=cli.number("--steps", steps, 2, 100_000),
+        repeats=cli.number("--repeats", repeats, 0, 4096),
         seed=cli.number("--seed", seed, 0, 2**31 - 1),
         weights=weights,
         layer=layer,

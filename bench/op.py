@@ -7,7 +7,7 @@ python -m bench.op --op=gemv --model=tiny --aa=20
 """
 
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Annotated
 
@@ -17,75 +17,53 @@ import typer
 from rich.console import Console
 
 import pykernels as pk
-from bench.core import cli, controls, environment, floors, measure, statistics, tables
+from bench.core import cli, controls, device_trace, environment, floors, gpu_state, measure, results, statistics, tables
 from bench.core.ceiling import Ceiling
 from bench.core.document import SCHEMA, Document
-from bench.core.measure import Arm, Rotation
+from bench.core.measure import Rotation
+from bench.core.op_arms import make_arms, native_arm, reference_of
 from bench.core.op_cases import OPS, Case, Instance, cases
 from bench.core.progress import progress
-from bench.layer import bandwidth, weight_copies
+from bench.core.samplers import Samplers, steps_for
+from bench.layer import weight_copies
 from pykernels.layer import available_bytes
 from pykernels.models import ModelSpec
 
 _CONTROLS = ("null", "spin")
-_NATIVE_MODES = ("eager", "pybind", "dispatch", "native")
-_TORCH_MODES = ("eager", "dispatch")
+_CPU_MODES = ("eager", "pybind", "dispatch", "native")
+_CUDA_MODES = (*_CPU_MODES, "graph", "graph-pdl")
+_DEFAULT_MODES = {"cpu": "native,eager", "cuda": "native,graph,eager"}
+# What a kernel takes beside its bytes, for an estimate.
+_CUDA_LEAST_US = 2.0
 
 
-def _native_arm(case: Case, instances: list[Instance], mode: str, rotation: Rotation) -> Arm:
-    first = instances[0]
-    if mode == "eager":
-        step, sampler = first.native, measure.python_sampler([i.native for i in instances], rotation)
-    elif mode == "dispatch":
-        tapes = [_tape(instance.native) for instance in instances]
-        step, sampler = tapes[0].run, lambda n: pk.dispatch.timed_loop(rotation.take(tapes, n), 0, n)
-    else:
-        programs = [_program(instance) for instance in instances]
-        if mode == "pybind":
-            launches = [program.launchers()[0] for program in programs]
-            step, sampler = launches[0], measure.python_sampler(launches, rotation)
-        else:
-            step, sampler = programs[0].run, lambda n: pk.runtime.timed_loop(rotation.take(programs, n), 0, n)
+@dataclass
+class Settings:
+    """The checked flags of one run that a case depends on."""
 
-    def check() -> pk.reference.Comparison:
-        first.out.fill_(float("nan"))
-        step()
-        return case.check(first.out)
-
-    return Arm("native", mode, None, sampler, check, launches=1)
+    device: torch.device
+    modes: list[str]
+    l2: str
+    warmup: int
+    steps: int
+    repeats: int
+    spec_gbs: float | None
 
 
-def _tape(call: object) -> pk.dispatch.Tape:
-    return pk.dispatch.Tape.record(lambda: call())
+def steps_a_sample(case: Case, copies: int, settings: Settings) -> int:
+    """--repeats, or where that is 0 one step on a CPU, and on a GPU as many as last half a millisecond."""
+    if settings.repeats:
+        return settings.repeats
+    if settings.device.type != "cuda":
+        return 1
+    estimate_us = floors.microseconds(case.bytes, settings.spec_gbs or 1000.0) + _CUDA_LEAST_US
+    return steps_for(estimate_us, copies)
 
 
-def _program(instance: Instance) -> pk.runtime.Program:
-    with pk.runtime.record() as program:
-        instance.native()
-    return program
-
-
-def _torch_arm(case: Case, instances: list[Instance], mode: str, rotation: Rotation) -> Arm:
-    if instances[0].torch is None:
-        return measure.unsupported("torch", mode, "torch has no such op")
-    calls = [instance.torch for instance in instances]
-    if mode == "eager":
-        sampler = measure.python_sampler(calls, rotation)
-        return Arm("torch", mode, None, sampler, lambda: case.check(calls[0]()), launches=1)
-    tapes = [_tape(call) for call in calls]
-
-    def check() -> pk.reference.Comparison:
-        tapes[0].run()
-        return case.check(tapes[0].outputs()[0])
-
-    sampler = lambda n: pk.dispatch.timed_loop(rotation.take(tapes, n), 0, n)  # noqa: E731
-    return Arm("torch", mode, None, sampler, check, launches=len(tapes[0].calls))
-
-
-def make_arms(case: Case, modes: list[str], l2: str) -> list[Arm]:
-    """The arms of a case, on copies of its data enough that a cold step finds none of it in the cache."""
-    copies = weight_copies(case.cold_bytes, l2)
-    needed, available = copies * case.cold_bytes, available_bytes(torch.device("cpu"))
+def prepare(case: Case, settings: Settings) -> tuple[list[Instance], Samplers]:
+    """Copies of a case's data, enough that a cold step finds none of it in the cache, and how they are sampled."""
+    copies = weight_copies(case.cold_bytes, settings.l2, settings.device)
+    needed, available = copies * case.cold_bytes, available_bytes(settings.device)
     if needed > available:
         raise cli.UsageError(
             f"--op={case.op}: {case.label or case.shape} needs {needed / 2**30:.1f} GiB, "
@@ -93,26 +71,27 @@ def make_arms(case: Case, modes: list[str], l2: str) -> list[Arm]:
         )
     with torch.inference_mode():
         instances = [case.make() for _ in range(copies)]
-        rotation = Rotation(copies)
-        arms = [_native_arm(case, instances, mode, rotation) for mode in modes if mode in _NATIVE_MODES]
-        arms += [_torch_arm(case, instances, mode, rotation) for mode in modes if mode in _TORCH_MODES]
-    return arms
+    return instances, Samplers(Rotation(copies), steps_a_sample(case, copies, settings), settings.device)
 
 
-def measure_case(
-    case: Case, modes: list[str], l2: str, warmup: int, steps: int, ceiling: Ceiling, spec_gbs: float | None
-) -> list[Document]:
+def measure_case(case: Case, settings: Settings, ceiling: Ceiling, monitor: gpu_state.Monitor | None) -> list[Document]:
     """Gate and measure one case. Returns its entries of the key `ops`."""
-    arms = make_arms(case, modes, l2)
+    on_cuda = settings.device.type == "cuda"
+    instances, samplers = prepare(case, settings)
+    arms = make_arms(case, instances, samplers, settings.modes)
     measure.gate(arms)
     for arm in ceiling.arms:
         arm.samples_us = []
-    finished = measure.alternate([*ceiling.arms, *arms], warmup, steps)
+    finished, throttling = gpu_state.alternate_watched(
+        [*ceiling.arms, *arms], settings.warmup, settings.steps, lambda: None, monitor
+    )
     if not finished:
         raise KeyboardInterrupt
+    if on_cuda:
+        measure.measure_host(arms, settings.warmup, max(settings.steps, 100))
+    spec_gbs = settings.spec_gbs
     read_gbs, copy_gbs = float(np.median(ceiling.read_gbs())), float(np.median(ceiling.copy_gbs()))
     bandwidths = {"spec_gbs": spec_gbs, "read_gbs": read_gbs, "copy_gbs": copy_gbs}
-    reference = next((a for a in arms if (a.backend, a.mode, a.status) == ("torch", "eager", "ok")), None)
     entries = []
     for arm in arms:
         entry = {
@@ -123,33 +102,54 @@ def measure_case(
             "samples_us": arm.samples_us, "ceiling": bandwidths,
         }  # fmt: skip
         if arm.status == "ok":
-            samples = np.array(arm.samples_us)
+            samples = arm.kept_us
             entry["time_us"] = statistics.summary(samples)
-            entry |= bandwidth(case.bytes, entry["time_us"]["p50"], bandwidths)
-            if reference is not None:
-                other = np.array(reference.samples_us)
-                low, high = statistics.ratio_interval(other, samples)
-                entry["ratio_to_torch"] = {
-                    "p50": float(np.median(other) / np.median(samples)),
-                    "low": low,
-                    "high": high,
-                }
+            entry |= results.bandwidth(case.bytes, entry["time_us"]["p50"], bandwidths)
+            if (reference := reference_of(arm, arms, on_cuda)) is not None:
+                entry["ratio_to_torch"] = results.ratio(reference.kept_us, samples)
+        if on_cuda:
+            host = statistics.summary(np.array(arm.host_samples_us)) if arm.host_samples_us else None
+            entry |= {
+                "kernels": arm.kernels, "launches": arm.launches, "host_us": host, "repeats": samplers.repeats,
+                "steps_per_graph": arm.steps_per_graph, "copies": len(instances), **throttling,
+            }  # fmt: skip
+            entry |= results.device_keys(entry, None, arm.reason, bandwidths)
         entries.append(entry)
     return entries
 
 
-def aa_check(case: Case, mode: str, l2: str, warmup: int, steps: int, repeats: int) -> tuple[int, list[float]]:
+def trace_case(case: Case, settings: Settings, entries: list[Document]) -> None:
+    """Put the device's clock into a case's entries. After all cases were measured: once CUPTI has traced, it stays in
+    the process. The arms are made anew, so that two cases never share the memory."""
+    if why := device_trace.reason():
+        for entry in entries:
+            entry["device_reason"] = entry["reason"] or why
+        return
+    instances, samplers = prepare(case, settings)
+    arms = make_arms(case, instances, samplers, settings.modes)
+    measure.gate(arms)
+    for arm, entry in zip(arms, entries, strict=True):
+        arm.status, arm.samples_us = entry["status"], entry["samples_us"]
+    traces, untraced = device_trace.trace_arms(arms, samplers.repeats)
+    for arm, entry in zip(arms, entries, strict=True):
+        if traced := traces.get(arm.label):
+            entry |= {"kernels": arm.kernels, "launches": arm.launches}
+            entry |= results.device_keys(entry, traced, None, entry["ceiling"])
+        else:
+            entry["device_reason"] = untraced.get(arm.label, arm.reason)
+
+
+def aa_check(case: Case, settings: Settings, repeats: int) -> tuple[int, list[float]]:
     """The same arm under two names, alternated, `repeats` times over.
 
     Returns in how many repeats the 95% interval of the difference held zero, and the relative differences.
     """
     held, differences = 0, []
     for _ in range(repeats):
-        instances = [case.make() for _ in range(weight_copies(case.cold_bytes, l2))]
-        rotation = Rotation(len(instances))
-        arms = [replace(_native_arm(case, instances, mode, rotation), backend=name) for name in ("a", "b")]
+        instances, samplers = prepare(case, settings)
+        arms = [replace(native_arm(case, instances, settings.modes[0], samplers), backend=name) for name in ("a", "b")]
         measure.gate(arms)
-        if not measure.alternate(arms, warmup, steps):
+        if not measure.alternate(arms, settings.warmup, settings.steps):
             raise KeyboardInterrupt
         a, b = (np.array(arm.samples_us) for arm in arms)
         low, high = statistics.difference_interval(a, b)
@@ -164,7 +164,8 @@ def _document(
     interrupted: bool,
     ceiling: Ceiling,
     spec: tuple[float | None, str],
-    l2: str,
+    settings: Settings,
+    machine: Document,
     **extra: object,
 ) -> Document:
     spec_gbs, source = spec
@@ -172,8 +173,8 @@ def _document(
     return {
         "schema": SCHEMA, "kind": "op", "title": f"op {op}", "command": cli.command_line("bench.op"),
         "created": datetime.now(UTC).isoformat(timespec="seconds"), "interrupted": interrupted,
-        "environment": environment.collect(), "device": "cpu", "l2": l2,
-        "l2_words": f"{l2} weights", "ceiling": {"read_gbs": None, "copy_gbs": None, "spec_gbs": spec_gbs,
+        "environment": machine, "device": settings.device.type, "l2": settings.l2,
+        "l2_words": f"{settings.l2} weights", "ceiling": {"read_gbs": None, "copy_gbs": None, "spec_gbs": spec_gbs,
                                                  "spec_source": source, **measured},
         "ops": entries, "arms": [], "ladder": {}, "ladder_notes": {}, **extra,
     }  # fmt: skip
@@ -191,13 +192,17 @@ def command(
         str, typer.Option("--model", help="comma-separated; all")
     ] = "qwen2.5-7b,mistral-7b-v0.3,llama-3.1-8b",
     config: cli.ConfigFlag = "",
-    mode: cli.ModeFlag = "native,eager",
+    mode: Annotated[
+        str, typer.Option("--mode", help="comma-separated; all. Default: native,eager; on a GPU graph too")
+    ] = "",
     ctx: Annotated[str, typer.Option("--ctx", help="comma-separated; for the ops that have one")] = "2048,8192,16384",
     batch: cli.BatchFlag = 1,
     dtype: cli.DtypeFlag = "bf16",
+    device: cli.DeviceFlag = "auto",
     l2: cli.L2Flag = "cold",
     warmup: cli.WarmupFlag = 3,
     steps: cli.StepsFlag = 30,
+    repeats: cli.RepeatsFlag = 0,
     duration_us: Annotated[str, typer.Option("--duration-us", help="of --op=spin; comma-separated")] = "10,100,1000",
     aa: Annotated[int, typer.Option("--aa", help="A/A control: the same arm twice, this many times over")] = 0,
     threads: cli.ThreadsFlag = 0,
@@ -210,7 +215,10 @@ def command(
     """One op over shapes and modes, native against torch."""
     outputs = cli.Outputs(json, csv, md)
     cli.choice("--op", op, (*OPS, *_CONTROLS))
-    modes = cli.choices("--mode", mode, _NATIVE_MODES)
+    target = cli.device(device)
+    modes = cli.choices(
+        "--mode", mode or _DEFAULT_MODES[target.type], _CUDA_MODES if target.type == "cuda" else _CPU_MODES
+    )
     models = _specs(model, config)
     contexts = cli.numbers("--ctx", ctx, 1, min(spec.max_position for spec in models), int)
     cli.number("--batch", batch, 1, 8)
@@ -220,25 +228,31 @@ def command(
     cli.number("--steps", steps, 2, 100_000)
     cli.number("--aa", aa, 0, 1000)
     durations = cli.numbers("--duration-us", duration_us, 0.1, 1e6, float)
-    spec = cli.spec_bandwidth(spec_gbs, torch.device("cpu"))
+    cli.number("--repeats", repeats, 0, 4096)
+    spec = cli.spec_bandwidth(spec_gbs, target)
     cli.set_threads(threads)
 
-    ceiling = Ceiling()
+    settings = Settings(target, modes, l2, warmup, steps, repeats, spec[0])
+    machine = environment.collect()
+    monitor = gpu_state.Monitor(target) if target.type == "cuda" else None
+    if monitor:
+        machine["gpu_before"] = monitor.state()
+    ceiling = Ceiling(target)
     entries: list[Document] = []
     extra: Document = {"batch": batch, "dtype": dtype, "ctx": contexts, "steps": steps, "warmup": warmup}
     interrupted = False
     if op in _CONTROLS:
-        extra |= {"null": controls.null_op(steps), "spin": controls.spin(tuple(durations), max(steps, 10))}
+        extra |= {"null": controls.null_op(steps, target), "spin": controls.spin(durations, max(steps, 10), target)}
     else:
         # Two models with the same shapes are one case.
         swept = {
             (case.label, case.shape): case
             for model_spec in models
-            for case in cases(op, model_spec, contexts, batch, torch_dtype, seed)
+            for case in cases(op, model_spec, contexts, batch, torch_dtype, seed, target)
         }
         if aa:
             case = next(iter(swept.values()))
-            held, differences = aa_check(case, modes[0], l2, warmup, steps, aa)
+            held, differences = aa_check(case, settings, aa)
             print(
                 f"A/A, {op} {case.shape}, {modes[0]}: the 95% interval of the difference held zero in {held} of {aa} "
                 f"repeats; relative differences of the medians {min(differences):+.4f} to {max(differences):+.4f}"
@@ -246,12 +260,18 @@ def command(
             return 0
         with progress(f"measuring {op}", len(swept)) as advance:
             try:
+                measured = []
                 for case in swept.values():
-                    entries += measure_case(case, modes, l2, warmup, steps, ceiling, spec[0])
+                    measured.append((case, measure_case(case, settings, ceiling, monitor)))
+                    entries += measured[-1][1]
                     advance()
+                for case, of_case in measured if target.type == "cuda" else ():
+                    trace_case(case, settings, of_case)
             except KeyboardInterrupt:
                 interrupted = True
-    document = _document(op, entries, interrupted, ceiling, spec, l2, **extra)
+    if monitor:
+        machine["gpu_after"] = monitor.state()
+    document = _document(op, entries, interrupted, ceiling, spec, settings, machine, **extra)
     tables.print_document(document, Console())
     outputs.write(document)
     if interrupted:

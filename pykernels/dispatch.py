@@ -123,12 +123,33 @@ def timed_loop(tapes: Sequence[Tape], warmup: int, steps: int, repeats: int = 1)
 
     Returns float64 [steps], microseconds a run.
     """
+    _check(tapes, warmup, steps, repeats)
+    samples_us = torch.zeros(steps, dtype=torch.float64)
+    with torch.inference_mode():
+        _ops.tape_timed_loop([tape._id for tape in tapes], warmup, repeats, samples_us)
+    return samples_us.numpy()
+
+
+def _check(tapes: Sequence[Tape], warmup: int, steps: int, repeats: int) -> None:
     if not tapes:
         raise ValueError("tapes must hold at least one tape, got none")
     for name, value, low in (("warmup", warmup, 0), ("steps", steps, 1), ("repeats", repeats, 1)):
         if value < low:
             raise ValueError(f"{name} must be at least {low}, got {value}")
+
+
+def cuda_timed_loop(
+    tapes: Sequence[Tape], stream: torch.cuda.Stream, warmup: int, steps: int, repeats: int = 1, host: bool = False
+) -> np.ndarray:
+    """Time tapes of CUDA ops, which run on torch's current stream: it must be ``stream``.
+
+    As ``pykernels.runtime.cuda_timed_loop``; with ``host``, as ``cuda_host_loop`` (``repeats`` is 1 then).
+
+    Returns float64 [steps], microseconds a run.
+    """
+    _check(tapes, warmup, steps, repeats)
     samples_us = torch.zeros(steps, dtype=torch.float64)
+    ids = [tape._id for tape in tapes]
     with torch.inference_mode():
-        _ops.tape_timed_loop([tape._id for tape in tapes], warmup, repeats, samples_us)
+        _ops.tape_cuda_timed_loop(ids, stream.device_index, stream.cuda_stream, warmup, repeats, host, samples_us)
     return samples_us.numpy()

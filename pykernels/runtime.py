@@ -25,7 +25,12 @@ Program = _runtime.Program
 
 if _runtime.build_info()["cuda"]:
     CudaGraph = _runtime.CudaGraph
-    """``CudaGraph(program, programmatic=False)``: the program captured; ``replay(stream)``, ``kernels``."""
+    """``CudaGraph(programs, programmatic=False)``: the programs captured one after the other; ``replay(stream)``,
+    ``kernels``."""
+
+    StreamHold = _runtime.StreamHold
+    """``StreamHold(device_index, stream)``: ``hold()`` keeps the stream busy (ten seconds at most) until
+    ``release()``, which waits for all that was enqueued. Few hundred launches may be enqueued meanwhile."""
 
 build_info = _runtime.build_info
 num_threads = _runtime.num_threads
@@ -79,3 +84,34 @@ def launches_disabled() -> Iterator[None]:
         yield
     finally:
         _runtime.set_launches_enabled(True)
+
+
+def _cuda_loop(
+    steps: Sequence[Program] | Sequence["CudaGraph"], stream: int, warmup: int, samples: int, repeats: int, host: bool
+) -> np.ndarray:
+    if steps and isinstance(steps[0], CudaGraph):
+        return _runtime.cuda_timed_graphs(list(steps), stream, warmup, samples, repeats, host)
+    return _runtime.cuda_timed_programs(list(steps), stream, warmup, samples, repeats, False, host)
+
+
+def cuda_timed_loop(
+    steps: Sequence[Program] | Sequence["CudaGraph"], stream: int, warmup: int, samples: int, repeats: int = 1
+) -> np.ndarray:
+    """Time programs or graphs on a CUDA stream, enqueued back to back by C++ in rotation.
+
+    A sample is the device's time of ``repeats`` steps, read from the events at its ends, over ``repeats``;
+    ``warmup * repeats`` steps come first. ``stream`` is a ``cudaStream_t`` (``torch.cuda.Stream.cuda_stream``).
+
+    Returns float64 [samples], microseconds a step: a run of a program, a replay of a graph.
+    """
+    return _cuda_loop(steps, stream, warmup, samples, repeats, host=False)
+
+
+def cuda_host_loop(
+    steps: Sequence[Program] | Sequence["CudaGraph"], stream: int, warmup: int, samples: int
+) -> np.ndarray:
+    """What the host takes to enqueue a step while a blocking kernel holds the stream.
+
+    Returns float64 [samples], microseconds a step as in :func:`cuda_timed_loop`.
+    """
+    return _cuda_loop(steps, stream, warmup, samples, 1, host=True)

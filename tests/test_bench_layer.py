@@ -16,7 +16,7 @@ from command_line import ROOT, flat, run, run_here, start
 import pykernels as pk
 from bench.backends import registry
 
-SMALL = ["--model=tiny", "--ctx=64", "--steps=3", "--warmup=1"]
+SMALL = ["--model=tiny", "--device=cpu", "--ctx=64", "--steps=3", "--warmup=1"]
 KEYS = {
     "schema", "kind", "command", "created", "environment", "model", "ctx", "batch", "dtype", "device", "ceiling",
     "bytes", "ops", "arms", "ladder",
@@ -44,7 +44,7 @@ def test_the_document(finished):
     assert (document["schema"], document["kind"], document["interrupted"]) == ("launchtax/1", "layer", False)
     assert (document["ctx"], document["batch"], document["dtype"], document["device"]) == (64, 1, "bf16", "cpu")
     assert document["ceiling"].keys() >= {"spec_gbs", "read_gbs", "copy_gbs"}
-    assert document["command"].startswith("python -m bench.layer --model=tiny")
+    assert document["command"].startswith("python -m bench.layer --model=tiny --device=cpu")
     assert len(document["ops"]) == 14 + 5
     assert [row["mode"] for row in document["null"]] == ["eager", "pybind", "dispatch", "native"]
 
@@ -138,7 +138,7 @@ def test_a_wrong_arm_has_no_time_and_fails_the_run(capsys, monkeypatch, tmp_path
 
 def interrupt(folder, *, after_seconds: float):
     """A run far too long, interrupted once its process measures."""
-    process = start("bench.layer", *SMALL[:2], "--steps=100000", "--backend=native,sdpa", f"--json={folder}/cut.json")
+    process = start("bench.layer", *SMALL[:3], "--steps=100000", "--backend=native,sdpa", f"--json={folder}/cut.json")
     time.sleep(after_seconds)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)

@@ -8,7 +8,7 @@ from command_line import run_here
 from bench.backends import registry
 from bench.core.op_cases import OPS
 
-SMALL = ["--model=tiny", "--steps=3", "--warmup=1", "--ctx=64,100"]
+SMALL = ["--model=tiny", "--device=cpu", "--steps=3", "--warmup=1", "--ctx=64,100"]
 
 
 def load(path):
@@ -50,7 +50,9 @@ def test_the_specified_bandwidth_can_be_given(capsys, tmp_path):
 @pytest.mark.parametrize("op", ["null", "spin"])
 def test_the_controls(capsys, tmp_path, op):
     output = tmp_path / "op.json"
-    result = run_here(capsys, "bench.op", f"--op={op}", "--steps=3", "--duration-us=50,200", f"--json={output}")
+    result = run_here(
+        capsys, "bench.op", f"--op={op}", "--device=cpu", "--steps=3", "--duration-us=50,200", f"--json={output}"
+    )
     assert result.status == 0
     assert "null op, us: eager" in result.out and "bandwidth" not in result.out
     document = load(output)

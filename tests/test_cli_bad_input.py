@@ -9,6 +9,7 @@ from command_line import assert_refused, run, run_here
 from safetensors.torch import save_file
 
 import pykernels as pk
+from bench.core import cli
 
 CONFIG = dict(
     model_type="qwen2", hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
@@ -27,7 +28,7 @@ SMALL = ["--model=tiny", "--ctx=32", "--steps=2", "--warmup=0"]
         ("bench.layer", "--fusion=all-of-it", "none, block"),
         ("bench.layer", "--dtype=int8", "bf16, fp16, fp32"),
         ("bench.layer", "--device=tpu", "auto, cpu, cuda"),
-        ("bench.layer", "--device=cuda", "cpu or auto"),
+        ("bench.layer", "--repeats=-1", "0..4096"),
         ("bench.layer", "--l2=tepid", "cold, warm"),
         ("bench.layer", "--ctx=0", "1..32768"),
         ("bench.layer", "--ctx=-5", "1..32768"),
@@ -45,7 +46,9 @@ SMALL = ["--model=tiny", "--ctx=32", "--steps=2", "--warmup=0"]
         ("bench.layer", "--plot=ladder.txt", ".png, .svg or .pdf"),
         ("bench.layer", "--frobnicate", ""),
         ("bench.op", "--op=matmul", "rmsnorm, gemv"),
-        ("bench.op", "--mode=graph", "eager, pybind, dispatch, native"),
+        ("bench.op", "--mode=fast", "eager, pybind, dispatch, native"),
+        ("bench.op", "--device=tpu", "auto, cpu, cuda"),
+        ("bench.op", "--repeats=4097", "0..4096"),
         ("bench.op", "--model=gpt-2", "qwen2.5-7b"),
         ("bench.op", "--ctx=64,0", "1..32768"),
         ("bench.op", "--ctx=64,x", "an integer"),
@@ -63,6 +66,21 @@ def test_a_flag(capsys, tmp_path, driver, flag, allowed):
     name, _, value = flag.partition("=")
     assert_refused(result, name, value.split(",")[-1], allowed)
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(("built", "seen"), [(True, True), (True, False), (False, True), (False, False)])
+def test_the_device(monkeypatch, capsys, built, seen):
+    monkeypatch.setattr("pykernels.runtime.build_info", lambda: {"cuda": built})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: seen)
+    assert cli.device("cpu") == torch.device("cpu")
+    if built and seen:
+        assert cli.device("auto") == cli.device("cuda") == torch.device("cuda", 0)
+        return
+    assert cli.device("auto") == torch.device("cpu")
+    missing = "a CUDA device, and torch sees none" if built else "a build with CUDA kernels"
+    for driver in ("bench.layer", "bench.op"):
+        assert_refused(run_here(capsys, driver, "--device=cuda"), "--device=cuda: must be cpu or auto", missing)
+    assert_refused(run_here(capsys, "bench.op", "--mode=graph"), "--mode=graph", "eager, pybind, dispatch, native")
 
 
 @pytest.mark.parametrize("flag", ["--json", "--csv", "--md", "--plot"])

@@ -114,7 +114,7 @@ def test_every_mode_gives_the_same_bits_and_positions_advance(fusion):
     spec = pk.models.get("llama-3.1-8b")
     layer = pk.DecodeLayer(spec, pk.LayerWeights.random(spec, device="cuda"), 300, device="cuda")
     program = layer.program(fusion)
-    graphs = [pk.runtime.CudaGraph(program, programmatic) for programmatic in (False, True)]
+    graphs = [pk.runtime.CudaGraph([program], programmatic) for programmatic in (False, True)]
     assert [graph.kernels for graph in graphs] == [len(program)] * 2
     stream = torch.cuda.current_stream().cuda_stream
     for position in (299, 0, 77, 78):

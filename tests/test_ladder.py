@@ -160,3 +160,77 @@ def test_differences_are_paired_by_round():
     assert (parts[0].low, parts[0].high) == pytest.approx((100.0, 100.0))
     parts, _ = ladder.ladder({"eager": eager, "dispatch": dispatch}, samples(READ_GBS), BYTES, None)
     assert (parts[0].low, parts[0].high) == statistics.difference_interval(eager, dispatch)
+
+
+CUDA_US = {"eager": 210.0, "dispatch": 190.5, "native": 130.25, "graph": 100.75, "device": 92.5}
+PARTS = ["python", "dispatch", "launch", "gap", "kernel", "ceiling", "floor"]
+CUDA_BYTES = 400_000_000
+
+
+def on_gpu(clocks=tuple(CUDA_US), host_us=None, spec_gbs=4800.0, device_samples=31):
+    """The ladder of those clocks on a GPU of 4,400 GB/s."""
+    taken = {
+        clock: samples(CUDA_US[clock], seed, device_samples if clock == "device" else 31)
+        for seed, clock in enumerate(clocks)
+    }
+    read = samples(4400.0, 9)
+    return ladder.ladder(taken, read, CUDA_BYTES, spec_gbs, ladder.CUDA_CHAIN, host_us)
+
+
+def test_the_parts_on_a_gpu():
+    parts, note = on_gpu()
+    assert [part.part for part in parts] == PARTS and note == ""
+    us = by_name(parts)
+    assert (us["python"], us["dispatch"], us["launch"], us["gap"]) == (19.5, 60.25, 29.5, 8.25)
+    assert us["kernel"] == pytest.approx(92.5 - 400_000 / 4400, abs=1e-5)
+    assert sum(us.values()) == 210.0
+    assert not any(part.hidden for part in parts)
+
+
+@pytest.mark.parametrize(
+    ("clocks", "names", "words"),
+    [
+        (("eager", "dispatch", "graph", "device"), ["python", "launch", "gap", "kernel"],
+         "launch includes the dispatcher's share: torch's ops have no loop below the dispatcher"),
+        (("eager", "graph"), ["launch", "kernel"],
+         "launch includes Python's and the dispatcher's shares: torch's ops have no loop below the dispatcher; "
+         "kernel includes the gaps' share: no kernel was traced"),
+        (("eager", "dispatch", "native", "device"), ["python", "dispatch", "gap", "kernel"],
+         "gap includes the launches' share: there is no graph arm"),
+        (("eager", "native", "graph", "device"), ["python", "launch", "gap", "kernel"],
+         "python includes the dispatcher's share: there is no dispatch arm"),
+        (("eager",), ["kernel"], "kernel includes Python's, the dispatcher's, the launches' and the gaps' shares"),
+    ],
+    ids=lambda value: "+".join(value) if isinstance(value, tuple) else "",
+)  # fmt: skip
+def test_clocks_that_a_gpu_s_ladder_lacks(clocks, names, words):
+    parts, note = on_gpu(clocks)
+    assert [part.part for part in parts] == [*names, "ceiling", "floor"]
+    assert sum(part.us for part in parts) == 210.0
+    assert note.startswith(words)
+
+
+@pytest.mark.parametrize(
+    ("host_us", "clocks", "hidden"),
+    [
+        ({"eager": 200.0, "dispatch": 90.0, "native": 31.0, "graph": 3.0}, tuple(CUDA_US), {"dispatch", "launch"}),
+        ({"eager": 90.0}, tuple(CUDA_US), {"python"}),
+        ({"graph": 3.0, "device": 1.0}, tuple(CUDA_US), set()),
+        ({"eager": 95.0, "dispatch": 92.0}, ("eager", "dispatch", "device"), set()),
+        ({"eager": 1.0}, ("eager", "dispatch"), set()),
+    ],
+    ids=str,
+)
+def test_what_the_device_hides(host_us, clocks, hidden):
+    parts, _ = on_gpu(clocks, host_us)
+    assert {part.part for part in parts if part.hidden} == hidden
+
+
+def test_the_device_s_samples_are_resampled_on_their_own():
+    parts, _ = on_gpu(device_samples=7)
+    gap = next(part for part in parts if part.part == "gap")
+    graph, device = samples(CUDA_US["graph"], 3), samples(CUDA_US["device"], 4, 7)
+    assert (gap.low, gap.high) == statistics.difference_interval(graph, device, paired=False)
+    assert gap.low < gap.us < gap.high
+    # Every sample of both counts: cut to the shorter, the interval is another.
+    assert (gap.low, gap.high) != statistics.difference_interval(graph[:7], device, paired=False)

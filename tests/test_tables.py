@@ -243,3 +243,98 @@ def test_markdown_escapes_the_column_separator(tmp_path):
     rows = [line for line in text.splitlines() if line.startswith("| native/none")]
     heading, rule = text.splitlines()[(top := text.splitlines().index("### Ops, each timed alone") + 2) : top + 2]
     assert {line.replace("\\|", "").count("|") for line in (heading, rule, *rows)} == {12}
+
+
+GPU_ARM = ARM | {"device_us": {**CLOCK, "p50": 11.0}, "device_reason": None, "host_us_per_kernel": 2.5,
+                 "speedup_over_sdpa_graph": {"p50": 1.25, "low": 1.0, "high": 1.5}}  # fmt: skip
+STATE = {"sm_mhz": 1980, "temperature_c": 41, "clock_event_reasons": ["GpuIdle"]}
+
+
+def gpu_document(**changes):
+    environment = make_document()["environment"] | {
+        "gpu": {"name": "NVIDIA H200", "driver": "570.1"}, "gpu_before": STATE,
+        "gpu_after": STATE | {"sm_mhz": 1965, "clock_event_reasons": ["SwPowerCap"]},
+    }  # fmt: skip
+    return make_document(
+        device="cuda", environment=environment, repeats=8, steps=30, throttled_rounds=[], throttled_left_out=False,
+        arms=[GPU_ARM],
+    ) | changes  # fmt: skip
+
+
+def test_what_the_heading_says_of_a_gpu():
+    untraced = GPU_ARM | {"device_us": None, "device_reason": "CUPTI is not here"}
+    spins = [
+        {"asked_us": 10.0, "us": {**CLOCK, "p50": 12.25}, "device_us": {**CLOCK, "p50": 11.5}, "null_us": 1.25,
+         "net_us": 10.25},
+        {"asked_us": 100.0, "us": {**CLOCK, "p50": 103.5}, "device_us": None, "null_us": 3.25, "net_us": 100.25},
+    ]  # fmt: skip
+    lines = tables.heading(
+        gpu_document(
+            throttled_rounds=[3, 7], throttled_left_out=True, arms=[GPU_ARM, untraced, untraced], spin=spins,
+            null=[{"mode": "graph", "us": CLOCK, "host_us": {**CLOCK, "p50": 0.25}}],
+        )
+    )  # fmt: skip
+    assert lines[1:6] == [
+        "cuda: NVIDIA H200, driver 570.1; torch 2.11; 2026-01-02T03:04:05+00:00",
+        "a sample is the mean of 8 steps between two events; a graph holds 8 steps",
+        "GPU before and after: SM 1980 and 1965 MHz, 41 and 41 C, clock event reasons GpuIdle, SwPowerCap",
+        "throttled: 2 of 30 rounds, left out of the medians",
+        "no device clock: CUPTI is not here",
+    ]
+    assert lines[-3:] == [
+        "null op, us: graph 12.50",
+        "null op, host us a launch: graph 0.250",
+        "spin op, us: 10 asked, 11.50 traced, 10.25 less the null kernel's 1.25, "
+        "100 asked, 103.50 by events, 100.25 less the null kernel's 3.25",
+    ]
+
+
+def test_an_arm_on_a_gpu():
+    grid = tables.arm_grid(gpu_document())
+    assert [cell(grid, name) for name in ("sdpa graph / this", "host us a kernel", "device us")] == [
+        "1.25 [1.00, 1.50]", "2.50", "11.00",
+    ]  # fmt: skip
+
+
+def test_an_op_that_the_device_timed():
+    layer = OP | {"mode": "graph", "time_us": None, "device_us": {**CLOCK, "p50": 11.0}, "share_of_read": 0.9}
+    alone = layer | {"time_us": CLOCK, "share_of_read": 0.8, "device_share_of_read": 0.95}
+    failed = OP | {"status": "oom", "time_us": None, "gbs": None, "share_of_spec": None, "device_us": None}
+    grid = tables.op_grid(gpu_document(ops=[layer, alone, failed]))
+    found = [
+        [cell(grid, name, row) for name in ("time us", "device us", "of read", "device of read")] for row in range(3)
+    ]
+    assert found == [
+        ["-", "11.00", "90.0%", "90.0%"], ["12.50", "11.00", "80.0%", "95.0%"], ["oom", "-", "-", "-"],
+    ]  # fmt: skip
+
+
+def test_the_host_s_clocks_stand_under_a_gpu_s_ladder():
+    other = GPU_ARM | {"mode": "graph", "host_us": {**CLOCK, "p50": 0.375}, "host_us_per_kernel": 0.075}
+    arms = [
+        GPU_ARM,
+        other,
+        GPU_ARM | {"backend": "sdpa", "fusion": None},
+        GPU_ARM | {"mode": "native", "host_us": None},
+    ]
+    assert tables.host_clocks(gpu_document(arms=arms), "native/block") == (
+        "host clock per step: eager 12.50 us, graph 0.375 us; per kernel: eager 2.50, graph 0.075"
+    )
+    assert tables.host_clocks(make_document(), "native/block") == ""
+
+
+@pytest.mark.parametrize("width", [80, 100, 140, 200])
+def test_a_gpu_s_tables_fit_the_terminal(width):
+    ops = [
+        OP
+        | {
+            "device_us": CLOCK,
+            "fusion": None,
+            "mode": "graph",
+            "ratio_to_torch": {"p50": 1.5, "low": 1.25, "high": 2.0},
+        }
+    ]
+    text = tables.as_text(gpu_document(ops=ops), width)
+    assert max(len(line) for line in text.splitlines()) <= width
+    for words in ("12.50", "native:graph", "1.25 [1.00, 1.50]", "11.00", "host clock per step"):
+        assert words in text

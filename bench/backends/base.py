@@ -9,8 +9,11 @@ from torch import Tensor
 
 import pykernels as pk
 from bench.core.measure import Arm, Rotation, unsupported
+from bench.core.samplers import Samplers
 
 MODES = ("eager", "pybind", "dispatch", "native", "graph", "graph-pdl")
+
+NO_CAPTURE = "needs a CUDA device: there is nothing to capture on a CPU"
 
 # A layer rounds about ten times between its input and its output; the errors add like a random walk, and the
 # residual stream carries most of the output unrounded.
@@ -25,19 +28,22 @@ class Workload:
     """
 
     layers: list[pk.DecodeLayer]
-    rotation: Rotation
+    samplers: Samplers
     expected: Tensor
     expected_k: Tensor
     expected_v: Tensor
 
     @classmethod
-    def of(cls, layers: list[pk.DecodeLayer]) -> "Workload":
-        """Ask the oracle for the output and the appended rows (all copies hold the same numbers)."""
+    def of(cls, layers: list[pk.DecodeLayer], repeats: int = 1) -> "Workload":
+        """Ask the oracle for the output and the appended rows (all copies hold the same numbers).
+
+        repeats: the steps of a sample, and of a graph.
+        """
         first = layers[0]
         out, k_row, v_row = pk.reference.layer(
             first.spec, first.weights, first.x, first.k_cache, first.v_cache, first.cos_sin, first.position
         )
-        return cls(layers, Rotation(len(layers)), out, k_row, v_row)
+        return cls(layers, Samplers(Rotation(len(layers)), repeats, first.device), out, k_row, v_row)
 
     def checker(
         self, step: Callable[[], object], output: Callable[[], Tensor]
@@ -80,6 +86,11 @@ class Backend(ABC):
         """None where it has that mode on this device, else the reason why not."""
 
     @classmethod
+    def workload_reason(cls, workload: Workload) -> str | None:
+        """None where it can run that layer on its device, else the reason why not."""
+        return None
+
+    @classmethod
     def modes(cls, device: torch.device) -> list[str]:
         """The modes it has on this device."""
         if cls.availability(device):
@@ -99,7 +110,7 @@ class Backend(ABC):
 def arms_of(backend: type[Backend], workload: Workload, modes: Sequence[str], fusions: Sequence[str]) -> list[Arm]:
     """All arms of a backend, unsupported ones with their reason. What fails while it is made is an `error` arm."""
     device = workload.layers[0].device
-    reason = backend.availability(device)
+    reason = backend.availability(device) or backend.workload_reason(workload)
     if reason:
         return [unsupported(backend.name, mode, reason) for mode in modes]
     arms = []

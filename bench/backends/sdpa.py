@@ -9,14 +9,14 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import pykernels as pk
-from bench.backends.base import Backend, Workload
+from bench.backends.base import NO_CAPTURE, Backend, Workload
 from bench.backends.torch_layer import TorchLayer
-from bench.core.measure import Arm, python_sampler
+from bench.core.measure import Arm, Sampler
+from bench.core.samplers import capture, replay_all
 
 _MODE_REASONS = {
     "pybind": "torch's ops have no launchers of their own to bind",
     "native": "torch's ops have no launchers below the dispatcher",
-    "graph": "needs a CUDA device: there is nothing to capture on a CPU",
     "graph-pdl": "torch captures no programmatic dependent launches",
 }
 
@@ -41,6 +41,8 @@ class Sdpa(Backend):
 
     @classmethod
     def mode_reason(cls, mode: str, device: torch.device) -> str | None:
+        if mode == "graph" and device.type != "cuda":
+            return NO_CAPTURE
         return _MODE_REASONS.get(mode)
 
     def _surroundings(self) -> AbstractContextManager:
@@ -55,21 +57,32 @@ class Sdpa(Backend):
         return f"scaled_dot_product_attention, torch's choice {SDPBackend(choice).name}"
 
     def arm(self, workload: Workload, mode: str, fusion: str | None) -> Arm:
-        rotation = workload.rotation
+        samplers = workload.samplers
         layers = [TorchLayer(layer, _attention) for layer in workload.layers]
         with self._surroundings():
             tapes = [layer.tape() for layer in layers]
             kernel = self._kernel(workload.layers[0])
-        if mode == "eager":
-            sampler = python_sampler([layer.forward for layer in layers], rotation)
-            check = workload.checker(layers[0].forward, lambda: layers[0].out)
-        else:
-            sampler = lambda n: pk.dispatch.timed_loop(rotation.take(tapes, n), 0, n)  # noqa: E731
-            check = workload.checker(tapes[0].run, lambda: tapes[0].outputs()[0])
+            steps = [layer.forward for layer in layers]
+            launches = len(tapes[0].calls)
+            output = lambda: layers[0].out  # noqa: E731
+            host_sampler: Sampler | None = None
+            if mode == "eager":
+                step, sampler = steps[0], samplers.python(steps)
+                host_sampler = samplers.host_python(steps, launches)
+            elif mode == "dispatch":
+                step, sampler = tapes[0].run, samplers.tapes(tapes)
+                host_sampler = samplers.host_tapes(tapes)
+                output = lambda: tapes[0].outputs()[0]  # noqa: E731
+            else:
+                graphs = capture(steps, samplers.repeats)
+                step, sampler = replay_all(graphs), samplers.torch_graphs(graphs)
+                host_sampler = samplers.host_torch_graphs(graphs, launches)
         return Arm(
-            self.name, mode, fusion, sampler, check, self._surroundings,
+            self.name, mode, fusion, sampler, workload.checker(step, output), self._surroundings,
+            host_sampler=host_sampler if samplers.on_cuda else None,
             kernels=[kernel if call.endswith("attention") else call for call in tapes[0].calls],
-            launches=len(tapes[0].calls),
+            launches=launches,
+            steps_per_graph=samplers.repeats if mode == "graph" else None,
         )  # fmt: skip
 
 

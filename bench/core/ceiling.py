@@ -7,12 +7,16 @@ from torch import Tensor
 import pykernels as pk
 from bench.core import floors
 from bench.core.environment import last_level_cache_bytes
-from bench.core.measure import Arm
+from bench.core.measure import Arm, Rotation
+from bench.core.samplers import Samplers
+
+# On a GPU a pass over 2 GiB lasts half a millisecond: what a kernel needs to begin and end is lost in it.
+_CUDA_BYTES = 2 << 30
 
 
-def aligned_bytes(n_bytes: int) -> Tensor:
+def aligned_bytes(n_bytes: int, device: torch.device) -> Tensor:
     """A uint8 tensor of that many bytes, written once so that its pages exist."""
-    return torch.full((n_bytes,), 1, dtype=torch.uint8)
+    return torch.full((n_bytes,), 1, dtype=torch.uint8, device=device)
 
 
 class Ceiling:
@@ -21,17 +25,19 @@ class Ceiling:
     The buffer is several times the last-level cache, so that nothing of a pass is left for the next.
     """
 
-    def __init__(self) -> None:
-        self.n_bytes = min(max(4 * last_level_cache_bytes(), 256 << 20), 2 << 30)
-        self._src = aligned_bytes(self.n_bytes)
-        self._out = aligned_bytes(self.n_bytes // 2)
-        sink = torch.zeros(8, dtype=torch.int64)
+    def __init__(self, device: torch.device) -> None:
+        least = _CUDA_BYTES if device.type == "cuda" else 256 << 20
+        self.n_bytes = min(max(4 * last_level_cache_bytes(device), least), 2 << 30)
+        self._src = aligned_bytes(self.n_bytes, device)
+        self._out = aligned_bytes(self.n_bytes // 2, device)
+        sink = torch.zeros(8, dtype=torch.int64, device=device)
         with pk.runtime.record() as read:
             pk.ops.ceiling_read(self._src, sink)
         with pk.runtime.record() as copy:
             pk.ops.ceiling_copy(self._src[: self.n_bytes // 2], self._out)
-        self.read = Arm("ceiling", "read", sampler=lambda n: pk.runtime.timed_loop([read], 0, n))
-        self.copy = Arm("ceiling", "copy", sampler=lambda n: pk.runtime.timed_loop([copy], 0, n))
+        samplers = Samplers(Rotation(1), 1, device)
+        self.read = Arm("ceiling", "read", sampler=samplers.programs([read]))
+        self.copy = Arm("ceiling", "copy", sampler=samplers.programs([copy]))
 
     @property
     def arms(self) -> list[Arm]:
@@ -39,12 +45,12 @@ class Ceiling:
         return [self.read, self.copy]
 
     def read_gbs(self) -> np.ndarray:
-        """The read ceiling of every round, GB/s."""
-        return floors.gigabytes_per_second(self.n_bytes, np.array(self.read.samples_us))
+        """The read ceiling of every round that counts, GB/s."""
+        return floors.gigabytes_per_second(self.n_bytes, self.read.kept_us)
 
     def copy_gbs(self) -> np.ndarray:
-        """The copy ceiling of every round, GB/s; bytes read and bytes written both count."""
-        return floors.gigabytes_per_second(self.n_bytes // 2 * 2, np.array(self.copy.samples_us))
+        """The copy ceiling of every round that counts, GB/s; bytes read and bytes written both count."""
+        return floors.gigabytes_per_second(self.n_bytes // 2 * 2, self.copy.kept_us)
 
     def document(self, spec_gbs: float | None, spec_source: str) -> dict[str, object]:
         """The key `ceiling` of a result document."""

@@ -37,8 +37,11 @@ BatchFlag = Annotated[int, typer.Option("--batch", help="sequences, 1 to 8")]
 DtypeFlag = Annotated[str, typer.Option("--dtype", help="bf16, fp16 or fp32")]
 DeviceFlag = Annotated[str, typer.Option("--device", help="auto, cpu or cuda")]
 L2Flag = Annotated[str, typer.Option("--l2", help="cold: rotate copies of the weights past the cache; warm: one")]
-WarmupFlag = Annotated[int, typer.Option("--warmup", help="untimed steps before an arm's first")]
-StepsFlag = Annotated[int, typer.Option("--steps", help="timed steps of every arm, one a round")]
+WarmupFlag = Annotated[int, typer.Option("--warmup", help="untimed samples before an arm's first")]
+StepsFlag = Annotated[int, typer.Option("--steps", help="samples of every arm, one a round")]
+RepeatsFlag = Annotated[
+    int, typer.Option("--repeats", help="steps a sample, and steps a graph holds; 0: 1 on a CPU, enough on a GPU")
+]
 ThreadsFlag = Annotated[int, typer.Option("--threads", help="threads of native and of torch; 0: as they come")]
 SpecFlag = Annotated[float, typer.Option("--spec-gbs", help="peak memory bandwidth, GB/s; 0: from the table")]
 SeedFlag = Annotated[int, typer.Option("--seed", help="of weights, input and cache")]
@@ -94,11 +97,14 @@ def numbers(flag: str, text: str, low: float, high: float, kind: type[Number]) -
 
 
 def device(text: str) -> torch.device:
-    """--device. The drivers of this version measure the CPU, whatever else the machine has."""
+    """--device; auto is the first GPU where this build has kernels for one and torch sees one, else the CPU."""
     choice("--device", text, ("auto", "cpu", "cuda"))
-    if text == "cuda":
-        raise flag_error("--device", text, "cpu or auto: this version's drivers do not measure a GPU yet")
-    return torch.device("cpu")
+    built_for_cuda = pk.runtime.build_info()["cuda"]
+    usable = built_for_cuda and torch.cuda.is_available()
+    if text == "cuda" and not usable:
+        missing = "a CUDA device, and torch sees none" if built_for_cuda else "a build with CUDA kernels"
+        raise flag_error("--device", text, f"cpu or auto here: cuda needs {missing}")
+    return torch.device("cuda", 0) if usable and text != "cpu" else torch.device("cpu")
 
 
 def model(name: str, config: str) -> ModelSpec:

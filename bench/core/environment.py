@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 import pykernels as pk
+from bench.core.gpu_state import reason_names
 
 _CPU_FLAGS = ("avx2", "f16c", "avx512f", "avx512_bf16", "amx_bf16", "hypervisor")
 _LIBRARIES = ("numpy", "scipy", "nvtx", "typer", "rich", "matplotlib", "safetensors", "transformers")
@@ -77,8 +78,10 @@ def cache_bytes() -> dict[int, int]:
     return sizes
 
 
-def last_level_cache_bytes() -> int:
-    """The largest cache's bytes; 32 MB where the system does not say."""
+def last_level_cache_bytes(device: torch.device) -> int:
+    """A GPU's L2, or the CPU's largest cache, in bytes; 32 MB where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).L2_cache_size
     return max(cache_bytes().values(), default=32 << 20)
 
 
@@ -155,22 +158,13 @@ def _gpu() -> dict[str, Any] | None:
             "sm_mhz": ask(pynvml.nvmlDeviceGetClockInfo, handle, pynvml.NVML_CLOCK_SM),
             "sm_mhz_max": ask(pynvml.nvmlDeviceGetMaxClockInfo, handle, pynvml.NVML_CLOCK_SM),
             "memory_mhz": ask(pynvml.nvmlDeviceGetClockInfo, handle, pynvml.NVML_CLOCK_MEM),
-            "clock_event_reasons": _clock_reasons(pynvml, reasons),
+            "clock_event_reasons": reason_names(reasons),
             "ecc": bool(ecc[0]) if ecc else None,
             "power_limit_w": power_mw / 1000 if power_mw else None,
             "temperature_c": ask(pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU),
         }
     finally:
         pynvml.nvmlShutdown()
-
-
-def _clock_reasons(pynvml: Any, bits: int | None) -> list[str] | None:
-    """The reasons for which the clock is below its maximum, in words."""
-    if bits is None:
-        return None
-    prefix = "nvmlClocksEventReason"
-    names = {getattr(pynvml, name): name.removeprefix(prefix) for name in dir(pynvml) if name.startswith(prefix)}
-    return [name for bit, name in names.items() if isinstance(bit, int) and bit and bits & bit == bit and name != "All"]
 
 
 def _git(*args: str) -> str | None:

@@ -3,11 +3,13 @@
 An arm is backend x mode (x fusion). All arms of a run are measured together: in every round each arm runs one
 step untimed (the switch from another arm leaves threads asleep and caches foreign) and one step timed; every other
 round goes through the arms backwards. So all arms see the same weather, and sample r of every arm is from round r.
+On a GPU "one step" is one sample of several (bench.core.samplers).
 """
 
 import gc
+import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -20,7 +22,7 @@ from pykernels.reference import Comparison
 Item = TypeVar("Item")
 
 Sampler = Callable[[int], np.ndarray]
-"""Runs that many steps back to back and returns their times: float64 [steps], microseconds."""
+"""Takes that many samples back to back and returns their times: float64 [samples], microseconds a step."""
 
 
 @dataclass
@@ -28,7 +30,8 @@ class Arm:
     """One arm of a run. `status` is ok, unsupported, wrong, oom or error, each but ok with a reason.
 
     `sampler` drives it; `check` runs one step and compares its output with the oracle; `surroundings` makes the
-    context that must hold around both (a pinned SDPA backend, inference mode), entered outside the timing.
+    context that must hold around both (a pinned SDPA backend, inference mode), entered outside the timing. A graph
+    holds `steps_per_graph` steps. Rounds in `dropped_rounds` stay out of the summaries (bench.core.gpu_state).
     """
 
     backend: str
@@ -40,11 +43,18 @@ class Arm:
     host_sampler: Sampler | None = None
     kernels: list[str] = field(default_factory=list)
     launches: int = 0
+    steps_per_graph: int | None = None
     status: str = "ok"
     reason: str | None = None
     max_rel_error: float | None = None
     samples_us: list[float] = field(default_factory=list)
     host_samples_us: list[float] = field(default_factory=list)
+    dropped_rounds: Collection[int] = ()
+
+    @property
+    def kept_us(self) -> np.ndarray:
+        """The samples of the rounds that count: float64 [rounds]."""
+        return np.array([us for index, us in enumerate(self.samples_us) if index not in self.dropped_rounds])
 
     @property
     def label(self) -> str:
@@ -89,11 +99,18 @@ class Rotation:
     def __init__(self, copies: int) -> None:
         self._copies, self._next = copies, 0
 
-    def take(self, items: Sequence[Item], n: int) -> list[Item]:
-        """`items`, one a copy, in the order of the next n steps' turns."""
-        start = self._next
-        self._next = (start + n) % self._copies
-        return [items[(start + i) % self._copies] for i in range(self._copies)]
+    def take(self, items: Sequence[Item], n: int, stride: int = 1) -> list[Item]:
+        """`items` in the order of the next n turns.
+
+        An item runs `stride` copies, one after the other: item j begins at copy j * stride (modulo the copies), so
+        there are copies / gcd(copies, stride) items. With stride 1 there is one a copy.
+        """
+        step = math.gcd(self._copies, stride)
+        # Where the next turn falls inside an item, the item after it is next.
+        start = -(-self._next // step) * step % self._copies
+        first = next(j for j in range(len(items)) if j * stride % self._copies == start)
+        self._next = (start + n * stride) % self._copies
+        return [items[(first + i) % len(items)] for i in range(len(items))]
 
 
 def python_sampler(steps_of: Sequence[Callable[[], object]], rotation: Rotation, repeats: int = 1) -> Sampler:
@@ -133,8 +150,14 @@ def gate(arms: Sequence[Arm], advance: Callable[[Arm], None] = lambda arm: None)
             arm.status, arm.reason = "wrong", comparison.message
 
 
-def alternate(arms: Sequence[Arm], warmup: int, rounds: int, advance: Callable[[], None] = lambda: None) -> bool:
-    """Measure the arms that are ok. `advance` is called after every arm of every round.
+def alternate(
+    arms: Sequence[Arm],
+    warmup: int,
+    rounds: int,
+    advance: Callable[[], None] = lambda: None,
+    after_round: Callable[[], object] = lambda: None,
+) -> bool:
+    """Measure the arms that are ok. `advance` is called after every arm of every round, `after_round` after its last.
 
     Returns False when it was interrupted (Ctrl-C): rounds that all arms finished are kept, the begun one is not.
     """
@@ -160,6 +183,7 @@ def alternate(arms: Sequence[Arm], warmup: int, rounds: int, advance: Callable[[
                         arm.samples_us.append(float(samples[1]))
                     advance()
                 done += 1
+                after_round()
     except KeyboardInterrupt:
         return False
     finally:

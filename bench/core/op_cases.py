@@ -55,18 +55,22 @@ class Case:
 class _Maker:
     """Data of a realistic scale. Case k's oracle must see copy 0's inputs, so every copy holds the same numbers."""
 
-    def __init__(self, spec: ModelSpec, batch: int, dtype: torch.dtype, seed: int) -> None:
-        self.spec, self.batch, self.dtype = spec, batch, dtype
-        self.generator = torch.Generator().manual_seed(seed)
+    def __init__(self, spec: ModelSpec, batch: int, dtype: torch.dtype, seed: int, device: torch.device) -> None:
+        self.spec, self.batch, self.dtype, self.device = spec, batch, dtype, device
+        self.generator = torch.Generator(device).manual_seed(seed)
 
     def random(self, *shape: int, std: float = 1.0, mean: float = 0.0) -> Tensor:
-        return torch.empty(shape, dtype=self.dtype).normal_(mean, std, generator=self.generator)
+        return torch.empty(shape, dtype=self.dtype, device=self.device).normal_(mean, std, generator=self.generator)
 
     def weight(self, n_out: int, n_in: int) -> Tensor:
         return self.random(n_out, n_in, std=n_in**-0.5)
 
     def poisoned(self, *shape: int) -> Tensor:
-        return torch.full(shape, float("nan"), dtype=self.dtype)
+        return torch.full(shape, float("nan"), dtype=self.dtype, device=self.device)
+
+    def same(self, value: int) -> Tensor:
+        """One int32 a sequence: a position or a kv_len."""
+        return torch.full((self.batch,), value, dtype=torch.int32, device=self.device)
 
 
 def _rmsnorm(m: _Maker, _: Sequence[int]) -> list[Case]:
@@ -131,7 +135,7 @@ def _gqa_decode(m: _Maker, contexts: Sequence[int]) -> list[Case]:
         def case(ctx: int = ctx) -> Case:
             q = m.random(m.batch, spec.n_heads, spec.head_dim)
             k, v = (m.random(m.batch, spec.n_kv_heads, ctx, spec.head_dim) for _ in range(2))
-            kv_len = torch.full((m.batch,), ctx, dtype=torch.int32)
+            kv_len = m.same(ctx)
 
             def make() -> Instance:
                 keys, values, out = k.clone(), v.clone(), m.poisoned(*q.shape)
@@ -178,7 +182,7 @@ def _add(m: _Maker, _: Sequence[int]) -> list[Case]:
 
 def _embedding(m: _Maker, _: Sequence[int]) -> list[Case]:
     spec = m.spec
-    table, token = m.random(spec.vocab, spec.hidden), torch.arange(m.batch) * (spec.vocab // m.batch)
+    table, token = m.random(spec.vocab, spec.hidden), torch.arange(m.batch, device=m.device) * (spec.vocab // m.batch)
 
     def make() -> Instance:
         out = m.poisoned(m.batch, spec.hidden)
@@ -193,8 +197,7 @@ def _embedding(m: _Maker, _: Sequence[int]) -> list[Case]:
 def _rope_cache(m: _Maker, ctx: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     spec = m.spec
     k_cache, v_cache = (m.random(m.batch, spec.n_kv_heads, ctx, spec.head_dim) for _ in range(2))
-    position = torch.full((m.batch,), ctx - 1, dtype=torch.int32)
-    return k_cache, v_cache, pk.models.cos_sin_table(spec, ctx), position
+    return k_cache, v_cache, pk.models.cos_sin_table(spec, ctx, m.device), m.same(ctx - 1)
 
 
 def _rope_kv_append(m: _Maker, contexts: Sequence[int]) -> list[Case]:
@@ -268,6 +271,14 @@ OPS = tuple(_MAKERS)
 """The ops that bench.op sweeps."""
 
 
-def cases(op: str, spec: ModelSpec, contexts: Sequence[int], batch: int, dtype: torch.dtype, seed: int) -> list[Case]:
+def cases(
+    op: str,
+    spec: ModelSpec,
+    contexts: Sequence[int],
+    batch: int,
+    dtype: torch.dtype,
+    seed: int,
+    device: torch.device,
+) -> list[Case]:
     """The cases of one op for one model. Attention has one a context; the others have one a shape."""
-    return _MAKERS[op](_Maker(spec, batch, dtype, seed), contexts)
+    return _MAKERS[op](_Maker(spec, batch, dtype, seed, device), contexts)

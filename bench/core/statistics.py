@@ -21,26 +21,32 @@ def summary(samples: np.ndarray) -> dict[str, float | int]:
     return {"p20": float(p20), "p50": float(p50), "p80": float(p80), "n": len(samples)}
 
 
-def interval(statistic: Callable[..., np.ndarray], *arms: np.ndarray) -> tuple[float, float]:
+def interval(statistic: Callable[..., np.ndarray], *arms: np.ndarray, paired: bool = True) -> tuple[float, float]:
     """The 95% bootstrap interval of `statistic` over resampled rounds.
 
-    arms: float64 [rounds] each, sample r of all of them from round r. `statistic` maps arms resampled to
-    [..., rounds] to [...]. scipy's percentile bootstrap: the medians of a few dozen samples take few distinct
-    values, on which BCa's acceleration is not defined.
+    arms: float64 [rounds] each, sample r of all of them from round r; with `paired` False, samples of passes of
+    their own, [n] each, which are resampled independently. `statistic` maps arms resampled to [..., rounds] to
+    [...]. scipy's percentile bootstrap: the medians of a few dozen samples take few distinct values, on which BCa's
+    acceleration is not defined.
     """
-    rounds = min(len(arm) for arm in arms)
+    columns = [np.asarray(arm, dtype=np.float64) for arm in arms]
+    rounds = min(len(column) for column in columns)
+    if paired or rounds < 2:
+        columns = [column[:rounds] for column in columns]
     if rounds < 2:
-        value = float(statistic(*(arm[None, :rounds] for arm in arms))[0])
+        value = float(statistic(*(column[None] for column in columns))[0])
         return value, value
-    columns = [np.asarray(arm[:rounds], dtype=np.float64) for arm in arms]
 
     def of_rounds(chosen: np.ndarray, axis: int) -> np.ndarray:
         chosen = np.moveaxis(chosen, axis, -1)
         return statistic(*(column[chosen] for column in columns))
 
+    def of_samples(*chosen: np.ndarray, axis: int) -> np.ndarray:
+        return statistic(*(np.moveaxis(column, axis, -1) for column in chosen))
+
     result = stats.bootstrap(
-        (np.arange(rounds),),
-        of_rounds,
+        (np.arange(rounds),) if paired else tuple(columns),
+        of_rounds if paired else of_samples,
         n_resamples=RESAMPLES,
         confidence_level=CONFIDENCE,
         method="percentile",
@@ -55,9 +61,9 @@ def median(samples: np.ndarray) -> np.ndarray:
     return np.median(samples, axis=-1)
 
 
-def difference_interval(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
-    """The 95% interval of median(a) - median(b), paired by round."""
-    return interval(lambda x, y: median(x) - median(y), a, b)
+def difference_interval(a: np.ndarray, b: np.ndarray, paired: bool = True) -> tuple[float, float]:
+    """The 95% interval of median(a) - median(b), paired by round unless told otherwise."""
+    return interval(lambda x, y: median(x) - median(y), a, b, paired=paired)
 
 
 def ratio_interval(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:

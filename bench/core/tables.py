@@ -50,6 +50,10 @@ def _spread(clock: dict[str, float] | None) -> str:
     return "-" if clock is None else f"{microseconds(clock['p20'])} - {microseconds(clock['p80'])}"
 
 
+def _ratio(ratio: dict[str, float] | None) -> str:
+    return f"{ratio['p50']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]" if ratio else "-"
+
+
 def _bytes(count: int) -> str:
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
         if count >= size:
@@ -62,10 +66,12 @@ def heading(document: Document) -> list[str]:
     environment, ceiling = document["environment"], document["ceiling"]
     device = environment["gpu"]["name"] if document["device"] == "cuda" else environment["cpu"]["model"]
     kernels = environment["pykernels"]
+    on_cuda = document["device"] == "cuda"
+    by = f"driver {environment['gpu']['driver']}" if on_cuda else f"{kernels['threads']} threads, {kernels['isa']}"
     lines = [
         f"{document['title']}, batch {document['batch']}, {document['dtype']}, {document['l2_words']}",
-        f"{document['device']}: {device}, {kernels['threads']} threads, {kernels['isa']}; "
-        f"torch {environment['torch']['version']}; {document['created']}",
+        f"{document['device']}: {device}, {by}; torch {environment['torch']['version']}; {document['created']}",
+        *(_gpu_lines(document) if on_cuda else []),
     ]
     if ceiling["read_gbs"]:
         lines.append(
@@ -74,37 +80,77 @@ def heading(document: Document) -> list[str]:
         )
     if nulls := document.get("null"):
         lines.append("null op, us: " + ", ".join(f"{row['mode']} {microseconds(row['us']['p50'])}" for row in nulls))
+        if hosts := [row for row in nulls if "host_us" in row]:
+            shown = ", ".join(f"{row['mode']} {microseconds(row['host_us']['p50'])}" for row in hosts)
+            lines.append(f"null op, host us a launch: {shown}")
     if spins := document.get("spin"):
-        shown = ", ".join(f"{row['asked_us']:g} asked, {row['us']['p50']:.2f} measured" for row in spins)
-        lines.append(f"spin op, us: {shown}")
+        lines.append("spin op, us: " + ", ".join(_spin(row) for row in spins))
     if document.get("interrupted"):
         lines.append("INTERRUPTED: what follows was measured up to then")
     return lines
 
 
+def _gpu_lines(document: Document) -> list[str]:
+    """How a sample is taken on a GPU, and the state the device was in."""
+    lines = []
+    if repeats := document.get("repeats"):
+        lines.append(f"a sample is the mean of {repeats} steps between two events; a graph holds {repeats} steps")
+    before, after = (document["environment"].get(key) for key in ("gpu_before", "gpu_after"))
+    if before and after:
+        reasons = sorted({*(before["clock_event_reasons"] or ()), *(after["clock_event_reasons"] or ())})
+        lines.append(
+            f"GPU before and after: SM {before['sm_mhz']} and {after['sm_mhz']} MHz, {before['temperature_c']} and "
+            f"{after['temperature_c']} C, clock event reasons {', '.join(reasons) or 'none'}"
+        )
+    if slowed := document.get("throttled_rounds"):
+        kept = "left out of the medians" if document["throttled_left_out"] else "kept: too few others"
+        lines.append(f"throttled: {len(slowed)} of {document['steps']} rounds, {kept}")
+    if why := sorted({arm["device_reason"] for arm in document.get("arms", []) if arm.get("device_reason")}):
+        lines.append(f"no device clock: {'; '.join(why)}")
+    return lines
+
+
+def _spin(row: dict[str, Any]) -> str:
+    if "net_us" not in row:
+        return f"{row['asked_us']:g} asked, {row['us']['p50']:.2f} measured"
+    clock = "traced" if row["device_us"] else "by events"
+    measured = (row["device_us"] or row["us"])["p50"]
+    return (
+        f"{row['asked_us']:g} asked, {measured:.2f} {clock}, {row['net_us']:.2f} less the null kernel's "
+        f"{row['null_us']:.2f}"
+    )
+
+
 def op_grid(document: Document) -> Grid:
     """Every op on its own: bytes, floor, time and bandwidth."""
     with_ratio = any("ratio_to_torch" in row for row in document["ops"])
+    with_device = any(row.get("device_us") for row in document["ops"])
     columns = [("arm", False), ("op", False), ("what", False), ("shape", False), ("bytes", True), ("floor us", True),
                ("time us", True), ("p20 - p80", True), ("GB/s", True), ("of spec", True),
                ("of read", True)]  # fmt: skip
+    if with_device:
+        columns += [("device us", True), ("device of read", True)]
     if with_ratio:
         columns.append(("torch/this", True))
     rows = []
     for row in document["ops"]:
-        clock = row.get("time_us")
+        clock, on_device = row.get("time_us"), row.get("device_us")
         status = row.get("status", "ok")
         arm = f"{row['backend']}/{row['fusion']}" if row.get("fusion") else row["backend"]
         if row.get("mode"):
             arm += f":{row['mode']}"
         cells = [
             arm, row["op"], row["label"], row["shape"], _bytes(row["bytes"]), microseconds(row["floor_us"]),
-            microseconds(clock["p50"]) if clock else status, _spread(clock),
-            f"{row['gbs']:.1f}" if clock else "-", percent(row["share_of_spec"]), percent(row["share_of_read"]),
+            microseconds(clock["p50"]) if clock else "-" if on_device else status, _spread(clock or on_device),
+            f"{row['gbs']:.1f}" if clock or on_device else "-",
+            percent(row["share_of_spec"]), percent(row["share_of_read"]),
         ]  # fmt: skip
+        if with_device:
+            # An op of a layer has the device's clock alone, and its bandwidth is by that.
+            share = row.get("device_share_of_read", row["share_of_read"] if on_device else None)
+            cells += [microseconds(on_device["p50"]) if on_device else "-", percent(share)]
         if with_ratio:
-            ratio = row.get("ratio_to_torch")
-            cells.append(f"{ratio['p50']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]" if ratio else "-")
+            cells.append(_ratio(row.get("ratio_to_torch")))
         rows.append(cells)
     return columns, rows
 
@@ -114,20 +160,28 @@ def arm_grid(document: Document) -> Grid:
     columns = [("backend", False), ("fusion", False), ("mode", False), ("wall us", True), ("p20 - p80", True),
                ("host us", True), ("launches", True), ("GB/s", True), ("of spec", True), ("of read", True),
                ("error", True), ("sdpa eager / this", True)]  # fmt: skip
+    on_cuda = document["device"] == "cuda"
+    if on_cuda:
+        columns += [("sdpa graph / this", True), ("host us a kernel", True), ("device us", True)]
     rows = []
     for arm in document["arms"]:
         if arm["status"] == "unsupported":
             continue
         wall = arm["wall_us"]
-        ratio = arm.get("speedup_over_sdpa")
         rows.append([
             arm["backend"], arm["fusion"] or "-", arm["mode"],
             microseconds(wall["p50"]) if wall else arm["status"], _spread(wall),
             microseconds(arm["host_us"]["p50"]) if arm["host_us"] else "-", str(arm["launches"]),
             f"{arm['gbs']:.1f}" if wall else "-", percent(arm["share_of_spec"]), percent(arm["share_of_read"]),
             "-" if arm["max_rel_error"] is None else f"{arm['max_rel_error']:.1e}",
-            f"{ratio['p50']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]" if ratio else "-",
+            _ratio(arm.get("speedup_over_sdpa")),
         ])  # fmt: skip
+        if on_cuda:
+            device = arm["device_us"]
+            rows[-1] += [
+                _ratio(arm.get("speedup_over_sdpa_graph")), microseconds(arm["host_us_per_kernel"]),
+                microseconds(device["p50"]) if device else "-",
+            ]  # fmt: skip
     return columns, rows
 
 
@@ -171,6 +225,27 @@ def ladder_rows(parts: Sequence[dict[str, Any]], width: int) -> list[tuple[str, 
     return lines
 
 
+def host_clocks(document: Document, name: str) -> str:
+    """The line under a GPU's ladder: what the host took for a step of each mode, and for a kernel. Empty elsewhere."""
+    if document["device"] != "cuda":
+        return ""
+    backend, _, fusion = name.partition("/")
+    arms = [
+        arm for arm in document["arms"]
+        if (arm["backend"], arm["fusion"] or "") == (backend, fusion) and arm["host_us"] and arm["host_us_per_kernel"]
+    ]  # fmt: skip
+    if not arms:
+        return ""
+    steps = ", ".join(f"{arm['mode']} {microseconds(arm['host_us']['p50'])} us" for arm in arms)
+    kernels = ", ".join(f"{arm['mode']} {microseconds(arm['host_us_per_kernel'])}" for arm in arms)
+    return f"host clock per step: {steps}; per kernel: {kernels}"
+
+
+def _remarks(document: Document, name: str) -> list[str]:
+    """What stands under a ladder."""
+    return [line for line in (host_clocks(document, name), document["ladder_notes"].get(name)) if line]
+
+
 def _table(title: str, grid: Grid, width: int) -> Table:
     columns, rows = grid
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
@@ -201,14 +276,24 @@ def _fit(grid: Grid, width: int, expendable: Sequence[str]) -> Grid:
 
 def print_document(document: Document, console: Console) -> None:
     """Everything a run has to say, for a terminal or a pipe of any width from 80 columns."""
+    on_cuda = document["device"] == "cuda"
     for line in heading(document):
         console.print(Text(line), soft_wrap=False)
     console.print()
     if document["ops"]:
-        grid = _fit(op_grid(document), console.width, ["p20 - p80", "floor us", "op", "bytes", "GB/s"])
+        expendable = [
+            "p20 - p80",
+            "floor us",
+            "op",
+            "bytes",
+            "GB/s",
+            *(["of spec", "of read", "shape"] if on_cuda else []),
+        ]
+        grid = _fit(op_grid(document), console.width, expendable)
         console.print(_table("Ops, each timed alone", grid, console.width))
     if any(arm["status"] != "unsupported" for arm in document.get("arms", [])):
-        grid = _fit(arm_grid(document), console.width, ["p20 - p80", "launches", "error", "GB/s"])
+        on_gpu = ["sdpa eager / this", "host us a kernel", "of spec", "host us"] if on_cuda else []
+        grid = _fit(arm_grid(document), console.width, ["p20 - p80", "launches", "error", "GB/s", *on_gpu])
         console.print(_table("Arms, alternated", grid, console.width))
     for line in refusals(document):
         console.print(Text(line))
@@ -217,8 +302,8 @@ def print_document(document: Document, console: Console) -> None:
         console.print(Text(f"Ladder of {name}: where the time of a step goes (95% intervals)", style="bold"))
         for part, text in ladder_rows(parts, console.width):
             console.print(Text(text, style=PART_COLOURS.get(part, "")), no_wrap=True)
-        if note := document["ladder_notes"].get(name):
-            console.print(Text(f"  {note}"))
+        for line in _remarks(document, name):
+            console.print(Text(f"  {line}"))
 
 
 def _markdown_table(title: str, grid: Grid) -> Iterable[str]:
@@ -241,8 +326,8 @@ def write_markdown(path: Path, document: Document) -> None:
     lines += [*(f"- {line}" for line in refusals(document)), ""]
     for name, parts in document.get("ladder", {}).items():
         lines += [f"### Ladder of {name}", "", "```", *(text for _, text in ladder_rows(parts, 100)), "```", ""]
-        if note := document["ladder_notes"].get(name):
-            lines += [note, ""]
+        for line in _remarks(document, name):
+            lines += [line, ""]
     lines += [f"Reproduce: `{document['command']}`"]
     write_atomically(path, ("\n".join(lines) + "\n").encode())
 

@@ -19,6 +19,9 @@
 
 #include "binding/checks.h"
 #include "runtime/timed_loop.h"
+#ifdef PYKERNELS_CUDA
+#include "runtime/cuda_timing.h"
+#endif
 
 namespace pykernels::binding {
 namespace {
@@ -73,6 +76,7 @@ class Tape {
         }
     }
 
+    size_t calls() const { return calls_.size(); }
     const Tensor& slot(int64_t index) const { return slots_.at(static_cast<size_t>(index)); }
 
   private:
@@ -186,12 +190,17 @@ Tensor tape_slot(int64_t id, int64_t slot) {
     return find(id)->slot(slot);
 }
 
+std::vector<std::shared_ptr<Tape>> find_all(const std::vector<int64_t>& ids) {
+    std::vector<std::shared_ptr<Tape>> found;
+    for (const int64_t id : ids) found.push_back(find(id));
+    return found;
+}
+
 void tape_timed_loop(const std::vector<int64_t>& ids, int64_t warmup, int64_t repeats,
                      const Tensor& samples_us_) {
     Argument samples_us("tape_timed_loop", "samples_us", samples_us_);
     samples_us.type(ScalarType::Double).shape({-1});
-    std::vector<std::shared_ptr<Tape>> rotation;
-    for (const int64_t id : ids) rotation.push_back(find(id));
+    const auto rotation = find_all(ids);
     size_t next = 0;
     time_steps(
         [&](int64_t) {
@@ -200,6 +209,37 @@ void tape_timed_loop(const std::vector<int64_t>& ids, int64_t warmup, int64_t re
         },
         warmup, samples_us.size(0), repeats, static_cast<double*>(samples_us.data()));
 }
+
+#ifdef PYKERNELS_CUDA
+// The tape's ops go to torch's current stream, which the caller names so that the events stand in it too.
+class TapeStep : public CudaStep {
+  public:
+    explicit TapeStep(std::shared_ptr<Tape> tape) : tape_(std::move(tape)) {}
+    void enqueue(void*) const override { tape_->run(); }
+    size_t launches() const override { return tape_->calls(); }
+
+  private:
+    std::shared_ptr<Tape> tape_;
+};
+
+void tape_cuda_timed_loop(const std::vector<int64_t>& ids, int64_t device, int64_t stream, int64_t warmup,
+                          int64_t repeats, bool host, const Tensor& samples_us_) {
+    Argument samples_us("tape_cuda_timed_loop", "samples_us", samples_us_);
+    samples_us.type(ScalarType::Double).shape({-1});
+    std::vector<TapeStep> steps;
+    for (auto& tape : find_all(ids)) steps.emplace_back(std::move(tape));
+    std::vector<const CudaStep*> pointers;
+    for (const TapeStep& step : steps) pointers.push_back(&step);
+    auto* const handle = reinterpret_cast<void*>(static_cast<uintptr_t>(stream));
+    auto* const data = static_cast<double*>(samples_us.data());
+    if (host) {
+        cuda_host_steps(static_cast<int>(device), handle, pointers, warmup, samples_us.size(0), data);
+    } else {
+        cuda_timed_steps(static_cast<int>(device), handle, pointers, warmup, samples_us.size(0), repeats,
+                         data);
+    }
+}
+#endif
 
 }  // namespace
 
@@ -213,6 +253,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(pykernels, library) {
     library.def("tape_run(int tape) -> ()");
     library.def("tape_slot(int tape, int slot) -> Tensor");
     library.def("tape_timed_loop(int[] tapes, int warmup, int repeats, Tensor(a!) samples_us) -> ()");
+#ifdef PYKERNELS_CUDA
+    library.def(
+        "tape_cuda_timed_loop(int[] tapes, int device, int stream, int warmup, int repeats, bool host, "
+        "Tensor(a!) samples_us) -> ()");
+#endif
 }
 
 STABLE_TORCH_LIBRARY_IMPL(pykernels, CompositeExplicitAutograd, library) {
@@ -223,6 +268,9 @@ STABLE_TORCH_LIBRARY_IMPL(pykernels, CompositeExplicitAutograd, library) {
     library.impl("tape_run", TORCH_BOX(&tape_run));
     library.impl("tape_slot", TORCH_BOX(&tape_slot));
     library.impl("tape_timed_loop", TORCH_BOX(&tape_timed_loop));
+#ifdef PYKERNELS_CUDA
+    library.impl("tape_cuda_timed_loop", TORCH_BOX(&tape_cuda_timed_loop));
+#endif
 }
 
 }  // namespace pykernels::binding

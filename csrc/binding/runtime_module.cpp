@@ -129,38 +129,45 @@ class GraphStep : public CudaStep {
   public:
     explicit GraphStep(const CudaGraph* graph) : graph_(graph) {}
     void enqueue(void* stream) const override { graph_->replay(stream); }
-    size_t launches() const override { return 1; }
+    // A queue takes a graph as the kernels it holds.
+    size_t launches() const override { return graph_->kernels(); }
 
   private:
     const CudaGraph* graph_;
 };
 
 template <class Step>
-py::array_t<double> timed_on_cuda(const std::vector<Step>& steps, int device, uintptr_t stream,
-                                  int64_t warmup, int64_t count, bool host) {
-    check_counts(warmup, count, 1);
+py::array_t<double> time_on_cuda(const std::vector<Step>& steps, int device, uintptr_t stream, int64_t warmup,
+                                 int64_t count, int64_t repeats, bool host) {
+    check_counts(warmup, count, repeats);
+    if (device < 0) throw std::invalid_argument("programs must be of CUDA ops: this loop reads CUDA events");
     std::vector<const CudaStep*> pointers;
     for (const Step& step : steps) pointers.push_back(&step);
     py::array_t<double> samples_us(count);
     double* data = samples_us.mutable_data();
     py::gil_scoped_release release;
-    (host ? cuda_host_steps : cuda_timed_steps)(device, stream_of(stream), pointers, warmup, count, data);
+    if (host) {
+        cuda_host_steps(device, stream_of(stream), pointers, warmup, count, data);
+    } else {
+        cuda_timed_steps(device, stream_of(stream), pointers, warmup, count, repeats, data);
+    }
     return samples_us;
 }
 
 py::array_t<double> cuda_timed_programs(const std::vector<ProgramPointer>& programs, uintptr_t stream,
-                                        int64_t warmup, int64_t count, bool programmatic, bool host) {
+                                        int64_t warmup, int64_t count, int64_t repeats, bool programmatic,
+                                        bool host) {
     std::vector<ProgramStep> steps;
     for (const Program* program : rotation(programs)) steps.emplace_back(program, programmatic);
-    return timed_on_cuda(steps, programs[0]->cuda_device(), stream, warmup, count, host);
+    return time_on_cuda(steps, programs[0]->cuda_device(), stream, warmup, count, repeats, host);
 }
 
 py::array_t<double> cuda_timed_graphs(const std::vector<std::shared_ptr<CudaGraph>>& graphs, uintptr_t stream,
-                                      int64_t warmup, int64_t count, bool host) {
+                                      int64_t warmup, int64_t count, int64_t repeats, bool host) {
     if (graphs.empty()) throw std::invalid_argument("graphs must hold at least one graph, got none");
     std::vector<GraphStep> steps;
     for (const auto& graph : graphs) steps.emplace_back(graph.get());
-    return timed_on_cuda(steps, graphs[0]->cuda_device(), stream, warmup, count, host);
+    return time_on_cuda(steps, graphs[0]->cuda_device(), stream, warmup, count, repeats, host);
 }
 #endif
 
@@ -230,18 +237,28 @@ PYBIND11_MODULE(_runtime, module) {
 
 #ifdef PYKERNELS_CUDA
     py::class_<CudaGraph, std::shared_ptr<CudaGraph>>(module, "CudaGraph")
-        .def(py::init([](const ProgramPointer& program, bool programmatic) {
-                 return std::make_shared<CudaGraph>(program, programmatic);
+        .def(py::init([](const std::vector<ProgramPointer>& programs, bool programmatic) {
+                 return std::make_shared<CudaGraph>(
+                     std::vector<std::shared_ptr<const Program>>(programs.begin(), programs.end()),
+                     programmatic);
              }),
-             py::arg("program"), py::arg("programmatic") = false, py::call_guard<py::gil_scoped_release>())
+             py::arg("programs"), py::arg("programmatic") = false, py::call_guard<py::gil_scoped_release>())
         .def(
             "replay", [](const CudaGraph& graph, uintptr_t stream) { graph.replay(stream_of(stream)); },
             py::arg("stream") = 0)
         .def_property_readonly("kernels", &CudaGraph::kernels);
+    py::class_<StreamHold>(module, "StreamHold")
+        .def(py::init([](int device, uintptr_t stream) {
+                 return std::make_unique<StreamHold>(device, stream_of(stream));
+             }),
+             py::arg("device"), py::arg("stream"))
+        .def("hold", &StreamHold::hold)
+        .def("release", &StreamHold::release, py::call_guard<py::gil_scoped_release>());
     module.def("cuda_timed_programs", &cuda_timed_programs, py::arg("programs"), py::arg("stream"),
-               py::arg("warmup"), py::arg("steps"), py::arg("programmatic"), py::arg("host"));
+               py::arg("warmup"), py::arg("steps"), py::arg("repeats"), py::arg("programmatic"),
+               py::arg("host"));
     module.def("cuda_timed_graphs", &cuda_timed_graphs, py::arg("graphs"), py::arg("stream"),
-               py::arg("warmup"), py::arg("steps"), py::arg("host"));
+               py::arg("warmup"), py::arg("steps"), py::arg("repeats"), py::arg("host"));
 #endif
 
     module.def("num_threads", &cpu::num_threads);

@@ -1,7 +1,9 @@
 #include "runtime/cuda_timing.h"
 
+#include <algorithm>
 #include <chrono>
 #include <stdexcept>
+#include <utility>
 
 #include "cuda/common/launch.h"
 
@@ -35,45 +37,43 @@ class Events {
     std::vector<cudaEvent_t> events_;
 };
 
-// A flag in host memory that the device can read.
-class Flag {
+// Goes round the steps.
+class Turns {
   public:
-    Flag() { PYKERNELS_CHECK_CUDA(cudaHostAlloc(&flag_, sizeof(int), cudaHostAllocMapped)); }
-    ~Flag() {
-        release();  // nothing may be left waiting on memory that is gone
-        cudaDeviceSynchronize();
-        cudaFreeHost(const_cast<int*>(flag_));
-    }
-    Flag(const Flag&) = delete;
-    Flag& operator=(const Flag&) = delete;
-    void reset() { *flag_ = 0; }
-    void release() { *flag_ = 1; }
-    const int* device_pointer() const {
-        void* pointer = nullptr;
-        PYKERNELS_CHECK_CUDA(cudaHostGetDevicePointer(&pointer, const_cast<int*>(flag_), 0));
-        return static_cast<const int*>(pointer);
+    Turns(const std::vector<const CudaStep*>& steps, void* stream) : steps_(steps), stream_(stream) {}
+    void enqueue() {
+        steps_[next_]->enqueue(stream_);
+        if (++next_ == steps_.size()) next_ = 0;
     }
 
   private:
-    volatile int* flag_ = nullptr;
+    const std::vector<const CudaStep*>& steps_;
+    void* stream_;
+    size_t next_ = 0;
 };
 
 }  // namespace
 
-CudaGraph::CudaGraph(std::shared_ptr<const Program> program, bool programmatic)
-    : program_(std::move(program)) {
-    if (program_->cuda_device() < 0) throw std::invalid_argument("a CUDA graph needs a program of CUDA ops");
-    const cuda::DeviceScope scope(program_->cuda_device());
+CudaGraph::CudaGraph(std::vector<std::shared_ptr<const Program>> programs, bool programmatic)
+    : programs_(std::move(programs)) {
+    if (programs_.empty()) throw std::invalid_argument("programs must hold at least one program, got none");
+    for (const auto& program : programs_) {
+        if (program->cuda_device() < 0)
+            throw std::invalid_argument("a CUDA graph needs programs of CUDA ops");
+        if (program->cuda_device() != cuda_device())
+            throw std::invalid_argument("programs must all be of one device");
+    }
+    const cuda::DeviceScope scope(cuda_device());
     // A kernel's first launch loads its code, which a capture does not allow.
     PYKERNELS_CHECK_CUDA(cudaDeviceSynchronize());
     cudaStream_t stream = nullptr;
     PYKERNELS_CHECK_CUDA(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
     cudaGraph_t graph = nullptr;
     try {
-        program_->run(stream);
+        for (const auto& program : programs_) program->run(stream);
         PYKERNELS_CHECK_CUDA(cudaStreamSynchronize(stream));
         PYKERNELS_CHECK_CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
-        program_->run(stream, programmatic);
+        for (const auto& program : programs_) program->run(stream, programmatic);
         PYKERNELS_CHECK_CUDA(cudaStreamEndCapture(stream, &graph));
         PYKERNELS_CHECK_CUDA(cudaGraphGetNodes(graph, nullptr, &kernels_));
         PYKERNELS_CHECK_CUDA(
@@ -99,53 +99,73 @@ void CudaGraph::replay(void* stream) const {
     PYKERNELS_CHECK_CUDA(cudaGraphLaunch(static_cast<cudaGraphExec_t>(executable_), as_stream(stream)));
 }
 
+StreamHold::StreamHold(int device, void* stream) : device_(device), stream_(stream) {
+    const cuda::DeviceScope scope(device_);
+    PYKERNELS_CHECK_CUDA(cudaHostAlloc(&released_, sizeof(int), cudaHostAllocMapped));
+    *released_ = 1;
+}
+
+StreamHold::~StreamHold() {
+    *released_ = 1;  // nothing may be left waiting on memory that is gone
+    int before = device_;
+    cudaGetDevice(&before);  // a destructor has nobody to tell what fails
+    cudaSetDevice(device_);
+    cudaStreamSynchronize(as_stream(stream_));
+    cudaFreeHost(const_cast<int*>(released_));
+    cudaSetDevice(before);
+}
+
+void StreamHold::hold() {
+    const cuda::DeviceScope scope(device_);
+    void* pointer = nullptr;
+    PYKERNELS_CHECK_CUDA(cudaHostGetDevicePointer(&pointer, const_cast<int*>(released_), 0));
+    *released_ = 0;
+    cuda::hold(static_cast<const int*>(pointer), {stream_, false});
+}
+
+void StreamHold::release() {
+    const cuda::DeviceScope scope(device_);
+    *released_ = 1;
+    PYKERNELS_CHECK_CUDA(cudaStreamSynchronize(as_stream(stream_)));
+}
+
 void cuda_timed_steps(int device, void* stream, const std::vector<const CudaStep*>& steps, int64_t warmup,
-                      int64_t count, double* samples_us) {
+                      int64_t count, int64_t repeats, double* samples_us) {
     const cuda::DeviceScope scope(device);
     const Events events(static_cast<size_t>(count) + 1);
-    size_t next = 0;
-    const auto enqueue = [&] {
-        steps[next]->enqueue(stream);
-        if (++next == steps.size()) next = 0;
-    };
-    for (int64_t i = 0; i < warmup; ++i) enqueue();
+    Turns turns(steps, stream);
+    for (int64_t i = 0; i < warmup * repeats; ++i) turns.enqueue();
     PYKERNELS_CHECK_CUDA(cudaEventRecord(events[0], as_stream(stream)));
-    for (int64_t i = 0; i < count; ++i) {
-        enqueue();
-        PYKERNELS_CHECK_CUDA(cudaEventRecord(events[static_cast<size_t>(i) + 1], as_stream(stream)));
+    for (int64_t sample = 0; sample < count; ++sample) {
+        for (int64_t i = 0; i < repeats; ++i) turns.enqueue();
+        PYKERNELS_CHECK_CUDA(cudaEventRecord(events[static_cast<size_t>(sample) + 1], as_stream(stream)));
     }
     PYKERNELS_CHECK_CUDA(cudaStreamSynchronize(as_stream(stream)));
-    for (int64_t i = 0; i < count; ++i) {
+    for (int64_t sample = 0; sample < count; ++sample) {
         float milliseconds = 0;
-        const auto index = static_cast<size_t>(i);
+        const auto index = static_cast<size_t>(sample);
         PYKERNELS_CHECK_CUDA(cudaEventElapsedTime(&milliseconds, events[index], events[index + 1]));
-        samples_us[i] = 1000.0 * static_cast<double>(milliseconds);
+        samples_us[sample] = 1000.0 * static_cast<double>(milliseconds) / static_cast<double>(repeats);
     }
 }
 
 void cuda_host_steps(int device, void* stream, const std::vector<const CudaStep*>& steps, int64_t warmup,
                      int64_t count, double* samples_us) {
     const cuda::DeviceScope scope(device);
-    Flag flag;
-    size_t next = 0;
-    const auto enqueue = [&] {
-        steps[next]->enqueue(stream);
-        if (++next == steps.size()) next = 0;
-    };
-    for (int64_t i = 0; i < warmup; ++i) enqueue();
+    StreamHold hold(device, stream);
+    Turns turns(steps, stream);
+    for (int64_t i = 0; i < warmup; ++i) turns.enqueue();
     PYKERNELS_CHECK_CUDA(cudaStreamSynchronize(as_stream(stream)));
     const auto batch = static_cast<int64_t>(max_queued_launches / (steps[0]->launches() + 1)) + 1;
     for (int64_t done = 0; done < count; done += batch) {
-        flag.reset();
-        cuda::hold(flag.device_pointer(), {stream, false});
-        const int64_t end = done + batch < count ? done + batch : count;
+        hold.hold();
+        const int64_t end = std::min(done + batch, count);
         for (int64_t i = done; i < end; ++i) {
             const auto begin = Clock::now();
-            enqueue();
+            turns.enqueue();
             samples_us[i] = std::chrono::duration<double, std::micro>(Clock::now() - begin).count();
         }
-        flag.release();
-        PYKERNELS_CHECK_CUDA(cudaStreamSynchronize(as_stream(stream)));
+        hold.release();
     }
 }
 

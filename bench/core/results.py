@@ -1,0 +1,138 @@
+"""What a run found, as the keys `arms`, `ops` and `ladder` of its document."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from bench.core import floors, ladder, statistics
+from bench.core.device_trace import Traced
+from bench.core.document import Document
+from bench.core.measure import Arm
+
+
+def bandwidth(n_bytes: int, time_us: float, ceiling: Mapping[str, float]) -> dict[str, float | None]:
+    """Bandwidth reached, and its share of both denominators."""
+    gbs = floors.gigabytes_per_second(n_bytes, time_us)
+    spec = ceiling["spec_gbs"]
+    return {"gbs": gbs, "share_of_spec": gbs / spec if spec else None, "share_of_read": gbs / ceiling["read_gbs"]}
+
+
+def ratio(numerator: np.ndarray, denominator: np.ndarray) -> dict[str, float]:
+    """The ratio of the medians, with its interval."""
+    low, high = statistics.ratio_interval(numerator, denominator)
+    return {"p50": float(np.median(numerator) / np.median(denominator)), "low": low, "high": high}
+
+
+def _samples(arms: Sequence[Arm], backend: str, mode: str) -> np.ndarray | None:
+    return next((a.kept_us for a in arms if (a.backend, a.mode, a.status) == (backend, mode, "ok")), None)
+
+
+def arm_document(arm: Arm, n_bytes: int, ceiling: Mapping[str, float], arms: Sequence[Arm]) -> Document:
+    """One entry of the key `arms`; `arms` are all of the run's."""
+    entry = {
+        "backend": arm.backend, "mode": arm.mode, "fusion": arm.fusion, "status": arm.status, "reason": arm.reason,
+        "kernels": arm.kernels, "launches": arm.launches, "max_rel_error": arm.max_rel_error,
+        "wall_us": None, "host_us": None, "device_us": None, "samples_us": arm.samples_us, "bytes": n_bytes,
+        "gbs": None, "share_of_spec": None, "share_of_read": None,
+    }  # fmt: skip
+    samples = arm.kept_us
+    if arm.status == "ok" and len(samples):
+        entry["wall_us"] = statistics.summary(samples)
+        entry |= bandwidth(n_bytes, entry["wall_us"]["p50"], ceiling)
+        if arm.host_samples_us:
+            entry["host_us"] = statistics.summary(np.array(arm.host_samples_us))
+        if (sdpa := _samples(arms, "sdpa", "eager")) is not None:
+            entry["speedup_over_sdpa"] = ratio(sdpa, samples)
+        if arm.mode.startswith("graph") and (sdpa := _samples(arms, "sdpa", "graph")) is not None:
+            entry["speedup_over_sdpa_graph"] = ratio(sdpa, samples)
+    return entry
+
+
+def device_keys(entry: Document, traced: Traced | None, reason: str | None, ceiling: Mapping[str, float]) -> Document:
+    """What a CUDA device adds to an entry of `arms` or `ops`: the device's clock, and the host's per kernel."""
+    host = entry.get("host_us")
+    keys: Document = {
+        "device_us": None, "device_reason": reason, "trace_factor": None,
+        "device_gbs": None, "device_share_of_spec": None, "device_share_of_read": None,
+        "host_us_per_kernel": host["p50"] / entry["launches"] if host and entry["launches"] else None,
+    }  # fmt: skip
+    if traced:
+        keys["device_us"], keys["trace_factor"] = statistics.summary(traced.samples_us), traced.trace_factor
+        reached = bandwidth(entry["bytes"], keys["device_us"]["p50"], ceiling)
+        keys |= {f"device_{name}": value for name, value in reached.items()}
+    return keys
+
+
+def op_document(op: floors.OpBytes, fusion: str, samples_us: np.ndarray, ceiling: Mapping[str, float]) -> Document:
+    """One entry of the key `ops` of a layer: an op of the native program, timed alone."""
+    clock = statistics.summary(samples_us)
+    floor_gbs = ceiling["spec_gbs"] or ceiling["read_gbs"]
+    return {
+        "backend": "native", "fusion": fusion, "op": op.op, "label": op.label, "shape": op.shape,
+        "bytes": op.bytes, "floor_us": floors.microseconds(op.bytes, floor_gbs), "time_us": clock,
+        **bandwidth(op.bytes, clock["p50"], ceiling),
+    }  # fmt: skip
+
+
+def traced_ops(
+    arms: Sequence[Arm],
+    traces: Mapping[str, Traced],
+    layer_ops: Callable[[str], Sequence[floors.OpBytes]],
+    ceiling: Mapping[str, float],
+) -> list[Document]:
+    """The ops of each fusion by the kernels of a traced native arm, one kernel an op in order.
+
+    Of the arms of a fusion the graph's is taken, else the one that comes last; never one with programmatic launches,
+    whose kernels wait inside for the one ahead.
+    """
+    chosen: dict[str, Arm] = {}
+    for arm in arms:
+        if arm.backend != "native" or arm.mode == "graph-pdl" or arm.label not in traces:
+            continue
+        if arm.fusion not in chosen or chosen[arm.fusion].mode != "graph":
+            chosen[arm.fusion] = arm
+    entries = []
+    for fusion, arm in chosen.items():
+        ops, kernel_us = layer_ops(fusion), traces[arm.label].kernel_us
+        if kernel_us.shape[1] != len(ops):
+            continue  # not one kernel an op: which kernel is whose cannot be told
+        for op, column in zip(ops, kernel_us.T, strict=True):
+            entry = op_document(op, fusion, column, ceiling)
+            entries.append(entry | {"mode": arm.mode, "time_us": None, "device_us": entry["time_us"]})
+    return entries
+
+
+def make_ladders(
+    arms: Sequence[Arm],
+    read_gbs: np.ndarray,
+    n_bytes: Callable[[str | None], int],
+    spec_gbs: float | None,
+    chain: ladder.Chain,
+    traces: Mapping[str, Traced],
+) -> Document:
+    """The keys `ladder` and `ladder_notes`: one a backend and fusion whose eager arm was measured.
+
+    n_bytes: what a step of that fusion must move. The device's clock is that of the lowest arm of the chain.
+    """
+    ladders, notes = {}, {}
+    for backend, fusion in dict.fromkeys((arm.backend, arm.fusion) for arm in arms):
+        measured = {
+            arm.mode: arm
+            for arm in arms
+            if (arm.backend, arm.fusion, arm.status) == (backend, fusion, "ok") and len(arm.kept_us)
+        }
+        if "eager" not in measured:
+            continue
+        clocks = {mode: arm.kept_us for mode, arm in measured.items()}
+        lowest = [measured[mode] for mode, _ in chain if mode in measured][-1]
+        if lowest.label in traces:
+            clocks["device"] = traces[lowest.label].samples_us
+        # On a CPU kernel and host share a thread: nothing is ever hidden.
+        on_cuda = chain is ladder.CUDA_CHAIN
+        host_us = {m: float(np.median(a.host_samples_us)) for m, a in measured.items() if on_cuda and a.host_samples_us}
+        parts, note = ladder.ladder(clocks, read_gbs, n_bytes(fusion), spec_gbs, chain, host_us)
+        name = f"{backend}/{fusion}" if fusion else backend
+        ladders[name] = [vars(part) for part in parts]
+        if note:
+            notes[name] = note
+    return {"ladder": ladders, "ladder_notes": notes}

@@ -1,0 +1,208 @@
+"""The samplers of an arm: how its steps are taken and by which clock, for each thing that can drive them.
+
+On a CPU a clock is read on the host, around the steps. On a CUDA device a sample is `repeats` steps between two
+events on the stream, all samples enqueued back to back: the device is timed in steady state, with work queued ahead
+of it, and no event stands between two steps, where it would cost the device a microsecond or two. The host's clock
+there is read around each step while a blocking kernel holds the stream.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+import pykernels as pk
+from bench.core.measure import Rotation, Sampler, python_sampler
+
+Step = Callable[[], object]
+Item = TypeVar("Item")
+
+# Half of what a stream's queue holds at least: a full queue makes the host wait.
+MAX_QUEUED_LAUNCHES = 512
+
+
+def event_sampler(steps: Sequence[Step], rotation: Rotation, repeats: int, stride: int = 1) -> Sampler:
+    """A Python loop over steps that enqueue on torch's current stream, timed by events.
+
+    `repeats` calls make a sample; a call runs `stride` copies of the rotation, and the time is divided by both.
+    """
+
+    def sample(n: int) -> np.ndarray:
+        turns = rotation.take(steps, n * repeats, stride)
+        events = [torch.cuda.Event(enable_timing=True) for _ in range(n + 1)]
+        stream = torch.cuda.current_stream()
+        turn, count = 0, len(turns)
+        events[0].record(stream)
+        for event in events[1:]:
+            for _ in range(repeats):
+                turns[turn]()
+                turn += 1
+                if turn == count:
+                    turn = 0
+            event.record(stream)
+        events[-1].synchronize()
+        times_ms = [begin.elapsed_time(end) for begin, end in pairwise(events)]
+        return np.array(times_ms, dtype=np.float64) * (1000 / (repeats * stride))
+
+    return sample
+
+
+def held_sampler(steps: Sequence[Step], rotation: Rotation, launches: int, stride: int = 1) -> Sampler:
+    """What the host takes for each call while a blocking kernel holds torch's current stream.
+
+    launches: what one call enqueues; calls between two holds are as many as keep the queue far from full.
+    """
+    calls = max(1, MAX_QUEUED_LAUNCHES // 2 // (launches + 1))
+
+    def sample(n: int) -> np.ndarray:
+        samples_us = np.empty(n)
+        turns = rotation.take(steps, n, stride)
+        stream = torch.cuda.current_stream()
+        hold = pk.runtime.StreamHold(stream.device_index, stream.cuda_stream)
+        torch.cuda.synchronize()
+        for first in range(0, n, calls):
+            hold.hold()
+            try:
+                for i in range(first, min(first + calls, n)):
+                    step = turns[i % len(turns)]
+                    begin = time.perf_counter_ns()
+                    step()
+                    samples_us[i] = (time.perf_counter_ns() - begin) / 1000 / stride
+            finally:
+                hold.release()
+        return samples_us
+
+    return sample
+
+
+def chains(items: Sequence[Item], length: int) -> list[list[Item]]:
+    """What each graph of `length` steps holds, so that together they go round the items: one graph where length is a
+    multiple of their number. Chain j begins with item j * length, as Rotation.take wants it."""
+    count = len(items)
+    starts = range(0, math.lcm(count, length), length)
+    return [[items[(start + i) % count] for i in range(length)] for start in starts]
+
+
+@dataclass(frozen=True)
+class Samplers:
+    """Makes the samplers of one run's arms. A sample is the mean of `repeats` steps; copies take turns."""
+
+    rotation: Rotation
+    repeats: int
+    device: torch.device
+
+    @property
+    def on_cuda(self) -> bool:
+        """Whether the device is a GPU."""
+        return self.device.type == "cuda"
+
+    @property
+    def stream(self) -> int:
+        """The handle of torch's current stream there; 0 on a CPU."""
+        return torch.cuda.current_stream(self.device).cuda_stream if self.on_cuda else 0
+
+    def python(self, steps: Sequence[Step]) -> Sampler:
+        """Modes eager and pybind: a Python loop, one callable a copy."""
+        if self.on_cuda:
+            return event_sampler(steps, self.rotation, self.repeats)
+        return python_sampler(steps, self.rotation, self.repeats)
+
+    def tapes(self, tapes: Sequence[pk.dispatch.Tape]) -> Sampler:
+        """Mode dispatch: one tape a copy."""
+
+        def sample(n: int) -> np.ndarray:
+            turns = self.rotation.take(tapes, n * self.repeats)
+            if self.on_cuda:
+                return pk.dispatch.cuda_timed_loop(turns, torch.cuda.current_stream(), 0, n, self.repeats)
+            return pk.dispatch.timed_loop(turns, 0, n, self.repeats)
+
+        return sample
+
+    def programs(self, programs: Sequence[pk.runtime.Program]) -> Sampler:
+        """Mode native: one program a copy."""
+
+        def sample(n: int) -> np.ndarray:
+            turns = self.rotation.take(programs, n * self.repeats)
+            if self.on_cuda:
+                return pk.runtime.cuda_timed_loop(turns, self.stream, 0, n, self.repeats)
+            return pk.runtime.timed_loop(turns, 0, n, self.repeats)
+
+        return sample
+
+    def native_graphs(self, graphs: Sequence["pk.runtime.CudaGraph"]) -> Sampler:
+        """Modes graph and graph-pdl: a replay is one sample of `repeats` steps; graphs as chains() gives them."""
+
+        def sample(n: int) -> np.ndarray:
+            turns = self.rotation.take(graphs, n, self.repeats)
+            return pk.runtime.cuda_timed_loop(turns, self.stream, 0, n) / self.repeats
+
+        return sample
+
+    def torch_graphs(self, graphs: Sequence["torch.cuda.CUDAGraph"]) -> Sampler:
+        """Mode graph of torch's ops: the same from Python, which a replay of many kernels hides."""
+        return event_sampler([graph.replay for graph in graphs], self.rotation, 1, self.repeats)
+
+    # The host's clocks, CUDA only.
+
+    def host_python(self, steps: Sequence[Step], launches: int) -> Sampler:
+        """Of python()."""
+        return held_sampler(steps, self.rotation, launches)
+
+    def host_tapes(self, tapes: Sequence[pk.dispatch.Tape]) -> Sampler:
+        """Of tapes()."""
+        return lambda n: pk.dispatch.cuda_timed_loop(
+            self.rotation.take(tapes, n), torch.cuda.current_stream(), 0, n, host=True
+        )
+
+    def host_programs(self, programs: Sequence[pk.runtime.Program]) -> Sampler:
+        """Of programs()."""
+        return lambda n: pk.runtime.cuda_host_loop(self.rotation.take(programs, n), self.stream, 0, n)
+
+    def host_native_graphs(self, graphs: Sequence["pk.runtime.CudaGraph"]) -> Sampler:
+        """Of native_graphs(), per step."""
+        return lambda n: (
+            pk.runtime.cuda_host_loop(self.rotation.take(graphs, n, self.repeats), self.stream, 0, n) / self.repeats
+        )
+
+    def host_torch_graphs(self, graphs: Sequence["torch.cuda.CUDAGraph"], launches: int) -> Sampler:
+        """Of torch_graphs(), per step; launches: those of one step."""
+        return held_sampler([graph.replay for graph in graphs], self.rotation, launches * self.repeats, self.repeats)
+
+
+def capture(steps: Sequence[Step], length: int) -> list["torch.cuda.CUDAGraph"]:
+    """torch.cuda.CUDAGraphs of `length` steps each, by chains(). The steps run once before: what torch prepares in a
+    first call (cuBLAS's workspace, cuDNN's plans, kernels' code) may not happen in a capture."""
+    for step in steps:
+        step()
+    graphs = []
+    for chain in chains(steps, length):
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            for step in chain:
+                step()
+        graphs.append(graph)
+    return graphs
+
+
+def replay_all(graphs: Sequence[Any], *stream: int) -> Step:
+    """One replay of every graph: what the gate checks. All of them, because an output that several graphs write is
+    where the last one left it."""
+
+    def step() -> None:
+        for graph in graphs:
+            graph.replay(*stream)
+
+    return step
+
+
+def steps_for(estimate_us: float, copies: int, least_us: float = 500.0) -> int:
+    """Steps that make a sample last least_us, a multiple of the copies where those are few enough: one graph then
+    holds each copy as often as any other. At most 512."""
+    steps = min(max(math.ceil(least_us / estimate_us), 1), 512)
+    rounded = math.ceil(steps / copies) * copies
+    return rounded if rounded <= 1024 else steps

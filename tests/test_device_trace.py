@@ -1,0 +1,93 @@
+"""The device's clock from kernel intervals: unions, steps by count, and traces that do not fit."""
+
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import pykernels as pk
+from bench.core import device_trace
+from bench.core.measure import Arm
+
+
+def kernel(begin_us: float, end_us: float, name: str = "k"):
+    return SimpleNamespace(name=name, start_ns=int(1000 * begin_us), end_ns=int(1000 * end_us))
+
+
+@pytest.mark.parametrize(
+    ("intervals", "us"),
+    [
+        ([], 0),
+        ([(1, 3)], 2),
+        ([(1, 3), (5, 6)], 3),
+        ([(1, 3), (2, 6)], 5),
+        ([(1, 10), (2, 3), (4, 5)], 9),
+        ([(5, 6), (1, 3)], 3),
+        ([(1, 2), (2, 3)], 2),
+        ([(1, 10), (2, 3), (9, 12), (20, 21)], 12),
+    ],
+)
+def test_the_union(intervals, us):
+    assert device_trace.union_us([kernel(*interval) for interval in intervals]) == us
+
+
+@pytest.mark.parametrize(("items", "pieces"), [([], 2), ([1, 2, 3], 2), ([1], 2)])
+def test_what_cannot_be_cut(items, pieces):
+    with pytest.raises(ValueError, match=f"{len(items)} kernels for {pieces} pieces"):
+        device_trace.cut(items, pieces)
+
+
+@pytest.fixture
+def tracing(monkeypatch):
+    """A trace that holds what is put into its list."""
+    kernels: list = []
+
+    @contextmanager
+    def cuda_trace():
+        trace = SimpleNamespace(kernels=[], calls=[])
+        yield trace
+        trace.kernels = list(kernels)
+
+    monkeypatch.setattr(pk.runtime, "cuda_trace", cuda_trace, raising=False)
+    monkeypatch.setattr(pk.runtime, "trace_reason", lambda: None, raising=False)
+    return kernels
+
+
+def steps(count: int, overlap: float = 0.0):
+    """Steps of two kernels, 10 and 20 us, 2 us apart; the next step begins `overlap` before the last has ended."""
+    for step in range(count):
+        begin = step * (34 - overlap)
+        yield kernel(begin, begin + 10, "a")
+        yield kernel(begin + 12, begin + 32 + overlap, "b")
+
+
+def test_steps_are_cut_by_count(tracing):
+    tracing += reversed(list(steps(device_trace.SAMPLES * 3)))
+    found = device_trace.traced(lambda n: np.full(n, 51.0), 34.0, repeats=3)
+    assert found.samples_us.tolist() == [30.0] * (device_trace.SAMPLES - 1) * 3, "the first sample does not count"
+    assert found.kernels == ["a", "b"] and found.trace_factor == 1.5
+    assert found.kernel_us.tolist() == [[10.0, 20.0]] * (device_trace.SAMPLES - 1) * 3
+
+
+def test_a_graph_s_kernels_overlap_across_its_steps(tracing):
+    tracing += steps(device_trace.SAMPLES * 4, overlap=4.0)
+    graph = device_trace.traced(lambda n: np.ones(n), 1.0, repeats=4, steps_per_graph=4)
+    # Four steps of 30 us and the last one's overhang of 6, the gap of 2 in each left out.
+    assert graph.samples_us.tolist() == [pytest.approx((4 * 30 + 6 - 4 * 2) / 4)] * (device_trace.SAMPLES - 1)
+    assert len(graph.kernels) == 2 and graph.kernel_us.shape == ((device_trace.SAMPLES - 1) * 4, 2)
+
+
+def test_a_trace_that_does_not_fit_is_refused_alone(tracing):
+    tracing += list(steps(device_trace.SAMPLES))[:-1]
+    arm = Arm("sdpa", "eager", sampler=lambda n: np.ones(n), samples_us=[1.0], kernels=["told"], launches=9)
+    failed = Arm("native", "graph", status="wrong", reason="off")
+    found, refused = device_trace.trace_arms([arm, failed], 1)
+    assert found == {} and refused == {"sdpa:eager": "ValueError: the trace has 11 kernels for 6 pieces of one length"}
+    assert (arm.status, arm.kernels, arm.launches) == ("ok", ["told"], 9)
+
+
+def test_a_build_without_the_trace_says_so(monkeypatch):
+    monkeypatch.delattr(pk.runtime, "trace_reason", raising=False)
+    arm = Arm("native", "eager", sampler=lambda n: np.ones(n), samples_us=[1.0])
+    assert device_trace.trace_arms([arm], 1) == ({}, {"native:eager": "this build has no CUPTI trace"})
