@@ -21,20 +21,21 @@ struct Gemv {
         return {row, 2 * unit + 1 < p.out_features ? row + p.in_features : nullptr};
     }
 
-    // bias + residual of the two rows
+    __device__ static int position(const Params&, int) { return 0; }
+
     struct Extra {
-        float addend[2];
+        T bias[2], residual[2];
     };
-    __device__ static Extra prepare(const Params& p, int unit, int b) {
-        Extra extra = {};
+    __device__ static Extra prepare(const Params& p, int unit, int b, int) {
+        Extra extra = {};  // zeros
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
             const int row = 2 * unit + i;
             if (row >= p.out_features) break;
-            if (p.bias) extra.addend[i] += load1(static_cast<const T*>(p.bias) + row);
+            if (p.bias) extra.bias[i] = load(static_cast<const T*>(p.bias) + row);
             if (p.residual)
-                extra.addend[i] +=
-                    load1(static_cast<const T*>(p.residual) + int64_t{b} * p.out_features + row);
+                extra.residual[i] =
+                    load(static_cast<const T*>(p.residual) + int64_t{b} * p.out_features + row);
         }
         return extra;
     }
@@ -42,8 +43,9 @@ struct Gemv {
     __device__ static void finish(const Params& p, int unit, int b, const Extra& extra, float sum_a,
                                   float sum_b) {
         T* out = static_cast<T*>(p.out) + int64_t{b} * p.out_features + 2 * unit;
-        store1(out, sum_a + extra.addend[0]);
-        if (2 * unit + 1 < p.out_features) store1(out + 1, sum_b + extra.addend[1]);
+        store1(out, sum_a + to_float(extra.bias[0]) + to_float(extra.residual[0]));
+        if (2 * unit + 1 < p.out_features)
+            store1(out + 1, sum_b + to_float(extra.bias[1]) + to_float(extra.residual[1]));
     }
 };
 

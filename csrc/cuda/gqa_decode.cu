@@ -5,13 +5,12 @@
 // products run on the matrix unit, turned so that the eight heads are its narrow side:
 //   S   = K Q^T   16 keys x 8 heads,     summed over head_dim
 //   O^T = V^T P^T head_dim x 8 heads,    summed over the 16 keys
-// A warp's tiles are copied to shared memory one or two steps ahead, each lane copying what it will need
-// itself. Which dimension or key an index of the product means is free as long as both factors agree, so
-// lanes take what lies together in memory: of K eight dimensions of a row, of V eight dimensions of four
-// rows. Softmax is online, in base
-// 2. Warps, then the splits of a cluster (through one another's shared memory), then the clusters (by the
-// block that arrives last) are joined by their log-sum-exp (Flash-Decoding). Before sm_90 a split is a
-// cluster of its own.
+// K and V go from memory to registers in 16-byte loads; the next tile's K is asked for as soon as S is done
+// with this one's, the next V after O^T. Which dimension or key an index of the product means is free as long
+// as both factors agree, so lanes take what lies together in memory: of K eight dimensions of a row, of V
+// eight dimensions of four rows. Softmax is online, in base 2. Warps, then the splits of a cluster (through
+// one another's shared memory), then the clusters (by the block that arrives last) are joined by their
+// log-sum-exp (Flash-Decoding). Before sm_90 a split is a cluster of its own.
 //
 // Least bytes: K and V of kv_len slots, once. What limits it: latency up to some thousand keys, memory
 // beyond.
@@ -36,43 +35,47 @@ __device__ __forceinline__ int lane_in_group() {
     return static_cast<int>(threadIdx.x) % 4;
 }
 
+// A lane's share of 16 keys: of K rows group and group + 8, eight dimensions of every 32; of V rows
+// value_row(0..3), eight dimensions of every 64.
+template <int head_dim>
+struct Keys {
+    uint4 rows[2][head_dim / 32];
+};
+template <int head_dim>
+struct Values {
+    uint4 rows[4][head_dim / 64];
+};
+
 constexpr __device__ int value_row(int i, int t) {
     return 2 * t + i % 2 + i / 2 * 8;
 }
 
-// A tile in shared memory is 16-byte vectors, [vector][lane]: what a lane needs of K, rows group and group +
-// 8, eight dimensions of every 32; then of V, rows value_row(0..3), eight dimensions of every 64. Each lane
-// copies what it needs and nobody else reads it: no barrier, no bank conflict.
-template <int head_dim>
-struct TileVectors {
-    static constexpr int key_parts = head_dim / 32, value_parts = head_dim / 64;
-    __device__ static __forceinline__ int key(int half, int part) { return half * key_parts + part; }
-    __device__ static __forceinline__ int value(int row, int part) {
-        return 2 * key_parts + row * value_parts + part;
-    }
-};
-
 // Slots from max_len on do not exist: the last one is read in their place, and is left out of the sums.
 template <class T, int head_dim>
-__device__ __forceinline__ void copy_tile(uint4* lane_tile, const T* k_cache, const T* v_cache, int first_key,
+__device__ __forceinline__ void load_keys(Keys<head_dim>& keys, const T* k_cache, int first_key,
                                           int max_len) {
-    using Vectors = TileVectors<head_dim>;
-    const auto row_of = [&](int key) {
-        return static_cast<uint32_t>(min(first_key + key, max_len - 1)) * head_dim;
-    };
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-        const T* row = k_cache + row_of(lane_group() + 8 * half) + lane_in_group() * 8;
+        const uint32_t row =
+            static_cast<uint32_t>(min(first_key + lane_group() + 8 * half, max_len - 1)) * head_dim;
 #pragma unroll
-        for (int i = 0; i < Vectors::key_parts; ++i)
-            async_copy16(lane_tile + Vectors::key(half, i) * warp_size, row + i * 32);
+        for (int i = 0; i < head_dim / 32; ++i)
+            keys.rows[half][i] =
+                load_fresh(reinterpret_cast<const uint4*>(k_cache + row + i * 32 + lane_in_group() * 8));
     }
+}
+
+template <class T, int head_dim>
+__device__ __forceinline__ void load_values(Values<head_dim>& values, const T* v_cache, int first_key,
+                                            int max_len) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-        const T* row = v_cache + row_of(value_row(i, lane_in_group())) + lane_group() * 8;
+        const uint32_t row =
+            static_cast<uint32_t>(min(first_key + value_row(i, lane_in_group()), max_len - 1)) * head_dim;
 #pragma unroll
-        for (int j = 0; j < Vectors::value_parts; ++j)
-            async_copy16(lane_tile + Vectors::value(i, j) * warp_size, row + j * 64);
+        for (int j = 0; j < head_dim / 64; ++j)
+            values.rows[i][j] =
+                load_fresh(reinterpret_cast<const uint4*>(v_cache + row + j * 64 + lane_group() * 8));
     }
 }
 
@@ -90,22 +93,19 @@ struct Partial {
     float out[head_dim / 64][4][4] = {};
 };
 
-// The scores of 16 keys, in base 2: {head 2t, head 2t + 1} of key g, then of key g + 8.
+// Scores of 16 keys in base 2: {head 2t, head 2t + 1} of key g, then of key g + 8.
 template <class T, int head_dim>
-__device__ __forceinline__ void score(float (&scores)[4], const uint4* lane_tile, const T* q, int valid_keys,
-                                      float scale) {
-    using Vectors = TileVectors<head_dim>;
+__device__ __forceinline__ void score(float (&scores)[4], const Keys<head_dim>& keys, const T* q,
+                                      int valid_keys, float scale) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) scores[i] = 0;
 #pragma unroll
-    for (int i = 0; i < Vectors::key_parts; ++i) {
+    for (int i = 0; i < head_dim / 32; ++i) {
         const uint4 q_vector = load(reinterpret_cast<const uint4*>(q + i * 32));
-        const uint4 low = load(lane_tile + Vectors::key(0, i) * warp_size),
-                    high = load(lane_tile + Vectors::key(1, i) * warp_size);
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            const uint32_t a[4] = {word(low, 2 * half), word(high, 2 * half), word(low, 2 * half + 1),
-                                   word(high, 2 * half + 1)};
+            const uint32_t a[4] = {word(keys.rows[0][i], 2 * half), word(keys.rows[1][i], 2 * half),
+                                   word(keys.rows[0][i], 2 * half + 1), word(keys.rows[1][i], 2 * half + 1)};
             const uint32_t b[2] = {word(q_vector, 2 * half), word(q_vector, 2 * half + 1)};
             matrix_multiply_add<T>(scores, a, b);
         }
@@ -116,9 +116,16 @@ __device__ __forceinline__ void score(float (&scores)[4], const uint4* lane_tile
 }
 
 template <class T, int head_dim>
-__device__ __forceinline__ void attend(float (&scores)[4], const uint4* lane_tile, int valid_keys,
+__device__ __forceinline__ void attend(float (&scores)[4], Values<head_dim>& values, int valid_keys,
                                        Partial<head_dim>& partial) {
-    using Vectors = TileVectors<head_dim>;
+    if (valid_keys < gqa_tile_keys) {  // a weight of 0 does not silence a NaN
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            if (value_row(i, lane_in_group()) < valid_keys) continue;
+#pragma unroll
+            for (int j = 0; j < head_dim / 64; ++j) values.rows[i][j] = make_uint4(0, 0, 0, 0);
+        }
+    }
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
         float maximum = fmaxf(scores[h], scores[2 + h]);
@@ -142,20 +149,13 @@ __device__ __forceinline__ void attend(float (&scores)[4], const uint4* lane_til
     const uint32_t weights[2] = {transpose_8x8(pack<T>(scores[0], scores[1])),
                                  transpose_8x8(pack<T>(scores[2], scores[3]))};
 #pragma unroll
-    for (int j = 0; j < Vectors::value_parts; ++j) {
-        uint4 v[4];
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            // A weight of 0 does not silence a NaN.
-            v[i] = value_row(i, lane_in_group()) < valid_keys
-                       ? load(lane_tile + Vectors::value(i, j) * warp_size)
-                       : make_uint4(0, 0, 0, 0);
-        }
+    for (int j = 0; j < head_dim / 64; ++j) {
 #pragma unroll
         for (int p = 0; p < 4; ++p) {
-            const uint32_t w[4] = {word(v[0], p), word(v[1], p), word(v[2], p), word(v[3], p)};
-            const uint32_t a[4] = {low_halves(w[0], w[1]), high_halves(w[0], w[1]), low_halves(w[2], w[3]),
-                                   high_halves(w[2], w[3])};
+            const uint32_t v[4] = {word(values.rows[0][j], p), word(values.rows[1][j], p),
+                                   word(values.rows[2][j], p), word(values.rows[3][j], p)};
+            const uint32_t a[4] = {low_halves(v[0], v[1]), high_halves(v[0], v[1]), low_halves(v[2], v[3]),
+                                   high_halves(v[2], v[3])};
             matrix_multiply_add<T>(partial.out[j][p], a, weights);
         }
     }
@@ -221,48 +221,35 @@ struct Place {
 };
 
 template <class T, int head_dim>
-__global__ void __launch_bounds__(gqa_threads, 2)
+__global__ void __launch_bounds__(gqa_threads, 1)
     gqa_decode_kernel(const __grid_constant__ GqaDecodeParams params, const __grid_constant__ GqaPlan plan) {
     constexpr int row = gqa_row_floats(head_dim);
-    const int warp = static_cast<int>(threadIdx.x) / warp_size,
-              lane = static_cast<int>(threadIdx.x) % warp_size;
-    const int g = lane_group(), t = lane_in_group();
+    const int warp = static_cast<int>(threadIdx.x) / warp_size, g = lane_group(), t = lane_in_group();
     const Place at(params, plan, static_cast<int>(blockIdx.x));
     const int64_t slots = int64_t{at.sequence * params.n_kv_heads + at.kv_head} * params.max_len * head_dim;
     const T* k_cache = static_cast<const T*>(params.k_cache) + slots;
     const T* v_cache = static_cast<const T*>(params.v_cache) + slots;
 
-    // In shared memory: q, then every warp's stages, a lane's vectors of a tile warp_size apart.
-    T* q = reinterpret_cast<T*>(shared_memory());
-    constexpr int tile_vectors = gqa_tile_bytes(head_dim) / 16;
-    uint4* const stream = reinterpret_cast<uint4*>(shared_memory() + gqa_q_bytes(head_dim)) +
-                          warp * plan.stages * tile_vectors + lane;
-
     const int step = plan.splits * gqa_warps * gqa_tile_keys;
     int key = (warp * plan.splits + at.split) * gqa_tile_keys;
-    // A group a tile; one that would lie past the end is empty, and keeps the count right.
-    const auto copy = [&](int stage, int first_key, int end) {
-        if (first_key < end)
-            copy_tile<T, head_dim>(stream + stage * tile_vectors, k_cache, v_cache, first_key,
-                                   params.max_len);
-        async_commit();
-    };
-    for (int i = 0; i < plan.stages; ++i) copy(i, key + i * step, params.max_len);
+    Keys<head_dim> keys;
+    Values<head_dim> values;
+    if (key < params.max_len) {
+        load_keys(keys, k_cache, key, params.max_len);
+        load_values(values, v_cache, key, params.max_len);
+    }
     const int kv_len = load(params.kv_len + at.sequence);
     wait_for_producers();
     launch_dependents();
     // The newest key may have come only now.
-    if (plan.programmatic) {
-        for (int i = 0; i < plan.stages; ++i) {
-            const int first_key = key + i * step;
-            if (first_key >= kv_len || first_key + gqa_tile_keys < kv_len) continue;
-            async_wait<0>();  // two copies to one place would race
-            copy(i, first_key, kv_len);
-            async_wait<0>();
-        }
+    if (plan.programmatic && key < kv_len && key + gqa_tile_keys >= kv_len) {
+        load_keys(keys, k_cache, key, params.max_len);
+        load_values(values, v_cache, key, params.max_len);
     }
 
-    // q, 0 past the last head.
+    // q in shared memory, 0 past the last head: in registers it would cost a second block its place on the
+    // SM.
+    T* q = reinterpret_cast<T*>(shared_memory());
     constexpr int q_vectors = head_dim / vector_elements;
     static_assert(gqa_tile_heads * q_vectors <= gqa_threads);
     if (const int i = static_cast<int>(threadIdx.x); i < gqa_tile_heads * q_vectors) {
@@ -272,34 +259,28 @@ __global__ void __launch_bounds__(gqa_threads, 2)
         store(reinterpret_cast<uint4*>(q + head * gqa_q_row_elements(head_dim) + d),
               head < at.n_heads ? load(reinterpret_cast<const uint4*>(from)) : make_uint4(0, 0, 0, 0));
     }
-    block_barrier();                                              // q is there
-    q += g * gqa_q_row_elements(head_dim) + t * vector_elements;  // head g, the dimensions of this lane's K
+    block_barrier();  // q is there
+    q += g * gqa_q_row_elements(head_dim) +
+         t * vector_elements;  // of head g, the dimensions of this lane's part of K
     const float scale = params.scale * 1.44269504f;
     Partial<head_dim> partial;
-    for (int stage = 0; key < kv_len; key += step) {
-        if (plan.stages == 1) {
-            async_wait<0>();
-        } else {
-            async_wait<gqa_max_stages - 1>();
-        }
-        const uint4* tile = stream + stage * tile_vectors;
+    while (key < kv_len) {
+        const int valid_keys = kv_len - key;
+        key += step;
         float scores[4];
-        score<T, head_dim>(scores, tile, q, kv_len - key, scale);
-        attend<T, head_dim>(scores, tile, kv_len - key, partial);
-        copy(stage, key + plan.stages * step, kv_len);
-        if (++stage == plan.stages) stage = 0;
+        score<T>(scores, keys, q, valid_keys, scale);
+        if (key < kv_len) load_keys(keys, k_cache, key, params.max_len);
+        attend<T>(scores, values, valid_keys, partial);
+        if (key < kv_len) load_values(values, v_cache, key, params.max_len);
     }
-    async_wait<0>();  // nothing lands where the results go
-
     const int n_heads = at.n_heads, rank = cluster_rank(), cluster = at.split / plan.cluster_splits;
     const int active_clusters =
         (gqa_active_splits(kv_len, plan.splits) + plan.cluster_splits - 1) / plan.cluster_splits;
     if (cluster >= active_clusters) return;
 
-    // The warps become one. In shared memory, in the tiles' place: [warp][head][row], then the block's
-    // [head][row].
+    // The warps become one. In shared memory, in q's place: [warp][head][row], then the block's [head][row].
     float* results = reinterpret_cast<float*>(shared_memory());
-    block_barrier();  // every warp is done with q and its tiles
+    block_barrier();  // every warp is done with q
     float* block_rows = results + gqa_warps * gqa_tile_heads * row;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
@@ -380,7 +361,7 @@ __global__ void __launch_bounds__(gqa_threads, 2)
     }
     block_barrier();  // is_last is there
     if (load(is_last) == 0 || !writes) return;
-    constexpr int at_once = 8;
+    constexpr int at_once = gqa_join_at_once;
     joined = {};
     for (int first = 0; first < active_clusters; first += at_once) {
         float4 values[at_once], weights[at_once];

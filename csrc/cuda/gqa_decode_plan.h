@@ -1,6 +1,7 @@
 // How gqa_decode is laid over a GPU: pure functions of the sizes.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "params.h"
@@ -16,11 +17,16 @@ constexpr int gqa_tile_keys = 16;
 // A split has at least a tile for each of its warps: below that its combining costs more than its reading.
 constexpr int gqa_min_split_keys = gqa_warps * gqa_tile_keys;
 
-// Blocks of the largest cluster. More than 8 have to be asked for.
+// Short contexts are joined in clusters: a block reads another's shared memory in half a microsecond, and
+// joining through global memory takes two to three (docs/kernels.md). The blocks of a cluster share a GPC, of
+// which some have fewer than 16 SMs free: up to this many blocks in all find room at once. Longer contexts
+// need all SMs.
 constexpr int gqa_max_cluster_splits = 16;
-// Enough on the way for memory at its fastest; short contexts have fewer tiles, and leave room for the next
-// kernel.
-constexpr int gqa_max_stages = 2;
+constexpr int gqa_max_cluster_blocks = 64;
+constexpr int gqa_max_cluster_tiles = 2;  // of a warp
+// Clusters whose rows the last block reads at once, and so the splits that are joined in two readings.
+constexpr int gqa_join_at_once = 16;
+constexpr int gqa_max_splits = 2 * gqa_join_at_once;
 
 struct GqaPlan {
     int group_size;      // query heads of a KV head
@@ -29,7 +35,6 @@ struct GqaPlan {
     int units;           // batch * n_kv_heads * head_tiles
     int splits;          // of the KV axis
     int cluster_splits;  // splits that are one cluster: a power of two, a divisor of splits
-    int stages;          // tiles that a warp has on their way
     bool programmatic;
     int shared_bytes;
 };
@@ -44,15 +49,6 @@ constexpr int gqa_row_floats(int head_dim) {
 // read at once lie in different banks.
 constexpr int gqa_q_row_elements(int head_dim) {
     return head_dim + 32;
-}
-
-constexpr int gqa_q_bytes(int head_dim) {
-    return gqa_tile_heads * gqa_q_row_elements(head_dim) * 2;
-}
-
-// K and V of a tile.
-constexpr int gqa_tile_bytes(int head_dim) {
-    return 2 * gqa_tile_keys * head_dim * 2;
 }
 
 constexpr int power_of_two_below(int value) {
@@ -70,24 +66,21 @@ inline GqaPlan plan_gqa_decode(const GqaDecodeParams& params, int sm_count, bool
     plan.head_tiles = (plan.group_size + gqa_tile_heads - 1) / gqa_tile_heads;
     plan.heads = (plan.group_size + plan.head_tiles - 1) / plan.head_tiles;
     plan.units = params.batch * params.n_kv_heads * plan.head_tiles;
-    const int by_keys = (params.max_len + gqa_min_split_keys - 1) / gqa_min_split_keys;
-    const int by_sms = sm_count / plan.units;
-    plan.splits = by_keys < by_sms ? by_keys : by_sms;
-    if (plan.splits < 1) plan.splits = 1;
+    const auto splits_of = [&](int keys, int blocks) {
+        const int by_keys = (params.max_len + keys - 1) / keys, by_blocks = blocks / plan.units;
+        return std::max(std::min({by_keys, by_blocks, gqa_max_splits}), 1);
+    };
+    plan.splits = splits_of(gqa_min_split_keys, sm_count);
     plan.cluster_splits = 1;
-    if (clusters) {
-        plan.splits = power_of_two_below(plan.splits);
-        plan.cluster_splits = plan.splits < gqa_max_cluster_splits ? plan.splits : gqa_max_cluster_splits;
-    }
+    const int joined = std::min(power_of_two_below(splits_of(gqa_min_split_keys, gqa_max_cluster_blocks)),
+                                gqa_max_cluster_splits);
+    if (clusters && joined > 1 && params.max_len <= joined * gqa_max_cluster_tiles * gqa_min_split_keys)
+        plan.splits = plan.cluster_splits = joined;
     plan.programmatic = programmatic;
-    const int tiles = (params.max_len + gqa_tile_keys - 1) / gqa_tile_keys;
-    const int tiles_of_warp = (tiles + plan.splits * gqa_warps - 1) / (plan.splits * gqa_warps);
-    plan.stages = tiles_of_warp < gqa_max_stages ? tiles_of_warp : gqa_max_stages;
-    // A row for every warp and head, and a row for every head of the split, take the place of the tiles.
+    // A row for every warp and head, and a row for every head of the split; before them, q.
     const int rows = (gqa_warps + 1) * gqa_tile_heads * gqa_row_floats(params.head_dim) * 4;
-    const int stream =
-        gqa_q_bytes(params.head_dim) + plan.stages * gqa_warps * gqa_tile_bytes(params.head_dim);
-    plan.shared_bytes = rows > stream ? rows : stream;
+    const int q = gqa_tile_heads * gqa_q_row_elements(params.head_dim) * 2;
+    plan.shared_bytes = rows > q ? rows : q;
     return plan;
 }
 

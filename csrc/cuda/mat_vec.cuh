@@ -16,8 +16,10 @@
 // behind those it would take microseconds. Least bytes: W once. What limits it: memory.
 //
 // An Op has: T; Params; units(p), width(p), batch(p); rows(p, unit) -> the two rows, the second may be null;
-// x(p); norm_weight(p) (null: x as it is) and eps(p); Extra prepare(p, unit, b): what the end of a unit needs
-// from memory, asked for at the begin of its chunk; finish(p, unit, b, extra, sum of row a, sum of row b).
+// x(p); norm_weight(p) (null: x as it is) and eps(p); position(p, b): of a sequence, 0 where it has none;
+// Extra prepare(p, unit, b, position): what the end of a unit needs from memory, as it comes from there and
+// asked for at the begin of its chunk (to work on it would be to wait for it); finish(p, unit, b, extra, sum
+// of row a, sum of row b).
 #pragma once
 
 #include "cuda/common/dispatch.h"
@@ -87,7 +89,12 @@ __global__ void __launch_bounds__(mat_vec_threads, 1)
 
     T* x_shared = reinterpret_cast<T*>(shared + mat_vec_x_offset(plan, batch));
     Columns x_columns;
-    if (plan.x_in_shared && !plan.programmatic) x_columns.load_from(Op::x(params), first_column, width);
+    const int my_sequence = thread % batch;  // when units are finished
+    int position = 0;
+    if (!plan.programmatic) {
+        position = Op::position(params, my_sequence);
+        if (plan.x_in_shared) x_columns.load_from(Op::x(params), first_column, width);
+    }
 
     // The stream: stages of two pieces. What is copied next:
     T* const stream = reinterpret_cast<T*>(shared);
@@ -115,6 +122,7 @@ __global__ void __launch_bounds__(mat_vec_threads, 1)
 
     wait_for_producers();
     launch_dependents();
+    if (plan.programmatic) position = Op::position(params, my_sequence);
     if (plan.x_in_shared) {
         for (int b = 0; b < batch; ++b) {
             if (b > 0 || plan.programmatic)
@@ -138,9 +146,9 @@ __global__ void __launch_bounds__(mat_vec_threads, 1)
     for (int chunk = begin; chunk < end; chunk += plan.chunk_units) {
         const int count = min(end - chunk, plan.chunk_units);
         const bool finishes = thread < count * batch;
-        const int my_unit = chunk + thread / batch, my_sequence = thread % batch;
+        const int my_unit = chunk + thread / batch;
         typename Op::Extra extra = {};
-        if (finishes) extra = Op::prepare(params, my_unit, my_sequence);
+        if (finishes) extra = Op::prepare(params, my_unit, my_sequence, position);
 
         for (int unit = 0; unit < count; ++unit) {
             const bool both = Op::rows(params, chunk + unit).b != nullptr;
@@ -165,9 +173,11 @@ __global__ void __launch_bounds__(mat_vec_threads, 1)
             }
 #pragma unroll
             for (int row = 0; row < batch_tile; ++row) {
-                const float a = warp_sum(mine[row][0]), b = warp_sum(mine[row][1]);
-                if (lane == row && row < batch)
-                    store(sums + warp * mat_vec_threads + unit * batch + row, make_float2(a, b));
+                const float sum = warp_sum_pair(mine[row][0], mine[row][1]);
+                if (lane % (warp_size / 2) == row && row < batch) {
+                    float2* to = sums + warp * mat_vec_threads + unit * batch + row;
+                    store(reinterpret_cast<float*>(to) + lane / (warp_size / 2), sum);
+                }
             }
         }
 
@@ -227,7 +237,9 @@ __global__ void __launch_bounds__(mat_vec_threads)
             }
             sum_a = warp_sum(sum_a);
             sum_b = warp_sum(sum_b);
-            if (lane == 0) Op::finish(params, unit, b, Op::prepare(params, unit, b), sum_a, sum_b);
+            if (lane == 0)
+                Op::finish(params, unit, b, Op::prepare(params, unit, b, Op::position(params, b)), sum_a,
+                           sum_b);
         }
     }
 }

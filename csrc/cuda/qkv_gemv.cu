@@ -42,24 +42,27 @@ struct QkvGemv {
         return {row, row + int64_t{p.head_dim / 2} * p.hidden};
     }
 
+    __device__ static int position(const Params& p, int b) { return load(p.position + b); }
+
     // The biases of both dimensions, and how they are turned: v by nothing.
     struct Extra {
         int position;
-        float low, high, cosine, sine;
+        T low, high;
+        float cosine, sine;
     };
-    __device__ static Extra prepare(const Params& p, int unit, int b) {
+    __device__ static Extra prepare(const Params& p, int unit, int, int position) {
         const Place at = place(p, unit);
         const int half = p.head_dim / 2, row = at.head * p.head_dim + at.d;
-        Extra extra = {load(p.position + b), 0, 0, 1, 0};
+        Extra extra = {position, {}, {}, 1, 0};
         const void* bias = at.part == 0 ? p.q_bias : at.part == 1 ? p.k_bias : p.v_bias;
         if (bias) {
-            extra.low = load1(static_cast<const T*>(bias) + row);
-            extra.high = load1(static_cast<const T*>(bias) + row + half);
+            extra.low = load(static_cast<const T*>(bias) + row);
+            extra.high = load(static_cast<const T*>(bias) + row + half);
         }
         if (at.part != 2) {
-            const float* angles = p.cos_sin + int64_t{extra.position} * p.head_dim;
-            extra.cosine = load(angles + at.d);
-            extra.sine = load(angles + half + at.d);
+            const float* angles = p.cos_sin + int64_t{position} * p.head_dim + at.d;
+            extra.cosine = load(angles);
+            extra.sine = load(angles + half);
         }
         return extra;
     }
@@ -68,7 +71,8 @@ struct QkvGemv {
                                   float high) {
         const Place at = place(p, unit);
         const int half = p.head_dim / 2, row = at.head * p.head_dim + at.d;
-        const float2 turned = rotate(extra.cosine, extra.sine, low + extra.low, high + extra.high);
+        const float2 turned =
+            rotate(extra.cosine, extra.sine, low + to_float(extra.low), high + to_float(extra.high));
         T* out;
         if (at.part == 0) {
             out = static_cast<T*>(p.q_out) + int64_t{b} * p.n_heads * p.head_dim + row;

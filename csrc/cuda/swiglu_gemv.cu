@@ -23,8 +23,9 @@ struct SwigluGemv {
         return {static_cast<const T*>(p.gate_weight) + offset, static_cast<const T*>(p.up_weight) + offset};
     }
 
+    __device__ static int position(const Params&, int) { return 0; }
     struct Extra {};
-    __device__ static Extra prepare(const Params&, int, int) { return {}; }
+    __device__ static Extra prepare(const Params&, int, int, int) { return {}; }
 
     __device__ static void finish(const Params& p, int unit, int b, const Extra&, float gate, float up) {
         store1(static_cast<T*>(p.out) + int64_t{b} * p.out_features + unit, silu(gate) * up);

@@ -129,6 +129,13 @@ __device__ __forceinline__ float warp_sum(float value) {
     return value;
 }
 
+// Two sums for the shuffles of one: lanes 0 to 15 get that of `a` over the warp, the others that of `b`.
+__device__ __forceinline__ float warp_sum_pair(float a, float b) {
+    const bool upper = threadIdx.x % warp_size >= warp_size / 2;
+    const float mine = upper ? b : a;
+    return warp_sum<warp_size / 2>(mine + shuffle_xor(upper ? a : b, warp_size / 2));
+}
+
 // Every thread gets the sum over the block. `scratch`: one float a warp, in shared memory. Ends with every
 // thread past its reading of scratch only at the next barrier: give each call a scratch of its own.
 __device__ __forceinline__ float block_sum(float value, float* scratch) {
