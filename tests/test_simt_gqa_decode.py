@@ -129,8 +129,9 @@ def test_chained_to_the_append_before_it(newest, seed):
         for programmatic in (False, True):
             dev.launch(
                 "rope_kv_append", programmatic, q=dev.to(q), k=dev.to(new_k), v=dev.to(new_v), cos_sin=dev.to(cos_sin),
-                position=dev.to(torch.tensor([newest], dtype=torch.int32)), q_out=q_turned, k_cache=k, v_cache=v, batch=1,
-                n_heads=heads, n_kv_heads=kv_heads, head_dim=dim, max_len=max_len, max_position=max_len, dtype=dtype,
+                position=dev.to(torch.tensor([newest], dtype=torch.int32)), q_out=q_turned, k_cache=k, v_cache=v,
+                batch=1, n_heads=heads, n_kv_heads=kv_heads, head_dim=dim, max_len=max_len, max_position=max_len,
+                dtype=dtype,
             )  # fmt: skip
             out, _ = launch(dev, [q_turned, k, v, kv_len], programmatic=True)
         dev.synchronize()

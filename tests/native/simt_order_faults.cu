@@ -54,6 +54,15 @@ __global__ void two_arrivals_kernel(const uint32_t* in, uint32_t*) {
     cluster_wait();
 }
 
+// Between the halves nothing is in order with the other threads behind the wait.
+__global__ void write_after_arrival_kernel(const uint32_t* in, uint32_t*) {
+    fill_for_cluster(in);
+    cluster_arrive();
+    store(shared_words() + threadIdx.x, 1u);
+    cluster_wait();
+    load(shared_words() + (threadIdx.x + warp_lanes) % fault_threads);  // FAULT write_after_arrival
+}
+
 __global__ void chain_clean_kernel(const uint32_t* in, uint32_t* out) {
     launch_dependents();
     wait_for_producers();
@@ -118,6 +127,7 @@ const FaultCase cluster_faults[] = {
     {"no_cluster_barrier", launch_faulty_cluster<no_cluster_barrier_kernel>, true},
     {"no_cluster_wait", launch_faulty_cluster<no_cluster_wait_kernel>, true},
     {"ends_while_read", launch_faulty_cluster<ends_while_read_kernel>, true},
+    {"write_after_arrival", launch_faulty_cluster<write_after_arrival_kernel>, true},
     {"two_arrivals", launch_faulty_cluster<two_arrivals_kernel>, true},
 };
 const int n_cluster_faults = sizeof cluster_faults / sizeof *cluster_faults;

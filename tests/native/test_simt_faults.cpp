@@ -117,6 +117,7 @@ const std::map<std::string, FaultKind> kinds = {
     {"no_cluster_wait", FaultKind::shared_race},
     {"ends_while_read", FaultKind::misuse},
     {"two_arrivals", FaultKind::misuse},
+    {"write_after_arrival", FaultKind::shared_race},
 };
 
 // An access before the wait is found by the later of the two that meet in it: the early one itself, or, where
