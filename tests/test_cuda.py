@@ -1,6 +1,6 @@
 """The CUDA ops on a GPU: each against the oracle; the layer in every way it can be driven. Skipped without a GPU.
 
-Without a GPU the same kernels run on the SIMT executor (tests/native).
+Without a GPU the same kernels run on the SIMT executor (tests/test_simt_*.py, tests/native).
 """
 
 import pytest

@@ -113,13 +113,14 @@ def test_scores_that_overflow_an_exponential(favourite, arch):
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_chained_to_the_append_before_it(seed):
+@pytest.mark.parametrize("newest", [0, 15, 200, 289])
+def test_chained_to_the_append_before_it(newest, seed):
     """The newest slot comes from the launch just before; all older ones were there."""
     dtype, heads, kv_heads, dim, max_len = torch.bfloat16, 7, 1, 64, 300
-    q, k, v, kv_len = inputs([290], max_len, heads, kv_heads, dim, dtype)
-    new_k, new_v = k[:, :, 289].clone(), v[:, :, 289].clone()
+    q, k, v, kv_len = inputs([newest + 1], max_len, heads, kv_heads, dim, dtype)
+    new_k, new_v = k[:, :, newest].clone(), v[:, :, newest].clone()
     expected = pk.reference.gqa_decode(q, k, v, kv_len)
-    k[:, :, 289] = v[:, :, 289] = float("nan")
+    k[:, :, newest] = v[:, :, newest] = float("nan")
     # No rotation: cosines 1, sines 0.
     cos_sin = torch.cat((torch.ones(max_len, dim // 2), torch.zeros(max_len, dim // 2)), 1)
     with device(90, seed, sm_count=3) as dev:
@@ -128,8 +129,9 @@ def test_chained_to_the_append_before_it(seed):
         for programmatic in (False, True):
             dev.launch(
                 "rope_kv_append", programmatic, q=dev.to(q), k=dev.to(new_k), v=dev.to(new_v), cos_sin=dev.to(cos_sin),
-                position=dev.to(torch.tensor([289], dtype=torch.int32)), q_out=q_turned, k_cache=k, v_cache=v, batch=1,
-                n_heads=heads, n_kv_heads=kv_heads, head_dim=dim, max_len=max_len, max_position=max_len, dtype=dtype,
+                position=dev.to(torch.tensor([newest], dtype=torch.int32)), q_out=q_turned, k_cache=k, v_cache=v,
+                batch=1, n_heads=heads, n_kv_heads=kv_heads, head_dim=dim, max_len=max_len, max_position=max_len,
+                dtype=dtype,
             )  # fmt: skip
             out, _ = launch(dev, [q_turned, k, v, kv_len], programmatic=True)
         dev.synchronize()

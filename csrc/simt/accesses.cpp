@@ -133,7 +133,7 @@ void Executor::write_global(Thread& thread, const void* pointer, size_t bytes, S
         access.buffer->writer[i] = unit;
     }
     thread.unfenced = true;
-    thread.stored_epoch = thread.block->epoch;
+    thread.stored_epoch = thread.access_epoch();
     thread.stored_warp_epoch = thread.warp->memory_epoch;
 }
 
@@ -154,7 +154,7 @@ void Executor::atomic_global(Thread& thread, const void* pointer, size_t bytes, 
 void Executor::fence(Thread& thread) {
     // A fence covers what came before it: the thread's own stores, and those a barrier has ordered before it.
     for (Thread& other : thread.block->threads) {
-        if (other.number == thread.number || other.stored_epoch != thread.block->epoch ||
+        if (other.number == thread.number || other.stored_epoch < thread.block->epoch ||
             (other.warp == thread.warp && other.stored_warp_epoch != thread.warp->memory_epoch)) {
             other.unfenced = false;
         }
@@ -216,7 +216,7 @@ int warp_lane_count() {
 
 void meet_block(Site site) {
     Thread& thread = current();
-    thread.block->meet_block(thread, "block_barrier", site);
+    thread.block->meet_block(thread, "block_barrier", site, 2);
 }
 
 void meet_warp(Site site) {

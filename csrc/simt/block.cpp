@@ -249,7 +249,11 @@ void Block::meet_warp(Thread& thread, const char* name, Site site, bool orders_m
     warp.seen_since.clear();
 }
 
-void Block::meet_block(Thread& thread, const char* name, Site site) {
+uint32_t Thread::access_epoch() const {
+    return block->epoch + (cluster_arrivals != cluster_waits ? 1 : 0);
+}
+
+void Block::meet_block(Thread& thread, const char* name, Site site, uint32_t epochs) {
     if (n_ended > 0) {
         fail(FaultKind::divergent_barrier, site, "%s, but %d threads of the block have ended", name, n_ended);
     }
@@ -262,7 +266,7 @@ void Block::meet_block(Thread& thread, const char* name, Site site) {
     }
     if (++at_barrier < grid.threads) return pause(thread, Wait::block, name, site);
     at_barrier = 0;
-    ++epoch;
+    epoch += epochs;
     wake_all(Wait::block);
     for (BulkBarrier& barrier : barriers) {
         std::fill(barrier.seen.begin(), barrier.seen.end(),

@@ -66,6 +66,8 @@ struct Thread : Indices {
     // Halves of the cluster's barrier passed so far, and when the last ones were.
     uint32_t cluster_arrivals = 0, cluster_waits = 0;
     uint32_t arrived_at[remembered_arrivals] = {};
+    // What it does now is in order with what a thread of the block does in a later epoch.
+    uint32_t access_epoch() const;
     std::vector<Copy> copies;    // cp.async under way, oldest first
     std::vector<size_t> groups;  // how many of them each committed group has
     size_t uncommitted = 0;      // how many are in no group yet
@@ -104,7 +106,7 @@ struct Block {
     void report_deadlock();
 
     void meet_warp(Thread& thread, const char* name, Site site, bool orders_memory);
-    void meet_block(Thread& thread, const char* name, Site site);
+    void meet_block(Thread& thread, const char* name, Site site, uint32_t epochs);
     void end(Thread& thread);
     void pause(Thread& thread, Wait wait, const char* at, Site site);
 
@@ -131,7 +133,9 @@ struct Block {
     std::vector<Thread> threads;
     std::vector<Warp> warps;
     SharedMemory shared;
-    uint32_t epoch = 0;  // barriers of the block so far
+    // Of the block's barriers: block_barrier adds two; cluster_wait one, so that what a thread does after
+    // cluster_arrive (Thread::access_epoch) is not before the others' wait.
+    uint32_t epoch = 0;
     int n_runnable = 0, n_ended = 0, at_barrier = 0;
     const char* barrier_name = "";
     Site barrier_site = {};

@@ -17,13 +17,13 @@ void Block::arrive_in_cluster(Thread& thread, Site site) {
     cluster->end_phase_if_complete();
 }
 
-// The whole block waits as one: what its threads do between the two halves counts as before the wait.
+// A block's threads leave the wait together.
 void Block::wait_in_cluster(Thread& thread, Site site) {
     if (thread.cluster_arrivals == thread.cluster_waits) {
         fail(FaultKind::misuse, site, "cluster_wait with no cluster_arrive before it");
     }
     while (cluster->phase < thread.cluster_arrivals) pause(thread, Wait::cluster, "cluster_wait", site);
-    meet_block(thread, "cluster_wait", site);
+    meet_block(thread, "cluster_wait", site, 1);
     ++thread.cluster_waits;
 }
 

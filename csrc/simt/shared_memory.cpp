@@ -21,7 +21,7 @@ size_t end_granule(size_t offset, size_t bytes) {
 
 // Is what `number` did in those epochs before what the thread does now?
 bool ordered(const Thread& thread, uint16_t number, uint32_t epoch, uint32_t warp_epoch) {
-    if (epoch != thread.block->epoch || number == thread.number) return true;
+    if (epoch < thread.block->epoch || number == thread.number) return true;
     return number / warp_lanes == thread.number / warp_lanes && warp_epoch != thread.warp->memory_epoch;
 }
 
@@ -75,14 +75,13 @@ void SharedMemory::report_writer(const Granule& granule, size_t offset, const ch
 }
 
 void SharedMemory::record_read(const Thread& thread, Granule& granule) const {
-    const uint32_t epoch = thread.block->epoch, warp_epoch = thread.warp->memory_epoch;
+    const uint32_t warp_epoch = thread.warp->memory_epoch;
     const auto number = static_cast<uint16_t>(thread.number);
     const auto warp = static_cast<uint16_t>(thread.number / warp_lanes);
-    if (granule.reader == nobody || granule.read_epoch != epoch) {
+    if (granule.reader == nobody || granule.read_epoch < thread.block->epoch) {
+        granule.read_epoch = 0;
         granule.reader = number;
-    } else if (granule.reader == several_warps) {
-        return;
-    } else {
+    } else if (granule.reader != several_warps) {
         const bool lanes = (granule.reader & several_lanes) != 0;
         const int before = lanes ? granule.reader & ~several_lanes : granule.reader / warp_lanes;
         if (before != warp) {
@@ -93,7 +92,7 @@ void SharedMemory::record_read(const Thread& thread, Granule& granule) const {
             granule.reader = several_lanes | warp;
         }
     }
-    granule.read_epoch = epoch;
+    granule.read_epoch = std::max(granule.read_epoch, thread.access_epoch());
     granule.read_warp_epoch = warp_epoch;
 }
 
@@ -120,7 +119,7 @@ void SharedMemory::check_write(const Thread& thread, size_t offset, size_t bytes
                  "and cluster_wait between",
                  i * granule_bytes);
         }
-        if (granule.reader == nobody || granule.read_epoch != thread.block->epoch) continue;
+        if (granule.reader == nobody || granule.read_epoch < thread.block->epoch) continue;
         const int warp = thread.number / warp_lanes;
         bool in_order = false;
         if (granule.reader == several_warps) {
@@ -144,7 +143,7 @@ void SharedMemory::record_write(const Thread& thread, size_t offset, size_t byte
     const uint8_t file = file_number(site.file);
     const uint32_t time = ++executor().time;
     for (size_t i = first_granule(offset); i < end_granule(offset, bytes); ++i) {
-        granules_[i] = {thread.block->epoch,
+        granules_[i] = {thread.access_epoch(),
                         thread.warp->memory_epoch,
                         0,
                         0,
@@ -173,7 +172,7 @@ void SharedMemory::land(const Thread& thread, size_t offset, size_t bytes) {
     for (size_t i = first_granule(offset); i < end_granule(offset, bytes); ++i) {
         granules_[i].state = State::written;
         granules_[i].write_time = time;
-        granules_[i].write_epoch = thread.block->epoch;
+        granules_[i].write_epoch = thread.access_epoch();
         granules_[i].write_warp_epoch = thread.warp->memory_epoch;
     }
 }

@@ -18,8 +18,8 @@ struct FaultCase {
     bool needs_sm_90;
 };
 
-extern const FaultCase fault_cases[];
-extern const int n_fault_cases;
+extern const FaultCase block_faults[], cluster_faults[];
+extern const int n_block_faults, n_cluster_faults;
 
 void clean(const uint32_t* in, uint32_t* out, const Stream& stream);
 void cluster_clean(const uint32_t* in, uint32_t* out, const Stream& stream);

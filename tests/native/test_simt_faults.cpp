@@ -20,21 +20,26 @@ namespace {
 constexpr int seeds = 30;
 constexpr int n = cuda::fault_threads;
 
-// The lines of simt_faults.cu that end in "// FAULT name".
-std::set<int> fault_lines(const std::string& name) {
-    static const auto lines = [] {
-        std::map<std::string, std::set<int>> found;
-        std::ifstream file(SIMT_FAULTS_SOURCE);
-        std::string line;
-        for (int number = 1; std::getline(file, line); ++number) {
-            const size_t at = line.rfind("// FAULT ");
-            if (at != std::string::npos) found[line.substr(at + 9)].insert(number);
+// "file:line" of every line of the kernels' sources that ends in "// FAULT name".
+std::set<std::string> fault_places(const std::string& name) {
+    static const auto places = [] {
+        std::map<std::string, std::set<std::string>> found;
+        for (const std::string source : {"simt_faults.cu", "simt_order_faults.cu"}) {
+            std::ifstream file(SIMT_FAULTS_FOLDER "/" + source);
+            std::string line;
+            for (int number = 1; std::getline(file, line); ++number) {
+                const size_t at = line.rfind("// FAULT ");
+                if (at != std::string::npos) {
+                    found[line.substr(at + 9)].insert("tests/native/" + source + ":" +
+                                                      std::to_string(number));
+                }
+            }
         }
         return found;
     }();
-    const auto found = lines.find(name);
-    CHECK(found != lines.end(), "%s has no line marked FAULT %s", SIMT_FAULTS_SOURCE, name.c_str());
-    return found == lines.end() ? std::set<int>{} : found->second;
+    const auto found = places.find(name);
+    CHECK(found != places.end(), "no line is marked FAULT %s", name.c_str());
+    return found == places.end() ? std::set<std::string>{} : found->second;
 }
 
 struct Buffers {
@@ -74,12 +79,11 @@ void expect(const char* name, const std::optional<simt::Fault>& fault, FaultKind
     if (!fault) return;
     CHECK(fault->kind == kind || fault->kind == other, "%s, seed %d: expected %s, got %s", name, int(seed),
           simt::kind_name(kind), fault->what());
-    const int line = fault->site.line;
-    CHECK(std::strstr(fault->site.file, "simt_faults.cu") &&
-              (fault_lines(name).count(line) || (other_name && fault_lines(other_name).count(line))),
+    const std::string place = std::string(fault->site.file) + ":" + std::to_string(fault->site.line);
+    CHECK(fault_places(name).count(place) || (other_name && fault_places(other_name).count(place)),
           "%s, seed %d: wrong line: %s", name, int(seed), fault->what());
-    CHECK(std::strstr(fault->what(), ("simt_faults.cu:" + std::to_string(fault->site.line)).c_str()),
-          "%s: the message does not name the line: %s", name, fault->what());
+    CHECK(std::strstr(fault->what(), place.c_str()), "%s: the message does not name the line: %s", name,
+          fault->what());
 }
 
 void expect_none(const char* name, const std::optional<simt::Fault>& fault, uint64_t seed) {
@@ -113,6 +117,7 @@ const std::map<std::string, FaultKind> kinds = {
     {"no_cluster_wait", FaultKind::shared_race},
     {"ends_while_read", FaultKind::misuse},
     {"two_arrivals", FaultKind::misuse},
+    {"write_after_arrival", FaultKind::shared_race},
 };
 
 // An access before the wait is found by the later of the two that meet in it: the early one itself, or, where
@@ -140,6 +145,7 @@ void check_chains(uint64_t seed) {
     };
     expect_early("chain_without_wait", chain(cuda::chain_without_wait, programmatic));
     expect_early("chain_late_wait", chain(cuda::chain_late_wait, programmatic));
+    std::memset(b.middle, 0xff, n * sizeof *b.middle);  // what is there before the first kernel writes
     expect_none("an early fresh load", chain(cuda::chain_early_fresh, programmatic), seed);
     for (int i = 0; i < n; ++i) {
         const uint32_t expected = PYKERNELS_SIMT_ARCH < 90 ? b.in[i] + 1 : 0xffffffffu;
@@ -165,24 +171,25 @@ void check_joins(uint64_t seed) {
     expect("join", join(cuda::Joining::no_atomic), FaultKind::unordered_blocks, seed, std::nullopt, "parts");
 }
 
+void check_fault(const cuda::FaultCase& fault, uint64_t seed) {
+    if (fault.needs_sm_90 && PYKERNELS_SIMT_ARCH < 90) return;
+    Buffers b;
+    const std::string name = fault.name;
+    // Who comes too early finds the copy of another thread under way, or landed for that thread alone.
+    const auto other =
+        name == "barrier_missing_after_async_wait" ? std::optional(FaultKind::pending_copy) : std::nullopt;
+    // Both cluster kernels write at the same line.
+    expect(fault.name, run(seed, [&] { fault.launch(b.in, b.out, {nullptr, false}); }), kinds.at(name), seed,
+           other, name == "no_cluster_wait" ? "no_cluster_barrier" : nullptr);
+}
+
 }  // namespace
 
 int main() {
     const cuda::Stream stream = {nullptr, false};
     for (uint64_t seed = 0; seed < seeds; ++seed) {
-        for (int i = 0; i < cuda::n_fault_cases; ++i) {
-            const cuda::FaultCase& fault = cuda::fault_cases[i];
-            if (fault.needs_sm_90 && PYKERNELS_SIMT_ARCH < 90) continue;
-            Buffers b;
-            const std::string name = fault.name;
-            // Who comes too early finds the copy of another thread under way, or landed for that thread
-            // alone.
-            const auto other = name == "barrier_missing_after_async_wait"
-                                   ? std::optional(FaultKind::pending_copy)
-                                   : std::nullopt;
-            expect(fault.name, run(seed, [&] { fault.launch(b.in, b.out, stream); }), kinds.at(name), seed,
-                   other);
-        }
+        for (int i = 0; i < cuda::n_block_faults; ++i) check_fault(cuda::block_faults[i], seed);
+        for (int i = 0; i < cuda::n_cluster_faults; ++i) check_fault(cuda::cluster_faults[i], seed);
         Buffers b;
         expect_none("clean", run(seed, [&] { cuda::clean(b.in, b.out, stream); }), seed);
         if (PYKERNELS_SIMT_ARCH >= 90) {

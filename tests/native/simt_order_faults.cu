@@ -1,0 +1,175 @@
+// Faults between launches, between blocks, and within a cluster.
+#include "simt_faults.cuh"
+
+namespace pykernels::cuda {
+namespace {
+
+// Two blocks of a cluster, each reading the other's memory.
+__device__ const float4* fill_for_cluster(const uint32_t* in) {
+    fill_shared();
+    cluster_arrive();
+    cluster_wait();
+    store(shared_words() + threadIdx.x, load(in + threadIdx.x));  // FAULT no_cluster_barrier
+    return reinterpret_cast<const float4*>(shared_words()) + threadIdx.x / 4;
+}
+
+__global__ void cluster_clean_kernel(const uint32_t* in, uint32_t* out) {
+    const float4* place = fill_for_cluster(in);
+    cluster_arrive();
+    cluster_wait();
+    const float4 value = load_shared_of(1 - cluster_rank(), place);
+    cluster_arrive();
+    if (cluster_rank() == 0) store(out + threadIdx.x, static_cast<uint32_t>(value.x));
+    cluster_wait();
+}
+
+__global__ void no_cluster_barrier_kernel(const uint32_t* in, uint32_t*) {
+    const float4* place = fill_for_cluster(in);
+    block_barrier();
+    load_shared_of(1 - cluster_rank(), place);  // FAULT no_cluster_barrier
+    cluster_arrive();
+    cluster_wait();
+}
+
+__global__ void no_cluster_wait_kernel(const uint32_t* in, uint32_t*) {
+    const float4* place = fill_for_cluster(in);
+    cluster_arrive();
+    load_shared_of(1 - cluster_rank(), place);  // FAULT no_cluster_wait
+    cluster_wait();
+    cluster_arrive();
+    cluster_wait();
+}
+
+__global__ void ends_while_read_kernel(const uint32_t* in, uint32_t*) {
+    const float4* place = fill_for_cluster(in);
+    cluster_arrive();
+    cluster_wait();
+    load_shared_of(1 - cluster_rank(), place);  // FAULT ends_while_read
+}
+
+__global__ void two_arrivals_kernel(const uint32_t* in, uint32_t*) {
+    fill_for_cluster(in);
+    cluster_arrive();
+    cluster_arrive();  // FAULT two_arrivals
+    cluster_wait();
+}
+
+// Between the halves nothing is in order with the other threads behind the wait.
+__global__ void write_after_arrival_kernel(const uint32_t* in, uint32_t*) {
+    fill_for_cluster(in);
+    cluster_arrive();
+    store(shared_words() + threadIdx.x, 1u);
+    cluster_wait();
+    load(shared_words() + (threadIdx.x + warp_lanes) % fault_threads);  // FAULT write_after_arrival
+}
+
+__global__ void chain_clean_kernel(const uint32_t* in, uint32_t* out) {
+    launch_dependents();
+    wait_for_producers();
+    store(out + threadIdx.x, load(in + threadIdx.x) + 1);  // FAULT chain_clean
+}
+
+__global__ void chain_without_wait_kernel(const uint32_t* in, uint32_t* out) {
+    launch_dependents();
+    store(out + threadIdx.x, load(in + threadIdx.x) + 1);  // FAULT chain_without_wait
+}
+
+__global__ void chain_late_wait_kernel(const uint32_t* in, uint32_t* out) {
+    launch_dependents();
+    const uint32_t value = load(in + threadIdx.x);  // FAULT chain_late_wait
+    wait_for_producers();
+    store(out + threadIdx.x, value + 1);
+}
+
+__global__ void chain_early_write_kernel(const uint32_t* in, uint32_t* out) {
+    launch_dependents();
+    store(out + threadIdx.x, 7u);  // FAULT chain_early_write
+    wait_for_producers();
+    load(in + threadIdx.x);
+}
+
+// A load ahead of its time that is used: no fault, but it brings NaN.
+__global__ void chain_early_fresh_kernel(const uint32_t* in, uint32_t* out) {
+    launch_dependents();
+    const uint32_t value = load_fresh(in + threadIdx.x);
+    wait_for_producers();
+    store(out + threadIdx.x, value);
+}
+
+template <Joining joining>
+__global__ void join_blocks_kernel(uint32_t* counter, uint32_t* parts, uint32_t* out) {
+    if (threadIdx.x != 0) return;
+    store(parts + blockIdx.x, blockIdx.x + 1);  // FAULT parts
+    if (joining != Joining::no_fence) fence_device();
+    const uint32_t last = gridDim.x - 1;
+    if (joining == Joining::no_atomic) {
+        if (blockIdx.x != last) return;
+    } else {
+        if (atomic_increment(counter, last) != last) return;
+    }
+    fence_device();
+    uint32_t sum = 0;
+    for (unsigned i = 0; i < gridDim.x; ++i) {
+        sum += joining == Joining::stale_load ? load(parts + i)         // FAULT stale_load
+                                              : load_fresh(parts + i);  // FAULT join
+    }
+    store(out, sum);
+}
+
+template <void (*kernel)(const uint32_t*, uint32_t*)>
+void launch_faulty_cluster(const uint32_t* in, uint32_t* out, const Stream& stream) {
+    launch_clusters(kernel, 2, 2, fault_threads, shared_bytes, stream, in, out);
+}
+
+}  // namespace
+
+const FaultCase cluster_faults[] = {
+    {"no_cluster_barrier", launch_faulty_cluster<no_cluster_barrier_kernel>, true},
+    {"no_cluster_wait", launch_faulty_cluster<no_cluster_wait_kernel>, true},
+    {"ends_while_read", launch_faulty_cluster<ends_while_read_kernel>, true},
+    {"write_after_arrival", launch_faulty_cluster<write_after_arrival_kernel>, true},
+    {"two_arrivals", launch_faulty_cluster<two_arrivals_kernel>, true},
+};
+const int n_cluster_faults = sizeof cluster_faults / sizeof *cluster_faults;
+
+void chain_clean(const uint32_t* in, uint32_t* out, const Stream& stream) {
+    launch_faulty<chain_clean_kernel>(in, out, stream);
+}
+
+void cluster_clean(const uint32_t* in, uint32_t* out, const Stream& stream) {
+    launch_faulty_cluster<cluster_clean_kernel>(in, out, stream);
+}
+
+void chain_early_fresh(const uint32_t* in, uint32_t* out, const Stream& stream) {
+    launch_faulty<chain_early_fresh_kernel>(in, out, stream);
+}
+
+void chain_without_wait(const uint32_t* in, uint32_t* out, const Stream& stream) {
+    launch_faulty<chain_without_wait_kernel>(in, out, stream);
+}
+
+void chain_late_wait(const uint32_t* in, uint32_t* out, const Stream& stream) {
+    launch_faulty<chain_late_wait_kernel>(in, out, stream);
+}
+
+void chain_early_write(const uint32_t* in, uint32_t* out, const Stream& stream) {
+    launch_faulty<chain_early_write_kernel>(in, out, stream);
+}
+
+void join_blocks(Joining joining, uint32_t* workspace, uint32_t* out, const Stream& stream) {
+    const auto with = [&](auto kernel) {
+        launch(kernel, 5, warp_lanes, 0, stream, workspace, workspace + 1, out);
+    };
+    switch (joining) {
+        case Joining::clean:
+            return with(join_blocks_kernel<Joining::clean>);
+        case Joining::no_fence:
+            return with(join_blocks_kernel<Joining::no_fence>);
+        case Joining::no_atomic:
+            return with(join_blocks_kernel<Joining::no_atomic>);
+        case Joining::stale_load:
+            return with(join_blocks_kernel<Joining::stale_load>);
+    }
+}
+
+}  // namespace pykernels::cuda
