@@ -5,6 +5,8 @@
 # make nsys                  a timeline of bench.layer on a GPU         (ARGS="--model=llama-3.1-8b")
 # make ncu OP=gemv           the counters of one op's kernels on a GPU  (ARGS="--model=llama-3.1-8b")
 # make sanitize              compute-sanitizer's four tools over the GPU tests
+# make gpu-check             everything that needs a GPU: tests, benchmarks, sanitizer (OUT=bench/results)
+# make resources             registers, shared memory and spills of every kernel
 #
 # Without PYTHON everything happens in .venv. Every target can be run again, also after an interrupt.
 
@@ -20,10 +22,10 @@ else
 endif
 
 cxx_sources = $(shell git ls-files --cached --others --exclude-standard 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' \
-                                    'tests/*.cpp' 'tests/*.h' 'tests/*.cu')
+                                    'tests/*.cpp' 'tests/*.h' 'tests/*.cu' 'tests/*.cuh')
 build_folder = build/$(shell $(python) -c 'import sysconfig; print(sysconfig.get_config_var("SOABI"))')
 
-.PHONY: layer test build lint format clean nsys ncu sanitize
+.PHONY: layer test build lint format clean nsys ncu sanitize gpu-check resources
 .DELETE_ON_ERROR:
 
 layer: build
@@ -77,6 +79,10 @@ sanitize: build
 	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
 	    $(python) -m pytest -q -x tests/test_cuda.py -k "$(SANITIZED)" || exit 1; \
 	done
+
+OUT ?= bench/results
+gpu-check: build
+	bash bench/gpu_check.sh $(OUT) $(python)
 
 clean:
 	rm -rf build dist *.egg-info pykernels/*.so

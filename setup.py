@@ -1,6 +1,7 @@
 """Drives CMake: configure, build, and lay the three libraries into the package."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -23,8 +24,7 @@ class CMakeBuild(build_ext):
         generator = ["-G", "Ninja"] if shutil.which("ninja") else []
         jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL", str(len(os.sched_getaffinity(0))))
         configure = ["cmake", "-S", str(ROOT), "-B", str(build), f"-DPython_EXECUTABLE={sys.executable}"]
-        if architectures := os.environ.get("PYKERNELS_CUDA_ARCHITECTURES"):
-            configure.append(f"-DPYKERNELS_CUDA_ARCHITECTURES={architectures}")
+        configure += shlex.split(os.environ.get("CMAKE_ARGS", ""))
         if not (build / "CMakeCache.txt").exists():
             configure += generator
         for command in (

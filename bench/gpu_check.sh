@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Everything that needs a GPU, in one go and a few minutes: the tests, the benchmarks that docs/results.md quotes, the
+# sanitizer. Result documents go to the folder given (bench/results where none is).
+#
+#   make gpu-check                      # builds first
+#   bash bench/gpu_check.sh FOLDER PYTHON
+#
+# Exit status: 0 where every step succeeded; the failed ones are named at the end.
+set -u
+out=${1:-bench/results}
+python=${2:-python3}
+mkdir -p "$out"
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} COLUMNS=${COLUMNS:-120}
+failed=()
+
+step() {  # name, seconds, command
+    local name=$1 limit=$2 begin=$SECONDS
+    shift 2
+    echo "--- $name: $*"
+    timeout "$limit" "$@" || failed+=("$name")
+    echo "--- $name: $((SECONDS - begin)) s"
+}
+
+gpu=$("$python" -c 'import torch; print(torch.cuda.get_device_name().lower().replace("nvidia ", "").split()[0])') || exit 1
+step tests 120 "$python" -m pytest -q tests/test_cuda.py tests/test_cupti.py
+for model in qwen2.5-7b llama-3.1-8b mistral-7b-v0.3; do
+    step "layer $model" 90 "$python" -m bench.layer --model=$model --backend=native,sdpa \
+        --json="$out/$gpu-layer-$model.json" --plot="$out/$gpu-layer-$model.png"
+done
+step gemv 90 "$python" -m bench.op --op=gemv --mode=native,graph --json="$out/$gpu-gemv.json"
+step swiglu_gemv 60 "$python" -m bench.op --op=swiglu_gemv --mode=native,graph --json="$out/$gpu-swiglu_gemv.json"
+step gqa_decode 60 "$python" -m bench.op --op=gqa_decode --ctx=2048,16384 --mode=native,graph \
+    --json="$out/$gpu-gqa_decode.json"
+step rmsnorm 40 "$python" -m bench.op --op=rmsnorm --mode=native,graph --json="$out/$gpu-rmsnorm.json"
+step controls 40 "$python" -m bench.op --op=spin --json="$out/$gpu-controls.json"
+step sanitize 240 make sanitize PYTHON="$python"
+if ((${#failed[@]})); then
+    printf 'failed: %s\n' "${failed[@]}"
+    exit 1
+fi
