@@ -358,14 +358,15 @@ def trace_graph(graph: "pk.runtime.CudaGraph") -> None:
 
 @needs_gpu
 def test_a_graph_is_traced_kernel_by_kernel_on_a_gpu(program):
-    trace_graph(pk.runtime.CudaGraph(program))
+    trace_graph(pk.runtime.CudaGraph([program]))
 
 
 @needs_gpu
 def test_a_graph_from_before_the_process_had_cupti(program):
     """Untraced times come first, so a graph is older than the first trace."""
-    script = "import test_cupti as t; t.trace_graph(t.pk.runtime.CudaGraph(t.recorded()))"
+    script = "import test_cupti as t; t.trace_graph(t.pk.runtime.CudaGraph([t.recorded()]))"
     paths = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+    paths += filter(None, [os.environ.get("PYTHONPATH")])
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
