@@ -105,7 +105,8 @@ def _gpu_lines(document: Document) -> list[str]:
     if slowed := document.get("throttled_rounds"):
         kept = "left out of the medians" if document["throttled_left_out"] else "kept: too few others"
         lines.append(f"throttled: {len(slowed)} of {document['steps']} rounds, {kept}")
-    if why := sorted({arm["device_reason"] for arm in document.get("arms", []) if arm.get("device_reason")}):
+    measured = [arm for arm in document.get("arms", []) if arm["status"] == "ok"]
+    if why := sorted({arm["device_reason"] for arm in measured if arm.get("device_reason")}):
         lines.append(f"no device clock: {'; '.join(why)}")
     return lines
 
