@@ -247,8 +247,7 @@ __global__ void __launch_bounds__(gqa_threads, 1)
         load_values(values, v_cache, key, params.max_len);
     }
 
-    // q in shared memory, 0 past the last head: in registers it would cost a second block its place on the
-    // SM.
+    // q in shared memory, 0 past the last head.
     T* q = reinterpret_cast<T*>(shared_memory());
     constexpr int q_vectors = head_dim / vector_elements;
     static_assert(gqa_tile_heads * q_vectors <= gqa_threads);
