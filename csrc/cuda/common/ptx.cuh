@@ -3,7 +3,7 @@
 // host, and so the same kernels run in tests without a GPU.
 //
 // What an architecture lacks falls back here: before sm_90 launches are not chained (`launch_dependents` and
-// `wait_for_producers` are empty) and has_bulk_copy is false, so that rings fill by cp.async.
+// `wait_for_producers` are empty), a block is its own cluster, and has_bulk_copy is false.
 #pragma once
 
 #ifdef PYKERNELS_SIMT
