@@ -154,7 +154,8 @@ def main(arguments: list[str]) -> int:
     except CompileError as error:
         print(f"kernel_resources: {error}", file=sys.stderr)
         return 2
-    Console().print(table(kernels))
+    # Whole names in a file, whatever a terminal has.
+    Console(width=None if sys.stdout.isatty() else 120).print(table(kernels))
     guilty = [f"{kernel.kernel} ({kernel.architecture})" for kernel in kernels if kernel.uses_local_memory]
     if guilty:
         print(f"kernels that spill or use a stack frame: {', '.join(guilty)}", file=sys.stderr)

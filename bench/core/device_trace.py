@@ -12,8 +12,10 @@ import numpy as np
 import torch
 
 import pykernels as pk
+from bench.core.chrome_trace import launch_calls
 from bench.core.intervals import split_steps, union_ns
 from bench.core.measure import Arm, Sampler, no_garbage_collection
+from pykernels.trace import Call, Kernel
 
 # Samples of a traced pass; the first, which finds an empty queue, does not count.
 SAMPLES = 6
@@ -26,15 +28,36 @@ def reason() -> str | None:
 
 
 @dataclass(frozen=True)
+class Sample:
+    """One sample of a traced pass, to be looked at: the kernels of its `steps` steps in order of their start, and the
+    calls from its first launch to its last."""
+
+    steps: int
+    kernels: Sequence[Kernel]
+    calls: Sequence[Call]
+
+
+def sample_of(steps: Sequence[Sequence[Kernel]], calls: Sequence[Call]) -> Sample:
+    """The sample that these steps are, out of the calls of a whole trace."""
+    kernels = [kernel for step in steps for kernel in step]
+    launches = launch_calls(kernels, calls)
+    if not launches:
+        return Sample(len(steps), kernels, [])
+    begin_ns, end_ns = launches[0].start_ns, max(call.end_ns for call in launches)
+    return Sample(len(steps), kernels, [c for c in calls if begin_ns <= c.start_ns and c.end_ns <= end_ns])
+
+
+@dataclass(frozen=True)
 class Traced:
     """What a traced pass found. samples_us: the union of every step (of a graph: a replay's, over its steps);
     kernels: the names of one step's, in order; kernel_us [steps, kernels of a step]; trace_factor: traced wall time
-    over untraced."""
+    over untraced; sample: the last one."""
 
     samples_us: np.ndarray
     kernels: list[str]
     kernel_us: np.ndarray
     trace_factor: float
+    sample: Sample
 
 
 def traced(sampler: Sampler, untraced_us: float, repeats: int, steps_per_graph: int | None = None) -> Traced:
@@ -54,6 +77,7 @@ def traced(sampler: Sampler, untraced_us: float, repeats: int, steps_per_graph: 
         kernels=[kernel.name for kernel in steps[0]],
         kernel_us=np.array([[(kernel.end_ns - kernel.start_ns) / 1000 for kernel in step] for step in steps]),
         trace_factor=float(np.median(walls_us[1:])) / untraced_us,
+        sample=sample_of(steps[-repeats:], trace.calls),
     )
 
 
