@@ -80,6 +80,12 @@ sanitize: build
 	    $(python) -m pytest -q -x tests/test_cuda.py -k "$(SANITIZED)" || exit 1; \
 	done
 
+# From the build's own commands. They are all that is needed of it: a build that fails for a spill leaves them too.
+resources: $(setup)
+	@if test -f $(build_folder)/build.ninja -o -f $(build_folder)/Makefile; then cmake $(build_folder) > /dev/null; \
+	else $(build_command); fi
+	$(python) cmake/kernel_resources.py $(build_folder)/compile_commands.json
+
 OUT ?= bench/results
 gpu-check: build
 	bash bench/gpu_check.sh $(OUT) $(python)

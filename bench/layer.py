@@ -4,8 +4,10 @@ python -m bench.layer --backend=native,sdpa --model=llama-3.1-8b --ctx=4096 --js
 """
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated
 
 import torch
@@ -20,6 +22,7 @@ from bench.core.device_trace import Traced
 from bench.core.document import SCHEMA, Document
 from bench.core.errors import flag_error
 from bench.core.progress import progress
+from bench.core.trace_file import check_traceable, write_trace
 from pykernels.layer import available_bytes
 from pykernels.models import ModelSpec
 
@@ -123,7 +126,16 @@ def time_ops(layers: list[pk.DecodeLayer], settings: Settings, ceiling: dict[str
     return entries
 
 
-def run(settings: Settings) -> Document:
+@dataclass
+class Run:
+    """What a run found: its document, and for --trace the traces of its arms by their labels."""
+
+    document: Document
+    arms: list[measure.Arm]
+    traces: dict[str, Traced]
+
+
+def run(settings: Settings) -> Run:
     """Measure. Ctrl-C after the first round ends it early: the document says so and keeps what was finished."""
     spec, dtype = settings.spec, settings.torch_dtype
     machine = environment.collect()
@@ -184,7 +196,7 @@ def run(settings: Settings) -> Document:
     layer_bytes = spec.layer_weight_elements * dtype.itemsize
     cache_mb = environment.last_level_cache_bytes(settings.device) / 1e6
     rotation = "1 copy" if len(layers) == 1 else f"{len(layers)} copies in rotation"
-    return {
+    document = {
         "schema": SCHEMA,
         "kind": "layer",
         "title": f"one decode layer of {spec.name}, ctx {settings.ctx}",
@@ -220,6 +232,16 @@ def run(settings: Settings) -> Document:
             arms, ceiling.read_gbs(), lambda fusion: streamed_bytes(settings, fusion), spec_gbs, chain, traces
         ),
     }  # fmt: skip
+    return Run(document, arms, traces)
+
+
+def trace_writer(found: Run, settings: Settings) -> Callable[[Path], None] | None:
+    """What writes --trace; None where no arm was traced."""
+
+    def labels(fusion: str) -> list[str]:
+        return [op.label for op in layer_ops(settings, fusion)]
+
+    return (lambda path: write_trace(path, found.arms, found.traces, labels)) if found.traces else None
 
 
 def print_list() -> None:
@@ -257,13 +279,14 @@ def command(
     csv: cli.CsvFlag = "",
     md: cli.MdFlag = "",
     plot: cli.PlotFlag = "",
+    trace: cli.TraceFlag = "",
     list_: Annotated[bool, typer.Option("--list", help="name what this machine can run, and why not the rest")] = False,
 ) -> int:
     """One decode layer in every backend and mode, and where its time goes."""
     if list_:
         print_list()
         return 0
-    outputs = cli.Outputs(json, csv, md, plot)
+    outputs = cli.Outputs(json, csv, md, plot, trace)
     if weights and not config:
         # The folder's own config describes its weights; --model would have to repeat it.
         config = weights
@@ -286,12 +309,16 @@ def command(
         weights=weights,
         layer=layer,
     )
+    check_traceable(trace, settings.device)
     cli.set_threads(threads)
-    document = run(settings)
+    found = run(settings)
+    document = found.document
     tables.print_document(document, Console())
-    outputs.write(document)
+    outputs.write(document, trace_writer(found, settings))
     if document["interrupted"]:
         return cli.INTERRUPTED
+    if trace and not found.traces:
+        return 2
     return 1 if any(arm["status"] == "wrong" for arm in document["arms"]) else 0
 
 

@@ -4,6 +4,7 @@ Tensors stay on the CPU under another name, programs run on the CPU kernels, and
 by a fixed time a kernel. So every number that comes out can be told beforehand.
 """
 
+import threading
 from collections.abc import Callable
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ import pykernels as pk
 from bench.backends import sdpa
 from bench.core import environment, gpu_state, op_arms, samplers
 from bench.core.samplers import chains
+from pykernels.trace import Call, Kernel
 
 KERNEL_US, GAP_US, HOST_US = 10, 2, 3
 L2_BYTES = 1 << 20
@@ -38,17 +40,29 @@ class FakeGpu:
 
     def __init__(self) -> None:
         self.now_us = 0
-        self.kernels: list[SimpleNamespace] = []
+        self.kernels: list[Kernel] = []
+        self.calls: list[Call] = []
         self.held = 0
+        self.replaying = False
         self.queued = self.most_queued = 0
         self.graphs: list[FakeGraph] = []
 
+    def call(self, name: str) -> None:
+        """A call of the host's, in the first half of a gap; what is launched until the next is this one's."""
+        start_ns = 1000 * self.now_us
+        thread = threading.get_native_id()
+        self.calls.append(Call(name, start_ns, start_ns + 500 * GAP_US, len(self.calls) + 1, thread, False))
+
     def launch(self, name: str) -> None:
-        """One kernel after the other, a gap between them."""
+        """One kernel after the other, a gap between them; with a call of its own where no graph launches it."""
+        if not self.replaying:
+            self.call("cudaLaunchKernelExC")
         self.now_us += GAP_US
         begin = self.now_us
         self.now_us += KERNEL_US
-        self.kernels.append(SimpleNamespace(name=name, start_ns=1000 * begin, end_ns=1000 * self.now_us))
+        self.kernels.append(
+            Kernel(name, 1000 * begin, 1000 * self.now_us, 0, 7, len(self.calls), 0, (1, 1, 1), (32, 1, 1), 32, 0, 0)
+        )
         if self.held:
             self.queued += 1
             self.most_queued = max(self.most_queued, self.queued)
@@ -92,9 +106,9 @@ class FakeGpu:
     def trace(self):
         """pk.runtime.cuda_trace."""
         trace = SimpleNamespace(kernels=[], calls=[])
-        first = len(self.kernels)
+        first_kernel, first_call = len(self.kernels), len(self.calls)
         yield trace
-        trace.kernels = self.kernels[first:]
+        trace.kernels, trace.calls = self.kernels[first_kernel:], self.calls[first_call:]
 
 
 class FakeGraph:
@@ -106,8 +120,11 @@ class FakeGraph:
 
     def replay(self, stream: int = 0) -> None:
         self.replays += 1
+        self.gpu.call("cudaGraphLaunch")
+        self.gpu.replaying = True
         for item in self.items:
             self.run(item)
+        self.gpu.replaying = False
 
 
 def install(monkeypatch: pytest.MonkeyPatch, traced: bool = True) -> FakeGpu:

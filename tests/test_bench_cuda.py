@@ -2,15 +2,17 @@
 
 import contextlib
 import io
+import itertools
 import json
 import math
 
 import pytest
-from command_line import flat, run_here
+from command_line import assert_refused, flat, run_here
 from fake_gpu import GAP_US, HOST_US, KERNEL_US, fake_gpu
 
 import bench.layer
 from bench.core import cli, controls
+from pykernels.layer import OP_LABELS
 
 LAYER = ["--device=cuda", "--model=tiny", "--ctx=64", "--steps=12", "--warmup=1", "--backend=native,sdpa",
          "--mode=eager,dispatch,native,graph,graph-pdl", "--l2=warm"]  # fmt: skip
@@ -117,6 +119,71 @@ def test_throttled_rounds(layer):
             assert len(arm["samples_us"]) == 12 and arm["wall_us"]["n"] == 11
     assert "throttled: 1 of 12 rounds, left out of the medians" in words
     assert document["environment"]["gpu_before"]["sm_mhz"] == document["environment"]["gpu_after"]["sm_mhz"] == 1980
+
+
+TRACED = [flag for flag in LAYER if not flag.startswith(("--mode", "--steps"))] + [
+    "--mode=eager,native,graph", "--fusion=block", "--steps=2", "--repeats=3"]  # fmt: skip
+
+
+def test_the_trace_of_a_layer(capsys, tmp_path, monkeypatch):
+    path = tmp_path / "trace.json"
+    with fake_gpu(monkeypatch):
+        result = run_here(capsys, "bench.layer", *TRACED, f"--trace={path}")
+    assert result.status == 0, result.err
+    spans = [event for event in json.loads(path.read_text())["traceEvents"] if event["ph"] == "X"]
+    labels = ["native/block:eager", "native/block:native", "native/block:graph", "sdpa:eager", "sdpa:graph"]
+    arms = sorted((span for span in spans if span["name"] in labels), key=lambda span: span["ts"])
+    assert [arm["name"] for arm in arms] == labels
+    assert all(before["ts"] + before["dur"] <= after["ts"] for before, after in itertools.pairwise(arms))
+    ops = ["qkv_gemv", "gqa_decode", "gemv", "swiglu_gemv", "gemv"]
+    held = set()
+    for arm in arms:
+        inside = [
+            span for span in spans if arm["ts"] <= span["ts"] and span["ts"] + span["dur"] <= arm["ts"] + arm["dur"]
+        ]
+        held |= {id(span) for span in inside}
+        kernels = [span["name"] for span in inside if span["cat"] == "kernel"]
+        calls = [span["name"] for span in inside if span["cat"] == "call"]
+        named = [span["name"] for span in inside if span["cat"] == "range" and span is not arm]
+        step = ops if arm["name"] in ("native/block:native", "native/block:graph") else ["eager"]
+        assert kernels == 3 * step or arm["name"] == "sdpa:graph", "one sample of three steps"
+        if arm["name"].endswith("graph"):
+            assert calls == ["cudaGraphLaunch"] and named == []
+        else:
+            assert calls == ["cudaLaunchKernelExC"] * len(kernels)
+            # An eager step of the fake is one kernel: not one an op.
+            assert named == (3 * [label for _, label in OP_LABELS["block"]] if step is ops else [])
+    assert held == {id(span) for span in spans}, "nothing lies outside of the arms"
+
+
+def test_a_trace_that_cannot_be_taken_is_refused(capsys, tmp_path, monkeypatch):
+    flag = f"--trace={tmp_path / 'trace.json'}"
+    on_cpu = run_here(capsys, "bench.layer", "--device=cpu", "--model=tiny", flag)
+    assert_refused(on_cpu, f"{flag}: needs a CUDA device: this run is on the CPU")
+    with fake_gpu(monkeypatch, traced=False):
+        assert_refused(run_here(capsys, "bench.layer", *TRACED, flag), f"{flag}: needs a trace of the kernels: CUPTI")
+        nowhere = run_here(capsys, "bench.layer", *TRACED, f"--trace={tmp_path / 'none' / 'trace.json'}")
+        assert_refused(nowhere, "--trace=", "in a folder that exists")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, 130), (RuntimeError, 2)])
+def test_no_half_of_a_trace_is_left(capsys, tmp_path, monkeypatch, error, status):
+    """Interrupted while tracing, or every trace refused: the document is whole, and the trace is not there."""
+    path, document = tmp_path / "trace.json", tmp_path / "result.json"
+
+    def fail(sampler, *rest):
+        sampler(1)
+        raise error("lost records")
+
+    with fake_gpu(monkeypatch):
+        monkeypatch.setattr("bench.core.device_trace.traced", fail)
+        monkeypatch.setattr("bench.core.controls.spin", lambda device: [])
+        result = run_here(capsys, "bench.layer", *TRACED, f"--trace={path}", f"--json={document}")
+    assert result.status == status
+    assert result.err == f"--trace={path}: not written: no arm was traced\n"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["result.json"]
+    assert json.loads(document.read_text())["interrupted"] is (error is KeyboardInterrupt)
 
 
 @pytest.mark.parametrize("repeats", [1, 3])

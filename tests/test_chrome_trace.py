@@ -87,7 +87,7 @@ def test_rows_times_and_arrows(tmp_path):
     by_name = {(processes[pid], name): (pid, tid) for (pid, tid), name in rows.items()}
     content = {place: slices(events, *row) for place, row in by_name.items()}
     assert content == {
-        ("host", "ops of thread 100"): [(0, 4000, "rmsnorm")],
+        ("host", "ranges of thread 100"): [(0, 4000, "rmsnorm")],
         ("host", "CUDA calls of thread 100"): [(0, 4000, "cudaLaunchKernelExC"), (1000, 3000, "cuLaunchKernelEx"),
                                                (5000, 9001, "cudaGraphLaunch")],
         ("host", "CUDA calls of thread 101"): [(20, 30, "cudaEventRecord")],

@@ -1,6 +1,7 @@
-"""The device's clock from kernel intervals: unions, steps by count, and traces that do not fit."""
+"""The device's clock from kernel intervals: steps by count and by name, and traces that do not fit."""
 
 from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,33 +10,15 @@ import pytest
 import pykernels as pk
 from bench.core import device_trace
 from bench.core.measure import Arm
+from pykernels.trace import Call, Kernel
 
 
-def kernel(begin_us: float, end_us: float, name: str = "k"):
-    return SimpleNamespace(name=name, start_ns=int(1000 * begin_us), end_ns=int(1000 * end_us))
+def kernel(begin_us: float, end_us: float, name: str = "k", correlation: int = 0) -> Kernel:
+    return Kernel(name, int(1000 * begin_us), int(1000 * end_us), 0, 7, correlation, 0, (1, 1, 1), (32, 1, 1), 32, 0, 0)
 
 
-@pytest.mark.parametrize(
-    ("intervals", "us"),
-    [
-        ([], 0),
-        ([(1, 3)], 2),
-        ([(1, 3), (5, 6)], 3),
-        ([(1, 3), (2, 6)], 5),
-        ([(1, 10), (2, 3), (4, 5)], 9),
-        ([(5, 6), (1, 3)], 3),
-        ([(1, 2), (2, 3)], 2),
-        ([(1, 10), (2, 3), (9, 12), (20, 21)], 12),
-    ],
-)
-def test_the_union(intervals, us):
-    assert device_trace.union_us([kernel(*interval) for interval in intervals]) == us
-
-
-@pytest.mark.parametrize(("items", "pieces"), [([], 2), ([1, 2, 3], 2), ([1], 2)])
-def test_what_cannot_be_cut(items, pieces):
-    with pytest.raises(ValueError, match=f"{len(items)} kernels for {pieces} pieces"):
-        device_trace.cut(items, pieces)
+def call(begin_us: float, end_us: float, correlation: int = 0, name: str = "cudaLaunchKernel") -> Call:
+    return Call(name, int(1000 * begin_us), int(1000 * end_us), correlation, 1, False)
 
 
 @pytest.fixture
@@ -83,8 +66,28 @@ def test_a_trace_that_does_not_fit_is_refused_alone(tracing):
     arm = Arm("sdpa", "eager", sampler=lambda n: np.ones(n), samples_us=[1.0], kernels=["told"], launches=9)
     failed = Arm("native", "graph", status="wrong", reason="off")
     found, refused = device_trace.trace_arms([arm, failed], 1)
-    assert found == {} and refused == {"sdpa:eager": "ValueError: the trace has 11 kernels for 6 pieces of one length"}
+    assert found == {} and refused == {
+        "sdpa:eager": "ValueError: kernels must be a multiple of 6 steps, at least one a step, got 11"
+    }
     assert (arm.status, arm.kernels, arm.launches) == ("ok", ["told"], 9)
+
+
+def test_the_sample_that_is_kept():
+    """Two steps of a longer trace: their launches, and what the host called between them, but nothing outside."""
+    steps = [[kernel(100, 110, correlation=3)], [kernel(112, 120, correlation=5)]]
+    inside = [call(20, 22, 3), call(24, 25, 4, "cudaEventRecord"), call(26, 30, 5), call(27, 29, 5, "cuLaunchKernel")]
+    outside = [call(10, 12, 1), call(14, 15, 2), call(31, 32, 6), call(19, 40, 7, "cudaEventSynchronize")]
+    sample = device_trace.sample_of(steps, [*outside, *inside])
+    assert sample.steps == 2 and sample.kernels == [steps[0][0], steps[1][0]]
+    assert sample.calls == inside
+    assert device_trace.sample_of(steps, outside).calls == []
+
+
+def test_steps_of_other_kernels_are_refused(tracing):
+    tracing += list(steps(device_trace.SAMPLES))
+    tracing[7] = replace(tracing[7], name="c")
+    with pytest.raises(ValueError, match="kernel 1 of step 3 is 'c', and of step 0 'b'"):
+        device_trace.traced(lambda n: np.ones(n), 1.0, repeats=1)
 
 
 def test_a_build_without_the_trace_says_so(monkeypatch):

@@ -1,7 +1,7 @@
 """A trace as Chrome trace events (JSON), which Perfetto (ui.perfetto.dev) and chrome://tracing open.
 
-Rows: the ops and the calls of each host thread, and one a stream of each device. Arrows lead from a call to the kernels
-it launched. Times count from the first event, in microseconds with three decimals: exact to the nanosecond.
+Rows: the ranges and the calls of each host thread, and one a stream of each device. Arrows lead from a call to the
+kernels it launched. Times count from the first event, in microseconds with three decimals: exact to the nanosecond.
 """
 
 import itertools
@@ -159,7 +159,7 @@ def _trace(kernels: Sequence[Kernel], calls: Sequence[Call], ranges: Sequence[Ra
     writer = _Writer(base_ns)
     writer.name_process(_HOST, "host")
     for (thread,), spans in _grouped(ranges, "thread").items():
-        writer.rows(_HOST, f"ops of thread {thread}", "op", spans, nest=True)
+        writer.rows(_HOST, f"ranges of thread {thread}", "range", spans, nest=True)
     for (thread,), spans in _grouped(calls, "thread").items():
         writer.rows(_HOST, f"CUDA calls of thread {thread}", "call", spans, nest=True)
     for (device,), device_kernels in _grouped(kernels, "device").items():

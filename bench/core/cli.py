@@ -49,6 +49,7 @@ JsonFlag = Annotated[str, typer.Option("--json", help="write the result document
 CsvFlag = Annotated[str, typer.Option("--csv", help="write arms and ops as rows")]
 MdFlag = Annotated[str, typer.Option("--md", help="write the tables as Markdown")]
 PlotFlag = Annotated[str, typer.Option("--plot", help="draw the ladder (.png, .svg or .pdf)")]
+TraceFlag = Annotated[str, typer.Option("--trace", help="write a sample of every arm for Perfetto (.json), GPU only")]
 
 
 def choices(flag: str, text: str, allowed: Sequence[str]) -> list[str]:
@@ -134,16 +135,16 @@ def set_threads(count: int) -> None:
 class Outputs:
     """The files a run is asked to write: checked before it, written after it."""
 
-    def __init__(self, json: str, csv: str, md: str, plot: str = "") -> None:
-        paths = {"--json": json, "--csv": csv, "--md": md, "--plot": plot}
+    def __init__(self, json: str, csv: str, md: str, plot: str = "", trace: str = "") -> None:
+        paths = {"--json": json, "--csv": csv, "--md": md, "--plot": plot, "--trace": trace}
         self.paths = {flag: Path(path).expanduser() for flag, path in paths.items() if path}
         for flag, path in self.paths.items():
             document.check_writable(path, flag)
         if plot and Path(plot).suffix not in (".png", ".svg", ".pdf"):
             raise flag_error("--plot", plot, "a file that ends in .png, .svg or .pdf")
 
-    def write(self, result: document.Document) -> None:
-        """Write them all."""
+    def write(self, result: document.Document, write_trace: Callable[[Path], None] | None = None) -> None:
+        """Write them all; --trace by `write_trace`, or, where nothing was traced, a line that it is missing."""
         from bench.core import plots, tables  # matplotlib takes a second: only where a file is asked for
 
         writers: dict[str, Callable[[Path, document.Document], Any]] = {
@@ -152,7 +153,12 @@ class Outputs:
             "--md": tables.write_markdown,
             "--plot": plots.write_waterfall,
         }
+        if write_trace:
+            writers["--trace"] = lambda path, _: write_trace(path)
         for flag, path in self.paths.items():
+            if flag not in writers:
+                print(f"{flag}={path}: not written: no arm was traced", file=sys.stderr)
+                continue
             try:
                 writers[flag](path, result)
             except OSError as error:

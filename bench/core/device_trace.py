@@ -4,20 +4,21 @@
 kernels that overlap (programmatic launches) do not count twice and gaps do not count at all.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 import pykernels as pk
+from bench.core.chrome_trace import launch_calls
+from bench.core.intervals import split_steps, union_ns
 from bench.core.measure import Arm, Sampler, no_garbage_collection
+from pykernels.trace import Call, Kernel
 
 # Samples of a traced pass; the first, which finds an empty queue, does not count.
 SAMPLES = 6
-
-Item = TypeVar("Item")
 
 
 def reason() -> str | None:
@@ -26,49 +27,57 @@ def reason() -> str | None:
     return trace_reason() if trace_reason else "this build has no CUPTI trace"
 
 
-def union_us(kernels: Sequence[Any]) -> float:
-    """Microseconds during which at least one of the kernels (start_ns, end_ns) ran."""
-    total_ns, reached = 0, 0
-    for kernel in sorted(kernels, key=lambda kernel: kernel.start_ns):
-        begin = max(kernel.start_ns, reached)
-        total_ns += max(kernel.end_ns - begin, 0)
-        reached = max(reached, kernel.end_ns)
-    return total_ns / 1000
+@dataclass(frozen=True)
+class Sample:
+    """One sample of a traced pass, to be looked at: the kernels of its `steps` steps in order of their start, and the
+    calls from its first launch to its last."""
+
+    steps: int
+    kernels: Sequence[Kernel]
+    calls: Sequence[Call]
 
 
-def cut(items: Sequence[Item], pieces: int) -> list[Sequence[Item]]:
-    """`items` in so many pieces of one length. Raises ValueError where that cannot be."""
-    length, rest = divmod(len(items), pieces)
-    if rest or not length:
-        raise ValueError(f"the trace has {len(items)} kernels for {pieces} pieces of one length")
-    return [items[i * length : (i + 1) * length] for i in range(pieces)]
+def sample_of(steps: Sequence[Sequence[Kernel]], calls: Sequence[Call]) -> Sample:
+    """The sample that these steps are, out of the calls of a whole trace."""
+    kernels = [kernel for step in steps for kernel in step]
+    launches = launch_calls(kernels, calls)
+    if not launches:
+        return Sample(len(steps), kernels, [])
+    begin_ns, end_ns = launches[0].start_ns, max(call.end_ns for call in launches)
+    return Sample(len(steps), kernels, [c for c in calls if begin_ns <= c.start_ns and c.end_ns <= end_ns])
 
 
 @dataclass(frozen=True)
 class Traced:
     """What a traced pass found. samples_us: the union of every step (of a graph: a replay's, over its steps);
     kernels: the names of one step's, in order; kernel_us [steps, kernels of a step]; trace_factor: traced wall time
-    over untraced."""
+    over untraced; sample: the last one."""
 
     samples_us: np.ndarray
     kernels: list[str]
     kernel_us: np.ndarray
     trace_factor: float
+    sample: Sample
 
 
 def traced(sampler: Sampler, untraced_us: float, repeats: int, steps_per_graph: int | None = None) -> Traced:
-    """Run SAMPLES samples of `repeats` steps under the trace. untraced_us: the sampler's usual time of a step."""
+    """Run SAMPLES samples of `repeats` steps under the trace. untraced_us: the sampler's usual time of a step.
+
+    Raises RuntimeError where there is no complete trace, ValueError where it does not fall into steps of the same
+    kernels.
+    """
     with pk.runtime.cuda_trace() as trace:
         walls_us = sampler(SAMPLES)
     kernels = sorted(trace.kernels, key=lambda kernel: kernel.start_ns)
-    steps = [step for sample in cut(kernels, SAMPLES)[1:] for step in cut(sample, repeats)]
+    steps = split_steps(kernels, SAMPLES * repeats)[repeats:]
     per_unit = steps_per_graph or 1
-    units = [[kernel for step in group for kernel in step] for group in cut(steps, len(steps) // per_unit)]
+    units = [itertools.chain(*steps[i : i + per_unit]) for i in range(0, len(steps), per_unit)]
     return Traced(
-        samples_us=np.array([union_us(unit) / per_unit for unit in units]),
+        samples_us=np.array([union_ns((k.start_ns, k.end_ns) for k in unit) / 1000 / per_unit for unit in units]),
         kernels=[kernel.name for kernel in steps[0]],
         kernel_us=np.array([[(kernel.end_ns - kernel.start_ns) / 1000 for kernel in step] for step in steps]),
         trace_factor=float(np.median(walls_us[1:])) / untraced_us,
+        sample=sample_of(steps[-repeats:], trace.calls),
     )
 
 

@@ -1,0 +1,219 @@
+// The plans of the CUDA kernels, which are pure functions: what must hold for every shape and device, checked
+// without either.
+#include <algorithm>
+#include <cstdint>
+#include <cstdio>
+#include <vector>
+
+#include "check.h"
+#include "cuda/gqa_decode_plan.h"
+#include "cuda/mat_vec_plan.h"
+
+namespace {
+
+using namespace pykernels;
+using namespace pykernels::cuda;
+
+// A block's shared memory is the architecture's limit for one block: 163, 99 and 227 KB.
+struct Device {
+    const char* name;
+    int sm_count, shared_bytes;
+    bool sm_90;
+};
+
+constexpr Device devices[] = {
+    {"A100 (sm_80)", 108, 163 * 1024, false},     {"L40S (sm_89)", 142, 99 * 1024, false},
+    {"H100 PCIe (sm_90)", 114, 227 * 1024, true}, {"H200 (sm_90)", 132, 227 * 1024, true},
+    {"one SM (sm_89)", 1, 99 * 1024, false},
+};
+
+struct Model {
+    const char* name;
+    int hidden, intermediate, n_heads, n_kv_heads;
+};
+
+constexpr Model models[] = {
+    {"qwen2.5-7b", 3584, 18944, 28, 4},
+    {"llama-3.1-8b", 4096, 14336, 32, 8},
+    {"mistral-7b-v0.3", 4096, 14336, 32, 8},
+};
+
+constexpr int head_dim = 128;
+
+// Every unit is taken once, by blocks whose shares differ by one at most and are never empty.
+void test_units_are_taken_once(int units, const Device& device) {
+    const MatVecPlan plan =
+        plan_mat_vec(units, 4096, 1, false, true, false, {device.sm_count, device.shared_bytes});
+    CHECK(plan.blocks >= 1 && plan.blocks <= device.sm_count, "%d blocks of %d units on %s", plan.blocks,
+          units, device.name);
+    int next = 0;
+    for (int block = 0; block < plan.blocks; ++block) {
+        const int begin = mat_vec_first_unit(units, block, plan.blocks);
+        const int end = mat_vec_first_unit(units, block + 1, plan.blocks);
+        CHECK(begin == next, "block %d of %d begins at unit %d, not %d", block, plan.blocks, begin, next);
+        const int share = units / plan.blocks;
+        CHECK(end - begin == share || end - begin == share + 1, "block %d of %d has %d of %d units", block,
+              plan.blocks, end - begin, units);
+        next = end;
+    }
+    CHECK(next == units, "%d of %d units are taken", next, units);
+}
+
+void test_mat_vec_plan(const char* what, int units, int width, int batch, bool norm, const Device& device) {
+    const MatVecDevice limits = {device.sm_count, device.shared_bytes};
+    const MatVecPlan plan = plan_mat_vec(units, width, batch, norm, true, true, limits);
+    // The plain kernel is for what no block can hold, even with the shortest pieces.
+    const int64_t least = mat_vec_stages * 2 * mat_vec_step * 2 + mat_vec_warps * mat_vec_threads * 8 +
+                          (batch * mat_vec_warps * 4 + 127) / 128 * 128 +
+                          (plan.x_in_shared ? int64_t{batch} * width * 2 : 0);
+    CHECK(plan.streamed == (least <= device.shared_bytes), "%s, batch %d: %lld bytes at least on %s", what,
+          batch, static_cast<long long>(least), device.name);
+    if (!plan.streamed) {
+        // An sm_89's 99 KB alone are too few for these models, and not for a norm's x of two sequences.
+        CHECK(device.shared_bytes < 163 * 1024 && !(norm && batch <= 2), "%s, batch %d, on %s", what, batch,
+              device.name);
+        CHECK(plan.shared_bytes == 0, "%s, batch %d: %d bytes for the plain kernel", what, batch,
+              plan.shared_bytes);
+        return;
+    }
+    CHECK(plan.shared_bytes > 0 && plan.shared_bytes <= device.shared_bytes, "%s, batch %d: %d bytes on %s",
+          what, batch, plan.shared_bytes, device.name);
+    CHECK(plan.piece >= mat_vec_step && plan.piece <= mat_vec_max_piece && plan.piece % mat_vec_step == 0,
+          "%s, batch %d: a piece of %d columns", what, batch, plan.piece);
+    // A thread finishes a unit of one sequence, and every sum of a chunk has a place.
+    CHECK(plan.chunk_units >= 1 && plan.chunk_units * batch <= mat_vec_threads, "%s, batch %d: chunks of %d",
+          what, batch, plan.chunk_units);
+    CHECK(!norm || plan.x_in_shared, "%s, batch %d: a norm needs x in shared memory", what, batch);
+
+    // The parts follow one another, each as long as what it holds and aligned as it is read.
+    const int sums = mat_vec_sums_offset(plan), squares = mat_vec_squares_offset(plan);
+    const int x = mat_vec_x_offset(plan, batch);
+    CHECK(sums >= mat_vec_stages * 2 * plan.piece * 2 && sums % 16 == 0, "%s: sums at %d", what, sums);
+    CHECK(squares - sums >= mat_vec_warps * plan.chunk_units * batch * 8, "%s: squares at %d", what, squares);
+    CHECK(x - squares >= batch * mat_vec_warps * 4 && x % 16 == 0, "%s: x at %d", what, x);
+    const int64_t end = x + (plan.x_in_shared ? int64_t{batch} * width * 2 : 0);
+    CHECK(end <= plan.shared_bytes, "%s, batch %d: ends at %lld of %d bytes", what, batch,
+          static_cast<long long>(end), plan.shared_bytes);
+
+    const MatVecPlan plain = plan_mat_vec(units, width, batch, norm, false, true, limits);
+    CHECK(!plain.streamed && plain.shared_bytes == 0 && plain.blocks == plan.blocks, "%s without vectors",
+          what);
+}
+
+void test_mat_vecs(const Device& device) {
+    for (int units = 1; units <= 600; ++units) test_units_are_taken_once(units, device);
+    for (const Model& model : models) {
+        const int q = model.n_heads * head_dim, kv = model.n_kv_heads * head_dim;
+        for (const int units : {q / 2, kv / 2, (q + 2 * kv) / 2, model.hidden / 2, model.intermediate})
+            test_units_are_taken_once(units, device);
+        for (int batch = 1; batch <= max_batch; ++batch) {
+            test_mat_vec_plan("q", q / 2, model.hidden, batch, false, device);
+            test_mat_vec_plan("k", kv / 2, model.hidden, batch, false, device);
+            test_mat_vec_plan("gate", model.intermediate / 2, model.hidden, batch, false, device);
+            test_mat_vec_plan("down", model.hidden / 2, model.intermediate, batch, false, device);
+            test_mat_vec_plan("qkv_gemv", (q + 2 * kv) / 2, model.hidden, batch, true, device);
+            test_mat_vec_plan("swiglu_gemv", model.intermediate, model.hidden, batch, true, device);
+        }
+    }
+    // What no block can hold takes the plain kernel rather than too much.
+    const MatVecPlan wide =
+        plan_mat_vec(100, 1 << 20, max_batch, true, true, false, {device.sm_count, device.shared_bytes});
+    CHECK(!wide.streamed && wide.shared_bytes == 0, "%d bytes of shared memory", wide.shared_bytes);
+}
+
+bool is_power_of_two(int value) {
+    return value > 0 && (value & (value - 1)) == 0;
+}
+
+void test_gqa_plan(const Model& model, int batch, int max_len, const Device& device) {
+    GqaDecodeParams params = {};
+    params.batch = batch, params.n_heads = model.n_heads, params.n_kv_heads = model.n_kv_heads;
+    params.head_dim = head_dim, params.max_len = max_len;
+    const GqaPlan plan = plan_gqa_decode(params, device.sm_count, device.sm_90, false);
+    const auto context = [&](const char* what) {
+        static char text[160];
+        std::snprintf(text, sizeof text, "%s: %s, batch %d, %d slots, %s", what, model.name, batch, max_len,
+                      device.name);
+        return text;
+    };
+
+    // Each query head belongs to one head tile.
+    CHECK(plan.heads >= 1 && plan.heads <= gqa_tile_heads, "%s", context("heads"));
+    CHECK(plan.head_tiles * plan.heads >= plan.group_size, "%s", context("head tiles cover the group"));
+    CHECK((plan.head_tiles - 1) * plan.heads < plan.group_size, "%s", context("no head tile is empty"));
+    CHECK(plan.units == batch * model.n_kv_heads * plan.head_tiles, "%s", context("units"));
+
+    CHECK(plan.splits >= 1 && plan.splits <= gqa_max_splits, "%s: %d", context("splits"), plan.splits);
+    CHECK(is_power_of_two(plan.cluster_splits), "%s: %d", context("cluster"), plan.cluster_splits);
+    CHECK(plan.cluster_splits <= gqa_max_cluster_splits, "%s: %d", context("cluster"), plan.cluster_splits);
+    CHECK(plan.splits % plan.cluster_splits == 0, "%s: %d of %d", context("whole clusters"),
+          plan.cluster_splits, plan.splits);
+    CHECK(device.sm_90 || plan.cluster_splits == 1, "%s", context("clusters need sm_90"));
+    // All blocks are resident at once: one wave.
+    CHECK(plan.splits == 1 || plan.units * plan.splits <= std::max(device.sm_count, gqa_max_cluster_blocks),
+          "%s: %d blocks", context("one wave"), plan.units * plan.splits);
+
+    CHECK(plan.shared_bytes <= device.shared_bytes, "%s: %d", context("shared memory"), plan.shared_bytes);
+    CHECK(plan.shared_bytes >= (gqa_warps + 1) * gqa_tile_heads * (head_dim + 2) * 4 &&
+              plan.shared_bytes >= gqa_tile_heads * head_dim * 2,
+          "%s: %d", context("rows and q fit"), plan.shared_bytes);
+
+    // The last counter ends before the first row, the last row before the end.
+    const int64_t counters = int64_t{plan.units} * plan.cluster_splits * 4;
+    const int64_t clusters = int64_t{plan.units} * (plan.splits / plan.cluster_splits);
+    const int64_t rows = clusters * plan.heads * gqa_row_floats(head_dim) * 4;
+    CHECK(gqa_counter_bytes(plan) >= counters && gqa_counter_bytes(plan) % 64 == 0, "%s",
+          context("counters"));
+    CHECK(gqa_workspace_bytes(plan, head_dim) >= gqa_counter_bytes(plan) + rows, "%s", context("workspace"));
+    // An op is bound once and run with and without programmatic launches: on one workspace.
+    const GqaPlan other = plan_gqa_decode(params, device.sm_count, device.sm_90, true);
+    CHECK(gqa_workspace_bytes(other, head_dim) == gqa_workspace_bytes(plan, head_dim), "%s",
+          context("workspace of a programmatic launch"));
+}
+
+// Walks the tiles as the kernel does: a warp of a split begins at its own and goes on by all warps of all.
+void test_every_key_is_taken_once(int splits) {
+    std::vector<int> taken;
+    for (int kv_len = 1; kv_len <= 5000; ++kv_len) {
+        const int tiles = (kv_len + gqa_tile_keys - 1) / gqa_tile_keys;
+        taken.assign(static_cast<size_t>(tiles), 0);
+        int active = 0;
+        for (int split = 0; split < splits; ++split) {
+            int of_split = 0;
+            for (int warp = 0; warp < gqa_warps; ++warp) {
+                const int step = splits * gqa_warps * gqa_tile_keys;
+                for (int key = (warp * splits + split) * gqa_tile_keys; key < kv_len; key += step) {
+                    const int tile = key / gqa_tile_keys;
+                    CHECK(tile % splits == split && tile / splits % gqa_warps == warp,
+                          "tile %d of split %d, warp %d", tile, split, warp);
+                    ++taken[static_cast<size_t>(tile)];
+                    ++of_split;
+                }
+            }
+            CHECK((of_split > 0) == (split < gqa_active_splits(kv_len, splits)),
+                  "kv_len %d: split %d of %d has %d tiles", kv_len, split, splits, of_split);
+            active += of_split > 0;
+        }
+        CHECK(active >= 1 && active == gqa_active_splits(kv_len, splits), "kv_len %d: %d active splits",
+              kv_len, active);
+        const bool once = std::all_of(taken.begin(), taken.end(), [](int count) { return count == 1; });
+        CHECK(once, "kv_len %d, %d splits: a tile is not taken exactly once", kv_len, splits);
+    }
+}
+
+}  // namespace
+
+int main() {
+    for (const Device& device : devices) {
+        test_mat_vecs(device);
+        for (const Model& model : models) {
+            for (int batch = 1; batch <= max_batch; ++batch) {
+                for (int max_len = 1; max_len <= 5000; ++max_len)
+                    test_gqa_plan(model, batch, max_len, device);
+                for (const int max_len : {8192, 32768, 131072}) test_gqa_plan(model, batch, max_len, device);
+            }
+        }
+    }
+    for (int splits = 1; splits <= gqa_max_splits; ++splits) test_every_key_is_taken_once(splits);
+    return test::failed();
+}
