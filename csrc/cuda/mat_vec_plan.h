@@ -63,9 +63,15 @@ inline MatVecPlan plan_mat_vec(int units, int width, int batch, bool norm, bool 
     const auto shared_bytes = [&] {
         return mat_vec_x_offset(plan, batch) + (plan.x_in_shared ? x_bytes : 0);
     };
-    plan.piece = mat_vec_max_piece;
-    while (plan.piece > mat_vec_step && shared_bytes() > device.shared_bytes) plan.piece -= mat_vec_step;
-    if (shared_bytes() > device.shared_bytes) return plan;
+    const auto fits = [&] {
+        plan.piece = mat_vec_max_piece;
+        while (plan.piece > mat_vec_step && shared_bytes() > device.shared_bytes) plan.piece -= mat_vec_step;
+        return shared_bytes() <= device.shared_bytes;
+    };
+    if (!fits()) {  // an SM with less shared memory: x stays where it is, unless a norm has to be put on it
+        plan.x_in_shared = norm;
+        if (!fits()) return plan;
+    }
     plan.streamed = true;
     plan.shared_bytes = static_cast<int>(shared_bytes());
     return plan;
