@@ -1,9 +1,11 @@
 """What the backends of plain torch ops share: the layer is TorchLayer, the attention is each one's own."""
 
+import importlib
 from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import ClassVar
+from types import ModuleType
+from typing import Any, ClassVar
 
 import torch
 
@@ -81,3 +83,33 @@ class PlainLayer(Backend):
             launches=launches,
             steps_per_graph=samplers.repeats if mode == "graph" else None,
         )  # fmt: skip
+
+
+class LibraryLayer(PlainLayer):
+    """A layer whose attention is a library's for CUDA devices: imported only when it is asked for."""
+
+    package: ClassVar[str]
+
+    @classmethod
+    def device_reason(cls, device: torch.device) -> str | None:
+        """Why it cannot run on that device; None where it can."""
+        return None if device.type == "cuda" else "needs a CUDA device"
+
+    @classmethod
+    def library_reason(cls) -> str | None:
+        """Why there is no library, in its own words; None where there is."""
+        try:
+            cls._library()
+        except ImportError as error:
+            return f"{cls.package} is not installed: {error}"
+        except (OSError, RuntimeError) as error:
+            return f"{cls.package} cannot be loaded: {str(error).strip().splitlines()[0]}"
+        return None
+
+    @classmethod
+    def availability(cls, device: torch.device) -> str | None:
+        return "; ".join(filter(None, (cls.device_reason(device), cls.library_reason()))) or None
+
+    @classmethod
+    def _library(cls) -> ModuleType | Any:
+        return importlib.import_module(cls.package)
