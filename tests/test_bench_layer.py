@@ -73,7 +73,9 @@ def test_the_ladders_add_up_to_the_eager_time(finished):
     assert document["ladder"].keys() == eager.keys() >= {"native/none", "native/block", "sdpa"}
     for name, parts in document["ladder"].items():
         assert math.fsum(part["us"] for part in parts) == pytest.approx(eager[name], rel=1e-6)
-        assert parts[0]["part"] == "python" and parts[-1]["part"] == "floor"
+        # Compiled peers have no arm but eager on a CPU: nothing tells Python's share from the kernels'.
+        first = "kernel" if name in ("flex", "compile") else "python"
+        assert parts[0]["part"] == first and parts[-1]["part"] == "floor"
 
 
 def test_nothing_of_the_machine_s_owner_is_in_it(finished):

@@ -1,13 +1,17 @@
 """The backends, by name. Each adapter is the only place that imports its library."""
 
 from bench.backends.base import MODES, Backend, Workload, arms_of
+from bench.backends.compile import Compile, CompileGraphs
+from bench.backends.fa2 import FlashAttention2
+from bench.backends.fa3 import FlashAttention3
+from bench.backends.flashinfer import FlashInfer
+from bench.backends.flex import Flex
 from bench.backends.native import Native
-from bench.backends.planned import Compile, FlashAttention2, FlashAttention3, FlashInfer, Flex
 from bench.backends.sdpa import Sdpa, SdpaCudnn, SdpaEfficient, SdpaFlash, SdpaMath
 
 _BACKENDS: tuple[type[Backend], ...] = (
     Native, Sdpa, SdpaMath, SdpaFlash, SdpaEfficient, SdpaCudnn, FlashAttention2, FlashAttention3, FlashInfer, Flex,
-    Compile,
+    Compile, CompileGraphs,
 )  # fmt: skip
 
 

@@ -1,4 +1,7 @@
-"""`sdpa` and its pinned backends: torch's scaled_dot_product_attention in a layer of plain torch ops."""
+"""`sdpa` and its pinned backends: torch's scaled_dot_product_attention in a layer of plain torch ops.
+
+KV layout: the layer's own, [batch, n_kv_heads, ctx, head_dim].
+"""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import ClassVar
@@ -9,23 +12,16 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import pykernels as pk
-from bench.backends.base import NO_CAPTURE, Backend, Workload
-from bench.backends.torch_layer import TorchLayer
-from bench.core.measure import Arm, Sampler
-from bench.core.samplers import capture, replay_all
-
-_MODE_REASONS = {
-    "pybind": "torch's ops have no launchers of their own to bind",
-    "native": "torch's ops have no launchers below the dispatcher",
-    "graph-pdl": "torch captures no programmatic dependent launches",
-}
+from bench.backends.plain import PlainLayer
+from bench.backends.torch_layer import Attention, LayerCache, TorchLayer
 
 
-def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Default SDPA with grouped heads (torch_layer.Kernel)."""
     return F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
 
 
-class Sdpa(Backend):
+class Sdpa(PlainLayer):
     """The dispatcher's own choice of backend."""
 
     name = "sdpa"
@@ -39,11 +35,8 @@ class Sdpa(Backend):
             return "torch has this SDPA kernel for CUDA devices only"
         return None
 
-    @classmethod
-    def mode_reason(cls, mode: str, device: torch.device) -> str | None:
-        if mode == "graph" and device.type != "cuda":
-            return NO_CAPTURE
-        return _MODE_REASONS.get(mode)
+    def _attention(self, layer: pk.DecodeLayer) -> Attention:
+        return LayerCache(layer, sdpa)
 
     def _surroundings(self) -> AbstractContextManager:
         # Entered once around a whole block of steps: the context manager has a cost of its own.
@@ -56,34 +49,10 @@ class Sdpa(Backend):
         choice = torch._fused_sdp_choice(q, layer.k_cache, layer.v_cache, enable_gqa=True)
         return f"scaled_dot_product_attention, torch's choice {SDPBackend(choice).name}"
 
-    def arm(self, workload: Workload, mode: str, fusion: str | None) -> Arm:
-        samplers = workload.samplers
-        layers = [TorchLayer(layer, _attention) for layer in workload.layers]
-        with self._surroundings():
-            tapes = [layer.tape() for layer in layers]
-            kernel = self._kernel(workload.layers[0])
-            steps = [layer.forward for layer in layers]
-            launches = len(tapes[0].calls)
-            output = lambda: layers[0].out  # noqa: E731
-            host_sampler: Sampler | None = None
-            if mode == "eager":
-                step, sampler = steps[0], samplers.python(steps)
-                host_sampler = samplers.host_python(steps, launches)
-            elif mode == "dispatch":
-                step, sampler = tapes[0].run, samplers.tapes(tapes)
-                host_sampler = samplers.host_tapes(tapes)
-                output = lambda: tapes[0].outputs()[0]  # noqa: E731
-            else:
-                graphs = capture(steps, samplers.repeats)
-                step, sampler = replay_all(graphs), samplers.torch_graphs(graphs)
-                host_sampler = samplers.host_torch_graphs(graphs, launches)
-        return Arm(
-            self.name, mode, fusion, sampler, workload.checker(step, output), self._surroundings,
-            host_sampler=host_sampler if samplers.on_cuda else None,
-            kernels=[kernel if call.endswith("attention") else call for call in tapes[0].calls],
-            launches=launches,
-            steps_per_graph=samplers.repeats if mode == "graph" else None,
-        )  # fmt: skip
+    def _calls(self, layer: TorchLayer) -> list[str]:
+        # As a tape has them: SDPA is one call there, and what it falls into depends on the choice.
+        kernel = self._kernel(layer.layer)
+        return [kernel if call.endswith("attention") else call for call in layer.tape().calls]
 
 
 class SdpaMath(Sdpa):

@@ -1,18 +1,81 @@
 """A decoder layer of plain torch ops, as a user writes one: what `native` is measured against.
 
-The attention kernel is a parameter; everything else is F.rms_norm, F.linear, torch's elementwise ops.
+The attention is a parameter, with the cache it reads; everything else is F.rms_norm, F.linear, torch's elementwise ops.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import pykernels as pk
 
-Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
+Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(q [batch, n_heads, 1, head_dim], k, v [batch, n_kv_heads, kv_len, head_dim]) -> like q"""
+
+
+class Attention(ABC):
+    """An attention kernel of one layer and the cache it reads, in the kernel's own layout.
+
+    `k_row`, `v_row` [batch, n_kv_heads, head_dim] are views of the slot that a step writes: the gate poisons and
+    checks them.
+    """
+
+    k_row: Tensor
+    v_row: Tensor
+
+    @abstractmethod
+    def append(self, k: Tensor, v: Tensor) -> None:
+        """Store the step's turned key and its value, both [batch, n_kv_heads, 1, head_dim]."""
+
+    @abstractmethod
+    def attend(self, q: Tensor) -> Tensor:
+        """The turned query [batch, n_heads, 1, head_dim] over the cache; the result has q's elements in q's order."""
+
+
+class LayerCache(Attention):
+    """A kernel over the DecodeLayer's own cache, [batch, n_kv_heads, ctx, head_dim]."""
+
+    def __init__(self, layer: pk.DecodeLayer, kernel: Kernel) -> None:
+        self.kernel, self.position = kernel, int(layer.position[0])
+        self.k_cache, self.v_cache = layer.k_cache, layer.v_cache
+        self.k_row, self.v_row = (cache[:, :, self.position] for cache in (self.k_cache, self.v_cache))
+
+    def append(self, k: Tensor, v: Tensor) -> None:
+        position = self.position
+        self.k_cache[:, :, position : position + 1] = k
+        self.v_cache[:, :, position : position + 1] = v
+
+    def attend(self, q: Tensor) -> Tensor:
+        kv_len = self.position + 1
+        return self.kernel(q, self.k_cache[:, :, :kv_len], self.v_cache[:, :, :kv_len])
+
+
+class TokenMajorCache(Attention):
+    """A copy of the layer's cache as [batch, slots, n_kv_heads, head_dim] (FlashAttention's and FlashInfer's layout).
+
+    The slots are the layer's, rounded up to whole pages of `page_size`; those past its ctx are NaN.
+    """
+
+    def __init__(self, layer: pk.DecodeLayer, page_size: int = 1) -> None:
+        self.position = int(layer.position[0])
+        slots = -(-layer.ctx // page_size) * page_size
+
+        def token_major(cache: Tensor) -> Tensor:
+            copy = cache.new_full((layer.batch, slots, layer.spec.n_kv_heads, layer.spec.head_dim), float("nan"))
+            copy[:, : layer.ctx] = cache.transpose(1, 2)
+            return copy
+
+        self.k_cache, self.v_cache = token_major(layer.k_cache), token_major(layer.v_cache)
+        self.k_row, self.v_row = self.k_cache[:, self.position], self.v_cache[:, self.position]
+
+    def append(self, k: Tensor, v: Tensor) -> None:
+        position = self.position
+        self.k_cache[:, position : position + 1] = k.transpose(1, 2)
+        self.v_cache[:, position : position + 1] = v.transpose(1, 2)
 
 
 def _rotate_half(x: Tensor) -> Tensor:
@@ -20,8 +83,21 @@ def _rotate_half(x: Tensor) -> Tensor:
     return torch.cat((-x[..., half:], x[..., :half]), dim=-1)
 
 
+class _Calls(TorchDispatchMode):
+    """The names of the dispatcher's calls that compute: views are left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if not function.is_view:
+            self.names.append(function._schema.name)
+        return function(*args, **(kwargs or {}))
+
+
 class TorchLayer:
-    """The layer over a DecodeLayer's weights, cache and input.
+    """The layer over a DecodeLayer's weights and input.
 
     Position and kv_len are Python numbers taken when it is made, as they are in a framework's decode loop; the
     angles of that position are prepared beforehand, as a model does once a step for all its layers.
@@ -29,34 +105,46 @@ class TorchLayer:
 
     def __init__(self, layer: pk.DecodeLayer, attention: Attention) -> None:
         self.layer, self.attention = layer, attention
-        self.position = int(layer.position[0])
         half = layer.spec.head_dim // 2
-        angles = layer.cos_sin[self.position].to(layer.dtype)
+        angles = layer.cos_sin[int(layer.position[0])].to(layer.dtype)
         self.cosine, self.sine = angles[:half].repeat(2), angles[half:].repeat(2)
         self.out: Tensor | None = None
 
     def _turn(self, x: Tensor) -> Tensor:
         return x * self.cosine + _rotate_half(x) * self.sine
 
-    def forward(self) -> Tensor:
-        """One step. Returns [batch, hidden]."""
-        layer, position = self.layer, self.position
-        w, spec, x = layer.weights, layer.spec, layer.x
-        batch, dim = layer.batch, spec.head_dim
-        normed = F.rms_norm(x, (spec.hidden,), w.input_norm, spec.rms_eps)
+    def _before_attention(self) -> Tensor:
+        """Up to the append. Returns the turned query [batch, n_heads, 1, head_dim]."""
+        layer = self.layer
+        w, spec, batch, dim = layer.weights, layer.spec, layer.batch, layer.spec.head_dim
+        normed = F.rms_norm(layer.x, (spec.hidden,), w.input_norm, spec.rms_eps)
         q = F.linear(normed, w.q_weight, w.q_bias).view(batch, spec.n_heads, 1, dim)
         k = F.linear(normed, w.k_weight, w.k_bias).view(batch, spec.n_kv_heads, 1, dim)
         v = F.linear(normed, w.v_weight, w.v_bias).view(batch, spec.n_kv_heads, 1, dim)
-        layer.k_cache[:, :, position : position + 1] = self._turn(k)
-        layer.v_cache[:, :, position : position + 1] = v
-        keys, values = layer.k_cache[:, :, : position + 1], layer.v_cache[:, :, : position + 1]
-        attended = self.attention(self._turn(q), keys, values).reshape(batch, -1)
-        h = x + F.linear(attended, w.o_weight)
+        self.attention.append(self._turn(k), v)
+        return self._turn(q)
+
+    def _after_attention(self, attended: Tensor) -> Tensor:
+        layer = self.layer
+        w, spec = layer.weights, layer.spec
+        h = layer.x + F.linear(attended.reshape(layer.batch, -1), w.o_weight)
         normed = F.rms_norm(h, (spec.hidden,), w.post_norm, spec.rms_eps)
         activated = F.silu(F.linear(normed, w.gate_weight)) * F.linear(normed, w.up_weight)
-        self.out = h + F.linear(activated, w.down_weight)
+        return h + F.linear(activated, w.down_weight)
+
+    def forward(self) -> Tensor:
+        """One step. Returns [batch, hidden]."""
+        self.out = self._after_attention(self.attention.attend(self._before_attention()))
         return self.out
 
     def tape(self) -> pk.dispatch.Tape:
         """The same step as dispatcher calls (mode `dispatch`)."""
         return pk.dispatch.Tape.record(lambda: self.forward())
+
+    def calls(self, kernel: str) -> list[str]:
+        """What a step calls, with `kernel` in the attention's place: that one need not be an op of torch's."""
+        with _Calls() as before:
+            q = self._before_attention()
+        with _Calls() as after:
+            self._after_attention(q)
+        return [*before.names, kernel, *after.names]

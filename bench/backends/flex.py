@@ -1,0 +1,43 @@
+"""`flex`: torch's flex_attention, compiled, in a layer of plain torch ops.
+
+KV layout: the layer's own, [batch, n_kv_heads, ctx, head_dim]. Without a mask or a score function: one query sees
+the whole cache.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import pykernels as pk
+from bench.backends.compile import compiler_reason
+from bench.backends.plain import PlainLayer
+from bench.backends.torch_layer import Attention, LayerCache
+
+
+class Flex(PlainLayer):
+    """flex_attention through torch.compile: uncompiled it is a composition that its authors warn of."""
+
+    name = "flex"
+    description = "torch flex_attention, compiled"
+    no_dispatch = "flex_attention is code that torch.compile makes, no op of torch's dispatcher"
+
+    def __init__(self) -> None:
+        from torch.nn.attention.flex_attention import flex_attention
+
+        # One function for all copies of the layer: they have one shape, and one compilation serves them.
+        self._compiled: Callable[..., Any] = torch.compile(flex_attention, dynamic=False, fullgraph=True)
+
+    @classmethod
+    def availability(cls, device: torch.device) -> str | None:
+        return compiler_reason(device)
+
+    def _kernel(self, layer: pk.DecodeLayer) -> str:
+        return "flex_attention, compiled by inductor"
+
+    def _attention(self, layer: pk.DecodeLayer) -> Attention:
+        def flex(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return self._compiled(q, k, v, enable_gqa=True)
+
+        return LayerCache(layer, flex)

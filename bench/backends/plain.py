@@ -1,0 +1,115 @@
+"""What the backends of plain torch ops share: the layer is TorchLayer, the attention is each one's own."""
+
+import importlib
+from abc import abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from types import ModuleType
+from typing import Any, ClassVar
+
+import torch
+
+import pykernels as pk
+from bench.backends.base import NO_CAPTURE, Backend, Workload
+from bench.backends.torch_layer import Attention, TorchLayer
+from bench.core.measure import Arm
+from bench.core.samplers import capture, replay_all
+
+_MODE_REASONS = {
+    "pybind": "torch's ops have no launchers of their own to bind",
+    "native": "torch's ops have no launchers below the dispatcher",
+    "graph-pdl": "torch captures no programmatic dependent launches",
+}
+
+
+class PlainLayer(Backend):
+    """A layer of plain torch ops. `no_dispatch` says why its attention cannot go on a tape; None where it can."""
+
+    no_dispatch: ClassVar[str | None] = None
+
+    @classmethod
+    def mode_reason(cls, mode: str, device: torch.device) -> str | None:
+        if mode == "graph" and device.type != "cuda":
+            return NO_CAPTURE
+        if mode == "dispatch":
+            return cls.no_dispatch
+        return _MODE_REASONS.get(mode)
+
+    @abstractmethod
+    def _attention(self, layer: pk.DecodeLayer) -> Attention:
+        """Its attention over that layer's cache; whatever can be prepared outside the timing is prepared here."""
+
+    @abstractmethod
+    def _kernel(self, layer: pk.DecodeLayer) -> str:
+        """What is called for the attention, in words."""
+
+    def _surroundings(self) -> AbstractContextManager:
+        return nullcontext()
+
+    def _steps(self, layers: list[TorchLayer]) -> list[Callable[[], object]]:
+        """One step a copy, for the modes that Python drives and for a graph's capture."""
+        return [layer.forward for layer in layers]
+
+    def _calls(self, layer: TorchLayer) -> list[str]:
+        """The calls of one step, by name."""
+        return layer.calls(self._kernel(layer.layer))
+
+    def arm(self, workload: Workload, mode: str, fusion: str | None) -> Arm:
+        samplers = workload.samplers
+        layers = [TorchLayer(layer, self._attention(layer)) for layer in workload.layers]
+        output = lambda: layers[0].out  # noqa: E731
+        with self._surroundings():
+            calls = self._calls(layers[0])
+            launches = len(calls)
+            if mode == "dispatch":
+                tapes = [layer.tape() for layer in layers]
+                step, sampler, host_sampler = tapes[0].run, samplers.tapes(tapes), samplers.host_tapes(tapes)
+                output = lambda: tapes[0].outputs()[0]  # noqa: E731
+            else:
+                steps = self._steps(layers)
+                if mode == "eager":
+                    step, sampler = steps[0], samplers.python(steps)
+                    host_sampler = samplers.host_python(steps, launches)
+                else:
+                    graphs = capture(steps, samplers.repeats)
+                    step, sampler = replay_all(graphs), samplers.torch_graphs(graphs)
+                    host_sampler = samplers.host_torch_graphs(graphs, launches)
+        attention = layers[0].attention
+        return Arm(
+            self.name, mode, fusion, sampler, workload.checker(step, output, (attention.k_row, attention.v_row)),
+            self._surroundings,
+            host_sampler=host_sampler if samplers.on_cuda else None,
+            kernels=calls,
+            launches=launches,
+            steps_per_graph=samplers.repeats if mode == "graph" else None,
+        )  # fmt: skip
+
+
+class LibraryLayer(PlainLayer):
+    """A layer whose attention is a library's for CUDA devices: imported only when it is asked for."""
+
+    package: ClassVar[str]
+
+    @classmethod
+    def device_reason(cls, device: torch.device) -> str | None:
+        """Why it cannot run on that device; None where it can."""
+        return None if device.type == "cuda" else "needs a CUDA device"
+
+    @classmethod
+    def library_reason(cls) -> str | None:
+        """Why there is no library, in its own words; None where there is."""
+        try:
+            cls._library()
+        except ImportError as error:
+            return f"{cls.package} is not installed: {error}"
+        except (OSError, RuntimeError) as error:
+            return f"{cls.package} cannot be loaded: {str(error).strip().splitlines()[0]}"
+        return None
+
+    @classmethod
+    def availability(cls, device: torch.device) -> str | None:
+        return "; ".join(filter(None, (cls.device_reason(device), cls.library_reason()))) or None
+
+    @classmethod
+    def _library(cls) -> ModuleType | Any:
+        return importlib.import_module(cls.package)

@@ -1,0 +1,199 @@
+"""The peers' adapters: real where torch has the kernel on a CPU, else over fakes of the documented signatures."""
+
+import dataclasses
+import json
+import sys
+
+import fake_peers
+import pytest
+import torch
+from command_line import run_here
+from fake_gpu import fake_gpu
+
+import pykernels as pk
+from bench.backends import Workload, arms_of, registry
+from bench.backends.compile import compiler_reason
+from bench.backends.flash import _FlashCache, arguments
+from bench.backends.plain import LibraryLayer
+from bench.backends.torch_layer import TokenMajorCache
+from bench.core.measure import gate
+
+CPU = torch.device("cpu")
+LIBRARIES = {"fa2": "flash_attn", "fa3": "flash_attn_interface", "flashinfer": "flashinfer"}
+
+
+def workload(*, ctx=40, position=20, batch=1, dtype=torch.bfloat16, n_heads=8, n_kv_heads=2, copies=2) -> Workload:
+    """A layer that stands in the middle of its cache; every slot from its own on is NaN."""
+    spec = dataclasses.replace(pk.models.get("tiny"), n_heads=n_heads, n_kv_heads=n_kv_heads)
+    weights = pk.LayerWeights.random(spec, dtype)
+    layers = [pk.DecodeLayer(spec, weights.clone(), ctx, batch, dtype) for _ in range(copies)]
+    for layer in layers:
+        layer.set_position(position)
+        for cache in (layer.k_cache, layer.v_cache):
+            cache[:, :, position:] = float("nan")
+    return Workload.of(layers)
+
+
+def gated(name: str, of: Workload, mode: str = "eager"):
+    """The arm of one mode after the gate, its sampler run too where it is right."""
+    (arm,) = arms_of(registry()[name], of, [mode], ["none"])
+    gate([arm])
+    if arm.status == "ok":
+        with torch.inference_mode():
+            assert (arm.sampler(4) > 0).all()
+    return arm
+
+
+@pytest.fixture
+def any_device(monkeypatch):
+    """Libraries for CUDA run on the CPU: their fakes do."""
+    monkeypatch.setattr(LibraryLayer, "device_reason", classmethod(lambda cls, device: None))
+    for backend in ("fa2", "fa3"):
+        monkeypatch.setattr(registry()[backend], "device_reason", classmethod(lambda cls, device: None))
+        monkeypatch.delenv(registry()[backend].library_variable, raising=False)
+
+
+@pytest.fixture
+def fakes(monkeypatch, any_device):
+    """All libraries there, as packages."""
+    modules = {package: getattr(fake_peers, package)() for package in LIBRARIES.values()}
+    for package, module in modules.items():
+        monkeypatch.setitem(sys.modules, package, module)
+    return modules
+
+
+@pytest.mark.skipif(compiler_reason(CPU) is not None, reason="no C++ compiler")
+@pytest.mark.parametrize("name", ["flex", "compile"])
+def test_compiled_backends_on_the_cpu(name):
+    arm = gated(name, workload())
+    assert (arm.status, arm.reason) == ("ok", None)
+    assert arm.launches == len(arm.kernels)
+
+
+def test_the_compiled_need_a_compiler(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    for name in ("flex", "compile"):
+        assert "no no-such-compiler" in registry()[name].availability(CPU)
+    assert registry()["compile-graphs"].availability(CPU).startswith("needs a CUDA device")
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("heads", [(8, 2), (7, 1)], ids=["group 4", "group 7"])
+def test_a_library_meets_the_oracle(fakes, name, batch, heads):
+    arm = gated(name, workload(batch=batch, n_heads=heads[0], n_kv_heads=heads[1]))
+    assert (arm.status, arm.reason) == ("ok", None)
+    assert arm.launches == len(arm.kernels) > 20
+    if name == "flashinfer":
+        assert set(fakes["flashinfer"].seen) == {("single" if batch == 1 else "batch", heads == (7, 1))}
+
+
+@pytest.mark.parametrize("position", [0, 15, 16, 39])
+def test_pages_at_their_edges(fakes, position):
+    assert gated("flashinfer", workload(batch=2, position=position)).reason is None
+
+
+@pytest.mark.parametrize("name", ["fa2", "fa3"])
+def test_a_library_of_ops_meets_the_oracle(monkeypatch, any_device, name):
+    backend, loaded = registry()[name], []
+    monkeypatch.setenv(backend.library_variable, "/some/library.so")
+    monkeypatch.setattr(torch.ops, "load_library", loaded.append)
+    library = getattr(fake_peers, f"{name}_ops")()
+    try:
+        arm = gated(name, workload(batch=2))
+    finally:
+        library._destroy()
+    assert (arm.status, arm.reason) == ("ok", None)
+    assert set(loaded) == {"/some/library.so"}
+    assert any(kernel.startswith(f"{backend.namespace}::fwd") for kernel in arm.kernels)
+
+
+def test_arguments_of_an_op():
+    schema = torch.ops.aten.softmax.int._schema  # (Tensor self, int dim, ScalarType? dtype=None)
+    x = torch.zeros(2)
+    values = arguments(schema, self=x, dim=0)
+    assert values[0] is x and values[1:] == [0, None]
+    with pytest.raises(NotImplementedError, match="aten::softmax wants an argument dim"):
+        arguments(schema, self=x)
+    with pytest.raises(TypeError, match="aten::softmax has no argument axis: it has self, dim, dtype"):
+        arguments(schema, self=x, dim=0, axis=1)
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_a_row_that_is_not_appended_is_found(monkeypatch, fakes, name):
+    monkeypatch.setattr(TokenMajorCache, "append", lambda self, k, v: None)
+    arm = gated(name, workload())
+    assert arm.status == "wrong" and "got nan" in arm.reason
+
+
+@pytest.mark.parametrize("row", ["k_row", "v_row"])
+def test_a_row_that_is_spoiled_after_the_attention_is_found(monkeypatch, fakes, row):
+    true = _FlashCache.attend
+
+    def attend(self, q):
+        attended = true(self, q)
+        getattr(self, row)[0, 1, 5] += 1
+        return attended
+
+    monkeypatch.setattr(_FlashCache, "attend", attend)
+    assert gated("fa2", workload()).status == "wrong"
+
+
+def test_a_kernel_of_wrong_length_is_found(monkeypatch, fakes):
+    module = fakes["flash_attn"]
+    true = module.flash_attn_with_kvcache
+    module.flash_attn_with_kvcache = lambda *caches, cache_seqlens: true(*caches, cache_seqlens=cache_seqlens - 1)
+    assert gated("fa2", workload()).status == "wrong"
+
+
+@pytest.mark.parametrize(("name", "package"), LIBRARIES.items())
+def test_an_absent_library(monkeypatch, capsys, tmp_path, name, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.delenv(f"PYKERNELS_{name.upper()}_LIB", raising=False)
+    (arm,) = arms_of(registry()[name], workload(copies=1), ["eager"], ["none"])
+    assert arm.status == "unsupported"
+    assert arm.reason.startswith(f"needs a CUDA device; {package} is not installed: ")
+    assert run_here(capsys, "bench.doctor", f"--json={tmp_path}/doctor.json").status == 0
+    (entry,) = [b for b in json.loads((tmp_path / "doctor.json").read_text())["backends"] if b["name"] == name]
+    assert entry["reason"] == arm.reason and entry["modes"] == [] and entry["install_hint"]
+
+
+def test_a_library_that_does_not_load(monkeypatch):
+    monkeypatch.setenv("PYKERNELS_FA3_LIB", "/no/such/library.so")
+    reason = registry()["fa3"].library_reason()
+    assert reason.startswith("flash_attn_interface cannot be loaded") and "/no/such/library.so" in reason
+
+
+def test_what_the_libraries_refuse(monkeypatch, fakes):
+    for name in ("fa2", "fa3"):
+        arm = gated(name, workload(dtype=torch.float32, copies=1))
+        assert (arm.status, arm.reason) == ("unsupported", "FlashAttention only supports fp16 and bf16")
+    for name in LIBRARIES:
+        for mode in ("pybind", "dispatch", "native", "graph", "graph-pdl"):
+            arm = gated(name, workload(copies=1), mode)
+            assert arm.status == "unsupported" and arm.reason
+
+
+@pytest.mark.parametrize(
+    ("name", "capability", "words"),
+    [
+        ("fa2", (7, 5), "Ampere GPUs or newer"),
+        ("fa3", (8, 9), "compute capability 9.0, and the GPU's is 8.9"),
+        ("fa3", (10, 0), "compute capability 9.0, and the GPU's is 10.0"),
+    ],
+)
+def test_what_a_gpu_lacks(monkeypatch, name, capability, words):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert words in registry()[name].device_reason(torch.device("cuda"))
+
+
+def test_graphs_of_the_libraries(monkeypatch, capsys, tmp_path, fakes):
+    with fake_gpu(monkeypatch):
+        result = run_here(
+            capsys, "bench.layer", "--device=cuda", "--model=tiny", "--ctx=40", "--steps=3", "--warmup=1", "--l2=warm",
+            f"--backend={','.join(LIBRARIES)}", "--mode=eager,graph", f"--json={tmp_path}/layer.json",
+        )  # fmt: skip
+    assert result.status == 0, result.out + result.err
+    arms = json.loads((tmp_path / "layer.json").read_text())["arms"]
+    assert [(arm["mode"], arm["status"]) for arm in arms] == [("eager", "ok"), ("graph", "ok")] * 3
+    assert [arm["steps_per_graph"] for arm in arms] == [None, 8] * 3
