@@ -1,13 +1,12 @@
 """The weights of one decoder layer: random ones of a realistic scale, or those of a local Hugging Face folder."""
 
-import json
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from pykernels.checkpoint import open_tensors, tensor_files
 from pykernels.models import ModelSpec
 
 
@@ -95,7 +94,7 @@ class LayerWeights:
         folder = Path(folder).expanduser()
         if not 0 <= layer < spec.n_layers:
             raise ValueError(f"layer must be in 0..{spec.n_layers - 1} ({spec.name}), got {layer}")
-        files = _tensor_files(folder)
+        files = tensor_files(folder)
         tensors: dict[str, Tensor | None] = {}
         for name, shape in cls.shapes(spec).items():
             tensor_name = f"model.layers.{layer}.{_CHECKPOINT_NAMES[name]}"
@@ -139,39 +138,12 @@ _CHECKPOINT_NAMES = {
 }
 
 
-def _open(path: Path) -> safe_open:
-    try:
-        return safe_open(path, framework="pt")
-    except FileNotFoundError:
-        raise ValueError(f"weights {path}: there is no such file") from None
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"weights {path}: is not a whole safetensors file: {error}") from None
-
-
-def _tensor_files(folder: Path) -> dict[str, str]:
-    """Which file of the folder holds each tensor."""
-    if not folder.is_dir():
-        raise ValueError(f"weights {folder}: there is no such folder")
-    index = folder / "model.safetensors.index.json"
-    if not index.exists():
-        with _open(folder / "model.safetensors") as file:
-            return dict.fromkeys(file.keys(), "model.safetensors")
-    try:
-        files = json.loads(index.read_text())["weight_map"]
-        # A name from the index must stay a name in the folder.
-        if not all(Path(file).name == file and file != ".." for file in files.values()):
-            raise ValueError("a file outside the folder")
-        return files
-    except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
-        raise ValueError(f"weights {index}: must map tensors to files in weight_map: {error!r}") from None
-
-
 _SAFETENSORS_TYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 _DTYPE_FLAGS = {"F32": "fp32", "BF16": "bf16", "F16": "fp16"}
 
 
 def _read(path: Path, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    with _open(path) as file:
+    with open_tensors(path) as file:
         if name not in file.keys():  # noqa: SIM118 - the file is not a mapping
             raise ValueError(f"weights {path}: the index names {name}, which is not in it")
         header = file.get_slice(name)
