@@ -148,15 +148,15 @@ def read_quantized(folder: str | Path, module: str) -> QuantizedWeight:
     try:
         if method == "gptq":
             tensors = _read_tensors(folder, module, ["qweight", "qzeros", "scales"], ["g_idx"])
+            label = quantization.gptq_version
+            weight = gptq.unpack(**tensors, version=label, group_size=group_size)  # refuses what does not fit
             said = gptq.decide_version(tensors["qweight"], tensors["qzeros"], tensors.get("g_idx"))
-            version = said or quantization.gptq_version
-            if version != quantization.gptq_version:
-                warnings.warn(
-                    f"weights {folder}: {module} is labelled GPTQ v{quantization.gptq_version} and holds "
-                    f"v{version}: read as v{version}",
-                    stacklevel=2,
-                )
-            return gptq.unpack(**tensors, version=version, group_size=group_size)
+            if said in (None, label):
+                return weight
+            warnings.warn(
+                f"weights {folder}: {module} is labelled GPTQ v{label} and holds v{said}: read as v{said}", stacklevel=2
+            )
+            return gptq.unpack(**tensors, version=said, group_size=group_size)
         if method == "awq":
             return awq.unpack(**_read_tensors(folder, module, ["qweight", "qzeros", "scales"], []))
         tensors = _read_tensors(
