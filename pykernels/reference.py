@@ -13,6 +13,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from pykernels.models import ModelSpec
+    from pykernels.quant import Int4Weight
     from pykernels.weights import LayerWeights
 
 
@@ -97,6 +98,37 @@ def qkv_gemv(
         for weight, bias in ((q_weight, q_bias), (k_weight, k_bias), (v_weight, v_bias))
     )
     return rope_kv_append(q, k, v, cos_sin, position)
+
+
+def int4_gemv(x: Tensor, weight: "Int4Weight", bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
+    """[batch, out_features], on the dequantised weight"""
+    return gemv(x, weight.dequantize(), bias, residual)
+
+
+def int4_swiglu_gemv(
+    x: Tensor, gate: "Int4Weight", up: "Int4Weight", norm_weight: Tensor | None = None, eps: float = 1e-6
+) -> Tensor:
+    """[batch, out_features], on the dequantised weights"""
+    return swiglu_gemv(x, gate.dequantize(), up.dequantize(), norm_weight, eps)
+
+
+def int4_qkv_gemv(
+    x: Tensor,
+    norm_weight: Tensor,
+    eps: float,
+    q: "Int4Weight",
+    k: "Int4Weight",
+    v: "Int4Weight",
+    cos_sin: Tensor,
+    position: Tensor,
+    head_dim: int,
+    q_bias: Tensor | None = None,
+    k_bias: Tensor | None = None,
+    v_bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As :func:`qkv_gemv`, on the dequantised weights."""
+    weights = (q.dequantize(), k.dequantize(), v.dequantize())
+    return qkv_gemv(x, norm_weight, eps, *weights, cos_sin, position, head_dim, q_bias, k_bias, v_bias)
 
 
 def add(a: Tensor, b: Tensor) -> Tensor:
