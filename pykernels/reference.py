@@ -154,9 +154,9 @@ def layer(
 
     x: [batch, hidden]; caches: [batch, n_kv_heads, max_len, head_dim], read up to `position`.
     Returns the layer's output [batch, hidden] and the rows of K and V it appends
-    [batch, n_kv_heads, head_dim].
+    [batch, n_kv_heads, head_dim]. 4-bit projections are dequantised first.
     """
-    w = weights
+    w = weights.dequantize()
     q, k_row, v_row = qkv_gemv(
         x, w.input_norm, spec.rms_eps, w.q_weight, w.k_weight, w.v_weight, cos_sin, position, spec.head_dim,
         w.q_bias, w.k_bias, w.v_bias,

@@ -1,6 +1,6 @@
 """The weights of one decoder layer: random ones of a realistic scale, or those of a local Hugging Face folder."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -8,24 +8,53 @@ from torch import Tensor
 
 from pykernels.checkpoint import open_tensors, tensor_files
 from pykernels.models import ModelSpec
+from pykernels.quant import Int4Weight
+
+PROJECTIONS = ("q_weight", "k_weight", "v_weight", "o_weight", "gate_weight", "up_weight", "down_weight")
+"""The fields of :class:`LayerWeights` that may be of 4 bits."""
 
 
 @dataclass
 class LayerWeights:
-    """Projections are [out_features, in_features], norms [hidden]; biases are None where the model has none."""
+    """Projections are [out_features, in_features], norms [hidden]; biases are None where the model has none.
+
+    The projections are tensors, or all of them 4-bit weights whose scales are of the norms' dtype.
+    """
 
     input_norm: Tensor
-    q_weight: Tensor
-    k_weight: Tensor
-    v_weight: Tensor
+    q_weight: Tensor | Int4Weight
+    k_weight: Tensor | Int4Weight
+    v_weight: Tensor | Int4Weight
     q_bias: Tensor | None
     k_bias: Tensor | None
     v_bias: Tensor | None
-    o_weight: Tensor
+    o_weight: Tensor | Int4Weight
     post_norm: Tensor
-    gate_weight: Tensor
-    up_weight: Tensor
-    down_weight: Tensor
+    gate_weight: Tensor | Int4Weight
+    up_weight: Tensor | Int4Weight
+    down_weight: Tensor | Int4Weight
+
+    def __post_init__(self) -> None:
+        four_bit = [name for name in PROJECTIONS if isinstance(getattr(self, name), Int4Weight)]
+        if four_bit and len(four_bit) < len(PROJECTIONS):
+            raise ValueError(f"projections must be all tensors or all Int4Weight, got Int4Weight for {four_bit} only")
+
+    @property
+    def is_int4(self) -> bool:
+        """Are the projections 4-bit weights?"""
+        return isinstance(self.q_weight, Int4Weight)
+
+    def quantize(self, group_size: int = 128, symmetric: bool = True) -> "LayerWeights":
+        """The same with 4-bit projections, rounded to nearest; norms and biases are shared."""
+        return replace(
+            self, **{name: Int4Weight.quantize(getattr(self, name), group_size, symmetric) for name in PROJECTIONS}
+        )
+
+    def dequantize(self, dtype: torch.dtype = torch.float64) -> "LayerWeights":
+        """The same with projections as tensors of `dtype`; itself where they are tensors already."""
+        if not self.is_int4:
+            return self
+        return replace(self, **{name: getattr(self, name).dequantize(dtype) for name in PROJECTIONS})
 
     @staticmethod
     def shapes(spec: ModelSpec) -> dict[str, tuple[int, ...] | None]:
@@ -108,7 +137,7 @@ class LayerWeights:
             tensors[name] = _read(folder / files[tensor_name], tensor_name, shape, dtype).to(device)
         return cls(**tensors)
 
-    def named(self) -> dict[str, Tensor]:
+    def named(self) -> dict[str, Tensor | Int4Weight]:
         """The tensors that are there, by field."""
         return {field.name: value for field in fields(self) if (value := getattr(self, field.name)) is not None}
 

@@ -1,11 +1,11 @@
-// Dot products of one 4-bit row with the 1 to 8 rows of x: the inner loop of the int4 mat-vecs.
+// Dot products of 4-bit rows with the 1 to 8 rows of x: the inner loop of the int4 mat-vecs.
 //
 //   out = sum over groups of scale * (sum of (q - 8) * x  -  (zero - 8) * sum of x)
 //
 // q - 8 is exact in bf16 and float32 and comes out of a table: vpermw and vpermps index it by the low bits of
 // a lane, so a shift and a look-up turn 64 bytes of weights into four vectors of bf16 pairs, or eight of
-// float32, without a mask, a conversion or a subtraction. The sums of x are prepared (int4_x.h); a symmetric
-// weight has zero = 8 and no second term.
+// float32. Mask and exponent (128 + q) would take about as long on Zen 4 and leave a bias to be taken off.
+// The sums of x over the groups are prepared (int4_x.h); a symmetric weight has zero = 8 and needs none.
 //
 // Products and sums are float32; the scale multiplies once a group. Bytes: words, scales, zeros, each once.
 #pragma once
@@ -42,32 +42,43 @@ inline __m512bh int4_decode_pair(U32 words, int pair) {
 }
 #endif
 
-// Adds one tile's products: acc[b][lane] += (q - 8) * x over the eight elements of the lane's word. `x` is
-// the tile in the first row of the prepared x, whose rows are `padded` apart.
-template <int batch, class T>
-inline void int4_tile_dot(U32 words, const void* x_, int64_t padded, F32* acc) {
+// One tile of `rows` rows: part[r][b][lane] = sum of (q - 8) * x over the eight elements of the lane's word
+// in row r.
+template <int rows, int batch, class T>
+inline void int4_tile_dot(const U32 (&words)[rows], const char* x, F32 (&part)[rows][batch]) {
+    constexpr int64_t tile_bytes = int4_tile_bytes<T>;
+    for (auto& row : part) {
+        for (F32& sum : row) sum = F32{};
+    }
 #if defined(__AVX512BF16__)
     if constexpr (int4_bf16_dot<T>) {
-        const auto* x = static_cast<const Bf16*>(x_);
 #pragma GCC unroll 4
         for (int pair = 0; pair < 4; ++pair) {
-            const __m512bh weights = int4_decode_pair(words, pair);
+            __m512bh weights[rows];
+#pragma GCC unroll 4
+            for (int r = 0; r < rows; ++r) weights[r] = int4_decode_pair(words[r], pair);
 #pragma GCC unroll 8
             for (int b = 0; b < batch; ++b) {
                 const auto xv =
-                    reinterpret_cast<__m512bh>(_mm512_loadu_si512(x + b * padded + pair * 2 * lanes));
-                acc[b] = _mm512_dpbf16_ps(acc[b], weights, xv);
+                    reinterpret_cast<__m512bh>(_mm512_loadu_si512(x + b * tile_bytes + pair * 64));
+#pragma GCC unroll 4
+                for (int r = 0; r < rows; ++r) part[r][b] = _mm512_dpbf16_ps(part[r][b], weights[r], xv);
             }
         }
         return;
     }
 #endif
-    const auto* x = static_cast<const float*>(x_);
 #pragma GCC unroll 8
     for (int nibble = 0; nibble < 8; ++nibble) {
-        const F32 weights = int4_decode(words, nibble);
+        F32 weights[rows];
+#pragma GCC unroll 4
+        for (int r = 0; r < rows; ++r) weights[r] = int4_decode(words[r], nibble);
 #pragma GCC unroll 8
-        for (int b = 0; b < batch; ++b) acc[b] = weights * load(x + b * padded + nibble * lanes) + acc[b];
+        for (int b = 0; b < batch; ++b) {
+            const F32 xv = load(reinterpret_cast<const float*>(x + b * tile_bytes) + nibble * lanes);
+#pragma GCC unroll 4
+            for (int r = 0; r < rows; ++r) part[r][b] = weights[r] * xv + part[r][b];
+        }
     }
 }
 
@@ -91,100 +102,125 @@ inline F32 int4_scales(const T* scales) {
     }
 }
 
-// The rows of one weight, against one prepared x.
+// The rows of one weight, against one prepared x: a Rows of mat_vec.h.
+//
+// x is four times the bytes of a row or more, and often larger than the first-level cache: a few rows at once
+// share its loads, as many as the registers hold sums for.
 template <int batch, class T>
 class Int4Rows {
   public:
+    static constexpr int at_once = lanes == 16 ? (batch <= 2 ? 4 : 2) : (batch <= 2 ? 2 : 1);
+
     Int4Rows(const Int4WeightParams& weight, const Int4X<T>& x)
         : weight_(weight), x_(x), group_size_(x.in_features / x.n_groups) {}
 
-    // sums[b] = dot(row n, x[b])
-    void dot(int64_t n, float* sums) const {
-        const uint8_t* packed = weight_.packed + n * (x_.in_features / 2);
-        const T* scales = static_cast<const T*>(weight_.scales) + n * x_.n_groups;
-        F32 acc[batch] = {};
-        if (group_size_ % int4_tile == 0 || x_.n_groups == 1) {
-            whole_tiles(packed, scales, acc);
-        } else if (group_size_ * 2 == int4_tile) {
-            shared_tiles<2>(packed, scales, acc);
-        } else {
-            shared_tiles<int4_tile / 32>(packed, scales, acc);
+    // sums[i][b] = dot(row n + i * stride, x[b]) for i in [0, count), count at most at_once
+    void dot(int64_t n, int64_t stride, int64_t count, float (*sums)[batch]) const {
+        Pass pass;
+        for (int r = 0; r < at_once; ++r) {
+            // Where rows run out the last one is taken again, and its sum dropped.
+            const int64_t row = n + smaller<int64_t>(r, count - 1) * stride;
+            pass.packed[r] = weight_.packed + row * (x_.in_features / 2);
+            pass.scales[r] = static_cast<const T*>(weight_.scales) + row * x_.n_groups;
         }
-        for (int b = 0; b < batch; ++b) sums[b] = reduce_add(acc[b]);
-        if (weight_.zeros) subtract_zeros(weight_.zeros + n * x_.n_groups, scales, sums);
+        if (group_size_ % int4_tile == 0 || x_.n_groups == 1) {
+            whole_tiles(pass);
+        } else if (group_size_ * 2 == int4_tile) {
+            shared_tiles<2>(pass);
+        } else {
+            shared_tiles<int4_tile / 32>(pass);
+        }
+        for (int r = 0; r < smaller<int64_t>(at_once, count); ++r) {
+            for (int b = 0; b < batch; ++b) sums[r][b] = reduce_add(pass.acc[r][b]);
+            if (weight_.zeros) {
+                subtract_zeros(weight_.zeros + (n + r * stride) * x_.n_groups, pass.scales[r], sums[r]);
+            }
+        }
     }
 
   private:
-    static constexpr int64_t tile_bytes = int4_tile / 2;
+    struct Pass {
+        const uint8_t* packed[at_once];
+        const T* scales[at_once];
+        F32 acc[at_once][batch] = {};
+    };
 
-    const void* x_tile(int64_t from) const {
-        return static_cast<const char*>(x_.values) + from * (int4_bf16_dot<T> ? 2 : 4);
+    // part = the tile at element `from`. A row's last tile may be short: its nibbles past the end meet zeros
+    // of x.
+    void tile(const Pass& pass, int64_t from, F32 (&part)[at_once][batch]) const {
+        U32 words[at_once] = {};
+        const char* x = x_.tiles + from / int4_tile * batch * int4_tile_bytes<T>;
+        if (from + int4_tile <= x_.in_features) {
+            for (int r = 0; r < at_once; ++r) {
+                prefetch_once(pass.packed[r] + from / 2 + prefetch_bytes);
+                __builtin_memcpy(&words[r], pass.packed[r] + from / 2, sizeof(U32));
+            }
+        } else {
+            for (int r = 0; r < at_once; ++r) {
+                for (int64_t i = 0; i < (x_.in_features - from) / 8; ++i) {
+                    uint32_t word;
+                    __builtin_memcpy(&word, pass.packed[r] + from / 2 + i * 4, sizeof(word));
+                    words[r][i] = word;
+                }
+            }
+        }
+        int4_tile_dot<at_once, batch, T>(words, x, part);
     }
 
-    static U32 words(const uint8_t* packed) {
-        prefetch_once(packed + prefetch_bytes);
-        U32 result;
-        __builtin_memcpy(&result, packed, sizeof(result));
-        return result;
-    }
-
-    // The words of a row's last tile, which is short. Nibbles past the end meet zeros of x.
-    U32 last_words(const uint8_t* packed, int64_t from) const {
-        U32 result = {};
-        __builtin_memcpy(&result, packed + from / 2, static_cast<size_t>(x_.in_features - from) / 2);
-        return result;
-    }
-
-    // A group is a number of tiles, or the whole row. It is summed in stretches of 128 elements, each scaled
-    // and added on its own: a sum in steps errs less than one long one.
-    void whole_tiles(const uint8_t* packed, const T* scales, F32* acc) const {
+    // A group is a number of tiles, or the whole row; each tile is scaled and added on its own.
+    void whole_tiles(Pass& pass) const {
         for (int64_t group = 0; group < x_.n_groups; ++group) {
-            const F32 scale = int4_scales<1>(scales + group);
-            const int64_t group_end = (group + 1) * group_size_;
-            for (int64_t from = group * group_size_; from < group_end;) {
-                const int64_t end = smaller(group_end, from + int4_longest_tile);
-                F32 part[batch] = {};
-                for (; from + int4_tile <= end; from += int4_tile) {
-                    int4_tile_dot<batch, T>(words(packed + from / 2), x_tile(from), x_.padded, part);
-                }
-                if (from < end) {
-                    int4_tile_dot<batch, T>(last_words(packed, from), x_tile(from), x_.padded, part);
-                    from = end;
-                }
-                for (int b = 0; b < batch; ++b) acc[b] += part[b] * scale;
+            const int64_t end = (group + 1) * group_size_;
+            for (int64_t from = group * group_size_; from < end; from += int4_tile) {
+                F32 part[at_once][batch];
+                tile(pass, from, part);
+                for (int r = 0; r < at_once; ++r) add_scaled<1>(part[r], pass.scales[r] + group, pass.acc[r]);
             }
         }
     }
 
     // A tile is `groups` groups.
     template <int groups>
-    void shared_tiles(const uint8_t* packed, const T* scales, F32* acc) const {
-        int64_t from = 0;
-        for (; from + int4_tile <= x_.in_features; from += int4_tile, scales += groups) {
-            F32 part[batch] = {};
-            int4_tile_dot<batch, T>(words(packed + from / 2), x_tile(from), x_.padded, part);
-            const F32 scale = int4_scales<groups>(scales);
-            for (int b = 0; b < batch; ++b) acc[b] += part[b] * scale;
+    void shared_tiles(Pass& pass) const {
+        for (int64_t from = 0, group = 0; from < x_.in_features; from += int4_tile, group += groups) {
+            F32 part[at_once][batch];
+            tile(pass, from, part);
+            if (group + groups <= x_.n_groups) {
+                for (int r = 0; r < at_once; ++r)
+                    add_scaled<groups>(part[r], pass.scales[r] + group, pass.acc[r]);
+                continue;
+            }
+            for (int r = 0; r < at_once; ++r) {
+                T scales[groups] = {};
+                for (int64_t i = 0; group + i < x_.n_groups; ++i) scales[i] = pass.scales[r][group + i];
+                add_scaled<groups>(part[r], scales, pass.acc[r]);
+            }
         }
-        if (from < x_.in_features) {
-            F32 part[batch] = {};
-            int4_tile_dot<batch, T>(last_words(packed, from), x_tile(from), x_.padded, part);
-            T last_scales[groups] = {};
-            for (int64_t i = 0; i < (x_.in_features - from) / group_size_; ++i) last_scales[i] = scales[i];
-            const F32 scale = int4_scales<groups>(last_scales);
-            for (int b = 0; b < batch; ++b) acc[b] += part[b] * scale;
-        }
+    }
+
+    template <int groups>
+    static void add_scaled(const F32 (&part)[batch], const T* scales, F32 (&acc)[batch]) {
+        const F32 scale = int4_scales<groups>(scales);
+        for (int b = 0; b < batch; ++b) acc[b] += part[b] * scale;
     }
 
     void subtract_zeros(const uint8_t* zeros, const T* scales, float* sums) const {
         const int64_t n_groups = x_.n_groups;
         F32 acc[batch] = {};
-        int64_t g = 0;
-        for (; g + lanes <= n_groups; g += lanes) {
+        const auto add = [&](int64_t g, I32 wanted) {
             Bytes bytes;
             __builtin_memcpy(&bytes, zeros + g, sizeof(bytes));
-            const F32 shift = (__builtin_convertvector(bytes, F32) - 8.0f) * load(scales + g);
+            F32 shift = (__builtin_convertvector(bytes, F32) - 8.0f) * load(scales + g);
+            shift = wanted ? shift : F32{};
             for (int b = 0; b < batch; ++b) acc[b] += shift * load(x_.sums + b * n_groups + g);
+        };
+        int64_t g = 0;
+        for (; g + lanes <= n_groups; g += lanes) add(g, I32{} == 0);
+        if (g < n_groups && n_groups >= lanes) {  // the last vector overlaps the one before
+            I32 lane;
+            for (int i = 0; i < lanes; ++i) lane[i] = i;
+            add(n_groups - lanes, lane >= static_cast<int>(g - (n_groups - lanes)));
+            g = n_groups;
         }
         for (int b = 0; b < batch; ++b) sums[b] -= reduce_add(acc[b]);
         for (; g < n_groups; ++g) {

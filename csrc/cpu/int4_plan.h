@@ -15,7 +15,8 @@ inline int64_t int4_padded(int64_t in_features) {
     return (in_features + int4_longest_tile - 1) / int4_longest_tile * int4_longest_tile;
 }
 
-// Rows of x as float32 at most, and the sum over every group of every row.
+// Rows of x as float32 at most, a float32 for every eight elements, and the sum over every group of every
+// row.
 inline int64_t int4_x_bytes(int64_t batch, int64_t in_features, int64_t n_groups) {
     return (batch * (int4_padded(in_features) + n_groups) * 4 + 63) / 64 * 64;
 }

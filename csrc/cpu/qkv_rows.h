@@ -48,22 +48,20 @@ class QkvRows {
               T* out, int64_t offset, int64_t batch_stride, int64_t slot_stride) const {
         const auto* bias = bias_ ? static_cast<const T*>(bias_) + head * dim_ : nullptr;
         const int64_t half = dim_ / 2, row = head * dim_;
-        float low[batch][max_pairs], high[batch][max_pairs], sums[batch];
-        for (int64_t d = first; d < last; ++d) {
-            weight.dot(row + d, sums);
-            for (int b = 0; b < batch; ++b) low[b][d - first] = sums[b] + (bias ? to_float(bias[d]) : 0.0f);
-        }
-        for (int64_t d = first; d < last; ++d) {
-            weight.dot(row + half + d, sums);
-            for (int b = 0; b < batch; ++b)
-                high[b][d - first] = sums[b] + (bias ? to_float(bias[half + d]) : 0.0f);
-        }
+        float low[batch][max_pairs], high[batch][max_pairs];
+        dot_run<batch>(weight, row + first, row + last, [&](int64_t n, const float* sums) {
+            for (int b = 0; b < batch; ++b) low[b][n - row - first] = sums[b];
+        });
+        dot_run<batch>(weight, row + half + first, row + half + last, [&](int64_t n, const float* sums) {
+            for (int b = 0; b < batch; ++b) high[b][n - row - half - first] = sums[b];
+        });
         for (int b = 0; b < batch; ++b) {
             const int64_t position = p_.position[b];
             const float* angles = p_.cos_sin + position * dim_;
             T* to = out + offset + b * batch_stride + position * slot_stride;
             for (int64_t d = first; d < last; ++d) {
-                float a = low[b][d - first], c = high[b][d - first];
+                float a = low[b][d - first] + (bias ? to_float(bias[d]) : 0.0f);
+                float c = high[b][d - first] + (bias ? to_float(bias[half + d]) : 0.0f);
                 if (turn) rotate(angles, d, half, a, c);
                 from_float(a, to + d);
                 from_float(c, to + half + d);
