@@ -13,6 +13,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from pykernels.models import ModelSpec
+    from pykernels.quant import Int4Weight
     from pykernels.weights import LayerWeights
 
 
@@ -99,6 +100,37 @@ def qkv_gemv(
     return rope_kv_append(q, k, v, cos_sin, position)
 
 
+def int4_gemv(x: Tensor, weight: "Int4Weight", bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
+    """[batch, out_features], on the dequantised weight"""
+    return gemv(x, weight.dequantize(), bias, residual)
+
+
+def int4_swiglu_gemv(
+    x: Tensor, gate: "Int4Weight", up: "Int4Weight", norm_weight: Tensor | None = None, eps: float = 1e-6
+) -> Tensor:
+    """[batch, out_features], on the dequantised weights"""
+    return swiglu_gemv(x, gate.dequantize(), up.dequantize(), norm_weight, eps)
+
+
+def int4_qkv_gemv(
+    x: Tensor,
+    norm_weight: Tensor,
+    eps: float,
+    q: "Int4Weight",
+    k: "Int4Weight",
+    v: "Int4Weight",
+    cos_sin: Tensor,
+    position: Tensor,
+    head_dim: int,
+    q_bias: Tensor | None = None,
+    k_bias: Tensor | None = None,
+    v_bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As :func:`qkv_gemv`, on the dequantised weights."""
+    weights = (q.dequantize(), k.dequantize(), v.dequantize())
+    return qkv_gemv(x, norm_weight, eps, *weights, cos_sin, position, head_dim, q_bias, k_bias, v_bias)
+
+
 def add(a: Tensor, b: Tensor) -> Tensor:
     """Of the shape of a and b."""
     return a.double() + b.double()
@@ -122,9 +154,9 @@ def layer(
 
     x: [batch, hidden]; caches: [batch, n_kv_heads, max_len, head_dim], read up to `position`.
     Returns the layer's output [batch, hidden] and the rows of K and V it appends
-    [batch, n_kv_heads, head_dim].
+    [batch, n_kv_heads, head_dim]. 4-bit projections are dequantised first.
     """
-    w = weights
+    w = weights.dequantize()
     q, k_row, v_row = qkv_gemv(
         x, w.input_norm, spec.rms_eps, w.q_weight, w.k_weight, w.v_weight, cos_sin, position, spec.head_dim,
         w.q_bias, w.k_bias, w.v_bias,

@@ -1,32 +1,60 @@
 """The weights of one decoder layer: random ones of a realistic scale, or those of a local Hugging Face folder."""
 
-import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from pykernels.checkpoint import open_tensors, tensor_files
 from pykernels.models import ModelSpec
+from pykernels.quant import Int4Weight
+
+PROJECTIONS = ("q_weight", "k_weight", "v_weight", "o_weight", "gate_weight", "up_weight", "down_weight")
+"""The fields of :class:`LayerWeights` that may be of 4 bits."""
 
 
 @dataclass
 class LayerWeights:
-    """Projections are [out_features, in_features], norms [hidden]; biases are None where the model has none."""
+    """Projections are [out_features, in_features], norms [hidden]; biases are None where the model has none.
+
+    The projections are tensors, or all of them 4-bit weights whose scales are of the norms' dtype.
+    """
 
     input_norm: Tensor
-    q_weight: Tensor
-    k_weight: Tensor
-    v_weight: Tensor
+    q_weight: Tensor | Int4Weight
+    k_weight: Tensor | Int4Weight
+    v_weight: Tensor | Int4Weight
     q_bias: Tensor | None
     k_bias: Tensor | None
     v_bias: Tensor | None
-    o_weight: Tensor
+    o_weight: Tensor | Int4Weight
     post_norm: Tensor
-    gate_weight: Tensor
-    up_weight: Tensor
-    down_weight: Tensor
+    gate_weight: Tensor | Int4Weight
+    up_weight: Tensor | Int4Weight
+    down_weight: Tensor | Int4Weight
+
+    def __post_init__(self) -> None:
+        four_bit = [name for name in PROJECTIONS if isinstance(getattr(self, name), Int4Weight)]
+        if four_bit and len(four_bit) < len(PROJECTIONS):
+            raise ValueError(f"projections must be all tensors or all Int4Weight, got Int4Weight for {four_bit} only")
+
+    @property
+    def is_int4(self) -> bool:
+        """Are the projections 4-bit weights?"""
+        return isinstance(self.q_weight, Int4Weight)
+
+    def quantize(self, group_size: int = 128, symmetric: bool = True) -> "LayerWeights":
+        """The same with 4-bit projections, rounded to nearest; norms and biases are shared."""
+        return replace(
+            self, **{name: Int4Weight.quantize(getattr(self, name), group_size, symmetric) for name in PROJECTIONS}
+        )
+
+    def dequantize(self, dtype: torch.dtype = torch.float64) -> "LayerWeights":
+        """The same with projections as tensors of `dtype`; itself where they are tensors already."""
+        if not self.is_int4:
+            return self
+        return replace(self, **{name: getattr(self, name).dequantize(dtype) for name in PROJECTIONS})
 
     @staticmethod
     def shapes(spec: ModelSpec) -> dict[str, tuple[int, ...] | None]:
@@ -95,7 +123,7 @@ class LayerWeights:
         folder = Path(folder).expanduser()
         if not 0 <= layer < spec.n_layers:
             raise ValueError(f"layer must be in 0..{spec.n_layers - 1} ({spec.name}), got {layer}")
-        files = _tensor_files(folder)
+        files = tensor_files(folder)
         tensors: dict[str, Tensor | None] = {}
         for name, shape in cls.shapes(spec).items():
             tensor_name = f"model.layers.{layer}.{_CHECKPOINT_NAMES[name]}"
@@ -109,7 +137,7 @@ class LayerWeights:
             tensors[name] = _read(folder / files[tensor_name], tensor_name, shape, dtype).to(device)
         return cls(**tensors)
 
-    def named(self) -> dict[str, Tensor]:
+    def named(self) -> dict[str, Tensor | Int4Weight]:
         """The tensors that are there, by field."""
         return {field.name: value for field in fields(self) if (value := getattr(self, field.name)) is not None}
 
@@ -139,39 +167,12 @@ _CHECKPOINT_NAMES = {
 }
 
 
-def _open(path: Path) -> safe_open:
-    try:
-        return safe_open(path, framework="pt")
-    except FileNotFoundError:
-        raise ValueError(f"weights {path}: there is no such file") from None
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"weights {path}: is not a whole safetensors file: {error}") from None
-
-
-def _tensor_files(folder: Path) -> dict[str, str]:
-    """Which file of the folder holds each tensor."""
-    if not folder.is_dir():
-        raise ValueError(f"weights {folder}: there is no such folder")
-    index = folder / "model.safetensors.index.json"
-    if not index.exists():
-        with _open(folder / "model.safetensors") as file:
-            return dict.fromkeys(file.keys(), "model.safetensors")
-    try:
-        files = json.loads(index.read_text())["weight_map"]
-        # A name from the index must stay a name in the folder.
-        if not all(Path(file).name == file and file != ".." for file in files.values()):
-            raise ValueError("a file outside the folder")
-        return files
-    except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
-        raise ValueError(f"weights {index}: must map tensors to files in weight_map: {error!r}") from None
-
-
 _SAFETENSORS_TYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 _DTYPE_FLAGS = {"F32": "fp32", "BF16": "bf16", "F16": "fp16"}
 
 
 def _read(path: Path, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    with _open(path) as file:
+    with open_tensors(path) as file:
         if name not in file.keys():  # noqa: SIM118 - the file is not a mapping
             raise ValueError(f"weights {path}: the index names {name}, which is not in it")
         header = file.get_slice(name)
