@@ -19,6 +19,7 @@ void swiglu_gemv(const SwigluGemvParams& params);
 void qkv_gemv(const QkvGemvParams& params);
 void add(const AddParams& params);
 void embedding(const EmbeddingParams& params);
+void argmax(const ArgmaxParams& params);
 
 void null(const NullParams& params);
 void spin(const SpinParams& params);

@@ -13,6 +13,7 @@
     void swiglu_gemv(const SwigluGemvParams& params);      \
     void qkv_gemv(const QkvGemvParams& params);            \
     void add(const AddParams& params);                     \
+    void argmax(const ArgmaxParams& params);               \
     void ceiling_read(const CeilingReadParams& params);    \
     void ceiling_copy(const CeilingCopyParams& params);    \
     }

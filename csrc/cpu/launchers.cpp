@@ -44,6 +44,7 @@ PYKERNELS_LAUNCHER(silu_mul, SiluMulParams)
 PYKERNELS_LAUNCHER(swiglu_gemv, SwigluGemvParams)
 PYKERNELS_LAUNCHER(qkv_gemv, QkvGemvParams)
 PYKERNELS_LAUNCHER(add, AddParams)
+PYKERNELS_LAUNCHER(argmax, ArgmaxParams)
 PYKERNELS_LAUNCHER(ceiling_read, CeilingReadParams)
 PYKERNELS_LAUNCHER(ceiling_copy, CeilingCopyParams)
 

@@ -13,7 +13,7 @@ namespace {
 
 constexpr const char* op_names[] = {
     "rmsnorm", "gemv",      "rope_kv_append", "gqa_decode", "silu_mul",     "swiglu_gemv",  "qkv_gemv",
-    "add",     "embedding", "null",           "spin",       "ceiling_read", "ceiling_copy",
+    "add",     "embedding", "null",           "spin",       "ceiling_read", "ceiling_copy", "argmax",
 };
 static_assert(std::size(op_names) == std::variant_size_v<Op>);
 
@@ -31,6 +31,7 @@ struct CpuLauncher {
     void operator()(const SpinParams& params) const { cpu::spin(params); }
     void operator()(const CeilingReadParams& params) const { cpu::ceiling_read(params); }
     void operator()(const CeilingCopyParams& params) const { cpu::ceiling_copy(params); }
+    void operator()(const ArgmaxParams& params) const { cpu::argmax(params); }
 };
 
 #ifdef PYKERNELS_CUDA
@@ -49,6 +50,7 @@ struct CudaLauncher {
     void operator()(const SpinParams& params) const { cuda::spin(params, stream); }
     void operator()(const CeilingReadParams& params) const { cuda::ceiling_read(params, stream); }
     void operator()(const CeilingCopyParams& params) const { cuda::ceiling_copy(params, stream); }
+    void operator()(const ArgmaxParams&) const { throw std::logic_error("argmax has no CUDA kernel"); }
 };
 #endif
 

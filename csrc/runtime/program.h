@@ -17,7 +17,7 @@ namespace pykernels {
 // The order is that of op_names in program.cpp.
 using Op = std::variant<RmsnormParams, GemvParams, RopeKvAppendParams, GqaDecodeParams, SiluMulParams,
                         SwigluGemvParams, QkvGemvParams, AddParams, EmbeddingParams, NullParams, SpinParams,
-                        CeilingReadParams, CeilingCopyParams>;
+                        CeilingReadParams, CeilingCopyParams, ArgmaxParams>;
 
 const char* op_name(const Op& op);
 
