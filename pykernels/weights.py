@@ -250,3 +250,12 @@ class ModelWeights:
             read("model.norm.weight", (spec.hidden,)),
             embedding if spec.tied_embeddings else read("lm_head.weight", table),
         )
+
+    def checkpoint(self) -> dict[str, Tensor]:
+        """The same tensors by the names a Hugging Face checkpoint has for them (lm_head only where it is not tied)."""
+        named = {"model.embed_tokens.weight": self.embedding, "model.norm.weight": self.final_norm}
+        if self.lm_head is not self.embedding:
+            named["lm_head.weight"] = self.lm_head
+        for index, layer in enumerate(self.layers):
+            named |= {f"model.layers.{index}.{_CHECKPOINT_NAMES[k]}": tensor for k, tensor in layer.named().items()}
+        return named
