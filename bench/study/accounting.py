@@ -81,3 +81,8 @@ def paper_cell(
         "kv_bytes_avg": kv_bytes, "bw_peak_gbs": peak_gbs, "t_floor_ms": floor,
         "R_floor": floor_ratio(floor, p50_ms) if floor else None, "n_layers": spec.n_layers, "source": source,
     }  # fmt: skip
+
+
+def usd_per_million_tokens(usd_per_hour: float, step_ms: float, batch: int = 1) -> float:
+    """What a million decoded tokens cost on a machine that does nothing else: no idle time, network or storage."""
+    return usd_per_hour * step_ms / 3600 * 1000 / batch
