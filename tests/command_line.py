@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import doctor, layer, op, step
+from bench import compare, doctor, layer, op, step
 from bench.core import cli
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -15,6 +15,7 @@ _COMMANDS = {
     "bench.op": op.command,
     "bench.doctor": doctor.command,
     "bench.step": step.command,
+    "bench.compare": compare.command,
 }
 
 
