@@ -39,9 +39,8 @@ class Settings:
 
     spec: ModelSpec
     full_layers: int
-    backends: list[str]
-    modes: list[str]
-    fusions: list[str]
+    groups: list[tuple[str, list[str], list[str]]]
+    """(backend, modes, fusions), in the order of the tables."""
     ctx: int
     batch: int
     dtype: str
@@ -53,6 +52,16 @@ class Settings:
     weights: str
     shared_weights: bool
     memory_limit_gb: float
+
+    @property
+    def backends(self) -> list[str]:
+        """The backends wanted, once each."""
+        return list(dict.fromkeys(name for name, _, _ in self.groups))
+
+    @property
+    def fusions(self) -> list[str]:
+        """The fusions of native that are wanted, once each."""
+        return list(dict.fromkeys(fusion for name, _, fusions in self.groups if name == "native" for fusion in fusions))
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -106,10 +115,10 @@ def make_model(settings: Settings) -> pk.DecodeModel:
 def out_of_memory_arms(settings: Settings, error: BaseException) -> list[Arm]:
     """Every wanted arm, none of which had room."""
     arms = []
-    for name in settings.backends:
+    for name, modes, fusions in settings.groups:
         backend = step_arms.backends()[name]
-        for fusion in backend.fusions(settings.fusions):
-            for mode in settings.modes:
+        for fusion in backend.fusions(fusions):
+            for mode in modes:
                 if reason := backend.reason(mode, settings.device):
                     arms.append(measure.unsupported(name, mode, reason, fusion))
                 else:
@@ -231,10 +240,8 @@ def run(settings: Settings) -> Document:
         model = make_model(settings)
         arms = [
             arm
-            for name in settings.backends
-            for arm in step_arms.arms_of(
-                step_arms.backends()[name], model, settings.modes, settings.fusions, settings.ctx
-            )
+            for name, modes, fusions in settings.groups
+            for arm in step_arms.arms_of(step_arms.backends()[name], model, modes, fusions, settings.ctx)
         ]
         ceiling = Ceiling()
     except (MemoryError, torch.OutOfMemoryError) as error:
@@ -331,6 +338,9 @@ def command(
     dtype: cli.DtypeFlag = "bf16",
     device: cli.DeviceFlag = "auto",
     fusion: Annotated[str, typer.Option("--fusion", help="of native: none, block")] = "none,block",
+    arm: Annotated[
+        str, typer.Option("--arm", help="exactly these, comma-separated backend[/fusion]:mode, instead of the above")
+    ] = "",
     warmup: cli.WarmupFlag = 5,
     steps: cli.StepsFlag = 30,
     threads: cli.ThreadsFlag = 0,
@@ -357,12 +367,16 @@ def command(
         raise flag_error("--shared-weights", "true", "left out with --weights, which has every layer's own")
     if not 0 <= memory_limit_gb < float("inf"):
         raise flag_error("--memory-limit-gb", memory_limit_gb, "a positive number, or 0 for what is there")
+    if arm:
+        parsed = [step_arms.parse_arm("--arm", text) for text in arm.split(",")]
+        groups = [(name, [wanted], [cut] if cut else []) for name, cut, wanted in parsed]
+    else:
+        modes, fusions = cli.choices("--mode", mode, MODES), cli.choices("--fusion", fusion, cli.FUSIONS)
+        groups = [(name, modes, fusions) for name in cli.choices("--backend", backend, list(step_arms.backends()))]
     settings = Settings(
         spec=replace(full, n_layers=cli.number("--layers", layers, 0, full.n_layers) or full.n_layers),
         full_layers=full.n_layers,
-        backends=cli.choices("--backend", backend, list(step_arms.backends())),
-        modes=cli.choices("--mode", mode, MODES),
-        fusions=cli.choices("--fusion", fusion, cli.FUSIONS),
+        groups=groups,
         ctx=cli.number("--ctx", ctx, 1, full.max_position),
         batch=cli.number("--batch", batch, 1, 8),
         dtype=cli.choice("--dtype", dtype, list(cli.DTYPES)),

@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import compare, doctor, layer, op, step
+from bench import ab, compare, doctor, layer, op, step, sweep
 from bench.core import cli
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -16,6 +16,8 @@ _COMMANDS = {
     "bench.doctor": doctor.command,
     "bench.step": step.command,
     "bench.compare": compare.command,
+    "bench.ab": ab.command,
+    "bench.sweep": sweep.command,
 }
 
 

@@ -1,7 +1,9 @@
 """A whole step, end to end on the tiny model: the protocol, the document, what a lack of memory does."""
 
 import json
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -178,3 +180,30 @@ def test_step_bytes_are_those_of_the_whole_model():
 )
 def test_bad_arguments(capsys, flags, words):
     assert_refused(run_here(capsys, "bench.step", *SMALL, *flags), *words)
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_two_arms_fit_where_one_fits():
+    # The study lost four cells because one arm's tensors were still there when the other made its own.
+    def drive(max_len: int) -> tuple[int, int]:
+        """Resident bytes with one arm that has run, and with three."""
+        model = pk.DecodeModel(TINY, pk.ModelWeights.random(TINY), max_len)
+        drivers, resident = [], []
+        for name, mode, fusion in (
+            ("native", "native", "block"),
+            ("sdpa", "eager", None),
+            ("transformers", "eager", None),
+        ):
+            with torch.inference_mode():
+                drivers.append(step_arms.backends()[name].driver(model, mode, fusion))
+                drivers[-1].stand(max_len - 3)
+                drivers[-1].run(2)
+            resident.append(resident_bytes())
+        return resident[0], resident[-1]
+
+    drive(16)  # libraries, thread pools and their buffers
+    one, three = drive(30_000)
+    assert three - one < TINY.kv_bytes(30_000) / 4

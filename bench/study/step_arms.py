@@ -25,6 +25,8 @@ import pykernels as pk
 from bench.backends import MODES, registry
 from bench.backends.sdpa import Sdpa
 from bench.backends.torch_layer import TorchLayer
+from bench.core.cli import FUSIONS
+from bench.core.errors import flag_error
 from bench.core.measure import Arm, unsupported
 
 
@@ -316,6 +318,25 @@ def backends() -> dict[str, StepBackend]:
     return {backend.name: backend for backend in listed}
 
 
+DEFAULT_FUSION = "block"
+
+
+def parse_arm(flag: str, text: str) -> tuple[str, str | None, str]:
+    """`backend[/fusion]:mode` as (backend, fusion, mode). Native's fusion is block where none is given."""
+    name, _, mode = text.partition(":")
+    name, _, fusion = name.partition("/")
+    known = backends()
+    if name not in known or mode not in MODES:
+        raise flag_error(flag, text, f"backend[/fusion]:mode, of {', '.join(known)} and of {', '.join(MODES)}")
+    if name == "native":
+        fusion = fusion or DEFAULT_FUSION
+        if fusion not in FUSIONS:
+            raise flag_error(flag, text, f"of a fusion in {', '.join(FUSIONS)}")
+    elif fusion:
+        raise flag_error(flag, text, f"without a fusion: {name} has none")
+    return name, fusion or None, mode
+
+
 def arms_of(
     backend: StepBackend, model: pk.DecodeModel, modes: Sequence[str], fusions: Sequence[str], ctx: int
 ) -> list[Arm]:
@@ -348,4 +369,6 @@ def _host_sample(driver: Driver, n: int) -> np.ndarray:
         return driver.run(n)
 
 
-__all__ = ["MODES", "Course", "Driver", "StepBackend", "arms_of", "backends", "calls_of", "checker"]
+__all__ = [
+    "MODES", "Course", "Driver", "StepBackend", "arms_of", "backends", "calls_of", "checker", "parse_arm",
+]  # fmt: skip
