@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import ab, compare, doctor, layer, op, step, sweep
+from bench import ab, compare, doctor, layer, op, report, step, sweep
 from bench.core import cli
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -17,6 +17,7 @@ _COMMANDS = {
     "bench.step": step.command,
     "bench.compare": compare.command,
     "bench.ab": ab.command,
+    "bench.report": report.command,
     "bench.sweep": sweep.command,
 }
 

@@ -16,14 +16,14 @@ SMALL = ["--model=tiny", "--batch=1", "--steps=2", "--warmup=1", "--arm=native/b
 
 
 def cells(folder: Path) -> dict[str, dict]:
-    return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("tiny*.json"))}
 
 
 def test_killed_and_run_again(tmp_path):
     flags = [*SMALL, "--ctx=8,16,24,32", f"--out={tmp_path}"]
     process = start("bench.sweep", *flags)
     deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("*.json")) and time.monotonic() < deadline:
+    while not list(tmp_path.glob("tiny*.json")) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.kill()
     process.communicate()
@@ -31,7 +31,7 @@ def test_killed_and_run_again(tmp_path):
     assert 1 <= len(before) < 4
     for cell in before.values():
         assert cell["arms"][0]["status"] == "ok" and len(cell["arms"][0]["paper"]["step_times_ms"]) == 2
-    stamps = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.json")}
+    stamps = {path: path.stat().st_mtime_ns for path in tmp_path.glob("tiny*.json")}
     second = start("bench.sweep", *flags)
     out, err = second.communicate(timeout=180)
     assert second.returncode == 0, err
