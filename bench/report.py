@@ -61,6 +61,8 @@ def environment_section(folder: Folder) -> Section:
     """What ran where."""
     rows = {}
     for result in folder.documents:
+        if "environment" not in result:  # a comparison ran nothing itself
+            continue
         machine = result["environment"]
         commit = (machine.get("commit") or "unknown")[:9] + (" dirty" if machine.get("commit_dirty") else "")
         key = (collect.device_name(result), machine["torch"]["version"], commit)
@@ -195,6 +197,19 @@ def attention_section(folder: Folder) -> Section | None:
     return section
 
 
+def comparison_section(folder: Folder) -> Section | None:
+    """What documents of kind `compare` found."""
+    rows = [
+        [result["created"][:10], row["key"], microseconds(row["a_us"]), microseconds(row["b_us"]), number(row["ratio"]),
+         f"{row['low']:.3f} to {row['high']:.3f}", f"{row['p']:.2g}", row["verdict"]]
+        for result in folder.of_kind("compare")
+        for row in result["comparisons"]
+    ]  # fmt: skip
+    if not rows:
+        return None
+    return Section("Comparisons", grids=[(["made", "arm", "A us", "B us", "B / A", "95%", "p", "verdict"], rows)])
+
+
 def cost_section(folder: Folder, flags: Sequence[str]) -> Section:
     """USD a million tokens."""
     from bench.study import figures
@@ -272,6 +287,7 @@ def make_sections(folder: Folder, prices: Sequence[str]) -> list[Section]:
     """Every part that the folder has documents for."""
     made = [
         environment_section(folder), steps_section(folder), speedup_section(folder), attention_section(folder),
+        comparison_section(folder),
         cost_section(folder, prices),
     ]  # fmt: skip
     return [section for section in made if section is not None]

@@ -11,7 +11,8 @@ import torch
 from command_line import assert_refused, flat, run, run_here
 
 import pykernels as pk
-from bench.study import accounting, step_arms
+from bench.backends import MODES
+from bench.study import accounting, step_arms, step_drivers
 
 SMALL = ["--model=tiny", "--ctx=32", "--steps=8", "--warmup=2"]
 PAPER_KEYS = {
@@ -104,7 +105,7 @@ def test_arms_share_weights_and_cache():
     kept = {
         t.data_ptr() for layer in model.layers for t in (layer.k_cache, layer.v_cache, *layer.weights.named().values())
     }
-    transformers = step_arms.TransformersDriver(model)
+    transformers = step_drivers.TransformersDriver(model)
     parameters = {name: tensor.data_ptr() for name, tensor in transformers._module.named_parameters()}
     tables = {model.weights.embedding.data_ptr(), model.weights.lm_head.data_ptr(), model.weights.final_norm.data_ptr()}
     assert set(parameters.values()) <= kept | tables
@@ -113,7 +114,7 @@ def test_arms_share_weights_and_cache():
         transformers.step()
     keys, _ = transformers._cache.layers[0].layer.k_cache, None
     assert keys.data_ptr() in kept
-    plain = step_arms.TorchDriver(model)
+    plain = step_drivers.TorchDriver(model)
     assert {view.k_cache.data_ptr() for view in plain._views} <= kept
 
 
@@ -121,7 +122,7 @@ def test_every_driver_decodes_the_same_tokens():
     model = pk.DecodeModel(TINY, pk.ModelWeights.random(TINY, torch.float32), 64, 2, torch.float32)
     sequences = {}
     for name, backend in step_arms.backends().items():
-        for mode in step_arms.MODES:
+        for mode in MODES:
             if backend.reason(mode, model.device):
                 continue
             for fusion in backend.fusions(("none", "block")):
@@ -139,7 +140,7 @@ def test_every_driver_decodes_the_same_tokens():
 
 
 def test_the_timed_steps_follow_one_another():
-    class Spy(step_arms.Driver):
+    class Spy(step_drivers.Driver):
         def __init__(self):
             self.visited, self.position = [], None
 
