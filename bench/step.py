@@ -12,6 +12,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Annotated
 
+import numpy as np
 import torch
 import typer
 from rich.console import Console
@@ -113,13 +114,16 @@ def run(settings: Settings) -> Document:
         if finished:
             try:
                 measure.measure_host(arms, settings.warmup, settings.steps)
-                per_layer = count_launches_per_layer(settings)
+                per_layer = count_launches_per_layer(model, settings)
                 if "native" in settings.backends and settings.device.type == "cpu":
                     ops = anatomy(model, settings, bandwidths)
             except KeyboardInterrupt:
                 finished = False
     asked, cache = settings.bytes_asked(), environment.last_level_cache_bytes()
-    entries = [arm_document(arm, settings, bandwidths, device_name) for arm in arms]
+    sdpa = next(
+        (np.array(a.samples_us) for a in arms if (a.backend, a.mode, a.status) == ("sdpa", "eager", "ok")), None
+    )
+    entries = [arm_document(arm, settings, bandwidths, device_name, sdpa) for arm in arms]
     for entry in entries:
         name = f"{entry['backend']}/{entry['fusion']}" if entry["fusion"] else entry["backend"]
         entry["launches_per_layer"] = per_layer.get(name)

@@ -77,7 +77,9 @@ def step_bytes(settings: Settings, fusion: str | None) -> int:
     return sum(op.bytes for op in ops)
 
 
-def arm_document(arm: Arm, settings: Settings, ceiling: Document, device_name: str) -> Document:
+def arm_document(
+    arm: Arm, settings: Settings, ceiling: Document, device_name: str, sdpa: np.ndarray | None
+) -> Document:
     """One entry of the key `arms`; `paper` holds the study's own keys."""
     samples = np.array(arm.samples_us)
     n_bytes = step_bytes(settings, arm.fusion)
@@ -97,26 +99,30 @@ def arm_document(arm: Arm, settings: Settings, ceiling: Document, device_name: s
             settings.spec, device_name, settings.ctx, settings.batch, settings.torch_dtype, arm.samples_us,
             settings.kv_lens(len(samples)), ceiling["spec_gbs"], f"launchtax {pk.__version__} bench.step",
         )  # fmt: skip
+        if sdpa is not None:
+            low, high = statistics.ratio_interval(sdpa, samples)
+            entry["speedup_over_sdpa"] = {"p50": float(np.median(sdpa) / np.median(samples)), "low": low, "high": high}
         entry["drift"] = vars(drift.test(samples))
     return entry
 
 
-def count_launches_per_layer(settings: Settings) -> dict[str, int]:
-    """By arm of `native` and by torch backend: what one more layer adds to a step, counted on models of one and two
-    layers of the same shape (the tables are cut to a few rows: no layer sees them)."""
+def count_launches_per_layer(model: pk.DecodeModel, settings: Settings) -> dict[str, int]:
+    """By arm of `native` and by torch backend: what one more layer adds to a step, counted on models of one layer and
+    of two. They borrow the first layer's weights and the first rows of the tables: next to no memory is taken."""
     counts: dict[str, int] = {}
     models = []
     for n_layers in (1, 2):
         spec = replace(settings.spec, n_layers=n_layers, vocab=8)
-        weights = pk.ModelWeights.random(spec, settings.torch_dtype, settings.device, shared_layers=True)
-        models.append(pk.DecodeModel(spec, weights, 2, settings.batch, settings.torch_dtype, settings.device))
+        whole = model.weights
+        few = pk.ModelWeights(whole.embedding[:8], whole.layers[:1] * n_layers, whole.final_norm, whole.lm_head[:8])
+        models.append(pk.DecodeModel(spec, few, 2, settings.batch, settings.torch_dtype, settings.device))
     for name in settings.backends:
         backend = step_arms.backends()[name]
         if backend.reason("eager", settings.device):
             continue
         for fusion in backend.fusions(settings.fusions):
             with torch.inference_mode(), backend.surroundings():
-                one, two = (backend.driver(model, "eager", fusion).launches for model in models)
+                one, two = (backend.driver(small, "eager", fusion).launches for small in models)
             counts[f"{name}/{fusion}" if fusion else name] = two - one
     return counts
 
