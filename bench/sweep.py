@@ -6,6 +6,7 @@ Interrupted at any point, also by kill -9, and run again: finished cells stay, t
 crashes costs itself alone; one that finds no memory says what it asked for and how much it had taken.
 """
 
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -87,13 +88,15 @@ def run_cell(plan: Plan, cell: Cell) -> tuple[str, str | None]:
     begin = time.monotonic()
     flags = [f"--model={cell.model}", f"--ctx={cell.ctx}", f"--batch={cell.batch}", *plan.flags, f"--json={work}"]
     outcome = run_module("bench.step", flags, plan.limit_s)
-    extra: Document = {"cell": vars(cell), "cell_flags": plan.flags, "seconds": time.monotonic() - begin}
+    extra: Document = {
+        "cell": vars(cell), "cell_flags": plan.flags, "seconds": time.monotonic() - begin,
+        "command": shlex.join(["python", "-m", "bench.step", *flags[:-1]]),  # less the file it was written to
+    }  # fmt: skip
     if work.exists():
         result = document.load(work) | extra
     else:
         result = {
             "schema": SCHEMA, "kind": "step", "title": f"one decode step of {cell.model}, ctx {cell.ctx}",
-            "command": f"python -m bench.step {' '.join(flags[:-1])}",
             "created": datetime.now(UTC).isoformat(timespec="seconds"), "environment": environment.collect(),
             "model": {"name": cell.model}, "ctx": cell.ctx, "batch": cell.batch, "arms": [],
             "status": outcome.status, "reason": outcome.reason,

@@ -100,6 +100,40 @@ def test_out_of_memory_is_a_status(capsys, tmp_path):
     assert document["memory"]["asked_bytes"] > 1e7 and document["memory"]["peak_bytes"] > 0
 
 
+def test_a_wrong_arm_has_no_time_and_fails_the_run(capsys, monkeypatch, tmp_path):
+    true = pk.reference.step
+
+    def off_by_a_little(*args):
+        logits, rows = true(*args)
+        return logits + 0.5, rows
+
+    monkeypatch.setattr(pk.reference, "step", off_by_a_little)
+    output = tmp_path / "wrong.json"
+    flags = ["--arm=native/none:native,sdpa:eager", f"--json={output}"]
+    result = run_here(capsys, "bench.step", *SMALL, *flags)
+    assert result.status == 1 and "beyond the tolerance" in flat(result.out)
+    for arm in json.loads(output.read_text())["arms"]:
+        assert arm["status"] == "wrong" and arm["wall_us"] is None and arm["paper"] is None
+
+
+def test_a_local_folder(capsys, tmp_path):
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    config = Qwen2Config(
+        hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=32, max_position_embeddings=128, sliding_window=None, tie_word_embeddings=True,
+    )  # fmt: skip
+    Qwen2ForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path / "model")
+    capsys.readouterr()
+    output = tmp_path / "step.json"
+    flags = ["--arm=native:native,transformers:eager", f"--weights={tmp_path / 'model'}", f"--json={output}"]
+    result = run_here(capsys, "bench.step", *SMALL, *flags)
+    document = json.loads(output.read_text())
+    assert result.status == 0 and document["weights"] == "checkpoint" and document["model"]["tied_embeddings"]
+    assert [arm["status"] for arm in document["arms"]] == ["ok", "ok"]
+    assert document["arms"][0]["launches_per_layer"] == 5
+
+
 def test_arms_share_weights_and_cache():
     model = pk.DecodeModel(TINY, pk.ModelWeights.random(TINY), 40)
     kept = {

@@ -30,6 +30,7 @@ def test_killed_and_run_again(tmp_path):
     before = cells(tmp_path)
     assert 1 <= len(before) < 4
     for cell in before.values():
+        assert cell["command"].startswith("python -m bench.step --model=tiny") and str(tmp_path) not in cell["command"]
         assert cell["arms"][0]["status"] == "ok" and len(cell["arms"][0]["paper"]["step_times_ms"]) == 2
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.glob("tiny*.json")}
     second = start("bench.sweep", *flags)
