@@ -232,7 +232,7 @@ def command(
         arms, planned, limit_s, rules, rule, {"file": file.name, "sha256": digest}, ctx, batch, arguments
     )  # fmt: skip
     result = run(plan, outputs.write)
-    Console().print(Text("\n".join(lines(result))))
+    Console().print(Text("\n".join(lines(result))), soft_wrap=True)
     outputs.write(result)
     if result["interrupted"]:
         return cli.INTERRUPTED
