@@ -116,6 +116,12 @@ def test_a_wrong_arm_has_no_time_and_fails_the_run(capsys, monkeypatch, tmp_path
         assert arm["status"] == "wrong" and arm["wall_us"] is None and arm["paper"] is None
 
 
+def test_no_arm_is_timed_on_a_device_by_the_host_s_clock():
+    for backend in step_arms.backends().values():
+        for mode in MODES:
+            assert backend.reason(mode, torch.device("cuda"))
+
+
 def test_a_local_folder(capsys, tmp_path):
     from transformers import Qwen2Config, Qwen2ForCausalLM
 

@@ -76,6 +76,8 @@ class StepBackend:
 
     def reason(self, mode: str, device: torch.device) -> str | None:
         """None where this mode runs on the device, else why not."""
+        if device.type != "cpu":
+            return "is read by the host's clock in this version: whole steps are timed on a CPU only"
         if self.name == "transformers":
             if find_spec("transformers") is None:
                 return "needs the package transformers (pip install transformers)"
