@@ -1,6 +1,5 @@
 """Fresh processes with a time limit: a crash or a hang costs the one alone."""
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -19,13 +18,15 @@ class Outcome:
     returncode: int | None
 
 
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None)
-
-
-def _die_with_parent() -> None:
-    # Killed with -9 a driver cannot end its child, which would then disturb the run that takes its place.
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+# Killed with -9 a driver cannot end its child, which would then disturb the run that takes its place: the child asks
+# the kernel (PR_SET_PDEATHSIG) to be killed with it. It does so itself, not in a preexec_fn: with one, Python runs the
+# hooks of its modules at the fork, and a Ctrl-C that falls into one of them is lost.
+_START = """
+import ctypes, runpy, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+del sys.argv[0]
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
 
 
 def run_module(module: str, arguments: Sequence[str], limit_s: float) -> Outcome:
@@ -34,9 +35,12 @@ def run_module(module: str, arguments: Sequence[str], limit_s: float) -> Outcome
     The reason of a failure is the last line the process wrote to stderr. Ctrl-C kills it and goes on upwards.
     """
     process = subprocess.Popen(
-        [sys.executable, "-m", module, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        start_new_session=True, preexec_fn=_die_with_parent,
-    )  # fmt: skip
+        [sys.executable, "-c", _START, module, *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     try:
         _, errors = process.communicate(timeout=limit_s)
     except subprocess.TimeoutExpired:
