@@ -22,6 +22,7 @@ void int4_swiglu_gemv(const Int4SwigluGemvParams& params);
 void int4_qkv_gemv(const Int4QkvGemvParams& params);
 void add(const AddParams& params);
 void embedding(const EmbeddingParams& params);
+void argmax(const ArgmaxParams& params);
 
 void null(const NullParams& params);
 void spin(const SpinParams& params);

@@ -190,6 +190,18 @@ struct EmbeddingParams {
     Dtype dtype;
 };
 
+// token[b] = the lowest index of the largest of logits[b], the first NaN where there is one. With `position`
+// and `kv_len` the sequence steps on: both grow by one, so that the same ops run again decode the next token.
+// At the cache's last slot they stay: a graph replayed too often rewrites that slot and nothing beyond.
+struct ArgmaxParams {
+    const void* logits;  // [batch, vocab]
+    int64_t* token;      // [batch] int64
+    int32_t* position;   // [batch] int32, in [0, max_len), or null
+    int32_t* kv_len;     // [batch] int32; null exactly where position is
+    int32_t batch, vocab, max_len;
+    Dtype dtype;
+};
+
 // The controls of the measurement: nothing, a known duration, and the memory's own speed.
 
 struct NullParams {};

@@ -150,6 +150,17 @@ class DecodeLayer:
         self.position.fill_(position)
         self.kv_len.fill_(position + 1)
 
+    def follow(self, before: "DecodeLayer") -> None:
+        """Become the next layer of the same step: read what `before` writes, stand where it stands, and share its
+        angles and scratch buffers. Weights, cache and `out` stay its own."""
+        self.x = before.out
+        for name in (
+            "position", "kv_len", "cos_sin", "_normed", "_q", "_k", "_v", "_q_heads", "_k_heads", "_v_heads",
+            "_q_turned", "_attended", "_attended_flat", "_projected", "_h", "_gate", "_up", "_activated",
+            "_attention_workspace", "_norm_workspace",
+        ):  # fmt: skip
+            setattr(self, name, getattr(before, name))
+
     def forward(self, fusion: str) -> Tensor:
         """One step through the public ops (mode `eager`). Returns `out`."""
         if fusion not in self._forward:

@@ -35,6 +35,7 @@ _int4_swiglu_gemv = _ops.int4_swiglu_gemv.default
 _int4_qkv_gemv = _ops.int4_qkv_gemv.default
 _add = _ops.add.default
 _embedding = _ops.embedding.default
+_argmax = _ops.argmax.default
 _null = _ops.null.default
 _spin = _ops.spin.default
 _ceiling_read = _ops.ceiling_read.default
@@ -276,6 +277,25 @@ def embedding(token: Tensor, table: Tensor, out: Tensor | None = None) -> Tensor
     return out
 
 
+def argmax(
+    logits: Tensor,
+    position: Tensor | None = None,
+    kv_len: Tensor | None = None,
+    max_len: int = 0,
+    out: Tensor | None = None,
+) -> Tensor:
+    """The greedy token of every sequence: the lowest index of its largest logit, the first NaN where there is one.
+
+    With ``position`` and ``kv_len`` (int32 [batch], both written) the sequences step on: each grows by one until
+    position is max_len - 1, the cache's last slot, where both stay. logits: [batch, vocab]. Returns int64 [batch].
+    On the CPU only.
+    """
+    if out is None:
+        out = torch.empty(_size(logits, 0), dtype=torch.int64, device=logits.device)
+    _argmax(logits, position, kv_len, max_len, out)
+    return out
+
+
 def null(x: Tensor) -> None:
     """Do nothing: what is left is the cost of the call. ``x`` names the device."""
     _null(x)
@@ -353,7 +373,7 @@ def _register_fake(name: str) -> None:
 
 for _name in (
     "rmsnorm", "gemv", "rope_kv_append", "gqa_decode", "silu_mul", "swiglu_gemv", "qkv_gemv", "int4_gemv",
-    "int4_swiglu_gemv", "int4_qkv_gemv", "add", "embedding", "null", "spin", "ceiling_read", "ceiling_copy",
+    "int4_swiglu_gemv", "int4_qkv_gemv", "add", "embedding", "argmax", "null", "spin", "ceiling_read", "ceiling_copy",
 ):  # fmt: skip
     _register_fake(_name)
     globals()[_name] = ranged(globals()[_name], _name)

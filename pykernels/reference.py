@@ -5,6 +5,7 @@ except that :func:`rope_kv_append` and :func:`qkv_gemv` return the new cache row
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from pykernels.models import ModelSpec
     from pykernels.quant import Int4Weight
-    from pykernels.weights import LayerWeights
+    from pykernels.weights import LayerWeights, ModelWeights
 
 
 def rmsnorm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -141,6 +142,11 @@ def embedding(token: Tensor, table: Tensor) -> Tensor:
     return table[token].double()
 
 
+def argmax(logits: Tensor) -> Tensor:
+    """int64 [batch]"""
+    return torch.stack([(row.isnan() if row.isnan().any() else row == row.max()).nonzero()[0, 0] for row in logits])
+
+
 def layer(
     spec: "ModelSpec",
     weights: "LayerWeights",
@@ -168,6 +174,26 @@ def layer(
     h = gemv(attended, w.o_weight, residual=x)
     activated = swiglu_gemv(h, w.gate_weight, w.up_weight, w.post_norm, spec.rms_eps)
     return gemv(activated, w.down_weight, residual=h), k_row, v_row
+
+
+def step(
+    spec: "ModelSpec",
+    weights: "ModelWeights",
+    token: Tensor,
+    caches: Sequence[tuple[Tensor, Tensor]],
+    cos_sin: Tensor,
+    position: Tensor,
+) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    """One whole decode step for `token` [batch] at `position` [batch].
+
+    caches: K and V of every layer, [batch, n_kv_heads, max_len, head_dim] each, read up to `position`.
+    Returns the logits [batch, vocab] and the rows of K and V that each layer appends.
+    """
+    x, rows = embedding(token, weights.embedding), []
+    for layer_weights, (k_cache, v_cache) in zip(weights.layers, caches, strict=True):
+        x, k_row, v_row = layer(spec, layer_weights, x, k_cache, v_cache, cos_sin, position)
+        rows.append((k_row, v_row))
+    return gemv(rmsnorm(x, weights.final_norm, spec.rms_eps), weights.lm_head), rows
 
 
 # The largest relative error of one rounding to the type: half its spacing.

@@ -1,4 +1,4 @@
-"""The weights of one decoder layer: random ones of a realistic scale, or those of a local Hugging Face folder."""
+"""The weights of a decoder layer or model: random ones of a realistic scale, or a local Hugging Face folder's."""
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -184,3 +184,79 @@ def _read(path: Path, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> 
             hint = f" (read it with --dtype={flag})" if flag else ""
             raise ValueError(f"weights {path}: {name} must be {_SAFETENSORS_TYPES[dtype]}, got {found_type}{hint}")
         return file.get_tensor(name)
+
+
+@dataclass
+class ModelWeights:
+    """`embedding` and `lm_head` are [vocab, hidden] (one tensor where the model ties them), `final_norm` [hidden]."""
+
+    embedding: Tensor
+    layers: list[LayerWeights]
+    final_norm: Tensor
+    lm_head: Tensor
+
+    @classmethod
+    def random(
+        cls,
+        spec: ModelSpec,
+        dtype: torch.dtype = torch.bfloat16,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+        shared_layers: bool = False,
+    ) -> "ModelWeights":
+        """Seeded normal weights of a trained model's scale, as :meth:`LayerWeights.random`; embeddings near 1.
+
+        With `shared_layers` all layers are one set of weights: a model too large for the memory can be stepped
+        through, but a cache larger than a layer would find them there.
+        """
+        generator = torch.Generator(device=device).manual_seed(seed)
+
+        def normal(shape: tuple[int, ...], mean: float, std: float) -> Tensor:
+            return torch.empty(shape, dtype=dtype, device=device).normal_(mean, std, generator=generator)
+
+        embedding = normal((spec.vocab, spec.hidden), 0.0, 1.0)
+        final_norm = normal((spec.hidden,), 1.0, 0.1)
+        lm_head = embedding if spec.tied_embeddings else normal((spec.vocab, spec.hidden), 0.0, spec.hidden**-0.5)
+        if shared_layers:
+            layers = [LayerWeights.random(spec, dtype, device, seed + 1)] * spec.n_layers
+        else:
+            layers = [LayerWeights.random(spec, dtype, device, seed + 1 + index) for index in range(spec.n_layers)]
+        return cls(embedding, layers, final_norm, lm_head)
+
+    @classmethod
+    def from_folder(
+        cls,
+        folder: str | Path,
+        spec: ModelSpec,
+        dtype: torch.dtype = torch.bfloat16,
+        device: torch.device | str = "cpu",
+    ) -> "ModelWeights":
+        """The first `spec.n_layers` layers of a Hugging Face checkpoint folder and its tables, as they are.
+
+        Raises ValueError as :meth:`LayerWeights.from_folder`.
+        """
+        folder = Path(folder).expanduser()
+        files = tensor_files(folder)
+
+        def read(name: str, shape: tuple[int, ...]) -> Tensor:
+            if name not in files:
+                raise ValueError(f"weights {folder}: there is no tensor {name}")
+            return _read(folder / files[name], name, shape, dtype).to(device)
+
+        table = (spec.vocab, spec.hidden)
+        embedding = read("model.embed_tokens.weight", table)
+        return cls(
+            embedding,
+            [LayerWeights.from_folder(folder, index, spec, dtype, device) for index in range(spec.n_layers)],
+            read("model.norm.weight", (spec.hidden,)),
+            embedding if spec.tied_embeddings else read("lm_head.weight", table),
+        )
+
+    def checkpoint(self) -> dict[str, Tensor]:
+        """The same tensors by the names a Hugging Face checkpoint has for them (lm_head only where it is not tied)."""
+        named = {"model.embed_tokens.weight": self.embedding, "model.norm.weight": self.final_norm}
+        if self.lm_head is not self.embedding:
+            named["lm_head.weight"] = self.lm_head
+        for index, layer in enumerate(self.layers):
+            named |= {f"model.layers.{index}.{_CHECKPOINT_NAMES[k]}": tensor for k, tensor in layer.named().items()}
+        return named

@@ -88,6 +88,11 @@ def embedding(b: int, hidden: int, e: int) -> int:
     return b * (2 * hidden * e + 8)
 
 
+def argmax(b: int, vocab: int, e: int) -> int:
+    """The logits, an int64 token, position and kv_len read and written."""
+    return b * (vocab * e + 8 + 16)
+
+
 @dataclass(frozen=True)
 class OpBytes:
     """One op of a layer: its name, what it does there, its shape in words, its bytes."""

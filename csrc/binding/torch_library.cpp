@@ -266,6 +266,33 @@ void embedding(const Tensor& token_, const Tensor& table_, const Tensor& out_) {
            {&token_, &table_, &out_});
 }
 
+void argmax(const Tensor& logits_, const MaybeTensor& position_, const MaybeTensor& kv_len_, int64_t max_len,
+            const Tensor& out_) {
+    const char* op = "argmax";
+    Argument logits(op, "logits", logits_), out(op, "out", out_);
+    OptionalArgument position(op, "position", position_), kv_len(op, "kv_len", kv_len_);
+    const Dtype dtype = logits.shape({-1, -1}).dtype();
+    check_batch(logits);
+    out.type(ScalarType::Long).same_device(logits).shape({logits.size(0)});
+    if (bool(position) != bool(kv_len)) fail(op, "position and kv_len must be given together or not at all");
+    check_no_overlap(out, {&logits, position.get(), kv_len.get()});
+    if (position) {
+        if (max_len < 1 || max_len > INT32_MAX) {
+            fail(op,
+                 "max_len must be in 1.." + std::to_string(INT32_MAX) + ", got " + std::to_string(max_len));
+        }
+        position->type(ScalarType::Int).same_device(logits).shape({logits.size(0)});
+        kv_len->type(ScalarType::Int).same_device(logits).shape({logits.size(0)});
+        if (logits_.is_cpu()) check_range(*position, 0, max_len - 1, "the slots of the cache");
+        check_no_overlap(*position, {&logits, kv_len.get()});
+        check_no_overlap(*kv_len, {&logits});
+    }
+    submit(ArgmaxParams{logits.data(), static_cast<int64_t*>(out.data()),
+                        static_cast<int32_t*>(position.data()), static_cast<int32_t*>(kv_len.data()),
+                        narrow(logits.size(0)), narrow(logits.size(1)), narrow(max_len), dtype},
+           {&logits_, pointer(position_), pointer(kv_len_), &out_});
+}
+
 // The controls. `x` only names the device.
 
 void null(const Tensor& x_) {
@@ -325,6 +352,8 @@ STABLE_TORCH_LIBRARY(pykernels, library) {
         "Tensor(b!) v_cache, Tensor(c!) out, Tensor(d!)? workspace) -> ()");
     library.def("add(Tensor a, Tensor b, Tensor(a!) out) -> ()");
     library.def("embedding(Tensor token, Tensor table, Tensor(a!) out) -> ()");
+    library.def(
+        "argmax(Tensor logits, Tensor(a!)? position, Tensor(b!)? kv_len, int max_len, Tensor(c!) out) -> ()");
     library.def("null(Tensor x) -> ()");
     library.def("spin(Tensor x, float duration_us) -> ()");
     library.def("ceiling_read(Tensor src, Tensor(a!) sink) -> ()");
@@ -346,7 +375,10 @@ STABLE_TORCH_LIBRARY(pykernels, library) {
     library.impl("ceiling_read", TORCH_BOX(&ceiling_read));     \
     library.impl("ceiling_copy", TORCH_BOX(&ceiling_copy));
 
-STABLE_TORCH_LIBRARY_IMPL(pykernels, CPU, library){PYKERNELS_IMPLEMENTATIONS(library)}
+STABLE_TORCH_LIBRARY_IMPL(pykernels, CPU, library) {
+    PYKERNELS_IMPLEMENTATIONS(library)
+    library.impl("argmax", TORCH_BOX(&argmax));  // no CUDA kernel yet
+}
 #ifdef PYKERNELS_CUDA
 STABLE_TORCH_LIBRARY_IMPL(pykernels, CUDA, library) {
     PYKERNELS_IMPLEMENTATIONS(library)

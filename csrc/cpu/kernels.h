@@ -16,6 +16,7 @@
     void int4_swiglu_gemv(const Int4SwigluGemvParams& params); \
     void int4_qkv_gemv(const Int4QkvGemvParams& params);       \
     void add(const AddParams& params);                         \
+    void argmax(const ArgmaxParams& params);                   \
     void ceiling_read(const CeilingReadParams& params);        \
     void ceiling_copy(const CeilingCopyParams& params);        \
     }

@@ -48,6 +48,7 @@ PYKERNELS_LAUNCHER(int4_gemv, Int4GemvParams)
 PYKERNELS_LAUNCHER(int4_swiglu_gemv, Int4SwigluGemvParams)
 PYKERNELS_LAUNCHER(int4_qkv_gemv, Int4QkvGemvParams)
 PYKERNELS_LAUNCHER(add, AddParams)
+PYKERNELS_LAUNCHER(argmax, ArgmaxParams)
 PYKERNELS_LAUNCHER(ceiling_read, CeilingReadParams)
 PYKERNELS_LAUNCHER(ceiling_copy, CeilingCopyParams)
 
