@@ -152,14 +152,16 @@ class DecodeLayer:
 
     def follow(self, before: "DecodeLayer") -> None:
         """Become the next layer of the same step: read what `before` writes, stand where it stands, and share its
-        angles and scratch buffers. Weights, cache and `out` stay its own."""
+        angles and scratch buffers. Weights, cache and `out` stay its own, and the mat-vecs' workspace where theirs is
+        too small: 4-bit weights of other groups ask for another."""
         self.x = before.out
         for name in (
             "position", "kv_len", "cos_sin", "_normed", "_q", "_k", "_v", "_q_heads", "_k_heads", "_v_heads",
             "_q_turned", "_attended", "_attended_flat", "_projected", "_h", "_gate", "_up", "_activated",
-            "_attention_workspace", "_norm_workspace",
+            "_attention_workspace",
         ):  # fmt: skip
             setattr(self, name, getattr(before, name))
+        self._norm_workspace = max(before._norm_workspace, self._norm_workspace, key=len)
 
     def forward(self, fusion: str) -> Tensor:
         """One step through the public ops (mode `eager`). Returns `out`."""

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from pykernels import dispatch, ops, runtime
-from pykernels.layer import OP_LABELS, DecodeLayer, available_bytes
+from pykernels.layer import DecodeLayer, available_bytes, op_labels
 from pykernels.models import ModelSpec
 from pykernels.weights import ModelWeights
 
@@ -85,7 +85,8 @@ class DecodeModel:
     def labels(self, fusion: str) -> list[tuple[str, str]]:
         """The ops of a step in order, as (op, what it does)."""
         before, after = STEP_LABELS
-        return [*before, *(OP_LABELS[fusion] * self.spec.n_layers), *after]
+        layers = [label for layer in self.layers for label in op_labels(fusion, layer.weights.is_int4)]
+        return [*before, *layers, *after]
 
     def program(self, fusion: str) -> runtime.Program:
         """The whole step as one native program (modes `native` and `pybind`)."""

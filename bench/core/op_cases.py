@@ -262,7 +262,7 @@ def _qkv_gemv(m: _Maker, contexts: Sequence[int]) -> list[Case]:
 def _torch_int4(weight: pk.Int4Weight, x: Tensor) -> Callable[[], Tensor] | None:
     """Torch's own 4-bit product of the same weight in its own layout, where torch has one for it."""
     convert = getattr(torch.ops.aten, "_convert_weight_to_int4pack_for_cpu", None)
-    if convert is None:
+    if convert is None or not x.is_cpu:
         return None
     plain = weight.plain()
     packed = convert(plain.q.int(), 1)  # the second argument is one of the CUDA layout's, of no effect here

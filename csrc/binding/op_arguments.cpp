@@ -77,6 +77,28 @@ void check_heads(const Argument& q, int64_t n_heads, int64_t n_kv_heads, int64_t
     }
 }
 
+int64_t checked_heads(const Argument& q_weight, int64_t n_kv_heads, int64_t head_dim) {
+    const int64_t rows = q_weight.size(0);
+    if (rows % head_dim != 0) {
+        q_weight.fail("of a multiple of head_dim (" + std::to_string(head_dim) + ") rows",
+                      std::to_string(rows) + " rows");
+    }
+    check_heads(q_weight, rows / head_dim, n_kv_heads, head_dim);
+    return rows / head_dim;
+}
+
+void check_qkv_biases(const char* op, const Argument& x, int64_t q_rows, int64_t kv_rows,
+                      const OptionalArgument& q_bias, const OptionalArgument& k_bias,
+                      const OptionalArgument& v_bias) {
+    if (bool(q_bias) != bool(k_bias) || bool(q_bias) != bool(v_bias)) {
+        fail(op, "q_bias, k_bias and v_bias must be given together or not at all");
+    }
+    if (!q_bias) return;
+    q_bias->like(x).shape({q_rows});
+    k_bias->like(x).shape({kv_rows});
+    v_bias->like(x).shape({kv_rows});
+}
+
 void RopeArguments::check(const Argument& x, int64_t n_kv_heads, int64_t head_dim) const {
     k_cache.like(x).shape({x.size(0), n_kv_heads, -1, head_dim});
     v_cache.like(x).shape_of(k_cache);

@@ -27,6 +27,12 @@ void check_batch(const Argument& x);
 void check_eps(const char* op, double eps);
 void check_heads(const Argument& q, int64_t n_heads, int64_t n_kv_heads, int64_t head_dim);
 
+// How many heads the rows of the query weight make, which must fit head_dim and the KV heads.
+int64_t checked_heads(const Argument& q_weight, int64_t n_kv_heads, int64_t head_dim);
+void check_qkv_biases(const char* op, const Argument& x, int64_t q_rows, int64_t kv_rows,
+                      const OptionalArgument& q_bias, const OptionalArgument& k_bias,
+                      const OptionalArgument& v_bias);
+
 // The cache, the angles and the position, as rope_kv_append and the qkv mat-vecs share them.
 struct RopeArguments {
     Argument cos_sin, position, k_cache, v_cache;

@@ -184,23 +184,11 @@ void qkv_gemv(const Tensor& x_, const Tensor& norm_weight_, double eps, const Te
     const int64_t n_kv_heads = rope.k_cache.size(1), head_dim = rope.k_cache.size(3);
     norm_weight.like(x).shape({hidden});
     q_weight.like(x).shape({-1, hidden});
-    if (q_weight.size(0) % head_dim != 0) {
-        q_weight.fail("of a multiple of head_dim (" + std::to_string(head_dim) + ") rows",
-                      std::to_string(q_weight.size(0)) + " rows");
-    }
-    const int64_t n_heads = q_weight.size(0) / head_dim;
-    check_heads(q_weight, n_heads, n_kv_heads, head_dim);
+    const int64_t n_heads = checked_heads(q_weight, n_kv_heads, head_dim);
     out.like(x).shape({x.size(0), n_heads, head_dim});
     k_weight.like(x).shape({n_kv_heads * head_dim, hidden});
     v_weight.like(x).shape_of(k_weight);
-    if (bool(q_bias) != bool(k_bias) || bool(q_bias) != bool(v_bias)) {
-        fail(op, "q_bias, k_bias and v_bias must be given together or not at all");
-    }
-    if (q_bias) {
-        q_bias->like(x).shape({n_heads * head_dim});
-        k_bias->like(x).shape({n_kv_heads * head_dim});
-        v_bias->like(x).shape_of(*k_bias);
-    }
+    check_qkv_biases(op, x, n_heads * head_dim, n_kv_heads * head_dim, q_bias, k_bias, v_bias);
     rope.check(x, n_kv_heads, head_dim);
     check_eps(op, eps);
     check_no_overlap(out, {&x, &norm_weight, &q_weight, &k_weight, &v_weight, q_bias.get(), k_bias.get(),
