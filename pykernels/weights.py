@@ -1,5 +1,6 @@
 """The weights of a decoder layer or model: random ones of a realistic scale, or a local Hugging Face folder's."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -12,6 +13,18 @@ from pykernels.quant import Int4Weight
 
 PROJECTIONS = ("q_weight", "k_weight", "v_weight", "o_weight", "gate_weight", "up_weight", "down_weight")
 """The fields of :class:`LayerWeights` that may be of 4 bits."""
+
+
+def _normals(
+    dtype: torch.dtype, device: torch.device | str, seed: int
+) -> Callable[[tuple[int, ...], float, float], Tensor]:
+    """A function of (shape, mean, standard deviation) whose calls draw one after another from one seeded generator."""
+    generator = torch.Generator(device=device).manual_seed(seed)
+
+    def normal(shape: tuple[int, ...], mean: float, std: float) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=device).normal_(mean, std, generator=generator)
+
+    return normal
 
 
 @dataclass
@@ -89,11 +102,7 @@ class LayerWeights:
         Projections have standard deviation 1 / sqrt(in_features), which keeps activations near 1 through the
         layer; norms lie around 1, biases around 0.
         """
-        generator = torch.Generator(device=device).manual_seed(seed)
-
-        def normal(shape: tuple[int, ...], mean: float, std: float) -> Tensor:
-            return torch.empty(shape, dtype=dtype, device=device).normal_(mean, std, generator=generator)
-
+        normal = _normals(dtype, device, seed)
         tensors: dict[str, Tensor | None] = {}
         for name, shape in cls.shapes(spec).items():
             if shape is None:
@@ -209,11 +218,7 @@ class ModelWeights:
         With `shared_layers` all layers are one set of weights: a model too large for the memory can be stepped
         through, but a cache larger than a layer would find them there.
         """
-        generator = torch.Generator(device=device).manual_seed(seed)
-
-        def normal(shape: tuple[int, ...], mean: float, std: float) -> Tensor:
-            return torch.empty(shape, dtype=dtype, device=device).normal_(mean, std, generator=generator)
-
+        normal = _normals(dtype, device, seed)
         embedding = normal((spec.vocab, spec.hidden), 0.0, 1.0)
         final_norm = normal((spec.hidden,), 1.0, 0.1)
         lm_head = embedding if spec.tied_embeddings else normal((spec.vocab, spec.hidden), 0.0, spec.hidden**-0.5)

@@ -116,6 +116,22 @@ def test_launches_are_counted(fusion, per_layer):
     assert tape.calls == [f"pykernels::{op}" for op in program.ops], "a step allocates nothing"
 
 
+def test_layers_of_4_bits_in_groups_of_their_own():
+    weights = pk.ModelWeights.random(TINY)
+    weights.layers = [layer.quantize(size) for layer, size in zip(weights.layers, (-1, 32, 128, 64), strict=True)]
+    model = pk.DecodeModel(TINY, weights, 16)
+    program = model.program("block")
+    assert program.ops == [op for op, _ in model.labels("block")] and "int4_qkv_gemv" in program.ops
+    assert model.tape("block").calls == [f"pykernels::{op}" for op in program.ops], "a step allocates nothing"
+    model.set_position(9)
+    caches = [(layer.k_cache, layer.v_cache) for layer in model.layers]
+    expected, _ = pk.reference.step(TINY, weights, model.token, caches, model.layers[0].cos_sin, model.position)
+    model.poison()
+    program.run()
+    comparison = pk.reference.compare(model.logits, expected, torch.bfloat16, depth=4)
+    assert comparison.ok, comparison.message
+
+
 def test_layers_share_scratch_and_nothing_else():
     model = pk.DecodeModel(TINY, pk.ModelWeights.random(TINY), 16)
     first, second = model.layers[:2]
