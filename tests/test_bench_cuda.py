@@ -169,13 +169,12 @@ def test_every_op(capsys, tmp_path, gpu, op):
 def test_4_bit_ops_are_not_there_yet(capsys, tmp_path, gpu, op):
     _, document = measure(
         capsys, tmp_path, "bench.op", "--device=cuda", f"--op={op}", "--model=tiny", "--steps=2", "--warmup=0",
-        "--repeats=2", "--mode=native,graph",
+        "--repeats=2", "--mode=native,graph", "--l2=warm",
     )  # fmt: skip
     native = [row for row in document["ops"] if row["backend"] == "native"]
     assert native and {(row["status"], row["reason"]) for row in native} == {
         ("unsupported", "is not built for CUDA yet")
     }
-    assert {row["reason"] for row in document["ops"] if row["backend"] == "torch"} == {"torch has no such op"}
 
 
 def test_float32_is_not_ours(capsys, tmp_path, gpu):
