@@ -17,8 +17,12 @@ void gqa_decode(const GqaDecodeParams& params);
 void silu_mul(const SiluMulParams& params);
 void swiglu_gemv(const SwigluGemvParams& params);
 void qkv_gemv(const QkvGemvParams& params);
+void int4_gemv(const Int4GemvParams& params);
+void int4_swiglu_gemv(const Int4SwigluGemvParams& params);
+void int4_qkv_gemv(const Int4QkvGemvParams& params);
 void add(const AddParams& params);
 void embedding(const EmbeddingParams& params);
+void argmax(const ArgmaxParams& params);
 
 void null(const NullParams& params);
 void spin(const SpinParams& params);
@@ -30,6 +34,9 @@ void ceiling_copy(const CeilingCopyParams& params);
 size_t gqa_decode_workspace_bytes(const GqaDecodeParams& params);
 size_t swiglu_gemv_workspace_bytes(const SwigluGemvParams& params);
 size_t qkv_gemv_workspace_bytes(const QkvGemvParams& params);
+size_t int4_gemv_workspace_bytes(const Int4GemvParams& params);
+size_t int4_swiglu_gemv_workspace_bytes(const Int4SwigluGemvParams& params);
+size_t int4_qkv_gemv_workspace_bytes(const Int4QkvGemvParams& params);
 
 // The instruction sets the kernels are compiled for, each a superset of the one before. At start the best
 // one of this CPU is taken, or the one that PYKERNELS_CPU_ISA names; tests walk through all of them.

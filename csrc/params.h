@@ -115,6 +115,63 @@ struct QkvGemvParams {
     Dtype dtype;
 };
 
+// A 4-bit weight, w[n, k] = (q[n, k] - zero) * scale with the zero and scale of row n and of k's group. The
+// groups of a row are equal: in_features / n_groups is 32, 64, a multiple of 128, or in_features.
+// docs/int4.md draws the layout.
+struct Int4WeightParams {
+    const uint8_t* packed;  // [out_features, in_features / 2] uint8, 16-byte aligned: 32 elements in 16 bytes
+    const void* scales;     // [out_features, n_groups]
+    const uint8_t* zeros;   // [out_features, n_groups] uint8, or null: 8 throughout
+    const int32_t* perm;    // [in_features] int32, or null: column k multiplies x[perm[k]]
+    int32_t n_groups;
+};
+
+// gemv with a 4-bit weight; in_features is a multiple of 32
+struct Int4GemvParams {
+    const void* x;            // [batch, in_features]
+    Int4WeightParams weight;  // out_features x in_features
+    const void* bias;         // [out_features] or null
+    const void* residual;     // [batch, out_features] or null
+    void* out;                // [batch, out_features]
+    void* workspace;          // int4_gemv_workspace_bytes() bytes, 64-byte aligned
+    int32_t batch, in_features, out_features;
+    Dtype dtype;
+};
+
+// swiglu_gemv with 4-bit weights
+struct Int4SwigluGemvParams {
+    const void* x;            // [batch, in_features]
+    const void* norm_weight;  // [in_features] or null
+    Int4WeightParams gate;    // out_features x in_features
+    Int4WeightParams up;      // out_features x in_features
+    void* out;                // [batch, out_features]
+    void* workspace;          // int4_swiglu_gemv_workspace_bytes() bytes, 64-byte aligned
+    int32_t batch, in_features, out_features;
+    float eps;
+    Dtype dtype;
+};
+
+// qkv_gemv with 4-bit weights
+struct Int4QkvGemvParams {
+    const void* x;            // [batch, hidden]
+    const void* norm_weight;  // [hidden]
+    Int4WeightParams q;       // n_heads * head_dim x hidden
+    Int4WeightParams k;       // n_kv_heads * head_dim x hidden
+    Int4WeightParams v;       // n_kv_heads * head_dim x hidden
+    const void* q_bias;       // [n_heads * head_dim] or null (then all three are)
+    const void* k_bias;       // [n_kv_heads * head_dim] or null
+    const void* v_bias;       // [n_kv_heads * head_dim] or null
+    const float* cos_sin;     // [max_position, head_dim] float32: head_dim / 2 cosines, then the sines
+    const int32_t* position;  // [batch] int32, in [0, min(max_position, max_len))
+    void* q_out;              // [batch, n_heads, head_dim]
+    void* k_cache;            // [batch, n_kv_heads, max_len, head_dim]
+    void* v_cache;            // [batch, n_kv_heads, max_len, head_dim]
+    void* workspace;          // int4_qkv_gemv_workspace_bytes() bytes, 64-byte aligned
+    int32_t batch, hidden, n_heads, n_kv_heads, head_dim, max_len, max_position;
+    float eps;
+    Dtype dtype;
+};
+
 // out = a + b
 struct AddParams {
     const void* a;  // [count]
@@ -130,6 +187,18 @@ struct EmbeddingParams {
     const void* table;     // [vocab, hidden]
     void* out;             // [batch, hidden]
     int32_t batch, hidden, vocab;
+    Dtype dtype;
+};
+
+// token[b] = the lowest index of the largest of logits[b], the first NaN where there is one. With `position`
+// and `kv_len` the sequence steps on: both grow by one, so that the same ops run again decode the next token.
+// At the cache's last slot they stay: a graph replayed too often rewrites that slot and nothing beyond.
+struct ArgmaxParams {
+    const void* logits;  // [batch, vocab]
+    int64_t* token;      // [batch] int64
+    int32_t* position;   // [batch] int32, in [0, max_len), or null
+    int32_t* kv_len;     // [batch] int32; null exactly where position is
+    int32_t batch, vocab, max_len;
     Dtype dtype;
 };
 

@@ -10,9 +10,24 @@ if not _library.exists():
 torch.ops.load_library(str(_library))
 
 # The library first: ops.py takes its handles from it.
-from pykernels import dispatch, models, ops, reference, runtime  # noqa: E402
+from pykernels import dispatch, models, ops, quant, reference, runtime  # noqa: E402
 from pykernels.layer import DecodeLayer  # noqa: E402
+from pykernels.model import DecodeModel  # noqa: E402
+from pykernels.quant import Int4Weight  # noqa: E402
 from pykernels.version import __version__  # noqa: E402
-from pykernels.weights import LayerWeights  # noqa: E402
+from pykernels.weights import LayerWeights, ModelWeights  # noqa: E402
 
-__all__ = ["DecodeLayer", "LayerWeights", "__version__", "dispatch", "models", "ops", "reference", "runtime"]
+__all__ = [
+    "DecodeLayer",
+    "DecodeModel",
+    "Int4Weight",
+    "LayerWeights",
+    "ModelWeights",
+    "__version__",
+    "dispatch",
+    "models",
+    "ops",
+    "quant",
+    "reference",
+    "runtime",
+]

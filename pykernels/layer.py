@@ -38,6 +38,13 @@ OP_LABELS = {
 """For each fusion, the ops in order, as (op, what it does in the layer)."""
 
 
+def op_labels(fusion: str, int4: bool = False) -> list[tuple[str, str]]:
+    """OP_LABELS of a fusion, for a layer whose projections are of 4 bits where `int4` says so: only "block" has one."""
+    if not int4:
+        return OP_LABELS[fusion]
+    return [(f"int4_{op}" if op.endswith("gemv") else op, label) for op, label in OP_LABELS[fusion]]
+
+
 def available_bytes(device: torch.device) -> int:
     """Memory that can still be taken: free on a GPU, available (free or reclaimable) on the host."""
     if device.type == "cuda":
@@ -75,7 +82,9 @@ class DecodeLayer:
     ) -> None:
         """A layer whose cache has `ctx` slots, filled with random K and V of unit scale, as is `x`.
 
-        It stands at position ctx - 1. Raises ValueError where ctx is not in 1..max_position of the model, where
+        It stands at position ctx - 1. Weights with 4-bit projections run at fusion "block" alone, on the CPU.
+
+        Raises ValueError where ctx is not in 1..max_position of the model, where
         the batch is not in 1..8, and where the cache does not fit the memory that is there.
         """
         if not 1 <= ctx <= spec.max_position:
@@ -119,8 +128,20 @@ class DecodeLayer:
         self._projected, self._h = buffer(batch, spec.hidden), buffer(batch, spec.hidden)
         self._gate, self._up, self._activated = (buffer(batch, spec.intermediate) for _ in range(3))
         self._attention_workspace = ops.gqa_decode_workspace(self._q_turned, self.k_cache)
-        self._norm_workspace = ops.qkv_gemv_workspace(self.x)
-        self._forward = {"none": self._forward_none, "block": self._forward_block}
+        if weights.is_int4:
+            # One for all four mat-vecs: they run one after another.
+            w = weights
+            self._norm_workspace = max(
+                ops.int4_qkv_gemv_workspace(self.x, w.q_weight, w.k_weight, w.v_weight),
+                ops.int4_gemv_workspace(self._attended_flat, w.o_weight),
+                ops.int4_swiglu_gemv_workspace(self._h, w.gate_weight, w.up_weight),
+                ops.int4_gemv_workspace(self._activated, w.down_weight),
+                key=len,
+            )
+            self._forward = {"block": self._forward_block_int4}
+        else:
+            self._norm_workspace = ops.qkv_gemv_workspace(self.x)
+            self._forward = {"none": self._forward_none, "block": self._forward_block}
 
     def set_position(self, position: int) -> None:
         """Stand at `position` (0 to ctx - 1): the next step writes that slot and attends up to it."""
@@ -129,8 +150,23 @@ class DecodeLayer:
         self.position.fill_(position)
         self.kv_len.fill_(position + 1)
 
+    def follow(self, before: "DecodeLayer") -> None:
+        """Become the next layer of the same step: read what `before` writes, stand where it stands, and share its
+        angles and scratch buffers. Weights, cache and `out` stay its own, and the mat-vecs' workspace where theirs is
+        too small: 4-bit weights of other groups ask for another."""
+        self.x = before.out
+        for name in (
+            "position", "kv_len", "cos_sin", "_normed", "_q", "_k", "_v", "_q_heads", "_k_heads", "_v_heads",
+            "_q_turned", "_attended", "_attended_flat", "_projected", "_h", "_gate", "_up", "_activated",
+            "_attention_workspace",
+        ):  # fmt: skip
+            setattr(self, name, getattr(before, name))
+        self._norm_workspace = max(before._norm_workspace, self._norm_workspace, key=len)
+
     def forward(self, fusion: str) -> Tensor:
         """One step through the public ops (mode `eager`). Returns `out`."""
+        if fusion not in self._forward:
+            raise ValueError(f"fusion must be {' or '.join(self._forward)} for these weights, got {fusion}")
         return self._forward[fusion]()
 
     def _forward_none(self) -> Tensor:
@@ -172,6 +208,22 @@ class DecodeLayer:
             self._h, w.gate_weight, w.up_weight, w.post_norm, eps, out=self._activated, workspace=self._norm_workspace
         )
         return ops.gemv(self._activated, w.down_weight, residual=self._h, out=self.out)
+
+    def _forward_block_int4(self) -> Tensor:
+        w, eps, workspace = self.weights, self.spec.rms_eps, self._norm_workspace
+        ops.int4_qkv_gemv(
+            self.x, w.input_norm, eps, w.q_weight, w.k_weight, w.v_weight, self.cos_sin, self.position,
+            self.k_cache, self.v_cache, w.q_bias, w.k_bias, w.v_bias, out=self._q_turned, workspace=workspace,
+        )  # fmt: skip
+        ops.gqa_decode(
+            self._q_turned, self.k_cache, self.v_cache, self.kv_len,
+            out=self._attended, workspace=self._attention_workspace,
+        )  # fmt: skip
+        ops.int4_gemv(self._attended_flat, w.o_weight, residual=self.x, out=self._h, workspace=workspace)
+        ops.int4_swiglu_gemv(
+            self._h, w.gate_weight, w.up_weight, w.post_norm, eps, out=self._activated, workspace=workspace
+        )
+        return ops.int4_gemv(self._activated, w.down_weight, residual=self._h, out=self.out, workspace=workspace)
 
     def program(self, fusion: str) -> runtime.Program:
         """The same step as a native program (modes `native` and `pybind`)."""

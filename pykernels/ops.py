@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from pykernels import _runtime
+from pykernels.quant import Int4Weight
 from pykernels.ranges import ranged
 
 _ops = torch.ops.pykernels
@@ -29,8 +30,12 @@ _gqa_decode = _ops.gqa_decode.default
 _silu_mul = _ops.silu_mul.default
 _swiglu_gemv = _ops.swiglu_gemv.default
 _qkv_gemv = _ops.qkv_gemv.default
+_int4_gemv = _ops.int4_gemv.default
+_int4_swiglu_gemv = _ops.int4_swiglu_gemv.default
+_int4_qkv_gemv = _ops.int4_qkv_gemv.default
 _add = _ops.add.default
 _embedding = _ops.embedding.default
+_argmax = _ops.argmax.default
 _null = _ops.null.default
 _spin = _ops.spin.default
 _ceiling_read = _ops.ceiling_read.default
@@ -186,6 +191,76 @@ def qkv_gemv(
     return out
 
 
+def int4_gemv(
+    x: Tensor,
+    weight: Int4Weight,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    out: Tensor | None = None,
+    workspace: Tensor | None = None,
+) -> Tensor:
+    """:func:`gemv` with a 4-bit weight, whose scales are of x's dtype: ``x @ weight.dequantize().T + bias + residual``.
+
+    x: [batch, in_features], in_features a multiple of 32; bias: [out_features]; residual: [batch, out_features].
+    Returns [batch, out_features]. Not on CUDA yet.
+    """
+    if out is None:
+        out = x.new_empty(_size(x, 0), _size(weight.packed, 0))
+    _int4_gemv(x, *weight.tensors(), bias, residual, out, workspace)
+    return out
+
+
+def int4_swiglu_gemv(
+    x: Tensor,
+    gate: Int4Weight,
+    up: Int4Weight,
+    norm_weight: Tensor | None = None,
+    eps: float = 1e-6,
+    out: Tensor | None = None,
+    workspace: Tensor | None = None,
+) -> Tensor:
+    """:func:`swiglu_gemv` with 4-bit weights. Not on CUDA yet.
+
+    x: [batch, in_features], in_features a multiple of 32; norm_weight: [in_features]. Returns [batch, out_features].
+    """
+    if out is None:
+        out = x.new_empty(_size(x, 0), _size(gate.packed, 0))
+    _int4_swiglu_gemv(x, *gate.tensors(), *up.tensors(), norm_weight, eps, out, workspace)
+    return out
+
+
+def int4_qkv_gemv(
+    x: Tensor,
+    norm_weight: Tensor,
+    eps: float,
+    q: Int4Weight,
+    k: Int4Weight,
+    v: Int4Weight,
+    cos_sin: Tensor,
+    position: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    q_bias: Tensor | None = None,
+    k_bias: Tensor | None = None,
+    v_bias: Tensor | None = None,
+    out: Tensor | None = None,
+    workspace: Tensor | None = None,
+) -> Tensor:
+    """:func:`qkv_gemv` with 4-bit weights. Not on CUDA yet.
+
+    x is laid out for the kernel once where the three weights share their ``perm`` (the same tensor, or none) and
+    their number of groups, else once each. Returns the rotated q, [batch, n_heads, head_dim].
+    """
+    if out is None:
+        head_dim = _size(k_cache, 3)
+        out = x.new_empty(_size(x, 0), _size(q.packed, 0) // (head_dim or 1), head_dim)
+    _int4_qkv_gemv(
+        x, norm_weight, eps, *q.tensors(), *k.tensors(), *v.tensors(), q_bias, k_bias, v_bias, cos_sin, position,
+        k_cache, v_cache, out, workspace,
+    )  # fmt: skip
+    return out
+
+
 def add(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     """``a + b``; a, b and the result of one shape."""
     if out is None:
@@ -199,6 +274,25 @@ def embedding(token: Tensor, table: Tensor, out: Tensor | None = None) -> Tensor
     if out is None:
         out = table.new_empty(_size(token, 0), _size(table, 1))
     _embedding(token, table, out)
+    return out
+
+
+def argmax(
+    logits: Tensor,
+    position: Tensor | None = None,
+    kv_len: Tensor | None = None,
+    max_len: int = 0,
+    out: Tensor | None = None,
+) -> Tensor:
+    """The greedy token of every sequence: the lowest index of its largest logit, the first NaN where there is one.
+
+    With ``position`` and ``kv_len`` (int32 [batch], both written) the sequences step on: each grows by one until
+    position is max_len - 1, the cache's last slot, where both stay. logits: [batch, vocab]. Returns int64 [batch].
+    On the CPU only.
+    """
+    if out is None:
+        out = torch.empty(_size(logits, 0), dtype=torch.int64, device=logits.device)
+    _argmax(logits, position, kv_len, max_len, out)
     return out
 
 
@@ -247,6 +341,24 @@ def qkv_gemv_workspace(x: Tensor) -> Tensor:
     return torch.empty(max(size, 1), dtype=torch.uint8, device=x.device)
 
 
+def int4_gemv_workspace(x: Tensor, weight: Int4Weight) -> Tensor:
+    """A workspace for :func:`int4_gemv` of these shapes: uint8 [bytes]."""
+    size = _runtime.int4_gemv_workspace_bytes(*x.shape, weight.n_groups)
+    return torch.empty(size, dtype=torch.uint8, device=x.device)
+
+
+def int4_swiglu_gemv_workspace(x: Tensor, gate: Int4Weight, up: Int4Weight) -> Tensor:
+    """A workspace for :func:`int4_swiglu_gemv` of these shapes: uint8 [bytes]."""
+    size = _runtime.int4_swiglu_gemv_workspace_bytes(*x.shape, gate.n_groups, up.n_groups, x.element_size())
+    return torch.empty(size, dtype=torch.uint8, device=x.device)
+
+
+def int4_qkv_gemv_workspace(x: Tensor, q: Int4Weight, k: Int4Weight, v: Int4Weight) -> Tensor:
+    """A workspace for :func:`int4_qkv_gemv` of these shapes: uint8 [bytes]."""
+    size = _runtime.int4_qkv_gemv_workspace_bytes(*x.shape, q.n_groups, k.n_groups, v.n_groups, x.element_size())
+    return torch.empty(size, dtype=torch.uint8, device=x.device)
+
+
 def _register_fake(name: str) -> None:
     # Every op writes into arguments and returns nothing, so a fake has only to refuse what the dispatcher
     # sends here by mistake: a call that mixes meta tensors with real ones.
@@ -260,8 +372,8 @@ def _register_fake(name: str) -> None:
 
 
 for _name in (
-    "rmsnorm", "gemv", "rope_kv_append", "gqa_decode", "silu_mul", "swiglu_gemv", "qkv_gemv", "add", "embedding",
-    "null", "spin", "ceiling_read", "ceiling_copy",
+    "rmsnorm", "gemv", "rope_kv_append", "gqa_decode", "silu_mul", "swiglu_gemv", "qkv_gemv", "int4_gemv",
+    "int4_swiglu_gemv", "int4_qkv_gemv", "add", "embedding", "argmax", "null", "spin", "ceiling_read", "ceiling_copy",
 ):  # fmt: skip
     _register_fake(_name)
     globals()[_name] = ranged(globals()[_name], _name)

@@ -5,6 +5,7 @@ except that :func:`rope_kv_append` and :func:`qkv_gemv` return the new cache row
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,8 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from pykernels.models import ModelSpec
-    from pykernels.weights import LayerWeights
+    from pykernels.quant import Int4Weight
+    from pykernels.weights import LayerWeights, ModelWeights
 
 
 def rmsnorm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -99,6 +101,37 @@ def qkv_gemv(
     return rope_kv_append(q, k, v, cos_sin, position)
 
 
+def int4_gemv(x: Tensor, weight: "Int4Weight", bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
+    """[batch, out_features], on the dequantised weight"""
+    return gemv(x, weight.dequantize(), bias, residual)
+
+
+def int4_swiglu_gemv(
+    x: Tensor, gate: "Int4Weight", up: "Int4Weight", norm_weight: Tensor | None = None, eps: float = 1e-6
+) -> Tensor:
+    """[batch, out_features], on the dequantised weights"""
+    return swiglu_gemv(x, gate.dequantize(), up.dequantize(), norm_weight, eps)
+
+
+def int4_qkv_gemv(
+    x: Tensor,
+    norm_weight: Tensor,
+    eps: float,
+    q: "Int4Weight",
+    k: "Int4Weight",
+    v: "Int4Weight",
+    cos_sin: Tensor,
+    position: Tensor,
+    head_dim: int,
+    q_bias: Tensor | None = None,
+    k_bias: Tensor | None = None,
+    v_bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As :func:`qkv_gemv`, on the dequantised weights."""
+    weights = (q.dequantize(), k.dequantize(), v.dequantize())
+    return qkv_gemv(x, norm_weight, eps, *weights, cos_sin, position, head_dim, q_bias, k_bias, v_bias)
+
+
 def add(a: Tensor, b: Tensor) -> Tensor:
     """Of the shape of a and b."""
     return a.double() + b.double()
@@ -107,6 +140,11 @@ def add(a: Tensor, b: Tensor) -> Tensor:
 def embedding(token: Tensor, table: Tensor) -> Tensor:
     """[batch, hidden]"""
     return table[token].double()
+
+
+def argmax(logits: Tensor) -> Tensor:
+    """int64 [batch]"""
+    return torch.stack([(row.isnan() if row.isnan().any() else row == row.max()).nonzero()[0, 0] for row in logits])
 
 
 def layer(
@@ -122,9 +160,9 @@ def layer(
 
     x: [batch, hidden]; caches: [batch, n_kv_heads, max_len, head_dim], read up to `position`.
     Returns the layer's output [batch, hidden] and the rows of K and V it appends
-    [batch, n_kv_heads, head_dim].
+    [batch, n_kv_heads, head_dim]. 4-bit projections are dequantised first.
     """
-    w = weights
+    w = weights.dequantize()
     q, k_row, v_row = qkv_gemv(
         x, w.input_norm, spec.rms_eps, w.q_weight, w.k_weight, w.v_weight, cos_sin, position, spec.head_dim,
         w.q_bias, w.k_bias, w.v_bias,
@@ -136,6 +174,26 @@ def layer(
     h = gemv(attended, w.o_weight, residual=x)
     activated = swiglu_gemv(h, w.gate_weight, w.up_weight, w.post_norm, spec.rms_eps)
     return gemv(activated, w.down_weight, residual=h), k_row, v_row
+
+
+def step(
+    spec: "ModelSpec",
+    weights: "ModelWeights",
+    token: Tensor,
+    caches: Sequence[tuple[Tensor, Tensor]],
+    cos_sin: Tensor,
+    position: Tensor,
+) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    """One whole decode step for `token` [batch] at `position` [batch].
+
+    caches: K and V of every layer, [batch, n_kv_heads, max_len, head_dim] each, read up to `position`.
+    Returns the logits [batch, vocab] and the rows of K and V that each layer appends.
+    """
+    x, rows = embedding(token, weights.embedding), []
+    for layer_weights, (k_cache, v_cache) in zip(weights.layers, caches, strict=True):
+        x, k_row, v_row = layer(spec, layer_weights, x, k_cache, v_cache, cos_sin, position)
+        rows.append((k_row, v_row))
+    return gemv(rmsnorm(x, weights.final_norm, spec.rms_eps), weights.lm_head), rows
 
 
 # The largest relative error of one rounding to the type: half its spacing.

@@ -1,32 +1,73 @@
-"""The weights of one decoder layer: random ones of a realistic scale, or those of a local Hugging Face folder."""
+"""The weights of a decoder layer or model: random ones of a realistic scale, or a local Hugging Face folder's."""
 
-import json
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from pykernels.checkpoint import open_tensors, tensor_files
 from pykernels.models import ModelSpec
+from pykernels.quant import Int4Weight
+
+PROJECTIONS = ("q_weight", "k_weight", "v_weight", "o_weight", "gate_weight", "up_weight", "down_weight")
+"""The fields of :class:`LayerWeights` that may be of 4 bits."""
+
+
+def _normals(
+    dtype: torch.dtype, device: torch.device | str, seed: int
+) -> Callable[[tuple[int, ...], float, float], Tensor]:
+    """A function of (shape, mean, standard deviation) whose calls draw one after another from one seeded generator."""
+    generator = torch.Generator(device=device).manual_seed(seed)
+
+    def normal(shape: tuple[int, ...], mean: float, std: float) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=device).normal_(mean, std, generator=generator)
+
+    return normal
 
 
 @dataclass
 class LayerWeights:
-    """Projections are [out_features, in_features], norms [hidden]; biases are None where the model has none."""
+    """Projections are [out_features, in_features], norms [hidden]; biases are None where the model has none.
+
+    The projections are tensors, or all of them 4-bit weights whose scales are of the norms' dtype.
+    """
 
     input_norm: Tensor
-    q_weight: Tensor
-    k_weight: Tensor
-    v_weight: Tensor
+    q_weight: Tensor | Int4Weight
+    k_weight: Tensor | Int4Weight
+    v_weight: Tensor | Int4Weight
     q_bias: Tensor | None
     k_bias: Tensor | None
     v_bias: Tensor | None
-    o_weight: Tensor
+    o_weight: Tensor | Int4Weight
     post_norm: Tensor
-    gate_weight: Tensor
-    up_weight: Tensor
-    down_weight: Tensor
+    gate_weight: Tensor | Int4Weight
+    up_weight: Tensor | Int4Weight
+    down_weight: Tensor | Int4Weight
+
+    def __post_init__(self) -> None:
+        four_bit = [name for name in PROJECTIONS if isinstance(getattr(self, name), Int4Weight)]
+        if four_bit and len(four_bit) < len(PROJECTIONS):
+            raise ValueError(f"projections must be all tensors or all Int4Weight, got Int4Weight for {four_bit} only")
+
+    @property
+    def is_int4(self) -> bool:
+        """Are the projections 4-bit weights?"""
+        return isinstance(self.q_weight, Int4Weight)
+
+    def quantize(self, group_size: int = 128, symmetric: bool = True) -> "LayerWeights":
+        """The same with 4-bit projections, rounded to nearest; norms and biases are shared."""
+        return replace(
+            self, **{name: Int4Weight.quantize(getattr(self, name), group_size, symmetric) for name in PROJECTIONS}
+        )
+
+    def dequantize(self, dtype: torch.dtype = torch.float64) -> "LayerWeights":
+        """The same with projections as tensors of `dtype`; itself where they are tensors already."""
+        if not self.is_int4:
+            return self
+        return replace(self, **{name: getattr(self, name).dequantize(dtype) for name in PROJECTIONS})
 
     @staticmethod
     def shapes(spec: ModelSpec) -> dict[str, tuple[int, ...] | None]:
@@ -61,11 +102,7 @@ class LayerWeights:
         Projections have standard deviation 1 / sqrt(in_features), which keeps activations near 1 through the
         layer; norms lie around 1, biases around 0.
         """
-        generator = torch.Generator(device=device).manual_seed(seed)
-
-        def normal(shape: tuple[int, ...], mean: float, std: float) -> Tensor:
-            return torch.empty(shape, dtype=dtype, device=device).normal_(mean, std, generator=generator)
-
+        normal = _normals(dtype, device, seed)
         tensors: dict[str, Tensor | None] = {}
         for name, shape in cls.shapes(spec).items():
             if shape is None:
@@ -95,7 +132,7 @@ class LayerWeights:
         folder = Path(folder).expanduser()
         if not 0 <= layer < spec.n_layers:
             raise ValueError(f"layer must be in 0..{spec.n_layers - 1} ({spec.name}), got {layer}")
-        files = _tensor_files(folder)
+        files = tensor_files(folder)
         tensors: dict[str, Tensor | None] = {}
         for name, shape in cls.shapes(spec).items():
             tensor_name = f"model.layers.{layer}.{_CHECKPOINT_NAMES[name]}"
@@ -109,7 +146,7 @@ class LayerWeights:
             tensors[name] = _read(folder / files[tensor_name], tensor_name, shape, dtype).to(device)
         return cls(**tensors)
 
-    def named(self) -> dict[str, Tensor]:
+    def named(self) -> dict[str, Tensor | Int4Weight]:
         """The tensors that are there, by field."""
         return {field.name: value for field in fields(self) if (value := getattr(self, field.name)) is not None}
 
@@ -139,39 +176,12 @@ _CHECKPOINT_NAMES = {
 }
 
 
-def _open(path: Path) -> safe_open:
-    try:
-        return safe_open(path, framework="pt")
-    except FileNotFoundError:
-        raise ValueError(f"weights {path}: there is no such file") from None
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"weights {path}: is not a whole safetensors file: {error}") from None
-
-
-def _tensor_files(folder: Path) -> dict[str, str]:
-    """Which file of the folder holds each tensor."""
-    if not folder.is_dir():
-        raise ValueError(f"weights {folder}: there is no such folder")
-    index = folder / "model.safetensors.index.json"
-    if not index.exists():
-        with _open(folder / "model.safetensors") as file:
-            return dict.fromkeys(file.keys(), "model.safetensors")
-    try:
-        files = json.loads(index.read_text())["weight_map"]
-        # A name from the index must stay a name in the folder.
-        if not all(Path(file).name == file and file != ".." for file in files.values()):
-            raise ValueError("a file outside the folder")
-        return files
-    except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
-        raise ValueError(f"weights {index}: must map tensors to files in weight_map: {error!r}") from None
-
-
 _SAFETENSORS_TYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 _DTYPE_FLAGS = {"F32": "fp32", "BF16": "bf16", "F16": "fp16"}
 
 
 def _read(path: Path, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    with _open(path) as file:
+    with open_tensors(path) as file:
         if name not in file.keys():  # noqa: SIM118 - the file is not a mapping
             raise ValueError(f"weights {path}: the index names {name}, which is not in it")
         header = file.get_slice(name)
@@ -183,3 +193,75 @@ def _read(path: Path, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> 
             hint = f" (read it with --dtype={flag})" if flag else ""
             raise ValueError(f"weights {path}: {name} must be {_SAFETENSORS_TYPES[dtype]}, got {found_type}{hint}")
         return file.get_tensor(name)
+
+
+@dataclass
+class ModelWeights:
+    """`embedding` and `lm_head` are [vocab, hidden] (one tensor where the model ties them), `final_norm` [hidden]."""
+
+    embedding: Tensor
+    layers: list[LayerWeights]
+    final_norm: Tensor
+    lm_head: Tensor
+
+    @classmethod
+    def random(
+        cls,
+        spec: ModelSpec,
+        dtype: torch.dtype = torch.bfloat16,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+        shared_layers: bool = False,
+    ) -> "ModelWeights":
+        """Seeded normal weights of a trained model's scale, as :meth:`LayerWeights.random`; embeddings near 1.
+
+        With `shared_layers` all layers are one set of weights: a model too large for the memory can be stepped
+        through, but a cache larger than a layer would find them there.
+        """
+        normal = _normals(dtype, device, seed)
+        embedding = normal((spec.vocab, spec.hidden), 0.0, 1.0)
+        final_norm = normal((spec.hidden,), 1.0, 0.1)
+        lm_head = embedding if spec.tied_embeddings else normal((spec.vocab, spec.hidden), 0.0, spec.hidden**-0.5)
+        if shared_layers:
+            layers = [LayerWeights.random(spec, dtype, device, seed + 1)] * spec.n_layers
+        else:
+            layers = [LayerWeights.random(spec, dtype, device, seed + 1 + index) for index in range(spec.n_layers)]
+        return cls(embedding, layers, final_norm, lm_head)
+
+    @classmethod
+    def from_folder(
+        cls,
+        folder: str | Path,
+        spec: ModelSpec,
+        dtype: torch.dtype = torch.bfloat16,
+        device: torch.device | str = "cpu",
+    ) -> "ModelWeights":
+        """The first `spec.n_layers` layers of a Hugging Face checkpoint folder and its tables, as they are.
+
+        Raises ValueError as :meth:`LayerWeights.from_folder`.
+        """
+        folder = Path(folder).expanduser()
+        files = tensor_files(folder)
+
+        def read(name: str, shape: tuple[int, ...]) -> Tensor:
+            if name not in files:
+                raise ValueError(f"weights {folder}: there is no tensor {name}")
+            return _read(folder / files[name], name, shape, dtype).to(device)
+
+        table = (spec.vocab, spec.hidden)
+        embedding = read("model.embed_tokens.weight", table)
+        return cls(
+            embedding,
+            [LayerWeights.from_folder(folder, index, spec, dtype, device) for index in range(spec.n_layers)],
+            read("model.norm.weight", (spec.hidden,)),
+            embedding if spec.tied_embeddings else read("lm_head.weight", table),
+        )
+
+    def checkpoint(self) -> dict[str, Tensor]:
+        """The same tensors by the names a Hugging Face checkpoint has for them (lm_head only where it is not tied)."""
+        named = {"model.embed_tokens.weight": self.embedding, "model.norm.weight": self.final_norm}
+        if self.lm_head is not self.embedding:
+            named["lm_head.weight"] = self.lm_head
+        for index, layer in enumerate(self.layers):
+            named |= {f"model.layers.{index}.{_CHECKPOINT_NAMES[k]}": tensor for k, tensor in layer.named().items()}
+        return named

@@ -6,11 +6,20 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import doctor, layer, op
+from bench import ab, compare, doctor, layer, op, report, step, sweep
 from bench.core import cli
 
 ROOT = Path(__file__).resolve().parent.parent
-_COMMANDS = {"bench.layer": layer.command, "bench.op": op.command, "bench.doctor": doctor.command}
+_COMMANDS = {
+    "bench.layer": layer.command,
+    "bench.op": op.command,
+    "bench.doctor": doctor.command,
+    "bench.step": step.command,
+    "bench.compare": compare.command,
+    "bench.ab": ab.command,
+    "bench.report": report.command,
+    "bench.sweep": sweep.command,
+}
 
 
 def flat(text: str) -> str:

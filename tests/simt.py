@@ -34,15 +34,15 @@ _DTYPE_NUMBERS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 def _structs() -> dict[str, type[ctypes.Structure]]:
     """The PODs of csrc/params.h, by the name of their op."""
     text = re.sub(r"//[^\n]*", "", (_ROOT / "csrc" / "params.h").read_text())
-    structs = {}
+    structs, types = {}, dict(_C_TYPES)
     for name, body in re.findall(r"struct (\w+)Params \{(.*?)\};", text, re.DOTALL):
         fields = []
         for declaration in filter(None, (part.strip() for part in body.split(";"))):
             kind, names = re.fullmatch(r"(?:const )?(\w+\*?) (.*)", declaration, re.DOTALL).groups()
-            c_type = ctypes.c_void_p if kind.endswith("*") else _C_TYPES[kind]
+            c_type = ctypes.c_void_p if kind.endswith("*") else types[kind]
             fields += [(field.strip(), c_type) for field in names.split(",")]
         op = re.sub(r"(?<!^)([A-Z])", r"_\1", name).lower()
-        structs[op] = type(f"{name}Params", (ctypes.Structure,), {"_fields_": fields})
+        structs[op] = types[f"{name}Params"] = type(f"{name}Params", (ctypes.Structure,), {"_fields_": fields})
     return structs
 
 
@@ -65,6 +65,8 @@ class Device:
         self._function("release").argtypes = [ctypes.c_void_p]
         self._function("gqa_decode_workspace_bytes").restype = ctypes.c_size_t
         for op, struct in STRUCTS.items():
+            if not hasattr(self._library, f"{self._prefix}{op}_params_bytes"):
+                continue  # no CUDA kernel
             size = self._function(f"{op}_params_bytes")
             size.restype = ctypes.c_size_t
             if ctypes.sizeof(struct) and size() != ctypes.sizeof(struct):

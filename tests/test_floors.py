@@ -5,7 +5,7 @@ import torch
 
 import pykernels as pk
 from bench.core import floors
-from pykernels.layer import OP_LABELS
+from pykernels.layer import OP_LABELS, op_labels
 
 STUDY = ["qwen2.5-7b", "mistral-7b-v0.3", "llama-3.1-8b"]
 
@@ -32,6 +32,18 @@ STUDY = ["qwen2.5-7b", "mistral-7b-v0.3", "llama-3.1-8b"]
         # the norm's 16, weights of 32x16 and twice 16x16, x 2x16, q 2x32, a slot of K and V 2x16, angles, position
         (floors.qkv_gemv(2, 16, 4, 2, 8, e=2, bias=False), 16 + 512 + 256 + 256 + 32 + 64 + 32 + 32, 2, 64 + 8),
         (floors.qkv_gemv(2, 16, 4, 2, 8, e=2, bias=True), 16 + 512 + 256 + 256 + 64 + 32 + 64 + 32 + 32, 2, 64 + 8),
+        # nibbles of 5 rows of 64, two scales a row; x 2x64, out 2x5; then a bias, a residual, zero points and a perm
+        (floors.int4_gemv(2, 64, 5, e=2, group_size=32), 10 + 128 + 10, 2, 160),
+        (
+            floors.int4_gemv(2, 64, 5, e=2, bias=True, residual=True, group_size=32, zeros=True, perm=True),
+            10 + 128 + 10 + 5 + 10,
+            2,
+            160 + 10 + 256,
+        ),
+        # two weights of 5 rows of 64 with one scale a row, the norm's 64, x 2x64, out 2x5
+        (floors.int4_swiglu_gemv(2, 64, 5, e=4, group_size=64), 10 + 64 + 128 + 10, 4, 320),
+        # 64 rows of 32 with a scale each; the norm's 32, x 2x32, q 2x32, a slot of K and V 2x16, angles, position
+        (floors.int4_qkv_gemv(2, 32, 4, 2, 8, e=2, bias=False, group_size=32), 64 + 32 + 64 + 64 + 64, 2, 1024 + 72),
         (floors.add(5, e=4), 5 + 5 + 5, 4, 0),
         # two rows of 3 in and out, two int64
         (floors.embedding(2, 3, e=2), 6 + 6, 2, 16),
@@ -47,6 +59,19 @@ def test_bytes_of_an_op(got, elements, element_bytes, other_bytes):
 def test_labels_are_those_of_the_layer(name, fusion):
     ops = floors.layer_ops(pk.models.get(name), fusion, 1, 10, torch.bfloat16)
     assert [(op.op, op.label) for op in ops] == OP_LABELS[fusion]
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize("group_size", [32, 128, -1])
+def test_a_layer_of_4_bit_weights(group_size, zeros):
+    spec = pk.models.get("tiny")
+    ops = floors.layer_ops(spec, "block", 1, 10, torch.bfloat16, group_size, zeros)
+    assert [(op.op, op.label) for op in ops] == op_labels("block", int4=True)
+    dense = floors.layer_ops(spec, "block", 1, 10, torch.bfloat16)
+    quantised = pk.LayerWeights.random(spec).quantize(group_size)
+    projections = [weight for weight in quantised.named().values() if isinstance(weight, pk.Int4Weight)]
+    saved = sum(2 * w.out_features * w.in_features - w.n_bytes - zeros * w.scales.numel() for w in projections)
+    assert sum(op.bytes for op in dense) - sum(op.bytes for op in ops) == saved
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])

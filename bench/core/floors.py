@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pykernels.layer import OP_LABELS
+from pykernels.layer import op_labels
 from pykernels.models import ModelSpec
 
 
@@ -49,6 +49,35 @@ def qkv_gemv(b: int, hidden: int, n_heads: int, n_kv_heads: int, head_dim: int, 
     return (hidden + rows * hidden + bias * rows + b * hidden + b * rows) * e + b * (4 * head_dim + 4)
 
 
+def int4_weight(n_in: int, n_out: int, e: int, group_size: int = 128, zeros: bool = False, perm: bool = False) -> int:
+    """Half a byte an element, a scale a group, a byte a group of zero points, four a column of act-order."""
+    groups = n_in // group_size
+    return n_out * (n_in // 2 + groups * (e + zeros)) + 4 * perm * n_in
+
+
+def int4_gemv(
+    b: int, n_in: int, n_out: int, e: int, bias: bool = False, residual: bool = False, **weight: int | bool
+) -> int:
+    """The weight (keywords of :func:`int4_weight`), x, out, and the optional vectors."""
+    vectors = (b * n_in + b * n_out + bias * n_out + residual * b * n_out) * e
+    return int4_weight(n_in, n_out, e, **weight) + vectors
+
+
+def int4_swiglu_gemv(b: int, n_in: int, n_out: int, e: int, norm: bool = True, **weight: int | bool) -> int:
+    """Both weights, the norm's weight, x, out."""
+    return 2 * int4_weight(n_in, n_out, e, **weight) + (norm * n_in + b * n_in + b * n_out) * e
+
+
+def int4_qkv_gemv(
+    b: int, hidden: int, n_heads: int, n_kv_heads: int, head_dim: int, e: int, bias: bool, **weight: int | bool
+) -> int:
+    """As :func:`qkv_gemv` with three 4-bit weights."""
+    q_rows, kv_rows = n_heads * head_dim, n_kv_heads * head_dim
+    weights = sum(int4_weight(hidden, rows, e, **weight) for rows in (q_rows, kv_rows, kv_rows))
+    dense = (q_rows + 2 * kv_rows) * hidden * e
+    return qkv_gemv(b, hidden, n_heads, n_kv_heads, head_dim, e, bias) - dense + weights
+
+
 def add(count: int, e: int) -> int:
     """a, b, out."""
     return 3 * count * e
@@ -57,6 +86,11 @@ def add(count: int, e: int) -> int:
 def embedding(b: int, hidden: int, e: int) -> int:
     """A row in and out and an int64 token a sequence: not the table."""
     return b * (2 * hidden * e + 8)
+
+
+def argmax(b: int, vocab: int, e: int) -> int:
+    """The logits, an int64 token, position and kv_len read and written."""
+    return b * (vocab * e + 8 + 16)
 
 
 @dataclass(frozen=True)
@@ -69,15 +103,32 @@ class OpBytes:
     bytes: int
 
 
-def layer_ops(spec: ModelSpec, fusion: str, batch: int, kv_len: int, dtype: torch.dtype) -> list[OpBytes]:
-    """Every op of one layer at that fusion, in order."""
+def layer_ops(
+    spec: ModelSpec,
+    fusion: str,
+    batch: int,
+    kv_len: int,
+    dtype: torch.dtype,
+    int4_group_size: int | None = None,
+    int4_zeros: bool = False,
+) -> list[OpBytes]:
+    """Every op of one layer at that fusion, in order; at fusion block with 4-bit projections of that group size."""
     b, e = batch, dtype.itemsize
     hidden, intermediate = spec.hidden, spec.intermediate
     heads, kv_heads, dim = spec.n_heads, spec.n_kv_heads, spec.head_dim
     q_rows, kv_rows = heads * dim, kv_heads * dim
 
+    four_bit = int4_group_size is not None
+
+    def weight(n_in: int) -> dict[str, int | bool]:
+        return dict(group_size=n_in if int4_group_size == -1 else int4_group_size, zeros=int4_zeros)
+
     def mat_vec(n_in: int, n_out: int, **extra: bool) -> tuple[str, int]:
-        return f"{b}x{n_in} -> {n_out}", gemv(b, n_in, n_out, e, **extra)
+        count = int4_gemv(b, n_in, n_out, e, **extra, **weight(n_in)) if four_bit else gemv(b, n_in, n_out, e, **extra)
+        return f"{b}x{n_in} -> {n_out}", count
+
+    qkv_sizes = (b, hidden, heads, kv_heads, dim, e, spec.qkv_bias)
+    swiglu_sizes = (b, hidden, intermediate, e)
 
     attention = f"{heads}/{kv_heads}x{dim}, kv {kv_len}", gqa_decode(b, heads, kv_heads, dim, kv_len, e)
     norm = f"{b}x{hidden}", rmsnorm(b, hidden, e)
@@ -99,13 +150,16 @@ def layer_ops(spec: ModelSpec, fusion: str, batch: int, kv_len: int, dtype: torc
         "mlp_residual": residual,
         "norm+qkv+rope": (
             f"{b}x{hidden} -> {q_rows}+2x{kv_rows}",
-            qkv_gemv(b, hidden, heads, kv_heads, dim, e, spec.qkv_bias),
+            int4_qkv_gemv(*qkv_sizes, **weight(hidden)) if four_bit else qkv_gemv(*qkv_sizes),
         ),
         "o+residual": mat_vec(q_rows, hidden, residual=True),
-        "norm+gate+up": (f"{b}x{hidden} -> 2x{intermediate}", swiglu_gemv(b, hidden, intermediate, e)),
+        "norm+gate+up": (
+            f"{b}x{hidden} -> 2x{intermediate}",
+            int4_swiglu_gemv(*swiglu_sizes, **weight(hidden)) if four_bit else swiglu_gemv(*swiglu_sizes),
+        ),
         "down+residual": mat_vec(intermediate, hidden, residual=True),
     }
-    return [OpBytes(op, label, *by_label[label]) for op, label in OP_LABELS[fusion]]
+    return [OpBytes(op, label, *by_label[label]) for op, label in op_labels(fusion, four_bit)]
 
 
 def microseconds(n_bytes: float, gbs: float) -> float:

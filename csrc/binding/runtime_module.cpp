@@ -299,4 +299,32 @@ PYBIND11_MODULE(_runtime, module) {
         params.dtype = element_bytes == 4 ? Dtype::float32 : Dtype::bfloat16;
         return cpu::qkv_gemv_workspace_bytes(params);
     });
+    module.def("int4_gemv_workspace_bytes", [](int batch, int in_features, int n_groups) {
+        Int4GemvParams params{};
+        params.batch = batch;
+        params.in_features = in_features;
+        params.weight.n_groups = n_groups;
+        return cpu::int4_gemv_workspace_bytes(params);
+    });
+    module.def("int4_swiglu_gemv_workspace_bytes",
+               [](int batch, int in_features, int gate_groups, int up_groups, int element_bytes) {
+                   Int4SwigluGemvParams params{};
+                   params.batch = batch;
+                   params.in_features = in_features;
+                   params.gate.n_groups = gate_groups;
+                   params.up.n_groups = up_groups;
+                   params.dtype = element_bytes == 4 ? Dtype::float32 : Dtype::bfloat16;
+                   return cpu::int4_swiglu_gemv_workspace_bytes(params);
+               });
+    module.def("int4_qkv_gemv_workspace_bytes",
+               [](int batch, int hidden, int q_groups, int k_groups, int v_groups, int element_bytes) {
+                   Int4QkvGemvParams params{};
+                   params.batch = batch;
+                   params.hidden = hidden;
+                   params.q.n_groups = q_groups;
+                   params.k.n_groups = k_groups;
+                   params.v.n_groups = v_groups;
+                   params.dtype = element_bytes == 4 ? Dtype::float32 : Dtype::bfloat16;
+                   return cpu::int4_qkv_gemv_workspace_bytes(params);
+               });
 }

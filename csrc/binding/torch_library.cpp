@@ -7,90 +7,12 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include <dlfcn.h>
-
 #include <cmath>
-#include <memory>
 
-#include "binding/checks.h"
-#include "runtime/program.h"
+#include "binding/op_arguments.h"
 
 namespace pykernels::binding {
 namespace {
-
-using MaybeTensor = std::optional<Tensor>;
-
-int32_t narrow(int64_t size) {
-    return static_cast<int32_t>(size);
-}
-
-// -1 for the CPU.
-int cuda_device(const Tensor& tensor) {
-    return tensor.is_cpu() ? -1 : tensor.get_device_index();
-}
-
-#ifdef PYKERNELS_CUDA
-// The stream torch is using now. It lies in torch's CUDA library, which a CPU build of torch does not have,
-// so it is looked up and not linked.
-void* current_stream(int device) {
-    using Function = AOTITorchError (*)(int32_t, void**);
-    // Python loads torch's libraries for themselves alone, so this one is asked for by name.
-    static void* const library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
-    static const auto function =
-        library ? reinterpret_cast<Function>(dlsym(library, "aoti_torch_get_current_cuda_stream")) : nullptr;
-    void* stream = nullptr;
-    if (function == nullptr || function(device, &stream) != AOTI_TORCH_SUCCESS) {
-        throw std::runtime_error("torch's current CUDA stream cannot be had: is this a CUDA build of torch?");
-    }
-    return stream;
-}
-#endif
-
-// The first tensor's device is the op's.
-void submit(Op op, std::initializer_list<const Tensor*> tensors) {
-    const int device = cuda_device(**tensors.begin());
-    Program* program = recording();
-    if (program == nullptr) {
-#ifdef PYKERNELS_CUDA
-        if (device >= 0) {
-            const cuda::DeviceScope scope(device);
-            launch(op, {device, current_stream(device), false});
-            return;
-        }
-#endif
-        launch(op, {});
-        return;
-    }
-    std::vector<std::shared_ptr<const void>> owners;
-    for (const Tensor* tensor : tensors) {
-        if (tensor != nullptr) owners.push_back(std::make_shared<const Tensor>(*tensor));
-    }
-    program->append(std::move(op), device, std::move(owners));
-}
-
-const Tensor* pointer(const MaybeTensor& tensor) {
-    return tensor ? &*tensor : nullptr;
-}
-
-void check_batch(const Argument& x) {
-    if (x.size(0) > max_batch) {
-        x.fail("of batch 1 to " + std::to_string(max_batch), "batch " + std::to_string(x.size(0)));
-    }
-}
-
-void check_eps(const char* op, double eps) {
-    if (!(eps >= 0 && eps < 1)) fail(op, "eps must be in [0, 1), got " + std::to_string(eps));
-}
-
-void check_heads(const Argument& q, int64_t n_heads, int64_t n_kv_heads, int64_t head_dim) {
-    if (n_heads % n_kv_heads != 0) {
-        q.fail("of a multiple of n_kv_heads (" + std::to_string(n_kv_heads) + ") heads",
-               std::to_string(n_heads) + " heads");
-    }
-    if (head_dim % 8 != 0 || head_dim > 256) {
-        q.fail("of a head_dim that is a multiple of 8 up to 256", "head_dim " + std::to_string(head_dim));
-    }
-}
 
 // What an op needs beside its tensors on the device of `like`. On CUDA only gqa_decode needs anything.
 size_t workspace_bytes(const GqaDecodeParams& params, const Argument& like) {
@@ -108,40 +30,6 @@ size_t workspace_bytes(const SwigluGemvParams& params, const Argument& like) {
 size_t workspace_bytes(const QkvGemvParams& params, const Argument& like) {
     return like.tensor().is_cpu() ? cpu::qkv_gemv_workspace_bytes(params) : 0;
 }
-
-// The caller's workspace, checked, or a new one of `bytes` bytes.
-class Workspace {
-  public:
-    Workspace(const char* op, MaybeTensor& given, size_t bytes, const Argument& like,
-              std::initializer_list<const Argument*> others) {
-        if (given) {
-            Argument workspace(op, "workspace", *given);
-            workspace.type(ScalarType::Byte).shape({-1}).same_device(like);
-            if (workspace.size(0) < static_cast<int64_t>(bytes)) {
-                workspace.fail("of at least " + std::to_string(bytes) + " bytes",
-                               std::to_string(workspace.size(0)) + " bytes");
-            }
-            if (reinterpret_cast<uintptr_t>(workspace.data()) % 64 != 0) {
-                workspace.fail("64-byte aligned", "an address that is not");
-            }
-            check_no_overlap(workspace, others);
-            data_ = workspace.data();
-            bytes_ = workspace.bytes();
-        } else if (bytes > 0) {
-            const int64_t size[] = {static_cast<int64_t>(bytes)};
-            given = torch::stable::new_empty(like.tensor(), {size, 1}, ScalarType::Byte);
-            if (!like.tensor().is_cpu()) torch::stable::zero_(*given);  // counters start at zero
-            data_ = given->data_ptr();
-            bytes_ = size[0];
-        }
-    }
-    void* data() const { return data_; }
-    int64_t bytes() const { return bytes_; }
-
-  private:
-    void* data_ = nullptr;
-    int64_t bytes_ = 0;
-};
 
 void rmsnorm(const Tensor& x_, const Tensor& weight_, double eps, const Tensor& out_) {
     Argument x("rmsnorm", "x", x_), weight("rmsnorm", "weight", weight_), out("rmsnorm", "out", out_);
@@ -171,31 +59,6 @@ void gemv(const Tensor& x_, const Tensor& weight_, const MaybeTensor& bias_, con
                       narrow(x.size(1)), narrow(weight.size(0)), dtype},
            {&x_, &weight_, pointer(bias_), pointer(residual_), &out_});
 }
-
-// The cache, the angles and the position, as rope_kv_append and qkv_gemv share them.
-struct RopeArguments {
-    Argument cos_sin, position, k_cache, v_cache;
-
-    RopeArguments(const char* op, const Tensor& cos_sin_, const Tensor& position_, const Tensor& k_cache_,
-                  const Tensor& v_cache_)
-        : cos_sin(op, "cos_sin", cos_sin_),
-          position(op, "position", position_),
-          k_cache(op, "k_cache", k_cache_),
-          v_cache(op, "v_cache", v_cache_) {}
-
-    void check(const Argument& x, int64_t n_kv_heads, int64_t head_dim) const {
-        k_cache.like(x).shape({x.size(0), n_kv_heads, -1, head_dim});
-        v_cache.like(x).shape_of(k_cache);
-        cos_sin.type(ScalarType::Float).same_device(x).shape({-1, head_dim});
-        position.type(ScalarType::Int).same_device(x).shape({x.size(0)});
-        const int64_t limit = std::min(cos_sin.size(0), k_cache.size(2));
-        if (x.tensor().is_cpu()) {
-            check_range(position, 0, limit - 1, "the slots of the cache and the rows of cos_sin");
-        }
-        check_no_overlap(k_cache, {&x, &v_cache, &cos_sin, &position});
-        check_no_overlap(v_cache, {&x, &cos_sin, &position});
-    }
-};
 
 void rope_kv_append(const Tensor& q_, const Tensor& k_, const Tensor& v_, const Tensor& cos_sin_,
                     const Tensor& position_, const Tensor& k_cache_, const Tensor& v_cache_,
@@ -321,23 +184,11 @@ void qkv_gemv(const Tensor& x_, const Tensor& norm_weight_, double eps, const Te
     const int64_t n_kv_heads = rope.k_cache.size(1), head_dim = rope.k_cache.size(3);
     norm_weight.like(x).shape({hidden});
     q_weight.like(x).shape({-1, hidden});
-    if (q_weight.size(0) % head_dim != 0) {
-        q_weight.fail("of a multiple of head_dim (" + std::to_string(head_dim) + ") rows",
-                      std::to_string(q_weight.size(0)) + " rows");
-    }
-    const int64_t n_heads = q_weight.size(0) / head_dim;
-    check_heads(q_weight, n_heads, n_kv_heads, head_dim);
+    const int64_t n_heads = checked_heads(q_weight, n_kv_heads, head_dim);
     out.like(x).shape({x.size(0), n_heads, head_dim});
     k_weight.like(x).shape({n_kv_heads * head_dim, hidden});
     v_weight.like(x).shape_of(k_weight);
-    if (bool(q_bias) != bool(k_bias) || bool(q_bias) != bool(v_bias)) {
-        fail(op, "q_bias, k_bias and v_bias must be given together or not at all");
-    }
-    if (q_bias) {
-        q_bias->like(x).shape({n_heads * head_dim});
-        k_bias->like(x).shape({n_kv_heads * head_dim});
-        v_bias->like(x).shape_of(*k_bias);
-    }
+    check_qkv_biases(op, x, n_heads * head_dim, n_kv_heads * head_dim, q_bias, k_bias, v_bias);
     rope.check(x, n_kv_heads, head_dim);
     check_eps(op, eps);
     check_no_overlap(out, {&x, &norm_weight, &q_weight, &k_weight, &v_weight, q_bias.get(), k_bias.get(),
@@ -403,6 +254,33 @@ void embedding(const Tensor& token_, const Tensor& table_, const Tensor& out_) {
            {&token_, &table_, &out_});
 }
 
+void argmax(const Tensor& logits_, const MaybeTensor& position_, const MaybeTensor& kv_len_, int64_t max_len,
+            const Tensor& out_) {
+    const char* op = "argmax";
+    Argument logits(op, "logits", logits_), out(op, "out", out_);
+    OptionalArgument position(op, "position", position_), kv_len(op, "kv_len", kv_len_);
+    const Dtype dtype = logits.shape({-1, -1}).dtype();
+    check_batch(logits);
+    out.type(ScalarType::Long).same_device(logits).shape({logits.size(0)});
+    if (bool(position) != bool(kv_len)) fail(op, "position and kv_len must be given together or not at all");
+    check_no_overlap(out, {&logits, position.get(), kv_len.get()});
+    if (position) {
+        if (max_len < 1 || max_len > INT32_MAX) {
+            fail(op,
+                 "max_len must be in 1.." + std::to_string(INT32_MAX) + ", got " + std::to_string(max_len));
+        }
+        position->type(ScalarType::Int).same_device(logits).shape({logits.size(0)});
+        kv_len->type(ScalarType::Int).same_device(logits).shape({logits.size(0)});
+        if (logits_.is_cpu()) check_range(*position, 0, max_len - 1, "the slots of the cache");
+        check_no_overlap(*position, {&logits, kv_len.get()});
+        check_no_overlap(*kv_len, {&logits});
+    }
+    submit(ArgmaxParams{logits.data(), static_cast<int64_t*>(out.data()),
+                        static_cast<int32_t*>(position.data()), static_cast<int32_t*>(kv_len.data()),
+                        narrow(logits.size(0)), narrow(logits.size(1)), narrow(max_len), dtype},
+           {&logits_, pointer(position_), pointer(kv_len_), &out_});
+}
+
 // The controls. `x` only names the device.
 
 void null(const Tensor& x_) {
@@ -462,6 +340,8 @@ STABLE_TORCH_LIBRARY(pykernels, library) {
         "Tensor(b!) v_cache, Tensor(c!) out, Tensor(d!)? workspace) -> ()");
     library.def("add(Tensor a, Tensor b, Tensor(a!) out) -> ()");
     library.def("embedding(Tensor token, Tensor table, Tensor(a!) out) -> ()");
+    library.def(
+        "argmax(Tensor logits, Tensor(a!)? position, Tensor(b!)? kv_len, int max_len, Tensor(c!) out) -> ()");
     library.def("null(Tensor x) -> ()");
     library.def("spin(Tensor x, float duration_us) -> ()");
     library.def("ceiling_read(Tensor src, Tensor(a!) sink) -> ()");
@@ -483,7 +363,10 @@ STABLE_TORCH_LIBRARY(pykernels, library) {
     library.impl("ceiling_read", TORCH_BOX(&ceiling_read));     \
     library.impl("ceiling_copy", TORCH_BOX(&ceiling_copy));
 
-STABLE_TORCH_LIBRARY_IMPL(pykernels, CPU, library){PYKERNELS_IMPLEMENTATIONS(library)}
+STABLE_TORCH_LIBRARY_IMPL(pykernels, CPU, library) {
+    PYKERNELS_IMPLEMENTATIONS(library)
+    library.impl("argmax", TORCH_BOX(&argmax));  // no CUDA kernel yet
+}
 #ifdef PYKERNELS_CUDA
 STABLE_TORCH_LIBRARY_IMPL(pykernels, CUDA, library) {
     PYKERNELS_IMPLEMENTATIONS(library)

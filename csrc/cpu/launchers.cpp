@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "cpu/gqa_plan.h"
+#include "cpu/int4_plan.h"
 #include "cpu/kernels.h"
 #include "ops.h"
 
@@ -43,7 +44,11 @@ PYKERNELS_LAUNCHER(gqa_decode, GqaDecodeParams)
 PYKERNELS_LAUNCHER(silu_mul, SiluMulParams)
 PYKERNELS_LAUNCHER(swiglu_gemv, SwigluGemvParams)
 PYKERNELS_LAUNCHER(qkv_gemv, QkvGemvParams)
+PYKERNELS_LAUNCHER(int4_gemv, Int4GemvParams)
+PYKERNELS_LAUNCHER(int4_swiglu_gemv, Int4SwigluGemvParams)
+PYKERNELS_LAUNCHER(int4_qkv_gemv, Int4QkvGemvParams)
 PYKERNELS_LAUNCHER(add, AddParams)
+PYKERNELS_LAUNCHER(argmax, ArgmaxParams)
 PYKERNELS_LAUNCHER(ceiling_read, CeilingReadParams)
 PYKERNELS_LAUNCHER(ceiling_copy, CeilingCopyParams)
 
@@ -76,6 +81,23 @@ size_t swiglu_gemv_workspace_bytes(const SwigluGemvParams& params) {
 
 size_t qkv_gemv_workspace_bytes(const QkvGemvParams& params) {
     return aligned(params.batch * params.hidden * dtype_bytes(params.dtype));
+}
+
+size_t int4_gemv_workspace_bytes(const Int4GemvParams& params) {
+    return aligned(int4_x_bytes(params.batch, params.in_features, params.weight.n_groups));
+}
+
+size_t int4_swiglu_gemv_workspace_bytes(const Int4SwigluGemvParams& params) {
+    return aligned(int4_normed_bytes(params.batch, params.in_features, params.dtype) +
+                   int4_x_bytes(params.batch, params.in_features, params.gate.n_groups) +
+                   int4_x_bytes(params.batch, params.in_features, params.up.n_groups));
+}
+
+size_t int4_qkv_gemv_workspace_bytes(const Int4QkvGemvParams& params) {
+    return aligned(int4_normed_bytes(params.batch, params.hidden, params.dtype) +
+                   int4_x_bytes(params.batch, params.hidden, params.q.n_groups) +
+                   int4_x_bytes(params.batch, params.hidden, params.k.n_groups) +
+                   int4_x_bytes(params.batch, params.hidden, params.v.n_groups));
 }
 
 }  // namespace pykernels::cpu

@@ -12,8 +12,12 @@ namespace pykernels {
 namespace {
 
 constexpr const char* op_names[] = {
-    "rmsnorm", "gemv",      "rope_kv_append", "gqa_decode", "silu_mul",     "swiglu_gemv",  "qkv_gemv",
-    "add",     "embedding", "null",           "spin",       "ceiling_read", "ceiling_copy",
+    "rmsnorm",       "gemv",         "rope_kv_append",
+    "gqa_decode",    "silu_mul",     "swiglu_gemv",
+    "qkv_gemv",      "int4_gemv",    "int4_swiglu_gemv",
+    "int4_qkv_gemv", "add",          "embedding",
+    "argmax",        "null",         "spin",
+    "ceiling_read",  "ceiling_copy",
 };
 static_assert(std::size(op_names) == std::variant_size_v<Op>);
 
@@ -25,8 +29,12 @@ struct CpuLauncher {
     void operator()(const SiluMulParams& params) const { cpu::silu_mul(params); }
     void operator()(const SwigluGemvParams& params) const { cpu::swiglu_gemv(params); }
     void operator()(const QkvGemvParams& params) const { cpu::qkv_gemv(params); }
+    void operator()(const Int4GemvParams& params) const { cpu::int4_gemv(params); }
+    void operator()(const Int4SwigluGemvParams& params) const { cpu::int4_swiglu_gemv(params); }
+    void operator()(const Int4QkvGemvParams& params) const { cpu::int4_qkv_gemv(params); }
     void operator()(const AddParams& params) const { cpu::add(params); }
     void operator()(const EmbeddingParams& params) const { cpu::embedding(params); }
+    void operator()(const ArgmaxParams& params) const { cpu::argmax(params); }
     void operator()(const NullParams& params) const { cpu::null(params); }
     void operator()(const SpinParams& params) const { cpu::spin(params); }
     void operator()(const CeilingReadParams& params) const { cpu::ceiling_read(params); }
@@ -34,6 +42,11 @@ struct CpuLauncher {
 };
 
 #ifdef PYKERNELS_CUDA
+[[noreturn]] void fail_without_cuda(const char* op, const char* argument) {
+    throw std::invalid_argument(std::string("pykernels::") + op + ": " + argument +
+                                " must be on the cpu: this op is not built for CUDA yet");
+}
+
 struct CudaLauncher {
     cuda::Stream stream;
     void operator()(const RmsnormParams& params) const { cuda::rmsnorm(params, stream); }
@@ -43,8 +56,12 @@ struct CudaLauncher {
     void operator()(const SiluMulParams& params) const { cuda::silu_mul(params, stream); }
     void operator()(const SwigluGemvParams& params) const { cuda::swiglu_gemv(params, stream); }
     void operator()(const QkvGemvParams& params) const { cuda::qkv_gemv(params, stream); }
+    void operator()(const Int4GemvParams&) const { fail_without_cuda("int4_gemv", "x"); }
+    void operator()(const Int4SwigluGemvParams&) const { fail_without_cuda("int4_swiglu_gemv", "x"); }
+    void operator()(const Int4QkvGemvParams&) const { fail_without_cuda("int4_qkv_gemv", "x"); }
     void operator()(const AddParams& params) const { cuda::add(params, stream); }
     void operator()(const EmbeddingParams& params) const { cuda::embedding(params, stream); }
+    void operator()(const ArgmaxParams&) const { fail_without_cuda("argmax", "logits"); }
     void operator()(const NullParams& params) const { cuda::null(params, stream); }
     void operator()(const SpinParams& params) const { cuda::spin(params, stream); }
     void operator()(const CeilingReadParams& params) const { cuda::ceiling_read(params, stream); }

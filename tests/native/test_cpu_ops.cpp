@@ -128,6 +128,24 @@ void rmsnorm_and_swiglu(int batch, int n_in, int n_out) {
     compare("swiglu_gemv", out, expected);
 }
 
+void argmax(int batch, int vocab) {
+    const auto logits = random(size_t(batch) * vocab);
+    std::vector<int64_t> token(size_t(batch) + 1, -1);
+    std::vector<int32_t> position(size_t(batch), 3), kv_len(size_t(batch), 4);
+    const ArgmaxParams params{logits.data(), token.data(), position.data(), kv_len.data(), batch, vocab, 5,
+                              Dtype::float32};
+    for (const int expected : {4, 4}) {  // the second run stands at the cache's last slot
+        cpu::argmax(params);
+        for (int b = 0; b < batch; ++b) {
+            const float* row = logits.data() + size_t(b) * vocab;
+            for (int i = 0; i < vocab; ++i) CHECK(row[i] <= row[token[size_t(b)]], "argmax: %d is larger", i);
+            CHECK(position[size_t(b)] == expected && kv_len[size_t(b)] == expected + 1,
+                  "argmax: position %d, kv_len %d", position[size_t(b)], kv_len[size_t(b)]);
+        }
+    }
+    CHECK(token.back() == -1, "argmax wrote past its output");
+}
+
 }  // namespace
 
 int main() {
@@ -142,6 +160,8 @@ int main() {
                     for (const int n_out : {1, 5, 129}) gemv(batch, n_in, n_out);
                 }
                 rmsnorm_and_swiglu(batch, 130, 37);
+                argmax(batch, 1);
+                argmax(batch, 1001);
             }
             for (const int kv_len : {1, 2, 63, 64, 65, 500}) {
                 gqa_decode(1, 28, 4, 128, 500, kv_len);

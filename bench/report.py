@@ -1,0 +1,324 @@
+"""A folder of result documents as tables and pictures, the paper's published figures beside the measured ones.
+
+python -m bench.report results --out=report --price=H200=4.54
+
+Writes report.md, figures/*.png and *.svg, and report.html: one file that opens without a network.
+"""
+
+import base64
+import html
+import io
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bench.core import cli
+from bench.core.document import Document, write_atomically
+from bench.core.errors import flag_error
+from bench.core.tables import microseconds, percent
+from bench.study import collect, cost, paper
+from bench.study.collect import Folder
+
+Grid = tuple[list[str], list[list[str]]]
+
+
+@dataclass
+class Section:
+    """One part of the report. `figures` are (file stem, what it shows, PNG, SVG)."""
+
+    title: str
+    words: list[str] = field(default_factory=list)
+    grids: list[Grid] = field(default_factory=list)
+    figures: list[tuple[str, str, bytes, bytes]] = field(default_factory=list)
+
+
+def picture(stem: str, words: str, draw: Callable) -> tuple[str, str, bytes, bytes]:
+    """Draw, as PNG and as SVG."""
+    from matplotlib import pyplot
+
+    figure = draw()
+    images = []
+    for kind in ("png", "svg"):
+        stream = io.BytesIO()
+        figure.savefig(stream, format=kind, dpi=150)
+        images.append(stream.getvalue())
+    pyplot.close(figure)
+    return stem, words, *images
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A fixed number of decimals; - where there is none."""
+    return "-" if value is None else f"{value:,.{digits}f}"
+
+
+def environment_section(folder: Folder) -> Section:
+    """What ran where."""
+    rows = {}
+    for result in folder.documents:
+        if "environment" not in result:  # a comparison ran nothing itself
+            continue
+        machine = result["environment"]
+        commit = (machine.get("commit") or "unknown")[:9] + (" dirty" if machine.get("commit_dirty") else "")
+        key = (collect.device_name(result), machine["torch"]["version"], commit)
+        rows.setdefault(key, []).append(result)
+    grid = [
+        [*key, str(len(results)), ", ".join(sorted({result["kind"] for result in results})),
+         min(result["created"] for result in results)[:10]]
+        for key, results in rows.items()
+    ]  # fmt: skip
+    words = [
+        f"Published figures are those of [{paper.source()['title']}]({paper.source()['url']}), from its text. "
+        "They do not all agree with each other: see docs/paper.md."
+    ]
+    if folder.skipped:
+        words.append(f"Not result documents, left out: {', '.join(folder.skipped)}.")
+    return Section("What was run", words, [(["device", "torch", "commit", "documents", "kinds", "first"], grid)])
+
+
+def steps_section(folder: Folder) -> Section | None:
+    """Whole steps: times, floors, launches, and what found no memory."""
+    from bench.study import figures
+
+    rows = collect.step_rows(folder)
+    failed = collect.failed_cells(folder)
+    if not rows and not failed:
+        return None
+    section = Section("Whole steps and the memory floor")
+    headings = ["", "device", "model", "ctx", "batch", "arm", "step ms", "floor ms", "R_floor", "of read", "launches"]
+    section.grids.append((headings, _step_table(rows)))
+    if drifting := [row for row in rows if row["drifting"]]:
+        named = ", ".join(f"{row['model']} ctx {row['ctx']} b{row['batch']} {row['arm']}" for row in drifting)
+        section.words.append(f"Drifted while they were measured, compare by ratio only: {named}.")
+    if failed:
+        asked = [
+            f"{row['memory']['asked_bytes'] / 1e9:.2f} / {row['memory']['peak_bytes'] / 1e9:.2f}"
+            if row["memory"]
+            else "-"
+            for row in failed
+        ]
+        section.grids.append((
+            ["model", "ctx", "batch", "arm", "status", "reason", "GB asked / peak"],
+            [[row["model"], str(row["ctx"]), str(row["batch"]), row["arm"], row["status"], str(row["reason"]), gb]
+             for row, gb in zip(failed, asked, strict=True)],
+        ))  # fmt: skip
+    section.figures.append(picture("floor-ratio", "R_floor over peak bandwidth", lambda: figures.floor_ratio(rows)))
+    with_ladder = [result for result in folder.of_kind("step") if result.get("ladder")]
+    if with_ladder:
+        section.figures.append(picture("ladder", "The ladder of every step", lambda: figures.ladders(with_ladder)))
+    with_ops = [result for result in folder.of_kind("step") if result.get("ops")]
+    if with_ops:
+        section.figures.append(picture("anatomy", "Anatomy of a native step", lambda: figures.anatomy(with_ops)))
+    return section
+
+
+def _step_table(rows: Sequence[collect.Row]) -> list[list[str]]:
+    ratios = {(one.gpu, one.model, one.ctx, one.batch, one.arm): one.value for one in paper.published("R_floor")}
+    table = [
+        ["measured", row["device_name"], row["model"], str(row["ctx"]), str(row["batch"]), row["arm"],
+         number(row["p50_ms"]),
+         number(row["t_floor_ms"]), number(row["R_floor"]), percent(row["share_of_read"]), str(row["launches"])]
+        for row in rows
+    ]  # fmt: skip
+    for one in paper.published("step_ms"):
+        ratio = ratios.get((one.gpu, one.model, one.ctx, one.batch, one.arm))
+        table.append(["published", one.gpu, one.model, str(one.ctx), str(one.batch), one.arm, number(one.value, 2), "-",
+                      number(ratio), "-", "-"])  # fmt: skip
+    return table
+
+
+def speedup_section(folder: Folder) -> Section | None:
+    """What taking the launches away brings, and the sessions behind it."""
+    from bench.study import figures
+
+    rows = collect.speedups(folder)
+    if not rows:
+        return None
+
+    def interval(low: float | None, high: float | None) -> str:
+        return "-" if low is None else f"{low:.3f} to {high:.3f}"
+
+    grid = [
+        ["measured", row["device_name"], row["model"], str(row["ctx"]), str(row["batch"]), row["what"],
+         number(row["speedup"]), interval(row["low"], row["high"]), str(row["sessions"])]
+        for row in rows
+    ] + [
+        ["published", one.gpu, one.model, str(one.ctx), str(one.batch), "eager / graph", number(one.value),
+         interval(one.low, one.high), one.place]
+        for one in paper.published("graph_speedup")
+    ]  # fmt: skip
+    headings = ["", "device", "model", "ctx", "batch", "what", "speed-up", "95%", "sessions"]
+    section = Section("Speed-up", grids=[(headings, grid)])
+    section.figures.append(picture("speedup", "Speed-up over the context", lambda: figures.speedup(rows)))
+    analysed = [result for result in folder.of_kind("ab") if result["analysis"]["speedup"]]
+    for result in analysed:
+        words, grid = _verdict(result)
+        section.words.append(words)
+        section.grids.append(grid)
+    if analysed:
+        section.figures.append(picture("sessions", "Medians of every session", lambda: figures.distributions(analysed)))
+    return section
+
+
+def _verdict(result: Document) -> tuple[str, Grid]:
+    """What a document of kind `ab` came to: its claim and verdict, and its spreads."""
+    analysis, rule = result["analysis"], result["registered"]["rule"]
+    outcome = f"**{analysis['verdict']}**, {analysis['because']}"
+    words = f"{result['title']}: claim `{rule['name']}` ({rule['claim']}): {outcome}."
+    rows = []
+    for name, key in (("a, us", "a"), ("b, us", "b"), ("a / b", "speedup")):
+        s, form = analysis[key], number if key == "speedup" else microseconds
+        intervals = [
+            f"{form(s[low])} to {form(s[high])}" for low, high in (("low", "high"), ("plain_low", "plain_high"))
+        ]
+        rows.append([name, str(s["n"]), form(s["mean"]), form(s["sd"]), percent(s["cv"]), *intervals])
+    pair = result["title"].partition(",")[0]
+    return words, ([pair, "sessions", "mean", "SD", "CV", "95% of the mean", "95% as the study takes it"], rows)
+
+
+def attention_section(folder: Folder) -> Section | None:
+    """Attention alone."""
+    from bench.study import figures
+
+    rows = collect.attention_rows(folder)
+    if not rows:
+        return None
+    grid = [
+        ["measured", row["device_name"], row["arm"], row["shape"], microseconds(row["us"])] for row in rows
+    ] + [["published", one.gpu, one.arm, f"{one.model}, ctx {one.ctx}", number(one.value, 2)]
+         for one in paper.published("attention_us")]  # fmt: skip
+    section = Section("Attention alone", grids=[(["", "device", "arm", "shape", "us"], grid)])
+    section.figures.append(picture("attention", "Attention of one layer alone", lambda: figures.attention(rows)))
+    return section
+
+
+def comparison_section(folder: Folder) -> Section | None:
+    """What documents of kind `compare` found."""
+    rows = [
+        [result["created"][:10], row["key"], microseconds(row["a_us"]), microseconds(row["b_us"]), number(row["ratio"]),
+         f"{row['low']:.3f} to {row['high']:.3f}", f"{row['p']:.2g}", row["verdict"]]
+        for result in folder.of_kind("compare")
+        for row in result["comparisons"]
+    ]  # fmt: skip
+    if not rows:
+        return None
+    return Section("Comparisons", grids=[(["made", "arm", "A us", "B us", "B / A", "95%", "p", "verdict"], rows)])
+
+
+def cost_section(folder: Folder, flags: Sequence[str]) -> Section:
+    """USD a million tokens."""
+    from bench.study import figures
+
+    known = cost.prices(flags)
+    steps = collect.step_rows(folder)
+    rows = [*cost.measured(steps, known), *cost.published(known)]
+    section = Section("Cost")
+    unpriced = dict.fromkeys(row["device_name"] for row in steps if not cost.price_of(row["device_name"], known))
+    for device in unpriced:
+        section.words.append(f"No price is known for {device}: give --price.")
+    section.words.append("A million tokens on a machine that does nothing else: no idle time, network or storage.")
+    section.grids.append((
+        ["", "device", "model", "ctx", "batch", "arm", "step ms", "USD/h", "price of", "USD a million tokens"],
+        [[r.origin, r.gpu, r.model, str(r.ctx), str(r.batch), r.arm, number(r.step_ms), number(r.price.usd_per_hour, 2),
+          f"{r.price.date}, {r.price.source}", number(r.usd_per_million_tokens, 2)] for r in rows],
+    ))  # fmt: skip
+    section.figures.append(picture("cost", "USD a million tokens", lambda: figures.cost(rows)))
+    return section
+
+
+def as_markdown(title: str, sections: Sequence[Section]) -> str:
+    """The report as Markdown, its pictures beside it."""
+    lines = [f"# {title}", ""]
+    for section in sections:
+        lines += [f"## {section.title}", "", *(line for words in section.words for line in (words, ""))]
+        for headings, rows in section.grids:
+            lines += ["| " + " | ".join(headings) + " |", "|" + "---|" * len(headings)]
+            lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+            lines.append("")
+        for stem, words, _, _ in section.figures:
+            lines += [f"![{words}](figures/{stem}.png)", ""]
+    return "\n".join(lines)
+
+
+_STYLE = """
+body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; color: #222; }
+table { border-collapse: collapse; margin: 1rem 0; font-size: 13px; display: block; overflow-x: auto; }
+th, td { border-bottom: 1px solid #ddd; padding: 0.25rem 0.6rem; text-align: left; }
+tr.published td { color: #666; background: #f6f6f6; font-style: italic; }
+img { max-width: 100%; margin: 0.5rem 0; }
+"""
+
+
+def _inline(words: str) -> str:
+    """The little Markdown that sections use: bold, code, links."""
+    text = html.escape(words, quote=False)
+    text = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", text)
+    text = re.sub(r"`(.+?)`", r"<code>\1</code>", text)
+    return re.sub(r"\[(.+?)\]\((https://[^)\s]+)\)", r'<a href="\2">\1</a>', text)
+
+
+def as_html(title: str, sections: Sequence[Section]) -> str:
+    """The report as one page with its pictures inside."""
+    parts = [
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f"<style>{_STYLE}</style></head><body><h1>{html.escape(title)}</h1>"
+    ]
+    for section in sections:
+        parts.append(f"<h2>{html.escape(section.title)}</h2>")
+        parts += [f"<p>{_inline(words)}</p>" for words in section.words]
+        for headings, rows in section.grids:
+            parts.append("<table><tr>" + "".join(f"<th>{html.escape(name)}</th>" for name in headings) + "</tr>")
+            for row in rows:
+                kind = ' class="published"' if row[0] == "published" else ""
+                parts.append(f"<tr{kind}>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>")
+            parts.append("</table>")
+        for _, words, png, _ in section.figures:
+            data = base64.b64encode(png).decode()
+            parts.append(f'<img alt="{html.escape(words)}" src="data:image/png;base64,{data}">')
+    return "\n".join([*parts, "</body></html>"])
+
+
+def make_sections(folder: Folder, prices: Sequence[str]) -> list[Section]:
+    """Every part that the folder has documents for."""
+    made = [
+        environment_section(folder), steps_section(folder), speedup_section(folder), attention_section(folder),
+        comparison_section(folder),
+        cost_section(folder, prices),
+    ]  # fmt: skip
+    return [section for section in made if section is not None]
+
+
+def command(
+    directory: Annotated[str, typer.Argument(metavar="DIR", help="a folder of result documents")],
+    out: Annotated[str, typer.Option("--out", help="the folder to write to; default: DIR/report")] = "",
+    title: Annotated[str, typer.Option("--title", help="of the report")] = "launchtax report",
+    price: Annotated[
+        list[str] | None, typer.Option("--price", help="GPU=USD_per_hour, before those of the dated file; repeatable")
+    ] = None,
+) -> int:
+    """Tables and pictures of a folder of result documents, the paper's figures beside them."""
+    cost.prices(price or [])
+    folder = collect.load_folder(Path(directory).expanduser())
+    target = Path(out).expanduser() if out else folder.path / "report"
+    try:
+        (target / "figures").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise flag_error("--out", target, f"a folder that can be made: {error.strerror}") from None
+    sections = make_sections(folder, price or [])
+    dated = f"{title}, {datetime.now(UTC).date().isoformat()}"
+    for stem, _, png, svg in (figure for section in sections for figure in section.figures):
+        write_atomically(target / "figures" / f"{stem}.png", png)
+        write_atomically(target / "figures" / f"{stem}.svg", svg)
+    write_atomically(target / "report.md", as_markdown(dated, sections).encode())
+    write_atomically(target / "report.html", as_html(dated, sections).encode())
+    print(f"{len(folder.documents)} documents: {target / 'report.md'}, {target / 'report.html'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run("bench.report", command))

@@ -1,0 +1,256 @@
+"""A whole decode step: embedding, every layer, final norm, lm_head and argmax, by the study's protocol.
+
+python -m bench.step --backend=native,transformers --model=tiny --ctx=2048 --json=step.json
+
+Each step decodes the next token: kv_len grows by one a step, as in the study (5 warm-up steps, 30 measured ones, the
+median). The cache before ctx holds random K and V.
+"""
+
+import resource
+import sys
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+
+import pykernels as pk
+from bench.backends import MODES
+from bench.core import cli, environment, measure, tables
+from bench.core.ceiling import Ceiling
+from bench.core.document import SCHEMA, Document
+from bench.core.errors import flag_error
+from bench.core.measure import Arm
+from bench.core.progress import progress
+from bench.study import drift, step_arms
+from bench.study.step_entries import (
+    Settings,
+    anatomy,
+    arm_document,
+    count_launches_per_layer,
+    make_ladders,
+    step_bytes,
+    title,
+)
+from pykernels.layer import available_bytes
+
+_PROGRAM = "bench.step"
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most memory this process has held: of the device's allocator, or resident on the host."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def make_model(settings: Settings) -> pk.DecodeModel:
+    """Weights and caches. Raises MemoryError where they do not fit what is there (or --memory-limit-gb)."""
+    spec, dtype, device = settings.spec, settings.torch_dtype, settings.device
+    asked, available = settings.bytes_asked()["asked_bytes"], available_bytes(device)
+    if settings.memory_limit_gb:
+        available = min(available, int(settings.memory_limit_gb * 1e9))
+    if asked > available:
+        raise MemoryError(f"weights and cache ask for {asked / 1e9:.2f} GB, {available / 1e9:.2f} GB are available")
+    if settings.weights:
+        weights = cli.usage(lambda: pk.ModelWeights.from_folder(settings.weights, spec, dtype, device))
+    else:
+        weights = pk.ModelWeights.random(spec, dtype, device, settings.seed, settings.shared_weights)
+    return cli.usage(
+        lambda: pk.DecodeModel(spec, weights, settings.max_len, settings.batch, dtype, device, settings.seed)
+    )
+
+
+def out_of_memory_arms(settings: Settings, error: BaseException) -> list[Arm]:
+    """Every wanted arm, none of which had room."""
+    arms = []
+    for name, modes, fusions in settings.groups:
+        backend = step_arms.backends()[name]
+        for fusion in backend.fusions(fusions):
+            for mode in modes:
+                if reason := backend.reason(mode, settings.device):
+                    arms.append(measure.unsupported(name, mode, reason, fusion))
+                else:
+                    arms.append(Arm(name, mode, fusion))
+                    arms[-1].fail(error)
+    return arms
+
+
+def run(settings: Settings) -> Document:
+    """Measure. Ctrl-C after the first round ends it early: the document says so and keeps what was finished."""
+    spec, dtype = settings.spec, settings.torch_dtype
+    machine = environment.collect()
+    spec_gbs, source = settings.spec_bandwidth
+    device_name = machine["gpu"]["name"] if settings.device.type == "cuda" else machine["cpu"]["model"]
+    ceiling, model, finished = None, None, True
+    try:
+        model = make_model(settings)
+        arms = [
+            arm
+            for name, modes, fusions in settings.groups
+            for arm in step_arms.arms_of(step_arms.backends()[name], model, modes, fusions, settings.ctx)
+        ]
+        ceiling = Ceiling(settings.device)
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        arms = out_of_memory_arms(settings, error)
+    bandwidths: Document = {"spec_gbs": spec_gbs, "spec_source": source, "read_gbs": None, "copy_gbs": None}
+    ops: list[Document] = []
+    per_layer: dict[str, int] = {}
+    ladders: Document = {"ladder": {}, "ladder_notes": {}}
+    if ceiling is not None:
+        runnable = [arm for arm in arms if arm.status == "ok"]
+        with progress("checking", len(runnable)) as advance:
+            measure.gate(runnable, lambda arm: advance())
+        total = settings.steps * (len([arm for arm in arms if arm.status == "ok"]) + 2)
+        with progress("measuring", total) as advance:
+            finished = measure.alternate([*ceiling.arms, *arms], settings.warmup, settings.steps, advance)
+        if not ceiling.read.samples_us:
+            raise KeyboardInterrupt
+        bandwidths = ceiling.document(spec_gbs, source)
+        ladders = make_ladders(arms, ceiling, settings)
+        if finished:
+            try:
+                measure.measure_host(arms, settings.warmup, settings.steps)
+                per_layer = count_launches_per_layer(model, settings)
+                if "native" in settings.backends and settings.device.type == "cpu":
+                    ops = anatomy(model, settings, bandwidths)
+            except KeyboardInterrupt:
+                finished = False
+    asked, cache = settings.bytes_asked(), environment.last_level_cache_bytes(settings.device)
+    entries = [arm_document(arm, settings, bandwidths, device_name, arms) for arm in arms]
+    for entry in entries:
+        name = f"{entry['backend']}/{entry['fusion']}" if entry["fusion"] else entry["backend"]
+        entry["launches_per_layer"] = per_layer.get(name)
+    return {
+        "schema": SCHEMA,
+        "kind": "step",
+        "title": title(settings),
+        "command": cli.command_line(_PROGRAM),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "interrupted": not finished,
+        "environment": machine,
+        "model": {**vars(spec), "rope_scaling": vars(spec.rope_scaling) if spec.rope_scaling else None},
+        "full_layers": settings.full_layers,
+        "shared_weights": settings.shared_weights,
+        "weights": "checkpoint" if settings.weights else "random",
+        "cache": "random K and V of unit scale before ctx; nothing was prefilled",
+        "ctx": settings.ctx, "batch": settings.batch, "dtype": settings.dtype, "device": settings.device.type,
+        "l2": "cold" if asked["weight_bytes"] >= 2 * cache else "warm",
+        "l2_words": f"{asked['weight_bytes'] / 1e9:.3g} GB of weights, last-level cache {cache / 1e6:.0f} MB",
+        "warmup": settings.warmup, "steps": settings.steps,
+        "kv_len": {"first": settings.kv_lens(1)[0], "last": settings.kv_lens(settings.steps)[-1]},
+        "memory": {**asked, "peak_bytes": peak_bytes(settings.device)},
+        "ceiling": bandwidths,
+        "bytes": {
+            "step_streamed": {fusion: step_bytes(settings, fusion) for fusion in settings.fusions},
+            "paper": {
+                "weight_bytes": spec.weight_bytes(dtype),
+                "kv_bytes": spec.kv_bytes(settings.ctx, settings.batch, dtype),
+                "bytes_per_token_kv": spec.kv_bytes(1, 1, dtype),
+            },
+        },
+        "ops": ops,
+        "arms": entries,
+        **ladders,
+    }  # fmt: skip
+
+
+def print_list() -> None:
+    """What --list prints: models, and every backend with what it needs here."""
+    device = cli.device("auto")
+    print("models:  ", ", ".join(pk.models.names()), "(or --config=PATH)")
+    print("fusions: ", ", ".join(cli.FUSIONS))
+    print("backends:")
+    for name, backend in step_arms.backends().items():
+        modes = [mode for mode in MODES if not backend.reason(mode, device)]
+        print(f"  {name:<15} {backend.description}")
+        print(
+            f"  {'':<15} "
+            + (f"modes {', '.join(modes)}" if modes else f"unsupported: {backend.reason('eager', device)}")
+        )
+
+
+def command(
+    backend: cli.BackendFlag = "native,sdpa,transformers",
+    mode: cli.ModeFlag = "all",
+    model: Annotated[str, typer.Option("--model", help=", ".join(pk.models.names()))] = "qwen2.5-7b",
+    config: cli.ConfigFlag = "",
+    weights: Annotated[str, typer.Option("--weights", help="a local Hugging Face folder")] = "",
+    layers: Annotated[int, typer.Option("--layers", help="measure this many of the model's layers; 0: all")] = 0,
+    shared_weights: Annotated[
+        bool, typer.Option("--shared-weights", help="give all layers one set of random weights")
+    ] = False,
+    ctx: Annotated[int, typer.Option("--ctx", help="slots of the cache that are filled before the first step")] = 2048,
+    batch: cli.BatchFlag = 1,
+    dtype: cli.DtypeFlag = "bf16",
+    device: cli.DeviceFlag = "auto",
+    fusion: Annotated[str, typer.Option("--fusion", help="of native: none, block")] = "none,block",
+    arm: Annotated[
+        str, typer.Option("--arm", help="exactly these, comma-separated backend[/fusion]:mode, instead of the above")
+    ] = "",
+    warmup: cli.WarmupFlag = 5,
+    steps: cli.StepsFlag = 30,
+    threads: cli.ThreadsFlag = 0,
+    spec_gbs: cli.SpecFlag = 0.0,
+    memory_limit_gb: Annotated[
+        float, typer.Option("--memory-limit-gb", help="report oom where weights and cache take more; 0: what is there")
+    ] = 0.0,
+    seed: cli.SeedFlag = 0,
+    json: cli.JsonFlag = "",
+    csv: cli.CsvFlag = "",
+    md: cli.MdFlag = "",
+    plot: cli.PlotFlag = "",
+    list_: Annotated[bool, typer.Option("--list", help="name what this machine can run, and why not the rest")] = False,
+) -> int:
+    """A whole decode step in every backend and mode, by the study's protocol."""
+    if list_:
+        print_list()
+        return 0
+    outputs = cli.Outputs(json, csv, md, plot)
+    if weights and not config:
+        config = weights  # the folder's own config describes its weights
+    full = cli.model(model, config)
+    if weights and shared_weights:
+        raise flag_error("--shared-weights", "true", "left out with --weights, which has every layer's own")
+    if not 0 <= memory_limit_gb < float("inf"):
+        raise flag_error("--memory-limit-gb", memory_limit_gb, "a positive number, or 0 for what is there")
+    if arm:
+        parsed = [step_arms.parse_arm("--arm", text) for text in arm.split(",")]
+        groups = [(name, [wanted], [cut] if cut else []) for name, cut, wanted in parsed]
+    else:
+        modes, fusions = cli.choices("--mode", mode, MODES), cli.choices("--fusion", fusion, cli.FUSIONS)
+        groups = [(name, modes, fusions) for name in cli.choices("--backend", backend, list(step_arms.backends()))]
+    settings = Settings(
+        spec=replace(full, n_layers=cli.number("--layers", layers, 0, full.n_layers) or full.n_layers),
+        full_layers=full.n_layers,
+        groups=groups,
+        ctx=cli.number("--ctx", ctx, 1, full.max_position),
+        batch=cli.number("--batch", batch, 1, 8),
+        dtype=cli.choice("--dtype", dtype, list(cli.DTYPES)),
+        device=cli.device(device),
+        spec_bandwidth=cli.spec_bandwidth(spec_gbs, cli.device(device)),
+        warmup=cli.number("--warmup", warmup, 0, 10_000),
+        steps=cli.number("--steps", steps, 2, 100_000),
+        seed=cli.number("--seed", seed, 0, 2**31 - 1),
+        weights=weights,
+        shared_weights=shared_weights,
+        memory_limit_gb=memory_limit_gb,
+    )
+    if settings.max_len > full.max_position:
+        room = full.max_position - max(settings.warmup, 1) - settings.steps
+        raise flag_error("--ctx", ctx, f"in 1..{room}: {full.name} has {full.max_position} positions, one a step")
+    cli.set_threads(threads)
+    document = run(settings)
+    tables.print_document(document, Console())
+    if any(arm["drift"] and arm["drift"]["drifting"] for arm in document["arms"]):
+        print("\n".join(drift.lines(document)))
+    outputs.write(document)
+    if document["interrupted"]:
+        return cli.INTERRUPTED
+    return 1 if any(arm["status"] == "wrong" for arm in document["arms"]) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(_PROGRAM, command))

@@ -1,0 +1,84 @@
+"""What a million tokens cost: prices with their dates, for measured and for published steps."""
+
+import re
+import tomllib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.core.errors import flag_error
+from bench.study import paper
+from bench.study.accounting import usd_per_million_tokens
+
+_FILE = Path(__file__).parent / "prices.toml"
+
+
+@dataclass(frozen=True)
+class Price:
+    """Of one GPU for an hour. `date` is when it was valid, `source` where it stands."""
+
+    gpu: str
+    usd_per_hour: float
+    date: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One row: whose step it is, what it takes, what a million tokens of it cost."""
+
+    origin: str
+    gpu: str
+    model: str
+    ctx: int
+    batch: int
+    arm: str
+    step_ms: float
+    price: Price
+    usd_per_million_tokens: float
+
+
+def prices(flags: Sequence[str] = ()) -> list[Price]:
+    """The flags' prices (GPU=USD_per_hour), then the file's. Raises UsageError where a flag is none."""
+    given = []
+    for text in flags:
+        gpu, _, amount = text.partition("=")
+        try:
+            usd = float(amount)
+        except ValueError:
+            usd = -1.0
+        if not gpu or not 0 < usd < float("inf"):
+            raise flag_error("--price", text, "GPU=USD_per_hour, such as L4=0.30")
+        given.append(Price(gpu, usd, "as given", "--price"))
+    with _FILE.open("rb") as file:
+        return [*given, *(Price(**fields) for fields in tomllib.load(file)["price"])]
+
+
+def price_of(device: str, known: Iterable[Price]) -> Price | None:
+    """The first price whose gpu is a whole word of the device's name."""
+    return next((p for p in known if re.search(rf"\b{re.escape(p.gpu)}\b", device)), None)
+
+
+def published(known: Sequence[Price]) -> list[Cost]:
+    """The paper's steps on GPUs that have a price."""
+    rows = []
+    for figure in paper.published("step_ms"):
+        if price := price_of(figure.gpu, known):
+            usd = usd_per_million_tokens(price.usd_per_hour, figure.value, figure.batch)
+            rows.append(Cost(
+                "published", figure.gpu, figure.model, figure.ctx, figure.batch, figure.arm, figure.value, price, usd
+            ))  # fmt: skip
+    return rows
+
+
+def measured(steps: Iterable[dict], known: Sequence[Price]) -> list[Cost]:
+    """Rows of `bench.study.collect.step_rows` on devices that have a price."""
+    rows = []
+    for step in steps:
+        if price := price_of(step["device_name"], known):
+            usd = usd_per_million_tokens(price.usd_per_hour, step["p50_ms"], step["batch"])
+            rows.append(Cost(
+                "measured", step["device_name"], step["model"], step["ctx"], step["batch"], step["arm"],
+                step["p50_ms"], price, usd,
+            ))  # fmt: skip
+    return rows

@@ -1,0 +1,63 @@
+"""Fresh processes with a time limit: a crash or a hang costs the one alone."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a process ended. `status` is ok, error (with its exit status or signal) or hang (past the limit)."""
+
+    status: str
+    reason: str | None
+    returncode: int | None
+
+
+# Killed with -9 a driver cannot end its child, which would then disturb the run that takes its place: the child asks
+# the kernel (PR_SET_PDEATHSIG) to be killed with it. It does so itself, not in a preexec_fn: with one, Python runs the
+# hooks of its modules at the fork, and a Ctrl-C that falls into one of them is lost.
+_START = """
+import ctypes, runpy, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+del sys.argv[0]
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
+
+
+def run_module(module: str, arguments: Sequence[str], limit_s: float) -> Outcome:
+    """`python -m module arguments` in a process group of its own, which dies with it.
+
+    The reason of a failure is the last line the process wrote to stderr. Ctrl-C kills it and goes on upwards.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", _START, module, *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        _, errors = process.communicate(timeout=limit_s)
+    except subprocess.TimeoutExpired:
+        _kill(process)
+        return Outcome("hang", f"was not done after {limit_s:g} s", None)
+    except BaseException:
+        _kill(process)
+        raise
+    if process.returncode == 0:
+        return Outcome("ok", None, 0)
+    lines = errors.strip().splitlines()
+    if process.returncode < 0:
+        return Outcome("error", f"ended by {signal.Signals(-process.returncode).name}", process.returncode)
+    return Outcome("error", lines[-1] if lines else f"exit status {process.returncode}", process.returncode)
+
+
+def _kill(process: subprocess.Popen) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()

@@ -1,0 +1,167 @@
+"""Statistics over sessions: what N fresh processes say of two arms, and what that means for a registered claim."""
+
+import hashlib
+import math
+import re
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+
+from bench.core.errors import UsageError
+
+CONFIDENCE = 0.95
+RESAMPLES = 10_000
+DEFAULT_THRESHOLDS = Path(__file__).parent / "thresholds.toml"
+_SEED = 20260530
+
+
+def expanded_level(n: int, confidence: float = CONFIDENCE) -> float:
+    """The level at which a percentile bootstrap of n values covers their mean `confidence` of the time.
+
+    A resampled mean spreads by sqrt((n - 1) / n) of what it should, and as a normal where the truth is Student's t:
+    at n = 10 a plain 95% interval covers about 90%. The expanded percentile interval (Hesterberg, 2015) asks for the
+    level that makes up for both.
+    """
+    t = stats.t.ppf((1 + confidence) / 2, n - 1)
+    return float(1 - 2 * stats.norm.sf(math.sqrt(n / (n - 1)) * t))
+
+
+def mean_interval(values: Sequence[float] | np.ndarray, expanded: bool = True) -> tuple[float, float]:
+    """The 95% bootstrap interval of the mean: scipy's, percentile, 10,000 resamples.
+
+    `expanded` corrects for few values (:func:`expanded_level`); without it the interval is the study's. One value,
+    or equal ones, give a point.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if len(values) < 2 or np.ptp(values) == 0:
+        return float(values.mean()), float(values.mean())
+    result = stats.bootstrap(
+        (values,), np.mean, n_resamples=RESAMPLES, method="percentile", vectorized=True, batch=RESAMPLES,
+        confidence_level=expanded_level(len(values)) if expanded else CONFIDENCE, rng=np.random.default_rng(_SEED),
+    )  # fmt: skip
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Of one quantity over sessions. `sd` is the sample's (n - 1); `cv` = sd / mean; `low` to `high` the interval of
+    the mean, `plain_low` to `plain_high` the study's, which covers too little at few sessions."""
+
+    n: int
+    mean: float
+    sd: float
+    cv: float
+    low: float
+    high: float
+    plain_low: float
+    plain_high: float
+
+
+def spread(values: Sequence[float] | np.ndarray) -> Spread:
+    """Mean, SD, CV and intervals of at least one value."""
+    values = np.asarray(values, dtype=np.float64)
+    sd = float(values.std(ddof=1)) if len(values) > 1 else 0.0
+    mean = float(values.mean())
+    return Spread(
+        len(values), mean, sd, float(stats.variation(values, ddof=1)) if len(values) > 1 else 0.0,
+        *mean_interval(values), *mean_interval(values, expanded=False),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One registered threshold; the file says what its fields mean."""
+
+    name: str
+    claim: str
+    expectation: str
+    threshold: float
+    min_sessions: int
+    wrong: str | None = None
+    gpu: str | None = None
+    ctx: tuple[int, ...] | None = None
+
+    def matches(self, device: str, ctx: int) -> bool:
+        """Is it registered for this device and context?"""
+        named = self.gpu is None or re.search(rf"\b{re.escape(self.gpu)}\b", device) is not None
+        return named and (self.ctx is None or ctx in self.ctx)
+
+
+def load_rules(path: Path) -> tuple[list[Rule], str]:
+    """The rules of a thresholds file and its SHA-256. Raises UsageError, one line, where it is none."""
+    try:
+        content = path.read_bytes()
+        rules = [_rule(path, fields) for fields in tomllib.loads(content.decode())["rule"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{path}: is not a thresholds file: {error}") from None
+    return rules, hashlib.sha256(content).hexdigest()
+
+
+def _rule(path: Path, fields: dict) -> Rule:
+    ctx = fields.get("ctx")
+    rule = Rule(**{**fields, "ctx": None if ctx is None else tuple(ctx)})
+    if rule.expectation not in ("above", "below", "differs"):
+        raise UsageError(f"{path}: expectation must be above, below or differs, got {rule.expectation!r}")
+    if rule.expectation != "differs" and rule.wrong not in ("most", "any"):
+        raise UsageError(f"{path}: wrong must be most or any ({rule.name}), got {rule.wrong!r}")
+    if not rule.threshold >= 1:
+        raise UsageError(f"{path}: threshold must be at least 1 ({rule.name}), got {rule.threshold!r}")
+    return rule
+
+
+def choose_rule(rules: Sequence[Rule], name: str, device: str, ctx: int) -> Rule:
+    """The rule of that name, or (where it is empty) the first that matches. Raises UsageError where there is none."""
+    for rule in rules:
+        if rule.name == name if name else rule.matches(device, ctx):
+            return rule
+    allowed = ", ".join(rule.name for rule in rules)
+    raise UsageError(f"--rule={name}: must be one of {allowed}" if name else f"no rule matches {device} at ctx {ctx}")
+
+
+def judge(rule: Rule, speedups: Sequence[float], found: Spread) -> tuple[str, str]:
+    """supported, refuted or undecided, and why, in words."""
+    n = len(speedups)
+    interval = f"{found.low:.3f} to {found.high:.3f}"
+    if n < rule.min_sessions:
+        return "undecided", f"{n} finished sessions, the rule asks for {rule.min_sessions}"
+    if rule.expectation == "differs":
+        low, high = 1 / rule.threshold, rule.threshold
+        if found.high < low or found.low > high:
+            return "supported", f"the interval {interval} lies outside {low:.3f} to {high:.3f}"
+        if low <= found.low and found.high <= high:
+            return "refuted", f"the interval {interval} lies inside {low:.3f} to {high:.3f}: no effect"
+        return "undecided", f"the interval {interval} crosses a limit of {low:.3f} to {high:.3f}"
+    above = rule.expectation == "above"
+    wrong = sum((speedup < rule.threshold) if above else (speedup > rule.threshold) for speedup in speedups)
+    if wrong > n / 2 if rule.wrong == "most" else wrong > 0:
+        return "refuted", f"{wrong} of {n} sessions lie on the wrong side of {rule.threshold:g}"
+    if found.low > rule.threshold if above else found.high < rule.threshold:
+        return "supported", f"the interval {interval} lies {rule.expectation} {rule.threshold:g}"
+    return "undecided", f"the interval {interval} holds {rule.threshold:g}"
+
+
+def hidden_us(host_us: float | None, wall_us: float, device_us: float | None) -> float | None:
+    """How much of the host's launch time the device's work covers: what is left of it when the time in which the
+    device stands idle (wall - device) is taken off. None where one of the clocks is missing."""
+    if host_us is None or device_us is None:
+        return None
+    return max(host_us - max(wall_us - device_us, 0.0), 0.0)
+
+
+def analyse(a_us: Sequence[float], b_us: Sequence[float], rule: Rule) -> dict[str, object]:
+    """The whole of it: per-session medians of both arms (microseconds, paired) to a verdict.
+
+    Returns the keys `a`, `b`, `speedup` (A / B, a :class:`Spread` each), `verdict` and `because`. With no session at
+    all the spreads are None.
+    """
+    if not len(a_us):
+        return {"a": None, "b": None, "speedup": None, "verdict": "undecided", "because": "no session finished"}
+    a, b = np.asarray(a_us, dtype=np.float64), np.asarray(b_us, dtype=np.float64)
+    speedups = a / b
+    found = spread(speedups)
+    verdict, because = judge(rule, speedups.tolist(), found)
+    return {"a": vars(spread(a)), "b": vars(spread(b)), "speedup": vars(found), "verdict": verdict, "because": because}

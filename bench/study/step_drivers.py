@@ -1,0 +1,221 @@
+"""Who runs steps of a DecodeModel: native's own programs, a loop of plain torch ops, transformers.
+
+All of them use the model's weights, its cache, its token. None keeps memory of its own beyond activations, so that
+two fit wherever one does.
+"""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import pykernels as pk
+from bench.backends.torch_layer import TorchLayer
+
+
+class _Calls(TorchDispatchMode):
+    """Notes the ops that compute something: neither views nor bare allocations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001 - torch's own signature
+        name = func._schema.name
+        if not func.is_view and not name.startswith("aten::empty"):
+            self.names.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def calls_of(function: Callable[[], object]) -> list[str]:
+    """What one call of the function asks of torch's dispatcher below composite ops, views and allocations left out:
+    on a GPU each of them launches at least one kernel."""
+    with torch.no_grad(), _Calls() as calls:
+        function()
+    return calls.names
+
+
+class Driver(ABC):
+    """One way to run steps of a DecodeModel. `launches` and `kernels` are counted when it is made."""
+
+    launches: int
+    kernels: list[str]
+
+    def __init__(self, model: pk.DecodeModel) -> None:
+        self.model = model
+        # The step that is run to be counted or recorded falls on the last slot: no timed step has read it by then.
+        model.set_position(model.max_len - 1)
+
+    def stand(self, position: int) -> None:
+        """Make the next step decode at `position`."""
+        self.model.set_position(position)
+
+    @abstractmethod
+    def step(self) -> None:
+        """One step; the next one follows on it."""
+
+    def logits(self) -> Tensor:
+        """Of the last step: [batch, vocab]."""
+        return self.model.logits
+
+    def run(self, n: int) -> np.ndarray:
+        """n steps one after another: float64 [n], microseconds."""
+        samples_us = np.empty(n)
+        for i in range(n):
+            begin = time.perf_counter_ns()
+            self.step()
+            samples_us[i] = (time.perf_counter_ns() - begin) / 1000
+        return samples_us
+
+
+class NativeDriver(Driver):
+    """launchtax's own kernels at one fusion, in mode eager, pybind, dispatch or native."""
+
+    def __init__(self, model: pk.DecodeModel, fusion: str, mode: str) -> None:
+        super().__init__(model)
+        self._program = model.program(fusion)
+        self.launches = len(self._program)
+        self.kernels = [f"pykernels::{op}" for op in self._program.ops]
+        self._native = mode == "native"
+        if mode == "eager":
+            self._step: Callable[[], object] = partial(model.forward, fusion)
+        elif mode == "pybind":
+            self._step = partial(_call_all, self._program.launchers())
+        elif mode == "dispatch":
+            self._step = model.tape(fusion).run
+        else:
+            self._step = self._program.run
+
+    def step(self) -> None:
+        self._step()
+
+    def run(self, n: int) -> np.ndarray:
+        return pk.runtime.timed_loop([self._program], 0, n) if self._native else super().run(n)
+
+
+def _call_all(launchers: Sequence[Callable[[], None]]) -> None:
+    for launch in launchers:
+        launch()
+
+
+class TorchDriver(Driver):
+    """A loop of plain torch ops as a user writes one, eager. The position is a Python number, as it is there."""
+
+    def __init__(self, model: pk.DecodeModel) -> None:
+        super().__init__(model)
+        self._views = [
+            SimpleNamespace(
+                spec=model.spec, weights=layer.weights, batch=model.batch, dtype=model.dtype, position=layer.position,
+                cos_sin=layer.cos_sin, k_cache=layer.k_cache, v_cache=layer.v_cache, x=None,
+            )
+            for layer in model.layers
+        ]  # fmt: skip
+        attention = lambda q, k, v: F.scaled_dot_product_attention(q, k, v, enable_gqa=True)  # noqa: E731
+        self._layers = [TorchLayer(view, attention) for view in self._views]
+        self._position, self._logits = model.max_len - 1, model.logits
+        self.kernels = calls_of(self._forward)
+        self.launches = len(self.kernels)
+
+    def stand(self, position: int) -> None:
+        self._position = position
+
+    def _forward(self) -> Tensor:
+        model, weights, position = self.model, self.model.weights, self._position
+        half = model.spec.head_dim // 2
+        angles = self._views[0].cos_sin[position].to(model.dtype)
+        cosine, sine = angles[:half].repeat(2), angles[half:].repeat(2)
+        x = F.embedding(model.token, weights.embedding)
+        for view, layer in zip(self._views, self._layers, strict=True):
+            view.x, layer.position, layer.cosine, layer.sine = x, position, cosine, sine
+            x = layer.forward()
+        normed = F.rms_norm(x, (model.spec.hidden,), weights.final_norm, model.spec.rms_eps)
+        self._logits = F.linear(normed, weights.lm_head)
+        return self._logits.argmax(-1)
+
+    def step(self) -> None:
+        self.model.token.copy_(self._forward())
+        self._position += 1
+
+    def logits(self) -> Tensor:
+        return self._logits
+
+
+class TransformersDriver(Driver):
+    """transformers' own model and forward on the same weights, with SDPA attention.
+
+    Its cache is laid over the model's: it writes one slot a step, where transformers' DynamicCache would copy the
+    whole cache, which would cost it more.
+    """
+
+    def __init__(self, model: pk.DecodeModel) -> None:
+        super().__init__(model)
+        from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+        from transformers.cache_utils import DynamicCache, DynamicLayer
+
+        spec = model.spec
+
+        class Slots(DynamicLayer):
+            """One layer's cache over a DecodeLayer's memory."""
+
+            def __init__(self, layer: pk.DecodeLayer) -> None:
+                super().__init__()
+                self.layer, self.length, self.is_initialized = layer, 0, True
+
+            def update(self, keys: Tensor, values: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
+                start, self.length = self.length, self.length + keys.shape[-2]
+                self.layer.k_cache[:, :, start : self.length] = keys
+                self.layer.v_cache[:, :, start : self.length] = values
+                return self.layer.k_cache[:, :, : self.length], self.layer.v_cache[:, :, : self.length]
+
+            def get_seq_length(self) -> int:
+                return self.length
+
+        scaling = spec.rope_scaling
+        rope = {"rope_type": "default", "rope_theta": spec.rope_theta}
+        if scaling:
+            rope |= {
+                "rope_type": "llama3", "factor": scaling.factor, "low_freq_factor": scaling.low_freq_factor,
+                "high_freq_factor": scaling.high_freq_factor,
+                "original_max_position_embeddings": scaling.original_max_position,
+            }  # fmt: skip
+        kinds = (Qwen2Config, Qwen2ForCausalLM) if spec.qkv_bias else (LlamaConfig, LlamaForCausalLM)
+        config = kinds[0](
+            hidden_size=spec.hidden, intermediate_size=spec.intermediate, num_hidden_layers=spec.n_layers,
+            num_attention_heads=spec.n_heads, num_key_value_heads=spec.n_kv_heads, head_dim=spec.head_dim,
+            vocab_size=spec.vocab, rms_norm_eps=spec.rms_eps, max_position_embeddings=spec.max_position,
+            tie_word_embeddings=spec.tied_embeddings, rope_parameters=rope, attn_implementation="sdpa",
+        )  # fmt: skip
+        with torch.device("meta"):
+            module = kinds[1](config)
+        module.load_state_dict(model.weights.checkpoint(), assign=True, strict=not spec.tied_embeddings)
+        module.tie_weights()
+        module.model.rotary_emb = type(module.model.rotary_emb)(config).to(model.device)
+        self._module = module.eval().requires_grad_(False)
+        self._cache = DynamicCache()
+        self._cache.layers = [Slots(layer) for layer in model.layers]
+        self._logits = model.logits
+        self.stand(model.max_len - 1)
+        self.kernels = calls_of(self._forward)
+        self.launches = len(self.kernels)
+
+    def stand(self, position: int) -> None:
+        for slots in self._cache.layers:
+            slots.length = position
+
+    def _forward(self) -> Tensor:
+        out = self._module(self.model.token[:, None], past_key_values=self._cache, use_cache=True)
+        self._logits = out.logits[:, -1]
+        return self._logits.argmax(-1)
+
+    def step(self) -> None:
+        self.model.token.copy_(self._forward())
+
+    def logits(self) -> Tensor:
+        return self._logits

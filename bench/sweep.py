@@ -1,0 +1,212 @@
+"""The matrix models x contexts x batches on the device at hand: one cell, one fresh process, one JSON.
+
+python -m bench.sweep --out=results/h200 --model=qwen2.5-7b,mistral-7b-v0.3,llama-3.1-8b --batch=1,4
+
+Interrupted at any point, also by kill -9, and run again: finished cells stay, the rest follow. A cell that hangs or
+crashes costs itself alone; one that finds no memory says what it asked for and how much it had taken.
+"""
+
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import pykernels as pk
+from bench.core import cli, document, environment
+from bench.core.document import SCHEMA, Document
+from bench.core.errors import UsageError, flag_error
+from bench.study import step_arms
+from bench.study.processes import run_module
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of the matrix."""
+
+    model: str
+    ctx: int
+    batch: int
+
+    @property
+    def name(self) -> str:
+        """Of its file, less the suffix."""
+        return f"{self.model}_ctx{self.ctx}_b{self.batch}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The checked flags of one run. `flags` are those that every cell shares."""
+
+    out: Path
+    cells: list[Cell]
+    flags: list[str]
+    limit_s: float
+    again: bool
+
+
+def status_of(result: Document) -> tuple[str, str | None]:
+    """A cell's status from its document: the document's own where it has one, else the worst of the arms that this
+    device has: error, wrong, oom, ok."""
+    if "status" in result:
+        return result["status"], result.get("reason")
+    arms = [arm for arm in result["arms"] if arm["status"] != "unsupported"]
+    if result.get("interrupted") or not arms:
+        return "error", "was interrupted" if arms else "has no arm that runs here"
+    for status in ("error", "wrong", "oom"):
+        for arm in arms:
+            if arm["status"] == status:
+                return status, arm["reason"]
+    return "ok", None
+
+
+def finished(plan: Plan, cell: Cell) -> bool:
+    """Does the cell stay as it is? A cell of other flags does not; one that crashed or hung is tried again only with
+    --again."""
+    path = plan.out / f"{cell.name}.json"
+    if not path.exists():
+        return False
+    try:
+        result = document.load(path)
+    except UsageError:
+        return False
+    if result.get("cell_flags") != plan.flags:
+        return False
+    return not plan.again or status_of(result)[0] in ("ok", "oom")
+
+
+def run_cell(plan: Plan, cell: Cell) -> tuple[str, str | None]:
+    """Measure one cell in a fresh process and write its document. Returns its status and the reason."""
+    path = plan.out / f"{cell.name}.json"
+    work = plan.out / f".{cell.name}.running.json"
+    work.unlink(missing_ok=True)
+    begin = time.monotonic()
+    flags = [f"--model={cell.model}", f"--ctx={cell.ctx}", f"--batch={cell.batch}", *plan.flags, f"--json={work}"]
+    outcome = run_module("bench.step", flags, plan.limit_s)
+    extra: Document = {
+        "cell": vars(cell), "cell_flags": plan.flags, "seconds": time.monotonic() - begin,
+        "command": shlex.join(["python", "-m", "bench.step", *flags[:-1]]),  # less the file it was written to
+    }  # fmt: skip
+    if work.exists():
+        result = document.load(work) | extra
+    else:
+        result = {
+            "schema": SCHEMA, "kind": "step", "title": f"one decode step of {cell.model}, ctx {cell.ctx}",
+            "created": datetime.now(UTC).isoformat(timespec="seconds"), "environment": environment.collect(),
+            "model": {"name": cell.model}, "ctx": cell.ctx, "batch": cell.batch, "arms": [],
+            "status": outcome.status, "reason": outcome.reason,
+        } | extra  # fmt: skip
+    document.write_json(path, result)
+    work.unlink(missing_ok=True)
+    return status_of(result)
+
+
+def duration(seconds: float) -> str:
+    """1:02:03 or 2:03"""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def line(plan: Plan, cell: Cell, status: str, reason: str | None) -> str:
+    """A finished cell in one line: its fastest arm, or what went wrong."""
+    result: dict[str, Any] = document.load(plan.out / f"{cell.name}.json")
+    if status == "oom":
+        memory = result["memory"]
+        return f"oom: {reason}; asked {memory['asked_bytes'] / 1e9:.2f} GB, peak {memory['peak_bytes'] / 1e9:.2f} GB"
+    if status != "ok":
+        return f"{status}: {reason}"
+    best = min((arm for arm in result["arms"] if arm["wall_us"]), key=lambda arm: arm["wall_us"]["p50"])
+    ratio = best["paper"]["R_floor"]
+    name = f"{best['backend']}/{best['fusion']}" if best["fusion"] else best["backend"]
+    shown = "" if ratio is None else f", R_floor {ratio:.3f}"
+    return f"ok: {name}:{best['mode']} {best['wall_us']['p50'] / 1000:.3f} ms{shown}"
+
+
+def run(plan: Plan, say: Callable[[str], None] = print) -> dict[str, int]:
+    """Every cell that is not finished. Returns how many cells have each status, those of earlier runs included."""
+    todo = [cell for cell in plan.cells if not finished(plan, cell)]
+    counts: dict[str, int] = {}
+    for cell in plan.cells:
+        if cell not in todo:
+            status, _ = status_of(document.load(plan.out / f"{cell.name}.json"))
+            counts[status] = counts.get(status, 0) + 1
+    if len(todo) < len(plan.cells):
+        say(f"{len(plan.cells) - len(todo)} of {len(plan.cells)} cells were finished before")
+    begin = time.monotonic()
+    for index, cell in enumerate(todo):
+        status, reason = run_cell(plan, cell)
+        counts[status] = counts.get(status, 0) + 1
+        each = (time.monotonic() - begin) / (index + 1)
+        left = f", about {duration(each * (len(todo) - index - 1))} left" if index + 1 < len(todo) else ""
+        say(f"[{index + 1}/{len(todo)}{left}] {cell.name}: {line(plan, cell, status, reason)}")
+    return counts
+
+
+def command(
+    out: Annotated[str, typer.Option("--out", help="the folder of the cells' documents; made where it is not there")],
+    model: Annotated[
+        str, typer.Option("--model", help=f"comma-separated: {', '.join(pk.models.names())}; study: its three")
+    ] = "study",
+    ctx: Annotated[str, typer.Option("--ctx", help="comma-separated contexts")] = "2048,4096,8192,16384",
+    batch: Annotated[str, typer.Option("--batch", help="comma-separated batches")] = "1,4",
+    arm: Annotated[
+        str, typer.Option("--arm", help="comma-separated backend[/fusion]:mode; default: what bench.step takes")
+    ] = "",
+    layers: Annotated[int, typer.Option("--layers", help="measure this many of each model's layers; 0: all")] = 0,
+    limit_s: Annotated[float, typer.Option("--limit-s", help="seconds a cell may take")] = 1800.0,
+    again: Annotated[bool, typer.Option("--again", help="try cells again that crashed, hung or were wrong")] = False,
+    dtype: cli.DtypeFlag = "bf16",
+    device: cli.DeviceFlag = "auto",
+    warmup: cli.WarmupFlag = 5,
+    steps: cli.StepsFlag = 30,
+    threads: cli.ThreadsFlag = 0,
+    spec_gbs: cli.SpecFlag = 0.0,
+    memory_limit_gb: Annotated[
+        float, typer.Option("--memory-limit-gb", help="report oom where weights and cache take more; 0: what is there")
+    ] = 0.0,
+    seed: cli.SeedFlag = 0,
+) -> int:
+    """The matrix models x contexts x batches, one fresh process a cell."""
+    names = pk.models.names()
+    models = [name for name in names if name != "tiny"] if model == "study" else cli.choices("--model", model, names)
+    warmup, steps = cli.number("--warmup", warmup, 0, 10_000), cli.number("--steps", steps, 2, 100_000)
+    cells = [
+        Cell(name, slots, sequences)
+        for name in models
+        for sequences in cli.numbers("--batch", batch, 1, 8, int)
+        for slots in cli.numbers("--ctx", ctx, 1, pk.models.get(name).max_position - max(warmup, 1) - steps, int)
+    ]
+    for text in arm.split(",") if arm else []:
+        step_arms.parse_arm("--arm", text)
+    cli.choice("--dtype", dtype, list(cli.DTYPES))
+    cli.spec_bandwidth(spec_gbs, cli.device(device))
+    for name in models:
+        cli.number("--layers", layers, 0, pk.models.get(name).n_layers)
+    if not limit_s > 0:
+        raise flag_error("--limit-s", limit_s, "positive")
+    if not 0 <= memory_limit_gb < float("inf"):
+        raise flag_error("--memory-limit-gb", memory_limit_gb, "a positive number, or 0 for what is there")
+    folder = Path(out).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise flag_error("--out", out, f"a folder that can be made: {error.strerror}") from None
+    document.check_writable(folder / "cell.json", "--out")
+    flags = [
+        *([f"--arm={arm}"] if arm else []), f"--layers={layers}", f"--dtype={dtype}", f"--device={device}",
+        f"--warmup={warmup}", f"--steps={steps}", f"--threads={threads}", f"--spec-gbs={spec_gbs}",
+        f"--memory-limit-gb={memory_limit_gb}", f"--seed={seed}",
+    ]  # fmt: skip
+    counts = run(Plan(folder, list(dict.fromkeys(cells)), flags, limit_s, again), lambda text: print(text, flush=True))
+    print(", ".join(f"{count} {status}" for status, count in counts.items()))
+    return 1 if counts.get("wrong") else 0
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run("bench.sweep", command))

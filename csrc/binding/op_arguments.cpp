@@ -1,0 +1,139 @@
+#include "binding/op_arguments.h"
+
+#include <torch/csrc/stable/ops.h>
+
+#include <dlfcn.h>
+
+#include <algorithm>
+#include <memory>
+#include <utility>
+#include <vector>
+
+namespace pykernels::binding {
+namespace {
+
+// -1 for the CPU.
+int cuda_device(const Tensor& tensor) {
+    return tensor.is_cpu() ? -1 : tensor.get_device_index();
+}
+
+#ifdef PYKERNELS_CUDA
+// The stream torch is using now. It lies in torch's CUDA library, which a CPU build of torch does not have,
+// so it is looked up and not linked.
+void* current_stream(int device) {
+    using Function = AOTITorchError (*)(int32_t, void**);
+    // Python loads torch's libraries for themselves alone, so this one is asked for by name.
+    static void* const library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
+    static const auto function =
+        library ? reinterpret_cast<Function>(dlsym(library, "aoti_torch_get_current_cuda_stream")) : nullptr;
+    void* stream = nullptr;
+    if (function == nullptr || function(device, &stream) != AOTI_TORCH_SUCCESS) {
+        throw std::runtime_error("torch's current CUDA stream cannot be had: is this a CUDA build of torch?");
+    }
+    return stream;
+}
+#endif
+
+}  // namespace
+
+void submit(Op op, std::initializer_list<const Tensor*> tensors) {
+    const int device = cuda_device(**tensors.begin());
+    Program* program = recording();
+    if (program == nullptr) {
+#ifdef PYKERNELS_CUDA
+        if (device >= 0) {
+            const cuda::DeviceScope scope(device);
+            launch(op, {device, current_stream(device), false});
+            return;
+        }
+#endif
+        launch(op, {});
+        return;
+    }
+    std::vector<std::shared_ptr<const void>> owners;
+    for (const Tensor* tensor : tensors) {
+        if (tensor != nullptr) owners.push_back(std::make_shared<const Tensor>(*tensor));
+    }
+    program->append(std::move(op), device, std::move(owners));
+}
+
+void check_batch(const Argument& x) {
+    if (x.size(0) > max_batch) {
+        x.fail("of batch 1 to " + std::to_string(max_batch), "batch " + std::to_string(x.size(0)));
+    }
+}
+
+void check_eps(const char* op, double eps) {
+    if (!(eps >= 0 && eps < 1)) fail(op, "eps must be in [0, 1), got " + std::to_string(eps));
+}
+
+void check_heads(const Argument& q, int64_t n_heads, int64_t n_kv_heads, int64_t head_dim) {
+    if (n_heads % n_kv_heads != 0) {
+        q.fail("of a multiple of n_kv_heads (" + std::to_string(n_kv_heads) + ") heads",
+               std::to_string(n_heads) + " heads");
+    }
+    if (head_dim % 8 != 0 || head_dim > 256) {
+        q.fail("of a head_dim that is a multiple of 8 up to 256", "head_dim " + std::to_string(head_dim));
+    }
+}
+
+int64_t checked_heads(const Argument& q_weight, int64_t n_kv_heads, int64_t head_dim) {
+    const int64_t rows = q_weight.size(0);
+    if (rows % head_dim != 0) {
+        q_weight.fail("of a multiple of head_dim (" + std::to_string(head_dim) + ") rows",
+                      std::to_string(rows) + " rows");
+    }
+    check_heads(q_weight, rows / head_dim, n_kv_heads, head_dim);
+    return rows / head_dim;
+}
+
+void check_qkv_biases(const char* op, const Argument& x, int64_t q_rows, int64_t kv_rows,
+                      const OptionalArgument& q_bias, const OptionalArgument& k_bias,
+                      const OptionalArgument& v_bias) {
+    if (bool(q_bias) != bool(k_bias) || bool(q_bias) != bool(v_bias)) {
+        fail(op, "q_bias, k_bias and v_bias must be given together or not at all");
+    }
+    if (!q_bias) return;
+    q_bias->like(x).shape({q_rows});
+    k_bias->like(x).shape({kv_rows});
+    v_bias->like(x).shape({kv_rows});
+}
+
+void RopeArguments::check(const Argument& x, int64_t n_kv_heads, int64_t head_dim) const {
+    k_cache.like(x).shape({x.size(0), n_kv_heads, -1, head_dim});
+    v_cache.like(x).shape_of(k_cache);
+    cos_sin.type(ScalarType::Float).same_device(x).shape({-1, head_dim});
+    position.type(ScalarType::Int).same_device(x).shape({x.size(0)});
+    const int64_t limit = std::min(cos_sin.size(0), k_cache.size(2));
+    if (x.tensor().is_cpu()) {
+        check_range(position, 0, limit - 1, "the slots of the cache and the rows of cos_sin");
+    }
+    check_no_overlap(k_cache, {&x, &v_cache, &cos_sin, &position});
+    check_no_overlap(v_cache, {&x, &cos_sin, &position});
+}
+
+Workspace::Workspace(const char* op, MaybeTensor& given, size_t bytes, const Argument& like,
+                     std::initializer_list<const Argument*> others) {
+    if (given) {
+        Argument workspace(op, "workspace", *given);
+        workspace.type(ScalarType::Byte).shape({-1}).same_device(like);
+        if (workspace.size(0) < static_cast<int64_t>(bytes)) {
+            workspace.fail("of at least " + std::to_string(bytes) + " bytes",
+                           std::to_string(workspace.size(0)) + " bytes");
+        }
+        if (reinterpret_cast<uintptr_t>(workspace.data()) % 64 != 0) {
+            workspace.fail("64-byte aligned", "an address that is not");
+        }
+        check_no_overlap(workspace, others);
+        data_ = workspace.data();
+        bytes_ = workspace.bytes();
+    } else if (bytes > 0) {
+        const int64_t size[] = {static_cast<int64_t>(bytes)};
+        given = torch::stable::new_empty(like.tensor(), {size, 1}, ScalarType::Byte);
+        if (!like.tensor().is_cpu()) torch::stable::zero_(*given);  // counters start at zero
+        data_ = given->data_ptr();
+        bytes_ = size[0];
+    }
+}
+
+}  // namespace pykernels::binding

@@ -1,0 +1,287 @@
+// The int4 ops of the torch library: schemas, checks, and the way to the launcher, as torch_library.cpp has
+// them for the others. A 4-bit weight is four arguments, those of pykernels.Int4Weight: packed, scales,
+// zeros, perm.
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+
+#include "binding/op_arguments.h"
+
+namespace pykernels::binding {
+namespace {
+
+constexpr int64_t block = 32;  // elements of a row in 16 bytes, the kernels' load
+
+// One 4-bit weight. Its arguments are named after it: gate_packed, gate_scales, ...
+class Int4Argument {
+  public:
+    struct Names {
+        const char *packed, *scales, *zeros, *perm;
+    };
+
+    Int4Argument(const char* op, const Names& names, const Tensor& packed_, const Tensor& scales_,
+                 const MaybeTensor& zeros_, const MaybeTensor& perm_)
+        : packed(op, names.packed, packed_),
+          scales(op, names.scales, scales_),
+          zeros(op, names.zeros, zeros_),
+          perm(op, names.perm, perm_) {}
+
+    // -1 rows: any number.
+    void check(const Argument& x, int64_t rows) const {
+        const int64_t in_features = x.size(1);
+        if (in_features % block != 0) {
+            x.fail("of a multiple of " + std::to_string(block) + " columns",
+                   std::to_string(in_features) + " columns");
+        }
+        packed.type(ScalarType::Byte).same_device(x).shape({rows, in_features / 2});
+        if (reinterpret_cast<uintptr_t>(packed.data()) % 16 != 0) {
+            packed.fail("16-byte aligned", "an address that is not");
+        }
+        scales.like(x).shape({packed.size(0), -1});
+        const int64_t n_groups = scales.size(1), group_size = in_features / n_groups;
+        const bool allowed = n_groups == 1 || group_size == 32 || group_size == 64 ||
+                             (group_size > 0 && group_size % 128 == 0);
+        if (n_groups * group_size != in_features || !allowed) {
+            scales.fail("of groups of 32, 64, a multiple of 128 or all of " + std::to_string(in_features) +
+                            " columns",
+                        std::to_string(n_groups) + " groups");
+        }
+        if (zeros) zeros->type(ScalarType::Byte).same_device(x).shape({packed.size(0), n_groups});
+        if (perm) {
+            perm->type(ScalarType::Int).same_device(x).shape({in_features});
+            if (x.tensor().is_cpu()) check_perm(in_features);
+        }
+    }
+
+    void check_apart(const Argument& written) const {
+        check_no_overlap(written, {&packed, &scales, zeros.get(), perm.get()});
+    }
+
+    int64_t rows() const { return packed.size(0); }
+
+    Int4WeightParams params() const {
+        return {packed.values<uint8_t>(), scales.data(), zeros ? zeros->values<uint8_t>() : nullptr,
+                perm ? perm->values<int32_t>() : nullptr, narrow(scales.size(1))};
+    }
+
+    Argument packed, scales;
+    OptionalArgument zeros, perm;
+
+  private:
+    void check_perm(int64_t in_features) const {
+        const int32_t* begin = perm->values<int32_t>();
+        const auto [low, high] = std::minmax_element(begin, begin + in_features);
+        if (*low < 0 || *high >= in_features) {
+            perm->fail("in [0, " + std::to_string(in_features - 1) + "] (the columns of x)",
+                       std::to_string(*low < 0 ? *low : *high));
+        }
+    }
+};
+
+void int4_gemv(const Tensor& x_, const Tensor& packed_, const Tensor& scales_, const MaybeTensor& zeros_,
+               const MaybeTensor& perm_, const MaybeTensor& bias_, const MaybeTensor& residual_,
+               const Tensor& out_, MaybeTensor workspace_) {
+    const char* op = "int4_gemv";
+    Argument x(op, "x", x_), out(op, "out", out_);
+    const Int4Argument weight(op, {"packed", "scales", "zeros", "perm"}, packed_, scales_, zeros_, perm_);
+    OptionalArgument bias(op, "bias", bias_), residual(op, "residual", residual_);
+    const Dtype dtype = x.shape({-1, -1}).dtype();
+    check_batch(x);
+    weight.check(x, -1);
+    if (bias) bias->like(x).shape({weight.rows()});
+    if (residual) residual->like(x).shape({x.size(0), weight.rows()});
+    out.like(x).shape({x.size(0), weight.rows()});
+    check_no_overlap(out, {&x, bias.get(), residual.get()});
+    weight.check_apart(out);
+    Int4GemvParams params{x.data(), weight.params(),   bias.data(),       residual.data(),       out.data(),
+                          nullptr,  narrow(x.size(0)), narrow(x.size(1)), narrow(weight.rows()), dtype};
+    const size_t bytes = x_.is_cpu() ? cpu::int4_gemv_workspace_bytes(params) : 0;
+    params.workspace = Workspace(op, workspace_, bytes, x,
+                                 {&x, &weight.packed, &weight.scales, weight.zeros.get(), weight.perm.get(),
+                                  bias.get(), residual.get(), &out})
+                           .data();
+    submit(params, {&x_, &packed_, &scales_, pointer(zeros_), pointer(perm_), pointer(bias_),
+                    pointer(residual_), &out_, pointer(workspace_)});
+}
+
+void int4_swiglu_gemv(const Tensor& x_, const Tensor& gate_packed_, const Tensor& gate_scales_,
+                      const MaybeTensor& gate_zeros_, const MaybeTensor& gate_perm_, const Tensor& up_packed_,
+                      const Tensor& up_scales_, const MaybeTensor& up_zeros_, const MaybeTensor& up_perm_,
+                      const MaybeTensor& norm_weight_, double eps, const Tensor& out_,
+                      MaybeTensor workspace_) {
+    const char* op = "int4_swiglu_gemv";
+    Argument x(op, "x", x_), out(op, "out", out_);
+    const Int4Argument gate(op, {"gate_packed", "gate_scales", "gate_zeros", "gate_perm"}, gate_packed_,
+                            gate_scales_, gate_zeros_, gate_perm_);
+    const Int4Argument up(op, {"up_packed", "up_scales", "up_zeros", "up_perm"}, up_packed_, up_scales_,
+                          up_zeros_, up_perm_);
+    OptionalArgument norm_weight(op, "norm_weight", norm_weight_);
+    const Dtype dtype = x.shape({-1, -1}).dtype();
+    check_batch(x);
+    gate.check(x, -1);
+    up.check(x, gate.rows());
+    if (norm_weight) norm_weight->like(x).shape({x.size(1)});
+    out.like(x).shape({x.size(0), gate.rows()});
+    check_eps(op, eps);
+    check_no_overlap(out, {&x, norm_weight.get()});
+    gate.check_apart(out);
+    up.check_apart(out);
+    Int4SwigluGemvParams params{
+        x.data(), norm_weight.data(), gate.params(),     up.params(),         out.data(),
+        nullptr,  narrow(x.size(0)),  narrow(x.size(1)), narrow(gate.rows()), static_cast<float>(eps),
+        dtype};
+    const size_t bytes = x_.is_cpu() ? cpu::int4_swiglu_gemv_workspace_bytes(params) : 0;
+    params.workspace =
+        Workspace(op, workspace_, bytes, x,
+                  {&x, &gate.packed, &gate.scales, gate.zeros.get(), gate.perm.get(), &up.packed, &up.scales,
+                   up.zeros.get(), up.perm.get(), norm_weight.get(), &out})
+            .data();
+    submit(params, {&x_, &gate_packed_, &gate_scales_, pointer(gate_zeros_), pointer(gate_perm_), &up_packed_,
+                    &up_scales_, pointer(up_zeros_), pointer(up_perm_), pointer(norm_weight_), &out_,
+                    pointer(workspace_)});
+}
+
+void int4_qkv_gemv(const Tensor& x_, const Tensor& norm_weight_, double eps, const Tensor& q_packed_,
+                   const Tensor& q_scales_, const MaybeTensor& q_zeros_, const MaybeTensor& q_perm_,
+                   const Tensor& k_packed_, const Tensor& k_scales_, const MaybeTensor& k_zeros_,
+                   const MaybeTensor& k_perm_, const Tensor& v_packed_, const Tensor& v_scales_,
+                   const MaybeTensor& v_zeros_, const MaybeTensor& v_perm_, const MaybeTensor& q_bias_,
+                   const MaybeTensor& k_bias_, const MaybeTensor& v_bias_, const Tensor& cos_sin_,
+                   const Tensor& position_, const Tensor& k_cache_, const Tensor& v_cache_,
+                   const Tensor& out_, MaybeTensor workspace_) {
+    const char* op = "int4_qkv_gemv";
+    const Argument x(op, "x", x_), norm_weight(op, "norm_weight", norm_weight_), out(op, "out", out_);
+    const Int4Argument q(op, {"q_packed", "q_scales", "q_zeros", "q_perm"}, q_packed_, q_scales_, q_zeros_,
+                         q_perm_);
+    const Int4Argument k(op, {"k_packed", "k_scales", "k_zeros", "k_perm"}, k_packed_, k_scales_, k_zeros_,
+                         k_perm_);
+    const Int4Argument v(op, {"v_packed", "v_scales", "v_zeros", "v_perm"}, v_packed_, v_scales_, v_zeros_,
+                         v_perm_);
+    OptionalArgument q_bias(op, "q_bias", q_bias_), k_bias(op, "k_bias", k_bias_),
+        v_bias(op, "v_bias", v_bias_);
+    const RopeArguments rope(op, cos_sin_, position_, k_cache_, v_cache_);
+    const Dtype dtype = x.shape({-1, -1}).dtype();
+    check_batch(x);
+    const int64_t hidden = x.size(1);
+    rope.k_cache.shape({x.size(0), -1, -1, -1});
+    const int64_t n_kv_heads = rope.k_cache.size(1), head_dim = rope.k_cache.size(3);
+    norm_weight.like(x).shape({hidden});
+    q.check(x, -1);
+    const int64_t n_heads = checked_heads(q.packed, n_kv_heads, head_dim);
+    out.like(x).shape({x.size(0), n_heads, head_dim});
+    k.check(x, n_kv_heads * head_dim);
+    v.check(x, n_kv_heads * head_dim);
+    check_qkv_biases(op, x, n_heads * head_dim, n_kv_heads * head_dim, q_bias, k_bias, v_bias);
+    rope.check(x, n_kv_heads, head_dim);
+    check_eps(op, eps);
+    check_no_overlap(out, {&x, &rope.cos_sin, &rope.position, &rope.k_cache, &rope.v_cache});
+    for (const Argument* written : {&out, &rope.k_cache, &rope.v_cache}) {
+        check_no_overlap(*written, {&norm_weight, q_bias.get(), k_bias.get(), v_bias.get()});
+        for (const Int4Argument* weight : {&q, &k, &v}) weight->check_apart(*written);
+    }
+    Int4QkvGemvParams params{x.data(),
+                             norm_weight.data(),
+                             q.params(),
+                             k.params(),
+                             v.params(),
+                             q_bias.data(),
+                             k_bias.data(),
+                             v_bias.data(),
+                             rope.cos_sin.values<float>(),
+                             rope.position.values<int32_t>(),
+                             out.data(),
+                             rope.k_cache.data(),
+                             rope.v_cache.data(),
+                             nullptr,
+                             narrow(x.size(0)),
+                             narrow(hidden),
+                             narrow(n_heads),
+                             narrow(n_kv_heads),
+                             narrow(head_dim),
+                             narrow(rope.k_cache.size(2)),
+                             narrow(rope.cos_sin.size(0)),
+                             static_cast<float>(eps),
+                             dtype};
+    const size_t bytes = x_.is_cpu() ? cpu::int4_qkv_gemv_workspace_bytes(params) : 0;
+    params.workspace = Workspace(op, workspace_, bytes, x, {&x,
+                                                            &norm_weight,
+                                                            &q.packed,
+                                                            &q.scales,
+                                                            q.zeros.get(),
+                                                            q.perm.get(),
+                                                            &k.packed,
+                                                            &k.scales,
+                                                            k.zeros.get(),
+                                                            k.perm.get(),
+                                                            &v.packed,
+                                                            &v.scales,
+                                                            v.zeros.get(),
+                                                            v.perm.get(),
+                                                            q_bias.get(),
+                                                            k_bias.get(),
+                                                            v_bias.get(),
+                                                            &rope.cos_sin,
+                                                            &rope.position,
+                                                            &rope.k_cache,
+                                                            &rope.v_cache,
+                                                            &out})
+                           .data();
+    submit(params, {&x_,
+                    &norm_weight_,
+                    &q_packed_,
+                    &q_scales_,
+                    pointer(q_zeros_),
+                    pointer(q_perm_),
+                    &k_packed_,
+                    &k_scales_,
+                    pointer(k_zeros_),
+                    pointer(k_perm_),
+                    &v_packed_,
+                    &v_scales_,
+                    pointer(v_zeros_),
+                    pointer(v_perm_),
+                    pointer(q_bias_),
+                    pointer(k_bias_),
+                    pointer(v_bias_),
+                    &cos_sin_,
+                    &position_,
+                    &k_cache_,
+                    &v_cache_,
+                    &out_,
+                    pointer(workspace_)});
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(pykernels, library) {
+    library.def(
+        "int4_gemv(Tensor x, Tensor packed, Tensor scales, Tensor? zeros, Tensor? perm, Tensor? bias, "
+        "Tensor? residual, Tensor(a!) out, Tensor(b!)? workspace) -> ()");
+    library.def(
+        "int4_swiglu_gemv(Tensor x, Tensor gate_packed, Tensor gate_scales, Tensor? gate_zeros, Tensor? "
+        "gate_perm, "
+        "Tensor up_packed, Tensor up_scales, Tensor? up_zeros, Tensor? up_perm, Tensor? norm_weight, float "
+        "eps, "
+        "Tensor(a!) out, Tensor(b!)? workspace) -> ()");
+    library.def(
+        "int4_qkv_gemv(Tensor x, Tensor norm_weight, float eps, Tensor q_packed, Tensor q_scales, Tensor? "
+        "q_zeros, "
+        "Tensor? q_perm, Tensor k_packed, Tensor k_scales, Tensor? k_zeros, Tensor? k_perm, Tensor v_packed, "
+        "Tensor v_scales, Tensor? v_zeros, Tensor? v_perm, Tensor? q_bias, Tensor? k_bias, Tensor? v_bias, "
+        "Tensor cos_sin, Tensor position, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor(c!) out, "
+        "Tensor(d!)? workspace) -> ()");
+}
+
+#define PYKERNELS_INT4_IMPLEMENTATIONS(library)                     \
+    library.impl("int4_gemv", TORCH_BOX(&int4_gemv));               \
+    library.impl("int4_swiglu_gemv", TORCH_BOX(&int4_swiglu_gemv)); \
+    library.impl("int4_qkv_gemv", TORCH_BOX(&int4_qkv_gemv));
+
+STABLE_TORCH_LIBRARY_IMPL(pykernels, CPU, library){PYKERNELS_INT4_IMPLEMENTATIONS(library)}
+#ifdef PYKERNELS_CUDA
+STABLE_TORCH_LIBRARY_IMPL(pykernels, CUDA, library) {
+    PYKERNELS_INT4_IMPLEMENTATIONS(library)
+}
+#endif
+
+}  // namespace pykernels::binding

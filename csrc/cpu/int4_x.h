@@ -1,0 +1,127 @@
+// x in the order in which the nibbles of a 4-bit weight come out of their words.
+//
+// A tile is 8 * lanes neighbouring elements of a row: one vector of words, eight elements a word. Shifting
+// the words by 4i leaves, in every word, one pair of elements (docs/int4.md), so word by word: elements 8 *
+// word + 2i and 8 * word + 2i + 1. x is laid out likewise once, by the caller's thread, before the rows are
+// streamed; a tile of a row of x is
+//
+//   with bf16 dot products   [i = 0..3][word]       pairs of bf16: elements 8 * word + 2i, 8 * word + 2i + 1
+//   otherwise                [nibble = 0..7][word]  float32: element 8 * word + order[nibble]
+//
+// and the rows' tiles lie side by side, [tile][batch], so that they do not fight for the same sets of the
+// first-level cache. Rows are padded with zeros to whole tiles. Behind all lie the sums of x over each group,
+// which fold the zero points of asymmetric weights in. Act-order takes x[perm[k]] for element k.
+#pragma once
+
+#include <cstddef>
+
+#include "cpu/int4_plan.h"
+#include "cpu/simd.h"
+
+namespace pykernels::cpu::PYKERNELS_ISA {
+
+constexpr int int4_tile = 8 * lanes;
+
+// Which of a word's eight elements nibble i holds.
+constexpr int int4_order[8] = {0, 2, 4, 6, 1, 3, 5, 7};
+
+template <class T>
+constexpr bool int4_bf16_dot = has_bf16_dot && __is_same(T, Bf16);
+
+template <class T>
+constexpr int64_t int4_tile_bytes = int4_tile * (int4_bf16_dot<T> ? 2 : 4);
+
+// One prepared x, in memory of int4_x_bytes().
+template <class T>
+struct Int4X {
+    const char* tiles;  // [tile][batch], each as above
+    const float* sums;  // [batch][n_groups], or null
+    int64_t in_features, n_groups;
+};
+
+// The elements [from, from + int4_tile) of a row of x into `tile`, zeros behind the row's end.
+template <class T>
+inline void int4_gather(const T* x, const int32_t* perm, int64_t from, int64_t in_features, T* tile) {
+    const int64_t count = smaller<int64_t>(int4_tile, in_features - from);
+    if (perm) {
+        for (int64_t i = 0; i < count; ++i) tile[i] = x[perm[from + i]];
+    } else if (count == int4_tile) {
+        __builtin_memcpy(tile, x + from, int4_tile * sizeof(T));
+    } else {
+        for (int64_t i = 0; i < count; ++i) tile[i] = x[from + i];
+    }
+    for (int64_t i = count; i < int4_tile; ++i) tile[i] = T{};
+}
+
+template <class T>
+inline void int4_lay_out(const T* tile, char* to) {
+    if constexpr (int4_bf16_dot<T>) {
+        uint32_t pairs[int4_tile / 2], turned[int4_tile / 2];
+        __builtin_memcpy(pairs, tile, sizeof(pairs));
+        for (int i = 0; i < 4; ++i) {
+            for (int word = 0; word < lanes; ++word) turned[i * lanes + word] = pairs[4 * word + i];
+        }
+        __builtin_memcpy(to, turned, sizeof(turned));
+    } else {
+        float values[int4_tile], turned[int4_tile];
+        for (int i = 0; i < int4_tile; i += lanes) store(values + i, load(tile + i));
+        for (int nibble = 0; nibble < 8; ++nibble) {
+            for (int word = 0; word < lanes; ++word) {
+                turned[nibble * lanes + word] = values[8 * word + int4_order[nibble]];
+            }
+        }
+        __builtin_memcpy(to, turned, sizeof(turned));
+    }
+}
+
+// Lays `batch` rows of x out in `memory` for the weight. `sums`: take the groups' sums too.
+template <class T>
+inline Int4X<T> int4_prepare(const T* x, const Int4WeightParams& weight, int64_t batch, int64_t in_features,
+                             bool sums, void* memory) {
+    const int64_t n_groups = weight.n_groups, group_size = in_features / n_groups;
+    auto* tiles = static_cast<char*>(memory);
+    auto* group_sums =
+        reinterpret_cast<float*>(tiles + batch * (int4_padded(in_features) / int4_tile) * int4_tile_bytes<T>);
+    for (int64_t b = 0; b < batch; ++b) {
+        float* row_sums = group_sums + b * n_groups;
+        if (sums) {
+            for (int64_t g = 0; g < n_groups; ++g) row_sums[g] = 0;
+        }
+        for (int64_t from = 0; from < in_features; from += int4_tile) {
+            T tile[int4_tile];
+            int4_gather(x + b * in_features, weight.perm, from, in_features, tile);
+            int4_lay_out(tile, tiles + (from / int4_tile * batch + b) * int4_tile_bytes<T>);
+            // No group ends inside a block of 32.
+            for (int64_t block = 0; sums && block < int4_tile && from + block < in_features; block += 32) {
+                F32 sum = {};
+                for (int i = 0; i < 32; i += lanes) sum += load(tile + block + i);
+                row_sums[(from + block) / group_size] += reduce_add(sum);
+            }
+        }
+    }
+    return {tiles, sums ? group_sums : nullptr, in_features, n_groups};
+}
+
+// prepared[i]: x for weights[i], one in memory for all weights that read it alike.
+template <size_t count, class T>
+inline void int4_prepare_all(const T* x, const Int4WeightParams* const (&weights)[count], int64_t batch,
+                             int64_t in_features, void* memory, Int4X<T> (&prepared)[count]) {
+    const auto alike = [&](size_t i, size_t j) {
+        return weights[i]->perm == weights[j]->perm && weights[i]->n_groups == weights[j]->n_groups;
+    };
+    auto* next = static_cast<char*>(memory);
+    for (size_t i = 0; i < count; ++i) {
+        size_t first = 0;
+        while (!alike(first, i)) ++first;
+        if (first < i) {
+            prepared[i] = prepared[first];
+            continue;
+        }
+        bool sums = false;
+        for (size_t j = i; j < count; ++j) sums |= alike(i, j) && weights[j]->zeros != nullptr;
+        prepared[i] = int4_prepare(x, *weights[i], batch, in_features, sums, next);
+        next += int4_x_bytes(batch, in_features, weights[i]->n_groups);
+    }
+}
+
+}  // namespace pykernels::cpu::PYKERNELS_ISA

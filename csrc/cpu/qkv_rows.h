@@ -1,0 +1,86 @@
+// The rows of q, k and v, their bias, RoPE, and the way into the cache: what qkv_gemv and int4_qkv_gemv
+// share.
+#pragma once
+
+#include "cpu/mat_vec.h"
+#include "cpu/rope.h"
+
+namespace pykernels::cpu::PYKERNELS_ISA {
+
+// A chunk is a run of dimensions of one head: for q and k the rows d and d + head_dim / 2 come together,
+// because RoPE turns them as a pair.
+template <int batch, class T, class Rows, class Params>
+class QkvRows {
+  public:
+    // `params` and the three weights outlive it.
+    QkvRows(const Params& params, const Rows& q, const Rows& k, const Rows& v, int64_t row_bytes)
+        : p_(params), q_(q), k_(k), v_(v), dim_(params.head_dim) {
+        pairs_ = smaller(dim_ / 2, larger<int64_t>(1, rows_per_chunk(row_bytes) / 2));
+        chunks_per_head_ = ceil_div(dim_ / 2, pairs_);
+    }
+
+    int64_t n_chunks() const { return (p_.n_heads + 2 * p_.n_kv_heads) * chunks_per_head_; }
+
+    void run(int64_t chunk) const {
+        const int64_t head = chunk / chunks_per_head_, first = chunk % chunks_per_head_ * pairs_;
+        const int64_t last = smaller(dim_ / 2, first + pairs_);
+        if (head < p_.n_heads) {
+            rows(q_, p_.q_bias, head, first, last, true, static_cast<T*>(p_.q_out), head * dim_,
+                 p_.n_heads * dim_, 0);
+            return;
+        }
+        const int64_t kv_head = (head - p_.n_heads) % p_.n_kv_heads;
+        const int64_t offset = kv_head * p_.max_len * dim_,
+                      stride = int64_t{p_.n_kv_heads} * p_.max_len * dim_;
+        if (head < p_.n_heads + p_.n_kv_heads) {
+            rows(k_, p_.k_bias, kv_head, first, last, true, static_cast<T*>(p_.k_cache), offset, stride,
+                 dim_);
+        } else {
+            rows(v_, p_.v_bias, kv_head, first, last, false, static_cast<T*>(p_.v_cache), offset, stride,
+                 dim_);
+        }
+    }
+
+  private:
+    // The pairs [first, last) of one head, written to out + offset + b * batch_stride + position[b] *
+    // slot_stride.
+    void rows(const Rows& weight, const void* bias_, int64_t head, int64_t first, int64_t last, bool turn,
+              T* out, int64_t offset, int64_t batch_stride, int64_t slot_stride) const {
+        const auto* bias = bias_ ? static_cast<const T*>(bias_) + head * dim_ : nullptr;
+        const int64_t half = dim_ / 2, row = head * dim_;
+        float low[batch][max_pairs], high[batch][max_pairs];
+        dot_run<batch>(weight, row + first, row + last, [&](int64_t n, const float* sums) {
+            for (int b = 0; b < batch; ++b) low[b][n - row - first] = sums[b];
+        });
+        dot_run<batch>(weight, row + half + first, row + half + last, [&](int64_t n, const float* sums) {
+            for (int b = 0; b < batch; ++b) high[b][n - row - half - first] = sums[b];
+        });
+        for (int b = 0; b < batch; ++b) {
+            const int64_t position = p_.position[b];
+            const float* angles = p_.cos_sin + position * dim_;
+            T* to = out + offset + b * batch_stride + position * slot_stride;
+            for (int64_t d = first; d < last; ++d) {
+                float a = low[b][d - first] + (bias ? to_float(bias[d]) : 0.0f);
+                float c = high[b][d - first] + (bias ? to_float(bias[half + d]) : 0.0f);
+                if (turn) rotate(angles, d, half, a, c);
+                from_float(a, to + d);
+                from_float(c, to + half + d);
+            }
+        }
+    }
+
+    static constexpr int64_t max_pairs = 128;  // head_dim is at most 256
+
+    const Params& p_;
+    const Rows &q_, &k_, &v_;
+    int64_t dim_, pairs_, chunks_per_head_;
+};
+
+// q out, k and v appended to the cache. A Rows is a weight as mat_vec.h has it.
+template <int batch, class T, class Rows, class Params>
+inline void qkv_rows(const Params& params, const Rows& q, const Rows& k, const Rows& v, int64_t row_bytes) {
+    const QkvRows<batch, T, Rows, Params> kernel(params, q, k, v, row_bytes);
+    parallel_chunks(kernel.n_chunks(), [&](int64_t chunk) { kernel.run(chunk); });
+}
+
+}  // namespace pykernels::cpu::PYKERNELS_ISA

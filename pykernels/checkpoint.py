@@ -1,0 +1,34 @@
+"""The tensors of a local Hugging Face folder: model.safetensors, or its shards and their index."""
+
+import json
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+
+def open_tensors(path: Path) -> safe_open:
+    """A safetensors file. Raises ValueError, one line naming the file, where there is none or it is broken."""
+    try:
+        return safe_open(path, framework="pt")
+    except FileNotFoundError:
+        raise ValueError(f"weights {path}: there is no such file") from None
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"weights {path}: is not a whole safetensors file: {error}") from None
+
+
+def tensor_files(folder: Path) -> dict[str, str]:
+    """Which file of the folder holds each tensor. Raises ValueError, one line naming the folder or file."""
+    if not folder.is_dir():
+        raise ValueError(f"weights {folder}: there is no such folder")
+    index = folder / "model.safetensors.index.json"
+    if not index.exists():
+        with open_tensors(folder / "model.safetensors") as file:
+            return dict.fromkeys(file.keys(), "model.safetensors")
+    try:
+        files = json.loads(index.read_text())["weight_map"]
+        # A name from the index must stay a name in the folder.
+        if not all(Path(file).name == file and file != ".." for file in files.values()):
+            raise ValueError("a file outside the folder")
+        return files
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
+        raise ValueError(f"weights {index}: must map tensors to files in weight_map: {error!r}") from None

@@ -1,0 +1,107 @@
+"""A whole decode step on the native kernels: embedding, the decoder layers, final norm, lm_head, argmax."""
+
+import torch
+from torch import Tensor
+
+from pykernels import dispatch, ops, runtime
+from pykernels.layer import DecodeLayer, available_bytes, op_labels
+from pykernels.models import ModelSpec
+from pykernels.weights import ModelWeights
+
+STEP_LABELS = (
+    [("embedding", "embedding")],
+    [("rmsnorm", "final_norm"), ("gemv", "lm_head"), ("argmax", "argmax")],
+)
+"""The ops of a step before its layers and after them, as (op, what it does)."""
+
+
+class DecodeModel:
+    """A decoder that turns `token` into the next token, greedily, one step after another.
+
+    A step reads `token` and `position`, appends a slot to every layer's cache and attends up to it, leaves the
+    logits in `logits`, and writes the next token, position and kv_len over the old ones: steps run one after
+    another decode a sequence, whoever drives them. At the cache's last slot the position stays. Nothing is
+    allocated in a step.
+
+    Attributes: `token` int64 [batch]; `position`, `kv_len` int32 [batch]; `logits` [batch, vocab]; `layers`,
+    one :class:`DecodeLayer` a layer, which share their scratch buffers; `weights`, `spec`, `max_len`.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        weights: ModelWeights,
+        max_len: int,
+        batch: int = 1,
+        dtype: torch.dtype = torch.bfloat16,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+    ) -> None:
+        """A model whose caches have `max_len` slots, filled with random K and V of unit scale.
+
+        It stands at position 0 with random tokens. Raises ValueError where max_len is not in 1..max_position of
+        the model, where the batch is not in 1..8, where `weights` are of another number of layers, and where the
+        caches do not fit the memory that is there.
+        """
+        if not 1 <= max_len <= spec.max_position:
+            raise ValueError(f"max_len must be in 1..{spec.max_position} ({spec.name}), got {max_len}")
+        if len(weights.layers) != spec.n_layers:
+            raise ValueError(f"weights must be of {spec.n_layers} layers ({spec.name}), got {len(weights.layers)}")
+        self.spec, self.weights, self.max_len, self.batch, self.dtype = spec, weights, max_len, batch, dtype
+        self.device = torch.device(device)
+        needed, available = spec.kv_bytes(max_len, batch, dtype), available_bytes(self.device)
+        if needed > available:
+            raise ValueError(
+                f"max_len must leave the caches within the memory available ({available / 2**30:.1f} GiB), "
+                f"got {max_len}, which needs {needed / 2**30:.1f} GiB at batch {batch}"
+            )
+        self.layers = [
+            DecodeLayer(spec, layer, max_len, batch, dtype, self.device, seed + index)
+            for index, layer in enumerate(weights.layers)
+        ]
+        first, last = self.layers[0], self.layers[-1]
+        for before, after in zip(self.layers, self.layers[1:], strict=False):
+            after.follow(before)
+        self.position, self.kv_len, self._x, self._last = first.position, first.kv_len, first.x, last
+        self._normed = torch.empty(batch, spec.hidden, dtype=dtype, device=self.device)
+        self.logits = torch.empty(batch, spec.vocab, dtype=dtype, device=self.device)
+        generator = torch.Generator(device=self.device).manual_seed(seed)
+        self.token = torch.randint(spec.vocab, (batch,), generator=generator, device=self.device)
+        self.set_position(0)
+
+    def set_position(self, position: int) -> None:
+        """Stand at `position` (0 to max_len - 1): the next step writes that slot and attends up to it."""
+        self.layers[0].set_position(position)
+
+    def forward(self, fusion: str) -> Tensor:
+        """One step through the public ops (mode `eager`). Returns `token`, which is the next one then."""
+        ops.embedding(self.token, self.weights.embedding, out=self._x)
+        for layer in self.layers:
+            layer.forward(fusion)
+        ops.rmsnorm(self._last.out, self.weights.final_norm, self.spec.rms_eps, out=self._normed)
+        ops.gemv(self._normed, self.weights.lm_head, out=self.logits)
+        return ops.argmax(self.logits, self.position, self.kv_len, self.max_len, out=self.token)
+
+    def labels(self, fusion: str) -> list[tuple[str, str]]:
+        """The ops of a step in order, as (op, what it does)."""
+        before, after = STEP_LABELS
+        layers = [label for layer in self.layers for label in op_labels(fusion, layer.weights.is_int4)]
+        return [*before, *layers, *after]
+
+    def program(self, fusion: str) -> runtime.Program:
+        """The whole step as one native program (modes `native` and `pybind`)."""
+        with runtime.record() as program:
+            self.forward(fusion)
+        return program
+
+    def tape(self, fusion: str) -> dispatch.Tape:
+        """The whole step as dispatcher calls (mode `dispatch`). Recording it runs a step."""
+        return dispatch.Tape.record(lambda: self.forward(fusion))
+
+    def poison(self) -> None:
+        """Fill every buffer that a step writes with NaN, but for token, position and kv_len: what is not written
+        shows."""
+        for layer in self.layers:
+            layer.poison()
+        for tensor in (self._x, self._normed, self.logits):
+            tensor.fill_(float("nan"))

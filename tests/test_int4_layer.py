@@ -1,0 +1,79 @@
+"""DecodeLayer with 4-bit projections against the oracle on the dequantised weights."""
+
+import pytest
+import torch
+
+import pykernels as pk
+from pykernels.layer import op_labels
+from pykernels.weights import PROJECTIONS
+
+LABELS = op_labels("block", int4=True)
+
+
+def make_layer(dtype=torch.bfloat16, batch=1, group_size=128, symmetric=True, ctx=77) -> pk.DecodeLayer:
+    spec = pk.models.get("tiny")
+    weights = pk.LayerWeights.random(spec, dtype).quantize(group_size, symmetric)
+    return pk.DecodeLayer(spec, weights, ctx, batch, dtype)
+
+
+@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
+@pytest.mark.parametrize("group_size", [32, 64, 128, -1])
+@pytest.mark.parametrize("batch", [1, 3, 8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_equals_the_oracle_and_appends(dtype, batch, group_size, symmetric):
+    layer = make_layer(dtype, batch, group_size, symmetric)
+    layer.set_position(50)
+    layer.k_cache[:, :, 51:] = float("nan")
+    layer.v_cache[:, :, 51:] = float("nan")
+    expected, k_row, v_row = pk.reference.layer(
+        layer.spec, layer.weights, layer.x, layer.k_cache, layer.v_cache, layer.cos_sin, layer.position
+    )
+    before = layer.k_cache[:, :, :50].clone()
+    layer.poison()
+    layer.forward("block")
+    for got, wanted in ((layer.out, expected), (layer.k_cache[:, :, 50], k_row), (layer.v_cache[:, :, 50], v_row)):
+        comparison = pk.reference.compare(got, wanted, dtype, depth=2)
+        assert comparison.ok, comparison.message
+    assert torch.equal(layer.k_cache[:, :, :50], before), "a step wrote slots that are not its own"
+    assert layer.k_cache[:, :, 51:].isnan().all(), "a step wrote past its slot"
+
+
+def test_every_mode_gives_the_same_bits():
+    layer = make_layer()
+    layer.forward("block")
+    eager = layer.out.clone()
+    program, tape = layer.program("block"), layer.tape("block")
+    assert program.ops == [op for op, _ in LABELS]
+    assert tape.calls == [f"pykernels::{op}" for op, _ in LABELS]  # and so nothing is allocated
+
+    def pybind():
+        for launch in program.launchers():
+            launch()
+
+    for step in (program.run, tape.run, pybind):
+        layer.poison()
+        step()
+        assert torch.equal(layer.out, eager)
+
+
+def test_only_block_fusion():
+    with pytest.raises(ValueError, match="fusion must be block for these weights, got none"):
+        make_layer().forward("none")
+
+
+def test_all_projections_or_none():
+    weights = pk.LayerWeights.random(pk.models.get("tiny"))
+    tensors = {name: getattr(weights.quantize(), name) for name in PROJECTIONS} | {"o_weight": weights.o_weight}
+    others = {name: getattr(weights, name) for name in weights.shapes(pk.models.get("tiny")) if name not in PROJECTIONS}
+    with pytest.raises(ValueError, match="projections must be all tensors or all Int4Weight, got Int4Weight for"):
+        pk.LayerWeights(**tensors, **others)
+
+
+def test_clone_and_dequantize():
+    weights = pk.LayerWeights.random(pk.models.get("tiny")).quantize()
+    copy = weights.clone()
+    assert copy.is_int4 and copy.o_weight.packed.data_ptr() != weights.o_weight.packed.data_ptr()
+    dense = weights.dequantize(torch.float32)
+    assert not dense.is_int4 and dense.dequantize() is dense
+    assert torch.equal(dense.down_weight, weights.down_weight.dequantize(torch.float32))
+    assert dense.input_norm is weights.input_norm
