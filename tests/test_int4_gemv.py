@@ -61,10 +61,11 @@ def check(given: dict) -> None:
     check_op(lambda out: pk.ops.int4_gemv(**given, out=out), pk.reference.int4_gemv(**given), given["x"].dtype)
 
 
-@pytest.mark.parametrize("act_order", [False, True], ids=["in order", "act-order"])
-@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
+@pytest.mark.parametrize(
+    ("symmetric", "act_order"), [(True, False), (False, False), (False, True)], ids=["symmetric", "zeros", "act-order"]
+)
 @pytest.mark.parametrize(("in_features", "group_size"), GROUPS)
-@pytest.mark.parametrize("batch", [1, 3, 8])
+@pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("isa_name", ISAS)
 def test_any_group(isa_name, dtype, batch, in_features, group_size, symmetric, act_order):
