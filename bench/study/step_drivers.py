@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pykernels as pk
-from bench.backends.torch_layer import TorchLayer
+from bench.backends.sdpa import sdpa
+from bench.backends.torch_layer import LayerCache, TorchLayer
 
 
 class _Calls(TorchDispatchMode):
@@ -117,8 +118,7 @@ class TorchDriver(Driver):
             )
             for layer in model.layers
         ]  # fmt: skip
-        attention = lambda q, k, v: F.scaled_dot_product_attention(q, k, v, enable_gqa=True)  # noqa: E731
-        self._layers = [TorchLayer(view, attention) for view in self._views]
+        self._layers = [TorchLayer(view, LayerCache(view, sdpa)) for view in self._views]
         self._position, self._logits = model.max_len - 1, model.logits
         self.kernels = calls_of(self._forward)
         self.launches = len(self.kernels)
@@ -133,7 +133,7 @@ class TorchDriver(Driver):
         cosine, sine = angles[:half].repeat(2), angles[half:].repeat(2)
         x = F.embedding(model.token, weights.embedding)
         for view, layer in zip(self._views, self._layers, strict=True):
-            view.x, layer.position, layer.cosine, layer.sine = x, position, cosine, sine
+            view.x, layer.attention.position, layer.cosine, layer.sine = x, position, cosine, sine
             x = layer.forward()
         normed = F.rms_norm(x, (model.spec.hidden,), weights.final_norm, model.spec.rms_eps)
         self._logits = F.linear(normed, weights.lm_head)
