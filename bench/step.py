@@ -6,10 +6,10 @@ Each step decodes the next token: kv_len grows by one a step, as in the study (5
 median). The cache before ctx holds random K and V.
 """
 
-import resource
 import sys
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated
 
 import torch
@@ -43,7 +43,9 @@ def peak_bytes(device: torch.device) -> int:
     """The most memory this process has held: of the device's allocator, or resident on the host."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # Not getrusage's ru_maxrss: that outlives exec, and so tells of the process this one was forked from.
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
 
 
 def make_model(settings: Settings) -> pk.DecodeModel:
