@@ -230,6 +230,29 @@ __global__ void __launch_bounds__(gqa_threads, 1)
     const T* k_cache = static_cast<const T*>(params.k_cache) + slots;
     const T* v_cache = static_cast<const T*>(params.v_cache) + slots;
 
+    // q in shared memory, 0 past the last head. It is asked for before K and V where nothing has to be waited
+    // for: behind them it would arrive a microsecond after them.
+    T* q = reinterpret_cast<T*>(shared_memory());
+    const auto fetch_q = [&] {
+        constexpr int q_vectors = head_dim / vector_elements;
+        static_assert(gqa_tile_heads * q_vectors <= gqa_threads);
+        const int i = static_cast<int>(threadIdx.x), head = i / q_vectors,
+                  d = i % q_vectors * vector_elements;
+        if (head < gqa_tile_heads) {
+            T* to = q + head * gqa_q_row_elements(head_dim) + d;
+            if (head < at.n_heads) {
+                async_copy16(to, static_cast<const T*>(params.q) +
+                                     int64_t{at.sequence * params.n_heads + at.first_head + head} * head_dim +
+                                     d);
+            } else {
+                store(reinterpret_cast<uint4*>(to), make_uint4(0, 0, 0, 0));
+            }
+        }
+        async_commit();
+    };
+    const int kv_len = load(params.kv_len + at.sequence);
+    if (!plan.programmatic) fetch_q();
+
     const int step = plan.splits * gqa_warps * gqa_tile_keys;
     int key = (warp * plan.splits + at.split) * gqa_tile_keys;
     Keys<head_dim> keys;
@@ -238,26 +261,16 @@ __global__ void __launch_bounds__(gqa_threads, 1)
         load_keys(keys, k_cache, key, params.max_len);
         load_values(values, v_cache, key, params.max_len);
     }
-    const int kv_len = load(params.kv_len + at.sequence);
     wait_for_producers();
     launch_dependents();
-    // The newest key may have come only now.
-    if (plan.programmatic && key < kv_len && key + gqa_tile_keys >= kv_len) {
-        load_keys(keys, k_cache, key, params.max_len);
-        load_values(values, v_cache, key, params.max_len);
+    if (plan.programmatic) {
+        fetch_q();
+        if (key < kv_len && key + gqa_tile_keys >= kv_len) {  // the newest key may have come only now
+            load_keys(keys, k_cache, key, params.max_len);
+            load_values(values, v_cache, key, params.max_len);
+        }
     }
-
-    // q in shared memory, 0 past the last head.
-    T* q = reinterpret_cast<T*>(shared_memory());
-    constexpr int q_vectors = head_dim / vector_elements;
-    static_assert(gqa_tile_heads * q_vectors <= gqa_threads);
-    if (const int i = static_cast<int>(threadIdx.x); i < gqa_tile_heads * q_vectors) {
-        const int head = i / q_vectors, d = i % q_vectors * vector_elements;
-        const T* from = static_cast<const T*>(params.q) +
-                        int64_t{at.sequence * params.n_heads + at.first_head + head} * head_dim + d;
-        store(reinterpret_cast<uint4*>(q + head * gqa_q_row_elements(head_dim) + d),
-              head < at.n_heads ? load(reinterpret_cast<const uint4*>(from)) : make_uint4(0, 0, 0, 0));
-    }
+    async_wait<0>();
     block_barrier();  // q is there
     q += g * gqa_q_row_elements(head_dim) +
          t * vector_elements;  // of head g, the dimensions of this lane's part of K

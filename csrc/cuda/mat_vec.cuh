@@ -1,21 +1,21 @@
 // The mat-vec all linear ops share: out = epilogue(W x), x of 1 to 8 rows, W streamed once from memory.
 //
 // A unit of work is two rows of W (which two is the op's choice: gate and up, or the two dimensions RoPE
-// turns together). A block takes consecutive units, and all of its threads work on one unit at a time: thread
-// i has the columns 8 i to 8 i + 7 of every 2,048. A thread copies its own columns to shared memory, eight
-// pieces ahead (cp.async), and nobody else reads them: the stream needs no barrier. It keeps its columns of x
-// likewise. A warp's sums over its lanes go to shared memory; at the end of a chunk (all of a block's units,
-// unless there are many) a thread a unit and sequence adds the warps' up and finishes. Whatever the shape,
-// all warps are busy to the end.
+// turns together). A block takes consecutive units and deals them out to its teams of two warps; a thread of
+// a team has the columns 8 i to 8 i + 7 of every 512. A thread copies its own columns to shared memory, five
+// stages ahead (cp.async), and nobody else reads them: the stream needs no barrier, and no warp waits for
+// another. x lies in shared memory. A warp's sums over its lanes go there too; at the end of a chunk (all of
+// a block's units, unless there are many) a thread a unit and sequence adds the team's up and finishes.
 //
 // With a norm, x is multiplied by the norm's weight at once and by 1 / sqrt(mean(x^2) + eps) at the very end,
 // a factor of every sum: nothing waits for the mean.
 //
-// The stream begins before wait_for_producers(): weights are constants, and some 120 KB a SM of them are on
-// their way while the kernel before this one ends. x is asked for first where nothing has to be waited for:
-// behind those it would take microseconds. Least bytes: W once. What limits it: memory.
+// The stream begins before wait_for_producers(): weights are constants, and 160 KB a SM of them are on their
+// way while the kernel before this one ends. The norm's weight is asked for before them, and x too where
+// nothing has to be waited for: behind them it would take microseconds. Least bytes: W once. What limits it:
+// memory.
 //
-// An Op has: T; Params; units(p), width(p), batch(p); rows(p, unit) -> the two rows, the second may be null;
+// An Op has: T; Params; units(p), width(p), batch(p); rows(p, unit) -> the two rows, which may be one;
 // x(p); norm_weight(p) (null: x as it is) and eps(p); position(p, b): of a sequence, 0 where it has none;
 // Extra prepare(p, unit, b, position): what the end of a unit needs from memory, as it comes from there and
 // asked for at the begin of its chunk (to work on it would be to wait for it); finish(p, unit, b, extra, sum
@@ -35,9 +35,9 @@ struct RowPair {
 };
 
 // Vectors of x that a thread has on their way at once: all of a row of 20,480.
-constexpr int mat_vec_x_vectors = 10;
+constexpr int mat_vec_x_vectors = 5;
 
-// A thread's columns of a row of x, or of the norm's weight, on their way: column first, then every 2,048th.
+// A thread's columns of a row of x on their way: column first, then every 4,096th.
 struct Columns {
     uint4 vectors[mat_vec_x_vectors];
 
@@ -45,28 +45,29 @@ struct Columns {
     __device__ __forceinline__ void load_from(const T* row, int first, int width) {
 #pragma unroll
         for (int i = 0; i < mat_vec_x_vectors; ++i) {
-            if (first + i * mat_vec_step < width)
-                vectors[i] = load(reinterpret_cast<const uint4*>(row + first + i * mat_vec_step));
+            if (first + i * mat_vec_x_step < width)
+                vectors[i] = load(reinterpret_cast<const uint4*>(row + first + i * mat_vec_x_step));
         }
     }
 
-    // To the thread's place in shared memory, times the norm's weight where there is one. Returns the sum of
-    // squares.
+    // To the thread's places in a row of shared memory (null: nowhere), times the norm's weight, which lies
+    // in the thread's places of another such row (null: no norm). Returns the sum of squares.
     template <class T>
     __device__ __forceinline__ float keep(T* to, const T* norm_weight, int first, int width) const {
         float squares = 0;
 #pragma unroll
         for (int i = 0; i < mat_vec_x_vectors; ++i) {
-            const int column = first + i * mat_vec_step;
+            const int column = first + i * mat_vec_x_step;
             if (column >= width) break;
             if (norm_weight) {
                 Floats8 v = unpack8<T>(vectors[i]);
-                const Floats8 w = load8(norm_weight + column);
                 squares = dot8(v, v, squares);
+                if (!to) continue;
+                const Floats8 w = load8(norm_weight + column);
 #pragma unroll
                 for (int j = 0; j < 8; ++j) v[j] *= w[j];
                 store8(to + column, v);
-            } else {
+            } else if (to) {
                 store(reinterpret_cast<uint4*>(to + column), vectors[i]);
             }
         }
@@ -74,44 +75,62 @@ struct Columns {
     }
 };
 
-template <class Op, int batch_tile>
+template <class Op, int batch_tile, int vectors>
 __global__ void __launch_bounds__(mat_vec_threads, 1)
     mat_vec_kernel(const __grid_constant__ typename Op::Params params,
                    const __grid_constant__ MatVecPlan plan) {
     using T = typename Op::T;
+    constexpr int piece = vectors * mat_vec_step;   // columns of a stage
+    constexpr bool x_always_shared = vectors == 2;  // as plans are made
     unsigned char* shared = shared_memory();
     const int thread = static_cast<int>(threadIdx.x), warp = thread / warp_size, lane = thread % warp_size;
-    const int width = Op::width(params), batch = Op::batch(params), first_column = thread * vector_elements;
+    const int team = warp / mat_vec_team_warps, team_warp = warp % mat_vec_team_warps;
+    const int width = Op::width(params), batch = Op::batch(params);
     const int units = Op::units(params), block = static_cast<int>(blockIdx.x),
               blocks = static_cast<int>(gridDim.x);
     const int begin = mat_vec_first_unit(units, block, blocks),
               end = mat_vec_first_unit(units, block + 1, blocks);
+    const int column = (team_warp * warp_size + lane) * vector_elements;  // of a row, this thread's first
+    const int x_column = thread * vector_elements;                        // of x, likewise
 
-    T* x_shared = reinterpret_cast<T*>(shared + mat_vec_x_offset(plan, batch));
+    T* const x_shared = reinterpret_cast<T*>(shared + mat_vec_x_offset(plan, batch));
+    // The norm's weight waits where the last sequence's x will be.
+    T* const norm_shared = x_shared + (batch - 1) * width;
+    const T* const norm_weight = Op::norm_weight(params);
     Columns x_columns;
     const int my_sequence = thread % batch;  // when units are finished
     int position = 0;
     if (!plan.programmatic) {
         position = Op::position(params, my_sequence);
-        if (plan.x_in_shared) x_columns.load_from(Op::x(params), first_column, width);
+        x_columns.load_from(Op::x(params), x_column, width);
     }
+    if (norm_weight && plan.x_in_shared) {
+        for (int i = x_column; i < width; i += mat_vec_x_step) async_copy16(norm_shared + i, norm_weight + i);
+    }
+    async_commit();
 
-    // The stream: stages of two pieces. What is copied next:
-    T* const stream = reinterpret_cast<T*>(shared);
-    int next_unit = begin, next_piece = 0, next_stage = 0;
+    // The stream, [stage][row a or b][vector][thread]. What is copied next:
+    uint4* const stream = reinterpret_cast<uint4*>(shared) + thread;
+    constexpr int stage_vectors = 2 * vectors * mat_vec_threads;
+    int next_unit = begin + team, next_piece = 0, next_stage = 0;
     RowPair<T> next_rows = {};
     if (next_unit < end) next_rows = Op::rows(params, next_unit);
     const auto copy_next = [&] {
         if (next_unit < end) {
-            T* to = stream + next_stage * 2 * plan.piece;
-            for (int i = first_column; i < plan.piece && next_piece + i < width; i += mat_vec_step) {
-                async_copy16(to + i, next_rows.a + next_piece + i);
-                if (next_rows.b) async_copy16(to + plan.piece + i, next_rows.b + next_piece + i);
+            uint4* to = stream + next_stage * stage_vectors;
+#pragma unroll
+            for (int i = 0; i < vectors; ++i) {
+                const int from = next_piece + column + i * mat_vec_step;
+                if (from < width) {
+                    async_copy16(to + i * mat_vec_threads, next_rows.a + from);
+                    async_copy16(to + (vectors + i) * mat_vec_threads, next_rows.b + from);
+                }
             }
-            next_piece += plan.piece;
+            next_piece += piece;
             if (next_piece >= width) {
                 next_piece = 0;
-                if (++next_unit < end) next_rows = Op::rows(params, next_unit);
+                next_unit += mat_vec_teams;
+                if (next_unit < end) next_rows = Op::rows(params, next_unit);
             }
             if (++next_stage == mat_vec_stages) next_stage = 0;
         }
@@ -122,25 +141,32 @@ __global__ void __launch_bounds__(mat_vec_threads, 1)
 
     wait_for_producers();
     launch_dependents();
-    if (plan.programmatic) position = Op::position(params, my_sequence);
-    if (plan.x_in_shared) {
-        for (int b = 0; b < batch; ++b) {
-            if (b > 0 || plan.programmatic)
-                x_columns.load_from(Op::x(params) + b * width, first_column, width);
-            const float squares =
-                x_columns.keep(x_shared + b * width, Op::norm_weight(params), first_column, width);
-            if (Op::norm_weight(params)) {
-                const float sum = warp_sum(squares);
-                if (lane == 0)
-                    store(reinterpret_cast<float*>(shared + mat_vec_squares_offset(plan)) +
-                              b * mat_vec_warps + warp,
-                          sum);
-            }
+    if (plan.programmatic) {
+        position = Op::position(params, my_sequence);
+        x_columns.load_from(Op::x(params), x_column, width);
+    }
+    if (norm_weight) async_wait<mat_vec_stages - 1>();  // the norm's weight is there
+    for (int b = 0; b < batch; ++b) {
+        if (b > 0 && !plan.x_in_shared && !norm_weight) break;
+        float squares = 0;
+        for (int first = x_column; first < width; first += mat_vec_x_vectors * mat_vec_x_step) {
+            if (b > 0 || first != x_column)
+                x_columns.load_from(Op::x(params) + int64_t{b} * width, first, width);
+            squares += x_columns.keep(plan.x_in_shared ? x_shared + b * width : nullptr,
+                                      norm_weight ? norm_shared : nullptr, first, width);
+        }
+        if (norm_weight) {
+            const float sum = warp_sum(squares);
+            if (lane == 0)
+                store(reinterpret_cast<float*>(shared + mat_vec_squares_offset(plan)) + b * mat_vec_warps +
+                          warp,
+                      sum);
         }
     }
-    const T* x = plan.x_in_shared ? x_shared : Op::x(params);
+    const T* x = x_always_shared || plan.x_in_shared ? x_shared : Op::x(params);
+    block_barrier();  // x is there, and its squares
 
-    // [warp][unit of the chunk][sequence]: the sums of rows a and b
+    // [warp of a team][unit of the chunk][sequence]: the sums of rows a and b
     float2* sums = reinterpret_cast<float2*>(shared + mat_vec_sums_offset(plan));
     int stage = 0;
     for (int chunk = begin; chunk < end; chunk += plan.chunk_units) {
@@ -150,21 +176,27 @@ __global__ void __launch_bounds__(mat_vec_threads, 1)
         typename Op::Extra extra = {};
         if (finishes) extra = Op::prepare(params, my_unit, my_sequence, position);
 
-        for (int unit = 0; unit < count; ++unit) {
-            const bool both = Op::rows(params, chunk + unit).b != nullptr;
+        for (int unit = team; unit < count; unit += mat_vec_teams) {
             float mine[batch_tile][2] = {};
-            for (int piece = 0; piece < width; piece += plan.piece) {
+            for (int first = 0; first < width; first += piece) {
                 async_wait<mat_vec_stages - 2>();
                 copy_next();  // over the stage before this one, which this thread is done with
-                const T* weights = stream + stage * 2 * plan.piece;
-#pragma unroll(batch_tile == 1 ? 2 : 1)
-                for (int i = first_column; i < plan.piece && piece + i < width; i += mat_vec_step) {
-                    const Floats8 a = load8(weights + i);
-                    const Floats8 b = both ? load8(weights + plan.piece + i) : Floats8{};
+                const uint4* weights = stream + stage * stage_vectors;
+#pragma unroll
+                for (int i = 0; i < vectors; ++i) {
+                    const int at = first + column + i * mat_vec_step;
+                    if (at >= width) break;
+                    const Floats8 a = unpack8<T>(load(weights + i * mat_vec_threads));
+                    const Floats8 b = unpack8<T>(load(weights + (vectors + i) * mat_vec_threads));
 #pragma unroll
                     for (int row = 0; row < batch_tile; ++row) {
                         // A tile larger than the batch repeats its last row.
-                        const Floats8 v = load8(x + min(row, batch - 1) * width + piece + i);
+                        Floats8 v = load8(x + min(row, batch - 1) * width + at);
+                        if (!x_always_shared && norm_weight && !plan.x_in_shared) {
+                            const Floats8 w = load8(norm_weight + at);
+#pragma unroll
+                            for (int j = 0; j < 8; ++j) v[j] *= w[j];
+                        }
                         mine[row][0] = dot8(a, v, mine[row][0]);
                         mine[row][1] = dot8(b, v, mine[row][1]);
                     }
@@ -175,22 +207,22 @@ __global__ void __launch_bounds__(mat_vec_threads, 1)
             for (int row = 0; row < batch_tile; ++row) {
                 const float sum = warp_sum_pair(mine[row][0], mine[row][1]);
                 if (lane % (warp_size / 2) == row && row < batch) {
-                    float2* to = sums + warp * mat_vec_threads + unit * batch + row;
+                    float2* to = sums + team_warp * mat_vec_threads + unit * batch + row;
                     store(reinterpret_cast<float*>(to) + lane / (warp_size / 2), sum);
                 }
             }
         }
 
-        block_barrier();  // all warps' sums of the chunk are there, and their squares
+        block_barrier();  // all teams' sums of the chunk are there
         if (finishes) {
             float a = 0, b = 0, scale = 1;
 #pragma unroll
-            for (int w = 0; w < mat_vec_warps; ++w) {
+            for (int w = 0; w < mat_vec_team_warps; ++w) {
                 const float2 theirs = load(sums + w * mat_vec_threads + thread);
                 a += theirs.x;
                 b += theirs.y;
             }
-            if (Op::norm_weight(params)) {
+            if (norm_weight) {
                 const float* squares = reinterpret_cast<const float*>(shared + mat_vec_squares_offset(plan)) +
                                        my_sequence * mat_vec_warps;
                 float sum = 0;
@@ -205,8 +237,8 @@ __global__ void __launch_bounds__(mat_vec_threads, 1)
     }
 }
 
-// Any width and alignment, and x that shared memory cannot hold: element by element, the norm taken by every
-// warp for itself. For shapes no model has.
+// Any width and alignment: element by element, the norm taken by every warp for itself. For shapes no model
+// has.
 template <class Op>
 __global__ void __launch_bounds__(mat_vec_threads)
     mat_vec_plain_kernel(const __grid_constant__ typename Op::Params params) {
@@ -229,11 +261,12 @@ __global__ void __launch_bounds__(mat_vec_threads)
                 scale = reciprocal_sqrt(warp_sum(squares) / static_cast<float>(width) + Op::eps(params));
             }
             float sum_a = 0, sum_b = 0;
+#pragma unroll 2
             for (int i = lane; i < width; i += warp_size) {
                 float v = load1(x + i);
                 if (norm_weight) v = to_float(from_float<T>(v * scale * load1(norm_weight + i)));
                 sum_a += load1(rows.a + i) * v;
-                if (rows.b) sum_b += load1(rows.b + i) * v;
+                sum_b += load1(rows.b + i) * v;
             }
             sum_a = warp_sum(sum_a);
             sum_b = warp_sum(sum_b);
@@ -244,21 +277,24 @@ __global__ void __launch_bounds__(mat_vec_threads)
     }
 }
 
-// `vectors`: every row of every operand begins on 16 bytes.
+// `aligned`: every row of every operand begins on 16 bytes.
 template <class Op>
-void launch_mat_vec(const typename Op::Params& params, bool vectors, const Stream& stream) {
+void launch_mat_vec(const typename Op::Params& params, bool aligned, const Stream& stream) {
     const DeviceLimits& limits = device_limits();
-    const MatVecPlan plan = plan_mat_vec(Op::units(params), Op::width(params), Op::batch(params),
-                                         Op::norm_weight(params) != nullptr, vectors, stream.programmatic,
-                                         {limits.sm_count, limits.shared_bytes});
+    const MatVecPlan plan = plan_mat_vec(Op::units(params), Op::width(params), Op::batch(params), aligned,
+                                         stream.programmatic, {limits.sm_count, limits.shared_bytes});
+    const auto run = [&](auto kernel) {
+        launch(kernel, plan.blocks, mat_vec_threads, static_cast<size_t>(plan.shared_bytes), stream, params,
+               plan);
+    };
     if (!plan.streamed) {
         launch(mat_vec_plain_kernel<Op>, plan.blocks, mat_vec_threads, 0, stream, params);
-        return;
+    } else if (plan.vectors == 2) {
+        run(mat_vec_kernel<Op, 1, 2>);
+    } else {
+        with_batch(Op::batch(params),
+                   [&](auto batch_tile) { run(mat_vec_kernel<Op, decltype(batch_tile)::value, 1>); });
     }
-    with_batch(Op::batch(params), [&](auto batch_tile) {
-        launch(mat_vec_kernel<Op, decltype(batch_tile)::value>, plan.blocks, mat_vec_threads,
-               static_cast<size_t>(plan.shared_bytes), stream, params, plan);
-    });
 }
 
 }  // namespace pykernels::cuda

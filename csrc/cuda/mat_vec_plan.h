@@ -5,15 +5,18 @@
 
 namespace pykernels::cuda {
 
-constexpr int mat_vec_warps = 8;
+constexpr int mat_vec_warps = 16;
 constexpr int mat_vec_threads = 32 * mat_vec_warps;
-// Columns of a row that the block's threads take at once, 16 bytes each.
-constexpr int mat_vec_step = mat_vec_threads * 8;
+// Warps that work on one unit together: few, so that a unit's sums and their joining are a small part of its
+// time, and so many units at once that their latencies hide one another (docs/kernels.md has the figures).
+constexpr int mat_vec_team_warps = 2;
+constexpr int mat_vec_teams = mat_vec_warps / mat_vec_team_warps;
+// Columns of a row that a team takes at once, 16 bytes a thread; and those of x that the block does.
+constexpr int mat_vec_step = 32 * mat_vec_team_warps * 8;
+constexpr int mat_vec_x_step = mat_vec_threads * 8;
 // Pieces a thread has on their way. cp.async waits by a count that is part of the instruction: one depth for
 // all.
-constexpr int mat_vec_stages = 8;
-// Columns of a piece, at most: 8 KB of each of its two rows.
-constexpr int mat_vec_max_piece = 2 * mat_vec_step;
+constexpr int mat_vec_stages = 5;
 
 // What of a plan depends on the device.
 struct MatVecDevice {
@@ -26,19 +29,20 @@ struct MatVecPlan {
     bool streamed;  // rows are vectors: the kernel with copies ahead; otherwise the plain one
     bool x_in_shared;
     bool programmatic;
-    int piece;        // columns of a row that are one step of the stream: a multiple of mat_vec_step
+    int vectors;      // 16-byte vectors of each of its two rows that a thread copies a stage: 1 or 2
     int chunk_units;  // units whose sums wait in shared memory to be finished together
     int shared_bytes;
 };
 
-// Shared memory of a block, in this order: the stream (stages of two pieces), the sums of a chunk (two rows
-// of every warp and thread), the squares of every sequence and warp, x.
+// Shared memory of a block, in this order: the stream (of every stage, row, vector and thread 16 bytes), the
+// sums of a chunk (two rows of every warp of a team and every thread), the squares of every sequence and
+// warp, x.
 constexpr int mat_vec_sums_offset(const MatVecPlan& plan) {
-    return mat_vec_stages * 2 * plan.piece * 2;
+    return mat_vec_stages * 2 * plan.vectors * mat_vec_threads * 16;
 }
 
 constexpr int mat_vec_squares_offset(const MatVecPlan& plan) {
-    return mat_vec_sums_offset(plan) + mat_vec_warps * mat_vec_threads * 8;
+    return mat_vec_sums_offset(plan) + mat_vec_team_warps * mat_vec_threads * 8;
 }
 
 constexpr int mat_vec_x_offset(const MatVecPlan& plan, int batch) {
@@ -46,34 +50,31 @@ constexpr int mat_vec_x_offset(const MatVecPlan& plan, int batch) {
 }
 
 // x may take this much of a block's shared memory; a larger one is read through the first-level cache.
-constexpr int mat_vec_max_x_bytes = 40 * 1024;
+constexpr int mat_vec_max_x_bytes = 64 * 1024;
 
 // One block an SM. Where the next kernel may start early (programmatic dependent launch), its blocks must not
-// crowd on the SMs that are free first: a block takes more than half of an H100's shared memory, so that two
-// never share an SM.
-inline MatVecPlan plan_mat_vec(int units, int width, int batch, bool norm, bool vectors, bool programmatic,
+// crowd on the SMs that are free first: a block takes more than half of an SM's shared memory, so that two
+// never share one.
+inline MatVecPlan plan_mat_vec(int units, int width, int batch, bool vectors, bool programmatic,
                                const MatVecDevice& device) {
     MatVecPlan plan = {};
     plan.blocks = units < device.sm_count ? units : device.sm_count;
     plan.programmatic = programmatic;
     if (!vectors) return plan;
-    plan.chunk_units = mat_vec_threads / batch;
+    plan.chunk_units = mat_vec_threads / batch / mat_vec_teams * mat_vec_teams;
     const int64_t x_bytes = int64_t{batch} * width * 2;
-    plan.x_in_shared = norm || x_bytes <= mat_vec_max_x_bytes;
-    const auto shared_bytes = [&] {
-        return mat_vec_x_offset(plan, batch) + (plan.x_in_shared ? x_bytes : 0);
+    const auto fits = [&](int vectors_of_stage, bool x_in_shared) {
+        if (x_in_shared && x_bytes > mat_vec_max_x_bytes) return false;
+        plan.vectors = vectors_of_stage;
+        plan.x_in_shared = x_in_shared;
+        plan.shared_bytes = mat_vec_x_offset(plan, batch) + static_cast<int>(x_in_shared ? x_bytes : 0);
+        return plan.shared_bytes <= device.shared_bytes;
     };
-    const auto fits = [&] {
-        plan.piece = mat_vec_max_piece;
-        while (plan.piece > mat_vec_step && shared_bytes() > device.shared_bytes) plan.piece -= mat_vec_step;
-        return shared_bytes() <= device.shared_bytes;
-    };
-    if (!fits()) {  // an SM with less shared memory: x stays where it is, unless a norm has to be put on it
-        plan.x_in_shared = norm;
-        if (!fits()) return plan;
-    }
-    plan.streamed = true;
-    plan.shared_bytes = static_cast<int>(shared_bytes());
+    // Several sequences keep a thread busy enough with one vector a row and stage, and short of registers.
+    plan.streamed = (batch == 1 && fits(2, true)) || fits(1, true) || fits(1, false);
+    if (!plan.streamed) return {plan.blocks, false, false, programmatic, 0, 0, 0};
+    const int half = device.shared_bytes / 2 + 1024;
+    if (programmatic && plan.shared_bytes < half) plan.shared_bytes = half;
     return plan;
 }
 
