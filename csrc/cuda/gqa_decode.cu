@@ -5,12 +5,12 @@
 // products run on the matrix unit, turned so that the eight heads are its narrow side:
 //   S   = K Q^T   16 keys x 8 heads,     summed over head_dim
 //   O^T = V^T P^T head_dim x 8 heads,    summed over the 16 keys
-// K and V go from memory to registers in 16-byte loads; the next tile's K is asked for as soon as S is done
-// with this one's, the next V after O^T. Which dimension or key an index of the product means is free as long
-// as both factors agree, so lanes take what lies together in memory: of K eight dimensions of a row, of V
-// eight dimensions of four rows. Softmax is online, in base 2. Warps, then the splits of a cluster (through
-// one another's shared memory), then the clusters (by the block that arrives last) are joined by their
-// log-sum-exp (Flash-Decoding). Before sm_90 a split is a cluster of its own.
+// K and V go from memory to registers in 16-byte loads, two tiles at a time; the next two tiles' K is asked
+// for as soon as S is done with these, the next V after O^T. Which dimension or key an index of the product
+// means is free as long as both factors agree, so lanes take what lies together in memory: of K eight
+// dimensions of a row, of V eight dimensions of four rows. Softmax is online, in base 2. Warps, then the
+// splits of a cluster (through one another's shared memory), then the clusters (by the block that arrives
+// last) are joined by their log-sum-exp (Flash-Decoding). Before sm_90 a split is a cluster of its own.
 //
 // Least bytes: K and V of kv_len slots, once. What limits it: latency up to some thousand keys, memory
 // beyond.
@@ -97,8 +97,7 @@ struct Partial {
 template <class T, int head_dim>
 __device__ __forceinline__ void score(float (&scores)[4], const Keys<head_dim>& keys, const T* q,
                                       int valid_keys, float scale) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) scores[i] = 0;
+    float halves[2][4] = {};  // two sums, which do not wait for one another
 #pragma unroll
     for (int i = 0; i < head_dim / 32; ++i) {
         const uint4 q_vector = load(reinterpret_cast<const uint4*>(q + i * 32));
@@ -107,36 +106,44 @@ __device__ __forceinline__ void score(float (&scores)[4], const Keys<head_dim>& 
             const uint32_t a[4] = {word(keys.rows[0][i], 2 * half), word(keys.rows[1][i], 2 * half),
                                    word(keys.rows[0][i], 2 * half + 1), word(keys.rows[1][i], 2 * half + 1)};
             const uint32_t b[2] = {word(q_vector, 2 * half), word(q_vector, 2 * half + 1)};
-            matrix_multiply_add<T>(scores, a, b);
+            matrix_multiply_add<T>(halves[half], a, b);
         }
     }
 #pragma unroll
     for (int i = 0; i < 4; ++i)
-        scores[i] = lane_group() + i / 2 * 8 < valid_keys ? scores[i] * scale : lowest;
+        scores[i] = lane_group() + i / 2 * 8 < valid_keys ? (halves[0][i] + halves[1][i]) * scale : lowest;
 }
 
-template <class T, int head_dim>
-__device__ __forceinline__ void attend(float (&scores)[4], Values<head_dim>& values, int valid_keys,
-                                       Partial<head_dim>& partial) {
-    if (valid_keys < gqa_tile_keys) {  // a weight of 0 does not silence a NaN
+// Softmax and the product with V of `tiles` tiles, the first of which has a valid key.
+template <class T, int head_dim, int tiles>
+__device__ __forceinline__ void attend(float (&scores)[tiles][4], Values<head_dim>* values,
+                                       const int (&valid_keys)[tiles], Partial<head_dim>& partial) {
+#pragma unroll
+    for (int tile = 0; tile < tiles; ++tile) {
+        if (valid_keys[tile] >= gqa_tile_keys) continue;  // a weight of 0 does not silence a NaN
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            if (value_row(i, lane_in_group()) < valid_keys) continue;
+            if (value_row(i, lane_in_group()) < valid_keys[tile]) continue;
 #pragma unroll
-            for (int j = 0; j < head_dim / 64; ++j) values.rows[i][j] = make_uint4(0, 0, 0, 0);
+            for (int j = 0; j < head_dim / 64; ++j) values[tile].rows[i][j] = make_uint4(0, 0, 0, 0);
         }
     }
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-        float maximum = fmaxf(scores[h], scores[2 + h]);
+        float maximum = fmaxf(scores[0][h], scores[0][2 + h]);
+        if (tiles == 2) maximum = fmaxf(maximum, fmaxf(scores[tiles - 1][h], scores[tiles - 1][2 + h]));
 #pragma unroll
         for (int mask = 4; mask < warp_size; mask *= 2) maximum = fmaxf(maximum, shuffle_xor(maximum, mask));
         maximum = fmaxf(maximum, partial.maximum[h]);
         const float factor = exp2_approximate(partial.maximum[h] - maximum);
         partial.maximum[h] = maximum;
-        scores[h] = exp2_approximate(scores[h] - maximum);
-        scores[2 + h] = exp2_approximate(scores[2 + h] - maximum);
-        partial.sum[h] = partial.sum[h] * factor + scores[h] + scores[2 + h];
+        partial.sum[h] *= factor;
+#pragma unroll
+        for (int tile = 0; tile < tiles; ++tile) {
+            scores[tile][h] = exp2_approximate(scores[tile][h] - maximum);
+            scores[tile][2 + h] = exp2_approximate(scores[tile][2 + h] - maximum);
+            partial.sum[h] += scores[tile][h] + scores[tile][2 + h];
+        }
 #pragma unroll
         for (int j = 0; j < head_dim / 64; ++j) {
 #pragma unroll
@@ -146,17 +153,20 @@ __device__ __forceinline__ void attend(float (&scores)[4], Values<head_dim>& val
             }
         }
     }
-    const uint32_t weights[2] = {transpose_8x8(pack<T>(scores[0], scores[1])),
-                                 transpose_8x8(pack<T>(scores[2], scores[3]))};
 #pragma unroll
-    for (int j = 0; j < head_dim / 64; ++j) {
+    for (int tile = 0; tile < tiles; ++tile) {
+        const uint32_t weights[2] = {transpose_8x8(pack<T>(scores[tile][0], scores[tile][1])),
+                                     transpose_8x8(pack<T>(scores[tile][2], scores[tile][3]))};
 #pragma unroll
-        for (int p = 0; p < 4; ++p) {
-            const uint32_t v[4] = {word(values.rows[0][j], p), word(values.rows[1][j], p),
-                                   word(values.rows[2][j], p), word(values.rows[3][j], p)};
-            const uint32_t a[4] = {low_halves(v[0], v[1]), high_halves(v[0], v[1]), low_halves(v[2], v[3]),
-                                   high_halves(v[2], v[3])};
-            matrix_multiply_add<T>(partial.out[j][p], a, weights);
+        for (int j = 0; j < head_dim / 64; ++j) {
+#pragma unroll
+            for (int p = 0; p < 4; ++p) {
+                const uint32_t v[4] = {word(values[tile].rows[0][j], p), word(values[tile].rows[1][j], p),
+                                       word(values[tile].rows[2][j], p), word(values[tile].rows[3][j], p)};
+                const uint32_t a[4] = {low_halves(v[0], v[1]), high_halves(v[0], v[1]),
+                                       low_halves(v[2], v[3]), high_halves(v[2], v[3])};
+                matrix_multiply_add<T>(partial.out[j][p], a, weights);
+            }
         }
     }
 }
@@ -173,23 +183,49 @@ struct Joined {
     float4 weight = {lowest, 0, 0, 0};
     float4 out = {0, 0, 0, 0};
 
-    __device__ __forceinline__ void add(const float4& other_weight, const float4& other) {
-        const float common = fmaxf(weight.x, other_weight.x);
-        const float mine = exp2_approximate(weight.x - common),
-                    theirs = exp2_approximate(other_weight.x - common);
+    // The first `count` of n more shares. The common maximum comes first, so that the factors do not wait for
+    // one another.
+    template <int n>
+    __device__ __forceinline__ void add(const float4 (&weights)[n], const float4 (&outs)[n], int count) {
+        float common = weight.x;
+#pragma unroll
+        for (int i = 0; i < n; ++i) {
+            if (i < count) common = fmaxf(common, weights[i].x);
+        }
+        scale(exp2_approximate(weight.x - common));
         weight.x = common;
-        weight.y = weight.y * mine + other_weight.y * theirs;
-        out.x = out.x * mine + other.x * theirs;
-        out.y = out.y * mine + other.y * theirs;
-        out.z = out.z * mine + other.z * theirs;
-        out.w = out.w * mine + other.w * theirs;
+#pragma unroll
+        for (int i = 0; i < n; ++i) {
+            const float factor = i < count ? exp2_approximate(weights[i].x - common) : 0.0f;
+            weight.y += weights[i].y * factor;
+            out.x += outs[i].x * factor;
+            out.y += outs[i].y * factor;
+            out.z += outs[i].z * factor;
+            out.w += outs[i].w * factor;
+        }
     }
 
-    __device__ __forceinline__ void add_lanes(int mask) {
-        const float4 other_weight = {shuffle_xor(weight.x, mask), shuffle_xor(weight.y, mask), 0, 0};
-        const float4 other = {shuffle_xor(out.x, mask), shuffle_xor(out.y, mask), shuffle_xor(out.z, mask),
-                              shuffle_xor(out.w, mask)};
-        add(other_weight, other);
+    // The shares of lanes that differ in the bits below `lanes`.
+    __device__ __forceinline__ void add_lanes(int lanes) {
+        float common = weight.x;
+        for (int mask = 1; mask < lanes; mask *= 2) common = fmaxf(common, shuffle_xor(common, mask));
+        scale(exp2_approximate(weight.x - common));
+        weight.x = common;
+        for (int mask = 1; mask < lanes; mask *= 2) {
+            weight.y += shuffle_xor(weight.y, mask);
+            out.x += shuffle_xor(out.x, mask);
+            out.y += shuffle_xor(out.y, mask);
+            out.z += shuffle_xor(out.z, mask);
+            out.w += shuffle_xor(out.w, mask);
+        }
+    }
+
+    __device__ __forceinline__ void scale(float factor) {
+        weight.y *= factor;
+        out.x *= factor;
+        out.y *= factor;
+        out.z *= factor;
+        out.w *= factor;
     }
 
     __device__ __forceinline__ void keep(float* row, int dim, int head_dim) const {
@@ -199,9 +235,9 @@ struct Joined {
 
     template <class T>
     __device__ __forceinline__ void finish(T* to) const {
-        const float scale = 1.0f / weight.y;
-        store(reinterpret_cast<uint2*>(to),
-              make_uint2(pack<T>(out.x * scale, out.y * scale), pack<T>(out.z * scale, out.w * scale)));
+        const float inverse = 1.0f / weight.y;
+        store(reinterpret_cast<uint2*>(to), make_uint2(pack<T>(out.x * inverse, out.y * inverse),
+                                                       pack<T>(out.z * inverse, out.w * inverse)));
     }
 };
 
@@ -253,22 +289,25 @@ __global__ void __launch_bounds__(gqa_threads, 1)
     const int kv_len = load(params.kv_len + at.sequence);
     if (!plan.programmatic) fetch_q();
 
+    // Two tiles a warp on their way. The first is asked for before kv_len is known; the second too where the
+    // cache has no more than these.
     const int step = plan.splits * gqa_warps * gqa_tile_keys;
     int key = (warp * plan.splits + at.split) * gqa_tile_keys;
-    Keys<head_dim> keys;
-    Values<head_dim> values;
-    if (key < params.max_len) {
-        load_keys(keys, k_cache, key, params.max_len);
-        load_values(values, v_cache, key, params.max_len);
-    }
+    Keys<head_dim> keys[2];
+    Values<head_dim> values[2];
+    const auto load_tile = [&](int i, int first_key) {
+        load_keys(keys[i], k_cache, first_key, params.max_len);
+        load_values(values[i], v_cache, first_key, params.max_len);
+    };
+    if (key < params.max_len) load_tile(0, key);
+    if (key + step < (params.max_len <= 2 * step ? params.max_len : kv_len)) load_tile(1, key + step);
     wait_for_producers();
     launch_dependents();
     if (plan.programmatic) {
         fetch_q();
-        if (key < kv_len && key + gqa_tile_keys >= kv_len) {  // the newest key may have come only now
-            load_keys(keys, k_cache, key, params.max_len);
-            load_values(values, v_cache, key, params.max_len);
-        }
+        // The newest key may have come only now.
+        if (key < kv_len && key + gqa_tile_keys >= kv_len) load_tile(0, key);
+        if (key + step < kv_len && key + step + gqa_tile_keys >= kv_len) load_tile(1, key + step);
     }
     async_wait<0>();
     block_barrier();  // q is there
@@ -276,14 +315,28 @@ __global__ void __launch_bounds__(gqa_threads, 1)
          t * vector_elements;  // of head g, the dimensions of this lane's part of K
     const float scale = params.scale * 1.44269504f;
     Partial<head_dim> partial;
-    while (key < kv_len) {
-        const int valid_keys = kv_len - key;
-        key += step;
-        float scores[4];
-        score<T>(scores, keys, q, valid_keys, scale);
-        if (key < kv_len) load_keys(keys, k_cache, key, params.max_len);
+    // Both tiles at once, whose latencies then hide one another, while the next two are on their way.
+    for (; key + step < kv_len; key += 2 * step) {
+        const int valid_keys[2] = {kv_len - key, kv_len - key - step};
+        const int next[2] = {key + 2 * step, key + 3 * step};
+        float scores[2][4];
+#pragma unroll
+        for (int i = 0; i < 2; ++i) score<T>(scores[i], keys[i], q, valid_keys[i], scale);
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            if (next[i] < kv_len) load_keys(keys[i], k_cache, next[i], params.max_len);
+        }
         attend<T>(scores, values, valid_keys, partial);
-        if (key < kv_len) load_values(values, v_cache, key, params.max_len);
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            if (next[i] < kv_len) load_values(values[i], v_cache, next[i], params.max_len);
+        }
+    }
+    if (key < kv_len) {  // the last of an odd number
+        const int valid_keys[1] = {kv_len - key};
+        float scores[1][4];
+        score<T>(scores[0], keys[0], q, valid_keys[0], scale);
+        attend<T>(scores, values, valid_keys, partial);
     }
     const int n_heads = at.n_heads, rank = cluster_rank(), cluster = at.split / plan.cluster_splits;
     const int active_clusters =
@@ -315,13 +368,15 @@ __global__ void __launch_bounds__(gqa_threads, 1)
     const int items = gqa_items(n_heads, head_dim);
     static_assert(gqa_items(gqa_tile_heads, head_dim) <= gqa_threads);
     if (const Item item(static_cast<int>(threadIdx.x), head_dim); static_cast<int>(threadIdx.x) < items) {
-        Joined joined;
+        float4 weights[gqa_warps], outs[gqa_warps];
 #pragma unroll
         for (int w = 0; w < gqa_warps; ++w) {
             const float* theirs = results + (w * gqa_tile_heads + item.head) * row;
-            joined.add(load(reinterpret_cast<const float4*>(theirs + head_dim)),
-                       load(reinterpret_cast<const float4*>(theirs + item.dim)));
+            weights[w] = load(reinterpret_cast<const float4*>(theirs + head_dim));
+            outs[w] = load(reinterpret_cast<const float4*>(theirs + item.dim));
         }
+        Joined joined;
+        joined.add(weights, outs, gqa_warps);
         joined.keep(block_rows + item.head * row, item.dim, head_dim);
     }
 
@@ -342,7 +397,7 @@ __global__ void __launch_bounds__(gqa_threads, 1)
     }
     cluster_arrive();  // this thread has read; cluster_wait() keeps the block's rows there until all others
                        // have
-    for (int mask = 1; mask < lanes; mask *= 2) joined.add_lanes(mask);
+    joined.add_lanes(lanes);
     const bool writes = has_item && static_cast<int>(threadIdx.x) % lanes == 0;
     T* out = static_cast<T*>(params.out) +
              int64_t{at.sequence * params.n_heads + at.first_head + item.head} * head_dim + item.dim;
@@ -376,17 +431,14 @@ __global__ void __launch_bounds__(gqa_threads, 1)
     constexpr int at_once = gqa_join_at_once;
     joined = {};
     for (int first = 0; first < active_clusters; first += at_once) {
-        float4 values[at_once], weights[at_once];
+        float4 outs[at_once], weights[at_once];
 #pragma unroll
         for (int i = 0; i < at_once; ++i) {
             const float* theirs = rows + min(first + i, active_clusters - 1) * cluster_floats;
-            values[i] = load_fresh(reinterpret_cast<const float4*>(theirs + item.dim));
+            outs[i] = load_fresh(reinterpret_cast<const float4*>(theirs + item.dim));
             weights[i] = load_fresh(reinterpret_cast<const float4*>(theirs + head_dim));
         }
-#pragma unroll
-        for (int i = 0; i < at_once; ++i) {
-            if (first + i < active_clusters) joined.add(weights[i], values[i]);
-        }
+        joined.add(weights, outs, active_clusters - first);
     }
     joined.finish(out);
 }

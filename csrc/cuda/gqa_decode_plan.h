@@ -71,7 +71,9 @@ inline GqaPlan plan_gqa_decode(const GqaDecodeParams& params, int sm_count, bool
         return std::max(std::min({by_keys, by_blocks, gqa_max_splits}), 1);
     };
     plan.splits = splits_of(gqa_min_split_keys, sm_count);
-    plan.cluster_splits = 1;
+    // Two blocks that share an SM pair join first where the last block would otherwise need a second reading.
+    plan.cluster_splits = clusters && plan.splits > gqa_join_at_once ? 2 : 1;
+    if (plan.cluster_splits == 2) plan.splits = plan.splits / 2 * 2;
     const int joined = std::min(power_of_two_below(splits_of(gqa_min_split_keys, gqa_max_cluster_blocks)),
                                 gqa_max_cluster_splits);
     if (clusters && joined > 1 && params.max_len <= joined * gqa_max_cluster_tiles * gqa_min_split_keys)
