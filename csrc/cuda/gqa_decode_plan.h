@@ -23,7 +23,7 @@ constexpr int gqa_min_split_keys = gqa_warps * gqa_tile_keys;
 // need all SMs.
 constexpr int gqa_max_cluster_splits = 16;
 constexpr int gqa_max_cluster_blocks = 64;
-constexpr int gqa_max_cluster_tiles = 2;  // of a warp
+constexpr int gqa_max_cluster_tiles = 4;  // of a warp
 // Clusters whose rows the last block reads at once, and so the splits that are joined in two readings.
 constexpr int gqa_join_at_once = 16;
 constexpr int gqa_max_splits = 2 * gqa_join_at_once;
