@@ -53,8 +53,7 @@ class Native(Backend):
         return f"has no kernels for {device.type} in this build"
 
     @classmethod
-    def workload_reason(cls, workload: Workload) -> str | None:
-        layer = workload.layers[0]
+    def layer_reason(cls, layer: pk.DecodeLayer) -> str | None:
         if layer.device.type != "cuda":
             return None
         if layer.dtype == torch.float32:
