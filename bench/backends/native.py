@@ -23,7 +23,7 @@ def _pybind_step(program: pk.runtime.Program, stream: int):
     return step
 
 
-def _without_kernels(sampler: Sampler) -> Sampler:
+def without_kernels(sampler: Sampler) -> Sampler:
     """The same loop with every launcher returning at once: the host's clock on a CPU."""
 
     def sample(n: int) -> np.ndarray:
@@ -107,7 +107,7 @@ class Native(Backend):
             fusion,
             sampler,
             workload.checker(step, lambda: layers[0].out),
-            host_sampler=on_host if samplers.on_cuda else _without_kernels(sampler),
+            host_sampler=on_host if samplers.on_cuda else without_kernels(sampler),
             kernels=kernels,
             launches=launches,
             steps_per_graph=samplers.repeats if is_graph else None,
