@@ -124,8 +124,9 @@ def test_shapes_that_models_share_are_measured_once():
 def test_calls_of_a_sample():
     plan = Plan(["native"], ["eager"], ["outside"], 300, 50)
     assert plan.rounds == 30
-    assert plan.calls_a_sample(10.0, 1) == 10 and plan.calls_a_sample(10.0, 4) == 12
-    assert plan.calls_a_sample(10_000.0, 1) == 1 and plan.calls_a_sample(10_000.0, 3) == 3
+    assert plan.calls_a_sample(10.0, 1, True) == 10 and plan.calls_a_sample(10.0, 4, True) == 12
+    assert plan.calls_a_sample(10_000.0, 1, True) == 1 and plan.calls_a_sample(10_000.0, 3, True) == 3
+    assert plan.calls_a_sample(10.0, 4, False) == 10 and plan.calls_a_sample(10_000.0, 99, False) == 1
     assert plan.single_calls(10.0) == 300 and plan.single_calls(1e6) == 30
 
 

@@ -78,12 +78,13 @@ class Plan:
         """Samples of an arm."""
         return min(self.calls, 30)
 
-    def calls_a_sample(self, estimate_us: float, copies: int) -> int:
-        """So many that the rounds hold `calls` of them, or where those would take too long fewer, down to one; a
-        multiple of the copies, so that one graph goes round them."""
-        wanted = math.ceil(self.calls / self.rounds / copies)
-        affordable = int(ARM_LIMIT_US / (2 * self.rounds * max(estimate_us, 1e-3) * copies))
-        return copies * max(min(wanted, affordable), 1)
+    def calls_a_sample(self, estimate_us: float, copies: int, in_graphs: bool) -> int:
+        """So many that the rounds hold `calls` of them, or where those would take too long fewer, down to one; where
+        graphs are made a multiple of the copies, so that one graph goes round them."""
+        stride = copies if in_graphs else 1
+        wanted = math.ceil(self.calls / self.rounds / stride)
+        affordable = int(ARM_LIMIT_US / (2 * self.rounds * max(estimate_us, 1e-3) * stride))
+        return stride * max(min(wanted, affordable), 1)
 
     def single_calls(self, estimate_us: float) -> int:
         """How many calls a clock takes that times each of them."""
@@ -175,7 +176,7 @@ class _Maker:
         return adapter, [adapter.attention(inputs) for inputs in self.copies]
 
     def _samplers(self, arm: AttentionArm) -> Samplers:
-        arm.calls = self.plan.calls_a_sample(arm.estimate_us, len(self.copies))
+        arm.calls = self.plan.calls_a_sample(arm.estimate_us, len(self.copies), self.device.type == "cuda")
         return Samplers(self.rotation, arm.calls, self.device)
 
     def _check(self, result: Call) -> Callable[[], pk.reference.Comparison]:

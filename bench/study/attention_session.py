@@ -51,7 +51,7 @@ def estimated_seconds(settings: Settings) -> float:
         call_us = 25 + floors.microseconds(cell.bytes(settings.torch_dtype), gbs if on_cuda else min(gbs, 20.0))
         for name in plan.backends:
             one_us = call_us * (6 if name == "sdpa-math" else 1)
-            calls = 2 * plan.rounds * plan.calls_a_sample(one_us, settings.copies(cell))
+            calls = 2 * plan.rounds * plan.calls_a_sample(one_us, settings.copies(cell), on_cuda)
             clocks = calls * one_us + (2 * plan.single_calls(one_us) * one_us if on_cuda else 0)
             total_us += (1.5 * clocks + 2e5) if on_cuda else clocks
         total_us += 5e5
@@ -141,7 +141,7 @@ class Session:
                 arm.fail(error)
         for arm in ceiling.arms:
             arm.samples_us = []
-        warmup = -(-plan.warmup // plan.calls_a_sample(0.0, max(len(copies), 1)))
+        warmup = -(-plan.warmup // plan.calls_a_sample(0.0, max(len(copies), 1), settings.device.type == "cuda"))
         finished, throttling = gpu_state.alternate_watched(
             [*ceiling.arms, *arms], warmup, plan.rounds, lambda: None, self._monitor
         )
