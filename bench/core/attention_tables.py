@@ -219,7 +219,8 @@ def print_document(document: Document, console: Console) -> None:
         return
     console.print()
     entries = cells(document)[shape]
-    grid = fit(cell_grid(entries), console.width, ["limit", "eager", "graph", "status"])
+    measured = [entry for entry in entries if entry["wall_us"]] or entries
+    grid = fit(cell_grid(measured), console.width, ["limit", "eager", "graph"])
     console.print(make_table(f"{shape}: mean ± SD over sessions of their medians", grid, console.width))
     for line in choices(entries, _sdpa_of(document, shape)):
         console.print(Text(line))

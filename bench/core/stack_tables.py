@@ -86,8 +86,8 @@ def write_picture(path: Path, document: Document) -> None:
     labels = []
     for row, entry in enumerate(measured):
         wall = entry["wall_us"]
-        axes.barh(row, wall["p50"], color=_COLOURS[entry["mode"]], height=0.7,
-                  xerr=[[wall["p50"] - wall["p20"]], [wall["p80"] - wall["p50"]]], error_kw={"linewidth": 0.8})  # fmt: skip
+        spread = [[wall["p50"] - wall["p20"]], [wall["p80"] - wall["p50"]]]
+        axes.barh(row, wall["p50"], color=_COLOURS[entry["mode"]], height=0.7, xerr=spread)
         axes.annotate(microseconds(wall["p50"]), (wall["p80"], row), xytext=(4, 0), textcoords="offset points",
                       va="center", fontsize=7)  # fmt: skip
         paper = " *" if entry["crashed_in_the_paper"] else ""
