@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 
 import pykernels as pk
-from bench.backends import MODES, Workload, arms_of, registry
+from bench.backends import MODES, Workload, arms_of, by_name, registry
 from bench.core import cli, controls, device_trace, environment, floors, gpu_state, ladder, measure, results, tables
 from bench.core.ceiling import Ceiling
 from bench.core.device_trace import Traced
@@ -144,7 +144,7 @@ def run(settings: Settings) -> Run:
     if monitor:
         machine["gpu_before"] = monitor.state()
     layers = cli.usage(lambda: make_layers(settings))
-    backends = registry()
+    backends = by_name()
     repeats = steps_a_sample(settings.repeats, len(layers), settings.device)
     workload = Workload.of(layers, repeats)
     arms = [
@@ -293,7 +293,7 @@ def command(
     spec = cli.model(model, config)
     settings = Settings(
         spec=spec,
-        backends=cli.choices("--backend", backend, list(registry())),
+        backends=list(registry()) if backend == "all" else cli.choices("--backend", backend, list(by_name())),
         modes=cli.choices("--mode", mode, MODES),
         fusions=cli.choices("--fusion", fusion, cli.FUSIONS),
         ctx=cli.number("--ctx", ctx, 1, spec.max_position),

@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import ab, compare, doctor, layer, op, report, step, sweep
+from bench import ab, attention, compare, doctor, layer, op, report, stack, step, sweep
 from bench.core import cli
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -18,6 +18,8 @@ _COMMANDS = {
     "bench.step": step.command,
     "bench.compare": compare.command,
     "bench.ab": ab.command,
+    "bench.attention": attention.command,
+    "bench.stack": stack.command,
     "bench.report": report.command,
     "bench.sweep": sweep.command,
 }

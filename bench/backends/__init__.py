@@ -8,10 +8,23 @@ from bench.backends.flashinfer import FlashInfer
 from bench.backends.flex import Flex
 from bench.backends.native import Native
 from bench.backends.sdpa import Sdpa, SdpaCudnn, SdpaEfficient, SdpaFlash, SdpaMath
+from bench.backends.stack import (
+    CompileFlashAttention2,
+    CompileFlashAttention3,
+    CompileFlashInfer,
+    CompileNative,
+    PlainNative,
+)
 
 _BACKENDS: tuple[type[Backend], ...] = (
     Native, Sdpa, SdpaMath, SdpaFlash, SdpaEfficient, SdpaCudnn, FlashAttention2, FlashAttention3, FlashInfer, Flex,
     Compile, CompileGraphs,
+)  # fmt: skip
+
+
+# Each is a cell of bench.stack's matrix: bench.layer runs them where they are asked for by name.
+_OF_THE_STACK: tuple[type[Backend], ...] = (
+    PlainNative, CompileFlashAttention2, CompileFlashAttention3, CompileFlashInfer, CompileNative,
 )  # fmt: skip
 
 
@@ -20,4 +33,9 @@ def registry() -> dict[str, type[Backend]]:
     return {backend.name: backend for backend in _BACKENDS}
 
 
-__all__ = ["MODES", "Backend", "Workload", "arms_of", "registry"]
+def by_name() -> dict[str, type[Backend]]:
+    """registry(), and those of bench.stack, which `all` leaves out."""
+    return registry() | {backend.name: backend for backend in _OF_THE_STACK}
+
+
+__all__ = ["MODES", "Backend", "Workload", "arms_of", "by_name", "registry"]

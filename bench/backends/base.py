@@ -91,7 +91,7 @@ class Backend(ABC):
         """None where it has that mode on this device, else the reason why not."""
 
     @classmethod
-    def workload_reason(cls, workload: Workload) -> str | None:
+    def layer_reason(cls, layer: pk.DecodeLayer) -> str | None:
         """None where it can run that layer on its device, else the reason why not."""
         return None
 
@@ -115,7 +115,7 @@ class Backend(ABC):
 def arms_of(backend: type[Backend], workload: Workload, modes: Sequence[str], fusions: Sequence[str]) -> list[Arm]:
     """All arms of a backend, unsupported ones with their reason. What fails while it is made is an `error` arm."""
     device = workload.layers[0].device
-    reason = backend.availability(device) or backend.workload_reason(workload)
+    reason = backend.availability(device) or backend.layer_reason(workload.layers[0])
     if reason:
         return [unsupported(backend.name, mode, reason) for mode in modes]
     arms = []

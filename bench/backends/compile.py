@@ -35,15 +35,15 @@ class Compile(PlainLayer):
     def availability(cls, device: torch.device) -> str | None:
         return compiler_reason(device)
 
-    def _attention(self, layer: pk.DecodeLayer) -> Attention:
+    def attention(self, layer: pk.DecodeLayer) -> Attention:
         return LayerCache(layer, sdpa)
 
-    def _kernel(self, layer: pk.DecodeLayer) -> str:
+    def kernel_name(self, layer: pk.DecodeLayer) -> str:
         return "torch.compile of the layer"
 
     def _calls(self, layer: TorchLayer) -> list[str]:
         # What inductor fused is not known from outside; on a GPU the trace names the kernels.
-        return [self._kernel(layer.layer)]
+        return [self.kernel_name(layer.layer)]
 
     def _steps(self, layers: list[TorchLayer]) -> list[Callable[[], object]]:
         # fullgraph: a break in the graph, or a recompilation too many, is an error and not a slow arm.
@@ -71,7 +71,7 @@ class CompileGraphs(Compile):
             return "inductor replays graphs of its own: that is its mode eager"
         return super().mode_reason(mode, device)
 
-    def _kernel(self, layer: pk.DecodeLayer) -> str:
+    def kernel_name(self, layer: pk.DecodeLayer) -> str:
         return 'torch.compile(mode="reduce-overhead") of the layer'
 
     def _steps(self, layers: list[TorchLayer]) -> list[Callable[[], object]]:

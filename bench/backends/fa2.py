@@ -3,8 +3,7 @@
 import torch
 
 import pykernels as pk
-from bench.backends.flash import Attend, FlashAttention, arguments
-from bench.backends.torch_layer import TokenMajorCache
+from bench.backends.flash import Attend, FlashAttention, _FlashCache, arguments
 
 
 class FlashAttention2(FlashAttention):
@@ -28,15 +27,15 @@ class FlashAttention2(FlashAttention):
             return "FlashAttention only supports Ampere GPUs or newer"
         return None
 
-    def _kernel(self, layer: pk.DecodeLayer) -> str:
+    def kernel_name(self, layer: pk.DecodeLayer) -> str:
         return f"{self.namespace}::fwd_kvcache" if self._has_ops() else "flash_attn.flash_attn_with_kvcache"
 
-    def _bind(self, cache: TokenMajorCache, layer: pk.DecodeLayer) -> Attend:
-        library, k, v, kv_len = self._library(), cache.k_cache, cache.v_cache, layer.kv_len
+    def _bind(self, cache: _FlashCache, layer: pk.DecodeLayer) -> Attend:
+        library, kv_len = self._library(), layer.kv_len
         if not self._has_ops():
-            return lambda q: library.flash_attn_with_kvcache(q, k, v, cache_seqlens=kv_len)
+            return lambda q, k, v: library.flash_attn_with_kvcache(q, k, v, cache_seqlens=kv_len)
         op = library.fwd_kvcache.default
         rest = arguments(
-            op._schema, q=None, kcache=k, vcache=v, seqlens_k=kv_len, softmax_scale=layer.spec.head_dim**-0.5
-        )[1:]
-        return lambda q: op(q, *rest)[0]
+            op._schema, ("q", "kcache", "vcache"), seqlens_k=kv_len, softmax_scale=layer.spec.head_dim**-0.5
+        )
+        return lambda q, k, v: op(q, k, v, *rest)[0]

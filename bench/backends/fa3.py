@@ -3,8 +3,7 @@
 import torch
 
 import pykernels as pk
-from bench.backends.flash import Attend, FlashAttention, arguments
-from bench.backends.torch_layer import TokenMajorCache
+from bench.backends.flash import Attend, FlashAttention, _FlashCache, arguments
 
 
 class FlashAttention3(FlashAttention):
@@ -29,26 +28,28 @@ class FlashAttention3(FlashAttention):
             return f"has kernels of compute capability 9.0, and the GPU's is {major}.{minor}"
         return None
 
-    def _kernel(self, layer: pk.DecodeLayer) -> str:
+    def kernel_name(self, layer: pk.DecodeLayer) -> str:
         return f"{self.namespace}::fwd" if self._has_ops() else "flash_attn_interface.flash_attn_with_kvcache"
 
-    def _bind(self, cache: TokenMajorCache, layer: pk.DecodeLayer) -> Attend:
-        library, k, v, kv_len, spec = self._library(), cache.k_cache, cache.v_cache, layer.kv_len, layer.spec
+    def _bind(self, cache: _FlashCache, layer: pk.DecodeLayer) -> Attend:
+        library, slots, kv_len, spec = self._library(), cache.k_cache.shape[1], layer.kv_len, layer.spec
         if not self._has_ops():
-            metadata = library.get_scheduler_metadata(
-                layer.batch, 1, k.shape[1], spec.n_heads, spec.n_kv_heads, spec.head_dim, kv_len, qkv_dtype=layer.dtype
+            metadata = cache.metadata = library.get_scheduler_metadata(
+                layer.batch, 1, slots, spec.n_heads, spec.n_kv_heads, spec.head_dim, kv_len, qkv_dtype=layer.dtype
             )
-            return lambda q: library.flash_attn_with_kvcache(q, k, v, cache_seqlens=kv_len, scheduler_metadata=metadata)
+            return lambda q, k, v: library.flash_attn_with_kvcache(
+                q, k, v, cache_seqlens=kv_len, scheduler_metadata=metadata
+            )
         plan, op = library.get_scheduler_metadata.default, library.fwd.default
-        metadata = plan(
+        cache.metadata = plan(
             *arguments(
-                plan._schema, batch_size=layer.batch, max_seqlen_q=1, max_seqlen_k=k.shape[1], num_heads=spec.n_heads,
+                plan._schema, batch_size=layer.batch, max_seqlen_q=1, max_seqlen_k=slots, num_heads=spec.n_heads,
                 num_heads_k=spec.n_kv_heads, headdim=spec.head_dim, headdim_v=spec.head_dim, qkv_dtype=layer.dtype,
                 seqused_k=kv_len,
             )
         )  # fmt: skip
         rest = arguments(
-            op._schema, q=None, k=k, v=v, seqused_k=kv_len, softmax_scale=spec.head_dim**-0.5,
-            scheduler_metadata=metadata,
-        )[1:]  # fmt: skip
-        return lambda q: op(q, *rest)[0]
+            op._schema, ("q", "k", "v"), seqused_k=kv_len, softmax_scale=spec.head_dim**-0.5,
+            scheduler_metadata=cache.metadata,
+        )  # fmt: skip
+        return lambda q, k, v: op(q, k, v, *rest)[0]

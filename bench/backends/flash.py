@@ -6,7 +6,7 @@ ops, as it does for SDPA, so that two backends differ by the attention alone.
 
 import os
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, ClassVar
 
@@ -14,12 +14,11 @@ import torch
 from torch import Tensor
 
 import pykernels as pk
-from bench.backends.base import Workload
 from bench.backends.plain import LibraryLayer
 from bench.backends.torch_layer import Attention, TokenMajorCache
 
-Attend = Callable[[Tensor], Tensor]
-"""q [batch, 1, n_heads, head_dim] -> the same shape."""
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(q [batch, 1, n_heads, head_dim], k_cache, v_cache [batch, slots, n_kv_heads, head_dim]) -> like q"""
 
 # Switches of the ops that mean the same for every model here: no mask, no window, no cap, one query, the library's
 # own number of splits. Which of them an op has depends on the library's version.
@@ -30,17 +29,19 @@ _NEUTRAL = {
 }  # fmt: skip
 
 
-def arguments(schema: torch.FunctionSchema, **given: Any) -> list[Any]:
+def arguments(schema: torch.FunctionSchema, first: Sequence[str] = (), **given: Any) -> list[Any]:
     """Positional arguments of a registered op by the names in its schema: those given, neutral ones, None.
 
-    Raises NotImplementedError, naming it, for an argument that must be given and is not known here; TypeError for
-    a given one that the schema lacks.
+    Those after `first`, which the schema must begin with. Raises NotImplementedError, naming it, for an argument that
+    must be given and is not known here; TypeError for a given one that the schema lacks.
     """
     names = [argument.name for argument in schema.arguments]
+    if names[: len(first)] != list(first):
+        raise TypeError(f"{schema.name} must begin with {', '.join(first)}: it has {', '.join(names)}")
     if unknown := sorted(given.keys() - set(names)):
         raise TypeError(f"{schema.name} has no argument {', '.join(unknown)}: it has {', '.join(names)}")
     values = []
-    for argument in schema.arguments:
+    for argument in schema.arguments[len(first) :]:
         if argument.name in given:
             values.append(given[argument.name])
         elif argument.name in _NEUTRAL:
@@ -59,10 +60,19 @@ class _FlashCache(TokenMajorCache):
 
     def __init__(self, layer: pk.DecodeLayer, bind: Callable[["_FlashCache", pk.DecodeLayer], Attend]) -> None:
         super().__init__(layer)
+        self.metadata: Tensor | None = None
         self._attend = bind(self, layer)
 
-    def attend(self, q: Tensor) -> Tensor:
-        return self._attend(q.transpose(1, 2))
+    def over(self, q: Tensor, k_cache: Tensor, v_cache: Tensor) -> Tensor:
+        return self._attend(q.transpose(1, 2), k_cache, v_cache)
+
+    def bound(self, q: Tensor) -> Callable[[], Tensor]:
+        attend, turned, keys, values = self._attend, q.transpose(1, 2), self.k_cache, self.v_cache
+        return lambda: attend(turned, keys, values)
+
+    def choices(self) -> dict[str, Any]:
+        # The schedule's first numbers; longer ones repeat themselves by sequence.
+        return {} if self.metadata is None else {"scheduler_metadata": self.metadata.flatten()[:32].tolist()}
 
 
 class FlashAttention(LibraryLayer):
@@ -72,8 +82,8 @@ class FlashAttention(LibraryLayer):
     namespace: ClassVar[str]
 
     @classmethod
-    def workload_reason(cls, workload: Workload) -> str | None:
-        if workload.layers[0].dtype == torch.float32:
+    def layer_reason(cls, layer: pk.DecodeLayer) -> str | None:
+        if layer.dtype == torch.float32:
             return "FlashAttention only supports fp16 and bf16"
         return None
 
@@ -90,8 +100,8 @@ class FlashAttention(LibraryLayer):
         return bool(os.environ.get(cls.library_variable))
 
     @abstractmethod
-    def _bind(self, cache: TokenMajorCache, layer: pk.DecodeLayer) -> Attend:
-        """The library's function with everything but the query bound."""
+    def _bind(self, cache: _FlashCache, layer: pk.DecodeLayer) -> Attend:
+        """The library's function with everything but the query and the caches bound."""
 
-    def _attention(self, layer: pk.DecodeLayer) -> Attention:
+    def attention(self, layer: pk.DecodeLayer) -> Attention:
         return _FlashCache(layer, self._bind)

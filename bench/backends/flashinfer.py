@@ -4,7 +4,9 @@ KV layout: NHD, [kv_len, n_kv_heads, head_dim] a sequence; for a batch the same 
 [batch * pages, 16, n_kv_heads, head_dim]. A copy made beforehand, to which the layer appends by torch's ops.
 """
 
+from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,39 +33,68 @@ class _SingleDecode(TokenMajorCache):
     def __init__(self, library: ModuleType, layer: pk.DecodeLayer) -> None:
         super().__init__(layer)
         self._decode, self._tensor_cores = library.single_decode_with_kv_cache, needs_tensor_cores(layer)
-        kv_len = self.position + 1
-        self._keys, self._values = self.k_cache[0, :kv_len], self.v_cache[0, :kv_len]
 
-    def attend(self, q: Tensor) -> Tensor:
-        q = q[0, :, 0]
-        return self._decode(q, self._keys, self._values, kv_layout="NHD", use_tensor_cores=self._tensor_cores)
+    def over(self, q: Tensor, k_cache: Tensor, v_cache: Tensor) -> Tensor:
+        kv_len = self.position + 1
+        return self._call(q[0, :, 0], k_cache[0, :kv_len], v_cache[0, :kv_len])
+
+    def bound(self, q: Tensor) -> Callable[[], Tensor]:
+        kv_len = self.position + 1
+        query, keys, values = q[0, :, 0], self.k_cache[0, :kv_len], self.v_cache[0, :kv_len]
+        return lambda: self._call(query, keys, values)
+
+    def _call(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        return self._decode(q, keys, values, kv_layout="NHD", use_tensor_cores=self._tensor_cores)
 
 
 class _BatchDecode(TokenMajorCache):
-    """BatchDecodeWithPagedKVCacheWrapper, planned when it is made: the lengths do not change between steps."""
+    """BatchDecodeWithPagedKVCacheWrapper, planned beforehand: the lengths do not change between steps.
 
-    def __init__(self, library: ModuleType, layer: pk.DecodeLayer) -> None:
+    Copies of a layer share a wrapper, as layers of a model do: it holds no addresses of caches.
+    """
+
+    def __init__(self, library: ModuleType, layer: pk.DecodeLayer, wrappers: dict[tuple, Any]) -> None:
         super().__init__(layer, PAGE_SIZE)
+        key = (layer.spec, layer.batch, self.k_cache.shape, self.position, layer.dtype)
+        if key not in wrappers:
+            wrappers[key] = self._plan(library, layer)
+        self._wrapper = wrappers[key]
+
+    def _plan(self, library: ModuleType, layer: pk.DecodeLayer) -> Any:
         spec, batch, kv_len = layer.spec, layer.batch, self.position + 1
-        self._pages = tuple(
-            cache.view(-1, PAGE_SIZE, spec.n_kv_heads, spec.head_dim) for cache in (self.k_cache, self.v_cache)
-        )
         pages_each, used = self.k_cache.shape[1] // PAGE_SIZE, -(-kv_len // PAGE_SIZE)
         numbers = torch.arange(batch * pages_each, dtype=torch.int32, device=layer.device).view(batch, pages_each)
         workspace = torch.zeros(_WORKSPACE_BYTES, dtype=torch.uint8, device=layer.device)
-        self._wrapper = library.BatchDecodeWithPagedKVCacheWrapper(
+        wrapper = library.BatchDecodeWithPagedKVCacheWrapper(
             workspace, "NHD", use_tensor_cores=needs_tensor_cores(layer)
         )
-        self._wrapper.plan(
+        wrapper.plan(
             torch.arange(batch + 1, dtype=torch.int32, device=layer.device) * used,
             numbers[:, :used].flatten(),
             torch.full((batch,), (kv_len - 1) % PAGE_SIZE + 1, dtype=torch.int32, device=layer.device),
             spec.n_heads, spec.n_kv_heads, spec.head_dim, PAGE_SIZE,
             q_data_type=layer.dtype, kv_data_type=layer.dtype,
         )  # fmt: skip
+        return wrapper
 
-    def attend(self, q: Tensor) -> Tensor:
-        return self._wrapper.run(q[:, :, 0], self._pages)
+    @staticmethod
+    def _pages(k_cache: Tensor, v_cache: Tensor) -> tuple[Tensor, Tensor]:
+        return k_cache.view(-1, PAGE_SIZE, *k_cache.shape[2:]), v_cache.view(-1, PAGE_SIZE, *v_cache.shape[2:])
+
+    def over(self, q: Tensor, k_cache: Tensor, v_cache: Tensor) -> Tensor:
+        return self._wrapper.run(q[:, :, 0], self._pages(k_cache, v_cache))
+
+    def bound(self, q: Tensor) -> Callable[[], Tensor]:
+        run, query, pages = self._wrapper.run, q[:, :, 0], self._pages(self.k_cache, self.v_cache)
+        return lambda: run(query, pages)
+
+    def choices(self) -> dict[str, Any]:
+        # Neither name is promised by the library.
+        plan = getattr(self._wrapper, "_plan_info", None)
+        return {
+            "resolved_backend": getattr(self._wrapper, "resolved_backend", None),
+            "plan_info": None if plan is None else [int(number) for number in plan],
+        }
 
 
 class FlashInfer(LibraryLayer):
@@ -75,9 +106,14 @@ class FlashInfer(LibraryLayer):
     package = "flashinfer"
     no_dispatch = "FlashInfer's functions are no ops of torch's dispatcher"
 
-    def _kernel(self, layer: pk.DecodeLayer) -> str:
+    def kernel_name(self, layer: pk.DecodeLayer) -> str:
         function = "single_decode_with_kv_cache" if layer.batch == 1 else "BatchDecodeWithPagedKVCacheWrapper.run"
         return f"flashinfer.{function} on {'tensor' if needs_tensor_cores(layer) else 'CUDA'} cores"
 
-    def _attention(self, layer: pk.DecodeLayer) -> Attention:
-        return (_SingleDecode if layer.batch == 1 else _BatchDecode)(self._library(), layer)
+    def __init__(self) -> None:
+        self._wrappers: dict[tuple, Any] = {}
+
+    def attention(self, layer: pk.DecodeLayer) -> Attention:
+        if layer.batch == 1:
+            return _SingleDecode(self._library(), layer)
+        return _BatchDecode(self._library(), layer, self._wrappers)

@@ -33,10 +33,10 @@ class Flex(PlainLayer):
     def availability(cls, device: torch.device) -> str | None:
         return compiler_reason(device)
 
-    def _kernel(self, layer: pk.DecodeLayer) -> str:
+    def kernel_name(self, layer: pk.DecodeLayer) -> str:
         return "flex_attention, compiled by inductor"
 
-    def _attention(self, layer: pk.DecodeLayer) -> Attention:
+    def attention(self, layer: pk.DecodeLayer) -> Attention:
         def flex(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return self._compiled(q, k, v, enable_gqa=True)
 

@@ -23,7 +23,7 @@ def _pybind_step(program: pk.runtime.Program, stream: int):
     return step
 
 
-def _without_kernels(sampler: Sampler) -> Sampler:
+def without_kernels(sampler: Sampler) -> Sampler:
     """The same loop with every launcher returning at once: the host's clock on a CPU."""
 
     def sample(n: int) -> np.ndarray:
@@ -53,8 +53,7 @@ class Native(Backend):
         return f"has no kernels for {device.type} in this build"
 
     @classmethod
-    def workload_reason(cls, workload: Workload) -> str | None:
-        layer = workload.layers[0]
+    def layer_reason(cls, layer: pk.DecodeLayer) -> str | None:
         if layer.device.type != "cuda":
             return None
         if layer.dtype == torch.float32:
@@ -108,7 +107,7 @@ class Native(Backend):
             fusion,
             sampler,
             workload.checker(step, lambda: layers[0].out),
-            host_sampler=on_host if samplers.on_cuda else _without_kernels(sampler),
+            host_sampler=on_host if samplers.on_cuda else without_kernels(sampler),
             kernels=kernels,
             launches=launches,
             steps_per_graph=samplers.repeats if is_graph else None,

@@ -36,14 +36,14 @@ class PlainLayer(Backend):
         return _MODE_REASONS.get(mode)
 
     @abstractmethod
-    def _attention(self, layer: pk.DecodeLayer) -> Attention:
+    def attention(self, layer: pk.DecodeLayer) -> Attention:
         """Its attention over that layer's cache; whatever can be prepared outside the timing is prepared here."""
 
     @abstractmethod
-    def _kernel(self, layer: pk.DecodeLayer) -> str:
+    def kernel_name(self, layer: pk.DecodeLayer) -> str:
         """What is called for the attention, in words."""
 
-    def _surroundings(self) -> AbstractContextManager:
+    def surroundings(self) -> AbstractContextManager:
         return nullcontext()
 
     def _steps(self, layers: list[TorchLayer]) -> list[Callable[[], object]]:
@@ -52,13 +52,13 @@ class PlainLayer(Backend):
 
     def _calls(self, layer: TorchLayer) -> list[str]:
         """The calls of one step, by name."""
-        return layer.calls(self._kernel(layer.layer))
+        return layer.calls(self.kernel_name(layer.layer))
 
     def arm(self, workload: Workload, mode: str, fusion: str | None) -> Arm:
         samplers = workload.samplers
-        layers = [TorchLayer(layer, self._attention(layer)) for layer in workload.layers]
+        layers = [TorchLayer(layer, self.attention(layer)) for layer in workload.layers]
         output = lambda: layers[0].out  # noqa: E731
-        with self._surroundings():
+        with self.surroundings():
             calls = self._calls(layers[0])
             launches = len(calls)
             if mode == "dispatch":
@@ -77,7 +77,7 @@ class PlainLayer(Backend):
         attention = layers[0].attention
         return Arm(
             self.name, mode, fusion, sampler, workload.checker(step, output, (attention.k_row, attention.v_row)),
-            self._surroundings,
+            self.surroundings,
             host_sampler=host_sampler if samplers.on_cuda else None,
             kernels=calls,
             launches=launches,

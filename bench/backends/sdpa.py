@@ -35,23 +35,23 @@ class Sdpa(PlainLayer):
             return "torch has this SDPA kernel for CUDA devices only"
         return None
 
-    def _attention(self, layer: pk.DecodeLayer) -> Attention:
+    def attention(self, layer: pk.DecodeLayer) -> Attention:
         return LayerCache(layer, sdpa)
 
-    def _surroundings(self) -> AbstractContextManager:
+    def surroundings(self) -> AbstractContextManager:
         # Entered once around a whole block of steps: the context manager has a cost of its own.
         return nullcontext() if self.pinned is None else sdpa_kernel(self.pinned)
 
-    def _kernel(self, layer: pk.DecodeLayer) -> str:
+    def kernel_name(self, layer: pk.DecodeLayer) -> str:
         if self.pinned is not None:
             return f"scaled_dot_product_attention pinned to {self.pinned.name}"
-        q = layer.x.new_zeros(layer.batch, layer.spec.n_heads, 1, layer.spec.head_dim)
+        q = layer.k_cache.new_zeros(layer.batch, layer.spec.n_heads, 1, layer.spec.head_dim)
         choice = torch._fused_sdp_choice(q, layer.k_cache, layer.v_cache, enable_gqa=True)
         return f"scaled_dot_product_attention, torch's choice {SDPBackend(choice).name}"
 
     def _calls(self, layer: TorchLayer) -> list[str]:
         # As a tape has them: SDPA is one call there, and what it falls into depends on the choice.
-        kernel = self._kernel(layer.layer)
+        kernel = self.kernel_name(layer.layer)
         return [kernel if call.endswith("attention") else call for call in layer.tape().calls]
 
 

@@ -5,6 +5,7 @@ The attention is a parameter, with the cache it reads; everything else is F.rms_
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,10 +21,12 @@ Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
 class Attention(ABC):
     """An attention kernel of one layer and the cache it reads, in the kernel's own layout.
 
-    `k_row`, `v_row` [batch, n_kv_heads, head_dim] are views of the slot that a step writes: the gate poisons and
-    checks them.
+    `k_cache`, `v_cache` are in the kernel's layout. `k_row`, `v_row` [batch, n_kv_heads, head_dim] are views of the
+    slot that a step writes: the gate poisons and checks them.
     """
 
+    k_cache: Tensor
+    v_cache: Tensor
     k_row: Tensor
     v_row: Tensor
 
@@ -32,8 +35,21 @@ class Attention(ABC):
         """Store the step's turned key and its value, both [batch, n_kv_heads, 1, head_dim]."""
 
     @abstractmethod
+    def over(self, q: Tensor, k_cache: Tensor, v_cache: Tensor) -> Tensor:
+        """The turned query [batch, n_heads, 1, head_dim] over caches of the kernel's layout, its own or others of
+        their shape; the result has q's elements in q's order."""
+
     def attend(self, q: Tensor) -> Tensor:
-        """The turned query [batch, n_heads, 1, head_dim] over the cache; the result has q's elements in q's order."""
+        """over() its own cache."""
+        return self.over(q, self.k_cache, self.v_cache)
+
+    @abstractmethod
+    def bound(self, q: Tensor) -> Callable[[], Tensor]:
+        """attend() of that very tensor with every view made beforehand: the kernel's own call and no more."""
+
+    def choices(self) -> dict[str, Any]:
+        """What the library shows of how it splits or schedules the work, as plain data."""
+        return {}
 
 
 class LayerCache(Attention):
@@ -49,9 +65,14 @@ class LayerCache(Attention):
         self.k_cache[:, :, position : position + 1] = k
         self.v_cache[:, :, position : position + 1] = v
 
-    def attend(self, q: Tensor) -> Tensor:
+    def over(self, q: Tensor, k_cache: Tensor, v_cache: Tensor) -> Tensor:
         kv_len = self.position + 1
-        return self.kernel(q, self.k_cache[:, :, :kv_len], self.v_cache[:, :, :kv_len])
+        return self.kernel(q, k_cache[:, :, :kv_len], v_cache[:, :, :kv_len])
+
+    def bound(self, q: Tensor) -> Callable[[], Tensor]:
+        kernel, kv_len = self.kernel, self.position + 1
+        keys, values = self.k_cache[:, :, :kv_len], self.v_cache[:, :, :kv_len]
+        return lambda: kernel(q, keys, values)
 
 
 class TokenMajorCache(Attention):

@@ -7,7 +7,7 @@ stderr that names the flag, the value and what is allowed; 130 interrupted.
 import functools
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -143,15 +143,22 @@ class Outputs:
         if plot and Path(plot).suffix not in (".png", ".svg", ".pdf"):
             raise flag_error("--plot", plot, "a file that ends in .png, .svg or .pdf")
 
-    def write(self, result: document.Document, write_trace: Callable[[Path], None] | None = None) -> None:
-        """Write them all; --trace by `write_trace`, or, where nothing was traced, a line that it is missing."""
+    def write(
+        self,
+        result: document.Document,
+        write_trace: Callable[[Path], None] | None = None,
+        writers: Mapping[str, Callable[[Path, document.Document], Any]] | None = None,
+    ) -> None:
+        """Write them all; --trace by `write_trace`, or, where nothing was traced, a line that it is missing. `writers`
+        write a flag's file in place of what bench.layer writes there."""
         from bench.core import plots, tables  # matplotlib takes a second: only where a file is asked for
 
-        writers: dict[str, Callable[[Path, document.Document], Any]] = {
+        writers = {
             "--json": document.write_json,
             "--csv": document.write_csv,
             "--md": tables.write_markdown,
             "--plot": plots.write_waterfall,
+            **(writers or {}),
         }
         if write_trace:
             writers["--trace"] = lambda path, _: write_trace(path)

@@ -80,6 +80,25 @@ def held_sampler(steps: Sequence[Step], rotation: Rotation, launches: int, strid
     return sample
 
 
+def synchronised_sampler(steps: Sequence[Step], rotation: Rotation) -> Sampler:
+    """One call at a time on an idle device, from its beginning until the device is done, by the host's clock: launch,
+    kernel and the way back are all in it."""
+
+    def sample(n: int) -> np.ndarray:
+        samples_us = np.empty(n)
+        turns = rotation.take(steps, n)
+        torch.cuda.synchronize()
+        for i in range(n):
+            step = turns[i % len(turns)]
+            begin = time.perf_counter_ns()
+            step()
+            torch.cuda.synchronize()
+            samples_us[i] = (time.perf_counter_ns() - begin) / 1000
+        return samples_us
+
+    return sample
+
+
 def chains(items: Sequence[Item], length: int) -> list[list[Item]]:
     """What each graph of `length` steps holds, so that together they go round the items: one graph where length is a
     multiple of their number. Chain j begins with item j * length, as Rotation.take wants it."""

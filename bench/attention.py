@@ -1,0 +1,251 @@
+"""Attention alone: every backend at the head shapes of the models, over contexts and batches, in fresh sessions.
+
+python -m bench.attention --sessions=3 --json=attention.json --md=attention.md --plot=attention.png
+python -m bench.attention --backend=sdpa,sdpa-flash --context-manager=outside,inside --ctx=2048 --batch=1 --l2=warm
+
+Each backend has four clocks a call: `wall` in steady state, eager and from a graph; `host`, enqueuing alone; `latency`,
+one call on an idle device to its end; `device`, its kernels alone. A run with --json can be interrupted, and taken up
+again with --resume.
+"""
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+import pykernels as pk
+from bench.core import attention_results, attention_tables, cli, document, environment
+from bench.core.attention_arms import MANAGERS, MODES, NAMES, DeviceLostError, Plan
+from bench.core.attention_cases import cells
+from bench.core.document import SCHEMA, Document
+from bench.core.errors import UsageError, flag_error
+from bench.core.progress import progress
+from bench.study.attention_session import Session, Settings, estimated_seconds, noted
+from bench.study.processes import run_module
+
+# Of attention alone: no positions are turned here, so no model's limit holds.
+MAX_CTX = 131072
+# It compiles at every shape, which takes longer than measuring it.
+_ASKED_FOR = ("flex",)
+
+
+def make_document(settings: Settings, sessions: list[Document], planned: int, interrupted: bool) -> Document:
+    """The document of kind `attention`, of as many sessions as there are."""
+    first = sessions[0] if sessions else None
+    cells_ = settings.cells
+    return {
+        "schema": SCHEMA, "kind": "attention", "title": "attention alone, one decode call",
+        "command": cli.command_line("bench.attention"), "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "interrupted": interrupted,
+        "environment": (first and first["environment"]) or environment.collect(),
+        "models": list(dict.fromkeys(spec.name for cell in cells_ for spec in cell.specs)),
+        "ctxs": sorted({cell.ctx for cell in cells_}), "batches": sorted({cell.batch for cell in cells_}),
+        "dtype": settings.dtype, "device": settings.device.type, "l2": settings.l2,
+        "calls": settings.plan.calls, "warmup": settings.plan.warmup, "flags": settings.flags,
+        "sessions_planned": planned,
+        "arms": attention_results.over_sessions([session["entries"] for session in sessions]),
+        "sessions": sessions,
+    }  # fmt: skip
+
+
+def taken_up(path: Path | None, settings: Settings) -> list[Document]:
+    """The sessions of an earlier run with the same flags. Raises UsageError where its flags were others."""
+    if path is None or not path.exists():
+        return []
+    result = document.load(path)
+    if result.get("kind") != "attention" or result["flags"] != settings.flags:
+        raise flag_error("--resume", path, f"of a run with the same flags, and its were {result.get('flags')}")
+    return result["sessions"]
+
+
+def run_here(settings: Settings, path: Path | None, resume: bool) -> tuple[list[Document], bool]:
+    """One session in this process. Returns it, in a list, and whether it was interrupted.
+
+    With a path its document is written after every cell, and beside it (.running) whose calls are tried.
+    """
+    earlier = taken_up(path, settings) if resume else []
+    with noted(path.with_suffix(".running") if path else None) as begin:
+
+        def save() -> None:
+            if path:
+                document.write_json(path, make_document(settings, [session.document], 1, interrupted=True))
+
+        session = Session(settings, earlier[0] if earlier else None, begin, save)
+        with progress("cells", len(settings.cells) * (1 + settings.trace)) as advance:
+            try:
+                session.run(advance)
+            except KeyboardInterrupt:
+                if not session.entries:
+                    raise
+                session.document |= {"status": "error", "reason": "was interrupted"}
+                return [session.document], True
+    return [session.document], False
+
+
+def run_session(number: int, settings: Settings, arguments: list[str], limit_s: float) -> Document:
+    """A session in a fresh process. A backend whose calls end it, or hang it, is left out of what remains."""
+    begin = time.monotonic()
+    backends, lost = list(settings.plan.backends), {}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "session.json"
+        while True:
+            chosen = [*arguments, f"--backend={','.join(backends)}", "--sessions=0", "--resume", f"--json={path}"]
+            outcome = run_module("bench.attention", chosen, limit_s)
+            running = path.with_suffix(".running")
+            culprit = running.read_text() if running.exists() else ""
+            running.unlink(missing_ok=True)
+            result = document.load(path) if path.exists() else None
+            ended = result is not None and not result["interrupted"]
+            if not ended and culprit:
+                lost[culprit] = f"{outcome.status}: {outcome.reason}"
+            if ended or culprit not in backends or len(backends) == 1:
+                break
+            backends.remove(culprit)
+    empty: Document = {"environment": None, "ceilings": {}, "sdpa": {}, "throttled": {}, "entries": []}
+    session = result["sessions"][0] if result else empty
+    status = {"status": "ok", "reason": None} if ended else {"status": outcome.status, "reason": outcome.reason}
+    return session | status | {"session": number, "lost": lost, "seconds": time.monotonic() - begin}
+
+
+def run_sessions(
+    settings: Settings, planned: int, earlier: list[Document], arguments: list[str], limit_s: float,
+    save: Callable[[Document], None], say: Callable[[str], None],
+) -> tuple[list[Document], bool]:  # fmt: skip
+    """The sessions that are not there yet, each saved when it is done. Ctrl-C keeps those that are."""
+    done = [session for session in earlier if session["status"] == "ok"][:planned]
+    if done:
+        say(f"{len(done)} of {planned} sessions were finished before")
+    try:
+        for number in range(len(done), planned):
+            # Which kernels run is the same in all sessions; to trace them takes as long as to measure.
+            flags = [*arguments, *([] if number == 0 else ["--no-trace-kernels"])]
+            done.append(run_session(number, settings, flags, limit_s))
+            save(make_document(settings, done, planned, interrupted=len(done) < planned))
+            session = done[-1]
+            why = "" if session["status"] == "ok" else f" ({session['reason']})"
+            say(f"session {number + 1} of {planned}: {session['status']}{why}, {session['seconds']:.0f} s")
+    except KeyboardInterrupt:
+        if not done:
+            raise
+        return done, True
+    return done, False
+
+
+def command(
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model",
+            help=f"comma-separated: {', '.join(pk.models.names())}; all: but tiny. Default: all; on a CPU tiny",
+        ),
+    ] = "",
+    ctx: Annotated[
+        str, typer.Option("--ctx", help="comma-separated contexts. Default: 1024 to 65536; on a CPU 256,1024")
+    ] = "",
+    batch: Annotated[str, typer.Option("--batch", help="comma-separated batches")] = "1,4",
+    backend: Annotated[
+        str, typer.Option("--backend", help=f"comma-separated: {', '.join(NAMES)}; all. Default: all but flex")
+    ] = "",
+    mode: Annotated[str, typer.Option("--mode", help=f"comma-separated: {', '.join(MODES)}; all")] = "all",
+    context_manager: Annotated[
+        str, typer.Option("--context-manager", help="where SDPA's is entered: outside the timed call, inside, or both")
+    ] = "outside",
+    sessions: Annotated[int, typer.Option("--sessions", help="fresh processes; 0: in this one")] = 3,
+    calls: Annotated[int, typer.Option("--calls", help="measured calls of an arm, on each clock")] = 300,
+    warmup: Annotated[int, typer.Option("--warmup", help="untimed calls before them")] = 50,
+    limit_s: Annotated[float, typer.Option("--limit-s", help="seconds a session may take")] = 1800.0,
+    dtype: cli.DtypeFlag = "bf16",
+    device: cli.DeviceFlag = "auto",
+    l2: Annotated[str, typer.Option("--l2", help="cold: rotate copies of the cache past the L2; warm: one")] = "cold",
+    threads: cli.ThreadsFlag = 0,
+    spec_gbs: cli.SpecFlag = 0.0,
+    seed: cli.SeedFlag = 0,
+    trace_kernels: Annotated[
+        bool, typer.Option("--trace-kernels/--no-trace-kernels", help="name the kernels, and time them by CUPTI")
+    ] = True,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with the sessions that --json has")] = False,
+    json: cli.JsonFlag = "",
+    csv: cli.CsvFlag = "",
+    md: cli.MdFlag = "",
+    plot: Annotated[str, typer.Option("--plot", help="draw bars, and times over contexts (.png, .svg or .pdf)")] = "",
+) -> int:
+    """Attention alone, in every backend, on four clocks."""
+    outputs = cli.Outputs(json, csv, md, plot)
+    target = cli.device(device)
+    on_cuda = target.type == "cuda"
+    names = pk.models.names()
+    studied = [name for name in names if name != "tiny"]
+    wanted = model or ("all" if on_cuda else "tiny")
+    specs = [pk.models.get(name) for name in (studied if wanted == "all" else cli.choices("--model", wanted, names))]
+    contexts = cli.numbers(
+        "--ctx", ctx or ("1024,2048,4096,8192,16384,32768,65536" if on_cuda else "256,1024"), 1, MAX_CTX, int
+    )
+    batches = cli.numbers("--batch", batch, 1, 8, int)
+    backends = cli.choices("--backend", backend or ",".join(n for n in NAMES if n not in _ASKED_FOR), NAMES)
+    plan = Plan(
+        backends, cli.choices("--mode", mode, MODES), cli.choices("--context-manager", context_manager, MANAGERS),
+        cli.number("--calls", calls, 2, 100_000), cli.number("--warmup", warmup, 0, 10_000),
+    )  # fmt: skip
+    planned = cli.number("--sessions", sessions, 0, 1000)
+    cli.choice("--dtype", dtype, list(cli.DTYPES))
+    cli.choice("--l2", l2, ("cold", "warm"))
+    if not limit_s > 0:
+        raise flag_error("--limit-s", limit_s, "positive")
+    if resume and not json:
+        raise UsageError("--resume: needs --json, the document to go on with")
+    spec = cli.spec_bandwidth(spec_gbs, target)
+    cli.set_threads(threads)
+    shared = [
+        f"--model={','.join(spec.name for spec in specs)}", f"--ctx={','.join(map(str, contexts))}",
+        f"--batch={','.join(map(str, batches))}", f"--mode={','.join(plan.modes)}",
+        f"--context-manager={','.join(plan.managers)}", f"--calls={calls}", f"--warmup={warmup}", f"--dtype={dtype}",
+        f"--device={target.type}", f"--l2={l2}", f"--threads={threads}", f"--spec-gbs={spec_gbs}", f"--seed={seed}",
+    ]  # fmt: skip
+    settings = Settings(
+        cells(specs, contexts, batches), plan, dtype, target, l2, seed, spec, trace_kernels and on_cuda, shared
+    )
+    path = outputs.paths.get("--json")
+    console = Console()
+    if planned == 0:
+        try:
+            found, interrupted = run_here(settings, path, resume)
+        except DeviceLostError as error:
+            print(f"bench.attention: {error.reason}", file=sys.stderr)
+            return 3
+    else:
+        # What a lost backend is left out of must not keep a run from being taken up: backends are compared here.
+        whole = replace(settings, flags=[*shared, f"--backend={','.join(backends)}", f"--sessions={planned}"])
+        earlier = taken_up(path, whole) if resume else []
+        seconds = estimated_seconds(settings)
+        console.print(Text(
+            f"{len(settings.cells)} cells, {len(backends)} backends, {planned} sessions: about {seconds:.0f} s a "
+            f"session, {seconds * planned / 60:.0f} min in all (estimated)"
+        ))  # fmt: skip
+
+        def save(result: Document) -> None:
+            if path:
+                document.write_json(path, result)
+
+        found, interrupted = run_sessions(
+            whole, planned, earlier, [*shared, *([] if trace_kernels else ["--no-trace-kernels"])], limit_s, save,
+            lambda text: print(text, flush=True),
+        )  # fmt: skip
+        settings = whole
+    result = make_document(settings, found, max(planned, 1), interrupted)
+    attention_tables.print_document(result, console)
+    outputs.write(result, writers={"--md": attention_tables.write_markdown, "--plot": attention_tables.write_pictures})
+    if interrupted:
+        return cli.INTERRUPTED
+    return 1 if any(arm["status"] == "wrong" for arm in result["arms"]) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run("bench.attention", command))

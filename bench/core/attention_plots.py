@@ -1,0 +1,106 @@
+"""Pictures of bench.attention: bars of one cell, and times over contexts with the floor."""
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt  # noqa: E402
+from matplotlib.axes import Axes  # noqa: E402
+
+from bench.core import attention_tables  # noqa: E402
+from bench.core.attention_results import Entry  # noqa: E402
+from bench.core.document import Document  # noqa: E402
+from bench.core.errors import UsageError  # noqa: E402
+from bench.core.tables import microseconds  # noqa: E402
+
+# Okabe and Ito's colours, and greys for more lines than they are.
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999", "#666666")
+_BARS = (("eager", "latency_us", "latency, one call on an idle device", "#56b4e9"),
+         ("eager", "wall_us", "eager, steady state", "#0072b2"),
+         ("eager", "host_us", "host, enqueuing alone", "#e69f00"),
+         ("graph", "wall_us", "graph", "#009e73"))  # fmt: skip
+
+
+def _bars(axes: Axes, entries: list[Entry]) -> None:
+    rows = {
+        name: modes
+        for name, modes in attention_tables.rows_of(entries).items()
+        if any(entry["wall_us"] for entry in modes.values())
+    }
+    shown = [bar for bar in _BARS if any(bar[0] in modes and modes[bar[0]][bar[1]] for modes in rows.values())]
+    height = 0.8 / max(len(shown), 1)
+    for index, (mode, clock, label, colour) in enumerate(shown):
+        found = [
+            (row, modes[mode][clock]) for row, modes in enumerate(rows.values()) if mode in modes and modes[mode][clock]
+        ]
+        y = [row + (index - (len(shown) - 1) / 2) * height for row, _ in found]
+        axes.barh(y, [one["p50"] for _, one in found], xerr=[one["sd"] or 0 for _, one in found], height=height,
+                  color=colour, label=label, error_kw={"linewidth": 0.8})  # fmt: skip
+        for at, (_, one) in zip(y, found, strict=True):
+            axes.annotate(microseconds(one["p50"]), (one["p50"] + (one["sd"] or 0), at), xytext=(3, 0),
+                          textcoords="offset points", va="center", fontsize=6)  # fmt: skip
+    axes.axvline(
+        entries[0]["floor_us"]["at_read"],
+        color="black",
+        linewidth=0.9,
+        linestyle=":",
+        label="floor at the read ceiling",
+    )
+    axes.set_yticks(range(len(rows)), list(rows))
+    axes.invert_yaxis()
+    axes.set_xscale("log")
+    axes.set_xlabel("us a call", fontsize=8)
+    axes.set_title(entries[0]["shape"], fontsize=9, loc="left", fontweight="bold")
+    axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def _lines(axes: Axes, entries: list[Entry], colours: dict[str, str]) -> None:
+    for name, colour in colours.items():
+        own = sorted((e for e in entries if e["backend"] == name and e["wall_us"]), key=lambda e: e["ctx"])
+        if own:
+            axes.errorbar(
+                [e["ctx"] for e in own], [e["wall_us"]["p50"] for e in own], [e["wall_us"]["sd"] or 0 for e in own],
+                fmt="o-", color=colour, markersize=3, linewidth=1, label=name,
+            )  # fmt: skip
+    floors = sorted({(e["ctx"], e["floor_us"]["at_read"]) for e in entries})
+    axes.plot(*zip(*floors, strict=True), color="black", linestyle=":", linewidth=1, label="floor at the read ceiling")
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    contexts = sorted({e["ctx"] for e in entries})
+    axes.set_xticks(contexts, [str(ctx) for ctx in contexts])
+    axes.set_xlabel("keys", fontsize=8)
+    axes.set_ylabel(f"{entries[0]['mode']}, us a call", fontsize=8)
+    first = entries[0]
+    axes.set_title(f"{first['heads']}, batch {first['batch']}", fontsize=9, loc="left", fontweight="bold")
+
+
+def write(path: Path, document: Document) -> None:
+    """Bars of the headline cell above, a panel of lines for each head shape and batch below. Format by suffix."""
+    shape = attention_tables.headline(document)
+    if shape is None or not any(entry["wall_us"] for entry in document["arms"]):
+        raise UsageError(f"--plot={path}: must follow a run that measured something, and this one did not")
+    mode = "graph" if document["device"] == "cuda" else "eager"
+    groups: dict[tuple[str, int], list[Entry]] = {}
+    for entry in document["arms"]:
+        if entry["mode"] == mode:
+            groups.setdefault((entry["heads"], entry["batch"]), []).append(entry)
+    panels = [own for own in groups.values() if len({e["ctx"] for e in own if e["wall_us"]}) > 1]
+    rows = -(-len(panels) // 2)
+    figure = plt.figure(figsize=(11, 4.5 + 3.2 * rows), layout="constrained")
+    grid = figure.add_gridspec(1 + rows, 2, height_ratios=[4.2, *[3.2] * rows])
+    _bars(figure.add_subplot(grid[0, :]), attention_tables.cells(document)[shape])
+    backends = list(dict.fromkeys(entry["backend"] for entry in document["arms"]))
+    colours = {name: _COLOURS[index % len(_COLOURS)] for index, name in enumerate(backends)}
+    for index, own in enumerate(panels):
+        axes = figure.add_subplot(grid[1 + index // 2, index % 2])
+        _lines(axes, own, colours)
+        if index == 0:
+            axes.legend(fontsize=7, frameon=False)
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=8)
+    figure.suptitle("\n".join(attention_tables.heading(document)[:2]), fontsize=8, x=0.01, ha="left")
+    figure.savefig(path, dpi=150)
+    plt.close(figure)

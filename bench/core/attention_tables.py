@@ -1,0 +1,250 @@
+"""What bench.attention found, as tables and pictures."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from bench.core.attention_results import Entry
+from bench.core.document import Document, write_atomically
+from bench.core.tables import Grid, fit, make_table, markdown_table, microseconds
+
+# The context whose arms are shown one by one; the study's.
+_HEADLINE_CTX = 2048
+
+
+def heading(document: Document) -> list[str]:
+    """What was run, where, and how often."""
+    machine = document["environment"]
+    on_cuda = document["device"] == "cuda"
+    device = machine["gpu"]["name"] if on_cuda else machine["cpu"]["model"]
+    sessions = [session for session in document["sessions"] if session["status"] == "ok"]
+    lines = [
+        f"{document['title']}, {document['dtype']}, {document['l2']} cache; {document['calls']} calls an arm and clock "
+        f"after {document['warmup']}, {len(sessions)} of {document['sessions_planned']} sessions",
+        f"{document['device']}: {device}; torch {machine['torch']['version']}; {document['created']}",
+    ]
+    ceilings = [one for session in document["sessions"] for one in session["ceilings"].values()]
+    if ceilings:
+        reads = sorted(one["read_gbs"] for one in ceilings)
+        spec = ceilings[0]["spec_gbs"]
+        lines.append(
+            f"bandwidth: read {reads[len(reads) // 2]:,.1f} GB/s measured, "
+            f"spec {'unknown' if spec is None else f'{spec:,.1f} GB/s'} ({ceilings[0]['spec_source']})"
+        )
+    for session in document["sessions"]:
+        if session["status"] != "ok":
+            lines.append(f"session {session['session']}: {session['status']}: {session['reason']}")
+        for backend, why in session["lost"].items():
+            lines.append(
+                f"session {session['session']}: {backend} ended its process and was left out from then on: {why}"
+            )
+        slowed = sum(len(one["throttled_rounds"]) for one in session["throttled"].values())
+        if slowed:
+            lines.append(f"session {session['session']}: {slowed} throttled rounds")
+    if document["interrupted"]:
+        lines.append("INTERRUPTED: what follows was measured up to then")
+    return lines
+
+
+def cells(document: Document) -> dict[str, list[Entry]]:
+    """The arms of every cell by its shape, in the order measured."""
+    found: dict[str, list[Entry]] = {}
+    for entry in document["arms"]:
+        found.setdefault(entry["shape"], []).append(entry)
+    return found
+
+
+def _clock(entry: Entry | None, name: str) -> str:
+    clock = entry and entry[name]
+    if not clock:
+        return "-"
+    spread = "" if clock["sd"] is None else f" ± {microseconds(clock['sd'])}"
+    return microseconds(clock["p50"]) + spread
+
+
+def _ratio(entry: Entry | None, clock: str) -> str:
+    ratio = entry and entry["ratio_to_sdpa"] and entry["ratio_to_sdpa"][clock]
+    return f"{ratio['p50']:.2f}" if ratio else "-"
+
+
+def limit(eager: Entry | None, graph: Entry | None) -> str:
+    """Whether a call from Python takes its wrapper's time or its kernels': host where enqueuing takes longer than the
+    device does."""
+    device = (eager and eager["device_us"]) or (graph and graph["wall_us"])
+    if not eager or not eager["host_us"] or not device:
+        return "-"
+    return "host" if eager["host_us"]["p50"] > device["p50"] else "kernel"
+
+
+def rows_of(entries: Iterable[Entry]) -> dict[str, dict[str, Entry]]:
+    """Entries by row and then by mode: a row a backend, and one more where the context manager is inside."""
+    rows: dict[str, dict[str, Entry]] = {}
+    for entry in entries:
+        mode, _, where = entry["mode"].partition("-")
+        name = f"{entry['backend']} (manager inside)" if where else entry["backend"]
+        rows.setdefault(name, {})[mode] = entry
+    return rows
+
+
+def cell_grid(entries: list[Entry]) -> Grid:
+    """One cell: a row a backend, its clocks, its ratios to default SDPA, and a model's layers of it by the latency of a
+    call (by the steady state where there is none). Columns that hold nothing are left out."""
+    layers = entries[0]["layers"]
+    columns = [("backend", False), ("status", False), ("latency us", True), ("eager us", True), ("host us", True),
+               ("graph us", True), ("device us", True), ("limit", False), ("sdpa/this latency", True),
+               ("eager", True), ("graph", True),
+               *((f"{count} layers of {model}, ms", True) for model, count in layers.items())]  # fmt: skip
+    rows = []
+    for name, modes in rows_of(entries).items():
+        eager, graph = modes.get("eager"), modes.get("graph")
+        call = eager and (eager["latency_us"] or eager["wall_us"])
+        measured = any(entry["wall_us"] for entry in modes.values())
+        rows.append([
+            name, "ok" if measured else next(iter(modes.values()))["status"],
+            _clock(eager, "latency_us"), _clock(eager, "wall_us"), _clock(eager, "host_us"),
+            _clock(graph, "wall_us"), _clock(eager, "device_us"), limit(eager, graph), _ratio(eager, "latency_us"),
+            _ratio(eager, "wall_us"), _ratio(graph, "wall_us"),
+            *(f"{call['p50'] * count / 1000:.3f}" if call else "-" for count in layers.values()),
+        ])  # fmt: skip
+    kept = [i for i in range(len(columns)) if any(row[i] != ("ok" if i == 1 else "-") for row in rows)]
+    return [columns[i] for i in kept], [[row[i] for i in kept] for row in rows]
+
+
+def context_grids(document: Document) -> list[tuple[str, Grid]]:
+    """For each head shape and batch the wall time over contexts, a row an arm: from a graph where there are graphs."""
+    mode = "graph" if document["device"] == "cuda" else "eager"
+    grids = []
+    groups = dict.fromkeys((entry["heads"], entry["batch"]) for entry in document["arms"])
+    for heads, batch in groups:
+        own = [e for e in document["arms"] if (e["heads"], e["batch"], e["mode"]) == (heads, batch, mode)]
+        contexts = sorted({entry["ctx"] for entry in own})
+        if len(contexts) < 2:
+            continue
+        by_backend: dict[str, dict[int, Entry]] = {}
+        for entry in own:
+            by_backend.setdefault(entry["backend"], {})[entry["ctx"]] = entry
+        rows = [
+            [name, *(_cell(found.get(ctx)) for ctx in contexts)]
+            for name, found in by_backend.items()
+            if any(entry["wall_us"] for entry in found.values())
+        ]
+        floors = {entry["ctx"]: entry["floor_us"]["at_read"] for entry in own}
+        rows.append(["floor at read", *(microseconds(floors[ctx]) for ctx in contexts)])
+        columns = [("backend", False), *((f"kv {ctx}", True) for ctx in contexts)]
+        models = ", ".join(own[0]["layers"])
+        grids.append((f"{heads} ({models}), batch {batch}: {mode}, us a call", (columns, rows)))
+    return grids
+
+
+def _cell(entry: Entry | None) -> str:
+    if entry is None:
+        return "-"
+    return microseconds(entry["wall_us"]["p50"]) if entry["wall_us"] else entry["status"]
+
+
+def headline(document: Document) -> str | None:
+    """The cell that is shown arm by arm: batch 1 where there is one, the context next to the study's, a shape of
+    Llama's where there is one."""
+    entries = document["arms"]
+    if not entries:
+        return None
+
+    def distance(entry: Entry) -> tuple[Any, ...]:
+        return (
+            entry["batch"],
+            abs(entry["ctx"] - _HEADLINE_CTX),
+            not any(m.startswith("llama") for m in entry["layers"]),
+        )
+
+    return min(entries, key=distance)["shape"]
+
+
+def refusals(document: Document) -> list[str]:
+    """One line a reason: which arms, in how many cells."""
+    found: dict[tuple[str, str], dict[str, list[str]]] = {}
+    for entry in document["arms"]:
+        if entry["status"] != "ok":
+            arms = found.setdefault((entry["status"], str(entry["reason"])), {})
+            arms.setdefault(f"{entry['backend']}:{entry['mode']}", []).append(entry["shape"])
+    total = len(cells(document))
+    lines = []
+    for (status, reason), arms in found.items():
+        where: dict[tuple[str, ...], list[str]] = {}
+        for arm, shapes in arms.items():
+            where.setdefault(tuple(shapes), []).append(arm)
+        told = "; ".join(
+            ", ".join(names) + ("" if len(shapes) == total else f" (at {'; '.join(shapes[:3])}"
+                                + (f" and {len(shapes) - 3} more)" if len(shapes) > 3 else ")"))
+            for shapes, names in where.items()
+        )  # fmt: skip
+        lines.append(f"{status}: {told}: {reason}")
+    return lines
+
+
+def choices(entries: list[Entry], sdpa: Document) -> list[str]:
+    """What ran in a cell: SDPA's choice, the kernels by name with their grids, and what a library shows of its plan."""
+    lines = []
+    if sdpa:
+        enabled = ", ".join(name for name, on in sdpa["enabled"].items() if on)
+        lines.append(f"SDPA's choice: {sdpa['choice']}; enabled: {enabled}; order: {', '.join(sdpa['priority'])}")
+    for name, modes in rows_of(entries).items():
+        entry = modes.get("eager")
+        if not entry or entry["status"] != "ok":
+            continue
+        if entry["kernel_details"]:
+            ran = "; ".join(
+                f"{one['name'][:100]} {'x'.join(map(str, one['grid']))} {one['us']:.2f} us"
+                for one in entry["kernel_details"]
+            )
+        else:
+            ran = "; ".join(entry["kernels"])
+        plan = f"; {entry['choices']}" if entry["choices"] else ""
+        lines.append(f"{name}: {ran}{plan}")
+    return lines
+
+
+def _sdpa_of(document: Document, shape: str) -> Document:
+    return next((s["sdpa"][shape] for s in document["sessions"] if shape in s["sdpa"]), {})
+
+
+def print_document(document: Document, console: Console) -> None:
+    """The headline cell arm by arm, the times over contexts, and why cells are empty."""
+    for line in heading(document):
+        console.print(Text(line))
+    shape = headline(document)
+    if shape is None:
+        return
+    console.print()
+    entries = cells(document)[shape]
+    measured = [entry for entry in entries if entry["wall_us"]] or entries
+    grid = fit(cell_grid(measured), console.width, ["limit", "eager", "graph"])
+    console.print(make_table(f"{shape}: mean ± SD over sessions of their medians", grid, console.width))
+    for line in choices(entries, _sdpa_of(document, shape)):
+        console.print(Text(line))
+    for title, grid in context_grids(document):
+        console.print()
+        console.print(make_table(title, grid, console.width))
+    for line in refusals(document):
+        console.print(Text(line))
+
+
+def write_markdown(path: Path, document: Document) -> None:
+    """The times over contexts, and every cell arm by arm."""
+    lines = [f"## {document['title']}", "", *(f"- {line}" for line in heading(document)), ""]
+    for title, grid in context_grids(document):
+        lines += markdown_table(title, grid)
+    for shape, entries in cells(document).items():
+        lines += markdown_table(f"{shape}: mean ± SD over sessions of their medians", cell_grid(entries))
+        lines += [*(f"- {line}" for line in choices(entries, _sdpa_of(document, shape))), ""]
+    lines += [*(f"- {line}" for line in refusals(document)), "", f"Reproduce: `{document['command']}`"]
+    write_atomically(path, ("\n".join(lines) + "\n").encode())
+
+
+def write_pictures(path: Path, document: Document) -> None:
+    """Bars of the headline cell, and lines over contexts below them."""
+    from bench.core import attention_plots  # matplotlib takes a second
+
+    attention_plots.write(path, document)

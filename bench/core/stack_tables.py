@@ -1,0 +1,103 @@
+"""What bench.stack found, as a table and a picture."""
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from bench.core.document import Document, write_atomically
+from bench.core.errors import UsageError
+from bench.core.tables import Grid, fit, make_table, markdown_table, microseconds, refusals
+
+_COLOURS = {"eager": "#0072b2", "graph": "#009e73"}
+
+
+def heading(document: Document) -> list[str]:
+    """What was run, and where."""
+    machine = document["environment"]
+    on_cuda = document["device"] == "cuda"
+    device = machine["gpu"]["name"] if on_cuda and machine["gpu"] else machine["cpu"]["model"]
+    model = document["model"]["name"] if document["model"] else "no layer"
+    lines = [
+        f"{document['title']}: {model}, ctx {document['ctx']}, batch {document['batch']}, {document['dtype']}",
+        f"{document['device']}: {device}; torch {machine['torch']['version']}; {document['created']}",
+    ]
+    if document["interrupted"]:
+        lines.append("INTERRUPTED: what follows was measured up to then")
+    return lines
+
+
+def words(entry: Document) -> str:
+    """A cell in a few words."""
+    name = "graph" if entry["mode"] == "graph" else "no graph"
+    if not entry["wall_us"]:
+        return f"{name} {entry['status']}"
+    return f"{name} {microseconds(entry['wall_us']['p50'])} us"
+
+
+def grid(document: Document) -> Grid:
+    """A row a cell."""
+    columns = [("attention", False), ("compiled", False), ("graph", False), ("wall us", True), ("p20 - p80", True),
+               ("host us", True), ("device us", True), ("launches", True), ("sdpa eager / this", True), ("error", True),
+               ("in the paper", False)]  # fmt: skip
+    rows = []
+    for entry in document["arms"]:
+        wall, host, device = entry["wall_us"], entry["host_us"], entry.get("device_us")
+        ratio = entry.get("speedup_over_sdpa")
+        error = entry["max_rel_error"]
+        rows.append([
+            entry["attention"], entry["compiled"], "yes" if entry["mode"] == "graph" else "no",
+            microseconds(wall["p50"]) if wall else entry["status"],
+            f"{microseconds(wall['p20'])} - {microseconds(wall['p80'])}" if wall else "-",
+            microseconds(host["p50"]) if host else "-", microseconds(device["p50"]) if device else "-",
+            str(entry["launches"]) if wall else "-", f"{ratio['p50']:.2f}" if ratio else "-",
+            "-" if error is None else f"{error:.1e}", "crashed" if entry["crashed_in_the_paper"] else "-",
+        ])  # fmt: skip
+    return columns, rows
+
+
+def print_document(document: Document, console: Console) -> None:
+    """The matrix, and why cells are empty."""
+    shown = fit(grid(document), console.width, ["p20 - p80", "error", "launches", "host us"])
+    console.print(make_table("Cells, each beside default SDPA in its own process", shown, console.width))
+    for line in refusals(document):
+        console.print(Text(line))
+
+
+def write_markdown(path: Path, document: Document) -> None:
+    """The same as Markdown."""
+    lines = [f"## {document['title']}", "", *(f"- {line}" for line in heading(document)), ""]
+    lines += markdown_table("Cells, each beside default SDPA in its own process", grid(document))
+    lines += [*(f"- {line}" for line in refusals(document)), "", f"Reproduce: `{document['command']}`"]
+    write_atomically(path, ("\n".join(lines) + "\n").encode())
+
+
+def write_picture(path: Path, document: Document) -> None:
+    """A bar a cell, those of an attention together. Format by suffix."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    measured = [entry for entry in document["arms"] if entry["wall_us"]]
+    if not measured:
+        raise UsageError(f"--plot={path}: must follow a run that measured something, and this one did not")
+    figure, axes = plt.subplots(figsize=(8.5, 0.9 + 0.28 * len(measured)), layout="constrained")
+    labels = []
+    for row, entry in enumerate(measured):
+        wall = entry["wall_us"]
+        spread = [[wall["p50"] - wall["p20"]], [wall["p80"] - wall["p50"]]]
+        axes.barh(row, wall["p50"], color=_COLOURS[entry["mode"]], height=0.7, xerr=spread)
+        axes.annotate(microseconds(wall["p50"]), (wall["p80"], row), xytext=(4, 0), textcoords="offset points",
+                      va="center", fontsize=7)  # fmt: skip
+        paper = " *" if entry["crashed_in_the_paper"] else ""
+        captured = ", graph" if entry["mode"] == "graph" else ""
+        labels.append(f"{entry['attention']}, {entry['compiled']}{captured}{paper}")
+    axes.set_yticks(range(len(labels)), labels)
+    axes.invert_yaxis()
+    axes.set_xlabel("us a layer (p20 to p80); * crashed in the paper", fontsize=8)
+    axes.tick_params(labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title("\n".join(heading(document)[:2]), fontsize=8, loc="left")
+    figure.savefig(path, dpi=150)
+    plt.close(figure)

@@ -1,0 +1,285 @@
+"""bench.attention: on the CPU for real, on a fake GPU for its clocks, and over sessions that go wrong."""
+
+import json
+
+import pytest
+import torch
+from command_line import assert_refused, flat, run_here
+from fake_gpu import HOST_US, KERNEL_US, fake_gpu
+
+import pykernels as pk
+from bench import attention
+from bench.backends.sdpa import Sdpa
+from bench.core import attention_arms, attention_cases, attention_results, attention_tables, cli
+from bench.core.attention_arms import Plan
+from bench.core.measure import Rotation
+from bench.study.processes import Outcome
+
+SMALL = ["--model=tiny", "--device=cpu", "--ctx=33,64", "--batch=1,2", "--calls=4", "--warmup=1", "--l2=warm"]
+HERE = [*SMALL, "--sessions=0"]
+
+
+def load(path):
+    return json.loads(path.read_text())
+
+
+def arms(document):
+    return {(arm["shape"], arm["backend"], arm["mode"]): arm for arm in document["arms"]}
+
+
+def test_on_the_cpu(capsys, tmp_path):
+    outputs = [f"--{kind}={tmp_path / f'a.{suffix}'}" for kind, suffix in
+               (("json", "json"), ("csv", "csv"), ("md", "md"), ("plot", "png"))]  # fmt: skip
+    result = run_here(capsys, "bench.attention", *HERE, "--context-manager=outside,inside", *outputs)
+    assert result.status == 0, result.err
+    document = load(tmp_path / "a.json")
+    assert (document["schema"], document["kind"], document["interrupted"]) == ("launchtax/1", "attention", False)
+    found = arms(document)
+    shape = "8/2x64, kv 33, batch 2"
+    for backend, mode in (("native", "eager"), ("sdpa", "eager"), ("sdpa-math", "eager"), ("sdpa-flash", "eager"),
+                          ("sdpa", "eager-inside"), ("sdpa-flash", "eager-inside")):  # fmt: skip
+        arm = found[shape, backend, mode]
+        assert (arm["status"], arm["reason"]) == ("ok", None)
+        assert arm["samples_us"] == [arm["wall_us"]["p50"]] and arm["wall_us"]["sd"] is None
+        assert arm["max_rel_error"] < 0.1 and arm["ratio_to_sdpa"]["wall_us"]["n"] == 1
+        assert arm["total_us"] == {"tiny": pytest.approx(4 * arm["wall_us"]["p50"])}
+    assert found[shape, "sdpa", "eager"]["ratio_to_sdpa"]["wall_us"]["p50"] == 1
+    assert found[shape, "native", "eager"]["host_us"]["p50"] > 0
+    assert "nothing to capture on a CPU" in found[shape, "sdpa", "graph"]["reason"]
+    assert "CUDA devices only" in found[shape, "sdpa-cudnn", "eager"]["reason"]
+    (session,) = document["sessions"]
+    assert session["sdpa"][shape]["choice"] in ("FLASH_ATTENTION", "MATH")
+    assert set(session["sdpa"][shape]["enabled"]) >= {"flash", "mem_efficient", "math", "cudnn"}
+    raw = next(e for e in session["entries"] if (e["shape"], e["backend"]) == (shape, "native"))
+    assert len(raw["rounds_us"]) == 4 == raw["calls_measured"]
+    text = flat(result.out)
+    for words in ("floor at read", "sdpa-flash (manager inside)", "8/2x64 (tiny), batch 2: eager", "SDPA's choice"):
+        assert words in text
+    markdown = (tmp_path / "a.md").read_text()
+    assert markdown.count("### 8/2x64, kv") == 4 and "Reproduce: `python -m bench.attention" in markdown
+    assert (tmp_path / "a.csv").read_text().count("gqa_decode") == len(document["arms"])
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    assert not (tmp_path / "a.running").exists()
+
+
+@pytest.fixture(scope="module")
+def on_gpu(tmp_path_factory):
+    """A run on the fake GPU: the fake, the document, what was printed."""
+    path = tmp_path_factory.mktemp("attention") / "a.json"
+    flags = ["--device=cuda", "--model=tiny", "--ctx=64", "--batch=1", "--calls=60", "--warmup=2", "--sessions=0",
+             "--backend=native,sdpa,sdpa-flash,fa3", "--context-manager=outside,inside"]  # fmt: skip
+    with pytest.MonkeyPatch.context() as monkeypatch, fake_gpu(monkeypatch) as gpu:
+        monkeypatch.delenv("PYKERNELS_FA3_LIB", raising=False)
+        monkeypatch.setattr(
+            attention_arms, "synchronised_sampler", lambda steps, rotation: lambda n: torch.full((n,), 7.0)
+        )
+        assert cli.run("bench.attention", attention.command, [*flags, f"--json={path}"]) == 0
+    return gpu, load(path)
+
+
+def test_clocks_are_kept_apart(on_gpu):
+    _, document = on_gpu
+    found = {(backend, mode): arm for (_, backend, mode), arm in arms(document).items()}
+    for backend in ("native", "sdpa", "sdpa-flash"):
+        eager, graph = found[backend, "eager"], found[backend, "graph"]
+        assert eager["latency_us"]["p50"] == 7 and eager["device_us"]["p50"] == KERNEL_US
+        assert eager["host_us"]["p50"] > 0 and graph["latency_us"] is None and graph["wall_us"]["p50"] >= KERNEL_US
+        assert len(eager["kernel_details"]) == 1 and eager["kernel_details"][0]["grid"] == [1, 1, 1]
+        assert graph["kernel_details"] == eager["kernel_details"]
+    assert found["native", "graph"]["host_us"]["p50"] == pytest.approx(
+        HOST_US / found["native", "graph"]["calls_a_sample"]
+    )
+    assert found["sdpa-flash", "eager-inside"]["latency_us"]["p50"] == 7
+    assert (
+        found["fa3", "eager"]["status"] == "unsupported" and "flash_attn_interface" in found["fa3", "eager"]["reason"]
+    )
+
+
+def test_a_graph_goes_round_the_copies(on_gpu):
+    _, document = on_gpu
+    raw = [e for e in document["sessions"][0]["entries"] if e["mode"] == "graph" and e["status"] == "ok"]
+    assert raw and all(e["copies"] > 1 and e["calls_a_sample"] % e["copies"] == 0 for e in raw)
+    assert all(e["calls_measured"] >= 60 for e in raw)
+
+
+def test_limits():
+    def entry(host, device, graph):
+        clock = lambda us: {"p50": us, "sd": None, "n": 1} if us else None  # noqa: E731
+        eager = {"host_us": clock(host), "device_us": clock(device)}
+        return attention_tables.limit(eager, {"wall_us": clock(graph)} if graph else None)
+
+    assert entry(20, 8, None) == "host" and entry(5, 8, None) == "kernel"
+    assert entry(20, None, 30) == "kernel" and entry(None, 8, 8) == "-" and entry(20, None, None) == "-"
+
+
+def test_shapes_that_models_share_are_measured_once():
+    specs = [pk.models.get(name) for name in ("qwen2.5-7b", "mistral-7b-v0.3", "llama-3.1-8b")]
+    found = attention_cases.cells(specs, [1024, 2048], [1, 4])
+    assert len(found) == 8
+    assert {tuple(spec.name for spec in cell.specs) for cell in found} == {
+        ("qwen2.5-7b",), ("mistral-7b-v0.3", "llama-3.1-8b")
+    }  # fmt: skip
+
+
+def test_calls_of_a_sample():
+    plan = Plan(["native"], ["eager"], ["outside"], 300, 50)
+    assert plan.rounds == 30
+    assert plan.calls_a_sample(10.0, 1, True) == 10 and plan.calls_a_sample(10.0, 4, True) == 12
+    assert plan.calls_a_sample(10_000.0, 1, True) == 1 and plan.calls_a_sample(10_000.0, 3, True) == 3
+    assert plan.calls_a_sample(10.0, 4, False) == 10 and plan.calls_a_sample(10_000.0, 99, False) == 1
+    assert plan.single_calls(10.0) == 300 and plan.single_calls(1e6) == 30
+
+
+def made(backends, managers=("outside",)):
+    cell = attention_cases.cells([pk.models.get("tiny")], [40], [2])[0]
+    inputs = attention_cases.Inputs(cell, torch.bfloat16, torch.device("cpu"), 0)
+    begun = []
+    found = attention_arms.make_arms([inputs], Plan(backends, ["eager"], managers, 4, 1), Rotation(1), begun.append)
+    assert begun == [*backends, ""]
+    return found
+
+
+def test_a_wrong_kernel_is_never_timed(monkeypatch):
+    true = attention_arms.registry()["sdpa"].attention
+
+    def half(self, layer):
+        cache = true(self, layer)
+        kernel = cache.kernel
+        cache.kernel = lambda q, k, v: kernel(q, k[:, :, ::2], v[:, :, ::2])
+        return cache
+
+    monkeypatch.setattr(Sdpa, "attention", half)
+    native, sdpa = made(["native", "sdpa"])
+    assert native.status == "ok"
+    assert sdpa.status == "wrong" and sdpa.sampler is None and "got" in sdpa.reason
+
+
+def test_sdpa_s_refusal_in_its_own_words(monkeypatch):
+    monkeypatch.setattr(attention_arms.registry()["sdpa-efficient"], "needs_cuda", False)
+    outside, inside = made(["sdpa-efficient"], ("outside", "inside"))
+    assert (outside.status, inside.status) == ("unsupported", "unsupported")
+    assert outside.reason.startswith("No viable backend") and inside.reason == outside.reason
+
+
+def test_over_sessions():
+    def one(backend, us, status="ok", mode="eager"):
+        clock = {"p20": us, "p50": us, "p80": us, "n": 3} if status == "ok" else None
+        return {
+            "shape": "s", "backend": backend, "mode": mode, "status": status, "reason": "no",
+            "layers": {"m": 2}, "kernel_details": [], "rounds_us": [us], "trace_factor": None, "wall_us": clock,
+            "host_us": None, "latency_us": None, "device_us": None,
+        }  # fmt: skip
+
+    sessions = [[one("sdpa", 10.0), one("native", 5.0), one("sdpa", 20.0, mode="eager-inside")],
+                [one("sdpa", 20.0), one("native", 5.0)],
+                [one("sdpa", 30.0), one("native", 0.0, "wrong")]]  # fmt: skip
+    found = {(arm["backend"], arm["mode"]): arm for arm in attention_results.over_sessions(sessions)}
+    assert found["sdpa", "eager"]["wall_us"] == {"p50": 20.0, "sd": 10.0, "n": 3}
+    assert found["sdpa", "eager"]["samples_us"] == [10.0, 20.0, 30.0] and found["sdpa", "eager"]["total_us"] == {
+        "m": 40
+    }
+    assert found["native", "eager"]["status"] == "wrong" and found["native", "eager"]["wall_us"] is None
+    assert found["sdpa", "eager-inside"]["ratio_to_sdpa"]["wall_us"] == {"p50": 0.5, "sd": None, "n": 1}
+
+
+class Sessions:
+    """run_module of sessions in this process; `ends` are how the first of them end in place of that."""
+
+    def __init__(self, monkeypatch, ends):
+        self.seen, self.ends = [], list(ends)
+        monkeypatch.setattr(attention, "run_module", self)
+
+    def __call__(self, module, arguments, limit_s):
+        assert module == "bench.attention"
+        self.seen.append(arguments)
+        if self.ends and (end := self.ends.pop(0)):
+            return end(arguments)
+        status = cli.run(module, attention.command, arguments)
+        return Outcome("ok" if status == 0 else "error", None, status)
+
+
+def crash_in(backend):
+    def end(arguments):
+        path = next(a for a in arguments if a.startswith("--json=")).removeprefix("--json=")
+        with open(path.replace(".json", ".running"), "w") as file:
+            file.write(backend)
+        return Outcome("error", "ended by SIGSEGV", -11)
+
+    return end
+
+
+def interrupt(arguments):
+    raise KeyboardInterrupt
+
+
+ONE = ["--model=tiny", "--device=cpu", "--ctx=16", "--batch=1", "--calls=2", "--warmup=0", "--l2=warm",
+       "--backend=native,sdpa"]  # fmt: skip
+
+
+def test_a_crash_costs_its_backend_alone(capsys, monkeypatch, tmp_path):
+    sessions = Sessions(monkeypatch, [crash_in("sdpa"), None, crash_in("")])
+    output = tmp_path / "a.json"
+    result = run_here(capsys, "bench.attention", *ONE, "--sessions=2", f"--json={output}")
+    assert result.status == 0, result.err
+    document = load(output)
+    first, second = document["sessions"]
+    assert (first["status"], first["lost"]) == ("ok", {"sdpa": "error: ended by SIGSEGV"})
+    assert {entry["backend"] for entry in first["entries"]} == {"native"}
+    assert (second["status"], second["reason"], second["lost"]) == ("error", "ended by SIGSEGV", {})
+    assert "sdpa ended its process and was left out" in flat(result.out)
+    assert "--backend=native" in sessions.seen[1] and "--backend=native,sdpa" in sessions.seen[2]
+    assert "--no-trace-kernels" in sessions.seen[2] and "--no-trace-kernels" not in sessions.seen[0]
+
+
+def test_interrupted_and_taken_up(capsys, monkeypatch, tmp_path):
+    Sessions(monkeypatch, [None, interrupt])
+    output = tmp_path / "a.json"
+    flags = [*ONE, "--sessions=2", f"--json={output}"]
+    result = run_here(capsys, "bench.attention", *flags)
+    assert result.status == 130 and "INTERRUPTED" in result.out
+    before = load(output)
+    assert before["interrupted"] and len(before["sessions"]) == 1
+    sessions = Sessions(monkeypatch, [])
+    result = run_here(capsys, "bench.attention", *flags, "--resume")
+    assert result.status == 0 and "1 of 2 sessions were finished before" in result.out and len(sessions.seen) == 1
+    after = load(output)
+    assert after["sessions"][0] == before["sessions"][0] and not after["interrupted"]
+    assert arms(after)["8/2x64, kv 16, batch 1", "native", "eager"]["wall_us"]["n"] == 2
+    refused = run_here(capsys, "bench.attention", *flags, "--resume", "--seed=1")
+    assert refused.status == 2 and "of a run with the same flags" in refused.err
+
+
+def test_a_session_keeps_its_finished_cells(capsys, monkeypatch, tmp_path):
+    output = tmp_path / "a.json"
+    true, told = attention_arms.make_arms, []
+
+    def cut(copies, plan, rotation, begin):
+        told.append(copies[0].ctx)
+        if len(told) == 2:
+            raise KeyboardInterrupt
+        return true(copies, plan, rotation, begin)
+
+    monkeypatch.setattr("bench.study.attention_session.make_arms", cut)
+    flags = [*HERE, "--batch=1", "--backend=native", f"--json={output}"]
+    assert run_here(capsys, "bench.attention", *flags).status == 130
+    assert {arm["ctx"] for arm in load(output)["arms"]} == {33}
+    assert run_here(capsys, "bench.attention", *flags, "--resume").status == 0
+    assert told == [33, 64, 64] and {arm["ctx"] for arm in load(output)["arms"]} == {33, 64}
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("--model=gpt-2", ["--model=gpt-2", "qwen2.5-7b"]),
+        ("--ctx=0", ["--ctx=0", "1..131072"]),
+        ("--batch=9", ["--batch=9", "1..8"]),
+        ("--backend=compile", ["--backend=compile", "flashinfer"]),
+        ("--mode=pybind", ["--mode=pybind", "eager, graph"]),
+        ("--context-manager=both", ["--context-manager=both", "outside, inside"]),
+        ("--calls=1", ["--calls=1", "2.."]),
+        ("--limit-s=0", ["--limit-s=0", "positive"]),
+        ("--resume", ["--resume", "--json"]),
+    ],
+)
+def test_bad_arguments(capsys, flag, words):
+    assert_refused(run_here(capsys, "bench.attention", *HERE, flag), *words)

@@ -1,0 +1,172 @@
+"""bench.stack: the compiled layers around other attentions meet the oracle, and a cell's crash is its own."""
+
+import json
+import sys
+
+import fake_peers
+import pytest
+from command_line import assert_refused, flat, run_here
+from fake_gpu import fake_gpu
+from test_backends import CPU, any_device, gated, workload  # noqa: F401 - a fixture
+
+from bench import layer, stack
+from bench.backends import by_name, registry
+from bench.backends.compile import compiler_reason
+from bench.backends.torch_layer import LayerCache, TokenMajorCache
+from bench.core import cli
+from bench.study.processes import Outcome
+
+SMALL = ["--model=tiny", "--device=cpu", "--ctx=16", "--l2=warm", "--steps=2", "--warmup=1"]
+needs_compiler = pytest.mark.skipif(compiler_reason(CPU) is not None, reason="no C++ compiler")
+
+
+@pytest.fixture
+def named(monkeypatch):
+    """gated() finds the backends of the stack too."""
+    monkeypatch.setattr("test_backends.registry", by_name)
+
+
+@pytest.fixture
+def peers(monkeypatch, any_device, named):  # noqa: F811
+    """Fakes of the three libraries."""
+    for package in ("flash_attn", "flash_attn_interface", "flashinfer"):
+        monkeypatch.setitem(sys.modules, package, getattr(fake_peers, package)())
+
+
+def test_all_leaves_the_stack_s_own_out():
+    assert set(by_name()) - set(registry()) == {
+        "plain-native", "compile-fa2", "compile-fa3", "compile-flashinfer", "compile-native"
+    }  # fmt: skip
+    assert {backend for backend, _ in stack.GROUPS.values()} <= set(by_name())
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_native_attention_in_a_plain_layer(named, batch):
+    arm = gated("plain-native", workload(batch=batch))
+    assert (arm.status, arm.reason) == ("ok", None) and "pykernels::gqa_decode" in arm.kernels
+
+
+# NaN lies in the slot of the step: an attention that a compiler moved before the append is `wrong`.
+@needs_compiler
+@pytest.mark.parametrize(
+    ("name", "batch"), [("compile-native", 2), ("compile-fa2", 1), ("compile-fa3", 2), ("compile-flashinfer", 2)]
+)
+def test_compiled_around_an_attention(peers, name, batch):
+    arm = gated(name, workload(batch=batch, copies=1))
+    assert (arm.status, arm.reason) == ("ok", None)
+    assert arm.launches == 1 and arm.kernels[0].startswith("torch.compile of the layer around ")
+
+
+@needs_compiler
+@pytest.mark.parametrize(("cache", "name"), [(LayerCache, "compile-native"), (TokenMajorCache, "compile-fa2")])
+def test_a_missing_append_is_found(monkeypatch, peers, cache, name):
+    monkeypatch.setattr(cache, "append", lambda self, k, v: None)
+    arm = gated(name, workload(copies=1))
+    assert arm.status == "wrong" and "got nan" in arm.reason
+
+
+def test_an_absent_library_is_its_attention_s_reason(monkeypatch):
+    monkeypatch.setitem(sys.modules, "flashinfer", None)
+    assert "flashinfer is not installed" in by_name()["compile-flashinfer"].availability(CPU)
+
+
+class Layers:
+    """run_module in this process; `ends` says by (backends, modes) what ends in place of that."""
+
+    def __init__(self, monkeypatch, ends=None):
+        self.seen, self.ends = [], ends or {}
+        monkeypatch.setattr(stack, "run_module", self)
+
+    def __call__(self, module, arguments, limit_s):
+        assert module == "bench.layer"
+        flags = dict(argument.lstrip("-").split("=", 1) for argument in arguments)
+        self.seen.append((flags["backend"], flags["mode"]))
+        if end := self.ends.get(self.seen[-1]):
+            if isinstance(end, BaseException):
+                raise end
+            return end
+        return Outcome("ok", None, cli.run(module, layer.command, arguments))
+
+
+def load(path):
+    return json.loads(path.read_text())
+
+
+@needs_compiler
+def test_on_the_cpu(capsys, tmp_path, monkeypatch):
+    Layers(monkeypatch)
+    outputs = [f"--{kind}={tmp_path / f's.{suffix}'}" for kind, suffix in
+               (("json", "json"), ("csv", "csv"), ("md", "md"), ("plot", "png"))]  # fmt: skip
+    result = run_here(capsys, "bench.stack", *SMALL, "--attention=sdpa,native,fa2", *outputs)
+    assert result.status == 0, result.err
+    document = load(tmp_path / "s.json")
+    assert (document["schema"], document["kind"], document["interrupted"]) == ("launchtax/1", "stack", False)
+    assert (document["model"]["name"], document["ctx"], document["device"]) == ("tiny", 16, "cpu")
+    cells = {(arm["attention"], arm["compiled"], arm["mode"]): arm for arm in document["arms"]}
+    for attention in ("sdpa", "native"):
+        for compiled in ("eager", "compile"):
+            arm = cells[attention, compiled, "eager"]
+            assert (arm["status"], arm["reason"]) == ("ok", None) and len(arm["samples_us"]) == 2
+            assert arm["speedup_over_sdpa"]["p50"] > 0 and arm["max_rel_error"] < 0.1
+            assert "nothing to capture on a CPU" in cells[attention, compiled, "graph"]["reason"]
+    assert cells["sdpa", "reduce-overhead", "eager"]["status"] == "unsupported"
+    assert "flash_attn is not installed" in cells["fa2", "compile", "graph"]["reason"]
+    assert {cell for cell, arm in cells.items() if arm["crashed_in_the_paper"]} == stack.CRASHED_IN_THE_PAPER
+    assert "native, compile: no graph" in result.out and "unsupported: " in flat(result.out)
+    assert (tmp_path / "s.md").read_text().count("| crashed |") == 4
+    assert (tmp_path / "s.csv").read_text().count("compile-native") == 2
+    assert (tmp_path / "s.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_crash_costs_its_cell_alone(capsys, monkeypatch, tmp_path):
+    dead = Outcome("error", "ended by SIGSEGV", -11)
+    pair = "sdpa,plain-native"
+    layers = Layers(monkeypatch, {(pair, "eager,graph"): dead})
+    output = tmp_path / "s.json"
+    flags = ["--attention=native", "--compiled=eager", f"--json={output}"]
+    assert run_here(capsys, "bench.stack", *SMALL, *flags).status == 0
+    assert layers.seen == [(pair, "eager,graph"), (pair, "eager"), (pair, "eager,graph")]
+    eager, graph = load(output)["arms"]
+    assert (eager["mode"], eager["status"]) == ("eager", "ok")
+    assert (graph["mode"], graph["status"], graph["reason"]) == ("graph", "error", "error: ended by SIGSEGV")
+
+
+def test_interrupted(capsys, monkeypatch, tmp_path):
+    Layers(monkeypatch, {("sdpa,plain-native", "eager"): KeyboardInterrupt()})
+    output = tmp_path / "s.json"
+    flags = ["--attention=sdpa,native", "--compiled=eager", "--mode=eager", f"--json={output}"]
+    result = run_here(capsys, "bench.stack", *SMALL, *flags)
+    assert result.status == 130 and "INTERRUPTED" in result.out
+    assert [arm["backend"] for arm in load(output)["arms"]] == ["sdpa"] and load(output)["interrupted"]
+
+
+def test_graphs_on_a_gpu(monkeypatch, capsys, tmp_path):
+    Layers(monkeypatch)
+    output = tmp_path / "s.json"
+    with fake_gpu(monkeypatch):
+        flags = ["--attention=sdpa,native", "--compiled=eager", f"--json={output}"]
+        result = run_here(capsys, "bench.stack", *SMALL, "--device=cuda", *flags)
+    assert result.status == 0, result.out + result.err
+    cells = {(arm["backend"], arm["mode"]): arm for arm in load(output)["arms"]}
+    assert len(cells) == 4
+    for arm in cells.values():
+        assert (arm["status"], arm["reason"]) == ("ok", None) and arm["device_us"]["p50"] > 0
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("--attention=flash", ["--attention=flash", "flashinfer"]),
+        ("--compiled=yes", ["--compiled=yes", "reduce-overhead"]),
+        ("--mode=native", ["--mode=native", "eager, graph"]),
+        ("--ctx=0", ["--ctx=0", "1..32768"]),
+        ("--limit-s=-1", ["--limit-s=-1", "positive"]),
+    ],
+)
+def test_bad_arguments(capsys, flag, words):
+    assert_refused(run_here(capsys, "bench.stack", *SMALL, flag), *words)
+
+
+def test_nothing_chosen(capsys):
+    refused = run_here(capsys, "bench.stack", *SMALL, "--attention=fa2", "--compiled=reduce-overhead")
+    assert_refused(refused, "--compiled=reduce-overhead", "--attention=fa2")
