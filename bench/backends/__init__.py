@@ -1,5 +1,6 @@
 """The backends, by name. Each adapter is the only place that imports its library."""
 
+from bench.backends.attention_plugin import AttentionPlugin
 from bench.backends.base import MODES, Backend, Workload, arms_of
 from bench.backends.compile import Compile, CompileGraphs
 from bench.backends.fa2 import FlashAttention2
@@ -20,4 +21,4 @@ def registry() -> dict[str, type[Backend]]:
     return {backend.name: backend for backend in _BACKENDS}
 
 
-__all__ = ["MODES", "Backend", "Workload", "arms_of", "registry"]
+__all__ = ["MODES", "AttentionPlugin", "Backend", "Workload", "arms_of", "registry"]
