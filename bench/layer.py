@@ -18,7 +18,7 @@ from rich.console import Console
 import pykernels as pk
 from bench import plugins
 from bench.backends import MODES, Backend, Workload, arms_of, registry
-from bench.backends.plugin import Journal, load_watched, parse_backends
+from bench.backends.plugin import Journal, load_layer, parse_backends
 from bench.core import cli, controls, device_trace, environment, floors, gpu_state, ladder, measure, results, tables
 from bench.core.ceiling import Ceiling
 from bench.core.device_trace import Traced
@@ -321,7 +321,7 @@ def command(
     limit_s = plugins.check_timeout(plugin_timeout_s)
     if plugin_journal:  # this process is a plug-in's own
         (plugin,), asked = asked, []
-        backends = {plugin.label: load_watched(plugin, Journal(Path(plugin_journal)), cli.device(device)), **backends}
+        backends = {plugin.label: load_layer(plugin, Journal(Path(plugin_journal)), cli.device(device)), **backends}
     settings = Settings(
         spec=spec,
         backends=backends,

@@ -1,6 +1,5 @@
 """The backends, by name. Each adapter is the only place that imports its library."""
 
-from bench.backends.attention_plugin import AttentionPlugin
 from bench.backends.base import MODES, Backend, Workload, arms_of
 from bench.backends.compile import Compile, CompileGraphs
 from bench.backends.fa2 import FlashAttention2
@@ -8,6 +7,7 @@ from bench.backends.fa3 import FlashAttention3
 from bench.backends.flashinfer import FlashInfer
 from bench.backends.flex import Flex
 from bench.backends.native import Native
+from bench.backends.op_plugin import AttentionPlugin, OpPlugin
 from bench.backends.sdpa import Sdpa, SdpaCudnn, SdpaEfficient, SdpaFlash, SdpaMath
 
 _BACKENDS: tuple[type[Backend], ...] = (
@@ -21,4 +21,4 @@ def registry() -> dict[str, type[Backend]]:
     return {backend.name: backend for backend in _BACKENDS}
 
 
-__all__ = ["MODES", "AttentionPlugin", "Backend", "Workload", "arms_of", "registry"]
+__all__ = ["MODES", "AttentionPlugin", "Backend", "OpPlugin", "Workload", "arms_of", "registry"]

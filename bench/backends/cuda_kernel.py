@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 import pykernels as pk
-from bench.backends.attention_plugin import AttentionPlugin
 from bench.backends.base import Workload
-from bench.backends.cuda_source import OPS, CudaSource
+from bench.backends.cuda_source import CudaSource
+from bench.backends.op_plugin import AttentionPlugin, OpPlugin
 from bench.backends.plain import LibraryLayer
 
 # Above this a kernel must be allowed its dynamic shared memory by name.
@@ -59,9 +59,7 @@ class Kernel:
         if stream != Kernel._stream:  # a capture has a stream of its own
             self._cupy.cuda.ExternalStream(stream).use()
             Kernel._stream = stream
-        arguments = tuple(
-            tensors[name].data_ptr() if number is None else number for name, number in self._arguments
-        )
+        arguments = tuple(tensors[name].data_ptr() if number is None else number for name, number in self._arguments)
         self._kernel(self._grid, self._block, arguments, shared_mem=self._shared_bytes)
 
 
@@ -74,11 +72,22 @@ def no_cupy_reason() -> str | None:
     return None
 
 
-class CudaAttention(AttentionPlugin):
-    """A layer of plain torch ops whose attention is a kernel of op gqa_decode."""
+def sizes_of(inputs: Mapping[str, Tensor]) -> dict[str, int]:
+    """The sizes of an op (cuda_source.OPS) by its inputs."""
+    if "weight" in inputs:
+        batch, n_in = inputs["x"].shape
+        return {"batch": batch, "n_in": n_in, "n_out": inputs["weight"].shape[0]}
+    batch, n_heads, head_dim = inputs["q"].shape
+    _, n_kv_heads, max_len, _ = inputs["k_cache"].shape
+    return {
+        "batch": batch, "n_heads": n_heads, "n_kv_heads": n_kv_heads, "head_dim": head_dim, "max_len": max_len,
+    }  # fmt: skip
+
+
+class _CudaOp(OpPlugin):
+    """A kernel on its op's inputs. Compiled at the first call for those sizes, which no clock sees."""
 
     source: ClassVar[CudaSource]
-    description = "a user's CUDA attention kernel"
 
     def __init__(self) -> None:
         self._compiled: Kernel | None = None
@@ -88,25 +97,44 @@ class CudaAttention(AttentionPlugin):
         return LibraryLayer.device_reason(device) or no_cupy_reason()
 
     @classmethod
+    def inputs_reason(cls, inputs: Mapping[str, Tensor]) -> str | None:
+        dtype = next(iter(inputs.values())).dtype
+        if dtype != cls.source.dtype:
+            wanted, got = (str(name).removeprefix("torch.") for name in (cls.source.dtype, dtype))
+            return f"is a kernel for {wanted} by its launchtax line, got {got}"
+        return cls.source.unmet(sizes_of(inputs))
+
+    def run(self, inputs: Mapping[str, Tensor], out: Tensor) -> None:
+        if self._compiled is None:
+            sizes = sizes_of(inputs)
+            floats = {"scale": sizes["head_dim"] ** -0.5} if "head_dim" in sizes else {}
+            self._compiled = Kernel(self.source, sizes, floats)
+        self._compiled({**inputs, "out": out})
+
+
+class CudaGemv(_CudaOp):
+    """A kernel of op gemv."""
+
+    op = "gemv"
+
+
+class CudaAttention(_CudaOp, AttentionPlugin):
+    """A kernel of op gqa_decode, also as a layer of plain torch ops with it as its attention."""
+
+    description = "a user's CUDA attention kernel"
+
+    @classmethod
     def workload_reason(cls, workload: Workload) -> str | None:
         layer = workload.layers[0]
-        if layer.dtype != cls.source.dtype:
-            wanted, got = (str(dtype).removeprefix("torch.") for dtype in (cls.source.dtype, layer.dtype))
-            return f"is a kernel for {wanted} by its launchtax line, and the layer is {got}"
-        return cls.source.unmet(attention_sizes(layer.batch, layer.spec.n_heads, layer.k_cache))
+        q = layer.x.new_empty(layer.batch, layer.spec.n_heads, layer.spec.head_dim)
+        return cls.inputs_reason({"q": q, "k_cache": layer.k_cache})
 
     def _kernel(self, layer: pk.DecodeLayer) -> str:
         return f"{self.source.kernel} (CUDA, by NVRTC)"
 
     def attend(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, kv_len: Tensor, out: Tensor) -> None:
-        if self._compiled is None:  # in the first step, which no clock sees
-            batch, n_heads, head_dim = q.shape
-            sizes = attention_sizes(batch, n_heads, k_cache)
-            self._compiled = Kernel(self.source, sizes, {"scale": head_dim**-0.5})
-        self._compiled({"q": q, "k_cache": k_cache, "v_cache": v_cache, "kv_len": kv_len, "out": out})
+        self.run({"q": q, "k_cache": k_cache, "v_cache": v_cache, "kv_len": kv_len}, out)
 
 
-def attention_sizes(batch: int, n_heads: int, k_cache: Tensor) -> dict[str, int]:
-    """The sizes of op gqa_decode; k_cache [batch, n_kv_heads, max_len, head_dim]."""
-    _, n_kv_heads, max_len, head_dim = k_cache.shape
-    return dict(zip(OPS["gqa_decode"].sizes, (batch, n_heads, n_kv_heads, head_dim, max_len), strict=True))
+KERNELS: dict[str, type[_CudaOp]] = {kernel.op: kernel for kernel in (CudaAttention, CudaGemv)}
+"""What runs a source, by its op."""

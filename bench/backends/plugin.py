@@ -9,7 +9,7 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,13 +18,16 @@ import torch
 from torch import Tensor
 
 import pykernels as pk
-from bench.backends.attention_plugin import AttentionPlugin, Guarded
 from bench.backends.base import MODES, Backend, Workload
-from bench.backends.cuda_kernel import CudaAttention
+from bench.backends.cuda_kernel import KERNELS
 from bench.backends.cuda_source import CudaSource, SourceError
+from bench.backends.op_plugin import AttentionPlugin, Guarded, OpPlugin, changed
 from bench.core import cli
 from bench.core.errors import UsageError
-from bench.core.measure import Arm
+from bench.core.measure import Arm, unsupported
+from bench.core.op_arms import OP_MODES, Maker, plugin_arm
+from bench.core.op_cases import Case, Instance
+from bench.core.samplers import Samplers
 
 KINDS = "FILE.py:Class or FILE.cu:kernel"
 
@@ -49,7 +52,9 @@ class Plugin:
     def source(self) -> CudaSource | None:
         """The checked source of a .cu; None of a .py. Raises UsageError where there is no such file or kernel."""
         if not self.path.is_file():
-            raise self.error(f"must be a file that exists, and {self.path} is " + ("a folder" if self.path.is_dir() else "none"))
+            raise self.error(
+                f"must be a file that exists, and {self.path} is " + ("a folder" if self.path.is_dir() else "none")
+            )
         if self.path.suffix == ".py":
             return None
         try:
@@ -78,30 +83,27 @@ def parse_backends(flag: str, text: str, allowed: Sequence[str]) -> tuple[list[s
         raise UsageError(f"{error}, or {KINDS}") from None
 
 
-def load(plugin: Plugin) -> type[Backend]:
-    """The plug-in's backend: runs its file. Raises UsageError where it has no such class, or one of another interface."""
+def load(plugin: Plugin) -> type:
+    """The plug-in's class: runs its file. Raises UsageError where it has none of that name, or an abstract one."""
     if source := plugin.source():
-        if source.op != "gqa_decode":
-            raise plugin.error(f"is a kernel of op={source.op}: a layer takes one of op=gqa_decode, bench.op takes both")
-        return type(plugin.name, (CudaAttention,), {"source": source})
-    module_spec = importlib.util.spec_from_file_location(f"launchtax_plugin_{plugin.path.stem}", plugin.path)
-    module = importlib.util.module_from_spec(module_spec)
-    sys.modules[module_spec.name] = module
+        return type(plugin.name, (KERNELS[source.op],), {"source": source})
+    spec = importlib.util.spec_from_file_location(f"launchtax_plugin_{plugin.path.stem}", plugin.path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
     sys.path.insert(0, str(plugin.path.resolve().parent))  # as for a script: files beside it can be imported
-    module_spec.loader.exec_module(module)
+    spec.loader.exec_module(module)
     found = getattr(module, plugin.name, None)
     if not inspect.isclass(found):
-        classes = [name for name, value in vars(module).items() if inspect.isclass(value) and value.__module__ == module.__name__]
-        raise plugin.error(f"must name a class of the file, which has {', '.join(classes) or 'none'}")
-    if not issubclass(found, Backend):
-        raise plugin.error(f"{plugin.name} must be a subclass of bench.backends.AttentionPlugin or Backend")
-    if missing := sorted(found.__abstractmethods__):
+        own = [name for name, value in vars(module).items() if getattr(value, "__module__", "") == spec.name]
+        classes = ", ".join(name for name in own if inspect.isclass(getattr(module, name)))
+        raise plugin.error(f"must name a class of the file, which has {classes or 'none'}")
+    if missing := sorted(getattr(found, "__abstractmethods__", ())):
         raise plugin.error(f"{plugin.name} lacks {', '.join(missing)}")
     if issubclass(found, AttentionPlugin):
         try:
             inspect.signature(found.attend).bind(*range(6))
         except TypeError as error:
-            raise plugin.error(f"{plugin.name}.attend must take (self, q, k_cache, v_cache, kv_len, out): {error}") from None
+            raise plugin.error(f"{plugin.name}.attend must take q, k_cache, v_cache, kv_len, out: {error}") from None
     return found
 
 
@@ -162,38 +164,48 @@ def _lost_device() -> str | None:
     return None
 
 
-def _unchanged(name: str, cache: Tensor, before: Tensor, slot: int) -> str | None:
-    """Where `cache` [batch, n_kv_heads, slots, head_dim] is not what it was, `slot` left out; None where it is."""
-    bits = {2: torch.int16, 4: torch.int32}[cache.element_size()]  # NaN is equal to itself
-    different = cache.view(bits) != before.view(bits)
-    different[:, :, slot] = False
-    if not different.any():
-        return None
-    index = different.nonzero()
-    return f"wrote into {name} outside its slot {slot}: {len(index)} elements changed, the first at {index[0].tolist()}"
+def _watch(arm: Arm, check: Callable[[], pk.reference.Comparison], plugin: Plugin, journal: Journal) -> Arm:
+    """The arm under the plug-in's label, with `check`; its runs are noted in the journal."""
+    own = arm.surroundings
+
+    @contextmanager
+    def surroundings() -> Iterator[None]:
+        with journal.during("measured", arm.mode), own():
+            yield
+
+    def noted() -> pk.reference.Comparison:
+        with journal.during("checked", arm.mode):
+            return check()
+
+    arm.backend, arm.check, arm.surroundings = plugin.label, noted, surroundings
+    return arm
 
 
-def _watched_check(arm: Arm, workload: Workload, guards: Sequence[Guarded], journal: Journal) -> Callable:
-    """The arm's check, and after it a look at what the step wrote beside its outputs."""
-    check, layer = arm.check, workload.layers[0]
+def guarded_check(
+    check: Callable[[], pk.reference.Comparison],
+    guards: Sequence[Guarded],
+    inputs: Mapping[str, Tensor],
+    slot: int | None = None,
+) -> Callable[[], pk.reference.Comparison]:
+    """`check` with its outputs poisoned before, and afterwards a look at what was written beside them.
 
-    def watched() -> pk.reference.Comparison:
-        slot = int(layer.position[0])
-        caches = {"k_cache": layer.k_cache, "v_cache": layer.v_cache}
-        before = {name: cache.clone() for name, cache in caches.items()}
+    slot: of every input, a cache, what a step may write.
+    """
+
+    def guarded() -> pk.reference.Comparison:
+        before = {name: tensor.clone() for name, tensor in inputs.items()}
         for guard in guards:
             guard.poison()
-        with journal.during("checked", arm.mode):
-            comparison = check()
+        comparison = check()
         found = [guard.overrun() for guard in guards]
-        found += [_unchanged(name, cache, before[name], slot) for name, cache in caches.items()]
+        found += [changed(name, tensor, before[name], slot) for name, tensor in inputs.items()]
         words = next(filter(None, found), None)
         return replace(comparison, ok=False, message=words) if words else comparison
 
-    return watched
+    return guarded
 
 
-def watched(backend: type[Backend], plugin: Plugin, journal: Journal) -> type[Backend]:
+def watched_layer(plugin: Plugin, backend: type[Backend], journal: Journal) -> type[Backend]:
     """The backend under the plug-in's label, with every call of its code noted in the journal, and outputs guarded."""
     layer_outputs: list[Guarded] = []
 
@@ -209,30 +221,52 @@ def watched(backend: type[Backend], plugin: Plugin, journal: Journal) -> type[Ba
                 arm = super().arm(workload, mode, fusion)
             if arm.check is None:
                 raise ValueError("its arm has no check: nothing is timed that was not compared with the oracle")
-            arm.backend, arm.mode = plugin.label, mode
+            first = workload.layers[0]
             guards = [*layer_outputs, *(self.guards if isinstance(self, AttentionPlugin) else [])]
-            arm.check = _watched_check(arm, workload, guards, journal)
-            own = arm.surroundings
-
-            @contextmanager
-            def surroundings() -> Iterator[None]:
-                with journal.during("measured", mode), own():
-                    yield
-
-            arm.surroundings = surroundings
-            return arm
+            caches = {"k_cache": first.k_cache, "v_cache": first.v_cache}
+            return _watch(arm, guarded_check(arm.check, guards, caches, int(first.position[0])), plugin, journal)
 
     return Watched
 
 
-def load_watched(plugin: Plugin, journal: Journal, device: torch.device) -> type[Backend]:
-    """load() and watched(), and a note of the modes that it has on the device."""
+@contextmanager
+def _loading(plugin: Plugin, journal: Journal) -> Iterator[type]:
+    """The plug-in's class, noted as being loaded; a UsageError is left in the journal."""
     with journal.during("loaded"):
         try:
-            backend = load(plugin)
+            yield load(plugin)
         except UsageError as error:
             journal.write("refused", str(error))
             raise
-        nowhere = backend.availability(device)
-        journal.write("modes", {mode: nowhere or backend.mode_reason(mode, device) for mode in MODES})
-    return watched(backend, plugin, journal)
+
+
+def load_layer(plugin: Plugin, journal: Journal, device: torch.device) -> type[Backend]:
+    """The plug-in as a backend of a layer, watched; its modes on the device are noted."""
+    with _loading(plugin, journal) as found:
+        if not issubclass(found, Backend):
+            is_op = f"computes op {found.op}, and a layer takes gqa_decode" if issubclass(found, OpPlugin) else ""
+            raise plugin.error(is_op or "must be a subclass of bench.backends.AttentionPlugin or Backend")
+        nowhere = found.availability(device)
+        journal.write("modes", {mode: nowhere or found.mode_reason(mode, device) for mode in MODES})
+    return watched_layer(plugin, found, journal)
+
+
+def load_op(plugin: Plugin, journal: Journal, op: str) -> Maker:
+    """The plug-in as a maker of the arms of bench.op, watched."""
+    with _loading(plugin, journal) as found:
+        if not issubclass(found, OpPlugin):
+            raise plugin.error("must be a subclass of bench.backends.AttentionPlugin or OpPlugin")
+        if found.op != op:
+            raise plugin.error(f"computes op {found.op}, and --op is {op}")
+
+    def make(case: Case, instances: list[Instance], mode: str, samplers: Samplers) -> Arm | None:
+        if mode not in OP_MODES:
+            return None
+        if reason := found.availability(samplers.device) or found.inputs_reason(instances[0].inputs):
+            return unsupported(plugin.label, mode, reason)
+        outs = [Guarded("out", instance.out.shape, case.dtype, samplers.device) for instance in instances]
+        with journal.during("made", mode):
+            arm = plugin_arm(found(), case, instances, [out.tensor for out in outs], mode, samplers)
+        return _watch(arm, guarded_check(arm.check, outs, instances[0].inputs), plugin, journal)
+
+    return make

@@ -189,8 +189,8 @@ def arm_grid(document: Document) -> Grid:
 def refusals(document: Document) -> list[str]:
     """One line for each reason that kept arms from running, or was wrong with them."""
     by_reason: dict[tuple[str, str], dict[str, list[str]]] = {}
-    for arm in document.get("arms", []):
-        if arm["status"] != "ok":
+    for arm in [*document.get("arms", []), *document.get("ops", [])]:
+        if arm.get("status", "ok") != "ok":
             told_apart = arm["fusion"] and arm["status"] != "unsupported"
             backend = f"{arm['backend']}/{arm['fusion']}" if told_apart else arm["backend"]
             backends = by_reason.setdefault((arm["status"], arm["reason"]), {})

@@ -1,7 +1,8 @@
-"""What a plug-in of one attention kernel is, and the guarded buffers that its output goes into."""
+"""What a plug-in of one op is, and the guarded buffers that its output goes into."""
 
-from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -37,8 +38,49 @@ class Guarded:
         for zone, edge in ((after, "past its end"), (before, "before its begin")):
             changed = (zone != _CANARY).nonzero()
             if len(changed):
-                return f"wrote outside {self.name}: {len(changed)} bytes changed, the first {int(changed[0])} {edge}"
+                return (
+                    f"wrote outside {self.name}: {len(changed)} bytes changed, the first {int(changed[0])} bytes {edge}"
+                )
         return None
+
+
+def changed(name: str, tensor: Tensor, before: Tensor, slot: int | None = None) -> str | None:
+    """Where an input is not what it was, in words; None where it is.
+
+    slot: of a cache [batch, n_kv_heads, slots, head_dim], the one that a step may write.
+    """
+    bits = {2: torch.int16, 4: torch.int32}[tensor.element_size()]  # a NaN is equal to itself
+    different = tensor.view(bits) != before.view(bits)
+    if slot is not None:
+        different[:, :, slot] = False
+    if not different.any():
+        return None
+    index = different.nonzero()
+    outside = "" if slot is None else f" outside its slot {slot}"
+    return f"wrote into {name}{outside}: {len(index)} elements changed, the first at {index[0].tolist()}"
+
+
+class OpPlugin(ABC):
+    """One op computed by a plug-in, for `bench.op --op=` that op."""
+
+    op: ClassVar[str]
+
+    @classmethod
+    def availability(cls, device: torch.device) -> str | None:
+        """None where it can run on this device, else the reason why not."""
+        return None
+
+    @classmethod
+    def inputs_reason(cls, inputs: Mapping[str, Tensor]) -> str | None:
+        """None where it takes inputs of that dtype and those shapes, else the reason why not."""
+        return None
+
+    @abstractmethod
+    def run(self, inputs: Mapping[str, Tensor], out: Tensor) -> None:
+        """Write the op's result into `out`; inputs by their names in bench.backends.cuda_source.OPS.
+
+        On a GPU: enqueue on torch's current stream, and do not wait.
+        """
 
 
 class PluginCache(LayerCache):
@@ -53,12 +95,13 @@ class PluginCache(LayerCache):
         return self._out
 
 
-class AttentionPlugin(PlainLayer):
+class AttentionPlugin(PlainLayer, OpPlugin):
     """A layer of plain torch ops with an attention of one's own: a subclass defines `attend`.
 
     The layer turns q and k, appends k and v to the cache, and calls `attend`; modes eager and graph.
     """
 
+    op = "gqa_decode"
     name = "attention-plugin"
     description = "an attention plug-in"
     no_dispatch = "a plug-in's attention is no op that a tape can hold"
@@ -70,6 +113,9 @@ class AttentionPlugin(PlainLayer):
         q, out [batch, n_heads, head_dim]; k_cache, v_cache [batch, n_kv_heads, max_len, head_dim], contiguous, of which
         kv_len int32 [batch] slots are filled. On a GPU: enqueue on torch's current stream, and do not wait.
         """
+
+    def run(self, inputs: Mapping[str, Tensor], out: Tensor) -> None:
+        self.attend(inputs["q"], inputs["k_cache"], inputs["v_cache"], inputs["kv_len"], out)
 
     @classmethod
     def availability(cls, device: torch.device) -> str | None:
