@@ -1,6 +1,7 @@
 """The main job: one decode layer, in every backend and mode there is, and its ladder.
 
 python -m bench.layer --backend=native,sdpa --model=llama-3.1-8b --ctx=4096 --json=layer.json --plot=layer.png
+python -m bench.layer --backend=sdpa,examples/attention_plugin.py:Attention --model=tiny
 """
 
 import sys
@@ -15,7 +16,9 @@ import typer
 from rich.console import Console
 
 import pykernels as pk
-from bench.backends import MODES, Workload, arms_of, by_name, registry
+from bench import plugins
+from bench.backends import MODES, Backend, Workload, arms_of, by_name, registry
+from bench.backends.plugin import Journal, load_layer, parse_backends
 from bench.core import cli, controls, device_trace, environment, floors, gpu_state, ladder, measure, results, tables
 from bench.core.ceiling import Ceiling
 from bench.core.device_trace import Traced
@@ -38,7 +41,8 @@ class Settings:
     """The checked flags of one run."""
 
     spec: ModelSpec
-    backends: list[str]
+    backends: dict[str, type[Backend]]
+    plugins: plugins.Plan
     modes: list[str]
     fusions: list[str]
     ctx: int
@@ -136,20 +140,26 @@ class Run:
 
 
 def run(settings: Settings) -> Run:
-    """Measure. Ctrl-C after the first round ends it early: the document says so and keeps what was finished."""
+    """Measure. Ctrl-C after the first round ends it early: the document says so and keeps what was finished.
+
+    Plug-ins come first, while nothing of this process is on the device.
+    """
     spec, dtype = settings.spec, settings.torch_dtype
+    plugged = plugins.measure_all(settings.plugins)
     machine = environment.collect()
     on_cuda = settings.device.type == "cuda"
     monitor = gpu_state.Monitor(settings.device) if on_cuda else None
     if monitor:
         machine["gpu_before"] = monitor.state()
     layers = cli.usage(lambda: make_layers(settings))
-    backends = by_name()
     repeats = steps_a_sample(settings.repeats, len(layers), settings.device)
     workload = Workload.of(layers, repeats)
     arms = [
-        arm for name in settings.backends for arm in arms_of(backends[name], workload, settings.modes, settings.fusions)
+        arm
+        for backend in settings.backends.values()
+        for arm in arms_of(backend, workload, settings.modes, settings.fusions)
     ]
+    arms += [arm for found in plugged for arm in found.failed]
     ceiling = Ceiling(settings.device)
     runnable = [arm for arm in arms if arm.status == "ok"]
     with progress("checking", len(runnable)) as advance:
@@ -196,6 +206,13 @@ def run(settings: Settings) -> Run:
     layer_bytes = spec.layer_weight_elements * dtype.itemsize
     cache_mb = environment.last_level_cache_bytes(settings.device) / 1e6
     rotation = "1 copy" if len(layers) == 1 else f"{len(layers)} copies in rotation"
+    ladders = results.make_ladders(
+        arms, ceiling.read_gbs(), lambda fusion: streamed_bytes(settings, fusion), spec_gbs, chain, traces
+    )
+    for found in plugged:
+        entries += found.entries("arms")
+        for key in ladders:
+            ladders[key] |= found.of_label(key)
     document = {
         "schema": SCHEMA,
         "kind": "layer",
@@ -228,9 +245,8 @@ def run(settings: Settings) -> Run:
         "spin": spins,
         "ops": ops,
         "arms": entries,
-        **results.make_ladders(
-            arms, ceiling.read_gbs(), lambda fusion: streamed_bytes(settings, fusion), spec_gbs, chain, traces
-        ),
+        "plugins": [found.describe(settings.plugins.limit_s) for found in plugged],
+        **ladders,
     }  # fmt: skip
     return Run(document, arms, traces)
 
@@ -280,6 +296,8 @@ def command(
     md: cli.MdFlag = "",
     plot: cli.PlotFlag = "",
     trace: cli.TraceFlag = "",
+    plugin_timeout_s: plugins.TimeoutFlag = 300.0,
+    plugin_journal: plugins.JournalFlag = "",
     list_: Annotated[bool, typer.Option("--list", help="name what this machine can run, and why not the rest")] = False,
 ) -> int:
     """One decode layer in every backend and mode, and where its time goes."""
@@ -291,10 +309,24 @@ def command(
         # The folder's own config describes its weights; --model would have to repeat it.
         config = weights
     spec = cli.model(model, config)
+    modes = cli.choices("--mode", mode, MODES)
+    names, asked = parse_backends("--backend", backend, list(registry() if backend == "all" else by_name()))
+    backends = {name: by_name()[name] for name in names}
+    flags = [
+        f"--model={model}", f"--config={config}", f"--weights={weights}", f"--layer={layer}", f"--ctx={ctx}",
+        f"--batch={batch}", f"--dtype={dtype}", f"--device={device}", f"--fusion={fusion}", f"--l2={l2}",
+        f"--warmup={warmup}", f"--steps={steps}", f"--repeats={repeats}", f"--threads={threads}",
+        f"--spec-gbs={spec_gbs}", f"--seed={seed}",
+    ]  # fmt: skip
+    limit_s = plugins.check_timeout(plugin_timeout_s)
+    if plugin_journal:  # this process is a plug-in's own
+        (plugin,), asked = asked, []
+        backends = {plugin.label: load_layer(plugin, Journal(Path(plugin_journal)), cli.device(device)), **backends}
     settings = Settings(
         spec=spec,
-        backends=list(registry()) if backend == "all" else cli.choices("--backend", backend, list(by_name())),
-        modes=cli.choices("--mode", mode, MODES),
+        backends=backends,
+        plugins=plugins.Plan("bench.layer", asked, modes, flags, [name for name in names if name == "sdpa"], limit_s),
+        modes=modes,
         fusions=cli.choices("--fusion", fusion, cli.FUSIONS),
         ctx=cli.number("--ctx", ctx, 1, spec.max_position),
         batch=cli.number("--batch", batch, 1, 8),

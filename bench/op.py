@@ -2,13 +2,16 @@
 
 python -m bench.op --op=gemv --model=qwen2.5-7b
 python -m bench.op --op=gqa_decode --ctx=2048,8192,16384
+python -m bench.op --op=gqa_decode --backend=native,torch,examples/gqa_decode_plugin.cu:gqa_decode
 python -m bench.op --op=null
 python -m bench.op --op=gemv --model=tiny --aa=20
 """
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -17,11 +20,14 @@ import typer
 from rich.console import Console
 
 import pykernels as pk
+from bench import plugins
+from bench.backends.plugin import Journal, load_op, parse_backends
 from bench.core import cli, controls, device_trace, environment, floors, gpu_state, measure, results, statistics, tables
 from bench.core.ceiling import Ceiling
 from bench.core.document import SCHEMA, Document
+from bench.core.errors import flag_error
 from bench.core.measure import Rotation
-from bench.core.op_arms import make_arms, native_arm, reference_of
+from bench.core.op_arms import MAKERS, OP_MODES, Maker, make_arms, native_arm, reference_of
 from bench.core.op_cases import OPS, Case, Instance, cases
 from bench.core.progress import progress
 from bench.core.samplers import Samplers, steps_for
@@ -42,6 +48,7 @@ class Settings:
     """The checked flags of one run that a case depends on."""
 
     device: torch.device
+    makers: dict[str, Maker]
     modes: list[str]
     l2: str
     warmup: int
@@ -74,11 +81,17 @@ def prepare(case: Case, settings: Settings) -> tuple[list[Instance], Samplers]:
     return instances, Samplers(Rotation(copies), steps_a_sample(case, copies, settings), settings.device)
 
 
-def measure_case(case: Case, settings: Settings, ceiling: Ceiling, monitor: gpu_state.Monitor | None) -> list[Document]:
-    """Gate and measure one case. Returns its entries of the key `ops`."""
+def measure_case(
+    case: Case,
+    settings: Settings,
+    ceiling: Ceiling,
+    monitor: gpu_state.Monitor | None,
+    failed: Sequence[measure.Arm],
+) -> list[Document]:
+    """Gate and measure one case. Returns its entries of the key `ops`, with those of arms that failed elsewhere."""
     on_cuda = settings.device.type == "cuda"
     instances, samplers = prepare(case, settings)
-    arms = make_arms(case, instances, samplers, settings.modes)
+    arms = [*make_arms(case, instances, samplers, settings.modes, settings.makers), *map(replace, failed)]
     measure.gate(arms)
     for arm in ceiling.arms:
         arm.samples_us = []
@@ -126,8 +139,9 @@ def trace_case(case: Case, settings: Settings, entries: list[Document]) -> None:
             entry["device_reason"] = entry["reason"] or why
         return
     instances, samplers = prepare(case, settings)
-    arms = make_arms(case, instances, samplers, settings.modes)
+    arms = make_arms(case, instances, samplers, settings.modes, settings.makers)
     measure.gate(arms)
+    entries = entries[: len(arms)]  # those of arms that failed elsewhere come last
     for arm, entry in zip(arms, entries, strict=True):
         arm.status, arm.samples_us = entry["status"], entry["samples_us"]
     traces, untraced = device_trace.trace_arms(arms, samplers.repeats)
@@ -191,6 +205,9 @@ def command(
     model: Annotated[
         str, typer.Option("--model", help="comma-separated; all")
     ] = "qwen2.5-7b,mistral-7b-v0.3,llama-3.1-8b",
+    backend: Annotated[
+        str, typer.Option("--backend", help=f"comma-separated: {', '.join(MAKERS)}, plug-ins; all: without plug-ins")
+    ] = "all",
     config: cli.ConfigFlag = "",
     mode: Annotated[
         str, typer.Option("--mode", help="comma-separated; all. Default: native,eager; on a GPU graph too")
@@ -211,6 +228,8 @@ def command(
     json: cli.JsonFlag = "",
     csv: cli.CsvFlag = "",
     md: cli.MdFlag = "",
+    plugin_timeout_s: plugins.TimeoutFlag = 300.0,
+    plugin_journal: plugins.JournalFlag = "",
 ) -> int:
     """One op over shapes and modes, native against torch."""
     outputs = cli.Outputs(json, csv, md)
@@ -232,14 +251,36 @@ def command(
     spec = cli.spec_bandwidth(spec_gbs, target)
     cli.set_threads(threads)
 
-    settings = Settings(target, modes, l2, warmup, steps, repeats, spec[0])
+    names, asked = parse_backends("--backend", backend, list(MAKERS))
+    makers = {name: MAKERS[name] for name in names}
+    limit_s = plugins.check_timeout(plugin_timeout_s)
+    if plugin_journal:  # this process is a plug-in's own
+        (plugin,), asked = asked, []
+        makers[plugin.label] = load_op(plugin, Journal(Path(plugin_journal)), op)
+    if asked and (op in _CONTROLS or aa):
+        raise asked[0].error("must be left out with --aa, --op=null and --op=spin")
+    plugin_modes = [mode for mode in modes if mode in OP_MODES]
+    if asked and not plugin_modes:
+        raise flag_error("--mode", mode, f"with one of {', '.join(OP_MODES)} for {asked[0].text}")
+    flags = [
+        f"--op={op}", f"--model={model}", f"--config={config}", f"--ctx={ctx}", f"--batch={batch}", f"--dtype={dtype}",
+        f"--device={device}", f"--l2={l2}", f"--warmup={warmup}", f"--steps={steps}", f"--repeats={repeats}",
+        f"--threads={threads}", f"--spec-gbs={spec_gbs}", f"--seed={seed}",
+    ]  # fmt: skip
+    beside = [name for name in names if name == "torch"]
+    plugged = plugins.measure_all(plugins.Plan("bench.op", asked, plugin_modes, flags, beside, limit_s))
+    failed = [arm for found in plugged for arm in found.failed]
+    settings = Settings(target, makers, modes, l2, warmup, steps, repeats, spec[0])
     machine = environment.collect()
     monitor = gpu_state.Monitor(target) if target.type == "cuda" else None
     if monitor:
         machine["gpu_before"] = monitor.state()
     ceiling = Ceiling(target)
     entries: list[Document] = []
-    extra: Document = {"batch": batch, "dtype": dtype, "ctx": contexts, "steps": steps, "warmup": warmup}
+    extra: Document = {
+        "batch": batch, "dtype": dtype, "ctx": contexts, "steps": steps, "warmup": warmup,
+        "plugins": [found.describe(limit_s) for found in plugged],
+    }  # fmt: skip
     interrupted = False
     if op in _CONTROLS:
         extra |= {"null": controls.null_op(steps, target), "spin": controls.spin(durations, max(steps, 10), target)}
@@ -262,8 +303,14 @@ def command(
             try:
                 measured = []
                 for case in swept.values():
-                    measured.append((case, measure_case(case, settings, ceiling, monitor)))
+                    measured.append((case, measure_case(case, settings, ceiling, monitor, failed)))
                     entries += measured[-1][1]
+                    entries += [
+                        entry
+                        for found in plugged
+                        for entry in found.entries("ops")
+                        if (entry["label"], entry["shape"]) == (case.label, case.shape)
+                    ]
                     advance()
                 for case, of_case in measured if target.type == "cuda" else ():
                     trace_case(case, settings, of_case)

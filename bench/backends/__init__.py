@@ -7,6 +7,7 @@ from bench.backends.fa3 import FlashAttention3
 from bench.backends.flashinfer import FlashInfer
 from bench.backends.flex import Flex
 from bench.backends.native import Native
+from bench.backends.op_plugin import AttentionPlugin, OpPlugin
 from bench.backends.sdpa import Sdpa, SdpaCudnn, SdpaEfficient, SdpaFlash, SdpaMath
 from bench.backends.stack import (
     CompileFlashAttention2,
@@ -38,4 +39,4 @@ def by_name() -> dict[str, type[Backend]]:
     return registry() | {backend.name: backend for backend in _OF_THE_STACK}
 
 
-__all__ = ["MODES", "Backend", "Workload", "arms_of", "by_name", "registry"]
+__all__ = ["MODES", "AttentionPlugin", "Backend", "OpPlugin", "Workload", "arms_of", "by_name", "registry"]

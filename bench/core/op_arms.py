@@ -1,16 +1,23 @@
-"""The arms of one case of bench.op: our op and torch's, in every mode that drives them."""
+"""The arms of one case of bench.op: our op, torch's and plug-ins', in every mode that drives them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 import pykernels as pk
 from bench.backends.native import Native, graphs_of
+from bench.backends.op_plugin import OpPlugin
 from bench.core import measure
 from bench.core.measure import Arm
 from bench.core.op_cases import Case, Instance
 from bench.core.samplers import Samplers, capture, replay_all
+
+Maker = Callable[[Case, list[Instance], str, Samplers], Arm | None]
+"""(case, copies, mode, samplers) -> the arm of that mode; None where there is no such mode here."""
+
+OP_MODES = ("eager", "graph")
+"""The modes of a plug-in."""
 
 
 def _tape(call: Callable[[], object]) -> pk.dispatch.Tape:
@@ -104,10 +111,42 @@ def torch_arm(case: Case, instances: list[Instance], mode: str, samplers: Sample
     )  # fmt: skip
 
 
-def make_arms(case: Case, instances: list[Instance], samplers: Samplers, modes: list[str]) -> list[Arm]:
-    """The arms of a case, ours first. What fails while it is made is an `error` arm."""
+def plugin_arm(
+    plugin: OpPlugin, case: Case, instances: list[Instance], outs: list[Tensor], mode: str, samplers: Samplers
+) -> Arm:
+    """A plug-in's op in a mode of OP_MODES, writing into `outs`, one a copy."""
+    calls = [
+        lambda inputs=instance.inputs, out=out: plugin.run(inputs, out)
+        for instance, out in zip(instances, outs, strict=True)
+    ]
+    if mode == "eager":
+        step, sampler, on_host = calls[0], samplers.python(calls), samplers.host_python(calls, 1)
+    else:
+        graphs = capture(calls, samplers.repeats)
+        step, sampler = replay_all(graphs), samplers.torch_graphs(graphs)
+        on_host = samplers.host_torch_graphs(graphs, 1)
+
+    def check() -> pk.reference.Comparison:
+        step()
+        return case.check(outs[0])
+
+    return Arm(
+        type(plugin).__name__, mode, None, sampler, check, launches=1,
+        host_sampler=on_host if samplers.on_cuda else None,
+        steps_per_graph=samplers.repeats if mode == "graph" else None,
+    )  # fmt: skip
+
+
+MAKERS: dict[str, Maker] = {"native": native_arm, "torch": torch_arm}
+"""The backends of every op."""
+
+
+def make_arms(
+    case: Case, instances: list[Instance], samplers: Samplers, modes: list[str], makers: Mapping[str, Maker]
+) -> list[Arm]:
+    """The arms of a case in the order of `makers`. What fails while it is made is an `error` arm."""
     arms = []
-    for backend, make in (("native", native_arm), ("torch", torch_arm)):
+    for backend, make in makers.items():
         for mode in modes:
             try:
                 with torch.inference_mode():

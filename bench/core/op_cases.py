@@ -1,7 +1,7 @@
 """The cases of bench.op: every op over the shapes that the models need, with torch's equivalent beside it."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
@@ -18,11 +18,15 @@ Item = TypeVar("Item")
 
 @dataclass
 class Instance:
-    """One copy of a case's data: the native call, torch's call (None where torch has no such op), and the result."""
+    """One copy of a case's data: the native call, torch's call (None where torch has no such op), and the result.
+
+    `inputs` are named where plug-ins can have the op (bench.backends.cuda_source.OPS).
+    """
 
     native: Callable[[], object]
     torch: Callable[[], Tensor] | None
     out: Tensor
+    inputs: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass
@@ -100,7 +104,8 @@ def _gemv(m: _Maker, _: Sequence[int]) -> list[Case]:
 
             def make() -> Instance:
                 a, w, out = x, weight.clone(), m.poisoned(m.batch, n_out)
-                return Instance(lambda: pk.ops.gemv(a, w, out=out), lambda: F.linear(a, w), out)
+                inputs = {"x": a, "weight": w}
+                return Instance(lambda: pk.ops.gemv(a, w, out=out), lambda: F.linear(a, w), out, inputs)
 
             n_bytes = floors.gemv(m.batch, n_in, n_out, m.dtype.itemsize)
             shape = f"{m.batch}x{n_in} -> {n_out}"
@@ -149,6 +154,7 @@ def _gqa_decode(m: _Maker, contexts: Sequence[int]) -> list[Case]:
                     lambda: pk.ops.gqa_decode(q, keys, values, kv_len, out=out, workspace=workspace),
                     lambda: F.scaled_dot_product_attention(query, keys, values, enable_gqa=True),
                     out,
+                    {"q": q, "k_cache": keys, "v_cache": values, "kv_len": kv_len},
                 )
 
             n_bytes = floors.gqa_decode(m.batch, spec.n_heads, spec.n_kv_heads, spec.head_dim, ctx, m.dtype.itemsize)

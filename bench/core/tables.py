@@ -189,8 +189,8 @@ def arm_grid(document: Document) -> Grid:
 def refusals(document: Document) -> list[str]:
     """One line for each reason that kept arms from running, or was wrong with them."""
     by_reason: dict[tuple[str, str], dict[str, list[str]]] = {}
-    for arm in document.get("arms", []):
-        if arm["status"] != "ok":
+    for arm in [*document.get("arms", []), *document.get("ops", [])]:
+        if arm.get("status", "ok") != "ok":
             told_apart = arm["fusion"] and arm["status"] != "unsupported"
             backend = f"{arm['backend']}/{arm['fusion']}" if told_apart else arm["backend"]
             backends = by_reason.setdefault((arm["status"], arm["reason"]), {})
@@ -293,8 +293,9 @@ def print_document(document: Document, console: Console) -> None:
         grid = fit(op_grid(document), console.width, expendable)
         console.print(make_table("Ops, each timed alone", grid, console.width))
     if any(arm["status"] != "unsupported" for arm in document.get("arms", [])):
-        on_gpu = ["sdpa eager / this", "host us a kernel", "of spec", "host us"] if on_cuda else []
-        grid = fit(arm_grid(document), console.width, ["p20 - p80", "launches", "error", "GB/s", *on_gpu])
+        on_gpu = ["sdpa eager / this", "host us a kernel"] if on_cuda else []
+        expendable = ["p20 - p80", "launches", "error", "GB/s", *on_gpu, "of spec", "host us"]
+        grid = fit(arm_grid(document), console.width, expendable)
         console.print(make_table("Arms, alternated", grid, console.width))
     for line in refusals(document):
         console.print(Text(line))

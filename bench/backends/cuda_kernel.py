@@ -1,0 +1,140 @@
+"""A user's CUDA kernel (FILE.cu:kernel), compiled by NVRTC through CuPy. The only place that imports CuPy."""
+
+import importlib
+import os
+import sysconfig
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import pykernels as pk
+from bench.backends.base import Workload
+from bench.backends.cuda_source import CudaSource
+from bench.backends.op_plugin import AttentionPlugin, OpPlugin
+from bench.backends.plain import LibraryLayer
+
+# Above this a kernel must be allowed its dynamic shared memory by name.
+_DEFAULT_SHARED_BYTES = 48 << 10
+
+
+def cuda_include_folder() -> Path | None:
+    """Where cuda_bf16.h lies: in a wheel beside torch, or in a toolkit. NVRTC itself brings no headers."""
+    wheels = Path(sysconfig.get_path("purelib"), "nvidia")
+    toolkits = [os.environ.get(name) for name in ("CUDA_PATH", "CUDA_HOME")]
+    found = [*sorted(wheels.glob("*/include")), *(Path(root, "include") for root in filter(None, toolkits)),
+             Path("/usr/local/cuda/include")]  # fmt: skip
+    return next((folder for folder in found if (folder / "cuda_bf16.h").exists()), None)
+
+
+class Kernel:
+    """The kernel compiled for its sizes, to be launched on torch's current stream.
+
+    Raises what CuPy raises where it does not compile, SourceError where its launch shape fits no device.
+    """
+
+    # CuPy's current stream is one for all kernels of the process.
+    _stream: ClassVar[int | None] = None
+
+    def __init__(self, source: CudaSource, sizes: Mapping[str, int], floats: Mapping[str, float]) -> None:
+        self._cupy: Any = importlib.import_module("cupy")
+        launch = source.launch(sizes)
+        folder = cuda_include_folder()
+        options = ("-std=c++17", *source.macros(sizes), *([f"-I{folder}"] if folder else []))
+        self._kernel = self._cupy.RawModule(code=source.text, options=options).get_function(source.kernel)
+        if launch.shared_bytes > _DEFAULT_SHARED_BYTES:
+            self._kernel.max_dynamic_shared_size_bytes = launch.shared_bytes
+        self._grid, self._block, self._shared_bytes = launch.grid, launch.block, launch.shared_bytes
+        numbers = {name: np.int32(value) for name, value in sizes.items()}
+        numbers |= {name: np.float32(value) for name, value in floats.items()}
+        # A tensor's place is filled in at each call: torch may hand out another address.
+        self._arguments = [(name, numbers.get(name)) for name in source.parameters]
+
+    def __call__(self, tensors: Mapping[str, Tensor]) -> None:
+        """Enqueue one launch; `tensors` by the parameters' names."""
+        stream = torch.cuda.current_stream().cuda_stream
+        if stream != Kernel._stream:  # a capture has a stream of its own
+            self._cupy.cuda.ExternalStream(stream).use()
+            Kernel._stream = stream
+        arguments = tuple(tensors[name].data_ptr() if number is None else number for name, number in self._arguments)
+        self._kernel(self._grid, self._block, arguments, shared_mem=self._shared_bytes)
+
+
+def no_cupy_reason() -> str | None:
+    """Why CuPy cannot be used, in its own words; None where it can."""
+    try:
+        importlib.import_module("cupy")
+    except ImportError as error:
+        return f"needs CuPy (pip install 'launchtax[plugins]'): {str(error).strip().splitlines()[0]}"
+    return None
+
+
+def sizes_of(inputs: Mapping[str, Tensor]) -> dict[str, int]:
+    """The sizes of an op (cuda_source.OPS) by its inputs."""
+    if "weight" in inputs:
+        batch, n_in = inputs["x"].shape
+        return {"batch": batch, "n_in": n_in, "n_out": inputs["weight"].shape[0]}
+    batch, n_heads, head_dim = inputs["q"].shape
+    _, n_kv_heads, max_len, _ = inputs["k_cache"].shape
+    return {
+        "batch": batch, "n_heads": n_heads, "n_kv_heads": n_kv_heads, "head_dim": head_dim, "max_len": max_len,
+    }  # fmt: skip
+
+
+class _CudaOp(OpPlugin):
+    """A kernel on its op's inputs. Compiled at the first call for those sizes, which no clock sees."""
+
+    source: ClassVar[CudaSource]
+
+    def __init__(self) -> None:
+        self._compiled: Kernel | None = None
+
+    @classmethod
+    def availability(cls, device: torch.device) -> str | None:
+        return LibraryLayer.device_reason(device) or no_cupy_reason()
+
+    @classmethod
+    def inputs_reason(cls, inputs: Mapping[str, Tensor]) -> str | None:
+        dtype = next(iter(inputs.values())).dtype
+        if dtype != cls.source.dtype:
+            wanted, got = (str(name).removeprefix("torch.") for name in (cls.source.dtype, dtype))
+            return f"is a kernel for {wanted} by its launchtax line, got {got}"
+        return cls.source.unmet(sizes_of(inputs))
+
+    def run(self, inputs: Mapping[str, Tensor], out: Tensor) -> None:
+        if self._compiled is None:
+            sizes = sizes_of(inputs)
+            floats = {"scale": sizes["head_dim"] ** -0.5} if "head_dim" in sizes else {}
+            self._compiled = Kernel(self.source, sizes, floats)
+        self._compiled({**inputs, "out": out})
+
+
+class CudaGemv(_CudaOp):
+    """A kernel of op gemv."""
+
+    op = "gemv"
+
+
+class CudaAttention(_CudaOp, AttentionPlugin):
+    """A kernel of op gqa_decode, also as a layer of plain torch ops with it as its attention."""
+
+    description = "a user's CUDA attention kernel"
+
+    @classmethod
+    def workload_reason(cls, workload: Workload) -> str | None:
+        layer = workload.layers[0]
+        q = layer.x.new_empty(layer.batch, layer.spec.n_heads, layer.spec.head_dim)
+        return cls.inputs_reason({"q": q, "k_cache": layer.k_cache})
+
+    def _kernel(self, layer: pk.DecodeLayer) -> str:
+        return f"{self.source.kernel} (CUDA, by NVRTC)"
+
+    def attend(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, kv_len: Tensor, out: Tensor) -> None:
+        self.run({"q": q, "k_cache": k_cache, "v_cache": v_cache, "kv_len": kv_len}, out)
+
+
+KERNELS: dict[str, type[_CudaOp]] = {kernel.op: kernel for kernel in (CudaAttention, CudaGemv)}
+"""What runs a source, by its op."""

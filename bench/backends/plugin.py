@@ -1,0 +1,272 @@
+"""Plug-ins, `FILE.py:Class` and `FILE.cu:kernel`: how they are named, loaded and watched.
+
+A plug-in runs in a process of its own (bench.plugins). There it is loaded and wrapped, so that its process leaves a
+note of where it stands, and so that what it writes outside its output is found. It is no sandbox.
+"""
+
+import importlib.util
+import inspect
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import pykernels as pk
+from bench.backends.base import MODES, Backend, Workload
+from bench.backends.cuda_kernel import KERNELS
+from bench.backends.cuda_source import CudaSource, SourceError
+from bench.backends.op_plugin import AttentionPlugin, Guarded, OpPlugin, changed
+from bench.core import cli
+from bench.core.errors import UsageError
+from bench.core.measure import Arm, unsupported
+from bench.core.op_arms import OP_MODES, Maker, plugin_arm
+from bench.core.op_cases import Case, Instance
+from bench.core.samplers import Samplers
+
+KINDS = "FILE.py:Class or FILE.cu:kernel"
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """One plug-in as it was asked for. `label` is its backend's name in tables: the file's name without its folder."""
+
+    path: Path
+    name: str
+    text: str
+
+    @property
+    def label(self) -> str:
+        """FILE.py:Class"""
+        return f"{self.path.name}:{self.name}"
+
+    def error(self, words: object) -> UsageError:
+        """`--backend=FILE.py:Class: words`"""
+        return UsageError(f"--backend={self.text}: {words}")
+
+    def source(self) -> CudaSource | None:
+        """The checked source of a .cu; None of a .py. Raises UsageError where there is no such file or kernel."""
+        if not self.path.is_file():
+            raise self.error(
+                f"must be a file that exists, and {self.path} is " + ("a folder" if self.path.is_dir() else "none")
+            )
+        if self.path.suffix == ".py":
+            return None
+        try:
+            return CudaSource.read(self.path, self.name)
+        except (SourceError, OSError) as error:
+            raise self.error(error) from None
+
+
+def parse_backends(flag: str, text: str, allowed: Sequence[str]) -> tuple[list[str], list[Plugin]]:
+    """A comma-separated --backend as names and plug-ins. Raises UsageError for what is neither, or is not there."""
+    names, plugins = [], {}
+    for part in text.split(","):
+        path, _, name = part.strip().rpartition(":")
+        if path.endswith((".py", ".cu")):
+            plugin = Plugin(Path(path).expanduser(), name, part.strip())
+            if not name.isidentifier():
+                raise plugin.error(f"must be {KINDS}")
+            plugin.source()
+            if plugins.setdefault(plugin.label, plugin).path != plugin.path:
+                raise plugin.error(f"must be the only plug-in that is called {plugin.label}")
+        else:
+            names.append(part)
+    try:
+        return (cli.choices(flag, ",".join(names), allowed) if names else []), list(plugins.values())
+    except UsageError as error:
+        raise UsageError(f"{error}, or {KINDS}") from None
+
+
+def load(plugin: Plugin) -> type:
+    """The plug-in's class: runs its file. Raises UsageError where it has none of that name, or an abstract one."""
+    if source := plugin.source():
+        return type(plugin.name, (KERNELS[source.op],), {"source": source})
+    spec = importlib.util.spec_from_file_location(f"launchtax_plugin_{plugin.path.stem}", plugin.path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    sys.path.insert(0, str(plugin.path.resolve().parent))  # as for a script: files beside it can be imported
+    spec.loader.exec_module(module)
+    found = getattr(module, plugin.name, None)
+    if not inspect.isclass(found):
+        own = [name for name, value in vars(module).items() if getattr(value, "__module__", "") == spec.name]
+        classes = ", ".join(name for name in own if inspect.isclass(getattr(module, name)))
+        raise plugin.error(f"must name a class of the file, which has {classes or 'none'}")
+    if missing := sorted(getattr(found, "__abstractmethods__", ())):
+        raise plugin.error(f"{plugin.name} lacks {', '.join(missing)}")
+    if issubclass(found, AttentionPlugin):
+        try:
+            inspect.signature(found.attend).bind(*range(6))
+        except TypeError as error:
+            raise plugin.error(f"{plugin.name}.attend must take q, k_cache, v_cache, kv_len, out: {error}") from None
+    return found
+
+
+class Journal:
+    """Files in which a plug-in's process says where it stands, for the process that waits for it.
+
+    `modes`: why it has not each mode, or null; `refused`: why it is no plug-in; `lost`: the error that took the device
+    along; `state`: what is being done to which mode. That last one is a write of a few bytes between timed regions.
+    """
+
+    _WIDTH = 64
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self._now = folder, ("", "")
+        self._state = os.open(folder / "state", os.O_RDWR | os.O_CREAT, 0o600)
+
+    def _note(self, doing: str, mode: str) -> None:
+        self._now = (doing, mode)
+        os.pwrite(self._state, f"{doing}\t{mode}".ljust(self._WIDTH).encode(), 0)
+
+    def state(self) -> tuple[str, str]:
+        """(what is being done, to which mode)"""
+        doing, _, mode = os.pread(self._state, self._WIDTH, 0).decode().strip().partition("\t")
+        return doing, mode
+
+    @contextmanager
+    def during(self, doing: str, mode: str = "") -> Iterator[None]:
+        """Note what is being done. What ends the process leaves the note as it is."""
+        before = self._now
+        self._note(doing, mode)
+        try:
+            yield
+        except Exception as error:
+            if torch.cuda.is_available() and (words := _lost_device()):
+                self.write("lost", f"{type(error).__name__}: {words}")
+                os._exit(1)  # nothing can be measured any more, and every other arm would take the blame
+            self._note(*before)
+            raise
+        self._note(*before)
+
+    def write(self, name: str, value: object) -> None:
+        """Leave a note of another name."""
+        (self.folder / name).write_text(json.dumps(value))
+
+    def read(self, name: str) -> object:
+        """That note; None where there is none."""
+        with suppress(OSError, ValueError):
+            return json.loads((self.folder / name).read_text())
+        return None
+
+
+def _lost_device() -> str | None:
+    """CUDA's words where its context is beyond use, as after an illegal access."""
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError as error:
+        return str(error).strip().splitlines()[0]
+    return None
+
+
+def _watch(arm: Arm, check: Callable[[], pk.reference.Comparison], plugin: Plugin, journal: Journal) -> Arm:
+    """The arm under the plug-in's label, with `check`; its runs are noted in the journal."""
+    own = arm.surroundings
+
+    @contextmanager
+    def surroundings() -> Iterator[None]:
+        with journal.during("measured", arm.mode), own():
+            yield
+
+    def noted() -> pk.reference.Comparison:
+        with journal.during("checked", arm.mode):
+            return check()
+
+    arm.backend, arm.check, arm.surroundings = plugin.label, noted, surroundings
+    return arm
+
+
+def guarded_check(
+    check: Callable[[], pk.reference.Comparison],
+    guards: Sequence[Guarded],
+    inputs: Mapping[str, Tensor],
+    slot: int | None = None,
+) -> Callable[[], pk.reference.Comparison]:
+    """`check` with its outputs poisoned before, and afterwards a look at what was written beside them.
+
+    slot: of every input, a cache, what a step may write.
+    """
+
+    def guarded() -> pk.reference.Comparison:
+        before = {name: tensor.clone() for name, tensor in inputs.items()}
+        for guard in guards:
+            guard.poison()
+        comparison = check()
+        found = [guard.overrun() for guard in guards]
+        found += [changed(name, tensor, before[name], slot) for name, tensor in inputs.items()]
+        words = next(filter(None, found), None)
+        return replace(comparison, ok=False, message=words) if words else comparison
+
+    return guarded
+
+
+def watched_layer(plugin: Plugin, backend: type[Backend], journal: Journal) -> type[Backend]:
+    """The backend under the plug-in's label, with every call of its code noted in the journal, and outputs guarded."""
+    layer_outputs: list[Guarded] = []
+
+    class Watched(backend):
+        name = plugin.label
+
+        def arm(self, workload: Workload, mode: str, fusion: str | None) -> Arm:
+            if not layer_outputs:
+                for layer in workload.layers:
+                    layer_outputs.append(Guarded("the layer's out", layer.out.shape, layer.dtype, layer.device))
+                    layer.out = layer_outputs[-1].tensor
+            with journal.during("made", mode):
+                arm = super().arm(workload, mode, fusion)
+            if arm.check is None:
+                raise ValueError("its arm has no check: nothing is timed that was not compared with the oracle")
+            first = workload.layers[0]
+            guards = [*layer_outputs, *(self.guards if isinstance(self, AttentionPlugin) else [])]
+            caches = {"k_cache": first.k_cache, "v_cache": first.v_cache}
+            return _watch(arm, guarded_check(arm.check, guards, caches, int(first.position[0])), plugin, journal)
+
+    return Watched
+
+
+@contextmanager
+def _loading(plugin: Plugin, journal: Journal) -> Iterator[type]:
+    """The plug-in's class, noted as being loaded; a UsageError is left in the journal."""
+    with journal.during("loaded"):
+        try:
+            yield load(plugin)
+        except UsageError as error:
+            journal.write("refused", str(error))
+            raise
+
+
+def load_layer(plugin: Plugin, journal: Journal, device: torch.device) -> type[Backend]:
+    """The plug-in as a backend of a layer, watched; its modes on the device are noted."""
+    with _loading(plugin, journal) as found:
+        if not issubclass(found, Backend):
+            is_op = f"computes op {found.op}, and a layer takes gqa_decode" if issubclass(found, OpPlugin) else ""
+            raise plugin.error(is_op or "must be a subclass of bench.backends.AttentionPlugin or Backend")
+        nowhere = found.availability(device)
+        journal.write("modes", {mode: nowhere or found.mode_reason(mode, device) for mode in MODES})
+    return watched_layer(plugin, found, journal)
+
+
+def load_op(plugin: Plugin, journal: Journal, op: str) -> Maker:
+    """The plug-in as a maker of the arms of bench.op, watched."""
+    with _loading(plugin, journal) as found:
+        if not issubclass(found, OpPlugin):
+            raise plugin.error("must be a subclass of bench.backends.AttentionPlugin or OpPlugin")
+        if found.op != op:
+            raise plugin.error(f"computes op {found.op}, and --op is {op}")
+
+    def make(case: Case, instances: list[Instance], mode: str, samplers: Samplers) -> Arm | None:
+        if mode not in OP_MODES:
+            return None
+        if reason := found.availability(samplers.device) or found.inputs_reason(instances[0].inputs):
+            return unsupported(plugin.label, mode, reason)
+        outs = [Guarded("out", instance.out.shape, case.dtype, samplers.device) for instance in instances]
+        with journal.during("made", mode):
+            arm = plugin_arm(found(), case, instances, [out.tensor for out in outs], mode, samplers)
+        return _watch(arm, guarded_check(arm.check, outs, instances[0].inputs), plugin, journal)
+
+    return make
