@@ -54,7 +54,11 @@ class Native(Backend):
 
     @classmethod
     def workload_reason(cls, workload: Workload) -> str | None:
-        layer = workload.layers[0]
+        return cls.layer_reason(workload.layers[0])
+
+    @classmethod
+    def layer_reason(cls, layer: pk.DecodeLayer) -> str | None:
+        """None where there are kernels for such a layer on its device, else what is lacking."""
         if layer.device.type != "cuda":
             return None
         if layer.dtype == torch.float32:
