@@ -76,7 +76,7 @@ def test_the_ladder_and_the_launches(step):
     parts = [part["part"] for part in document["ladder"]["native/block"]]
     assert parts == ["python", "dispatch", "launch", *(["gap"] if traced else []), "kernel", "ceiling", "floor"]
     per_layer = {arm["fusion"]: arm["launches_per_layer"] for arm in document["arms"] if arm["backend"] == "native"}
-    assert per_layer == ({"none": 0, "block": 0} if traced else {"none": 14, "block": 5}), "a fake eager step is one"
+    assert per_layer == {"none": 14, "block": 5}
 
 
 def test_the_anatomy_and_the_block(step):

@@ -178,9 +178,10 @@ def count_launches_per_layer(model: pk.DecodeModel, settings: Settings) -> dict[
         backend = step_arms.backends()[name]
         if backend.reason("eager", settings.device):
             continue
+        mode = "native" if name == "native" else "eager"
         for fusion in backend.fusions(settings.fusions):
             with torch.inference_mode(), backend.surroundings():
-                one, two = (_launches(backend.driver(small, "eager", fusion, 0)) for small in models)
+                one, two = (_launches(backend.driver(small, mode, fusion, 0)) for small in models)
             counts[f"{name}/{fusion}" if fusion else name] = two - one
     return counts
 
