@@ -15,7 +15,7 @@
 #   MODEL=qwen2.5-7b CTX=2048      of the headline and of the pairs
 #   MODELS=study CONTEXTS=2048,4096,8192,16384 BATCHES=1      the matrix; study: the paper's three models
 #   ROW_MODEL=qwen2.5-7b ROW_BATCHES=4                        the row
-#   ARMS=native/block:graph-pdl,native/block:native,sdpa:graph,sdpa:eager      of every cell
+#   ARMS=native/block:eager,native/block:graph,native/block:graph-pdl,sdpa:eager,sdpa:graph      of every cell
 #   PAIRS="sdpa:graph=native/block:graph-pdl sdpa:eager=sdpa:graph" SESSIONS=10      a=b: what is reported is a / b
 #   FLAGS=""      more flags for bench.step, bench.sweep and bench.ab alike, such as --layers=4
 #
@@ -26,7 +26,7 @@ python=${2:-python3}
 mkdir -p "$out" || exit 2
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} COLUMNS=${COLUMNS:-120}
 model=${MODEL:-qwen2.5-7b} ctx=${CTX:-2048} contexts=${CONTEXTS:-2048,4096,8192,16384}
-arms=${ARMS:-native/block:graph-pdl,native/block:native,sdpa:graph,sdpa:eager}
+arms=${ARMS:-native/block:eager,native/block:graph,native/block:graph-pdl,sdpa:eager,sdpa:graph}
 read -r -a flags <<< "${FLAGS:-}"
 read -r -a pairs <<< "${PAIRS:-sdpa:graph=native/block:graph-pdl sdpa:eager=sdpa:graph}"
 failed=()

@@ -75,6 +75,7 @@ def step_rows(folder: Folder) -> list[Row]:
                 "mode": arm["mode"], "p50_ms": arm["paper"]["p50_ms"], "t_floor_ms": arm["paper"]["t_floor_ms"],
                 "R_floor": arm["paper"]["R_floor"], "peak_gbs": arm["paper"]["bw_peak_gbs"],
                 "share_of_read": arm["share_of_read"], "launch_gap_share": arm.get("launch_gap_share"),
+                "over_sdpa_graph": (arm.get("speedup_over_sdpa_graph") or {}).get("p50"),
                 "profile": arm.get("profile"), "launches": arm["launches"],
                 "launches_per_layer": arm["launches_per_layer"],
                 "drifting": bool(arm["drift"] and arm["drift"]["drifting"]),
