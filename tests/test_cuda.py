@@ -3,11 +3,15 @@
 Without a GPU the same kernels run on the SIMT executor (tests/test_simt_*.py, tests/native).
 """
 
+import json
+
 import pytest
 import torch
+from command_line import run_here
 from helpers import assert_close, randn
 
 import pykernels as pk
+from bench.core import device_trace
 from pykernels.layer import OP_LABELS
 
 pytestmark = pytest.mark.skipif(
@@ -194,6 +198,28 @@ def test_a_captured_step_decodes_a_sequence_by_itself(fusion, batch):
         model.set_position(start)
         pk.runtime.cuda_timed_loop([graph], stream, 0, steps)
         assert torch.equal(model.token, expected[:, -1]) and torch.equal(model.logits, logits)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_bench_step(capsys, tmp_path, batch):
+    output = tmp_path / "step.json"
+    few = ["--model=tiny", "--ctx=100", "--steps=12", "--backend=native,sdpa", f"--batch={batch}", f"--json={output}"]
+    result = run_here(capsys, "bench.step", "--device=cuda", *few)
+    assert result.status == 0, result.out
+    n_layers, per_layer = pk.models.get("tiny").n_layers, {"none": 14, "block": 5}
+    document = json.loads(output.read_text())
+    arms = [arm for arm in document["arms"] if arm["status"] != "unsupported"]
+    assert [(arm["status"], arm["reason"]) for arm in arms] == [("ok", None)] * (2 * 6 + 2)
+    for arm in arms:
+        assert arm["wall_us"]["p50"] > 0 and arm["host_us"]["p50"] > 0
+        if device_trace.reason() is None:
+            assert arm["device_reason"] is None and arm["device_us"]["p50"] > 0
+            if arm["backend"] == "native":
+                assert arm["launches"] == n_layers * per_layer[arm["fusion"]] + 4
+                assert arm["launches_per_layer"] == per_layer[arm["fusion"]]
+            else:
+                assert arm["launches"] > n_layers * arm["launches_per_layer"] > n_layers * 14
+    assert document["memory"]["peak_bytes"] > 0
 
 
 def test_float32_is_refused():

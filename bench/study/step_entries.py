@@ -166,14 +166,17 @@ def lines(document: Document) -> list[str]:
 def count_launches_per_layer(model: pk.DecodeModel, settings: Settings) -> dict[str, int]:
     """By arm of `native` and by torch backend: what one more layer adds to a step, counted on models of one layer and
     of two: by a trace on a GPU where one can be taken, else as the driver counts. The models borrow the first layer's
-    weights and the first rows of the tables: next to no memory is taken."""
+    weights and the first rows of the tables: little memory is taken but for their caches, which are as long as the
+    context, since what torch's attention launches depends on it."""
     counts: dict[str, int] = {}
     models = []
     for n_layers in (1, 2):
         spec = replace(settings.spec, n_layers=n_layers, vocab=8)
         whole = model.weights
         few = pk.ModelWeights(whole.embedding[:8], whole.layers[:1] * n_layers, whole.final_norm, whole.lm_head[:8])
-        models.append(pk.DecodeModel(spec, few, 2, settings.batch, settings.torch_dtype, settings.device))
+        models.append(
+            pk.DecodeModel(spec, few, settings.ctx + 1, settings.batch, settings.torch_dtype, settings.device)
+        )
     for name in settings.backends:
         backend = step_arms.backends()[name]
         if backend.reason("eager", settings.device):
@@ -187,12 +190,12 @@ def count_launches_per_layer(model: pk.DecodeModel, settings: Settings) -> dict[
 
 
 def _launches(driver: Driver) -> int:
-    """The kernels of one step."""
+    """The kernels of one step, the last that the cache has room for."""
     if driver.model.device.type != "cuda" or device_trace.reason():
         return driver.launches
-    driver.stand(0)
-    driver.run(1)
-    driver.stand(0)
+    driver.stand(driver.model.max_len - 1)
+    driver.run(1)  # the first time something may be prepared
+    driver.stand(driver.model.max_len - 1)
     with pk.runtime.cuda_trace() as trace:
         driver.run(1)
     return len(trace.kernels)
