@@ -136,17 +136,6 @@ def test_a_graph_of_torch_s_is_one_a_position(monkeypatch):
         assert torch.equal(model.token, driver.logits().argmax(-1))
 
 
-def test_a_step_of_more_launches_than_the_queue_holds_is_not_held(monkeypatch):
-    from bench.core import samplers
-
-    with fake_gpu(monkeypatch) as gpu:
-        held = []
-        step = lambda: held.append(gpu.held)  # noqa: E731
-        for launches in (samplers.MAX_QUEUED_LAUNCHES, samplers.MAX_QUEUED_LAUNCHES + 1):
-            samplers.held_sampler([step], measure.Rotation(1), launches)(3)
-        assert held == [1, 1, 1, 0, 0, 0]
-
-
 def test_float32_is_not_ours(capsys, tmp_path, monkeypatch):
     output = tmp_path / "step.json"
     with fake_gpu(monkeypatch):

@@ -174,8 +174,10 @@ class Samplers:
         )
 
     def host_torch_graphs(self, graphs: Sequence["torch.cuda.CUDAGraph"], launches: int) -> Sampler:
-        """Of torch_graphs(), per step; launches: those of one step."""
-        return held_sampler([graph.replay for graph in graphs], self.rotation, launches * self.repeats, self.repeats)
+        """Of torch_graphs(), per step; launches: those of one step. A replay is one entry of the queue, so that one of
+        any length can be held; those of long graphs are held one at a time."""
+        queued = min(launches * self.repeats, MAX_QUEUED_LAUNCHES)
+        return held_sampler([graph.replay for graph in graphs], self.rotation, queued, self.repeats)
 
 
 def capture(steps: Sequence[Step], length: int) -> list["torch.cuda.CUDAGraph"]:
