@@ -212,7 +212,7 @@ def command(
     cli.choice("--dtype", dtype, list(cli.DTYPES))
     if not limit_s > 0:
         raise flag_error("--limit-s", limit_s, "positive")
-    spec = cli.model(model, config or weights)
+    spec = cli.model(model, config, weights)
     cli.number("--layers", layers, 0, spec.n_layers)
     room = (
         spec.max_position - max(cli.number("--warmup", warmup, 0, 10_000), 1) - cli.number("--steps", steps, 2, 100_000)

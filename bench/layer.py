@@ -130,6 +130,16 @@ def time_ops(layers: list[pk.DecodeLayer], settings: Settings, ceiling: dict[str
     return entries
 
 
+def layer_timelines(arms: list[measure.Arm], traces: dict[str, Traced], settings: Settings) -> Document:
+    """The key `timelines`: by arm, when each kernel of one traced step ran."""
+    found = {}
+    for arm in arms:
+        if traced := traces.get(arm.label):
+            labels = [op.label for op in layer_ops(settings, arm.fusion)] if arm.backend == "native" else []
+            found[arm.label] = results.timeline(traced.sample.kernels[: len(traced.kernels)], labels)
+    return found
+
+
 @dataclass
 class Run:
     """What a run found: its document, and for --trace the traces of its arms by their labels."""
@@ -178,6 +188,7 @@ def run(settings: Settings) -> Run:
     ops: list[Document] = []
     traces: dict[str, Traced] = {}
     untraced: dict[str, str] = {}
+    timelines: Document = {}
     if finished:
         try:
             measure.measure_host(arms, settings.warmup, settings.steps)
@@ -185,6 +196,7 @@ def run(settings: Settings) -> Run:
             if on_cuda:
                 traces, untraced = device_trace.trace_arms(arms, repeats)
                 ops = results.traced_ops(arms, traces, lambda fusion: layer_ops(settings, fusion), bandwidths)
+                timelines = layer_timelines(arms, traces, settings)
             elif "native" in settings.backends:
                 ops = time_ops(layers, settings, bandwidths)
         except KeyboardInterrupt:
@@ -244,6 +256,7 @@ def run(settings: Settings) -> Run:
         "null": nulls,
         "spin": spins,
         "ops": ops,
+        "timelines": timelines,
         "arms": entries,
         "plugins": [found.describe(settings.plugins.limit_s) for found in plugged],
         **ladders,
@@ -305,10 +318,7 @@ def command(
         print_list()
         return 0
     outputs = cli.Outputs(json, csv, md, plot, trace)
-    if weights and not config:
-        # The folder's own config describes its weights; --model would have to repeat it.
-        config = weights
-    spec = cli.model(model, config)
+    spec = cli.model(model, config, weights)
     modes = cli.choices("--mode", mode, MODES)
     names, asked = parse_backends("--backend", backend, list(registry() if backend == "all" else by_name()))
     backends = {name: by_name()[name] for name in names}

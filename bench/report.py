@@ -5,13 +5,9 @@ python -m bench.report results --out=report --price=H200=4.54
 Writes report.md, figures/*.png and *.svg, and report.html: one file that opens without a network.
 """
 
-import base64
-import html
 import io
-import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -24,18 +20,7 @@ from bench.core.errors import flag_error
 from bench.core.tables import microseconds, percent
 from bench.study import collect, cost, paper
 from bench.study.collect import Folder
-
-Grid = tuple[list[str], list[list[str]]]
-
-
-@dataclass
-class Section:
-    """One part of the report. `figures` are (file stem, what it shows, PNG, SVG)."""
-
-    title: str
-    words: list[str] = field(default_factory=list)
-    grids: list[Grid] = field(default_factory=list)
-    figures: list[tuple[str, str, bytes, bytes]] = field(default_factory=list)
+from bench.study.page import Grid, Section, as_html, as_markdown
 
 
 def picture(stem: str, words: str, draw: Callable) -> tuple[str, str, bytes, bytes]:
@@ -90,8 +75,15 @@ def steps_section(folder: Folder) -> Section | None:
     if not rows and not failed:
         return None
     section = Section("Whole steps and the memory floor")
-    headings = ["", "device", "model", "ctx", "batch", "arm", "step ms", "floor ms", "R_floor", "of read", "launches"]
+    headings = ["", "device", "model", "ctx", "batch", "arm", "step ms", "floor ms", "R_floor", "of read",
+                "launch + gap", "sdpa graph / this", "launches"]  # fmt: skip
     section.grids.append((headings, _step_table(rows)))
+    if profiled := [row for row in rows if row["profile"]]:
+        section.words.append(
+            "Of a profiled step: bw_util is the study's (section 8); inflation is profiled over unprofiled; cpu / cuda "
+            "is the time in calls of the CUDA runtime over that in which kernels ran."
+        )
+        section.grids.append(_profile_grid(profiled))
     if drifting := [row for row in rows if row["drifting"]]:
         named = ", ".join(f"{row['model']} ctx {row['ctx']} b{row['batch']} {row['arm']}" for row in drifting)
         section.words.append(f"Drifted while they were measured, compare by ratio only: {named}.")
@@ -122,14 +114,30 @@ def _step_table(rows: Sequence[collect.Row]) -> list[list[str]]:
     table = [
         ["measured", row["device_name"], row["model"], str(row["ctx"]), str(row["batch"]), row["arm"],
          number(row["p50_ms"]),
-         number(row["t_floor_ms"]), number(row["R_floor"]), percent(row["share_of_read"]), str(row["launches"])]
+         number(row["t_floor_ms"]), number(row["R_floor"]), percent(row["share_of_read"]),
+         percent(row["launch_gap_share"]), number(row["over_sdpa_graph"], 2), str(row["launches"])]
         for row in rows
     ]  # fmt: skip
     for one in paper.published("step_ms"):
         ratio = ratios.get((one.gpu, one.model, one.ctx, one.batch, one.arm))
         table.append(["published", one.gpu, one.model, str(one.ctx), str(one.batch), one.arm, number(one.value, 2), "-",
-                      number(ratio), "-", "-"])  # fmt: skip
+                      number(ratio), "-", "-", "-", "-"])  # fmt: skip
     return table
+
+
+def _profile_grid(rows: Sequence[collect.Row]) -> Grid:
+    table = [
+        ["measured", row["device_name"], row["model"], str(row["ctx"]), str(row["batch"]), row["arm"],
+         *(number(row["profile"][key]) for key in ("bw_util", "bw_util_profiled", "inflation", "cpu_cuda_ratio"))]
+        for row in rows
+    ]  # fmt: skip
+    known = paper.figures()
+    for gpu in ("H100", "L40S", "L4"):
+        values = (known.get(f"{name}_{gpu.lower()}") for name in ("bw_util", "inflation", "cpu_cuda"))
+        bw_util, inflation, ratio = (number(one.value if one else None) for one in values)
+        table.append(["published", gpu, "-", "-", "-", "eager", bw_util, "-", inflation, ratio])
+    headings = ["", "device", "model", "ctx", "batch", "arm", "bw_util", "bw_util profiled", "inflation", "cpu / cuda"]
+    return headings, table
 
 
 def speedup_section(folder: Folder) -> Section | None:
@@ -197,6 +205,37 @@ def attention_section(folder: Folder) -> Section | None:
     return section
 
 
+def block_section(folder: Folder) -> Section | None:
+    """One block, kernel by kernel."""
+    from bench.study import kernel_figures
+
+    rows = collect.block_rows(folder)
+    if not rows:
+        return None
+    section = Section("One block, kernel by kernel")
+    section.words.append("Of each device and model the smallest batch and context; the other documents have theirs.")
+    section.figures.append(picture("gantt", "When each kernel of a block ran", lambda: kernel_figures.gantt(rows)))
+    return section
+
+
+def int4_section(folder: Folder) -> Section | None:
+    """4-bit weights against dense ones."""
+    from bench.study import kernel_figures
+
+    rows = collect.int4_rows(folder)
+    if not rows:
+        return None
+    grid = [
+        ["measured", row["what"], row["arm"], microseconds(row["us"]), percent(row["share"]), number(row["ratio"], 2),
+         f"{row['low']:.2f} to {row['high']:.2f}", number(row["ideal"], 2), row["binds"] or "-"]
+        for row in rows
+    ]  # fmt: skip
+    headings = ["", "what", "kernel", "us", "of read", "dense / this", "95%", "by bytes", "bound by"]
+    section = Section("4-bit weights", grids=[(headings, grid)])
+    section.figures.append(picture("int4", "4-bit weights against dense ones", lambda: kernel_figures.int4(rows)))
+    return section
+
+
 def comparison_section(folder: Folder) -> Section | None:
     """What documents of kind `compare` found."""
     rows = [
@@ -231,63 +270,11 @@ def cost_section(folder: Folder, flags: Sequence[str]) -> Section:
     return section
 
 
-def as_markdown(title: str, sections: Sequence[Section]) -> str:
-    """The report as Markdown, its pictures beside it."""
-    lines = [f"# {title}", ""]
-    for section in sections:
-        lines += [f"## {section.title}", "", *(line for words in section.words for line in (words, ""))]
-        for headings, rows in section.grids:
-            lines += ["| " + " | ".join(headings) + " |", "|" + "---|" * len(headings)]
-            lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-            lines.append("")
-        for stem, words, _, _ in section.figures:
-            lines += [f"![{words}](figures/{stem}.png)", ""]
-    return "\n".join(lines)
-
-
-_STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; color: #222; }
-table { border-collapse: collapse; margin: 1rem 0; font-size: 13px; display: block; overflow-x: auto; }
-th, td { border-bottom: 1px solid #ddd; padding: 0.25rem 0.6rem; text-align: left; }
-tr.published td { color: #666; background: #f6f6f6; font-style: italic; }
-img { max-width: 100%; margin: 0.5rem 0; }
-"""
-
-
-def _inline(words: str) -> str:
-    """The little Markdown that sections use: bold, code, links."""
-    text = html.escape(words, quote=False)
-    text = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", text)
-    text = re.sub(r"`(.+?)`", r"<code>\1</code>", text)
-    return re.sub(r"\[(.+?)\]\((https://[^)\s]+)\)", r'<a href="\2">\1</a>', text)
-
-
-def as_html(title: str, sections: Sequence[Section]) -> str:
-    """The report as one page with its pictures inside."""
-    parts = [
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f"<style>{_STYLE}</style></head><body><h1>{html.escape(title)}</h1>"
-    ]
-    for section in sections:
-        parts.append(f"<h2>{html.escape(section.title)}</h2>")
-        parts += [f"<p>{_inline(words)}</p>" for words in section.words]
-        for headings, rows in section.grids:
-            parts.append("<table><tr>" + "".join(f"<th>{html.escape(name)}</th>" for name in headings) + "</tr>")
-            for row in rows:
-                kind = ' class="published"' if row[0] == "published" else ""
-                parts.append(f"<tr{kind}>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>")
-            parts.append("</table>")
-        for _, words, png, _ in section.figures:
-            data = base64.b64encode(png).decode()
-            parts.append(f'<img alt="{html.escape(words)}" src="data:image/png;base64,{data}">')
-    return "\n".join([*parts, "</body></html>"])
-
-
 def make_sections(folder: Folder, prices: Sequence[str]) -> list[Section]:
     """Every part that the folder has documents for."""
     made = [
-        environment_section(folder), steps_section(folder), speedup_section(folder), attention_section(folder),
-        comparison_section(folder),
+        environment_section(folder), steps_section(folder), block_section(folder), speedup_section(folder),
+        attention_section(folder), int4_section(folder), comparison_section(folder),
         cost_section(folder, prices),
     ]  # fmt: skip
     return [section for section in made if section is not None]

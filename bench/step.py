@@ -2,8 +2,8 @@
 
 python -m bench.step --backend=native,transformers --model=tiny --ctx=2048 --json=step.json
 
-Each step decodes the next token: kv_len grows by one a step, as in the study (5 warm-up steps, 30 measured ones, the
-median). The cache before ctx holds random K and V.
+Each step decodes the next token: kv_len grows by one a step, in graphs too, as in the study (5 warm-up steps, 30
+measured ones, the median). The cache before ctx holds random K and V.
 """
 
 import sys
@@ -18,8 +18,9 @@ from rich.console import Console
 
 import pykernels as pk
 from bench.backends import MODES
-from bench.core import cli, environment, measure, tables
+from bench.core import cli, device_trace, environment, gpu_state, measure, tables
 from bench.core.ceiling import Ceiling
+from bench.core.device_trace import Traced
 from bench.core.document import SCHEMA, Document
 from bench.core.errors import flag_error
 from bench.core.measure import Arm
@@ -29,10 +30,14 @@ from bench.study.step_entries import (
     Settings,
     anatomy,
     arm_document,
+    block_timelines,
     count_launches_per_layer,
+    device_keys,
+    lines,
     make_ladders,
     step_bytes,
     title,
+    traced_anatomy,
 )
 from pykernels.layer import available_bytes
 
@@ -80,51 +85,82 @@ def out_of_memory_arms(settings: Settings, error: BaseException) -> list[Arm]:
     return arms
 
 
+def check(arms: list[Arm], device: torch.device) -> None:
+    """The gate. What the oracle took is given back, and does not count for the peak."""
+    runnable = [arm for arm in arms if arm.status == "ok"]
+    with progress("checking", len(runnable)) as advance:
+        measure.gate(runnable, lambda arm: advance())
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def run(settings: Settings) -> Document:
     """Measure. Ctrl-C after the first round ends it early: the document says so and keeps what was finished."""
     spec, dtype = settings.spec, settings.torch_dtype
     machine = environment.collect()
+    on_cuda = settings.device.type == "cuda"
+    monitor = gpu_state.Monitor(settings.device) if on_cuda else None
+    if monitor:
+        machine["gpu_before"] = monitor.state()
     spec_gbs, source = settings.spec_bandwidth
-    device_name = machine["gpu"]["name"] if settings.device.type == "cuda" else machine["cpu"]["model"]
+    device_name = machine["gpu"]["name"] if on_cuda else machine["cpu"]["model"]
     ceiling, model, finished = None, None, True
     try:
         model = make_model(settings)
+        oracle = step_arms.Oracle(model, settings.ctx)
         arms = [
             arm
             for name, modes, fusions in settings.groups
-            for arm in step_arms.arms_of(step_arms.backends()[name], model, modes, fusions, settings.ctx)
+            for arm in step_arms.arms_of(step_arms.backends()[name], oracle, modes, fusions, settings.traced_from)
         ]
+        check(arms, settings.device)
         ceiling = Ceiling(settings.device)
     except (MemoryError, torch.OutOfMemoryError) as error:
         arms = out_of_memory_arms(settings, error)
     bandwidths: Document = {"spec_gbs": spec_gbs, "spec_source": source, "read_gbs": None, "copy_gbs": None}
     ops: list[Document] = []
     per_layer: dict[str, int] = {}
+    traces: dict[str, Traced] = {}
+    untraced: dict[str, str] = {}
+    timelines: Document = {}
+    on_device: Document = {}
     ladders: Document = {"ladder": {}, "ladder_notes": {}}
     if ceiling is not None:
-        runnable = [arm for arm in arms if arm.status == "ok"]
-        with progress("checking", len(runnable)) as advance:
-            measure.gate(runnable, lambda arm: advance())
         total = settings.steps * (len([arm for arm in arms if arm.status == "ok"]) + 2)
         with progress("measuring", total) as advance:
-            finished = measure.alternate([*ceiling.arms, *arms], settings.warmup, settings.steps, advance)
+            finished, on_device = gpu_state.alternate_watched(
+                [*ceiling.arms, *arms], settings.warmup, settings.steps, advance, monitor
+            )
         if not ceiling.read.samples_us:
             raise KeyboardInterrupt
         bandwidths = ceiling.document(spec_gbs, source)
-        ladders = make_ladders(arms, ceiling, settings)
         if finished:
             try:
                 measure.measure_host(arms, settings.warmup, settings.steps)
-                per_layer = count_launches_per_layer(model, settings)
-                if "native" in settings.backends and settings.device.type == "cpu":
+                if on_cuda:
+                    traces, untraced = device_trace.trace_arms(arms, repeats=1)
+                    ops = traced_anatomy(arms, traces, settings, bandwidths)
+                    timelines = block_timelines(arms, traces, settings)
+                elif "native" in settings.backends:
                     ops = anatomy(model, settings, bandwidths)
+                per_layer = count_launches_per_layer(model, settings)
             except KeyboardInterrupt:
                 finished = False
+        ladders = make_ladders(arms, ceiling, settings, traces)
+    if monitor:
+        machine["gpu_after"] = monitor.state()
     asked, cache = settings.bytes_asked(), environment.last_level_cache_bytes(settings.device)
     entries = [arm_document(arm, settings, bandwidths, device_name, arms) for arm in arms]
-    for entry in entries:
+    for arm, entry in zip(arms, entries, strict=True):
         name = f"{entry['backend']}/{entry['fusion']}" if entry["fusion"] else entry["backend"]
         entry["launches_per_layer"] = per_layer.get(name)
+        if on_cuda:
+            why = untraced.get(arm.label, "not traced: " + (arm.reason or "the run was interrupted"))
+            traced = traces.get(arm.label)
+            entry |= device_keys(entry, traced, None if traced else why, bandwidths)
+            entry["steps_per_graph"] = arm.steps_per_graph
+    l2 = "cold" if asked["weight_bytes"] >= 2 * cache else "warm"
     return {
         "schema": SCHEMA,
         "kind": "step",
@@ -139,9 +175,10 @@ def run(settings: Settings) -> Document:
         "weights": "checkpoint" if settings.weights else "random",
         "cache": "random K and V of unit scale before ctx; nothing was prefilled",
         "ctx": settings.ctx, "batch": settings.batch, "dtype": settings.dtype, "device": settings.device.type,
-        "l2": "cold" if asked["weight_bytes"] >= 2 * cache else "warm",
-        "l2_words": f"{asked['weight_bytes'] / 1e9:.3g} GB of weights, last-level cache {cache / 1e6:.0f} MB",
-        "warmup": settings.warmup, "steps": settings.steps,
+        "l2": l2,
+        "l2_words": f"{l2} by size: {asked['weight_bytes'] / 1e9:.3g} GB of weights, "
+                    f"last-level cache {cache / 1e6:.0f} MB",
+        "warmup": settings.warmup, "steps": settings.steps, **on_device,
         "kv_len": {"first": settings.kv_lens(1)[0], "last": settings.kv_lens(settings.steps)[-1]},
         "memory": {**asked, "peak_bytes": peak_bytes(settings.device)},
         "ceiling": bandwidths,
@@ -154,6 +191,7 @@ def run(settings: Settings) -> Document:
             },
         },
         "ops": ops,
+        "timelines": timelines,
         "arms": entries,
         **ladders,
     }  # fmt: skip
@@ -211,9 +249,7 @@ def command(
         print_list()
         return 0
     outputs = cli.Outputs(json, csv, md, plot)
-    if weights and not config:
-        config = weights  # the folder's own config describes its weights
-    full = cli.model(model, config)
+    full = cli.model(model, config, weights)
     if weights and shared_weights:
         raise flag_error("--shared-weights", "true", "left out with --weights, which has every layer's own")
     if not 0 <= memory_limit_gb < float("inf"):
@@ -246,6 +282,8 @@ def command(
     cli.set_threads(threads)
     document = run(settings)
     tables.print_document(document, Console())
+    if measured := lines(document):
+        print("\n" + "\n".join(measured))
     if any(arm["drift"] and arm["drift"]["drifting"] for arm in document["arms"]):
         print("\n".join(drift.lines(document)))
     outputs.write(document)

@@ -72,6 +72,7 @@ void swiglu_gemv(const SwigluGemvParams& params, const Stream& stream);
 void qkv_gemv(const QkvGemvParams& params, const Stream& stream);
 void add(const AddParams& params, const Stream& stream);
 void embedding(const EmbeddingParams& params, const Stream& stream);
+void argmax(const ArgmaxParams& params, const Stream& stream);
 
 void null(const NullParams& params, const Stream& stream);
 void spin(const SpinParams& params, const Stream& stream);

@@ -1,6 +1,7 @@
 """One decoder layer on the native kernels: its weights, cache and buffers, and the sequence of its ops."""
 
 import os
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor
@@ -59,7 +60,25 @@ def available_bytes(device: torch.device) -> int:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-class DecodeLayer:
+class Steps(ABC):
+    """What takes a step by its `forward`, and so can have it recorded."""
+
+    @abstractmethod
+    def forward(self, fusion: str) -> Tensor:
+        """One step through the public ops (mode `eager`)."""
+
+    def program(self, fusion: str) -> runtime.Program:
+        """The same step as a native program (modes `native` and `pybind`)."""
+        with runtime.record() as program:
+            self.forward(fusion)
+        return program
+
+    def tape(self, fusion: str) -> dispatch.Tape:
+        """The same step as dispatcher calls (mode `dispatch`). Recording it runs a step."""
+        return dispatch.Tape.record(lambda: self.forward(fusion))
+
+
+class DecodeLayer(Steps):
     """One decoder layer that decodes one token a sequence.
 
     A step reads `x`, attends to the first `kv_len` slots of the cache (the last of them its own, which it
@@ -224,16 +243,6 @@ class DecodeLayer:
             self._h, w.gate_weight, w.up_weight, w.post_norm, eps, out=self._activated, workspace=workspace
         )
         return ops.int4_gemv(self._activated, w.down_weight, residual=self._h, out=self.out, workspace=workspace)
-
-    def program(self, fusion: str) -> runtime.Program:
-        """The same step as a native program (modes `native` and `pybind`)."""
-        with runtime.record() as program:
-            self.forward(fusion)
-        return program
-
-    def tape(self, fusion: str) -> dispatch.Tape:
-        """The same step as dispatcher calls (mode `dispatch`)."""
-        return dispatch.Tape.record(lambda: self.forward(fusion))
 
     def poison(self) -> None:
         """Fill every buffer that a step writes with NaN: what is not written shows."""

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from pykernels import dispatch, ops, runtime
-from pykernels.layer import DecodeLayer, available_bytes, op_labels
+from pykernels import ops
+from pykernels.layer import DecodeLayer, Steps, available_bytes, op_labels
 from pykernels.models import ModelSpec
 from pykernels.weights import ModelWeights
 
@@ -15,7 +15,7 @@ STEP_LABELS = (
 """The ops of a step before its layers and after them, as (op, what it does)."""
 
 
-class DecodeModel:
+class DecodeModel(Steps):
     """A decoder that turns `token` into the next token, greedily, one step after another.
 
     A step reads `token` and `position`, appends a slot to every layer's cache and attends up to it, leaves the
@@ -87,16 +87,6 @@ class DecodeModel:
         before, after = STEP_LABELS
         layers = [label for layer in self.layers for label in op_labels(fusion, layer.weights.is_int4)]
         return [*before, *layers, *after]
-
-    def program(self, fusion: str) -> runtime.Program:
-        """The whole step as one native program (modes `native` and `pybind`)."""
-        with runtime.record() as program:
-            self.forward(fusion)
-        return program
-
-    def tape(self, fusion: str) -> dispatch.Tape:
-        """The whole step as dispatcher calls (mode `dispatch`). Recording it runs a step."""
-        return dispatch.Tape.record(lambda: self.forward(fusion))
 
     def poison(self) -> None:
         """Fill every buffer that a step writes with NaN, but for token, position and kv_len: what is not written

@@ -288,7 +288,6 @@ def argmax(
 
     With ``position`` and ``kv_len`` (int32 [batch], both written) the sequences step on: each grows by one until
     position is max_len - 1, the cache's last slot, where both stay. logits: [batch, vocab]. Returns int64 [batch].
-    On the CPU only.
     """
     if out is None:
         out = torch.empty(_size(logits, 0), dtype=torch.int64, device=logits.device)

@@ -193,7 +193,9 @@ def step(
     for layer_weights, (k_cache, v_cache) in zip(weights.layers, caches, strict=True):
         x, k_row, v_row = layer(spec, layer_weights, x, k_cache, v_cache, cos_sin, position)
         rows.append((k_row, v_row))
-    return gemv(rmsnorm(x, weights.final_norm, spec.rms_eps), weights.lm_head), rows
+    normed = rmsnorm(x, weights.final_norm, spec.rms_eps)
+    # In parts: in float64 the whole table would be four times the bytes of the model's largest tensor.
+    return torch.cat([gemv(normed, part) for part in weights.lm_head.split(16384)], dim=-1), rows
 
 
 # The largest relative error of one rounding to the type: half its spacing.

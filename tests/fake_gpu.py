@@ -19,6 +19,7 @@ import pykernels as pk
 from bench.backends import plain
 from bench.core import attention_arms, environment, gpu_state, op_arms, samplers
 from bench.core.samplers import chains
+from bench.study import step_drivers
 from pykernels.trace import Call, Kernel
 
 KERNEL_US, GAP_US, HOST_US = 10, 2, 3
@@ -185,6 +186,9 @@ def install(monkeypatch: pytest.MonkeyPatch, traced: bool = True) -> FakeGpu:
     def capture(steps, length):
         return [FakeGraph(gpu, lambda step: launching(step)(), chain, False) for chain in chains(steps, length)]
 
+    def capture_each(steps):
+        return [graph for step in steps for graph in capture([step], 1)]
+
     def native_graph(programs, programmatic=False):
         return FakeGraph(gpu, gpu.run, programs, programmatic)
 
@@ -200,6 +204,9 @@ def install(monkeypatch: pytest.MonkeyPatch, traced: bool = True) -> FakeGpu:
     set_(torch.cuda, "current_stream", lambda device=None: stream)
     set_(torch.cuda, "synchronize", lambda device=None: None)
     set_(torch.cuda, "Event", Event)
+    set_(torch.cuda, "empty_cache", lambda: None)
+    set_(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+    set_(torch.cuda, "max_memory_allocated", lambda device: 5_000_000)
     set_(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
     set_(torch.cuda, "get_device_capability", lambda device: (9, 0))
     set_(torch.cuda, "mem_get_info", lambda device: (1 << 40, 1 << 40))
@@ -222,6 +229,7 @@ def install(monkeypatch: pytest.MonkeyPatch, traced: bool = True) -> FakeGpu:
     set_(pk.runtime, "cuda_trace", gpu.trace, raising=False)
     for module in (plain, op_arms, attention_arms):
         set_(module, "capture", capture)
+    set_(step_drivers, "capture_each", capture_each)
     set_(samplers, "event_sampler", python_sampler_of(samplers.event_sampler))
     set_(samplers, "held_sampler", python_sampler_of(samplers.held_sampler))
     set_("bench.core.ceiling._CUDA_BYTES", 1 << 20)

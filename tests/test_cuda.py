@@ -3,11 +3,15 @@
 Without a GPU the same kernels run on the SIMT executor (tests/test_simt_*.py, tests/native).
 """
 
+import json
+
 import pytest
 import torch
+from command_line import run_here
 from helpers import assert_close, randn
 
 import pykernels as pk
+from bench.core import device_trace
 from pykernels.layer import OP_LABELS
 
 pytestmark = pytest.mark.skipif(
@@ -88,6 +92,22 @@ def test_gqa_decode(lengths, heads, kv_heads, head_dim, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("vocab", [1, 7, 520, 4097, 128256, 152064])
+def test_argmax(vocab, batch, dtype):
+    logits = randn(batch, vocab, dtype=dtype, scale=0.3).round().to(dtype)  # ties
+    if vocab > 7:
+        logits[-1, [5, vocab // 2, vocab - 1]] = float("nan")
+    position = torch.tensor([0, 7, 8, 3, 3, 3, 3, 3][:batch], dtype=torch.int32)
+    on_device = on_gpu(logits, position, position + 1)
+    for _ in range(2):
+        token = pk.ops.argmax(*on_device, max_len=9)
+        assert torch.equal(token.cpu(), pk.reference.argmax(logits))
+    assert on_device[1].tolist() == (position + 2).clamp(max=8).tolist()
+    assert on_device[2].tolist() == (position + 3).clamp(max=9).tolist()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("fusion", OP_LABELS)
 @pytest.mark.parametrize("name", ["tiny", "qwen2.5-7b", "llama-3.1-8b"])
 def test_layer(name, fusion, batch, dtype):
@@ -127,6 +147,79 @@ def test_every_mode_gives_the_same_bits_and_positions_advance(fusion):
                 layer.poison()
                 step()
                 assert torch.equal(layer.out, eager)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("fusion", OP_LABELS)
+def test_a_captured_step_decodes_a_sequence_by_itself(fusion, batch):
+    """Every way to drive a whole step writes the same tokens and logits, bit for bit; each step's logits are the
+    oracle's for the cache that the steps before it left, and its token is their argmax."""
+    steps, start, spec = 24, 40, pk.models.get("tiny")
+    model = pk.DecodeModel(spec, pk.ModelWeights.random(spec, device="cuda"), 80, batch, device="cuda")
+    program, stream = model.program(fusion), torch.cuda.current_stream().cuda_stream
+    model.set_position(79)
+    tape = model.tape(fusion)
+    graphs = [pk.runtime.CudaGraph([program], programmatic) for programmatic in (False, True)]
+    assert [graph.kernels for graph in graphs] == [len(program)] * 2
+    caches = [(layer.k_cache, layer.v_cache) for layer in model.layers]
+
+    def decode(step, checked: bool = False) -> torch.Tensor:
+        model.token.copy_(torch.arange(batch) * 37 + 5)
+        model.set_position(start)
+        for cache in (cache for pair in caches for cache in pair):
+            cache[:, :, start:] = float("nan")
+        tokens = []
+        for _ in range(steps):
+            if checked:
+                expected, _ = pk.reference.step(
+                    spec, model.weights, model.token, caches, model.layers[0].cos_sin, model.position
+                )
+            model.poison()
+            step()
+            tokens.append(model.token.clone())
+            if checked:
+                comparison = pk.reference.compare(model.logits, expected, torch.bfloat16, depth=4)
+                assert comparison.ok, comparison.message
+                assert torch.equal(model.token, pk.reference.argmax(model.logits))
+        assert model.position.tolist() == [start + steps] * batch
+        assert model.kv_len.tolist() == [start + steps + 1] * batch
+        return torch.stack(tokens, dim=1)
+
+    expected = decode(lambda: model.forward(fusion), checked=True)
+    logits = model.logits.clone()
+    assert len(expected.unique()) >= 8, "a sequence that repeats itself shows nothing"
+    for step in (lambda: program.run(stream), lambda: program.run(stream, True), tape.run,
+                 lambda: graphs[0].replay(stream), lambda: graphs[1].replay(stream)):  # fmt: skip
+        assert torch.equal(decode(step), expected)
+        assert torch.equal(model.logits, logits)
+    # And with nothing between the steps.
+    for graph in graphs:
+        model.token.copy_(torch.arange(batch) * 37 + 5)
+        model.set_position(start)
+        pk.runtime.cuda_timed_loop([graph], stream, 0, steps)
+        assert torch.equal(model.token, expected[:, -1]) and torch.equal(model.logits, logits)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_bench_step(capsys, tmp_path, batch):
+    output = tmp_path / "step.json"
+    few = ["--model=tiny", "--ctx=100", "--steps=12", "--backend=native,sdpa", f"--batch={batch}", f"--json={output}"]
+    result = run_here(capsys, "bench.step", "--device=cuda", *few)
+    assert result.status == 0, result.out
+    n_layers, per_layer = pk.models.get("tiny").n_layers, {"none": 14, "block": 5}
+    document = json.loads(output.read_text())
+    arms = [arm for arm in document["arms"] if arm["status"] != "unsupported"]
+    assert [(arm["status"], arm["reason"]) for arm in arms] == [("ok", None)] * (2 * 6 + 2)
+    for arm in arms:
+        assert arm["wall_us"]["p50"] > 0 and arm["host_us"]["p50"] > 0
+        if device_trace.reason() is None:
+            assert arm["device_reason"] is None and arm["device_us"]["p50"] > 0
+            if arm["backend"] == "native":
+                assert arm["launches"] == n_layers * per_layer[arm["fusion"]] + 4
+                assert arm["launches_per_layer"] == per_layer[arm["fusion"]]
+            else:
+                assert arm["launches"] > n_layers * arm["launches_per_layer"] > n_layers * 14
+    assert document["memory"]["peak_bytes"] > 0
 
 
 def test_float32_is_refused():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from command_line import assert_refused, run_here
 
-from bench.study import collect, cost, paper, sessions
+from bench.study import collect, cost, kernel_figures, paper, sessions
 
 ENVIRONMENT = dict(
     cpu=dict(model="A CPU"),
@@ -62,7 +62,10 @@ def step(**more) -> dict:
         dict(fusion="block", label="o x28", time_us=clock(900)),
     ]
     failed = dict(status="oom", reason="no room", wall_us=None, paper=None)
-    arms = [arm("eager", 10_000), arm("graph", 8_000), arm("native", 9_000), arm("pybind", 1) | failed]
+    profile = dict(bw_util=0.573, bw_util_profiled=0.55, inflation=1.04, cpu_cuda_ratio=0.12)
+    over_sdpa = dict(p50=1.372, low=1.36, high=1.38)
+    graph = arm("graph", 8_000, launch_gap_share=0.021, profile=profile, speedup_over_sdpa_graph=over_sdpa)
+    arms = [arm("eager", 10_000), graph, arm("native", 9_000), arm("pybind", 1) | failed]
     memory = dict(asked_bytes=30e9, peak_bytes=20e9)
     return COMMON | dict(kind="step", arms=arms, ladder={"native/block": ladder}, ops=ops, memory=memory) | more
 
@@ -82,6 +85,47 @@ def ab() -> dict:
     )
 
 
+BLOCK = (
+    ("norm+qkv+rope", 18.1),
+    ("attention", 6.2),
+    ("o+residual", 9.1),
+    ("norm+gate+up", 71.0),
+    ("down+residual", 34),
+)
+
+
+def timeline(overlap: float) -> list[dict]:
+    """A block whose kernels begin that much before the one ahead has ended."""
+    kernels, at = [], 0.0
+    for label, us in BLOCK:
+        kernels.append(dict(label=label, start_us=at, end_us=at + us))
+        at += us - overlap
+    return kernels
+
+
+def layer(**more) -> dict:
+    ops = [dict(fusion="block", label=label, time_us=None, device_us=clock(us)) for label, us in BLOCK]
+    return COMMON | dict(kind="layer", ops=ops, arms=[]) | more
+
+
+def int4() -> dict:
+    def entry(backend: str, mode: str, us: float | None, ratio: float, ideal: float, binds: str) -> dict:
+        interval = dict(p50=ratio, low=0.95 * ratio, high=1.05 * ratio)
+        return dict(
+            backend=backend, mode=mode, op="int4_gemv", label="gate", shape="1x3584 -> 18944", status="ok",
+            time_us=us and clock(us), share_of_read=0.8, ratio_to_dense=us and interval, ideal_ratio=ideal, binds=binds,
+        )  # fmt: skip
+
+    ops = [
+        entry("bf16", "graph", 33.0, 1.0, 1.0, "bandwidth"),
+        entry("native", "graph", 10.1, 3.27, 3.76, "bandwidth"),
+        entry("native", "eager", 20.0, 1.65, 3.76, "launch"),
+        entry("marlin", "graph", 14.0, 2.36, 3.82, "dequantisation"),
+        entry("torch", "graph", None, 1.0, 1.0, ""),
+    ]
+    return COMMON | dict(kind="int4", ops=ops, arms=[])
+
+
 def op() -> dict:
     rows = [
         dict(backend="native", mode="graph", op="gqa_decode", shape="28/4x128, kv 2048", time_us=clock(9.0)),
@@ -94,7 +138,8 @@ def op() -> dict:
 def folder(tmp_path):
     (tmp_path / "cells").mkdir()
     hung = COMMON | dict(kind="step", ctx=4096, arms=[], status="hang", reason="was not done after 1 s")
-    for name, content in (("cells/step", step()), ("cells/hung", hung), ("ab", ab()), ("op", op())):
+    contents = {"cells/step": step(), "cells/hung": hung, "ab": ab(), "op": op(), "layer": layer(), "int4": int4()}
+    for name, content in contents.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
     (tmp_path / "other.json").write_text("[]")
     (tmp_path / "cells" / ".running.json").write_text("{")
@@ -121,15 +166,18 @@ def test_the_whole_report(capsys, folder):
         capsys, "bench.report", str(folder), f"--out={folder}/out", "--title=A <title>", "--price=H100=2.00"
     )
     assert result.status == 0, result.err
-    assert result.out.startswith("4 documents")
-    stems = {"floor-ratio", "ladder", "anatomy", "speedup", "sessions", "attention", "cost"}
+    assert result.out.startswith("6 documents")
+    stems = {"floor-ratio", "ladder", "anatomy", "gantt", "speedup", "sessions", "attention", "int4", "cost"}
     files = {path.name for path in (folder / "out" / "figures").iterdir()}
     assert files == {f"{stem}.{kind}" for stem in stems for kind in ("png", "svg")}
     markdown = (folder / "out" / "report.md").read_text()
     for words in (
         "Not result documents, left out: other.json",
         "| measured | NVIDIA H100 80GB HBM3 | qwen2.5-7b | 2048 | 1 | "
-        "native/block:graph | 8.000 | 4.581 | 0.573 | 90.0% | 144 |",
+        "native/block:graph | 8.000 | 4.581 | 0.573 | 90.0% | 2.1% | 1.37 | 144 |",
+        "native/block:graph | 0.573 | 0.550 | 1.040 | 0.120 |",
+        "| published | H100 | - | - | - | eager | 0.269 | - | 3.200 | 0.750 |",
+        "gate, 1x3584 -> 18944, graph | native | 10.10 | 80.0% | 3.27 | 3.11 to 3.43 | 3.76 | bandwidth |",
         "| published | H100 | qwen2.5-7b | 2048 | 1 | graph | 11.78",
         "native/block: eager / graph | 1.250",
         "**supported**",
@@ -152,7 +200,26 @@ def test_the_whole_report(capsys, folder):
 
 def test_the_report_is_not_read_back(capsys, folder):
     for _ in range(2):
-        assert run_here(capsys, "bench.report", str(folder)).out.startswith("4 documents")
+        assert run_here(capsys, "bench.report", str(folder)).out.startswith("6 documents")
+
+
+def test_the_blocks_of_a_report(tmp_path):
+    """A trace is taken where there is one; else the ops of native, end to end. Of a model's cells the smallest."""
+    timelines = {"native/block:graph": timeline(0), "native/block:graph-pdl": timeline(2.5), "sdpa:eager": timeline(0)}
+    small = step(ops=[dict(fusion="block", label="o x28", count=28, time_us=clock(280)),
+                      dict(fusion="block", label="lm_head", count=1, time_us=clock(300))])  # fmt: skip
+    contents = dict(traced=layer(timelines=timelines, ctx=1024), longer=layer(), small=small, large=step(batch=4))
+    for name, content in contents.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    rows = collect.block_rows(collect.load_folder(tmp_path))
+    assert [(row["arm"], row["overlaps"]) for row in rows] == [
+        ("native/block:graph", False), ("native/block:graph-pdl", True), ("native/block", False),
+    ]  # fmt: skip
+    assert rows[0]["kernels"] == timeline(0) and "ctx 1024" in rows[0]["title"]
+    assert rows[2]["kernels"] == [dict(label="o", start_us=0, end_us=10)] and "timed alone" in rows[2]["title"]
+    figure = kernel_figures.gantt(rows)
+    widths = [[bar.get_width() for bar in axes.patches] for axes in figure.axes]
+    assert widths[1] == [10] and np.allclose(widths[0], 2 * [us for _, us in BLOCK])
 
 
 def test_an_empty_kind_has_no_section(capsys, tmp_path):

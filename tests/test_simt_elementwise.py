@@ -1,4 +1,4 @@
-"""The small CUDA kernels on the SIMT executor: rmsnorm, add, silu_mul, embedding, rope_kv_append, the controls."""
+"""The small CUDA kernels on the SIMT executor: rmsnorm, add, silu_mul, embedding, argmax, rope_kv_append, controls."""
 
 import pytest
 import torch
@@ -78,6 +78,65 @@ def test_embedding(hidden, batch, dtype, arch):
         dev.synchronize()
         assert torch.equal(out, table[token])
     assert torch.equal(pk.ops.embedding(token, table), table[token])
+
+
+def steps(dev, logits: torch.Tensor, offset: int = 0, positions=None, max_len: int = 0, launches: int = 1, **flags):
+    """argmax so many times in a row. Returns the tokens, and position and kv_len where positions are given."""
+    batch, vocab = logits.shape
+    token = dev.empty(batch, dtype=torch.int64)
+    position, kv_len = None, None
+    if positions:
+        position = dev.to(torch.tensor(positions, dtype=torch.int32))
+        kv_len = dev.to(torch.tensor(positions, dtype=torch.int32) + 1)
+    on_device = dev.to(logits, offset)
+    for _ in range(launches):
+        dev.launch(
+            "argmax", logits=on_device, token=token, position=position, kv_len=kv_len, batch=batch, vocab=vocab,
+            max_len=max_len, dtype=logits.dtype, **flags,
+        )  # fmt: skip
+    dev.synchronize()
+    return token.tolist(), *(t.tolist() for t in (position, kv_len) if t is not None)
+
+
+@everywhere
+@dtypes
+@batches
+@pytest.mark.parametrize("offset", [0, 2])
+@pytest.mark.parametrize("vocab", [1, 7, 8, 520, 4097, 20480])
+def test_argmax(vocab, offset, batch, dtype, arch):
+    # Few different values, so that most of the largest are ties, in several blocks.
+    logits = randn(batch, vocab, dtype=dtype, scale=0.3).round().to(dtype)
+    with device(arch, seed=vocab + batch) as dev:
+        [token] = steps(dev, logits, offset)
+    assert token == pk.ops.argmax(logits).tolist() == pk.reference.argmax(logits).tolist()
+
+
+@everywhere
+@dtypes
+@pytest.mark.parametrize("vocab", [40, 20480])
+def test_argmax_of_what_is_not_a_number_or_not_finite(vocab, dtype, arch):
+    logits = randn(6, vocab, dtype=dtype)
+    logits[1] = -float("inf")
+    logits[2, [vocab - 1, vocab // 2, vocab // 2 + 1]] = float("nan")
+    logits[3, vocab - 2] = float("nan")
+    logits[3, 0] = float("inf")
+    logits[4] = 0.0
+    logits[4, ::2] = -0.0
+    logits[5, vocab - 3 :] = float("inf")
+    with device(arch, seed=vocab) as dev:
+        [token] = steps(dev, logits)
+    assert token[1:] == [0, vocab // 2, vocab - 2, 0, vocab - 3]
+    assert token == pk.ops.argmax(logits).tolist() == pk.reference.argmax(logits).tolist()
+
+
+@everywhere
+@pytest.mark.parametrize("programmatic", [False, True])
+def test_argmax_steps_the_sequences_on_up_to_the_last_slot(programmatic, arch):
+    logits = randn(3, 4096, dtype=torch.bfloat16)
+    for launches, positions in ((1, [1, 8, 8]), (2, [2, 8, 8]), (9, [8, 8, 8])):
+        with device(arch, seed=launches) as dev:
+            found = steps(dev, logits, 0, [0, 7, 8], 9, launches, programmatic=programmatic)
+        assert found == (logits.argmax(-1).tolist(), positions, [position + 1 for position in positions])
 
 
 @everywhere

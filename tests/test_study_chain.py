@@ -1,6 +1,9 @@
 """The study on the tiny model, as a stranger runs it: sweep, ab, compare, report."""
 
 import json
+import os
+import subprocess
+from pathlib import Path
 
 from command_line import run_here
 
@@ -36,3 +39,34 @@ def test_sweep_ab_compare_report(capsys, tmp_path):
     page = (tmp_path / "report" / "report.html").read_text()
     for words in ("Whole steps and the memory floor", "native/block:native", "undecided", "Comparisons", "published"):
         assert words in page
+
+
+def test_gpu_study(capsys, tmp_path):
+    """The script's commands are right for the drivers: each is run here, on the CPU, in the script's order."""
+    log, out = tmp_path / "commands", tmp_path / "out"
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nprintf \'%s\\n\' "$*" >> {log}\n[ "$2" != bench.ab ]\n')
+    python.chmod(0o755)
+    small = dict(
+        MODEL="tiny", MODELS="tiny", ROW_MODEL="tiny", ROW_BATCHES="2", CTX="16", CONTEXTS="16", SESSIONS="1",
+        ARMS="native/block:native", PAIRS="native:native=native/none:native", FLAGS="--device=cpu --steps=2 --warmup=1",
+    )  # fmt: skip
+    script = Path(__file__).resolve().parent.parent / "bench" / "gpu_study.sh"
+    done = subprocess.run(["bash", script, out, python], env=os.environ | small, capture_output=True, text=True)
+    assert done.returncode == 1 and "failed: ab: bench.ab --a=native:native" in done.stdout
+    commands = [line.split() for line in log.read_text().splitlines()]
+    modules = [command[1] for command in commands]
+    assert modules == ["bench.step", "bench.sweep", "bench.sweep", "bench.ab", "bench.report"]
+    for _, module, *flags in commands:
+        result = run_here(capsys, module, *flags)
+        assert result.status == 0, (module, result.err)
+    assert {path.name for path in (out / "cells").iterdir()} == {"tiny_ctx16_b1.json", "tiny_ctx16_b2.json"}
+    assert result.out.startswith("4 documents") and (out / "step.png").exists() and (out / "ab-1.json").exists()
+
+
+def test_gpu_study_runs_only_the_parts_that_are_wanted(tmp_path):
+    done = subprocess.run(
+        ["bash", Path(__file__).resolve().parent.parent / "bench" / "gpu_study.sh", tmp_path / "out", "echo"],
+        env=os.environ | dict(PARTS="report", COLUMNS="80"), capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "bench.report" in done.stdout and "bench.step" not in done.stdout

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 import pykernels as pk
-from bench.backends.base import Workload
 from bench.backends.cuda_source import CudaSource
 from bench.backends.op_plugin import AttentionPlugin, OpPlugin
 from bench.backends.plain import LibraryLayer
@@ -124,8 +123,7 @@ class CudaAttention(_CudaOp, AttentionPlugin):
     description = "a user's CUDA attention kernel"
 
     @classmethod
-    def workload_reason(cls, workload: Workload) -> str | None:
-        layer = workload.layers[0]
+    def layer_reason(cls, layer: pk.DecodeLayer) -> str | None:
         q = layer.x.new_empty(layer.batch, layer.spec.n_heads, layer.spec.head_dim)
         return cls.inputs_reason({"q": q, "k_cache": layer.k_cache})
 

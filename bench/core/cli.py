@@ -108,10 +108,10 @@ def device(text: str) -> torch.device:
     return torch.device("cuda", 0) if usable and text != "cpu" else torch.device("cpu")
 
 
-def model(name: str, config: str) -> ModelSpec:
-    """The spec that --model or --config names."""
-    if config:
-        return usage(lambda: pk.models.from_config(config))
+def model(name: str, config: str, weights: str = "") -> ModelSpec:
+    """The spec that --model or --config names; the folder of --weights brings its own, where there is no --config."""
+    if config or weights:
+        return usage(lambda: pk.models.from_config(config or weights))
     choice("--model", name, pk.models.names())
     return pk.models.get(name)
 

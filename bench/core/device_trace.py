@@ -90,7 +90,8 @@ def trace_arms(arms: Sequence[Arm], repeats: int) -> tuple[dict[str, Traced], di
     for arm in measured:
         try:
             with no_garbage_collection(), torch.inference_mode(), arm.surroundings():
-                result = traced(arm.sampler, float(np.median(arm.kept_us)), repeats, arm.steps_per_graph)
+                sampler = arm.tracing() if arm.tracing else arm.sampler
+                result = traced(sampler, float(np.median(arm.kept_us)), repeats, arm.steps_per_graph)
         except (RuntimeError, ValueError) as error:  # a clock that is missing does not take the others along
             refused[arm.label] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
             continue

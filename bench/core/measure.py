@@ -31,7 +31,9 @@ class Arm:
 
     `sampler` drives it; `check` runs one step and compares its output with the oracle; `surroundings` makes the
     context that must hold around both (a pinned SDPA backend, inference mode), entered outside the timing. A graph
-    holds `steps_per_graph` steps. Rounds in `dropped_rounds` stay out of the summaries (bench.core.gpu_state).
+    holds `steps_per_graph` steps. `tracing`, where it is given, makes the arm ready for a traced pass and returns the
+    sampler that is traced then, in place of `sampler`. Rounds in `dropped_rounds` stay out of the summaries
+    (bench.core.gpu_state).
     """
 
     backend: str
@@ -41,6 +43,7 @@ class Arm:
     check: Callable[[], Comparison] | None = None
     surroundings: Callable[[], AbstractContextManager] = nullcontext
     host_sampler: Sampler | None = None
+    tracing: Callable[[], Sampler] | None = None
     kernels: list[str] = field(default_factory=list)
     launches: int = 0
     steps_per_graph: int | None = None

@@ -8,6 +8,7 @@ from bench.core import floors, ladder, statistics
 from bench.core.device_trace import Traced
 from bench.core.document import Document
 from bench.core.measure import Arm
+from pykernels.trace import Kernel
 
 
 def bandwidth(n_bytes: int, time_us: float, ceiling: Mapping[str, float]) -> dict[str, float | None]:
@@ -74,25 +75,27 @@ def op_document(op: floors.OpBytes, fusion: str, samples_us: np.ndarray, ceiling
     }  # fmt: skip
 
 
-def traced_ops(
-    arms: Sequence[Arm],
-    traces: Mapping[str, Traced],
-    layer_ops: Callable[[str], Sequence[floors.OpBytes]],
-    ceiling: Mapping[str, float],
-) -> list[Document]:
-    """The ops of each fusion by the kernels of a traced native arm, one kernel an op in order.
-
-    Of the arms of a fusion the graph's is taken, else the one that comes last; never one with programmatic launches,
-    whose kernels wait inside for the one ahead.
-    """
+def arms_by_kernel(arms: Sequence[Arm], traces: Mapping[str, Traced]) -> dict[str, Arm]:
+    """By fusion, the traced native arm whose kernels tell what each op takes alone: the graph's, else the one that
+    comes last; never one with programmatic launches, whose kernels wait inside for the one ahead."""
     chosen: dict[str, Arm] = {}
     for arm in arms:
         if arm.backend != "native" or arm.mode == "graph-pdl" or arm.label not in traces:
             continue
         if arm.fusion not in chosen or chosen[arm.fusion].mode != "graph":
             chosen[arm.fusion] = arm
+    return chosen
+
+
+def traced_ops(
+    arms: Sequence[Arm],
+    traces: Mapping[str, Traced],
+    layer_ops: Callable[[str], Sequence[floors.OpBytes]],
+    ceiling: Mapping[str, float],
+) -> list[Document]:
+    """The ops of each fusion by the kernels of `arms_by_kernel`, one kernel an op in order."""
     entries = []
-    for fusion, arm in chosen.items():
+    for fusion, arm in arms_by_kernel(arms, traces).items():
         ops, kernel_us = layer_ops(fusion), traces[arm.label].kernel_us
         if kernel_us.shape[1] != len(ops):
             continue  # not one kernel an op: which kernel is whose cannot be told
@@ -100,6 +103,17 @@ def traced_ops(
             entry = op_document(op, fusion, column, ceiling)
             entries.append(entry | {"mode": arm.mode, "time_us": None, "device_us": entry["time_us"]})
     return entries
+
+
+def timeline(kernels: Sequence[Kernel], labels: Sequence[str]) -> list[Document]:
+    """When each kernel ran, in microseconds after the first one's start. labels: what each is, in the same order; a
+    kernel's name stands where there are not as many."""
+    named = labels if len(labels) == len(kernels) else [kernel.name for kernel in kernels]
+    start_ns = min(kernel.start_ns for kernel in kernels)
+    return [
+        {"label": label, "start_us": (k.start_ns - start_ns) / 1000, "end_us": (k.end_ns - start_ns) / 1000}
+        for label, k in zip(named, kernels, strict=True)
+    ]
 
 
 def make_ladders(

@@ -55,18 +55,22 @@ def event_sampler(steps: Sequence[Step], rotation: Rotation, repeats: int, strid
 def held_sampler(steps: Sequence[Step], rotation: Rotation, launches: int, stride: int = 1) -> Sampler:
     """What the host takes for each call while a blocking kernel holds torch's current stream.
 
-    launches: what one call enqueues; calls between two holds are as many as keep the queue far from full.
+    launches: what one call enqueues; calls between two holds are as many as keep the queue far from full. A call of
+    more than MAX_QUEUED_LAUNCHES is not held: it would fill the queue and wait for the hold's end. It finds the device
+    idle, which works off the queue meanwhile.
     """
     calls = max(1, MAX_QUEUED_LAUNCHES // 2 // (launches + 1))
+    held = launches <= MAX_QUEUED_LAUNCHES
 
     def sample(n: int) -> np.ndarray:
         samples_us = np.empty(n)
         turns = rotation.take(steps, n, stride)
         stream = torch.cuda.current_stream()
         hold = pk.runtime.StreamHold(stream.device_index, stream.cuda_stream)
-        torch.cuda.synchronize()
         for first in range(0, n, calls):
-            hold.hold()
+            torch.cuda.synchronize()
+            if held:
+                hold.hold()
             try:
                 for i in range(first, min(first + calls, n)):
                     step = turns[i % len(turns)]
@@ -189,8 +193,10 @@ class Samplers:
         )
 
     def host_torch_graphs(self, graphs: Sequence["torch.cuda.CUDAGraph"], launches: int) -> Sampler:
-        """Of torch_graphs(), per step; launches: those of one step."""
-        return held_sampler([graph.replay for graph in graphs], self.rotation, launches * self.repeats, self.repeats)
+        """Of torch_graphs(), per step; launches: those of one step. A replay is one entry of the queue, so that one of
+        any length can be held; those of long graphs are held one at a time."""
+        queued = min(launches * self.repeats, MAX_QUEUED_LAUNCHES)
+        return held_sampler([graph.replay for graph in graphs], self.rotation, queued, self.repeats)
 
 
 def capture(steps: Sequence[Step], length: int) -> list["torch.cuda.CUDAGraph"]:
@@ -205,6 +211,26 @@ def capture(steps: Sequence[Step], length: int) -> list["torch.cuda.CUDAGraph"]:
             for step in chain:
                 step()
         graphs.append(graph)
+    return graphs
+
+
+def capture_each(steps: Sequence[Step]) -> list["torch.cuda.CUDAGraph"]:
+    """One torch.cuda.CUDAGraph a step, for steps that are replayed one after another, never two at once: they share
+    their memory, less what the steps' results hold. The first step runs once before, for the sake of capture()."""
+    pool, stream, graphs = torch.cuda.graph_pool_handle(), torch.cuda.Stream(), []
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        steps[0]()
+        torch.cuda.synchronize()
+        for step in steps:
+            # Not torch.cuda.graph(): it collects garbage and empties the cache of memory at every capture.
+            graphs.append(torch.cuda.CUDAGraph())
+            graphs[-1].capture_begin(pool=pool)
+            step()
+            graphs[-1].capture_end()
+    for graph in graphs:  # the first replay brings a graph to the device
+        graph.replay()
+    torch.cuda.synchronize()
     return graphs
 
 

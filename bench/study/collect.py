@@ -1,6 +1,7 @@
 """Result documents of a folder, and the rows that a report makes of them."""
 
 from dataclasses import dataclass
+from itertools import accumulate, groupby, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,9 @@ def step_rows(folder: Folder) -> list[Row]:
                 "batch": result["batch"], "arm": arm_name(arm), "backend": arm["backend"], "fusion": arm["fusion"],
                 "mode": arm["mode"], "p50_ms": arm["paper"]["p50_ms"], "t_floor_ms": arm["paper"]["t_floor_ms"],
                 "R_floor": arm["paper"]["R_floor"], "peak_gbs": arm["paper"]["bw_peak_gbs"],
-                "share_of_read": arm["share_of_read"], "launches": arm["launches"],
+                "share_of_read": arm["share_of_read"], "launch_gap_share": arm.get("launch_gap_share"),
+                "over_sdpa_graph": (arm.get("speedup_over_sdpa_graph") or {}).get("p50"),
+                "profile": arm.get("profile"), "launches": arm["launches"],
                 "launches_per_layer": arm["launches_per_layer"],
                 "drifting": bool(arm["drift"] and arm["drift"]["drifting"]),
             })  # fmt: skip
@@ -136,4 +139,74 @@ def attention_rows(folder: Folder) -> list[Row]:
                     "shape": entry["shape"], "us": entry["time_us"]["p50"], "low": entry["time_us"]["p20"],
                     "high": entry["time_us"]["p80"],
                 })  # fmt: skip
+    return rows
+
+
+def _first_of_each(results: list[Document]) -> list[Document]:
+    """Of the documents of a device and model, the one of the smallest batch and context."""
+    found: dict[tuple[str, str, str], Document] = {}
+    for result in sorted(results, key=lambda result: (result["batch"], result["ctx"])):
+        found.setdefault((result["kind"], device_name(result), model_name(result)), result)
+    return list(found.values())
+
+
+def _op_times(result: Document) -> dict[str, list[tuple[str, float]]]:
+    """By fusion: the ops of one layer with their times, microseconds, each timed alone."""
+    times: dict[str, list[tuple[str, float]]] = {}
+    for op in result["ops"]:
+        clock, count = op.get("time_us") or op.get("device_us"), op.get("count", 1)
+        if result["kind"] == "step":
+            if count < result["model"]["n_layers"]:
+                continue  # the step's own, such as lm_head
+            count = result["model"]["n_layers"]
+        if clock:
+            label = op["label"].partition(" x")[0]
+            times.setdefault(op["fusion"], []).append((label, clock["p50"] / count))
+    return times
+
+
+def block_rows(folder: Folder) -> list[Row]:
+    """One row an arm: when each kernel of one block ran, from traces (key `timelines`); or where there are none, the
+    ops of the native arms one after the other, each timed alone. For every device and model one layer and one step."""
+    rows = []
+    for result in _first_of_each([r for r in folder.documents if r["kind"] in ("layer", "step") and r.get("ops")]):
+        what = "one layer alone" if result["kind"] == "layer" else "one block of a step"
+        title = f"{device_name(result)}, {model_name(result)}, ctx {result['ctx']}, batch {result['batch']}: {what}"
+        if timelines := result.get("timelines"):
+            for arm, kernels in timelines.items():
+                if arm.endswith((":native", ":graph", ":graph-pdl")):
+                    overlaps = any(b["start_us"] < a["end_us"] for a, b in pairwise(kernels))
+                    rows.append({"title": title, "arm": arm, "kernels": kernels, "named": arm.startswith("native"),
+                                 "overlaps": overlaps})  # fmt: skip
+            continue
+        for fusion, ops in _op_times(result).items():
+            ends = list(accumulate(us for _, us in ops))
+            kernels = [
+                {"label": label, "start_us": end - us, "end_us": end}
+                for (label, us), end in zip(ops, ends, strict=True)
+            ]
+            rows.append({"title": f"{title}, each op timed alone", "arm": f"native/{fusion}", "kernels": kernels,
+                         "named": True, "overlaps": False})  # fmt: skip
+    return rows
+
+
+def int4_rows(folder: Folder) -> list[Row]:
+    """One row a kernel and shape of documents of kind `int4`, in the mode that most kernels of the shape have: its
+    time, and how many times faster than the dense kernel of the same mode it is."""
+    rows = []
+    for result in folder.of_kind("int4"):
+        measured = [op for op in result["ops"] if op.get("time_us") and op.get("ratio_to_dense")]
+        for (label, shape), group in groupby(measured, key=lambda op: (op["label"], op["shape"])):
+            ops = list(group)
+            modes = [op["mode"] for op in ops]
+            mode = max(dict.fromkeys(modes), key=lambda mode: (modes.count(mode), mode == "graph"))
+            for op in ops:
+                if op["mode"] == mode:
+                    ratio = op["ratio_to_dense"]
+                    rows.append({
+                        "device_name": device_name(result), "what": f"{device_name(result)}: {label}, {shape}, {mode}",
+                        "arm": op["backend"], "dense": op.get("ideal_ratio") == 1, "us": op["time_us"]["p50"],
+                        "share": op.get("share_of_read"), "ratio": ratio["p50"], "low": ratio["low"],
+                        "high": ratio["high"], "ideal": op.get("ideal_ratio"), "binds": op.get("binds"),
+                    })  # fmt: skip
     return rows

@@ -17,6 +17,7 @@ from bench.study import collect, paper  # noqa: E402
 from bench.study.collect import Row  # noqa: E402
 from bench.study.cost import Cost  # noqa: E402
 
+_IDLE = "launch + gap"
 PUBLISHED = "published (arXiv 2605.30571)"
 # Okabe and Ito's colours, told apart by most eyes.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
@@ -229,18 +230,25 @@ def ladders(results: Sequence[Document]) -> Figure:
 
 
 def anatomy(results: Sequence[Document]) -> Figure:
-    """The ops of a native step, each timed alone and summed over the layers, as one bar a fusion."""
+    """The ops of a native step, each timed alone and summed over the layers, as one bar a fusion; on a GPU with the
+    time in which no kernel ran."""
     rows: list[tuple[str, list[tuple[str, float]]]] = []
     for result in results:
         for fusion in dict.fromkeys(op["fusion"] for op in result["ops"]):
-            ops = [(op["label"], op["time_us"]["p50"]) for op in result["ops"] if op["fusion"] == fusion]
+            own = [op for op in result["ops"] if op["fusion"] == fusion]
+            ops = [(op["label"], (op["time_us"] or op["device_us"])["p50"]) for op in own]
+            traced = [a for a in result["arms"] if a["backend"] == "native" and
+                      (a["fusion"], a["mode"]) == (fusion, own[0].get("mode"))]  # fmt: skip
+            idle_us = traced[0]["launch_gap_us"] if traced else 0.0
+            if idle_us > 0:
+                ops.append((_IDLE, idle_us))
             rows.append(
                 (f"{collect.model_name(result)}, ctx {result['ctx']}, b{result['batch']}\nnative/{fusion}", ops)
             )
     figure, axes = _new(1.1 + 0.62 * len(rows), "anatomy of a native step, ops summed over the layers")
     names = list(dict.fromkeys(label.partition(" x")[0] for _, ops in rows for label, _ in ops))
     palette = [*plt.get_cmap("tab20").colors, *plt.get_cmap("tab20b").colors]
-    colours = dict(zip(names, palette, strict=False))
+    colours = dict(zip(names, palette, strict=False)) | {_IDLE: (0.85, 0.85, 0.85)}
     for row, (_, ops) in enumerate(rows):
         total, left = sum(time for _, time in ops), 0.0
         for label, time in ops:

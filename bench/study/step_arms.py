@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from importlib.util import find_spec
 
 import numpy as np
@@ -13,11 +13,12 @@ from torch.nn.attention import sdpa_kernel
 
 import pykernels as pk
 from bench.backends import MODES, registry
+from bench.backends.native import Native
 from bench.backends.sdpa import Sdpa
 from bench.core.cli import FUSIONS
 from bench.core.errors import flag_error
-from bench.core.measure import Arm, unsupported
-from bench.study.step_drivers import Driver, NativeDriver, TorchDriver, TransformersDriver
+from bench.core.measure import Arm, Sampler, unsupported
+from bench.study.step_drivers import Driver, NativeDriver, TorchDriver, TorchGraphDriver, TransformersDriver
 
 
 class Course:
@@ -33,23 +34,41 @@ class Course:
         self._next += n - 1
         return self._driver.run(n)
 
+    def tracing(self, position: int) -> Sampler:
+        """Stand at `position`; what steps on from there enqueues nothing but steps."""
+        self._driver.stand(position)
+        return self._driver.run
 
-def checker(driver: Driver, position: int) -> Callable[[], pk.reference.Comparison]:
-    """One step at `position`, with what it writes poisoned before, against the float64 oracle: logits, the rows that
-    every layer appends, and the token."""
+
+class Oracle:
+    """What one step of a model at `position` must give, by the float64 reference on the model's own device. Worked out
+    when it is first asked for: all arms of the model take the same step, over the slots before `position`, which none
+    of them writes."""
+
+    def __init__(self, model: pk.DecodeModel, position: int) -> None:
+        self.model, self.position = model, position
+        self.token = torch.arange(model.batch, device=model.device) * 7 % model.spec.vocab
+
+    @cached_property
+    def expected(self) -> tuple[torch.Tensor, list[tuple[torch.Tensor, torch.Tensor]]]:
+        """As `pykernels.reference.step` returns them."""
+        model = self.model
+        caches = [(layer.k_cache, layer.v_cache) for layer in model.layers]
+        where = torch.full_like(model.position, self.position)
+        return pk.reference.step(model.spec, model.weights, self.token, caches, model.layers[0].cos_sin, where)
+
+
+def checker(driver: Driver, oracle: Oracle) -> Callable[[], pk.reference.Comparison]:
+    """One step with what it writes poisoned before, against the oracle: logits, the rows that every layer appends, and
+    the token."""
 
     def check() -> pk.reference.Comparison:
-        model = driver.model
-        token = torch.arange(model.batch, device=model.device) * 7 % model.spec.vocab
-        caches = [(layer.k_cache, layer.v_cache) for layer in model.layers]
-        where = torch.full_like(model.position, position)
-        expected, rows = pk.reference.step(
-            model.spec, model.weights, token, caches, model.layers[0].cos_sin, where
-        )  # fmt: skip
+        model, position = oracle.model, oracle.position
+        expected, rows = oracle.expected
         model.poison()
-        for cache in (cache for pair in caches for cache in pair):
+        for cache in (cache for layer in model.layers for cache in (layer.k_cache, layer.v_cache)):
             cache[:, :, position] = float("nan")
-        model.token.copy_(token)
+        model.token.copy_(oracle.token)
         driver.stand(position)
         driver.step()
         # Errors of the layers add like a random walk.
@@ -67,24 +86,23 @@ def checker(driver: Driver, position: int) -> Callable[[], pk.reference.Comparis
 
 @dataclass(frozen=True)
 class StepBackend:
-    """A backend of `bench.step`: what `driver(model, mode, fusion)` makes, and what must hold around its steps."""
+    """A backend of `bench.step`: what `driver(model, mode, fusion, first)` makes for steps at positions from `first`
+    on, and what must hold around its steps."""
 
     name: str
     description: str
-    driver: Callable[[pk.DecodeModel, str, str | None], Driver]
+    driver: Callable[[pk.DecodeModel, str, str | None, int], Driver]
     surroundings: Callable[[], AbstractContextManager] = nullcontext
 
     def reason(self, mode: str, device: torch.device) -> str | None:
         """None where this mode runs on the device, else why not."""
-        if device.type != "cpu":
-            return "is read by the host's clock in this version: whole steps are timed on a CPU only"
         if self.name == "transformers":
             if find_spec("transformers") is None:
                 return "needs the package transformers (pip install transformers)"
             return None if mode == "eager" else "is driven by its own Python forward only"
         layer = registry()[self.name]
         reason = layer.availability(device) or layer.mode_reason(mode, device)
-        if reason is None and self.name != "native" and mode != "eager":
+        if reason is None and self.name != "native" and mode == "dispatch":
             return "takes the position as a Python number: a recorded step could not go on to the next"
         return reason
 
@@ -93,16 +111,22 @@ class StepBackend:
         return wanted if self.name == "native" else [None]
 
 
+def _plain_driver(model: pk.DecodeModel, mode: str, _: str | None, first: int) -> Driver:
+    return TorchGraphDriver(model, first) if mode == "graph" else TorchDriver(model)
+
+
 def backends() -> dict[str, StepBackend]:
     """Every backend of a whole step by name, in the order of the tables."""
     listed = [
-        StepBackend("native", "launchtax's own kernels", lambda model, mode, fusion: NativeDriver(model, fusion, mode))
-    ]
+        StepBackend(
+            "native", "launchtax's own kernels", lambda model, mode, fusion, _: NativeDriver(model, fusion, mode)
+        )
+    ]  # fmt: skip
     for name, backend in registry().items():
         if issubclass(backend, Sdpa):
             pinned = backend.pinned
             around = nullcontext if pinned is None else partial(sdpa_kernel, pinned)
-            listed.append(StepBackend(name, backend.description, lambda model, *_: TorchDriver(model), around))
+            listed.append(StepBackend(name, backend.description, _plain_driver, around))
     listed.append(
         StepBackend("transformers", "transformers' model, SDPA attention", lambda model, *_: TransformersDriver(model))
     )
@@ -129,32 +153,30 @@ def parse_arm(flag: str, text: str) -> tuple[str, str | None, str]:
 
 
 def arms_of(
-    backend: StepBackend, model: pk.DecodeModel, modes: Sequence[str], fusions: Sequence[str], ctx: int
+    backend: StepBackend, oracle: Oracle, modes: Sequence[str], fusions: Sequence[str], traced_from: int
 ) -> list[Arm]:
-    """All arms of a backend for steps from position `ctx` on, unsupported ones with their reason."""
-    arms = []
+    """All arms of a backend for steps from the oracle's position on, unsupported ones with their reason. A traced pass
+    begins at the position `traced_from`."""
+    model, first, arms = oracle.model, oracle.position, []
+    lacking = Native.layer_reason(model.layers[0]) if backend.name == "native" else None
     for fusion in backend.fusions(fusions):
         for mode in modes:
-            if reason := backend.reason(mode, model.device):
+            if reason := backend.reason(mode, model.device) or lacking:
                 arms.append(unsupported(backend.name, mode, reason, fusion))
                 continue
             try:
                 with torch.inference_mode(), backend.surroundings():
-                    driver = backend.driver(model, mode, fusion)
+                    driver = backend.driver(model, mode, fusion, first)
             except Exception as error:  # the library's own words are the result
                 arms.append(Arm(backend.name, mode, fusion))
                 arms[-1].fail(error)
                 continue
-            host_sampler = partial(_host_sample, driver) if backend.name == "native" else None
+            course = Course(driver, first)
             arms.append(
                 Arm(
-                    backend.name, mode, fusion, Course(driver, ctx).sample, checker(driver, ctx), backend.surroundings,
-                    host_sampler, driver.kernels, driver.launches,
+                    backend.name, mode, fusion, course.sample, checker(driver, oracle), backend.surroundings,
+                    driver.host_sampler(), partial(course.tracing, traced_from), driver.kernels, driver.launches,
+                    steps_per_graph=1 if mode.startswith("graph") else None,
                 )
             )  # fmt: skip
     return arms
-
-
-def _host_sample(driver: Driver, n: int) -> np.ndarray:
-    with pk.runtime.launches_disabled():
-        return driver.run(n)

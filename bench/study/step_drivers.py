@@ -4,7 +4,6 @@ All of them use the model's weights, its cache, its token. None keeps memory of 
 two fit wherever one does.
 """
 
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -19,6 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import pykernels as pk
 from bench.backends.sdpa import sdpa
 from bench.backends.torch_layer import LayerCache, TorchLayer
+from bench.core.measure import Rotation, Sampler
+from bench.core.samplers import Samplers, capture_each
 
 
 class _Calls(TorchDispatchMode):
@@ -51,6 +52,9 @@ class Driver(ABC):
 
     def __init__(self, model: pk.DecodeModel) -> None:
         self.model = model
+        self._samplers = Samplers(Rotation(1), 1, model.device)
+        self._wall: Sampler = self._samplers.python([self.step])
+        self._host_on_cuda: Sampler = lambda n: self._samplers.host_python([self.step], self.launches)(n)
         # The step that is run to be counted or recorded falls on the last slot: no timed step has read it by then.
         model.set_position(model.max_len - 1)
 
@@ -67,38 +71,53 @@ class Driver(ABC):
         return self.model.logits
 
     def run(self, n: int) -> np.ndarray:
-        """n steps one after another: float64 [n], microseconds."""
-        samples_us = np.empty(n)
-        for i in range(n):
-            begin = time.perf_counter_ns()
-            self.step()
-            samples_us[i] = (time.perf_counter_ns() - begin) / 1000
-        return samples_us
+        """n steps one after another: float64 [n], microseconds; on a GPU each from one event to the next."""
+        return self._wall(n)
+
+    def host_sampler(self) -> Sampler | None:
+        """What the host takes for each step, the last ones that the cache has room for; None where there is no such
+        clock: on a CPU torch's own ops cannot be told to do nothing."""
+
+        def sample(n: int) -> np.ndarray:
+            self.stand(self.model.max_len - n)
+            return self._host_on_cuda(n)
+
+        return sample if self._samplers.on_cuda else None
 
 
 class NativeDriver(Driver):
-    """launchtax's own kernels at one fusion, in mode eager, pybind, dispatch or native."""
+    """launchtax's own kernels at one fusion, in any mode."""
 
     def __init__(self, model: pk.DecodeModel, fusion: str, mode: str) -> None:
         super().__init__(model)
-        self._program = model.program(fusion)
-        self.launches = len(self._program)
-        self.kernels = [f"pykernels::{op}" for op in self._program.ops]
-        self._native = mode == "native"
+        samplers, program = self._samplers, model.program(fusion)
+        stream, self.launches = samplers.stream, len(program)
+        self.kernels = [f"pykernels::{model.device.type}::{op}" for op in program.ops]
+        self._step: Callable[[], object]
         if mode == "eager":
-            self._step: Callable[[], object] = partial(model.forward, fusion)
+            self._step = partial(model.forward, fusion)
         elif mode == "pybind":
-            self._step = partial(_call_all, self._program.launchers())
+            self._step = partial(_call_all, program.launchers(stream))
         elif mode == "dispatch":
-            self._step = model.tape(fusion).run
+            tape = model.tape(fusion)
+            self._step, self._wall, self._host_on_cuda = tape.run, samplers.tapes([tape]), samplers.host_tapes([tape])
+        elif mode == "native":
+            self._step = partial(program.run, stream)
+            self._wall, self._host_on_cuda = samplers.programs([program]), samplers.host_programs([program])
         else:
-            self._step = self._program.run
+            graph = pk.runtime.CudaGraph([program], mode == "graph-pdl")
+            self._step = partial(graph.replay, stream)
+            self._wall, self._host_on_cuda = samplers.native_graphs([graph]), samplers.host_native_graphs([graph])
 
     def step(self) -> None:
         self._step()
 
-    def run(self, n: int) -> np.ndarray:
-        return pk.runtime.timed_loop([self._program], 0, n) if self._native else super().run(n)
+    def host_sampler(self) -> Sampler:
+        return super().host_sampler() or self._without_kernels
+
+    def _without_kernels(self, n: int) -> np.ndarray:
+        with pk.runtime.launches_disabled():
+            return self._wall(n)
 
 
 def _call_all(launchers: Sequence[Callable[[], None]]) -> None:
@@ -145,6 +164,44 @@ class TorchDriver(Driver):
 
     def logits(self) -> Tensor:
         return self._logits
+
+
+class TorchGraphDriver(TorchDriver):
+    """The same loop captured, in as many graphs as there are positions from `first` on.
+
+    In a graph a position is a constant, and torch's attention takes the length of its cache from the shape. One graph
+    for all positions would need a mask over the whole cache, and its attention would be another, slower kernel: so
+    torch gets the better of the two. What a graph costs to capture and to bring to the device is not in its steps.
+    """
+
+    def __init__(self, model: pk.DecodeModel, first: int) -> None:
+        super().__init__(model)
+        self._first, self._results = first, {}
+        self._graphs = capture_each([partial(self._step_at, position) for position in range(first, model.max_len)])
+        self._wall = partial(self._replay, self._samplers.torch_graphs)
+        self._host_on_cuda = partial(
+            self._replay, lambda graphs: self._samplers.host_torch_graphs(graphs, self.launches)
+        )
+
+    def _step_at(self, position: int) -> None:
+        self._position = position
+        super().step()
+        self._results[position] = self._logits
+
+    def _replay(self, sampler_of: Callable[[Sequence], Sampler], n: int) -> np.ndarray:
+        position = self._position
+        graphs = self._graphs[position - self._first :][:n]
+        samples_us = sampler_of(graphs)(n)
+        self._position = position + n
+        return samples_us
+
+    def step(self) -> None:
+        position = self._position
+        self._graphs[position - self._first].replay()
+        self._position = position + 1
+
+    def logits(self) -> Tensor:
+        return self._results[self._position - 1]
 
 
 class TransformersDriver(Driver):

@@ -1,17 +1,24 @@
 """What a run of `bench.step` writes down: its settings, and the entries of its document."""
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 import pykernels as pk
-from bench.core import cli, ladder, results, statistics
+from bench.core import cli, device_trace, ladder, results, statistics
 from bench.core.ceiling import Ceiling
+from bench.core.device_trace import Traced
 from bench.core.document import Document
+from bench.core.floors import OpBytes
+from bench.core.intervals import union_ns
 from bench.core.measure import Arm
 from bench.core.results import bandwidth
+from bench.core.tables import percent
 from bench.study import accounting, drift, step_arms
+from bench.study.step_drivers import Driver
+from pykernels.model import STEP_LABELS
 from pykernels.models import ModelSpec
 
 
@@ -52,8 +59,13 @@ class Settings:
 
     @property
     def max_len(self) -> int:
-        """Slots of the cache: the context, and one a step."""
-        return self.ctx + max(self.warmup, 1) + self.steps
+        """Slots of the cache: the context, and one a step; no fewer steps than a traced pass takes."""
+        return self.ctx + max(self.warmup, 1) + max(self.steps, device_trace.SAMPLES)
+
+    @property
+    def traced_from(self) -> int:
+        """Where a traced pass begins, so that it lies in the middle of the timed steps."""
+        return self.ctx + max(self.warmup, 1) + max(self.steps - device_trace.SAMPLES, 0) // 2
 
     def kv_lens(self, count: int) -> list[int]:
         """The slots that each of the first `count` timed steps attends to."""
@@ -72,9 +84,13 @@ class Settings:
 
 def step_bytes(settings: Settings, fusion: str | None) -> int:
     """What a step must move, at the average kv_len of the timed steps; plain torch is held to the unfused sequence."""
+    return sum(op.bytes for op in step_ops(settings, fusion))
+
+
+def step_ops(settings: Settings, fusion: str | None) -> list[OpBytes]:
+    """The ops of a step in order, at the average kv_len of the timed steps."""
     kv_len = round(float(np.mean(settings.kv_lens(settings.steps))))
-    ops = accounting.step_ops(settings.spec, fusion or "none", settings.batch, kv_len, settings.torch_dtype)
-    return sum(op.bytes for op in ops)
+    return accounting.step_ops(settings.spec, fusion or "none", settings.batch, kv_len, settings.torch_dtype)
 
 
 def arm_document(arm: Arm, settings: Settings, ceiling: Document, device_name: str, arms: list[Arm]) -> Document:
@@ -82,63 +98,177 @@ def arm_document(arm: Arm, settings: Settings, ceiling: Document, device_name: s
     entry = results.arm_document(arm, step_bytes(settings, arm.fusion), ceiling, arms)
     entry |= {"paper": None, "drift": None, "launches_per_layer": None}
     if entry["wall_us"]:
+        lengths = settings.kv_lens(len(arm.samples_us))
         entry["paper"] = accounting.paper_cell(
-            settings.spec, device_name, settings.ctx, settings.batch, settings.torch_dtype, arm.samples_us,
-            settings.kv_lens(len(arm.samples_us)), ceiling["spec_gbs"], f"launchtax {pk.__version__} bench.step",
+            settings.spec, device_name, settings.ctx, settings.batch, settings.torch_dtype, arm.kept_us.tolist(),
+            [kv_len for index, kv_len in enumerate(lengths) if index not in arm.dropped_rounds],
+            ceiling["spec_gbs"], f"launchtax {pk.__version__} bench.step",
         )  # fmt: skip
         entry["drift"] = vars(drift.test(arm.samples_us))
     return entry
 
 
+def device_keys(entry: Document, traced: Traced | None, reason: str | None, ceiling: Document) -> Document:
+    """What a GPU adds to an entry: the device's clock, and from it and the traced pass
+
+    launch_gap_us, launch_gap_share: the part of an untraced step in which no kernel ran (wall less device);
+    profile: the study's section 8. Its cpu_us are the calls of the CUDA runtime and driver of the last traced step,
+    from its first launch to its last, and its cuda_us the time in which kernels ran.
+    """
+    keys = results.device_keys(entry, traced, reason, ceiling)
+    keys |= {"launch_gap_us": None, "launch_gap_share": None, "profile": None}
+    if traced and entry["wall_us"]:
+        wall_us, cuda_us = entry["wall_us"]["p50"], keys["device_us"]["p50"]
+        keys["launch_gap_us"] = wall_us - cuda_us
+        keys["launch_gap_share"] = (wall_us - cuda_us) / wall_us
+        profiled_us = traced.trace_factor * wall_us
+        cpu_us = union_ns((call.start_ns, call.end_ns) for call in traced.sample.calls) / 1000 / traced.sample.steps
+        cell, peak_gbs = entry["paper"], ceiling["spec_gbs"]
+
+        def utilisation(step_us: float) -> float | None:
+            return peak_gbs and accounting.bandwidth_utilisation(
+                cell["weight_bytes"], cell["kv_bytes_avg"], step_us / 1000, peak_gbs
+            )
+
+        keys["profile"] = {
+            "profiled_us": profiled_us, "inflation": accounting.profiler_inflation(profiled_us, wall_us),
+            "cpu_us": cpu_us, "cuda_us": cuda_us, "cpu_cuda_ratio": accounting.cpu_cuda_ratio(cpu_us, cuda_us),
+            "bw_util": utilisation(wall_us), "bw_util_profiled": utilisation(profiled_us),
+        }  # fmt: skip
+    return keys
+
+
+def lines(document: Document) -> list[str]:
+    """What a step's table has no columns for: one line a measured arm."""
+
+    def share(value: float | None) -> str:
+        return "unknown" if value is None else f"{value:.3f}"
+
+    found = []
+    for entry in document["arms"]:
+        if not entry["paper"]:
+            continue
+        name = f"{entry['backend']}/{entry['fusion']}" if entry["fusion"] else entry["backend"]
+        words = [f"R_floor {share(entry['paper']['R_floor'])}", f"{percent(entry['share_of_read'])} of the ceiling"]
+        if entry["launches_per_layer"]:
+            words.append(f"{entry['launches_per_layer']} launches a layer")
+        if profile := entry.get("profile"):
+            words += [
+                f"launch and gaps {percent(entry['launch_gap_share'])} of the step",
+                f"bw_util {share(profile['bw_util'])}, profiled {share(profile['bw_util_profiled'])} "
+                f"({profile['inflation']:.2f}x)",
+                f"cpu/cuda {profile['cpu_cuda_ratio']:.2f}",
+            ]
+        found.append(f"{name}:{entry['mode']}: {', '.join(words)}")
+    return found
+
+
 def count_launches_per_layer(model: pk.DecodeModel, settings: Settings) -> dict[str, int]:
     """By arm of `native` and by torch backend: what one more layer adds to a step, counted on models of one layer and
-    of two. They borrow the first layer's weights and the first rows of the tables: next to no memory is taken."""
+    of two: by a trace on a GPU where one can be taken, else as the driver counts. The models borrow the first layer's
+    weights and the first rows of the tables: little memory is taken but for their caches, which are as long as the
+    context, since what torch's attention launches depends on it."""
     counts: dict[str, int] = {}
     models = []
     for n_layers in (1, 2):
         spec = replace(settings.spec, n_layers=n_layers, vocab=8)
         whole = model.weights
         few = pk.ModelWeights(whole.embedding[:8], whole.layers[:1] * n_layers, whole.final_norm, whole.lm_head[:8])
-        models.append(pk.DecodeModel(spec, few, 2, settings.batch, settings.torch_dtype, settings.device))
+        models.append(
+            pk.DecodeModel(spec, few, settings.ctx + 1, settings.batch, settings.torch_dtype, settings.device)
+        )
     for name in settings.backends:
         backend = step_arms.backends()[name]
         if backend.reason("eager", settings.device):
             continue
+        mode = "native" if name == "native" else "eager"
         for fusion in backend.fusions(settings.fusions):
             with torch.inference_mode(), backend.surroundings():
-                one, two = (backend.driver(small, "eager", fusion).launches for small in models)
+                one, two = (_launches(backend.driver(small, mode, fusion, 0)) for small in models)
             counts[f"{name}/{fusion}" if fusion else name] = two - one
     return counts
 
 
+def _launches(driver: Driver) -> int:
+    """The kernels of one step, the last that the cache has room for."""
+    if driver.model.device.type != "cuda" or device_trace.reason():
+        return driver.launches
+    driver.stand(driver.model.max_len - 1)
+    driver.run(1)  # the first time something may be prepared
+    driver.stand(driver.model.max_len - 1)
+    with pk.runtime.cuda_trace() as trace:
+        driver.run(1)
+    return len(trace.kernels)
+
+
 def anatomy(model: pk.DecodeModel, settings: Settings, ceiling: Document) -> list[Document]:
-    """The key `ops`: where a native step goes, summed over the layers, by a clock reading between ops."""
+    """The key `ops` on a CPU: where a native step goes, summed over the layers, by a clock reading between ops."""
     entries = []
     for fusion in settings.fusions:
         model.set_position(settings.ctx)
         samples = pk.runtime.timed_ops([model.program(fusion)], max(settings.warmup, 1), settings.steps)
-        kv_len = round(float(np.mean(settings.kv_lens(settings.steps))))
-        ops = accounting.step_ops(settings.spec, fusion, settings.batch, kv_len, settings.torch_dtype)
-        for label in dict.fromkeys(op.label for op in ops):
-            columns = [i for i, op in enumerate(ops) if op.label == label]
-            op, count = ops[columns[0]], len(columns)
-            clock = statistics.summary(samples[:, columns].sum(axis=1))
-            floor_gbs = ceiling["spec_gbs"] or ceiling["read_gbs"]
-            n_bytes = op.bytes * count
-            entries.append({
-                "backend": "native", "fusion": fusion, "op": op.op, "count": count,
-                "label": f"{label} x{count}" if count > 1 else label, "shape": op.shape, "bytes": n_bytes,
-                "floor_us": accounting.floor_ms(n_bytes, 0, floor_gbs) * 1000, "time_us": clock,
-                **bandwidth(n_bytes, clock["p50"], ceiling),
-            })  # fmt: skip
+        entries += [
+            entry | {"time_us": clock} for entry, clock in _summed(fusion, samples, settings, ceiling)
+        ]  # fmt: skip
     return entries
 
 
-def make_ladders(arms: list[Arm], ceiling: Ceiling, settings: Settings) -> Document:
+def traced_anatomy(
+    arms: Sequence[Arm], traces: Mapping[str, Traced], settings: Settings, ceiling: Document
+) -> list[Document]:
+    """The key `ops` on a GPU: the same by the kernels of a traced step, where there is one kernel an op."""
+    entries = []
+    for fusion, arm in results.arms_by_kernel(arms, traces).items():
+        kernel_us = traces[arm.label].kernel_us
+        if kernel_us.shape[1] == len(step_ops(settings, fusion)):
+            entries += [
+                entry | {"mode": arm.mode, "time_us": None, "device_us": clock}
+                for entry, clock in _summed(fusion, kernel_us, settings, ceiling)
+            ]
+    return entries
+
+
+def _summed(
+    fusion: str, samples: np.ndarray, settings: Settings, ceiling: Document
+) -> Iterator[tuple[Document, Document]]:
+    """For each op of a layer and each of the step's own: its entry, and its clock. samples: float64 [steps, ops]."""
+    ops = step_ops(settings, fusion)
+    for label in dict.fromkeys(op.label for op in ops):
+        columns = [i for i, op in enumerate(ops) if op.label == label]
+        op, count = ops[columns[0]], len(columns)
+        clock = statistics.summary(samples[:, columns].sum(axis=1))
+        floor_gbs = ceiling["spec_gbs"] or ceiling["read_gbs"]
+        n_bytes = op.bytes * count
+        yield {
+            "backend": "native", "fusion": fusion, "op": op.op, "count": count,
+            "label": f"{label} x{count}" if count > 1 else label, "shape": op.shape, "bytes": n_bytes,
+            "floor_us": accounting.floor_ms(n_bytes, 0, floor_gbs) * 1000,
+            **bandwidth(n_bytes, clock["p50"], ceiling),
+        }, clock  # fmt: skip
+
+
+def block_timelines(arms: Sequence[Arm], traces: Mapping[str, Traced], settings: Settings) -> Document:
+    """The key `timelines`: by native arm, when each kernel of the middle layer of one traced step ran."""
+    found = {}
+    for arm in arms:
+        traced = traces.get(arm.label)
+        ops = step_ops(settings, arm.fusion)
+        if arm.backend == "native" and traced and len(traced.kernels) == len(ops):
+            before, after = STEP_LABELS
+            per_layer = (len(ops) - len(before) - len(after)) // settings.spec.n_layers
+            first = len(before) + settings.spec.n_layers // 2 * per_layer
+            of_block = slice(first, first + per_layer)
+            found[arm.label] = results.timeline(
+                traced.sample.kernels[of_block], [op.label for op in ops[of_block]]
+            )  # fmt: skip
+    return found
+
+
+def make_ladders(arms: Sequence[Arm], ceiling: Ceiling, settings: Settings, traces: Mapping[str, Traced]) -> Document:
     """The keys `ladder` and `ladder_notes`: one a backend and fusion whose eager arm was measured."""
+    chain = ladder.CUDA_CHAIN if settings.device.type == "cuda" else ladder.CPU_CHAIN
     return results.make_ladders(
-        arms, ceiling.read_gbs(), lambda fusion: step_bytes(settings, fusion), settings.spec_bandwidth[0],
-        ladder.CPU_CHAIN, {},
+        arms, ceiling.read_gbs(), lambda fusion: step_bytes(settings, fusion), settings.spec_bandwidth[0], chain, traces
     )  # fmt: skip
 
 

@@ -358,15 +358,13 @@ STABLE_TORCH_LIBRARY(pykernels, library) {
     library.impl("qkv_gemv", TORCH_BOX(&qkv_gemv));             \
     library.impl("add", TORCH_BOX(&add));                       \
     library.impl("embedding", TORCH_BOX(&embedding));           \
+    library.impl("argmax", TORCH_BOX(&argmax));                 \
     library.impl("null", TORCH_BOX(&null));                     \
     library.impl("spin", TORCH_BOX(&spin));                     \
     library.impl("ceiling_read", TORCH_BOX(&ceiling_read));     \
     library.impl("ceiling_copy", TORCH_BOX(&ceiling_copy));
 
-STABLE_TORCH_LIBRARY_IMPL(pykernels, CPU, library) {
-    PYKERNELS_IMPLEMENTATIONS(library)
-    library.impl("argmax", TORCH_BOX(&argmax));  // no CUDA kernel yet
-}
+STABLE_TORCH_LIBRARY_IMPL(pykernels, CPU, library){PYKERNELS_IMPLEMENTATIONS(library)}
 #ifdef PYKERNELS_CUDA
 STABLE_TORCH_LIBRARY_IMPL(pykernels, CUDA, library) {
     PYKERNELS_IMPLEMENTATIONS(library)

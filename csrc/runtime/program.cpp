@@ -61,7 +61,7 @@ struct CudaLauncher {
     void operator()(const Int4QkvGemvParams&) const { fail_without_cuda("int4_qkv_gemv", "x"); }
     void operator()(const AddParams& params) const { cuda::add(params, stream); }
     void operator()(const EmbeddingParams& params) const { cuda::embedding(params, stream); }
-    void operator()(const ArgmaxParams&) const { fail_without_cuda("argmax", "logits"); }
+    void operator()(const ArgmaxParams& params) const { cuda::argmax(params, stream); }
     void operator()(const NullParams& params) const { cuda::null(params, stream); }
     void operator()(const SpinParams& params) const { cuda::spin(params, stream); }
     void operator()(const CeilingReadParams& params) const { cuda::ceiling_read(params, stream); }

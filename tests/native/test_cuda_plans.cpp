@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "check.h"
+#include "cuda/argmax_plan.h"
 #include "cuda/gqa_decode_plan.h"
 #include "cuda/mat_vec_plan.h"
 
@@ -196,11 +197,31 @@ void test_every_key_is_taken_once(int splits) {
     }
 }
 
+// Every logit is some block's, in turn; only a cluster's last blocks may be short, and no block's threads are
+// all idle for want of a smaller cluster.
+void test_argmax(int vocab, bool vectors, const Device& device) {
+    const ArgmaxPlan plan = plan_argmax(vocab, vectors, device.sm_90);
+    const int items = vectors ? vocab / 8 : vocab, blocks = plan.cluster_blocks;
+    CHECK(blocks >= 1 && blocks <= (device.sm_90 ? 8 : 1) && (blocks & (blocks - 1)) == 0,
+          "argmax of %d: %d blocks on %s", vocab, blocks, device.name);
+    CHECK(int64_t{blocks} * plan.block_items >= items && plan.block_items <= items,
+          "argmax of %d: %d blocks of %d items", vocab, blocks, plan.block_items);
+    CHECK(blocks == 1 || blocks / 2 * argmax_threads < items, "argmax of %d: %d blocks are too many", vocab,
+          blocks);
+    if (device.sm_90 && items >= 8 * argmax_threads) {
+        CHECK(blocks == 8, "argmax of %d: %d blocks are too few", vocab, blocks);
+    }
+}
+
 }  // namespace
 
 int main() {
     for (const Device& device : devices) {
         test_mat_vecs(device);
+        for (const bool vectors : {false, true}) {
+            for (int vocab = 8; vocab <= 40'000; vocab += 8) test_argmax(vocab, vectors, device);
+            for (const int vocab : {128'256, 152'064}) test_argmax(vocab, vectors, device);
+        }
         for (const Model& model : models) {
             for (int batch = 1; batch <= max_batch; ++batch) {
                 for (int max_len = 1; max_len <= 5000; ++max_len)

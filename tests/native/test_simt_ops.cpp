@@ -156,6 +156,34 @@ void embedding_and_add(int batch, int hidden) {
     }
 }
 
+// The greatest logit of each sequence among ties, twice in a row: the second finds the step that the first
+// made, and the cache's end.
+void argmax_twice(int batch, int vocab) {
+    Tensor logits(size_t(batch * vocab), 1);
+    std::vector<int64_t> expected;
+    for (int b = 0; b < batch; ++b) {
+        int64_t best = 0;
+        for (int i = 1; i < vocab; ++i) {
+            if (logits[size_t(b * vocab + i)] > logits[size_t(b * vocab) + size_t(best)]) best = i;
+        }
+        expected.push_back(best);
+    }
+    const Numbers<int64_t> token(std::vector<int64_t>(size_t(batch), -1));
+    const Numbers<int32_t> position(std::vector<int32_t>(size_t(batch), 7)),
+        kv_len(std::vector<int32_t>(size_t(batch), 8));
+    for (int i = 0; i < 2; ++i) {
+        cuda::argmax({logits, token.data(), position.data(), kv_len.data(), batch, vocab, 9, dtype},
+                     stream());
+    }
+    simt::executor().synchronize();
+    for (int b = 0; b < batch; ++b) {
+        CHECK(token.data()[b] == expected[size_t(b)], "argmax[%d] %lld, expected %lld", b,
+              static_cast<long long>(token.data()[b]), static_cast<long long>(expected[size_t(b)]));
+        CHECK(position.data()[b] == 8 && kv_len.data()[b] == 9, "position %d, kv_len %d", position.data()[b],
+              kv_len.data()[b]);
+    }
+}
+
 // The append, fused or alone, then attention over what it left.
 void attention_half(bool fused, int batch, int hidden, int heads, int kv_heads, int dim, int max_len,
                     int position) {
@@ -294,6 +322,8 @@ int main() {
         norm_and_swiglu(batch, 33, 6);
         embedding_and_add(batch, 72);
         embedding_and_add(batch, 9);
+        argmax_twice(batch, 9000);
+        argmax_twice(batch, 1001);
         attention_half(true, std::min(batch, 3), 264, 7, 1, 64, 200, 150);
         attention_half(false, batch, 8, 16, 1, 128, 80, 64);
         attention_half(false, 1, 8, 4, 4, 64, 200, 0);

@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# The study on this machine's GPU: whole decode steps into one folder, and a report of it. About ten minutes on an H200.
+#
+#   bash bench/gpu_study.sh FOLDER PYTHON
+#
+# step    the headline, one model and context with every arm there is                  FOLDER/step.json, .md, .png
+# sweep   the matrix models x contexts at batch 1, and one model's row at batch 4      FOLDER/cells/*.json
+# ab      pairs of arms over fresh processes, each with a verdict                      FOLDER/ab-1.json, ab-2.json
+# report  tables, pictures and one page                                                FOLDER/report/report.html
+#
+# Killed and started again, the matrix goes on with the first cell that is missing; the rest is measured anew. What
+# there is to set, by environment variables:
+#
+#   PARTS="step sweep ab report"
+#   MODEL=qwen2.5-7b CTX=2048      of the headline and of the pairs
+#   MODELS=study CONTEXTS=2048,4096,8192,16384 BATCHES=1      the matrix; study: the paper's three models
+#   ROW_MODEL=qwen2.5-7b ROW_BATCHES=4                        the row
+#   ARMS=native/block:eager,native/block:graph,native/block:graph-pdl,sdpa:eager,sdpa:graph      of every cell
+#   PAIRS="sdpa:graph=native/block:graph-pdl sdpa:eager=sdpa:graph" SESSIONS=10      a=b: what is reported is a / b
+#   FLAGS=""      more flags for bench.step, bench.sweep and bench.ab alike, such as --layers=4
+#
+# Exit status: 0 where every part succeeded; the failed ones are named at the end.
+set -u
+out=${1:-results}
+python=${2:-python3}
+mkdir -p "$out" || exit 2
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} COLUMNS=${COLUMNS:-120}
+model=${MODEL:-qwen2.5-7b} ctx=${CTX:-2048} contexts=${CONTEXTS:-2048,4096,8192,16384}
+arms=${ARMS:-native/block:eager,native/block:graph,native/block:graph-pdl,sdpa:eager,sdpa:graph}
+read -r -a flags <<< "${FLAGS:-}"
+read -r -a pairs <<< "${PAIRS:-sdpa:graph=native/block:graph-pdl sdpa:eager=sdpa:graph}"
+failed=()
+
+part() {  # name of the part, module, its arguments
+    local name=$1 begin=$SECONDS
+    shift
+    [[ " ${PARTS:-step sweep ab report} " == *" $name "* ]] || return
+    echo "--- $name: python -m $*"
+    "$python" -m "$@" || failed+=("$name: $*")
+    echo "--- $name: $((SECONDS - begin)) s"
+}
+
+part step bench.step --backend=native,sdpa --model="$model" --ctx="$ctx" "${flags[@]}" \
+    --json="$out/step.json" --md="$out/step.md" --plot="$out/step.png"
+part sweep bench.sweep --out="$out/cells" --model="${MODELS:-study}" --ctx="$contexts" --batch="${BATCHES:-1}" \
+    --arm="$arms" "${flags[@]}"
+part sweep bench.sweep --out="$out/cells" --model="${ROW_MODEL:-qwen2.5-7b}" --ctx="$contexts" \
+    --batch="${ROW_BATCHES:-4}" --arm="$arms" "${flags[@]}"
+for i in "${!pairs[@]}"; do
+    part ab bench.ab --a="${pairs[i]%%=*}" --b="${pairs[i]#*=}" --model="$model" --ctx="$ctx" \
+        --sessions="${SESSIONS:-10}" "${flags[@]}" --json="$out/ab-$((i + 1)).json"
+done
+part report bench.report "$out"
+if ((${#failed[@]})); then
+    printf 'failed: %s\n' "${failed[@]}"
+    exit 1
+fi
