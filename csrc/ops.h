@@ -70,6 +70,9 @@ void gqa_decode(const GqaDecodeParams& params, const Stream& stream);
 void silu_mul(const SiluMulParams& params, const Stream& stream);
 void swiglu_gemv(const SwigluGemvParams& params, const Stream& stream);
 void qkv_gemv(const QkvGemvParams& params, const Stream& stream);
+void int4_gemv(const Int4GemvParams& params, const Stream& stream);
+void int4_swiglu_gemv(const Int4SwigluGemvParams& params, const Stream& stream);
+void int4_qkv_gemv(const Int4QkvGemvParams& params, const Stream& stream);
 void add(const AddParams& params, const Stream& stream);
 void embedding(const EmbeddingParams& params, const Stream& stream);
 

@@ -223,6 +223,29 @@ inline float bits_to_float(uint32_t bits) {
     return simt::bits_to_float(bits);
 }
 
+// Rounded to float32 on the way, so twice where a result needs more than its 24 bits.
+template <class ToFloat, class FromFloat>
+uint32_t fma_halves(uint32_t a, uint32_t b, uint32_t c, ToFloat to_float, FromFloat from_float) {
+    uint32_t result = 0;
+    for (int shift = 0; shift < 32; shift += 16) {
+        const auto half = [&](uint32_t pair) {
+            return double{to_float(static_cast<uint16_t>(pair >> shift))};
+        };
+        const double sum = half(a) * half(b) + half(c);
+        result |= uint32_t{from_float(static_cast<float>(sum))} << shift;
+    }
+    return result;
+}
+
+inline uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t c) {
+    return fma_halves(
+        a, b, c, [](uint16_t bits) { return bits_to_float(uint32_t{bits} << 16); }, simt::float_to_bf16);
+}
+
+inline uint32_t fma_fp16x2(uint32_t a, uint32_t b, uint32_t c) {
+    return fma_halves(a, b, c, simt::fp16_to_float, simt::float_to_fp16);
+}
+
 // --- the matrix unit, in ptx.cuh's layouts
 
 struct MatrixOperands {

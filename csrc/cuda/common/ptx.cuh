@@ -262,6 +262,19 @@ __device__ __forceinline__ float bits_to_float(uint32_t bits) {
     return __uint_as_float(bits);
 }
 
+// a b + c of two pairs at once, each rounded once.
+__device__ __forceinline__ uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t c) {
+    uint32_t result;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(c));
+    return result;
+}
+
+__device__ __forceinline__ uint32_t fma_fp16x2(uint32_t a, uint32_t b, uint32_t c) {
+    uint32_t result;
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(c));
+    return result;
+}
+
 // --- the matrix unit: c += a b for a of 16 x 16, b of 16 x 8, c of 16 x 8, held by a warp. With g = lane / 4
 // and t = lane % 4, a register of two elements or a float holds
 //   a[0], a[1], a[2], a[3]: columns 2t, 2t + 1 of rows g, g + 8, and columns 2t + 8, 2t + 9 of rows g, g + 8
