@@ -18,7 +18,7 @@ struct Gemv : GemvEpilogue<Element, GemvParams> {
 
     __device__ static RowPair<T> rows(const Params& p, int unit) {
         const T* row = static_cast<const T*>(p.weight) + int64_t{2 * unit} * p.in_features;
-        return {row, 2 * unit + 1 < p.out_features ? row + p.in_features : nullptr};
+        return {row, 2 * unit + 1 < p.out_features ? row + p.in_features : row};  // the last of an odd number
     }
 };
 

@@ -102,10 +102,10 @@ struct Int4Block {
         return at;
     }
 
+    // Where a row's columns of the phase begin; of no row where the weight does.
     __device__ __forceinline__ const uint8_t* packed(const Int4Phase& phase, Int4Row at) const {
-        if (at.row < 0) return nullptr;
-        return Op::weight(params, at.weight).packed +
-               (int64_t{at.row} * Op::width(params) + phase.column) / 2;
+        const uint8_t* weight = Op::weight(params, at.weight).packed;
+        return at.row < 0 ? weight : weight + (int64_t{at.row} * Op::width(params) + phase.column) / 2;
     }
 
     template <class Element>
@@ -225,59 +225,68 @@ struct Int4Block {
     }
 };
 
-// The pieces a warp copies, ahead of those it multiplies.
+// The pieces a warp copies, ahead of those it multiplies. A lane copies place `lane` % 8 of rows lane / 8, +
+// 4,
+// + 8 and + 12 of a tile.
 template <class Op>
 struct Int4Stream {
+    static constexpr int rows_at_once = warp_size * 16 / int4_piece_bytes;
     const Int4Block<Op>& block;
-    unsigned char* stages;  // of the warp
     int begin, end, phases, warp;
-    int index = -1, item = 0, last_item = 0, tile = 0, piece = 0, pieces = 0, columns = 0, stage = 0;
-    // A lane copies place `lane` % 8 of rows lane / 8, + 4, + 8, + 12; null: no row.
+    unsigned char* first_stage;  // of the warp, this lane's place
+    int stage = 0, index = -1, item = 0, last_item = 0, tile = 0, piece = 0, pieces = 0, columns = 0;
     const uint8_t* rows[4] = {};
+    bool is_row[4] = {};  // otherwise zeros
 
-    __device__ __forceinline__ void set_rows() {
+    __device__ __forceinline__ Int4Phase phase() const {
+        return Int4Phase(block.plan, Op::width(block.params), begin, end, index);
+    }
+
+    __device__ __forceinline__ void begin_tile() {
         const int lane = static_cast<int>(threadIdx.x) % warp_size;
-        const Int4Phase phase(block.plan, Op::width(block.params), begin, end, index);
+        const Int4Phase now = phase();
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
-            rows[k] = block.packed(phase, block.row(phase, tile, lane / 8 + 4 * k));
-            if (rows[k]) rows[k] += lane % 8 * 16;
+            const Int4Row at = block.row(now, tile, lane / 8 + rows_at_once * k);
+            is_row[k] = at.row >= 0;
+            rows[k] = block.packed(now, at);
+            if (is_row[k]) rows[k] += piece * int4_piece_bytes + lane % 8 * 16;
         }
+    }
+
+    __device__ __forceinline__ void begin_phase() {
+        const Int4Phase now = phase();
+        item = now.first_item(warp, block.plan.warps);
+        last_item = now.first_item(warp + 1, block.plan.warps);
+        pieces = now.pieces;
+        columns = now.columns;
+        tile = item / pieces;
+        piece = item - tile * pieces;
+        if (item < last_item) begin_tile();
     }
 
     __device__ __forceinline__ void copy_next() {
         const int lane = static_cast<int>(threadIdx.x) % warp_size;
         while (item == last_item && index + 1 < phases) {
             ++index;
-            const Int4Phase phase(block.plan, Op::width(block.params), begin, end, index);
-            item = phase.first_item(warp, block.plan.warps);
-            last_item = phase.first_item(warp + 1, block.plan.warps);
-            pieces = phase.pieces;
-            columns = phase.columns;
-            tile = item / pieces;
-            piece = item - tile * pieces;
-            if (item < last_item) set_rows();
+            begin_phase();
         }
         if (item < last_item) {
-            unsigned char* to =
-                stages + stage * int4_stage_bytes + lane / 8 * int4_piece_pitch + lane % 8 * 16;
             if (piece * int4_piece + lane % 8 * 32 < columns) {
+                unsigned char* to = first_stage + stage;
 #pragma unroll
                 for (int k = 0; k < 4; ++k) {
-                    unsigned char* place = to + 4 * k * int4_piece_pitch;
-                    if (rows[k])
-                        async_copy16(place, rows[k] + piece * int4_piece_bytes);
-                    else
-                        store(reinterpret_cast<uint4*>(place), make_uint4(0, 0, 0, 0));
+                    async_copy16_or_zeros(to + rows_at_once * k * int4_piece_pitch, rows[k], is_row[k]);
+                    if (is_row[k]) rows[k] += int4_piece_bytes;
                 }
             }
             ++item;
             if (++piece == pieces && item < last_item) {
                 piece = 0;
                 ++tile;
-                set_rows();
+                begin_tile();
             }
-            if (++stage == int4_stages) stage = 0;
+            stage = stage == (int4_stages - 1) * int4_stage_bytes ? 0 : stage + int4_stage_bytes;
         }
         async_commit();  // an empty group keeps the count right
     }
@@ -313,7 +322,8 @@ __global__ void __launch_bounds__(int4_max_threads, 1)
     async_commit();
 
     unsigned char* stages = shared + warp * int4_stream_bytes;
-    Int4Stream<Op> stream = {block, stages, begin, end, phases, warp};
+    Int4Stream<Op> stream = {block,  begin, end,
+                             phases, warp,  stages + lane / 8 * int4_piece_pitch + lane % 8 * 16};
 #pragma unroll 1
     for (int i = 0; i < int4_stages - 1; ++i) stream.copy_next();
 
@@ -388,27 +398,31 @@ __global__ void __launch_bounds__(int4_max_threads, 1)
                              // next
             stream.copy_next();
 
-            const unsigned char* words = stages + stage * int4_stage_bytes + g * int4_piece_pitch + t * 4;
+            const unsigned char* words = stages + stage + g * int4_piece_pitch + t * 4;
             const T* x = x_row + piece * int4_piece;
             const int steps = min(int4_piece, phase.columns - piece * int4_piece) / (32 * step_blocks);
 #pragma unroll 1
             for (int step = 0; step < steps; ++step) {
-                const Int4Zero<T> zero_a(plan.zero_pitch ? load(zero_rows[0] + group) : 8u),
-                    zero_b(plan.zero_pitch ? load(zero_rows[1] + group) : 8u);
+                const uint32_t zero_a =
+                                   int4_negative_zero<T>(plan.zero_pitch ? load(zero_rows[0] + group) : 8u),
+                               zero_b =
+                                   int4_negative_zero<T>(plan.zero_pitch ? load(zero_rows[1] + group) : 8u);
                 float c[4] = {};
 #pragma unroll
                 for (int i = 0; i < step_blocks; ++i) {
                     uint32_t a[4], b[4];
-                    int4_decode(load(reinterpret_cast<const uint32_t*>(words + i * 16)), zero_a, a);
-                    int4_decode(load(reinterpret_cast<const uint32_t*>(
-                                    words + int4_tile_units * int4_piece_pitch + i * 16)),
-                                zero_b, b);
+                    int4_decode<T>(load(reinterpret_cast<const uint32_t*>(words + i * 16)), zero_a, a);
+                    int4_decode<T>(load(reinterpret_cast<const uint32_t*>(
+                                       words + int4_tile_units * int4_piece_pitch + i * 16)),
+                                   zero_b, b);
                     const uint4 v = load(reinterpret_cast<const uint4*>(x + i * 32));
                     matrix_multiply_add<T>(c, {a[0], b[0], a[1], b[1]}, {v.x, v.y});
                     matrix_multiply_add<T>(c, {a[2], b[2], a[3], b[3]}, {v.z, v.w});
                 }
-                const float scale_a = load1(reinterpret_cast<const T*>(scale_rows[0]) + group),
-                            scale_b = load1(reinterpret_cast<const T*>(scale_rows[1]) + group);
+                const float scale_a =
+                                load1(reinterpret_cast<const T*>(scale_rows[0]) + group) * Int4Code<T>::steps,
+                            scale_b =
+                                load1(reinterpret_cast<const T*>(scale_rows[1]) + group) * Int4Code<T>::steps;
                 acc[0] += scale_a * c[0];
                 acc[1] += scale_a * c[1];
                 acc[2] += scale_b * c[2];
@@ -420,8 +434,7 @@ __global__ void __launch_bounds__(int4_max_threads, 1)
                     ++group;
                 }
             }
-            if (++stage == int4_stages) stage = 0;
-
+            stage = stage == (int4_stages - 1) * int4_stage_bytes ? 0 : stage + int4_stage_bytes;
             if (++piece == phase.pieces || item + 1 == item_end) {  // this warp's part of the tile is done
                 float* to = sums + (warp + tile) * int4_tile_rows * batch;
 #pragma unroll

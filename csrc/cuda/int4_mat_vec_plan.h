@@ -116,8 +116,9 @@ inline bool int4_fits(Int4MatVecPlan& plan, const Int4MatVecSizes& sizes, int wa
 }
 
 // One block an SM. As in the other mat-vecs a block takes more than half of an SM's shared memory, so that
-// two never share one. A warp's stream is always as deep: warps are given up before phases are cut, down to
-// eight; then columns are cut last, because x is read again for every cut.
+// two never share one. A warp's stream is always as deep. Warps are given up for a single phase, down to
+// eight; where that is not enough a phase gets fewer units, and at last fewer columns, for which x is loaded
+// anew every time.
 inline Int4MatVecPlan plan_int4_mat_vec(const Int4MatVecSizes& sizes, bool programmatic,
                                         const MatVecDevice& device) {
     Int4MatVecPlan plan = {};
@@ -134,8 +135,8 @@ inline Int4MatVecPlan plan_int4_mat_vec(const Int4MatVecSizes& sizes, bool progr
     for (int warps = int4_max_warps; warps >= 8 && !fits; warps -= 4)
         fits = int4_fits(plan, sizes, warps, most_units(warps), 1, device.shared_bytes);
     const int pieces = (sizes.width + int4_piece - 1) / int4_piece;
-    for (int panels = 1; panels <= pieces && !fits; ++panels) {
-        for (int warps = int4_max_warps - 4; warps >= 4 && !fits; warps -= 4) {
+    for (int warps = int4_max_warps - 4; warps >= 4 && !fits; warps -= 4) {
+        for (int panels = 1; panels <= pieces && !fits; ++panels) {
             for (int units = most_units(warps); units > 0 && !fits; units -= int4_tile_units)
                 fits = int4_fits(plan, sizes, warps, int4_round_up(units, int4_tile_units), panels,
                                  device.shared_bytes);

@@ -144,6 +144,12 @@ inline void async_copy16(void* to_shared, const void* from_global, Site site = S
     simt::begin_async_copy(to_shared, from_global, site);
 }
 
+inline void async_copy16_or_zeros(void* to_shared, const void* from_global, bool copies,
+                                  Site site = Site::here()) {
+    if (copies) return simt::begin_async_copy(to_shared, from_global, site);
+    store(static_cast<uint4*>(to_shared), uint4{}, site);
+}
+
 inline void async_commit() {
     simt::commit_async_copies();
 }

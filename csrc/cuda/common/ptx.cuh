@@ -138,6 +138,13 @@ __device__ __forceinline__ void async_copy16(void* to_shared, const void* from_g
                  : "memory");
 }
 
+// Or 16 zeros, where nothing is read.
+__device__ __forceinline__ void async_copy16_or_zeros(void* to_shared, const void* from_global, bool copies) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to_shared)),
+                 "l"(from_global), "r"(copies ? 16 : 0)
+                 : "memory");
+}
+
 __device__ __forceinline__ void async_commit() {
     asm volatile("cp.async.commit_group;" ::: "memory");
 }
