@@ -133,7 +133,7 @@ struct Int4GemvParams {
     const void* bias;         // [out_features] or null
     const void* residual;     // [batch, out_features] or null
     void* out;                // [batch, out_features]
-    void* workspace;          // int4_gemv_workspace_bytes() bytes, 64-byte aligned
+    void* workspace;          // int4_gemv_workspace_bytes() bytes, 64-byte aligned; not used on CUDA
     int32_t batch, in_features, out_features;
     Dtype dtype;
 };
@@ -145,7 +145,7 @@ struct Int4SwigluGemvParams {
     Int4WeightParams gate;    // out_features x in_features
     Int4WeightParams up;      // out_features x in_features
     void* out;                // [batch, out_features]
-    void* workspace;          // int4_swiglu_gemv_workspace_bytes() bytes, 64-byte aligned
+    void* workspace;          // int4_swiglu_gemv_workspace_bytes() bytes, 64-byte aligned; not used on CUDA
     int32_t batch, in_features, out_features;
     float eps;
     Dtype dtype;
@@ -166,7 +166,7 @@ struct Int4QkvGemvParams {
     void* q_out;              // [batch, n_heads, head_dim]
     void* k_cache;            // [batch, n_kv_heads, max_len, head_dim]
     void* v_cache;            // [batch, n_kv_heads, max_len, head_dim]
-    void* workspace;          // int4_qkv_gemv_workspace_bytes() bytes, 64-byte aligned
+    void* workspace;          // int4_qkv_gemv_workspace_bytes() bytes, 64-byte aligned; not used on CUDA
     int32_t batch, hidden, n_heads, n_kv_heads, head_dim, max_len, max_position;
     float eps;
     Dtype dtype;

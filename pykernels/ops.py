@@ -202,7 +202,7 @@ def int4_gemv(
     """:func:`gemv` with a 4-bit weight, whose scales are of x's dtype: ``x @ weight.dequantize().T + bias + residual``.
 
     x: [batch, in_features], in_features a multiple of 32; bias: [out_features]; residual: [batch, out_features].
-    Returns [batch, out_features]. Not on CUDA yet.
+    Returns [batch, out_features].
     """
     if out is None:
         out = x.new_empty(_size(x, 0), _size(weight.packed, 0))
@@ -219,7 +219,7 @@ def int4_swiglu_gemv(
     out: Tensor | None = None,
     workspace: Tensor | None = None,
 ) -> Tensor:
-    """:func:`swiglu_gemv` with 4-bit weights. Not on CUDA yet.
+    """:func:`swiglu_gemv` with 4-bit weights.
 
     x: [batch, in_features], in_features a multiple of 32; norm_weight: [in_features]. Returns [batch, out_features].
     """
@@ -246,7 +246,7 @@ def int4_qkv_gemv(
     out: Tensor | None = None,
     workspace: Tensor | None = None,
 ) -> Tensor:
-    """:func:`qkv_gemv` with 4-bit weights. Not on CUDA yet.
+    """:func:`qkv_gemv` with 4-bit weights.
 
     x is laid out for the kernel once where the three weights share their ``perm`` (the same tensor, or none) and
     their number of groups, else once each. Returns the rotated q, [batch, n_heads, head_dim].
@@ -341,20 +341,24 @@ def qkv_gemv_workspace(x: Tensor) -> Tensor:
 
 
 def int4_gemv_workspace(x: Tensor, weight: Int4Weight) -> Tensor:
-    """A workspace for :func:`int4_gemv` of these shapes: uint8 [bytes]."""
-    size = _runtime.int4_gemv_workspace_bytes(*x.shape, weight.n_groups)
+    """A workspace for :func:`int4_gemv` of these shapes: uint8 [bytes]. CUDA needs none: one byte."""
+    size = 1 if x.is_cuda else _runtime.int4_gemv_workspace_bytes(*x.shape, weight.n_groups)
     return torch.empty(size, dtype=torch.uint8, device=x.device)
 
 
 def int4_swiglu_gemv_workspace(x: Tensor, gate: Int4Weight, up: Int4Weight) -> Tensor:
-    """A workspace for :func:`int4_swiglu_gemv` of these shapes: uint8 [bytes]."""
-    size = _runtime.int4_swiglu_gemv_workspace_bytes(*x.shape, gate.n_groups, up.n_groups, x.element_size())
+    """A workspace for :func:`int4_swiglu_gemv` of these shapes: uint8 [bytes]. CUDA needs none: one byte."""
+    size = 1
+    if not x.is_cuda:
+        size = _runtime.int4_swiglu_gemv_workspace_bytes(*x.shape, gate.n_groups, up.n_groups, x.element_size())
     return torch.empty(size, dtype=torch.uint8, device=x.device)
 
 
 def int4_qkv_gemv_workspace(x: Tensor, q: Int4Weight, k: Int4Weight, v: Int4Weight) -> Tensor:
-    """A workspace for :func:`int4_qkv_gemv` of these shapes: uint8 [bytes]."""
-    size = _runtime.int4_qkv_gemv_workspace_bytes(*x.shape, q.n_groups, k.n_groups, v.n_groups, x.element_size())
+    """A workspace for :func:`int4_qkv_gemv` of these shapes: uint8 [bytes]. CUDA needs none: one byte."""
+    size = 1
+    if not x.is_cuda:
+        size = _runtime.int4_qkv_gemv_workspace_bytes(*x.shape, q.n_groups, k.n_groups, v.n_groups, x.element_size())
     return torch.empty(size, dtype=torch.uint8, device=x.device)
 
 

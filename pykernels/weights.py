@@ -51,6 +51,19 @@ class LayerWeights:
         four_bit = [name for name in PROJECTIONS if isinstance(getattr(self, name), Int4Weight)]
         if four_bit and len(four_bit) < len(PROJECTIONS):
             raise ValueError(f"projections must be all tensors or all Int4Weight, got Int4Weight for {four_bit} only")
+        if four_bit:
+            for first, *others in (("q_weight", "k_weight", "v_weight"), ("gate_weight", "up_weight")):
+                self._share_perm(first, others)
+
+    def _share_perm(self, first: str, others: list[str]) -> None:
+        # Act-order takes its order from the activations, so projections of one input have the same one, each in a
+        # tensor of its own. The kernels know equal orders by their address: x is laid out once for all of them.
+        perm = getattr(self, first).perm
+        for name in others:
+            weight = getattr(self, name)
+            if perm is not None and weight.perm is not None and weight.perm is not perm:
+                if torch.equal(perm, weight.perm):
+                    setattr(self, name, Int4Weight(weight.packed, weight.scales, weight.zeros, perm))
 
     @property
     def is_int4(self) -> bool:

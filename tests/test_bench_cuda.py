@@ -219,7 +219,7 @@ def test_an_op_against_torch(capsys, tmp_path, gpu):
 
 
 @pytest.mark.parametrize("op", ["rmsnorm", "rope_kv_append", "gqa_decode", "silu_mul", "swiglu_gemv", "qkv_gemv", "add",
-                                "embedding"])  # fmt: skip
+                                "embedding", "int4_gemv", "int4_swiglu_gemv", "int4_qkv_gemv"])  # fmt: skip
 def test_every_op(capsys, tmp_path, gpu, op):
     _, document = measure(
         capsys, tmp_path, "bench.op", "--device=cuda", f"--op={op}", "--model=tiny", "--steps=2", "--warmup=0",
@@ -230,18 +230,6 @@ def test_every_op(capsys, tmp_path, gpu, op):
         "eager", "pybind", "dispatch", "native", "graph", "graph-pdl",
     }  # fmt: skip
     assert {status for status, reason in states.values() if reason != "torch has no such op"} == {"ok"}
-
-
-@pytest.mark.parametrize("op", ["int4_gemv", "int4_swiglu_gemv", "int4_qkv_gemv"])
-def test_4_bit_ops_are_not_there_yet(capsys, tmp_path, gpu, op):
-    _, document = measure(
-        capsys, tmp_path, "bench.op", "--device=cuda", f"--op={op}", "--model=tiny", "--steps=2", "--warmup=0",
-        "--repeats=2", "--mode=native,graph", "--l2=warm",
-    )  # fmt: skip
-    native = [row for row in document["ops"] if row["backend"] == "native"]
-    assert native and {(row["status"], row["reason"]) for row in native} == {
-        ("unsupported", "is not built for CUDA yet")
-    }
 
 
 def test_float32_is_not_ours(capsys, tmp_path, gpu):

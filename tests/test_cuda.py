@@ -9,10 +9,11 @@ import pytest
 import torch
 from command_line import run_here
 from helpers import assert_close, randn
+from test_int4_gemv import int4
 
 import pykernels as pk
 from bench.core import device_trace
-from pykernels.layer import OP_LABELS
+from pykernels.layer import OP_LABELS, op_labels
 
 pytestmark = pytest.mark.skipif(
     not (pk.runtime.build_info()["cuda"] and torch.cuda.is_available()), reason="needs a CUDA build and a GPU"
@@ -67,6 +68,66 @@ def test_swiglu_gemv(n_in, n_out, batch, dtype, norm):
     out = poisoned(batch, n_out, dtype=dtype)
     pk.ops.swiglu_gemv(*on_gpu(x, gate, up), norm_weight.cuda() if norm else None, out=out)
     assert_close(out, expected, dtype, depth=2)
+
+
+KINDS = [dict(symmetric=True), dict(symmetric=False), dict(symmetric=False, act_order=True)]
+# In, out, group size: those of the models among them.
+INT4_SHAPES = [
+    (32, 1, 32), (160, 17, -1), (544, 131, 32), (192, 40, 64), (3584, 512, 128), (4096, 515, 64), (4096, 259, 32),
+    (14336, 130, 128), (18944, 258, 128), (3584, 18944, 128),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("batch", range(1, 9))
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize(("n_in", "n_out", "group_size"), INT4_SHAPES)
+def test_int4_gemv(n_in, n_out, group_size, kind, batch, dtype):
+    x, weight = randn(batch, n_in, dtype=dtype), int4(n_out, n_in, group_size, dtype=dtype, **kind).to("cuda")
+    bias, residual = randn(n_out, dtype=dtype, seed=2).cuda(), randn(batch, n_out, dtype=dtype, seed=3).cuda()
+    given = dict(bias=bias, residual=residual) if batch % 2 else {}
+    out = poisoned(batch, n_out, dtype=dtype)
+    pk.ops.int4_gemv(x.cuda(), weight, **given, out=out)
+    assert_close(out, pk.reference.int4_gemv(x.cuda(), weight, **given), dtype)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("group_size", [32, 64, 128, -1])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_one_hot_inputs_read_back_every_4_bit_weight(dtype, group_size, kind):
+    weight = int4(37, 512, group_size, dtype=torch.bfloat16, **kind).to(dtype).to("cuda")
+    columns = [pk.ops.int4_gemv(x, weight) for x in torch.eye(512, dtype=dtype, device="cuda").split(8)]
+    assert torch.equal(torch.cat(columns).T, weight.dequantize(dtype))
+
+
+@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
+@pytest.mark.parametrize("group_size", [32, 128, -1])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_int4_gemv_errs_no_more_than_dequantising_first(dtype, group_size, symmetric):
+    weight, x = int4(1024, 4096, group_size, symmetric, dtype), randn(8, 4096, dtype=dtype)
+    expected = pk.reference.int4_gemv(x, weight)
+
+    def error(out: torch.Tensor) -> float:
+        return float((out.cpu().double() - expected).square().mean().sqrt())
+
+    ours = error(pk.ops.int4_gemv(x.cuda(), weight.to("cuda")))
+    assert ours <= 1.05 * error((x.float() @ weight.dequantize(torch.float32).T).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize(("n_in", "n_out", "group_size"), [(512, 1408, 128), (544, 33, 32), (4096, 259, 64)])
+@pytest.mark.parametrize("share", [False, True], ids=["two orders", "one order"])
+def test_int4_swiglu_gemv(n_in, n_out, group_size, kind, share, batch, dtype):
+    x, norm_weight = on_gpu(randn(batch, n_in, dtype=dtype), randn(n_in, dtype=dtype, seed=1))
+    gate, up = (int4(n_out, n_in, group_size, dtype=dtype, seed=seed, **kind).to("cuda") for seed in (2, 3))
+    if share:
+        up.perm = gate.perm
+    norm_weight = norm_weight if batch != 2 else None
+    out = poisoned(batch, n_out, dtype=dtype)
+    pk.ops.int4_swiglu_gemv(x, gate, up, norm_weight, out=out)
+    assert_close(out, pk.reference.int4_swiglu_gemv(x, gate, up, norm_weight), dtype, depth=2)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -129,11 +190,7 @@ def test_layer(name, fusion, batch, dtype):
     assert layer.k_cache[:, :, 251:].isnan().all()
 
 
-@pytest.mark.parametrize("fusion", OP_LABELS)
-def test_every_mode_gives_the_same_bits_and_positions_advance(fusion):
-    spec = pk.models.get("llama-3.1-8b")
-    layer = pk.DecodeLayer(spec, pk.LayerWeights.random(spec, device="cuda"), 300, device="cuda")
-    program = layer.program(fusion)
+def check_every_mode(layer: pk.DecodeLayer, program: pk.runtime.Program, fusion: str) -> None:
     graphs = [pk.runtime.CudaGraph([program], programmatic) for programmatic in (False, True)]
     assert [graph.kernels for graph in graphs] == [len(program)] * 2
     stream = torch.cuda.current_stream().cuda_stream
@@ -220,6 +277,48 @@ def test_bench_step(capsys, tmp_path, batch):
             else:
                 assert arm["launches"] > n_layers * arm["launches_per_layer"] > n_layers * 14
     assert document["memory"]["peak_bytes"] > 0
+
+
+@pytest.mark.parametrize("fusion", OP_LABELS)
+def test_every_mode_gives_the_same_bits_and_positions_advance(fusion):
+    spec = pk.models.get("llama-3.1-8b")
+    layer = pk.DecodeLayer(spec, pk.LayerWeights.random(spec, device="cuda"), 300, device="cuda")
+    check_every_mode(layer, layer.program(fusion), fusion)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
+@pytest.mark.parametrize("group_size", [32, 64, 128, -1])
+@pytest.mark.parametrize("name", ["tiny", "qwen2.5-7b", "llama-3.1-8b"])
+def test_int4_layer(name, group_size, symmetric, batch, dtype):
+    if name != "tiny" and (batch not in (1, 3) or dtype != torch.bfloat16 or group_size not in (32, 128)):
+        pytest.skip("the oracle takes seconds")
+    spec = pk.models.get(name)
+    weights = pk.LayerWeights.random(spec, dtype, "cuda").quantize(group_size, symmetric)
+    layer = pk.DecodeLayer(spec, weights, 300, batch, dtype, "cuda")
+    layer.set_position(250)
+    layer.k_cache[:, :, 251:] = float("nan")
+    layer.v_cache[:, :, 251:] = float("nan")
+    expected, k_row, v_row = pk.reference.layer(
+        spec, layer.weights, layer.x, layer.k_cache, layer.v_cache, layer.cos_sin, layer.position
+    )
+    layer.poison()
+    layer.forward("block")
+    assert_close(layer.out, expected, dtype, depth=2)
+    assert_close(layer.k_cache[:, :, 250], k_row, dtype, depth=2)
+    assert_close(layer.v_cache[:, :, 250], v_row, dtype, depth=2)
+    assert layer.k_cache[:, :, 251:].isnan().all()
+
+
+@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
+def test_every_mode_of_a_4_bit_layer_gives_the_same_bits_and_positions_advance(symmetric):
+    spec = pk.models.get("llama-3.1-8b")
+    weights = pk.LayerWeights.random(spec, device="cuda").quantize(128, symmetric)
+    layer = pk.DecodeLayer(spec, weights, 300, device="cuda")
+    program = layer.program("block")
+    assert program.ops == [op for op, _ in op_labels("block", int4=True)]
+    check_every_mode(layer, program, "block")
 
 
 def test_float32_is_refused():

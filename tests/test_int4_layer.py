@@ -1,5 +1,7 @@
 """DecodeLayer with 4-bit projections against the oracle on the dequantised weights."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -67,6 +69,22 @@ def test_all_projections_or_none():
     others = {name: getattr(weights, name) for name in weights.shapes(pk.models.get("tiny")) if name not in PROJECTIONS}
     with pytest.raises(ValueError, match="projections must be all tensors or all Int4Weight, got Int4Weight for"):
         pk.LayerWeights(**tensors, **others)
+
+
+def test_projections_of_one_input_share_an_equal_order():
+    spec = pk.models.get("tiny")
+    plain = pk.LayerWeights.random(spec).quantize()
+    perms = {1: torch.randperm(spec.hidden).int(), 2: torch.randperm(spec.hidden).int()}
+    orders = dict(q_weight=1, k_weight=1, v_weight=2, gate_weight=1, up_weight=1)
+    made = {
+        name: dataclasses.replace(getattr(plain, name), perm=perms[order].clone()) for name, order in orders.items()
+    }
+    weights = dataclasses.replace(plain, **made)
+    assert weights.k_weight.perm is weights.q_weight.perm and weights.up_weight.perm is weights.gate_weight.perm
+    assert weights.v_weight.perm is made["v_weight"].perm
+    assert made["k_weight"].perm is not made["q_weight"].perm, "what was given is not changed"
+    copy = weights.clone()
+    assert copy.k_weight.perm is copy.q_weight.perm and copy.q_weight.perm is not weights.q_weight.perm
 
 
 def test_clone_and_dequantize():

@@ -37,8 +37,6 @@ def native_arm(case: Case, instances: list[Instance], mode: str, samplers: Sampl
         return measure.unsupported("native", mode, reason)
     if samplers.on_cuda and case.dtype == torch.float32:
         return measure.unsupported("native", mode, Native.NO_FLOAT32)
-    if samplers.on_cuda and case.op.startswith("int4"):
-        return measure.unsupported("native", mode, "is not built for CUDA yet")
     if mode == "eager":
         calls = [instance.native for instance in instances]
         step, sampler, on_host = calls[0], samplers.python(calls), samplers.host_python(calls, 1)

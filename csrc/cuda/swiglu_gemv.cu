@@ -1,15 +1,15 @@
 // swiglu_gemv: out = silu(n @ gate^T) * (n @ up^T), n = rmsnorm(x) or x. A unit is row u of both weights.
 #include "cuda/mat_vec.cuh"
+#include "cuda/mat_vec_epilogues.cuh"
 
 namespace pykernels::cuda {
 namespace {
 
 template <class Element>
-struct SwigluGemv {
+struct SwigluGemv : SwigluEpilogue<Element, SwigluGemvParams> {
     using T = Element;
     using Params = SwigluGemvParams;
 
-    __host__ __device__ static int units(const Params& p) { return p.out_features; }
     __host__ __device__ static int width(const Params& p) { return p.in_features; }
     __host__ __device__ static int batch(const Params& p) { return p.batch; }
     __host__ __device__ static const T* norm_weight(const Params& p) {
@@ -21,14 +21,6 @@ struct SwigluGemv {
     __device__ static RowPair<T> rows(const Params& p, int unit) {
         const int64_t offset = int64_t{unit} * p.in_features;
         return {static_cast<const T*>(p.gate_weight) + offset, static_cast<const T*>(p.up_weight) + offset};
-    }
-
-    __device__ static int position(const Params&, int) { return 0; }
-    struct Extra {};
-    __device__ static Extra prepare(const Params&, int, int, int) { return {}; }
-
-    __device__ static void finish(const Params& p, int unit, int b, const Extra&, float gate, float up) {
-        store1(static_cast<T*>(p.out) + int64_t{b} * p.out_features + unit, silu(gate) * up);
     }
 };
 

@@ -56,9 +56,9 @@ struct CudaLauncher {
     void operator()(const SiluMulParams& params) const { cuda::silu_mul(params, stream); }
     void operator()(const SwigluGemvParams& params) const { cuda::swiglu_gemv(params, stream); }
     void operator()(const QkvGemvParams& params) const { cuda::qkv_gemv(params, stream); }
-    void operator()(const Int4GemvParams&) const { fail_without_cuda("int4_gemv", "x"); }
-    void operator()(const Int4SwigluGemvParams&) const { fail_without_cuda("int4_swiglu_gemv", "x"); }
-    void operator()(const Int4QkvGemvParams&) const { fail_without_cuda("int4_qkv_gemv", "x"); }
+    void operator()(const Int4GemvParams& params) const { cuda::int4_gemv(params, stream); }
+    void operator()(const Int4SwigluGemvParams& params) const { cuda::int4_swiglu_gemv(params, stream); }
+    void operator()(const Int4QkvGemvParams& params) const { cuda::int4_qkv_gemv(params, stream); }
     void operator()(const AddParams& params) const { cuda::add(params, stream); }
     void operator()(const EmbeddingParams& params) const { cuda::embedding(params, stream); }
     void operator()(const ArgmaxParams& params) const { cuda::argmax(params, stream); }

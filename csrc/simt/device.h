@@ -144,6 +144,12 @@ inline void async_copy16(void* to_shared, const void* from_global, Site site = S
     simt::begin_async_copy(to_shared, from_global, site);
 }
 
+inline void async_copy16_or_zeros(void* to_shared, const void* from_global, bool copies,
+                                  Site site = Site::here()) {
+    if (copies) return simt::begin_async_copy(to_shared, from_global, site);
+    store(static_cast<uint4*>(to_shared), uint4{}, site);
+}
+
 inline void async_commit() {
     simt::commit_async_copies();
 }
@@ -221,6 +227,29 @@ inline uint16_t float_to_bf16(float value) {
 
 inline float bits_to_float(uint32_t bits) {
     return simt::bits_to_float(bits);
+}
+
+// Rounded to float32 on the way, so twice where a result needs more than its 24 bits.
+template <class ToFloat, class FromFloat>
+uint32_t fma_halves(uint32_t a, uint32_t b, uint32_t c, ToFloat to_float, FromFloat from_float) {
+    uint32_t result = 0;
+    for (int shift = 0; shift < 32; shift += 16) {
+        const auto half = [&](uint32_t pair) {
+            return double{to_float(static_cast<uint16_t>(pair >> shift))};
+        };
+        const double sum = half(a) * half(b) + half(c);
+        result |= uint32_t{from_float(static_cast<float>(sum))} << shift;
+    }
+    return result;
+}
+
+inline uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t c) {
+    return fma_halves(
+        a, b, c, [](uint16_t bits) { return bits_to_float(uint32_t{bits} << 16); }, simt::float_to_bf16);
+}
+
+inline uint32_t fma_fp16x2(uint32_t a, uint32_t b, uint32_t c) {
+    return fma_halves(a, b, c, simt::fp16_to_float, simt::float_to_fp16);
 }
 
 // --- the matrix unit, in ptx.cuh's layouts

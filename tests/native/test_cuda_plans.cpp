@@ -3,11 +3,13 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
+#include <functional>
 #include <vector>
 
 #include "check.h"
 #include "cuda/argmax_plan.h"
 #include "cuda/gqa_decode_plan.h"
+#include "cuda/int4_mat_vec_plan.h"
 #include "cuda/mat_vec_plan.h"
 
 namespace {
@@ -117,6 +119,111 @@ void test_mat_vecs(const Device& device) {
     CHECK(wide.streamed && !wide.x_in_shared, "%d bytes of shared memory", wide.shared_bytes);
 }
 
+void test_int4_plan(const char* what, const Int4MatVecSizes& sizes, const Device& device) {
+    const Int4MatVecPlan plan = plan_int4_mat_vec(sizes, true, {device.sm_count, device.shared_bytes});
+    const auto context = [&](const char* part) {
+        static char text[200];
+        std::snprintf(text, sizeof text, "%s: %s, batch %d, %d groups%s, %s", part, what, sizes.batch,
+                      sizes.n_groups, sizes.zeros ? " with zeros" : "", device.name);
+        return text;
+    };
+    CHECK(plan.blocks == std::min(sizes.units, device.sm_count), "%s: %d", context("blocks"), plan.blocks);
+    CHECK(plan.warps >= 4 && plan.warps <= int4_max_warps && plan.warps % 4 == 0, "%s: %d", context("warps"),
+          plan.warps);
+    // It fits, and no second block beside it.
+    CHECK(plan.shared_bytes <= device.shared_bytes && 2 * plan.shared_bytes > device.shared_bytes, "%s: %d",
+          context("shared memory"), plan.shared_bytes);
+    // Every unit of a phase and sequence has a thread, every column a panel.
+    CHECK(plan.phase_units >= 1 && plan.phase_units * sizes.batch <= 32 * plan.warps, "%s: %d",
+          context("units of a phase"), plan.phase_units);
+    CHECK(plan.panel % int4_piece == 0 && plan.panel * plan.panels >= sizes.width &&
+              plan.panel * (plan.panels - 1) < sizes.width,
+          "%s: %d of %d columns", context("panels"), plan.panels, plan.panel);
+
+    // The parts follow one another, each as long as what it holds.
+    const int tiles = (plan.phase_units + 7) / 8, columns = std::min(plan.panel, sizes.width);
+    const int group_size = sizes.width / sizes.n_groups;
+    int groups = 0;  // that a panel touches
+    for (int panel = 0; panel < plan.panels; ++panel) {
+        const int begin = panel * plan.panel, end = std::min(begin + plan.panel, sizes.width);
+        groups = std::max(groups, (end - 1) / group_size - begin / group_size + 1);
+    }
+    const int scales = int4_scales_offset(plan), zeros = int4_zeros_offset(plan),
+              sums = int4_sums_offset(plan);
+    const int squares = int4_squares_offset(plan, sizes.batch), x = int4_x_offset(plan, sizes.batch);
+    CHECK(scales >= plan.warps * int4_stages * 16 * int4_piece_pitch, "%s", context("stream"));
+    // Wherever a row begins, its last aligned 16 bytes are in its slot.
+    CHECK(plan.scale_pitch >= (14 + 2 * groups + 15) / 16 * 16, "%s: %d", context("scales"),
+          plan.scale_pitch);
+    CHECK(zeros - scales >= tiles * 16 * plan.scale_pitch, "%s", context("scales"));
+    CHECK(!sizes.zeros || plan.zero_pitch >= (15 + groups + 15) / 16 * 16, "%s: %d", context("zero points"),
+          plan.zero_pitch);
+    CHECK(sums - zeros >= tiles * 16 * plan.zero_pitch, "%s", context("zero points"));
+    CHECK(squares - sums >= (plan.warps + tiles - 1) * 16 * sizes.batch * 4, "%s", context("sums"));
+    CHECK(x - squares >= sizes.batch * plan.warps * 4, "%s", context("squares"));
+    CHECK(plan.x_pitch >= columns * 2 && x + (sizes.batch + sizes.norm) * plan.x_pitch <= plan.shared_bytes,
+          "%s", context("x"));
+    for (const int offset :
+         {scales, zeros, sums, squares, x, plan.scale_pitch, plan.zero_pitch, plan.x_pitch})
+        CHECK(offset % 16 == 0, "%s: %d", context("alignment"), offset);
+    // Eight rows lie in different banks: an odd number of 16 bytes, and for x of 64 bytes.
+    CHECK(plan.scale_pitch % 32 == 16 && plan.zero_pitch % 32 == (sizes.zeros ? 16 : 0) &&
+              int4_piece_pitch % 128 == 16 && plan.x_pitch % 128 == 64,
+          "%s", context("banks"));
+
+    // What the models run at batch 1 on an H200: one phase, and 64 KB on their way.
+    if (device.shared_bytes >= 227 * 1024 && device.sm_count >= 132 && sizes.batch == 1 &&
+        sizes.width < 20000 && group_size >= 128) {
+        CHECK(plan.panels == 1 && plan.phase_units * plan.blocks >= sizes.units, "%s", context("one phase"));
+        CHECK(plan.warps * (int4_stages - 1) * 16 * int4_piece_bytes >= 64 * 1024, "%s: %d warps",
+              context("on their way"), plan.warps);
+    }
+}
+
+void test_int4_plans(const Device& device) {
+    for (const Model& model : models) {
+        const int q = model.n_heads * head_dim, kv = model.n_kv_heads * head_dim;
+        for (int batch = 1; batch <= max_batch; ++batch) {
+            for (const int group_size : {32, 64, 128, 0}) {
+                for (const bool zeros : {false, true}) {
+                    const auto test = [&](const char* what, int units, int width, bool norm) {
+                        const int n_groups = group_size ? std::max(width / group_size, 1) : 1;
+                        test_int4_plan(what, {units, width, batch, n_groups, 1, norm, zeros}, device);
+                    };
+                    test("q", q / 2, model.hidden, false);
+                    test("k", kv / 2, model.hidden, false);
+                    test("gate", model.intermediate / 2, model.hidden, false);
+                    test("down", model.hidden / 2, model.intermediate, false);
+                    test("int4_qkv_gemv", (q + 2 * kv) / 2, model.hidden, true);
+                    test("int4_swiglu_gemv", model.intermediate, model.hidden, true);
+                    test("a wide one", 100, 1 << 20, true);
+                    test("a narrow one", 3, 32, false);
+                }
+            }
+        }
+    }
+}
+
+// The shares of the warps, as the kernel walks them.
+void test_every_piece_is_taken_once(int tiles, int pieces, int warps) {
+    const int items = tiles * pieces;
+    int next = 0;
+    std::vector<int> slots;
+    for (int warp = 0; warp < warps; ++warp) {
+        const int begin = int4_first_item(items, warp, warps), end = int4_first_item(items, warp + 1, warps);
+        CHECK(begin == next && end - begin <= items / warps + 1, "warp %d has %d to %d", warp, begin, end);
+        next = end;
+        for (int item = begin; item < end; ++item) {
+            CHECK(int4_warp_of(items, item, warps) == warp, "piece %d is warp %d's", item, warp);
+            if (item == begin || item % pieces == 0) slots.push_back(warp + item / pieces);
+        }
+    }
+    CHECK(next == items, "%d of %d pieces are taken", next, items);
+    // Every part of a tile has a slot of its own.
+    const bool apart = std::adjacent_find(slots.begin(), slots.end(), std::greater_equal<>()) == slots.end();
+    CHECK(apart && slots.back() < warps + tiles - 1, "%d tiles of %d pieces, %d warps", tiles, pieces, warps);
+}
+
 bool is_power_of_two(int value) {
     return value > 0 && (value & (value - 1)) == 0;
 }
@@ -222,12 +329,18 @@ int main() {
             for (int vocab = 8; vocab <= 40'000; vocab += 8) test_argmax(vocab, vectors, device);
             for (const int vocab : {128'256, 152'064}) test_argmax(vocab, vectors, device);
         }
+        test_int4_plans(device);
         for (const Model& model : models) {
             for (int batch = 1; batch <= max_batch; ++batch) {
                 for (int max_len = 1; max_len <= 5000; ++max_len)
                     test_gqa_plan(model, batch, max_len, device);
                 for (const int max_len : {8192, 32768, 131072}) test_gqa_plan(model, batch, max_len, device);
             }
+        }
+    }
+    for (const int warps : {4, 8, 12, 16}) {
+        for (int tiles = 1; tiles <= 40; ++tiles) {
+            for (int pieces = 1; pieces <= 80; ++pieces) test_every_piece_is_taken_once(tiles, pieces, warps);
         }
     }
     for (int splits = 1; splits <= gqa_max_splits; ++splits) test_every_key_is_taken_once(splits);

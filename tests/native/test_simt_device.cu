@@ -124,6 +124,38 @@ void check_warp() {
     }
 }
 
+// out: [4][2]
+__global__ void fma_kernel(uint32_t* out) {
+    using namespace cuda;
+    // 3 * 0.5 - 1 and -2 * 4 + 0.25; subnormal numbers of 5 and 240 smallest steps, by a power of two.
+    store(out + 0, fma_bf16x2(0xc0004040u, 0x40803f00u, 0x3e80bf80u));
+    store(out + 1, fma_fp16x2(0xc0004200u, 0x44003800u, 0x3400bc00u));
+    store(out + 2, fma_bf16x2(0x00f00005u, 0x7d007f00u, 0));
+    store(out + 3, fma_fp16x2(0x00f00005u, 0x68007800u, 0));
+    // Rounded once, to the even neighbour: 1 + 2^-8 and 1 + 3 * 2^-8, 1 + 2^-11 and 1 + 3 * 2^-11.
+    store(out + 4, fma_bf16x2(0x40403f80u, 0x3b803b80u, 0x3f803f80u));
+    store(out + 5, fma_fp16x2(0x42003c00u, 0x10001000u, 0x3c003c00u));
+    // Copied, and zeros.
+    auto* words = reinterpret_cast<uint32_t*>(shared_memory());
+    for (int i = 0; i < 4; ++i) store(words + 4 + i, 7u);
+    async_copy16_or_zeros(words, out, true);
+    async_copy16_or_zeros(words + 4, out, false);
+    async_commit();
+    async_wait<0>();
+    store(out + 6, load(words + 3));
+    store(out + 7, load(words + 4) | load(words + 5) | load(words + 6) | load(words + 7));
+}
+
+void check_fma() {
+    DeviceVector<uint32_t> out(8);
+    cuda::launch(fma_kernel, 1, 1, 32, stream, out.data());
+    simt::executor().synchronize();
+    const uint32_t expected[8] = {0xc0f83f00u, 0xc7c03800u, 0x3e703da0u, 0x37802100u,
+                                  0x3f823f80u, 0x3c023c00u, 0x37802100u, 0};
+    for (size_t i = 0; i < 8; ++i)
+        CHECK(out[i] == expected[i], "fma %zu: %08x, expected %08x", i, out[i], expected[i]);
+}
+
 void check_conversions() {
     for (uint32_t bits = 0; bits < 0x10000; ++bits) {
         const auto half = static_cast<uint16_t>(bits);
@@ -200,6 +232,7 @@ int main() {
     check_mma<true>();
     check_mma<false>();
     check_warp();
+    check_fma();
     check_conversions();
     check_controls();
     check_refusals();

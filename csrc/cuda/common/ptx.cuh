@@ -138,6 +138,13 @@ __device__ __forceinline__ void async_copy16(void* to_shared, const void* from_g
                  : "memory");
 }
 
+// Or 16 zeros, where nothing is read.
+__device__ __forceinline__ void async_copy16_or_zeros(void* to_shared, const void* from_global, bool copies) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to_shared)),
+                 "l"(from_global), "r"(copies ? 16 : 0)
+                 : "memory");
+}
+
 __device__ __forceinline__ void async_commit() {
     asm volatile("cp.async.commit_group;" ::: "memory");
 }
@@ -260,6 +267,19 @@ __device__ __forceinline__ uint16_t float_to_bf16(float value) {
 
 __device__ __forceinline__ float bits_to_float(uint32_t bits) {
     return __uint_as_float(bits);
+}
+
+// a b + c of two pairs at once, each rounded once.
+__device__ __forceinline__ uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t c) {
+    uint32_t result;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(c));
+    return result;
+}
+
+__device__ __forceinline__ uint32_t fma_fp16x2(uint32_t a, uint32_t b, uint32_t c) {
+    uint32_t result;
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(c));
+    return result;
 }
 
 // --- the matrix unit: c += a b for a of 16 x 16, b of 16 x 8, c of 16 x 8, held by a warp. With g = lane / 4

@@ -1,0 +1,35 @@
+// int4_gemv: out = x @ w^T + bias + residual, w of 4 bits. A unit is rows 2u and 2u + 1 of the weight.
+#include "cuda/int4_mat_vec.cuh"
+#include "cuda/mat_vec_epilogues.cuh"
+
+namespace pykernels::cuda {
+namespace {
+
+template <class Element>
+struct Int4Gemv : GemvEpilogue<Element, Int4GemvParams> {
+    using T = Element;
+    using Params = Int4GemvParams;
+    static constexpr int n_weights = 1;
+
+    __host__ __device__ static int width(const Params& p) { return p.in_features; }
+    __host__ __device__ static int batch(const Params& p) { return p.batch; }
+    __host__ __device__ static const T* norm_weight(const Params&) { return nullptr; }
+    __host__ __device__ static const T* x(const Params& p) { return static_cast<const T*>(p.x); }
+    __device__ static float eps(const Params&) { return 0; }
+
+    __host__ __device__ static const Int4WeightParams& weight(const Params& p, int) { return p.weight; }
+    __device__ static int weight_rows(const Params& p, int) { return p.out_features; }
+    __device__ static Int4Row row(const Params& p, int unit, int side) {
+        const int row = 2 * unit + side;
+        return {0, row < p.out_features ? row : -1};
+    }
+};
+
+}  // namespace
+
+void int4_gemv(const Int4GemvParams& params, const Stream& stream) {
+    with_type("int4_gemv", params.dtype,
+              [&](auto type) { launch_int4_mat_vec<Int4Gemv<decltype(type)>>(params, stream); });
+}
+
+}  // namespace pykernels::cuda
