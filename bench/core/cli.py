@@ -143,8 +143,16 @@ class Outputs:
         if plot and Path(plot).suffix not in (".png", ".svg", ".pdf"):
             raise flag_error("--plot", plot, "a file that ends in .png, .svg or .pdf")
 
-    def write(self, result: document.Document, write_trace: Callable[[Path], None] | None = None) -> None:
-        """Write them all; --trace by `write_trace`, or, where nothing was traced, a line that it is missing."""
+    def write(
+        self,
+        result: document.Document,
+        write_trace: Callable[[Path], None] | None = None,
+        own: dict[str, Callable[[Path, Any], None]] | None = None,
+    ) -> None:
+        """Write them all; --trace by `write_trace`, or, where nothing was traced, a line that it is missing.
+
+        own: writers by flag, for a driver whose documents have tables or pictures of their own.
+        """
         from bench.core import plots, tables  # matplotlib takes a second: only where a file is asked for
 
         writers: dict[str, Callable[[Path, document.Document], Any]] = {
@@ -153,6 +161,7 @@ class Outputs:
             "--md": tables.write_markdown,
             "--plot": plots.write_waterfall,
         }
+        writers |= own or {}
         if write_trace:
             writers["--trace"] = lambda path, _: write_trace(path)
         for flag, path in self.paths.items():

@@ -54,7 +54,8 @@ def _ratio(ratio: dict[str, float] | None) -> str:
     return f"{ratio['p50']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]" if ratio else "-"
 
 
-def _bytes(count: int) -> str:
+def bytes_words(count: int) -> str:
+    """Four significant digits and a unit of 10^3, 10^6 or 10^9 bytes."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
         if count >= size:
             return f"{count / size:.4g} {unit}"
@@ -141,7 +142,7 @@ def op_grid(document: Document) -> Grid:
         if row.get("mode"):
             arm += f":{row['mode']}"
         cells = [
-            arm, row["op"], row["label"], row["shape"], _bytes(row["bytes"]), microseconds(row["floor_us"]),
+            arm, row["op"], row["label"], row["shape"], bytes_words(row["bytes"]), microseconds(row["floor_us"]),
             microseconds(clock["p50"]) if clock else "-" if on_device else status, _spread(clock or on_device),
             f"{row['gbs']:.1f}" if clock or on_device else "-",
             percent(row["share_of_spec"]), percent(row["share_of_read"]),
@@ -247,7 +248,7 @@ def _remarks(document: Document, name: str) -> list[str]:
     return [line for line in (host_clocks(document, name), document["ladder_notes"].get(name)) if line]
 
 
-def _table(title: str, grid: Grid, width: int) -> Table:
+def table(title: str, grid: Grid, width: int) -> Table:
     columns, rows = grid
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     table.padding = (0, 1 if _width(grid) + 2 * len(columns) <= width else 0)
@@ -264,7 +265,7 @@ def _width(grid: Grid) -> int:
     return 1 + sum(1 + max(len(name), *(len(row[i]) for row in rows)) for i, (name, _) in enumerate(columns))
 
 
-def _fit(grid: Grid, width: int, expendable: Sequence[str]) -> Grid:
+def fit(grid: Grid, width: int, expendable: Sequence[str]) -> Grid:
     """The grid less as many of the `expendable` columns, in this order, as a terminal of `width` asks for."""
     for heading_ in expendable:
         if _width(grid) <= width:
@@ -290,12 +291,12 @@ def print_document(document: Document, console: Console) -> None:
             "GB/s",
             *(["of spec", "of read", "shape"] if on_cuda else []),
         ]
-        grid = _fit(op_grid(document), console.width, expendable)
-        console.print(_table("Ops, each timed alone", grid, console.width))
+        grid = fit(op_grid(document), console.width, expendable)
+        console.print(table("Ops, each timed alone", grid, console.width))
     if any(arm["status"] != "unsupported" for arm in document.get("arms", [])):
         on_gpu = ["sdpa eager / this", "host us a kernel", "of spec", "host us"] if on_cuda else []
-        grid = _fit(arm_grid(document), console.width, ["p20 - p80", "launches", "error", "GB/s", *on_gpu])
-        console.print(_table("Arms, alternated", grid, console.width))
+        grid = fit(arm_grid(document), console.width, ["p20 - p80", "launches", "error", "GB/s", *on_gpu])
+        console.print(table("Arms, alternated", grid, console.width))
     for line in refusals(document):
         console.print(Text(line))
     for name, parts in document.get("ladder", {}).items():
@@ -307,7 +308,7 @@ def print_document(document: Document, console: Console) -> None:
             console.print(Text(f"  {line}"))
 
 
-def _markdown_table(title: str, grid: Grid) -> Iterable[str]:
+def markdown_table(title: str, grid: Grid) -> Iterable[str]:
     columns, rows = grid
     yield from (f"### {title}", "")
     yield "| " + " | ".join(name for name, _ in columns) + " |"
@@ -321,9 +322,9 @@ def write_markdown(path: Path, document: Document) -> None:
     """The same tables as Markdown."""
     lines = [f"## {document['title']}", "", *(f"- {line}" for line in heading(document)), ""]
     if document["ops"]:
-        lines += _markdown_table("Ops, each timed alone", op_grid(document))
+        lines += markdown_table("Ops, each timed alone", op_grid(document))
     if any(arm["status"] != "unsupported" for arm in document.get("arms", [])):
-        lines += _markdown_table("Arms, alternated", arm_grid(document))
+        lines += markdown_table("Arms, alternated", arm_grid(document))
     lines += [*(f"- {line}" for line in refusals(document)), ""]
     for name, parts in document.get("ladder", {}).items():
         lines += [f"### Ladder of {name}", "", "```", *(text for _, text in ladder_rows(parts, 100)), "```", ""]
