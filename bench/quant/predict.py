@@ -1,5 +1,5 @@
-"""A prediction of our 4-bit layer and step on a GPU that is not here: from its published bandwidth and what was measured
-on the one that is. Arithmetic, not a measurement."""
+"""A prediction of our 4-bit layer and step on a GPU that is not here, from its published bandwidth and what was
+measured on the one that is. Arithmetic, not a measurement."""
 
 from collections.abc import Sequence
 

@@ -9,6 +9,8 @@ from rich.text import Text
 from bench.core import tables
 from bench.core.document import Document, write_atomically
 from bench.core.tables import Grid, microseconds, percent
+from bench.quant.machine_code import Kernel, demangled
+from bench.quant.validate import Found, failed, verdict
 from bench.study import paper
 
 PUBLISHED = ("l4_bf16", "l4_nf4", "l4_awq", "l4_exl2", "floor_l4_int4")
@@ -103,6 +105,84 @@ def write_markdown(path: Path, document: Document) -> None:
     lines += [f"{'' if line.startswith(' ') else '- '}{line}" for line in predicted_lines(document)]
     lines += ["", f"Reproduce: `{document['command']}`"]
     write_atomically(path, ("\n".join(lines) + "\n").encode())
+
+
+_DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+
+
+def validation_grid(found: Sequence[Found]) -> Grid:
+    """A kernel's trials: a row a shape and group, the worst error of its batches, a column a dtype; last what the
+    format itself costs."""
+    shown = [dtype for dtype in _DTYPES if any(one.dtype == dtype for one in found)]
+    columns = [("case", False), ("weight", False), *((_DTYPES[dtype], True) for dtype in shown), ("format", True)]
+    rows: dict[tuple[str, str], dict[str, list[Found]]] = {}
+    for one in found:
+        # The batch is the last word; exact trials are alike over shapes.
+        weight = one.words.rpartition(", batch")[0]
+        rows.setdefault((one.case, weight), {}).setdefault(one.dtype, []).append(one)
+    return columns, [
+        [case, weight, *(_errors(by_dtype.get(dtype, [])) for dtype in shown), _format_error(by_dtype)]
+        for (case, weight), by_dtype in rows.items()
+    ]
+
+
+def _errors(found: Sequence[Found]) -> str:
+    if bad := [one.status for one in found if one.status in ("wrong", "error")]:
+        return bad[0].upper()
+    errors = [one.max_rel_error for one in found if one.status == "ok"]
+    if not errors:
+        return "refused" if found else "-"
+    return f"{max(errors):.1e}" if max(errors) else "0"
+
+
+def _format_error(by_dtype: dict[str, list[Found]]) -> str:
+    errors = [one.format_error for found in by_dtype.values() for one in found if one.format_error is not None]
+    return f"{max(errors):.1e}" if errors else "-"
+
+
+def validation_lines(name: str, found: Sequence[Found]) -> list[str]:
+    """The verdict on a kernel, what was wrong, and each reason for a refusal."""
+    lines = [verdict(name, found)]
+    lines += [f"  {one.status}: {one.case}, {one.dtype}, {one.words}: {one.reason}" for one in failed(found)[:_LISTED]]
+    if (more := len(failed(found)) - _LISTED) > 0:
+        lines.append(f"  and {more} more like these")
+    reasons: dict[str, int] = {}
+    for one in found:
+        if one.status == "refused":
+            reasons[one.reason] = reasons.get(one.reason, 0) + 1
+    return lines + [f"  refused {count}: {reason}" for reason, count in reasons.items()]
+
+
+_LISTED = 8
+"""Failures that are listed one by one; a broken kernel is wrong everywhere."""
+
+
+def print_validation(name: str, found: Sequence[Found], console: Console) -> None:
+    """All trials of a kernel, and the verdict."""
+    if found:
+        console.print(tables.table(f"{name}: relative error against float64", validation_grid(found), console.width))
+    for line in validation_lines(name, found):
+        console.print(Text(line))
+
+
+def print_machine_code(architecture: str, kernels: Sequence[Kernel], console: Console) -> bool:
+    """A row a kernel, and what is wrong with it. Returns whether nothing is."""
+    columns = [("kernel", False), ("registers", True), ("instructions", True), ("16-byte loads", True), ("LOP3", True),
+               ("nibble masks", True), ("LDL, STL", True)]  # fmt: skip
+    names = demangled([kernel.name for kernel in kernels])
+    rows = [
+        [name, *("-" if n is None else str(n) for n in (
+            kernel.registers, kernel.instructions, kernel.wide_loads, kernel.lop3, kernel.nibble_masks,
+            kernel.local_memory,
+        ))] for name, kernel in zip(names, kernels, strict=True)
+    ]  # fmt: skip
+    console.print(tables.table(f"Machine code of the 4-bit kernels for {architecture}", (columns, rows), console.width))
+    for name, kernel in zip(names, kernels, strict=True):
+        for problem in kernel.problems:
+            console.print(Text(f"{name}: {problem}"))
+    bad = sum(bool(kernel.problems) for kernel in kernels)
+    console.print(Text(f"{len(kernels)} kernels, {bad or 'none'} with a problem"))
+    return not bad
 
 
 def status_of(entries: Sequence[Document]) -> int:

@@ -63,8 +63,9 @@ class Int4Kernel(ABC):
         if cls.group_sizes is not None and not found & set(cls.group_sizes):
             return f"takes groups of {sizes(cls.group_sizes)}, not {weight.group_size}"
         for what, size, multiple in (
-            ("in_features", weight.in_features, cls.in_multiple), ("out_features", weight.out_features, cls.out_multiple)
-        ):  # fmt: skip
+            ("in_features", weight.in_features, cls.in_multiple),
+            ("out_features", weight.out_features, cls.out_multiple),
+        ):
             if size % multiple:
                 return f"takes {what} that are a multiple of {multiple}, not {size}"
         if weight.zeros is not None and not cls.zeros:
