@@ -30,7 +30,6 @@ from bench.core.errors import flag_error
 from bench.core.progress import progress
 from bench.quant import groups, machine_code, measure, predict, show, validate
 from bench.quant.trials import GROUP_SIZES
-from pykernels.quant.int4_weight import group_size_allowed
 
 _WHAT = ("shapes", "layer")
 _CPU_MODES = ("eager", "pybind", "dispatch", "native")
@@ -160,11 +159,6 @@ def print_list(device: torch.device) -> None:
         print(f"{'':<10} " + (f"unsupported: {reason}" if reason else "runs here"))
 
 
-def _check_group_size(flag: str, group: int) -> None:
-    if group != -1 and not (group > 0 and group_size_allowed(group, 128 * group)):
-        raise flag_error(flag, group, "32, 64, a multiple of 128, or -1 for the whole row")
-
-
 def command(
     kernel: Annotated[
         str, typer.Option("--kernel", help="comma-separated names, or FILE.py:Name; all: every one that is known")
@@ -218,7 +212,7 @@ def command(
     if dtype:
         cli.choice("--dtype", dtype, list(cli.DTYPES))
     if group:
-        _check_group_size("--group", group)
+        cli.group_size("--group", group)
     cli.number("--seed", seed, 0, 2**31 - 1)
     cli.set_threads(threads)
     if validate_:

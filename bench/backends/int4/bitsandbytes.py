@@ -23,6 +23,8 @@ class BitsandbytesNf4(LibraryKernel):
     devices = ("cpu", "cuda")
     least_capability = (7, 5)
     dtypes = (torch.bfloat16, torch.float16)
+    # Blocks run over the ends of rows. On a CPU, version 0.50.2 unpacks rows that are no whole blocks wrongly.
+    in_multiple = 64
     act_order = True  # it sees the dequantised weight alone
     rounds_weights = True
     BLOCK_SIZE = 64
