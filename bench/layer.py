@@ -6,7 +6,7 @@ python -m bench.layer --backend=sdpa,examples/attention_plugin.py:Attention --mo
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -26,6 +26,7 @@ from bench.core.document import SCHEMA, Document
 from bench.core.errors import flag_error
 from bench.core.progress import progress
 from bench.core.trace_file import check_traceable, write_trace
+from bench.quant import words
 from pykernels.layer import available_bytes
 from pykernels.models import ModelSpec
 
@@ -57,6 +58,11 @@ class Settings:
     weights: str
     layer: int
     repeats: int
+    quant: str
+    group_size: int
+    symmetric: bool
+    int4_format: tuple[int, bool, bool] | None = None
+    """Of the weights once they are made (LayerWeights.int4_format); None where they are dense."""
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -82,12 +88,10 @@ def steps_a_sample(asked: int, copies: int, device: torch.device) -> int:
     return _CUDA_REPEATS + -_CUDA_REPEATS % copies if device.type == "cuda" else 1
 
 
-def make_layers(settings: Settings) -> list[pk.DecodeLayer]:
-    """The layer and its copies. Raises ValueError where they do not fit the memory that is there."""
-    spec, dtype = settings.spec, settings.torch_dtype
-    layer_bytes = spec.layer_weight_elements * dtype.itemsize
-    copies = weight_copies(layer_bytes, settings.l2, settings.device)
-    needed = copies * (layer_bytes + spec.layer_kv_bytes(settings.ctx, settings.batch, dtype))
+def check_memory(settings: Settings, layer_bytes: int, copies: int) -> None:
+    """Raise UsageError unless so many copies of a layer fit the memory that is there."""
+    spec = settings.spec
+    needed = copies * (layer_bytes + spec.layer_kv_bytes(settings.ctx, settings.batch, settings.torch_dtype))
     available = available_bytes(settings.device)
     if needed > available:
         raise flag_error(
@@ -95,10 +99,23 @@ def make_layers(settings: Settings) -> list[pk.DecodeLayer]:
             f"small enough for the memory available ({available / 2**30:.1f} GiB): "
             f"weights and cache need {needed / 2**30:.1f} GiB",
         )  # fmt: skip
+
+
+def make_layers(settings: Settings) -> list[pk.DecodeLayer]:
+    """The layer and its copies. Raises ValueError where they do not fit the memory that is there."""
+    spec, dtype = settings.spec, settings.torch_dtype
+    dense_bytes = spec.layer_weight_elements * dtype.itemsize
+    four_bit = settings.quant == "int4"
+    # 4-bit weights are made of dense ones, one copy; how many copies they need is known afterwards.
+    check_memory(settings, dense_bytes, 1 if four_bit else weight_copies(dense_bytes, settings.l2, settings.device))
     if settings.weights:
         weights = pk.LayerWeights.from_folder(settings.weights, settings.layer, spec, dtype, settings.device)
     else:
         weights = pk.LayerWeights.random(spec, dtype, settings.device, settings.seed)
+    if four_bit and not weights.is_int4:
+        weights = weights.quantize(settings.group_size, settings.symmetric)
+    copies = weight_copies(weights.n_bytes, settings.l2, settings.device)
+    check_memory(settings, weights.n_bytes, copies)
     return [
         pk.DecodeLayer(
             spec, weights if copy == 0 else weights.clone(), settings.ctx, settings.batch, dtype, settings.device,
@@ -110,7 +127,9 @@ def make_layers(settings: Settings) -> list[pk.DecodeLayer]:
 
 def layer_ops(settings: Settings, fusion: str | None) -> list[floors.OpBytes]:
     """The ops of a step and their bytes; the plain torch layer is held to the unfused sequence."""
-    return floors.layer_ops(settings.spec, fusion or "none", settings.batch, settings.ctx, settings.torch_dtype)
+    int4 = settings.int4_format or ()
+    fusion = fusion or ("block" if int4 else "none")
+    return floors.layer_ops(settings.spec, fusion, settings.batch, settings.ctx, settings.torch_dtype, *int4)
 
 
 def streamed_bytes(settings: Settings, fusion: str | None) -> int:
@@ -144,6 +163,7 @@ def layer_timelines(arms: list[measure.Arm], traces: dict[str, Traced], settings
 class Run:
     """What a run found: its document, and for --trace the traces of its arms by their labels."""
 
+    settings: Settings
     document: Document
     arms: list[measure.Arm]
     traces: dict[str, Traced]
@@ -162,6 +182,9 @@ def run(settings: Settings) -> Run:
     if monitor:
         machine["gpu_before"] = monitor.state()
     layers = cli.usage(lambda: make_layers(settings))
+    weights = layers[0].weights
+    if weights.is_int4:
+        settings = replace(settings, int4_format=cli.usage(weights.int4_format))
     repeats = steps_a_sample(settings.repeats, len(layers), settings.device)
     workload = Workload.of(layers, repeats)
     arms = [
@@ -215,7 +238,7 @@ def run(settings: Settings) -> Run:
     elif repeats > 1:
         on_device = {"repeats": repeats}
     chain = ladder.CUDA_CHAIN if on_cuda else ladder.CPU_CHAIN
-    layer_bytes = spec.layer_weight_elements * dtype.itemsize
+    layer_bytes = weights.n_bytes
     cache_mb = environment.last_level_cache_bytes(settings.device) / 1e6
     rotation = "1 copy" if len(layers) == 1 else f"{len(layers)} copies in rotation"
     ladders = results.make_ladders(
@@ -228,13 +251,14 @@ def run(settings: Settings) -> Run:
     document = {
         "schema": SCHEMA,
         "kind": "layer",
-        "title": f"one decode layer of {spec.name}, ctx {settings.ctx}",
+        "title": f"one decode layer of {spec.name}{words.quant_words(settings.int4_format)}, ctx {settings.ctx}",
         "command": cli.command_line("bench.layer"),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "interrupted": not finished,
         "environment": machine,
         "model": {**vars(spec), "rope_scaling": vars(spec.rope_scaling) if spec.rope_scaling else None},
         "weights": "checkpoint" if settings.weights else "random",
+        "quant": words.quant_document(settings.int4_format),
         "ctx": settings.ctx, "batch": settings.batch, "dtype": settings.dtype, "device": settings.device.type,
         "l2": settings.l2,
         "l2_words": f"{settings.l2}: {layer_bytes / 1e6:.0f} MB of weights, {rotation}, "
@@ -248,7 +272,8 @@ def run(settings: Settings) -> Run:
             },
             "layer_streamed": {fusion: streamed_bytes(settings, fusion) for fusion in settings.fusions},
             "paper": {
-                "weight_bytes": spec.weight_bytes(dtype),
+                "weight_bytes": spec.weight_bytes(dtype)
+                - spec.n_layers * (spec.layer_weight_elements * dtype.itemsize - layer_bytes),
                 "kv_bytes": spec.kv_bytes(settings.ctx, settings.batch, dtype),
                 "bytes_per_token_kv": spec.kv_bytes(1, 1, dtype),
             },
@@ -261,14 +286,14 @@ def run(settings: Settings) -> Run:
         "plugins": [found.describe(settings.plugins.limit_s) for found in plugged],
         **ladders,
     }  # fmt: skip
-    return Run(document, arms, traces)
+    return Run(settings, document, arms, traces)
 
 
-def trace_writer(found: Run, settings: Settings) -> Callable[[Path], None] | None:
+def trace_writer(found: Run) -> Callable[[Path], None] | None:
     """What writes --trace; None where no arm was traced."""
 
     def labels(fusion: str) -> list[str]:
-        return [op.label for op in layer_ops(settings, fusion)]
+        return [op.label for op in layer_ops(found.settings, fusion)]
 
     return (lambda path: write_trace(path, found.arms, found.traces, labels)) if found.traces else None
 
@@ -296,7 +321,16 @@ def command(
     batch: cli.BatchFlag = 1,
     dtype: cli.DtypeFlag = "bf16",
     device: cli.DeviceFlag = "auto",
-    fusion: Annotated[str, typer.Option("--fusion", help="of native: none, block")] = "none,block",
+    fusion: Annotated[
+        str, typer.Option("--fusion", help="of native: none, block. Default: both; with 4-bit weights block")
+    ] = "",
+    quant: Annotated[
+        str, typer.Option("--quant", help="none or int4: round the projections to 4 bits. A quantised folder is int4")
+    ] = "none",
+    group: Annotated[
+        int, typer.Option("--group", help="of --quant=int4, columns a scale: 32, 64, a multiple of 128; -1: the row")
+    ] = 128,
+    asymmetric: Annotated[bool, typer.Option("--asymmetric", help="of --quant=int4: with zero points")] = False,
     l2: cli.L2Flag = "cold",
     warmup: cli.WarmupFlag = 5,
     steps: cli.StepsFlag = 30,
@@ -319,12 +353,18 @@ def command(
         return 0
     outputs = cli.Outputs(json, csv, md, plot, trace)
     spec = cli.model(model, config, weights)
+    cli.choice("--quant", quant, ("none", "int4"))
+    if weights and cli.usage(lambda: pk.quant.quantization_of(weights)):
+        quant = "int4"
+    fusions = cli.choices("--fusion", fusion or ("block" if quant == "int4" else "none,block"), cli.FUSIONS)
+    if quant == "int4" and fusions != ["block"]:
+        raise flag_error("--fusion", fusion, "block: 4-bit weights have no other")
     modes = cli.choices("--mode", mode, MODES)
     names, asked = parse_backends("--backend", backend, list(registry() if backend == "all" else by_name()))
     backends = {name: by_name()[name] for name in names}
     flags = [
         f"--model={model}", f"--config={config}", f"--weights={weights}", f"--layer={layer}", f"--ctx={ctx}",
-        f"--batch={batch}", f"--dtype={dtype}", f"--device={device}", f"--fusion={fusion}", f"--l2={l2}",
+        f"--batch={batch}", f"--dtype={dtype}", f"--device={device}", f"--fusion={','.join(fusions)}", f"--quant={quant}", f"--group={group}", *(["--asymmetric"] if asymmetric else []), f"--l2={l2}",
         f"--warmup={warmup}", f"--steps={steps}", f"--repeats={repeats}", f"--threads={threads}",
         f"--spec-gbs={spec_gbs}", f"--seed={seed}",
     ]  # fmt: skip
@@ -337,7 +377,7 @@ def command(
         backends=backends,
         plugins=plugins.Plan("bench.layer", asked, modes, flags, [name for name in names if name == "sdpa"], limit_s),
         modes=modes,
-        fusions=cli.choices("--fusion", fusion, cli.FUSIONS),
+        fusions=fusions,
         ctx=cli.number("--ctx", ctx, 1, spec.max_position),
         batch=cli.number("--batch", batch, 1, 8),
         dtype=cli.choice("--dtype", dtype, list(cli.DTYPES)),
@@ -350,13 +390,16 @@ def command(
         seed=cli.number("--seed", seed, 0, 2**31 - 1),
         weights=weights,
         layer=layer,
+        quant=quant,
+        group_size=cli.group_size("--group", group),
+        symmetric=not asymmetric,
     )
     check_traceable(trace, settings.device)
     cli.set_threads(threads)
     found = run(settings)
     document = found.document
     tables.print_document(document, Console())
-    outputs.write(document, trace_writer(found, settings))
+    outputs.write(document, trace_writer(found))
     if document["interrupted"]:
         return cli.INTERRUPTED
     if trace and not found.traces:

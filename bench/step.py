@@ -63,6 +63,8 @@ def make_model(settings: Settings) -> pk.DecodeModel:
         raise MemoryError(f"weights and cache ask for {asked / 1e9:.2f} GB, {available / 1e9:.2f} GB are available")
     if settings.weights:
         weights = cli.usage(lambda: pk.ModelWeights.from_folder(settings.weights, spec, dtype, device))
+        if weights.layers[0].is_int4:
+            raise flag_error("--weights", settings.weights, "of dense weights: 4-bit ones are measured by bench.layer")
     else:
         weights = pk.ModelWeights.random(spec, dtype, device, settings.seed, settings.shared_weights)
     return cli.usage(

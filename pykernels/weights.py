@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pykernels.checkpoint import open_tensors, tensor_files
 from pykernels.models import ModelSpec
-from pykernels.quant import Int4Weight
+from pykernels.quant import Int4Weight, quantization_of
 
 PROJECTIONS = ("q_weight", "k_weight", "v_weight", "o_weight", "gate_weight", "up_weight", "down_weight")
 """The fields of :class:`LayerWeights` that may be of 4 bits."""
@@ -69,6 +69,24 @@ class LayerWeights:
     def is_int4(self) -> bool:
         """Are the projections 4-bit weights?"""
         return isinstance(self.q_weight, Int4Weight)
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of everything that is there."""
+        return sum(
+            value.n_bytes if isinstance(value, Int4Weight) else value.numel() * value.element_size()
+            for value in self.named().values()
+        )
+
+    def int4_format(self) -> tuple[int, bool, bool]:
+        """Of 4-bit projections: their group size (-1: the whole row), whether any has zero points, whether any is
+        act-ordered. Raises ValueError where they differ in the group size."""
+        four_bit = [value for value in self.named().values() if isinstance(value, Int4Weight)]
+        sizes = sorted({weight.group_size for weight in four_bit if weight.n_groups > 1}) or [-1]
+        if len(sizes) > 1 or (sizes != [-1] and any(weight.in_features % sizes[0] for weight in four_bit)):
+            raise ValueError(f"projections must be of one group size, got {', '.join(map(str, sizes))}")
+        zeros, act_order = (any(getattr(weight, part) is not None for weight in four_bit) for part in ("zeros", "perm"))
+        return sizes[0], zeros, act_order
 
     def quantize(self, group_size: int = 128, symmetric: bool = True) -> "LayerWeights":
         """The same with 4-bit projections, rounded to nearest; norms and biases are shared."""
@@ -139,16 +157,22 @@ class LayerWeights:
     ) -> "LayerWeights":
         """Layer `layer` of a Hugging Face checkpoint folder, model.safetensors or its shards.
 
-        Tensors are taken as they are: a checkpoint of another dtype than `dtype` is refused, not converted.
+        Tensors are taken as they are: a checkpoint of another dtype than `dtype` is refused, not converted. The
+        projections of a quantised folder (GPTQ, AWQ, compressed-tensors) become 4-bit weights, whose scales alone
+        are rounded to `dtype`.
         Raises ValueError, one line naming the file or tensor, what was expected and what was found.
         """
         folder = Path(folder).expanduser()
         if not 0 <= layer < spec.n_layers:
             raise ValueError(f"layer must be in 0..{spec.n_layers - 1} ({spec.name}), got {layer}")
         files = tensor_files(folder)
-        tensors: dict[str, Tensor | None] = {}
+        quantised = quantization_of(folder) is not None
+        tensors: dict[str, Tensor | Int4Weight | None] = {}
         for name, shape in cls.shapes(spec).items():
             tensor_name = f"model.layers.{layer}.{_CHECKPOINT_NAMES[name]}"
+            if quantised and name in PROJECTIONS:
+                tensors[name] = _read_int4(folder, tensor_name.removesuffix(".weight"), shape, dtype).to(device)
+                continue
             if shape is None:
                 if tensor_name in files:
                     raise ValueError(f"weights {folder}: {tensor_name} is there, but {spec.name} has no such bias")
@@ -206,6 +230,20 @@ def _read(path: Path, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> 
             hint = f" (read it with --dtype={flag})" if flag else ""
             raise ValueError(f"weights {path}: {name} must be {_SAFETENSORS_TYPES[dtype]}, got {found_type}{hint}")
         return file.get_tensor(name)
+
+
+def _read_int4(folder: Path, module: str, shape: tuple[int, ...], dtype: torch.dtype) -> Int4Weight:
+    try:
+        weight = Int4Weight.from_folder(folder, module, dtype)
+    except ValueError as error:
+        text = str(error)
+        raise ValueError(
+            text if text.startswith(("weights ", "config ")) else f"weights {folder}: {module}: {text}"
+        ) from None
+    found = (weight.out_features, weight.in_features)
+    if found != shape:
+        raise ValueError(f"weights {folder}: {module} must be of shape {list(shape)}, got {list(found)}")
+    return weight
 
 
 @dataclass

@@ -79,6 +79,8 @@ class Backend(ABC):
     name: str
     description: str
     install_hint: str | None = None
+    takes_int4: bool = False
+    """Multiplies by 4-bit weights too."""
 
     @classmethod
     @abstractmethod
@@ -115,7 +117,10 @@ class Backend(ABC):
 def arms_of(backend: type[Backend], workload: Workload, modes: Sequence[str], fusions: Sequence[str]) -> list[Arm]:
     """All arms of a backend, unsupported ones with their reason. What fails while it is made is an `error` arm."""
     device = workload.layers[0].device
-    reason = backend.availability(device) or backend.layer_reason(workload.layers[0])
+    reason = backend.availability(device)
+    if reason is None and workload.layers[0].weights.is_int4 and not backend.takes_int4:
+        reason = "multiplies by dense weights only"
+    reason = reason or backend.layer_reason(workload.layers[0])
     if reason:
         return [unsupported(backend.name, mode, reason) for mode in modes]
     arms = []

@@ -44,6 +44,7 @@ class Native(Backend):
 
     name = "native"
     description = "launchtax's own kernels"
+    takes_int4 = True
     NO_FLOAT32 = "has no float32 kernels for CUDA: bf16 or fp16"
 
     @classmethod

@@ -18,6 +18,7 @@ import pykernels as pk
 from bench.core import document, environment
 from bench.core.errors import UsageError, flag_error
 from pykernels.models import ModelSpec
+from pykernels.quant.int4_weight import group_size_allowed
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 FUSIONS = ("none", "block")
@@ -74,6 +75,13 @@ def number(flag: str, value: int, low: int, high: int) -> int:
     """A flag that takes an integer in low..high."""
     if not low <= value <= high:
         raise flag_error(flag, value, f"in {low}..{high}")
+    return value
+
+
+def group_size(flag: str, value: int) -> int:
+    """A flag that takes the columns of a scale of 4-bit weights; -1 is the whole row."""
+    if value != -1 and not (value > 0 and group_size_allowed(value, 128 * value)):
+        raise flag_error(flag, value, "32, 64, a multiple of 128, or -1 for the whole row")
     return value
 
 

@@ -19,7 +19,7 @@ _LIBRARIES = ("numpy", "scipy", "nvtx", "typer", "rich", "matplotlib", "safetens
 
 # Peak memory bandwidth by device, GB/s of 10^9 bytes, with where the number comes from. The study's own values
 # (its section 3.3) where it has them; otherwise the vendor's datasheet.
-_GPU_SPECS = {
+GPU_SPECS = {
     "H100 80GB HBM3": (3350.0, "H100 SXM5 datasheet, and the study"),
     "H100 PCIe": (2000.0, "H100 PCIe datasheet"),
     "H200": (4800.0, "H200 datasheet"),
@@ -93,7 +93,7 @@ def spec_bandwidth(device: torch.device) -> tuple[float | None, str]:
     """
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
-        for part, (gbs, source) in _GPU_SPECS.items():
+        for part, (gbs, source) in GPU_SPECS.items():
             if name.removeprefix("NVIDIA ").endswith(part):
                 return gbs, source
         return None, f"unknown for {name}"

@@ -111,8 +111,10 @@ def layer_ops(
     dtype: torch.dtype,
     int4_group_size: int | None = None,
     int4_zeros: bool = False,
+    int4_perm: bool = False,
 ) -> list[OpBytes]:
-    """Every op of one layer at that fusion, in order; at fusion block with 4-bit projections of that group size."""
+    """Every op of one layer at that fusion, in order; at fusion block with 4-bit projections of that group size, with
+    zero points or act-order where told."""
     b, e = batch, dtype.itemsize
     hidden, intermediate = spec.hidden, spec.intermediate
     heads, kv_heads, dim = spec.n_heads, spec.n_kv_heads, spec.head_dim
@@ -121,7 +123,7 @@ def layer_ops(
     four_bit = int4_group_size is not None
 
     def weight(n_in: int) -> dict[str, int | bool]:
-        return dict(group_size=n_in if int4_group_size == -1 else int4_group_size, zeros=int4_zeros)
+        return dict(group_size=n_in if int4_group_size == -1 else int4_group_size, zeros=int4_zeros, perm=int4_perm)
 
     def mat_vec(n_in: int, n_out: int, **extra: bool) -> tuple[str, int]:
         count = int4_gemv(b, n_in, n_out, e, **extra, **weight(n_in)) if four_bit else gemv(b, n_in, n_out, e, **extra)

@@ -54,7 +54,8 @@ def _ratio(ratio: dict[str, float] | None) -> str:
     return f"{ratio['p50']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]" if ratio else "-"
 
 
-def _bytes(count: int) -> str:
+def bytes_words(count: int) -> str:
+    """Four significant digits and a unit of 10^3, 10^6 or 10^9 bytes."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
         if count >= size:
             return f"{count / size:.4g} {unit}"
@@ -141,7 +142,7 @@ def op_grid(document: Document) -> Grid:
         if row.get("mode"):
             arm += f":{row['mode']}"
         cells = [
-            arm, row["op"], row["label"], row["shape"], _bytes(row["bytes"]), microseconds(row["floor_us"]),
+            arm, row["op"], row["label"], row["shape"], bytes_words(row["bytes"]), microseconds(row["floor_us"]),
             microseconds(clock["p50"]) if clock else "-" if on_device else status, _spread(clock or on_device),
             f"{row['gbs']:.1f}" if clock or on_device else "-",
             percent(row["share_of_spec"]), percent(row["share_of_read"]),

@@ -1,0 +1,157 @@
+"""What a 4-bit kernel is to `bench.int4`: our own, a library's, or an author's in a file of their own."""
+
+import importlib
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+import pykernels as pk
+
+DTYPE_FLAGS = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+
+
+def sizes(allowed: Sequence[int]) -> str:
+    """`32, 64 or the whole row`"""
+    words = ["the whole row" if size == -1 else str(size) for size in sorted(allowed, key=lambda size: size % 2**31)]
+    return " or ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+
+
+class Int4Kernel(ABC):
+    """``x @ weight.T`` with a 4-bit weight. An instance holds one weight: `prepare` once, untimed, then `run`.
+
+    The class attributes say what it takes; `refusal` holds a weight against them. Group size -1 is the whole row.
+    """
+
+    name: ClassVar[str]
+    description: ClassVar[str]
+    install_hint: ClassVar[str | None] = None
+
+    devices: ClassVar[Sequence[str]] = ("cpu", "cuda")
+    dtypes: ClassVar[Sequence[torch.dtype]] = (torch.bfloat16, torch.float16)
+    group_sizes: ClassVar[Sequence[int] | None] = None
+    """None: whatever pk.Int4Weight takes."""
+    in_multiple: ClassVar[int] = 1
+    out_multiple: ClassVar[int] = 1
+    max_batch: ClassVar[int] = 8
+    zeros: ClassVar[bool] = True
+    """Takes weights with zero points of their own."""
+    act_order: ClassVar[bool] = False
+    """Takes weights whose columns are sorted by group (`perm`)."""
+
+    half_sums: ClassVar[bool] = False
+    """Adds up in half precision, by its own account: the gate then allows HALF_SUMS_DEPTH times the roundings."""
+    rounds_weights: ClassVar[bool] = False
+    """Does not multiply by (q - zero) * scale rounded once, by its own account: its layout rounds zero * scale, say."""
+
+    @classmethod
+    def availability(cls, device: torch.device) -> str | None:
+        """None where it can run on this device, else the reason why not."""
+        return None if device.type in cls.devices else f"runs on {' or '.join(cls.devices)} only"
+
+    @classmethod
+    def refusal(cls, weight: pk.Int4Weight, batch: int) -> str | None:
+        """None where it takes this weight and batch, else the reason why not, one line."""
+        if weight.dtype not in cls.dtypes:
+            taken = " or ".join(DTYPE_FLAGS[dtype] for dtype in cls.dtypes)
+            return f"takes {taken} activations, not {DTYPE_FLAGS[weight.dtype]}"
+        found = {weight.group_size, *([-1] if weight.n_groups == 1 else [])}
+        if cls.group_sizes is not None and not found & set(cls.group_sizes):
+            return f"takes groups of {sizes(cls.group_sizes)}, not {weight.group_size}"
+        for what, size, multiple in (
+            ("in_features", weight.in_features, cls.in_multiple),
+            ("out_features", weight.out_features, cls.out_multiple),
+        ):
+            if size % multiple:
+                return f"takes {what} that are a multiple of {multiple}, not {size}"
+        if weight.zeros is not None and not cls.zeros:
+            return "takes no zero points"
+        if weight.perm is not None and not cls.act_order:
+            return "takes no act-order"
+        if batch > cls.max_batch:
+            return f"takes a batch of at most {cls.max_batch}, not {batch}"
+        return None
+
+    @abstractmethod
+    def prepare(self, weight: pk.Int4Weight) -> Sequence[Tensor]:
+        """Convert `weight` to a layout of its own, on the weight's device, and keep it.
+
+        Returns the tensors that one `run` reads of it: their bytes are what its bandwidth is counted by.
+        """
+
+    @abstractmethod
+    def run(self, x: Tensor) -> Tensor:
+        """x [batch, in_features] of the scales' dtype -> [batch, out_features], enqueued on torch's current stream."""
+
+    def multiplies_by(self, weight: pk.Int4Weight) -> Tensor:
+        """float64 [out_features, in_features]: what `run` of that prepared weight multiplies by, for the oracle."""
+        return weight.dequantize()
+
+
+HALF_SUMS_DEPTH = 16
+"""How many times the gate's roundings a kernel may err by that says it adds up in half precision."""
+
+
+def gate_depth(kernel: type[Int4Kernel]) -> int:
+    """The `depth` of pykernels.reference.compare for that kernel."""
+    return HALF_SUMS_DEPTH if kernel.half_sums else 1
+
+
+class LibraryKernel(Int4Kernel):
+    """A kernel of a library for CUDA, imported only when it is asked for."""
+
+    devices = ("cuda",)
+    package: ClassVar[str]
+    least_capability: ClassVar[tuple[int, int]] = (8, 0)
+
+    @classmethod
+    def availability(cls, device: torch.device) -> str | None:
+        reasons = [super().availability(device)]
+        if reasons == [None]:
+            capability = torch.cuda.get_device_capability(device)
+            if capability < cls.least_capability:
+                least, found = (".".join(map(str, version)) for version in (cls.least_capability, capability))
+                reasons.append(f"needs compute capability {least}, and the GPU's is {found}")
+        return "; ".join(filter(None, (*reasons, cls.library_reason()))) or None
+
+    @classmethod
+    def library_reason(cls) -> str | None:
+        """Why there is no library, in its own words; None where there is."""
+        try:
+            cls.library()
+        except ImportError as error:
+            return f"{cls.package} is not installed: {error}"
+        except Exception as error:  # whatever a foreign import raises is why there is no library
+            return f"{cls.package} cannot be loaded: {type(error).__name__}: {str(error).strip().splitlines()[0]}"
+        return None
+
+    @classmethod
+    def library(cls) -> ModuleType | Any:
+        """The library's module. Raises what importing it raises."""
+        return importlib.import_module(cls.package)
+
+
+class VllmKernel(LibraryKernel):
+    """A kernel of vLLM's, by its registered op: from the package, or from a library that a variable names."""
+
+    package = "vllm"
+    install_hint = "pip install vllm, or PYKERNELS_VLLM_LIB=_C_stable_libtorch.abi3.so of a wheel for this torch"
+    library_variable: ClassVar[str] = "PYKERNELS_VLLM_LIB"
+    ops: ClassVar[Sequence[str]]
+    """The ops of torch.ops._C that it calls."""
+
+    @classmethod
+    def library(cls) -> Any:
+        """torch.ops._C. Raises ImportError where an op is missing from it."""
+        if path := os.environ.get(cls.library_variable):
+            torch.ops.load_library(path)
+        else:
+            importlib.import_module("vllm._custom_ops")
+        missing = [name for name in cls.ops if not hasattr(torch.ops._C, name)]
+        if missing:
+            raise ImportError(f"its library has no op {', '.join(missing)}")
+        return torch.ops._C

@@ -1,0 +1,257 @@
+"""4-bit kernels: how fast each is, what binds it, and whether it computes what its weights say.
+
+python -m bench.int4                                            # every linear shape of three models, and their layers
+python -m bench.int4 --model=qwen2.5-7b --group=64 --asymmetric --json=int4.json --plot=int4.png
+python -m bench.int4 --kernel=native,mine.py:Mine --dtype=fp16
+python -m bench.int4 --validate --kernel=mine.py:Mine           # against the oracle and in exact cases; status 1: wrong
+python -m bench.int4 --arch=sm89                                # the machine code for Ada, without an Ada card
+python -m bench.int4 --predict=l4                               # our layer on an L4, by arithmetic
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.text import Text
+
+import pykernels as pk
+from bench.backends import int4 as kernels4
+from bench.core import cli, controls, environment, gpu_state
+from bench.core.ceiling import Ceiling
+from bench.core.document import SCHEMA, Document
+from bench.core.errors import flag_error
+from bench.core.progress import progress
+from bench.quant import groups, machine_code, measure, predict, show, validate
+from bench.quant.trials import GROUP_SIZES
+
+_WHAT = ("shapes", "layer")
+_CPU_MODES = ("eager", "pybind", "dispatch", "native")
+_CUDA_MODES = (*_CPU_MODES, "graph", "graph-pdl")
+_DEFAULT_MODES = {"cpu": "native,eager", "cuda": "graph,native,eager"}
+
+_PROGRAM = "bench.int4"
+
+
+def run(settings: groups.Settings, what: list[str], spec: tuple[float | None, str], gpu: str) -> Document:
+    """Measure. Ctrl-C ends it early: the document says so and keeps the groups that were finished."""
+    machine = environment.collect()
+    monitor = gpu_state.Monitor(settings.device) if settings.device.type == "cuda" else None
+    if monitor:
+        machine["gpu_before"] = monitor.state()
+    nulls = controls.null_op(settings.steps, settings.device)
+    null_us = {row["mode"]: row["us"]["p50"] for row in nulls}
+    ceiling = Ceiling(settings.device)
+    makers: list[Callable[[], groups.Group]] = []
+    if "shapes" in what:
+        makers += [lambda shape=shape: groups.shape_group(shape, settings) for shape in groups.shapes(settings.specs)]
+    if "layer" in what:
+        makers += [lambda spec=spec: groups.layer_group(spec, settings) for spec in settings.specs]
+    measured: list[tuple[Callable[[], groups.Group], list[Document]]] = []
+    interrupted = False
+    with progress("measuring int4", len(makers)) as advance:
+        try:
+            for make in makers:
+                measured.append((make, measure.measure_group(make(), settings, ceiling, monitor, null_us)))
+                advance()
+            for make, entries in measured if monitor else ():
+                measure.trace_group(make(), entries, settings)
+        except KeyboardInterrupt:
+            interrupted = True
+    if not measured:
+        raise KeyboardInterrupt
+    if monitor:
+        machine["gpu_after"] = monitor.state()
+    ops = [entry for _, entries in measured for entry in entries]
+    predictions = []
+    for model in settings.specs if gpu else ():
+        if entry := predict.best_layer(ops, model.name):
+            found = predict.predict(gpu, model, entry, settings.batch, settings.torch_dtype, settings.device.type)
+            predictions.append(found)
+    return {
+        "schema": SCHEMA, "kind": "int4", "title": f"4-bit weights of {', '.join(s.name for s in settings.specs)}",
+        "command": cli.command_line(_PROGRAM), "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "interrupted": interrupted, "environment": machine, "device": settings.device.type,
+        "group_size": settings.group_size, "symmetric": settings.symmetric, "ctx": settings.ctx,
+        "batch": settings.batch, "dtype": settings.dtype, "l2": settings.l2, "l2_words": f"{settings.l2} weights",
+        "warmup": settings.warmup, "steps": settings.steps, "ceiling": ceiling.document(*spec), "null": nulls,
+        "ops": ops, "arms": [], "ladder": {}, "ladder_notes": {}, "predictions": predictions,
+        "published": {name: vars(show.paper.figures()[name]) for name in show.PUBLISHED},
+    }  # fmt: skip
+
+
+def run_validation(
+    kernels: dict[str, type[kernels4.Int4Kernel]],
+    device: torch.device,
+    dtype: str,
+    group: int,
+    asymmetric: bool,
+    seed: int,
+    outputs: cli.Outputs,
+) -> int:
+    """--validate: the trials of every kernel that runs here, and the exit status."""
+    dtypes = [cli.DTYPES[dtype]] if dtype else list(cli.DTYPES.values())
+    sizes = [group] if group else list(GROUP_SIZES)
+    console, all_right, entries = Console(), True, []
+    for name, kernel in kernels.items():
+        reason = kernel.availability(device)
+        if reason:
+            console.print(Text(f"{name}: unsupported: {reason}"))
+        found = [] if reason else validate.validate(kernel, device, dtypes, sizes, [True, False][asymmetric:], seed)
+        if not reason:
+            show.print_validation(name, found, console)
+            all_right = all_right and validate.right(found)
+        entries.append({"kernel": name, "reason": reason, "trials": [vars(one) for one in found]})
+    outputs.write({
+        "schema": SCHEMA, "kind": "int4-validation", "command": cli.command_line(_PROGRAM),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"), "environment": environment.collect(),
+        "device": device.type, "seed": seed, "kernels": entries,
+    })  # fmt: skip
+    return 0 if all_right else 1
+
+
+def run_jit(device: torch.device) -> tuple[bool, str]:
+    """Run the compute_89 PTX on the GPU that is here, in a process whose driver must compile it. Is it right, and one
+    line about it."""
+    command = [sys.executable, "-m", _PROGRAM, "--validate", "--kernel=native", "--device=cuda"]
+    # torch's own kernels have no PTX for most GPUs and cannot run so: a validation runs none of them.
+    done = subprocess.run(command, env=os.environ | {"CUDA_FORCE_PTX_JIT": "1"}, capture_output=True, text=True)
+    lines = (done.stdout + done.stderr).strip().splitlines()
+    words = next((line for line in lines if line.startswith("native:")), lines[-1] if lines else "no output")
+    name = torch.cuda.get_device_name(device)
+    return done.returncode == 0, f"the compute_89 PTX, compiled by the driver for {name}: {words}"
+
+
+def run_arch(architecture: str) -> int:
+    """--arch: the machine code for sm_89 and, where a newer GPU is there, its PTX run on that."""
+    console = Console()
+    if reason := machine_code.reason():
+        console.print(Text(f"--arch={architecture}: unsupported: {reason}"))
+        return 0
+    name = f"sm_{architecture.removeprefix('sm')}"
+    try:
+        kernels, ptx = machine_code.inspect(name), machine_code.has_ptx(name)
+    except RuntimeError as error:
+        console.print(Text(f"--arch={architecture}: unsupported: {error}"))
+        return 0
+    good = show.print_machine_code(name, kernels, console)
+    console.print(Text(f"PTX for {name}: {'there, so that a newer GPU can run it' if ptx else 'MISSING'}"))
+    device = cli.device("auto")
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) <= (8, 9) or not ptx:
+        console.print(Text("the PTX was not run: that needs a GPU newer than compute capability 8.9"))
+        return 0 if good and ptx else 1
+    jit_right, words = run_jit(device)
+    console.print(Text(words))
+    return 0 if good and jit_right else 1
+
+
+def print_list(device: torch.device) -> None:
+    """What --list prints: every kernel, and why it does not run here."""
+    for name, kernel in kernels4.registry().items():
+        reason = kernel.availability(device)
+        print(f"{name:<10} {kernel.description}")
+        print(f"{'':<10} " + (f"unsupported: {reason}" if reason else "runs here"))
+
+
+def command(
+    kernel: Annotated[
+        str, typer.Option("--kernel", help="comma-separated names, or FILE.py:Name; all: every one that is known")
+    ] = "all",
+    what: Annotated[str, typer.Option("--what", help="comma-separated: shapes, layer")] = "shapes,layer",
+    model: Annotated[
+        str, typer.Option("--model", help="comma-separated; all")
+    ] = "qwen2.5-7b,mistral-7b-v0.3,llama-3.1-8b",
+    config: cli.ConfigFlag = "",
+    group: Annotated[
+        int,
+        typer.Option("--group", help="columns a scale: 32, 64, multiples of 128; -1: the row. 0: 128, or all of them"),
+    ] = 0,
+    asymmetric: Annotated[bool, typer.Option("--asymmetric", help="give every group a zero point of its own")] = False,
+    mode: Annotated[
+        str, typer.Option("--mode", help="comma-separated; all. Default: native,eager; on a GPU graph too")
+    ] = "",
+    ctx: Annotated[int, typer.Option("--ctx", help="slots of the layer's cache")] = 2048,
+    batch: cli.BatchFlag = 1,
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="bf16, fp16 or fp32. Default: bf16, or all of them for --validate")
+    ] = "",
+    device: cli.DeviceFlag = "auto",
+    l2: cli.L2Flag = "cold",
+    warmup: cli.WarmupFlag = 3,
+    steps: cli.StepsFlag = 30,
+    repeats: cli.RepeatsFlag = 0,
+    threads: cli.ThreadsFlag = 0,
+    spec_gbs: cli.SpecFlag = 0.0,
+    seed: cli.SeedFlag = 0,
+    validate_: Annotated[bool, typer.Option("--validate", help="are the kernels right? Exit status 1: no")] = False,
+    arch: Annotated[str, typer.Option("--arch", help="sm89: check our machine code for that GPU, without one")] = "",
+    predict_: Annotated[
+        str, typer.Option("--predict", help="predict our layer on that GPU: " + ", ".join(predict.GPUS))
+    ] = "",
+    json: cli.JsonFlag = "",
+    csv: cli.CsvFlag = "",
+    md: cli.MdFlag = "",
+    plot: Annotated[str, typer.Option("--plot", help="draw the parts as bars (.png, .svg or .pdf)")] = "",
+    list_: Annotated[bool, typer.Option("--list", help="name the kernels, and why one does not run here")] = False,
+) -> int:
+    """4-bit kernels: their time, what binds them, and whether they are right."""
+    target = cli.device(device)
+    if list_:
+        print_list(target)
+        return 0
+    outputs = cli.Outputs(json, csv, md, plot)
+    if arch:
+        return run_arch(cli.choice("--arch", arch, ("sm80", "sm89", "sm90a")))
+    kernels = kernels4.named("--kernel", kernel)
+    if dtype:
+        cli.choice("--dtype", dtype, list(cli.DTYPES))
+    if group:
+        cli.group_size("--group", group)
+    cli.number("--seed", seed, 0, 2**31 - 1)
+    cli.set_threads(threads)
+    if validate_:
+        if md or csv or plot:
+            raise flag_error("--validate", "true", "given with --json alone: a validation has no other file")
+        return run_validation(kernels, target, dtype, group, asymmetric, seed, outputs)
+    group, dtype = group or 128, dtype or "bf16"
+    specs = [cli.model("", config)] if config else [
+        pk.models.get(name) for name in cli.choices("--model", model, pk.models.names())
+    ]  # fmt: skip
+    parts = cli.choices("--what", what, _WHAT)
+    gpu = predict.check(predict_) if predict_ else ""
+    if gpu and "layer" not in parts:
+        raise flag_error("--predict", predict_, "given with --what=layer: it is the layer that is predicted")
+    cli.number("--ctx", ctx, 1, min(spec.max_position for spec in specs))
+    allowed = _CUDA_MODES if target.type == "cuda" else _CPU_MODES
+    spec = cli.spec_bandwidth(spec_gbs, target)
+    settings = groups.Settings(
+        specs=specs, kernels=kernels,
+        modes=cli.choices("--mode", mode or _DEFAULT_MODES[target.type], allowed),
+        group_size=group, symmetric=not asymmetric, ctx=ctx,
+        batch=cli.number("--batch", batch, 1, 8), dtype=dtype,
+        torch_dtype=cli.DTYPES[dtype], device=target, l2=cli.choice("--l2", l2, ("cold", "warm")),
+        warmup=cli.number("--warmup", warmup, 0, 10_000), steps=cli.number("--steps", steps, 2, 100_000),
+        repeats=cli.number("--repeats", repeats, 0, 4096), seed=seed, spec_gbs=spec[0],
+    )  # fmt: skip
+    document = run(settings, parts, spec, gpu)
+    show.print_document(document, Console())
+    outputs.write(document, writers={"--md": show.write_markdown, "--plot": _bars})
+    if document["interrupted"]:
+        return cli.INTERRUPTED
+    return show.status_of(document["ops"])
+
+
+def _bars(path: Path, document: Document) -> None:
+    from bench.quant import bars  # matplotlib takes a second: only where a picture is asked for
+
+    bars.write_bars(path, document)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(_PROGRAM, command))

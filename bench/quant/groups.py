@@ -1,0 +1,279 @@
+"""The arms of bench.int4, by group: a linear shape or a whole layer, dense and 4-bit."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+import pykernels as pk
+from bench.backends import Workload, arms_of
+from bench.backends import native as layer_backend
+from bench.backends.int4 import Int4Kernel, gate_depth
+from bench.core import floors
+from bench.core.document import Document
+from bench.core.errors import flag_error
+from bench.core.measure import Arm, Rotation, unsupported
+from bench.core.op_arms import native_arm, torch_arm
+from bench.core.op_cases import Case, Instance
+from bench.core.samplers import Samplers
+from bench.layer import weight_copies
+from bench.op import steps_a_sample
+from pykernels.layer import available_bytes
+from pykernels.models import ModelSpec
+
+PEER_MODES = ("eager", "graph")
+"""The modes that a kernel other than our own is driven in."""
+
+
+@dataclass
+class Settings:
+    """The checked flags of one run."""
+
+    specs: list[ModelSpec]
+    kernels: dict[str, type[Int4Kernel]]
+    modes: list[str]
+    group_size: int
+    symmetric: bool
+    ctx: int
+    batch: int
+    dtype: str
+    torch_dtype: torch.dtype
+    device: torch.device
+    l2: str
+    warmup: int
+    steps: int
+    repeats: int
+    seed: int
+    spec_gbs: float | None
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One linear shape and the models that have it."""
+
+    label: str
+    n_in: int
+    n_out: int
+    models: tuple[str, ...]
+
+    @property
+    def words(self) -> str:
+        """`4096 -> 14336`"""
+        return f"{self.n_in} -> {self.n_out}"
+
+
+def shapes(specs: Sequence[ModelSpec]) -> list[Shape]:
+    """The linear shapes of the models; what several share is one."""
+    found: dict[tuple[str, int, int], list[str]] = {}
+    for spec in specs:
+        for label, sizes in floors.LINEAR_SHAPES.items():
+            found.setdefault((label, *sizes(spec)), []).append(spec.name)
+    return [Shape(*key, tuple(models)) for key, models in found.items()]
+
+
+@dataclass
+class _KernelCase(Case):
+    """A case whose gate allows what the kernel says of itself."""
+
+    depth: int = 1
+
+    def check(self, got: Tensor) -> pk.reference.Comparison:
+        return pk.reference.compare(got.reshape(self._oracle.shape), self._oracle, self.dtype, self.depth)
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What one call of an arm reads and writes, and how it is sampled: calls a sample, copies of the weight."""
+
+    bytes: int
+    repeats: int
+    copies: int
+
+
+@dataclass
+class Group:
+    """Arms that are measured together: a shape's, or a layer's. `counted` by their labels; a call of our own arms
+    launches `launches` kernels."""
+
+    what: Document
+    arms: list[Arm]
+    counted: dict[str, Counted]
+    launches: int
+
+
+class Data:
+    """The numbers of one shape: an input, a dense weight, and the same weight in 4 bits. Seeded: made anew it is the
+    same."""
+
+    def __init__(self, shape: Shape, settings: Settings) -> None:
+        dtype, device = settings.torch_dtype, settings.device
+        generator = torch.Generator(device).manual_seed(settings.seed)
+
+        def normal(*sizes: int, std: float = 1.0) -> Tensor:
+            return torch.empty(sizes, dtype=dtype, device=device).normal_(0.0, std, generator=generator)
+
+        self.shape, self.x = shape, normal(settings.batch, shape.n_in)
+        self.dense = normal(shape.n_out, shape.n_in, std=shape.n_in**-0.5)
+        try:
+            self.int4 = pk.Int4Weight.quantize(self.dense, settings.group_size, settings.symmetric)
+        except ValueError as error:
+            raise flag_error("--group", settings.group_size, f"fit for {shape.label} {shape.words}: {error}") from None
+
+    @property
+    def vector_bytes(self) -> int:
+        """x in and out."""
+        return self.x.shape[0] * (self.shape.n_in + self.shape.n_out) * self.x.element_size()
+
+    @cached_property
+    def expected(self) -> Tensor:
+        """The oracle's result on the 4-bit weight."""
+        return pk.reference.int4_gemv(self.x, self.int4)
+
+    def expected_of(self, kernel: type[Int4Kernel]) -> Tensor:
+        """The oracle's result on what that kernel multiplies by."""
+        if kernel.multiplies_by is Int4Kernel.multiplies_by:
+            return self.expected
+        return pk.reference.gemv(self.x, kernel().multiplies_by(self.int4))
+
+
+def _copies(n_bytes: int, layouts: int, what: str, settings: Settings) -> int:
+    copies = weight_copies(n_bytes, settings.l2, settings.device)
+    needed, available = layouts * copies * n_bytes, available_bytes(settings.device)
+    if needed > available:
+        raise flag_error(
+            "--kernel", "...", f"fewer kernels: {what} needs {needed / 2**30:.1f} GiB in {layouts} layouts, "
+            f"{available / 2**30:.1f} GiB are available",
+        )  # fmt: skip
+    return copies
+
+
+def _dense_arms(data: Data, settings: Settings) -> tuple[list[Arm], Counted]:
+    """Our own dense kernel in every mode, and F.linear."""
+    x, weight, n_bytes = data.x, data.dense, data.dense.numel() * data.dense.element_size() + data.vector_bytes
+    case = Case(
+        "gemv", data.shape.label, data.shape.words, n_bytes, n_bytes, _nothing, lambda: pk.reference.gemv(x, weight),
+        x.dtype,
+    )  # fmt: skip
+    copies = _copies(n_bytes, 1, data.shape.words, settings)
+    samplers = Samplers(Rotation(copies), steps_a_sample(case, copies, settings), settings.device)
+
+    def instance(weight: Tensor) -> Instance:
+        out = torch.full((x.shape[0], data.shape.n_out), float("nan"), dtype=x.dtype, device=x.device)
+        return Instance(lambda: pk.ops.gemv(x, weight, out=out), lambda: torch.nn.functional.linear(x, weight), out)
+
+    instances = [instance(weight.clone() if copy else weight) for copy in range(copies)]
+    arms = _made(settings.dtype, settings.modes, lambda mode: native_arm(case, instances, mode, samplers))
+    modes = [mode for mode in settings.modes if mode in PEER_MODES]
+    arms += _made(f"torch-{settings.dtype}", modes, lambda mode: torch_arm(case, instances, mode, samplers))
+    return arms, Counted(n_bytes, samplers.repeats, copies)
+
+
+def _nothing() -> Instance:
+    raise AssertionError("the instances of this case are made beside it")
+
+
+def _made(name: str, modes: Sequence[str], make: Callable[[str], Arm | None]) -> list[Arm]:
+    """The arms of one kernel by that name. What fails while it is made is an `error` arm."""
+    arms = []
+    for mode in modes:
+        try:
+            with torch.inference_mode():
+                arm = make(mode)
+        except Exception as error:  # the library's own words are the result
+            arm = Arm(name, mode)
+            arm.fail(error)
+        if arm is not None:
+            arm.backend = name
+            arms.append(arm)
+    return arms
+
+
+def _kernel_arms(
+    name: str, kernel: type[Int4Kernel], data: Data, copies: int, samplers: Samplers, settings: Settings
+) -> tuple[list[Arm], int]:
+    """A kernel's arms, and the bytes of a call by its own layout."""
+    weight, x = data.int4, data.x
+    own = kernel.name == "native"
+    modes = settings.modes if own else [mode for mode in settings.modes if mode in PEER_MODES]
+    if reason := kernel.availability(settings.device) or kernel.refusal(weight, settings.batch):
+        return [unsupported(name, mode, reason) for mode in modes], 0
+    counted = 0
+
+    def instance(weight: pk.Int4Weight) -> Instance:
+        nonlocal counted
+        if own:
+            out = torch.full((x.shape[0], data.shape.n_out), float("nan"), dtype=x.dtype, device=x.device)
+            workspace = pk.ops.int4_gemv_workspace(x, weight)
+            counted = weight.n_bytes + data.vector_bytes
+            return Instance(lambda: pk.ops.int4_gemv(x, weight, out=out, workspace=workspace), None, out)
+        prepared = kernel()
+        counted = sum(t.numel() * t.element_size() for t in prepared.prepare(weight)) + data.vector_bytes
+        return Instance(_nothing, lambda: prepared.run(x), x)
+
+    try:
+        with torch.inference_mode():
+            instances = [instance(weight.clone()) for _ in range(copies)]
+    except Exception as error:
+        arms = [Arm(name, mode) for mode in modes]
+        for arm in arms:
+            arm.fail(error)
+        return arms, 0
+    case = _KernelCase(
+        "int4_gemv", data.shape.label, data.shape.words, counted, counted, _nothing,
+        lambda: data.expected_of(kernel), x.dtype, gate_depth(kernel),
+    )  # fmt: skip
+    make = native_arm if own else torch_arm
+    return _made(name, modes, lambda mode: make(case, instances, mode, samplers)), counted
+
+
+def shape_group(shape: Shape, settings: Settings) -> Group:
+    """The arms of one linear shape, not yet checked. The dense ones rotate their copies, the 4-bit ones theirs."""
+    data = Data(shape, settings)
+    arms, of_dense = _dense_arms(data, settings)
+    counted = {arm.label: of_dense for arm in arms}
+    packed = data.int4.n_bytes
+    copies = _copies(packed, len(settings.kernels), shape.words, settings)
+    case = Case("int4_gemv", shape.label, shape.words, packed, packed, _nothing, lambda: data.x, data.x.dtype)
+    samplers = Samplers(Rotation(copies), steps_a_sample(case, copies, settings), settings.device)
+    for name, kernel in settings.kernels.items():
+        of_kernel, n_bytes = _kernel_arms(name, kernel, data, copies, samplers, settings)
+        arms += of_kernel
+        counted |= {arm.label: Counted(n_bytes, samplers.repeats, copies) for arm in of_kernel}
+    what = {"op": "int4_gemv", "label": shape.label, "shape": f"{settings.batch}x{shape.words}", "models": shape.models}
+    return Group(what, arms, counted, 1)
+
+
+def layer_group(spec: ModelSpec, settings: Settings) -> Group:
+    """The arms of a whole layer at fusion block, dense and 4-bit, on weights that are the same before rounding."""
+    dense = pk.LayerWeights.random(spec, settings.torch_dtype, settings.device, settings.seed)
+    try:
+        four_bit = dense.quantize(settings.group_size, settings.symmetric)
+    except ValueError as error:
+        raise flag_error("--group", settings.group_size, f"fit for {spec.name}: {error}") from None
+    arms: list[Arm] = []
+    counted: dict[str, Counted] = {}
+    for name, weights in ((settings.dtype, dense), ("native", four_bit)):
+        ops = floors.layer_ops(
+            spec, "block", settings.batch, settings.ctx, settings.torch_dtype,
+            *((settings.group_size, not settings.symmetric) if weights.is_int4 else ()),
+        )  # fmt: skip
+        streamed = sum(op.bytes for op in ops)
+        copies = _copies(streamed, 1, f"a layer of {spec.name}", settings)
+        layers = [
+            pk.DecodeLayer(
+                spec, weights.clone() if copy else weights, settings.ctx, settings.batch, settings.torch_dtype,
+                settings.device, settings.seed,
+            )
+            for copy in range(copies)
+        ]  # fmt: skip
+        repeats = settings.repeats or (8 + -8 % copies if settings.device.type == "cuda" else 1)
+        workload = Workload.of(layers, repeats)
+        of_weights = arms_of(layer_backend.Native, workload, settings.modes, ["block"])
+        for arm in of_weights:
+            arm.backend, arm.fusion = name, None
+        arms += of_weights
+        counted |= {arm.label: Counted(streamed, repeats, copies) for arm in of_weights}
+    what = {"op": "layer", "label": "layer", "shape": f"{spec.name}, ctx {settings.ctx}", "models": (spec.name,)}
+    return Group(what, arms, counted, len(ops))

@@ -1,0 +1,157 @@
+"""Does a 4-bit kernel compute what its weights say? Every trial against the float64 oracle on the dequantised weights.
+
+A trial ends as `ok`; as `refused`, where the kernel says beforehand that it does not take such a weight; as `wrong`; or
+as `error`, where it said nothing and raised.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bench.backends.int4 import Int4Kernel, gate_depth
+from bench.quant.trials import Trial, trials
+from pykernels.reference import compare
+
+
+@dataclass
+class Found:
+    """How one trial ended. max_rel_error: of the kernel against the oracle; format_error: of the oracle on the
+    dequantised weights against the weights before they were quantised, by the same measure (None where not asked)."""
+
+    case: str
+    dtype: str
+    out_features: int
+    in_features: int
+    group_size: int
+    symmetric: bool
+    batch: int
+    words: str
+    status: str
+    reason: str | None = None
+    max_rel_error: float | None = None
+    format_error: float | None = None
+
+
+def _relative(a: Tensor, b: Tensor) -> float:
+    """The largest difference of a row's elements over the largest magnitude of b's row."""
+    return float(((a - b).abs() / b.abs().amax(-1, keepdim=True).clamp_min(1e-30)).max())
+
+
+def _inexact(trial: Trial, got: Tensor, expected: Tensor, x: Tensor, kernel: type[Int4Kernel]) -> str | None:
+    """What is wrong with a result that should be right to the last bit; None where nothing is.
+
+    A kernel that says that it rounds its weights may be off by two roundings of the largest q * scale of each row; so
+    may every kernel in float32, where its sums are no more precise than its results.
+    """
+    dtype = trial.weight.dtype
+    rounded = expected.to(dtype).double()
+    allowed = torch.zeros_like(expected)
+    if kernel.rounds_weights or dtype == torch.float32:
+        largest = 15 * trial.weight.scales.double().abs().amax(1)
+        allowed = torch.finfo(dtype).eps * x.double().abs().sum(1, keepdim=True) * largest
+    off = ~((got.double() - rounded).abs() <= allowed)  # NaN is off
+    if not bool(off.any()):
+        return None
+    row, column = (int(i) for i in off.nonzero()[0])
+    where = f"out[{row}, {column}]"
+    if int(x[row].count_nonzero()) == 1:
+        where = f"weight[{column}, {int(x[row].nonzero()[0])}], read back by a one-hot input,"
+    return (
+        f"{where} must be {float(rounded[row, column]):.8g}, got {float(got[row, column]):.8g}; "
+        f"{int(off.sum())} of {off.numel()} differ"
+    )
+
+
+def run_trial(kernel: type[Int4Kernel], trial: Trial, device: torch.device) -> Found:
+    """One trial. The device runs the kernel and nothing else: tensors are made, moved and compared on the CPU."""
+    weight = trial.weight
+    dtype = str(weight.dtype).removeprefix("torch.")
+    found = Found(
+        trial.case, dtype, weight.out_features, weight.in_features, weight.group_size, weight.zeros is None,
+        trial.batch, trial.words, "ok",
+    )  # fmt: skip
+    on_device = weight.to(device)
+    if reason := kernel.refusal(on_device, trial.batch):
+        found.status, found.reason = "refused", reason
+        return found
+    try:
+        with torch.inference_mode():
+            dense = kernel().multiplies_by(weight)
+            instance = kernel()
+            instance.prepare(on_device)
+            _compare_all(instance, trial, dense, device, found)
+    except Exception as error:  # the kernel's failure is what is reported
+        words = str(error).strip().splitlines()
+        found.status, found.reason = "error", f"{type(error).__name__}: {words[0] if words else ''}".rstrip(": ")
+    return found
+
+
+def _compare_all(instance: Int4Kernel, trial: Trial, dense: Tensor, device: torch.device, found: Found) -> None:
+    kernel, errors = type(instance), []
+    shape_of = lambda x: (x.shape[0], trial.weight.out_features)  # noqa: E731
+    for x in trial.inputs:
+        expected = x.double() @ dense.T
+        x_there = x.clone().to(device)
+        # Twice: what a call leaves behind (locks, partial sums) shows in the next.
+        for call in ("", "the second call: "):
+            y = instance.run(x_there)
+            if (tuple(y.shape), y.dtype) != (shape_of(x), x.dtype):
+                found.status = "wrong"
+                found.reason = f"run must return {x.dtype} {list(shape_of(x))}, got {y.dtype} {list(y.shape)}"
+                return
+            got = y.cpu().clone()
+            comparison = compare(got, expected, trial.weight.dtype, gate_depth(kernel))
+            errors.append(comparison.max_rel_error)
+            problem = _inexact(trial, got, expected, x, kernel) if trial.exact else None
+            if not trial.exact and not comparison.ok:
+                problem = comparison.message
+            if problem:
+                found.status, found.reason = "wrong", call + problem
+                found.max_rel_error = comparison.max_rel_error
+                return
+        if not torch.equal(x_there.cpu(), x):
+            found.status, found.reason = "wrong", "run must leave x as it is"
+            return
+    found.max_rel_error = max(errors)
+    if trial.dense is not None:
+        before = trial.inputs[0].double() @ trial.dense.double().T
+        found.format_error = _relative(trial.inputs[0].double() @ dense.T, before)
+
+
+def validate(
+    kernel: type[Int4Kernel],
+    device: torch.device,
+    dtypes: Sequence[torch.dtype],
+    group_sizes: Sequence[int],
+    symmetries: Sequence[bool],
+    seed: int = 0,
+) -> list[Found]:
+    """Every trial of a kernel in those of the dtypes that it takes."""
+    found = []
+    for dtype in [dtype for dtype in dtypes if dtype in kernel.dtypes]:
+        for trial in trials(dtype, group_sizes, symmetries, kernel.max_batch, seed):
+            found.append(run_trial(kernel, trial, device))
+    return found
+
+
+def failed(found: Sequence[Found]) -> list[Found]:
+    """The trials that were wrong or raised."""
+    return [one for one in found if one.status in ("wrong", "error")]
+
+
+def verdict(name: str, found: Sequence[Found]) -> str:
+    """One line about a kernel."""
+    bad, refused = failed(found), [one for one in found if one.status == "refused"]
+    ran = len(found) - len(refused)
+    if not ran:
+        reasons = ", ".join(dict.fromkeys(one.reason for one in refused)) or "it takes none of the dtypes asked for"
+        return f"{name}: NOTHING VALIDATED: {reasons}"
+    state = f"WRONG in {len(bad)} of {ran} trials" if bad else f"right in all of {ran} trials"
+    return f"{name}: {state}" + (f"; {len(refused)} refused" if refused else "")
+
+
+def right(found: Sequence[Found]) -> bool:
+    """Did it run at all, and was every trial that it took right?"""
+    return not failed(found) and any(one.status == "ok" for one in found)
