@@ -364,7 +364,8 @@ def command(
     backends = {name: by_name()[name] for name in names}
     flags = [
         f"--model={model}", f"--config={config}", f"--weights={weights}", f"--layer={layer}", f"--ctx={ctx}",
-        f"--batch={batch}", f"--dtype={dtype}", f"--device={device}", f"--fusion={','.join(fusions)}", f"--quant={quant}", f"--group={group}", *(["--asymmetric"] if asymmetric else []), f"--l2={l2}",
+        f"--batch={batch}", f"--dtype={dtype}", f"--device={device}", f"--fusion={','.join(fusions)}",
+        f"--quant={quant}", f"--group={group}", *(["--asymmetric"] if asymmetric else []), f"--l2={l2}",
         f"--warmup={warmup}", f"--steps={steps}", f"--repeats={repeats}", f"--threads={threads}",
         f"--spec-gbs={spec_gbs}", f"--seed={seed}",
     ]  # fmt: skip
