@@ -87,6 +87,9 @@ def run_here(settings: Settings, path: Path | None, resume: bool) -> tuple[list[
                     raise
                 session.document |= {"status": "error", "reason": "was interrupted"}
                 return [session.document], True
+            except DeviceLostError as error:
+                begin(error.backend)
+                raise
     return [session.document], False
 
 

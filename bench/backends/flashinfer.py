@@ -90,11 +90,8 @@ class _BatchDecode(TokenMajorCache):
 
     def choices(self) -> dict[str, Any]:
         # Neither name is promised by the library.
-        plan = getattr(self._wrapper, "_plan_info", None)
-        return {
-            "resolved_backend": getattr(self._wrapper, "resolved_backend", None),
-            "plan_info": None if plan is None else [int(number) for number in plan],
-        }
+        shown = {name: getattr(self._wrapper, name, None) for name in ("resolved_backend", "_plan_info")}
+        return {name.lstrip("_"): str(value) for name, value in shown.items() if value is not None}
 
 
 class FlashInfer(LibraryLayer):

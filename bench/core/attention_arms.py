@@ -180,6 +180,7 @@ class _Maker:
         return Samplers(self.rotation, arm.calls, self.device)
 
     def _check(self, result: Call) -> Callable[[], pk.reference.Comparison]:
+        # It holds this maker, and so what a graph reads: a graph of torch's keeps no tensors alive.
         return lambda: pk.reference.compare(result().reshape(self.expected.shape), self.expected, self.dtype, 1)
 
     def _gated(self, arm: AttentionArm, result: Call) -> bool:

@@ -22,6 +22,9 @@ _BARS = (("eager", "latency_us", "latency, one call on an idle device", "#56b4e9
          ("eager", "host_us", "host, enqueuing alone", "#e69f00"),
          ("graph", "wall_us", "graph", "#009e73"))  # fmt: skip
 
+# Times further apart than this do not fit one linear axis.
+_TOO_FAR_APART = 50
+
 
 def _bars(axes: Axes, entries: list[Entry]) -> None:
     rows = {
@@ -50,7 +53,10 @@ def _bars(axes: Axes, entries: list[Entry]) -> None:
     )
     axes.set_yticks(range(len(rows)), list(rows))
     axes.invert_yaxis()
-    axes.set_xscale("log")
+    values = [modes[mode][clock]["p50"] for modes in rows.values() for mode, clock, *_ in shown
+              if mode in modes and modes[mode][clock]]  # fmt: skip
+    if max(values) > _TOO_FAR_APART * min(values):
+        axes.set_xscale("log")
     axes.set_xlabel("us a call", fontsize=8)
     axes.set_title(entries[0]["shape"], fontsize=9, loc="left", fontweight="bold")
     axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
