@@ -55,21 +55,23 @@ class Kernel:
 
     def __call__(self, tensors: Mapping[str, Tensor]) -> None:
         """Enqueue one launch; `tensors` by the parameters' names."""
-        stream = torch.cuda.current_stream().cuda_stream
-        if stream != Kernel._stream:  # a capture has a stream of its own
-            self._cupy.cuda.ExternalStream(stream).use()
-            Kernel._stream = stream
+        stream = torch.cuda.current_stream()
+        if stream.cuda_stream != Kernel._stream:  # a capture has a stream of its own
+            self._cupy.cuda.Stream.from_external(stream).use()
+            Kernel._stream = stream.cuda_stream
         arguments = tuple(tensors[name].data_ptr() if number is None else number for name, number in self._arguments)
         self._kernel(self._grid, self._block, arguments, shared_mem=self._shared_bytes)
 
 
 def no_cupy_reason() -> str | None:
     """Why CuPy cannot be used, in its own words; None where it can."""
+    wanted = "needs CuPy 14 or later (pip install 'launchtax[plugins]')"
     try:
-        importlib.import_module("cupy")
+        cupy = importlib.import_module("cupy")
     except ImportError as error:
-        return f"needs CuPy (pip install 'launchtax[plugins]'): {str(error).strip().splitlines()[0]}"
-    return None
+        return f"{wanted}: {str(error).strip().splitlines()[0]}"
+    # Before, it could not take torch's stream by the CUDA stream protocol.
+    return None if hasattr(cupy.cuda.Stream, "from_external") else f"{wanted}: found {cupy.__version__}"
 
 
 def sizes_of(inputs: Mapping[str, Tensor]) -> dict[str, int]:
