@@ -74,13 +74,24 @@ class FakeCupy:
         self.stream: int | None = None
         cupy = self
 
-        def from_external(stream: object) -> SimpleNamespace:
-            def use() -> None:
-                cupy.stream = stream.cuda_stream
+        class Stream:
+            """Current until another one is, or until it is collected."""
 
-            return SimpleNamespace(use=use)
+            def __init__(self, ptr: int) -> None:
+                self.ptr = ptr
 
-        self.cuda = SimpleNamespace(Stream=SimpleNamespace(from_external=from_external))
+            @classmethod
+            def from_external(cls, stream: object) -> "Stream":
+                return cls(stream.cuda_stream)
+
+            def use(self) -> None:
+                cupy.stream = self.ptr
+
+            def __del__(self) -> None:
+                if cupy.stream == self.ptr:
+                    cupy.stream = None
+
+        self.cuda = SimpleNamespace(Stream=Stream)
 
     def RawModule(self, *, code: str, options: tuple[str, ...] = ()) -> SimpleNamespace:  # noqa: N802
         """Compiled when a kernel is asked for, as by the real one."""

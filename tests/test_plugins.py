@@ -262,7 +262,7 @@ def cupy(monkeypatch):
     fake = FakeCupy()
     monkeypatch.setitem(sys.modules, "cupy", fake)
     monkeypatch.setattr(LibraryLayer, "device_reason", classmethod(lambda cls, device: None))
-    monkeypatch.setattr(Kernel, "_stream", None)
+    monkeypatch.setattr(Kernel, "_current", None)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: SimpleNamespace(cuda_stream=77))
     return fake
 

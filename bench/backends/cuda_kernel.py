@@ -36,8 +36,9 @@ class Kernel:
     Raises what CuPy raises where it does not compile, SourceError where its launch shape fits no device.
     """
 
-    # CuPy's current stream is one for all kernels of the process.
-    _stream: ClassVar[int | None] = None
+    # Torch's handle of CuPy's current stream, and CuPy's object, one for all kernels of the process. It is kept
+    # because CuPy goes back to its null stream when the object is collected.
+    _current: ClassVar[tuple[int, Any] | None] = None
 
     def __init__(self, source: CudaSource, sizes: Mapping[str, int], floats: Mapping[str, float]) -> None:
         self._cupy: Any = importlib.import_module("cupy")
@@ -56,9 +57,9 @@ class Kernel:
     def __call__(self, tensors: Mapping[str, Tensor]) -> None:
         """Enqueue one launch; `tensors` by the parameters' names."""
         stream = torch.cuda.current_stream()
-        if stream.cuda_stream != Kernel._stream:  # a capture has a stream of its own
-            self._cupy.cuda.Stream.from_external(stream).use()
-            Kernel._stream = stream.cuda_stream
+        if Kernel._current is None or Kernel._current[0] != stream.cuda_stream:  # a capture has one of its own
+            Kernel._current = (stream.cuda_stream, self._cupy.cuda.Stream.from_external(stream))
+            Kernel._current[1].use()
         arguments = tuple(tensors[name].data_ptr() if number is None else number for name, number in self._arguments)
         self._kernel(self._grid, self._block, arguments, shared_mem=self._shared_bytes)
 
