@@ -138,7 +138,7 @@ def blamed(monkeypatch, leave, modes=("eager", "dispatch", "graph"), returncode=
 def test_the_mode_that_was_at_work_is_to_blame_and_the_others_are_tried_again(monkeypatch):
     def leave(journal, modes):
         journal.write("modes", {"eager": None, "dispatch": "has no tape", "graph": None})
-        journal._note("measured", modes[-1])
+        journal.note("measured", modes[-1])
 
     arms, asked = blamed(monkeypatch, leave)
     assert asked == [["eager", "dispatch", "graph"], ["eager"]]
@@ -152,7 +152,7 @@ def test_where_none_is_named_all_are(monkeypatch):
 
 
 def test_a_process_that_slips_away(monkeypatch):
-    arms, _ = blamed(monkeypatch, lambda journal, modes: journal._note("loaded", ""), ["eager"], 0, None)
+    arms, _ = blamed(monkeypatch, lambda journal, modes: journal.note("loaded", ""), ["eager"], 0, None)
     assert arms["eager"] == ("error", "ended with exit status 0 before it was done, while it was loaded")
 
 
