@@ -22,7 +22,7 @@ else
 endif
 
 cxx_sources = $(shell git ls-files --cached --others --exclude-standard 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' \
-                                    'tests/*.cpp' 'tests/*.h' 'tests/*.cu' 'tests/*.cuh')
+                                    'tests/*.cpp' 'tests/*.h' 'tests/*.cu' 'tests/*.cuh' 'examples/*.cu')
 build_folder = build/$(shell $(python) -c 'import sysconfig; print(sysconfig.get_config_var("SOABI"))')
 
 .PHONY: layer test build lint format clean nsys ncu sanitize gpu-check resources

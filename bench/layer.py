@@ -18,7 +18,7 @@ from rich.console import Console
 import pykernels as pk
 from bench import plugins
 from bench.backends import MODES, Backend, Workload, arms_of, by_name, registry
-from bench.backends.plugin import Journal, load_layer, parse_backends
+from bench.backends.plugin import KINDS, Journal, load_layer, parse_backends
 from bench.core import cli, controls, device_trace, environment, floors, gpu_state, ladder, measure, results, tables
 from bench.core.ceiling import Ceiling
 from bench.core.device_trace import Traced
@@ -308,6 +308,7 @@ def print_list() -> None:
         reason, modes = backend.availability(device), backend.modes(device)
         print(f"  {name:<15} {backend.description}")
         print(f"  {'':<15} " + (f"unsupported: {reason}" if reason else f"modes {', '.join(modes)}"))
+    print(f"plug-ins: {KINDS} (docs/plugins.md)")
 
 
 def command(

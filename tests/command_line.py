@@ -53,10 +53,10 @@ def start(driver: str, *arguments: str, columns: int = 150) -> subprocess.Popen:
     )
 
 
-def run(driver: str, *arguments: str, columns: int = 150) -> Result:
+def run(driver: str, *arguments: str, columns: int = 150, timeout_s: float = 180) -> Result:
     """start(), to its end."""
     process = start(driver, *arguments, columns=columns)
-    out, err = process.communicate(timeout=180)
+    out, err = process.communicate(timeout=timeout_s)
     return Result(process.returncode, out, err)
 
 

@@ -35,8 +35,9 @@ class Kernel:
     Raises what CuPy raises where it does not compile, SourceError where its launch shape fits no device.
     """
 
-    # CuPy's current stream is one for all kernels of the process.
-    _stream: ClassVar[int | None] = None
+    # Torch's handle of CuPy's current stream, and CuPy's object, one for all kernels of the process. It is kept
+    # because CuPy goes back to its null stream when the object is collected.
+    _current: ClassVar[tuple[int, Any] | None] = None
 
     def __init__(self, source: CudaSource, sizes: Mapping[str, int], floats: Mapping[str, float]) -> None:
         self._cupy: Any = importlib.import_module("cupy")
@@ -54,21 +55,23 @@ class Kernel:
 
     def __call__(self, tensors: Mapping[str, Tensor]) -> None:
         """Enqueue one launch; `tensors` by the parameters' names."""
-        stream = torch.cuda.current_stream().cuda_stream
-        if stream != Kernel._stream:  # a capture has a stream of its own
-            self._cupy.cuda.ExternalStream(stream).use()
-            Kernel._stream = stream
+        stream = torch.cuda.current_stream()
+        if Kernel._current is None or Kernel._current[0] != stream.cuda_stream:  # a capture has one of its own
+            Kernel._current = (stream.cuda_stream, self._cupy.cuda.Stream.from_external(stream))
+            Kernel._current[1].use()
         arguments = tuple(tensors[name].data_ptr() if number is None else number for name, number in self._arguments)
         self._kernel(self._grid, self._block, arguments, shared_mem=self._shared_bytes)
 
 
 def no_cupy_reason() -> str | None:
     """Why CuPy cannot be used, in its own words; None where it can."""
+    wanted = "needs CuPy 14 or later (pip install 'launchtax[plugins]')"
     try:
-        importlib.import_module("cupy")
+        cupy = importlib.import_module("cupy")
     except ImportError as error:
-        return f"needs CuPy (pip install 'launchtax[plugins]'): {str(error).strip().splitlines()[0]}"
-    return None
+        return f"{wanted}: {str(error).strip().splitlines()[0]}"
+    # Before, it could not take torch's stream by the CUDA stream protocol.
+    return None if hasattr(cupy.cuda.Stream, "from_external") else f"{wanted}: found {cupy.__version__}"
 
 
 def sizes_of(inputs: Mapping[str, Tensor]) -> dict[str, int]:

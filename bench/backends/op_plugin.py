@@ -132,4 +132,4 @@ class AttentionPlugin(PlainLayer, OpPlugin):
         return PluginCache(layer, self.attend, self.guards[-1])
 
     def _kernel(self, layer: pk.DecodeLayer) -> str:
-        return f"{type(self).__name__}.attend"
+        return f"{self.name}.attend"

@@ -118,31 +118,36 @@ class Journal:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self._now = folder, ("", "")
-        self._state = os.open(folder / "state", os.O_RDWR | os.O_CREAT, 0o600)
+        self._state: int | None = None
 
-    def _note(self, doing: str, mode: str) -> None:
+    def note(self, doing: str, mode: str) -> None:
+        """Say what is being done, to which mode."""
+        if self._state is None:
+            self._state = os.open(self.folder / "state", os.O_WRONLY | os.O_CREAT, 0o600)
         self._now = (doing, mode)
         os.pwrite(self._state, f"{doing}\t{mode}".ljust(self._WIDTH).encode(), 0)
 
     def state(self) -> tuple[str, str]:
-        """(what is being done, to which mode)"""
-        doing, _, mode = os.pread(self._state, self._WIDTH, 0).decode().strip().partition("\t")
-        return doing, mode
+        """(what is being done, to which mode); empty where nothing of the plug-in's is."""
+        with suppress(OSError):
+            doing, _, mode = (self.folder / "state").read_text().strip().partition("\t")
+            return doing, mode
+        return "", ""
 
     @contextmanager
     def during(self, doing: str, mode: str = "") -> Iterator[None]:
         """Note what is being done. What ends the process leaves the note as it is."""
         before = self._now
-        self._note(doing, mode)
+        self.note(doing, mode)
         try:
             yield
         except Exception as error:
             if torch.cuda.is_available() and (words := _lost_device()):
                 self.write("lost", f"{type(error).__name__}: {words}")
                 os._exit(1)  # nothing can be measured any more, and every other arm would take the blame
-            self._note(*before)
+            self.note(*before)
             raise
-        self._note(*before)
+        self.note(*before)
 
     def write(self, name: str, value: object) -> None:
         """Leave a note of another name."""
