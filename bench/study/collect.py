@@ -15,7 +15,7 @@ Row = dict[str, Any]
 
 @dataclass
 class Folder:
-    """The documents of a folder by kind, in the order of their names (numbers by value), and the files that are none."""
+    """The documents of a folder by kind, by their names (numbers in them by value), and the files that are none."""
 
     path: Path
     documents: list[Document]
