@@ -276,3 +276,6 @@ class TransformersDriver(Driver):
 
     def logits(self) -> Tensor:
         return self._logits
+
+    def host_sampler(self) -> None:
+        """None: its forward may wait for the device, and a stream that is held would then never be let go."""
