@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# The study on this machine's GPU: whole decode steps into one folder, and a report of it. About ten minutes on an H200.
+# The study on this machine's GPU: whole decode steps into one folder, and a report of it. A fresh process a cell and a
+# session: some 30 of them.
 #
 #   bash bench/gpu_study.sh FOLDER PYTHON
 #
 # step    the headline, one model and context with every arm there is                  FOLDER/step.json, .md, .png
 # sweep   the matrix models x contexts at batch 1, and one model's row at batch 4      FOLDER/cells/*.json
-# ab      pairs of arms over fresh processes, each with a verdict                      FOLDER/ab-1.json, ab-2.json
+# ab      pairs of arms over fresh processes, each with a verdict                      FOLDER/ab-1.json, ...
 # report  tables, pictures and one page                                                FOLDER/report/report.html
 #
 # Killed and started again, the matrix goes on with the first cell that is missing; the rest is measured anew. What
@@ -16,7 +17,7 @@
 #   MODELS=study CONTEXTS=2048,4096,8192,16384 BATCHES=1      the matrix; study: the paper's three models
 #   ROW_MODEL=qwen2.5-7b ROW_BATCHES=4                        the row
 #   ARMS=native/block:eager,native/block:graph,native/block:graph-pdl,sdpa:eager,sdpa:graph      of every cell
-#   PAIRS="sdpa:graph=native/block:graph-pdl sdpa:eager=sdpa:graph" SESSIONS=10      a=b: what is reported is a / b
+#   PAIRS="sdpa:graph=native/block:graph-pdl" SESSIONS=10      a=b, more between spaces; what is reported is a / b
 #   FLAGS=""      more flags for bench.step, bench.sweep and bench.ab alike, such as --layers=4
 #
 # Exit status: 0 where every part succeeded; the failed ones are named at the end.
@@ -28,7 +29,7 @@ export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} COLUMNS=${COLUMNS:-120}
 model=${MODEL:-qwen2.5-7b} ctx=${CTX:-2048} contexts=${CONTEXTS:-2048,4096,8192,16384}
 arms=${ARMS:-native/block:eager,native/block:graph,native/block:graph-pdl,sdpa:eager,sdpa:graph}
 read -r -a flags <<< "${FLAGS:-}"
-read -r -a pairs <<< "${PAIRS:-sdpa:graph=native/block:graph-pdl sdpa:eager=sdpa:graph}"
+read -r -a pairs <<< "${PAIRS:-sdpa:graph=native/block:graph-pdl}"
 failed=()
 
 part() {  # name of the part, module, its arguments

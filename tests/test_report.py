@@ -234,6 +234,12 @@ def test_an_unpriced_device_is_named(folder):
     assert cost.measured(rows, cost.prices()) == []
 
 
+def test_documents_come_in_the_order_of_their_numbers(tmp_path):
+    for ctx in (16384, 2048, 4096):
+        (tmp_path / f"m_ctx{ctx}_b1.json").write_text(json.dumps(step(ctx=ctx)))
+    assert [result["ctx"] for result in collect.load_folder(tmp_path).documents] == [2048, 4096, 16384]
+
+
 def test_costs():
     known = cost.prices(["L4=0.60"])
     rows = {(row.gpu, row.arm, row.batch): row for row in cost.published(known)}

@@ -1,4 +1,4 @@
-"""A whole decoder layer of CUDA kernels on the SIMT executor: one launch after another, plain and programmatic."""
+"""A decoder layer, and a whole step, of CUDA kernels on the SIMT executor: launches in order, and programmatic."""
 
 import pytest
 import torch
@@ -142,3 +142,54 @@ def test_two_steps_chained_programmatically(fusion, seed):
             layer.step(fusion, programmatic=True)
         dev.synchronize()
         layer.check()
+
+
+class WholeStep(Layer):
+    """That layer with a model's rest around it: embedding, final norm, lm_head and argmax, which steps on."""
+
+    VOCAB = 4104  # enough for argmax to take a cluster of blocks
+
+    def __init__(self, dev) -> None:
+        super().__init__(dev, 1, torch.bfloat16)
+        table, lm_head = (randn(self.VOCAB, SPEC.hidden, dtype=self.dtype, seed=seed) for seed in (8, 9))
+        self.table, self.weights["lm_head"] = dev.to(table), dev.to(lm_head)
+        self.weights["final_norm"] = self.weights["post_norm"]
+        self.buffers["logits"] = dev.empty(1, self.VOCAB, dtype=self.dtype)
+        self.token = dev.to(torch.tensor([7]))
+
+    def step(self, fusion: str, programmatic: bool) -> None:
+        """Queue the sequence of pk.DecodeModel."""
+        self.programmatic = programmatic
+        self.launch("embedding", token=self.token, table=self.table, out=self.x, hidden=SPEC.hidden, vocab=self.VOCAB)
+        super().step(fusion, programmatic)
+        self.rmsnorm(self.buffers["out"], "final_norm")
+        self.gemv("normed", "lm_head", "logits")
+        self.launch(
+            "argmax", logits=self.buffers["logits"], token=self.token, position=self.position, kv_len=self.kv_len,
+            vocab=self.VOCAB, max_len=CTX,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("fusion", ["none", "block"])
+def test_whole_steps_follow_one_another_programmatically(fusion):
+    """As a captured step is replayed: the token, position and kv_len that a step leaves are the next one's."""
+    steps, tokens = 3, []
+    with device(90, sm_count=3) as dev:
+        whole = WholeStep(dev)
+        for _ in range(steps):
+            whole.step(fusion, programmatic=False)
+            dev.synchronize()
+            tokens.append(int(whole.token))
+            assert tokens[-1] == int(whole.buffers["logits"].argmax())
+        logits, keys = whole.buffers["logits"].clone(), whole.k[:, :, POSITION : POSITION + steps].clone()
+        assert len(set(tokens)) == steps and int(whole.position) == POSITION + steps == int(whole.kv_len) - 1
+    for seed in range(3):
+        with device(90, seed, sm_count=3) as dev:
+            whole = WholeStep(dev)
+            for _ in range(steps):
+                whole.step(fusion, programmatic=True)
+            dev.synchronize()
+            assert int(whole.position) == POSITION + steps == int(whole.kv_len) - 1
+            assert int(whole.token) == tokens[-1] and torch.equal(whole.buffers["logits"], logits)
+            assert torch.equal(whole.k[:, :, POSITION : POSITION + steps], keys)
+            assert whole.k[:, :, POSITION + steps :].isnan().all()

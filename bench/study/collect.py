@@ -1,5 +1,6 @@
 """Result documents of a folder, and the rows that a report makes of them."""
 
+import re
 from dataclasses import dataclass
 from itertools import accumulate, groupby, pairwise
 from pathlib import Path
@@ -14,7 +15,7 @@ Row = dict[str, Any]
 
 @dataclass
 class Folder:
-    """The documents of a folder by kind, in the order of their names, and the files that are none."""
+    """The documents of a folder by kind, by their names (numbers in them by value), and the files that are none."""
 
     path: Path
     documents: list[Document]
@@ -25,12 +26,17 @@ class Folder:
         return [result for result in self.documents if result["kind"] == kind]
 
 
+def _natural(file: Path) -> list[tuple[int, str]]:
+    """For sorting: a name's digits as numbers, so that ctx 2048 comes before ctx 16384."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", str(file))]
+
+
 def load_folder(path: Path) -> Folder:
     """Every result document below `path`. Raises UsageError where there is none."""
     if not path.is_dir():
         raise flag_error("DIR", path, "a folder that exists")
     documents, skipped = [], []
-    for file in sorted(path.rglob("*.json")):
+    for file in sorted(path.rglob("*.json"), key=_natural):
         if any(part.startswith(".") for part in file.relative_to(path).parts):
             continue
         try:

@@ -170,8 +170,8 @@ class TorchGraphDriver(TorchDriver):
     """The same loop captured, in as many graphs as there are positions from `first` on.
 
     In a graph a position is a constant, and torch's attention takes the length of its cache from the shape. One graph
-    for all positions would need a mask over the whole cache, and its attention would be another, slower kernel: so
-    torch gets the better of the two. What a graph costs to capture and to bring to the device is not in its steps.
+    for all positions would need a mask over the whole cache, which torch's flash kernel does not take: a graph a
+    position has the eager step's kernels. What it costs to capture one and to bring it to the device is in no step.
     """
 
     def __init__(self, model: pk.DecodeModel, first: int) -> None:
@@ -276,3 +276,6 @@ class TransformersDriver(Driver):
 
     def logits(self) -> Tensor:
         return self._logits
+
+    def host_sampler(self) -> None:
+        """None: its forward may wait for the device, and a stream that is held would then never be let go."""
