@@ -41,9 +41,12 @@ struct Int4Phase {
 
     __device__ __forceinline__ Int4Phase(const Int4MatVecPlan& plan, int width, int begin, int end,
                                          int index) {
-        const int panel = index % plan.panels, rest = index / plan.panels;
-        variant = rest % plan.variants;
-        first_unit = begin + rest / plan.variants * plan.phase_units;
+        // Divisions are spared where they are the rule: the stream waits for this.
+        const int of_units = plan.variants * plan.panels;
+        const int chunk = of_units == 1 ? index : index / of_units, rest = index - chunk * of_units;
+        variant = of_units == 1 ? 0 : rest / plan.panels;
+        const int panel = rest - variant * plan.panels;
+        first_unit = begin + chunk * plan.phase_units;
         units = min(end - first_unit, plan.phase_units);
         tiles = int4_tiles(units);
         column = panel * plan.panel;
@@ -69,18 +72,21 @@ struct Int4GroupRow {
     __device__ __forceinline__ int skew() const {
         return static_cast<int>(reinterpret_cast<uintptr_t>(row) % 16);
     }
-    // 16 bytes of the slot. At the tensor's ends, where 16 bytes would reach past it, element by element.
-    __device__ __forceinline__ void copy(unsigned char* slot, int place) const {
-        const Element* from = row + (place - skew()) / static_cast<int>(sizeof(Element));
+    // Every `share`-th 16 bytes of the slot. At the tensor's ends, where 16 bytes would reach past it,
+    // element by element.
+    __device__ __forceinline__ void copy(unsigned char* slot, int first, int share) const {
         constexpr int elements = 16 / sizeof(Element);
-        if (from >= row + count) return;
-        if (from >= begin && from + elements <= end) {
-            async_copy16(slot + place, from);
-            return;
-        }
-        for (int i = 0; i < elements; ++i) {
-            if (from + i >= row && from + i < row + count)
-                store(reinterpret_cast<Element*>(slot + place) + i, load(from + i));
+        const Element* from = row + (first - skew()) / static_cast<int>(sizeof(Element));
+        for (int place = first; from < row + count; place += share * 16, from += share * elements) {
+            if (from >= begin && from + elements <= end) {
+                async_copy16(slot + place, from);
+                continue;
+            }
+#pragma unroll 1
+            for (int i = 0; i < elements; ++i) {
+                if (from + i >= row && from + i < row + count)
+                    store(reinterpret_cast<Element*>(slot + place) + i, load(from + i));
+            }
         }
     }
 };
@@ -118,29 +124,36 @@ struct Int4Block {
                 begin + int64_t{at.row} * n_groups + first, last - first + 1};
     }
 
-    // Asks for the scales and zero points of a phase's rows. Those of no row are 0.
+    // Asks for the scales and zero points of a phase's rows. Those of no row are 0. As many threads as there
+    // are share a row.
     __device__ __forceinline__ void copy_groups(const Int4Phase& phase, unsigned char* shared) const {
-        const int scale_parts = plan.scale_pitch / 16, parts = scale_parts + plan.zero_pitch / 16;
         const int rows = phase.tiles * int4_tile_rows;
-        for (int i = static_cast<int>(threadIdx.x); i < rows * parts; i += static_cast<int>(blockDim.x)) {
-            const int place = i / parts, part = i - place * parts;
+        int share_bits = 0;
+        while (rows << (share_bits + 1) <= static_cast<int>(blockDim.x)) ++share_bits;
+        const int share = 1 << share_bits, first = static_cast<int>(threadIdx.x) % share * 16;
+        for (int i = static_cast<int>(threadIdx.x); i < rows * share; i += static_cast<int>(blockDim.x)) {
+            const int place = i >> share_bits;
             const Int4Row at = row(phase, place / int4_tile_rows, place % int4_tile_rows);
-            const bool is_scale = part < scale_parts;
-            unsigned char* slot = is_scale ? shared + int4_scales_offset(plan) + place * plan.scale_pitch
-                                           : shared + int4_zeros_offset(plan) + place * plan.zero_pitch;
-            const int offset = (is_scale ? part : part - scale_parts) * 16;
             const Int4WeightParams& weight = Op::weight(params, at.weight);
+            unsigned char* scale_slot = shared + int4_scales_offset(plan) + place * plan.scale_pitch;
+            unsigned char* zero_slot = shared + int4_zeros_offset(plan) + place * plan.zero_pitch;
             if (at.row < 0) {
-                store(reinterpret_cast<uint4*>(slot + offset), make_uint4(0, 0, 0, 0));
-            } else if (is_scale) {
-                groups<T>(phase, at, weight.scales).copy(slot, offset);
-            } else if (weight.zeros) {
-                groups<uint8_t>(phase, at, weight.zeros).copy(slot, offset);
-            } else {  // beside a weight that has them
-                constexpr uint32_t eights = 0x08080808;
-                store(reinterpret_cast<uint4*>(slot + offset), make_uint4(eights, eights, eights, eights));
+                fill(scale_slot, first, share, plan.scale_pitch, 0);
+                fill(zero_slot, first, share, plan.zero_pitch, 0);
+                continue;
             }
+            groups<T>(phase, at, weight.scales).copy(scale_slot, first, share);
+            if (weight.zeros)
+                groups<uint8_t>(phase, at, weight.zeros).copy(zero_slot, first, share);
+            else  // beside a weight that has them, if at all
+                fill(zero_slot, first, share, plan.zero_pitch, 0x08080808);
         }
+    }
+
+    __device__ static __forceinline__ void fill(unsigned char* slot, int first, int share, int bytes,
+                                                uint32_t word) {
+        for (int place = first; place < bytes; place += share * 16)
+            store(reinterpret_cast<uint4*>(slot + place), make_uint4(word, word, word, word));
     }
 
     // The way in which a variant's weights read x; null: in order.
