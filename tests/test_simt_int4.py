@@ -42,8 +42,9 @@ def run_gemv(dev, x, weight, bias=None, residual=None, offset=0, programmatic=Fa
     (batch, n_in), n_out, dtype = x.shape, weight.out_features, x.dtype
     out = dev.empty(batch, n_out, dtype=dtype, offset=offset)
     dev.launch(
-        "int4_gemv", programmatic, x=dev.to(x, offset), weight=on_device(dev, weight, offset), bias=dev.to(bias, offset),
-        residual=dev.to(residual, offset), out=out, batch=batch, in_features=n_in, out_features=n_out, dtype=dtype,
+        "int4_gemv", programmatic, x=dev.to(x, offset), weight=on_device(dev, weight, offset),
+        bias=dev.to(bias, offset), residual=dev.to(residual, offset), out=out, batch=batch, in_features=n_in,
+        out_features=n_out, dtype=dtype,
     )  # fmt: skip
     dev.synchronize()
     return out.clone()
@@ -94,7 +95,13 @@ def test_tensors_that_begin_anywhere(group_size, offset, kind, arch):
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize(
     ("batch", "n_in", "n_out", "group_size", "shared_kb"),
-    [(8, 4096, 70, 128, 99), (8, 2176, 70, 64, 99), (5, 2048, 66, 32, 64), (3, 1536, 90, 384, 50), (1, 8192, 300, 32, 99)],
+    [
+        (8, 4096, 70, 128, 99),
+        (8, 2176, 70, 64, 99),
+        (5, 2048, 66, 32, 64),
+        (3, 1536, 90, 384, 50),
+        (1, 8192, 300, 32, 99),
+    ],
 )
 def test_what_shared_memory_cannot_hold_at_once(batch, n_in, n_out, group_size, shared_kb, kind, arch):
     dtype = torch.float16
@@ -304,9 +311,7 @@ def qkv_inputs(batch, hidden, heads, kv_heads, head_dim, dtype, bias=True, **kin
     [(1, 512, 7, 1, 64, 128), (2, 1056, 4, 2, 64, 32), (3, 192, 1, 1, 128, 64), (8, 96, 2, 1, 8, -1)],
 )
 def test_qkv(batch, hidden, heads, kv_heads, head_dim, group_size, kind, dtype, arch):
-    given = qkv_inputs(
-        batch, hidden, heads, kv_heads, head_dim, dtype, bias=batch != 2, group_size=group_size, **kind
-    )
+    given = qkv_inputs(batch, hidden, heads, kv_heads, head_dim, dtype, bias=batch != 2, group_size=group_size, **kind)
     check_qkv(given, arch, batch)
 
 
