@@ -11,9 +11,10 @@
 // no product crosses a group's border.
 //
 // Rounding: q - zero is exact as T (a power of two below, int4_decode.cuh), its product with x exact in
-// float32; the matrix unit sums up to 128 columns of a group in float32, which one float32 multiply-add by the
-// scale adds to the row's sum. With a norm, x times the norm's weight is rounded to T, and 1 / sqrt(mean(x^2) + eps)
-// is a factor of the very end. Sums are joined in a fixed order: the same bits every time.
+// float32; the matrix unit sums up to 128 columns of a group in float32, which one float32 multiply-add by
+// the scale adds to the row's sum. With a norm, x times the norm's weight is rounded to T, and 1 /
+// sqrt(mean(x^2) + eps) is a factor of the very end. Sums are joined in a fixed order: the same bits every
+// time.
 //
 // Least bytes: packed weights, scales and zero points once. What limits it: memory. A step of 128 columns is
 // 126 instructions for a lane's 64 weights, half of them on the integer and half on the float16 pipe.
@@ -29,8 +30,8 @@
 
 namespace pykernels::cuda {
 
-// The pieces a warp copies, ahead of those it multiplies. Of a piece's 16 rows a lane copies four, each fourth
-// from row lane / 8 on, and of each 16 bytes, place lane % 8.
+// The pieces a warp copies, ahead of those it multiplies. Of a piece's 16 rows a lane copies four, each
+// fourth from row lane / 8 on, and of each 16 bytes, place lane % 8.
 template <class Op>
 struct Int4Stream {
     static constexpr int rows_at_once = warp_size * 16 / int4_piece_bytes;
