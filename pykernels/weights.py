@@ -61,9 +61,9 @@ class LayerWeights:
         perm = getattr(self, first).perm
         for name in others:
             weight = getattr(self, name)
-            if perm is not None and weight.perm is not None and weight.perm is not perm:
-                if torch.equal(perm, weight.perm):
-                    setattr(self, name, Int4Weight(weight.packed, weight.scales, weight.zeros, perm))
+            both = perm is not None and weight.perm is not None
+            if both and weight.perm is not perm and torch.equal(perm, weight.perm):
+                setattr(self, name, Int4Weight(weight.packed, weight.scales, weight.zeros, perm))
 
     @property
     def is_int4(self) -> bool:

@@ -42,8 +42,9 @@ def run_gemv(dev, x, weight, bias=None, residual=None, offset=0, programmatic=Fa
     (batch, n_in), n_out, dtype = x.shape, weight.out_features, x.dtype
     out = dev.empty(batch, n_out, dtype=dtype, offset=offset)
     dev.launch(
-        "int4_gemv", programmatic, x=dev.to(x, offset), weight=on_device(dev, weight, offset), bias=dev.to(bias, offset),
-        residual=dev.to(residual, offset), out=out, batch=batch, in_features=n_in, out_features=n_out, dtype=dtype,
+        "int4_gemv", programmatic, x=dev.to(x, offset), weight=on_device(dev, weight, offset),
+        bias=dev.to(bias, offset), residual=dev.to(residual, offset), out=out, batch=batch, in_features=n_in,
+        out_features=n_out, dtype=dtype,
     )  # fmt: skip
     dev.synchronize()
     return out.clone()

@@ -150,8 +150,8 @@ void check_fma() {
     DeviceVector<uint32_t> out(8);
     cuda::launch(fma_kernel, 1, 1, 32, stream, out.data());
     simt::executor().synchronize();
-    const uint32_t expected[8] = {0xc0f83f00u, 0xc7c03800u, 0x3e703da0u, 0x37802100u,
-                                  0x3f823f80u, 0x3c023c00u, 0x37802100u, 0};
+    const uint32_t expected[8] = {0xc0f83f00u, 0xc7c03800u, 0x3e703da0u, 0x27802100u,
+                                  0x3f823f80u, 0x3c023c00u, 0x27802100u, 0};
     for (size_t i = 0; i < 8; ++i)
         CHECK(out[i] == expected[i], "fma %zu: %08x, expected %08x", i, out[i], expected[i]);
 }

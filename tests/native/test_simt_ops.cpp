@@ -98,8 +98,8 @@ std::vector<double> norm(const Tensor& x, const Tensor& weight, int batch) {
 }
 
 // x @ weight^T
-template <class X>
-std::vector<double> product(const X& x, const Tensor& weight, int batch, int width) {
+template <class X, class Weight>
+std::vector<double> product(const X& x, const Weight& weight, int batch, int width) {
     const size_t k = size_t(width), n = weight.size() / k;
     std::vector<double> out(size_t(batch) * n);
     for (size_t b = 0; b < size_t(batch); ++b) {
@@ -122,6 +122,55 @@ void gemv(int batch, int n_in, int n_out) {
     auto expected = product(x, weight, batch, n_in);
     for (size_t i = 0; i < expected.size(); ++i) expected[i] += bias[i % size_t(n_out)] + residual[i];
     compare("gemv", out, expected);
+}
+
+// A 4-bit weight with zero points, in the kernels' layout, and its values in double.
+class Int4Weight {
+  public:
+    Int4Weight(int n_in, int n_out, int group_size)
+        : scales_(size_t(n_out * (n_in / group_size)), 0.1f * scale_of(n_in)),
+          zeros_(random(scales_.size(), 15)),
+          packed_(random(size_t(n_out * n_in / 2), 255)),
+          values(size_t(n_out * n_in)),
+          params{packed_.data(), scales_, zeros_.data(), nullptr, n_in / group_size} {
+        constexpr size_t nibble[8] = {0, 4, 1, 5, 2, 6, 3, 7};  // of a word's elements
+        for (size_t i = 0; i < values.size(); ++i) {
+            const size_t bits = i / 8 * 32 + nibble[i % 8] * 4, group = i / size_t(group_size);
+            const int q = packed_.data()[bits / 8] >> bits % 8 & 15;
+            values[i] = (q - zeros_.data()[group]) * scales_[group];
+        }
+    }
+
+  private:
+    static std::vector<uint8_t> random(size_t count, int most) {
+        std::vector<uint8_t> bytes(count);
+        for (uint8_t& byte : bytes) byte = static_cast<uint8_t>(engine() % unsigned(most + 1));
+        return bytes;
+    }
+    Tensor scales_;
+    Numbers<uint8_t> zeros_, packed_;
+
+  public:
+    std::vector<double> values;
+    Int4WeightParams params;
+};
+
+void int4(int batch, int n_in, int n_out, int group_size) {
+    Tensor x(size_t(batch * n_in), 1), norm_weight(size_t(n_in), 1), bias(size_t(n_out), 1),
+        residual(size_t(batch * n_out), 1), out(size_t(batch * n_out)), activated(size_t(batch * n_out));
+    const Int4Weight gate(n_in, n_out, group_size), up(n_in, n_out, group_size);
+    cuda::int4_gemv({x, gate.params, bias, residual, out, nullptr, batch, n_in, n_out, dtype}, stream());
+    cuda::int4_swiglu_gemv(
+        {x, norm_weight, gate.params, up.params, activated, nullptr, batch, n_in, n_out, 1e-6f, dtype},
+        stream());
+    simt::executor().synchronize();
+    auto expected = product(x, gate.values, batch, n_in);
+    for (size_t i = 0; i < expected.size(); ++i) expected[i] += bias[i % size_t(n_out)] + residual[i];
+    compare("int4_gemv", out, expected);
+    const auto n = norm(x, norm_weight, batch), g = product(n, gate.values, batch, n_in),
+               u = product(n, up.values, batch, n_in);
+    for (size_t i = 0; i < g.size(); ++i) expected[i] = g[i] / (1 + std::exp(-g[i])) * u[i];
+    compare("int4_swiglu_gemv", activated, expected);
 }
 
 void norm_and_swiglu(int batch, int n_in, int n_out) {
@@ -318,6 +367,8 @@ int main() {
         const int batch = std::vector<int>{1, 2, 3, 8, 1, 5}[seed];
         gemv(batch, 1032, 37);
         gemv(batch, 50, 9);
+        int4(batch, 544, 37, 32);
+        int4(batch, 1280, 21, 128);
         norm_and_swiglu(batch, 520, 35);
         norm_and_swiglu(batch, 33, 6);
         embedding_and_add(batch, 72);
