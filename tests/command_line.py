@@ -7,13 +7,14 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import ab, attention, compare, doctor, layer, op, report, stack, step, sweep
+from bench import ab, attention, compare, doctor, int4, layer, op, report, stack, step, sweep
 from bench.core import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 _COMMANDS = {
     "bench.layer": layer.command,
     "bench.op": op.command,
+    "bench.int4": int4.command,
     "bench.doctor": doctor.command,
     "bench.step": step.command,
     "bench.compare": compare.command,

@@ -1,7 +1,7 @@
 """The arms of bench.int4, by group: a linear shape or a whole layer, dense and 4-bit."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -20,6 +20,7 @@ from bench.core.op_cases import Case, Instance
 from bench.core.samplers import Samplers
 from bench.layer import weight_copies
 from bench.op import steps_a_sample
+from bench.quant.validate import relative
 from pykernels.layer import available_bytes
 from pykernels.models import ModelSpec
 
@@ -101,6 +102,8 @@ class Group:
     arms: list[Arm]
     counted: dict[str, Counted]
     launches: int
+    layout_errors: dict[str, float] = field(default_factory=dict)
+    """By backend: how far the oracle on what a kernel's layout says is from the oracle on the 4-bit weight."""
 
 
 class Data:
@@ -242,7 +245,12 @@ def shape_group(shape: Shape, settings: Settings) -> Group:
         arms += of_kernel
         counted |= {arm.label: Counted(n_bytes, samplers.repeats, copies) for arm in of_kernel}
     what = {"op": "int4_gemv", "label": shape.label, "shape": f"{settings.batch}x{shape.words}", "models": shape.models}
-    return Group(what, arms, counted, 1)
+    # Only of what was prepared: an oracle on a kernel's own weights is not asked for one that does not run.
+    layout_errors = {
+        name: relative(data.expected_of(settings.kernels[name]), data.expected)
+        for name in {arm.backend for arm in arms if arm.status == "ok"} & settings.kernels.keys()
+    }
+    return Group(what, arms, counted, 1, layout_errors)
 
 
 def layer_group(spec: ModelSpec, settings: Settings) -> Group:

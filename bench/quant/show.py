@@ -57,6 +57,17 @@ def refusals(document: Document) -> list[str]:
     ]
 
 
+def layout_lines(document: Document) -> list[str]:
+    """One line for each kernel whose layout cannot say what the 4-bit weight does."""
+    worst: dict[str, float] = {}
+    for entry in document["ops"]:
+        worst[entry["backend"]] = max(entry["layout_error"] or 0.0, worst.get(entry["backend"], 0.0))
+    return [
+        f"{name} multiplies by other weights than it was given: its layout alone is up to {error:.1e} off"
+        for name, error in worst.items() if error > 1e-12
+    ]  # fmt: skip
+
+
 def published_lines() -> list[str]:
     """The study's figures, said to be its own."""
     figures = [paper.figures()[name] for name in PUBLISHED]
@@ -93,7 +104,7 @@ def print_document(document: Document, console: Console) -> None:
     console.print()
     grid = tables.fit(measured_grid(document), console.width, ["bytes", "of spec", "error", "GB/s"])
     console.print(tables.make_table(title(document), grid, console.width))
-    for line in (*refusals(document), *predicted_lines(document), *published_lines()):
+    for line in (*refusals(document), *layout_lines(document), *predicted_lines(document), *published_lines()):
         console.print(Text(line))
 
 
@@ -101,7 +112,7 @@ def write_markdown(path: Path, document: Document) -> None:
     """The same as Markdown."""
     lines = [f"## {document['title']}", "", *(f"- {line}" for line in tables.heading(document)), ""]
     lines += tables.markdown_table(title(document), measured_grid(document))
-    lines += [f"- {line}" for line in (*refusals(document), *published_lines())]
+    lines += [f"- {line}" for line in (*refusals(document), *layout_lines(document), *published_lines())]
     lines += [f"{'' if line.startswith(' ') else '- '}{line}" for line in predicted_lines(document)]
     lines += ["", f"Reproduce: `{document['command']}`"]
     write_atomically(path, ("\n".join(lines) + "\n").encode())

@@ -17,8 +17,9 @@ from pykernels.reference import compare
 
 @dataclass
 class Found:
-    """How one trial ended. max_rel_error: of the kernel against the oracle; format_error: of the oracle on the
-    dequantised weights against the weights before they were quantised, by the same measure (None where not asked)."""
+    """How one trial ended. max_rel_error: of the kernel against the oracle on what its layout says; layout_error: of
+    that against the oracle on the dequantised weight; format_error: of that against the weight before it was
+    quantised. All by the same measure; None where not asked."""
 
     case: str
     dtype: str
@@ -31,10 +32,11 @@ class Found:
     status: str
     reason: str | None = None
     max_rel_error: float | None = None
+    layout_error: float | None = None
     format_error: float | None = None
 
 
-def _relative(a: Tensor, b: Tensor) -> float:
+def relative(a: Tensor, b: Tensor) -> float:
     """The largest difference of a row's elements over the largest magnitude of b's row."""
     return float(((a - b).abs() / b.abs().amax(-1, keepdim=True).clamp_min(1e-30)).max())
 
@@ -88,36 +90,44 @@ def run_trial(kernel: type[Int4Kernel], trial: Trial, device: torch.device) -> F
     return found
 
 
-def _compare_all(instance: Int4Kernel, trial: Trial, dense: Tensor, device: torch.device, found: Found) -> None:
-    kernel, errors = type(instance), []
-    shape_of = lambda x: (x.shape[0], trial.weight.out_features)  # noqa: E731
+def _outputs(instance: Int4Kernel, trial: Trial, device: torch.device) -> tuple[list[Tensor], str | None]:
+    """All results of the first calls and of the second ones, [rows, out_features] each, or what is wrong with a call's
+    manners. Twice: what a call leaves behind (locks, partial sums) shows in the next."""
+    rows: tuple[list[Tensor], list[Tensor]] = ([], [])
     for x in trial.inputs:
-        expected = x.double() @ dense.T
         x_there = x.clone().to(device)
-        # Twice: what a call leaves behind (locks, partial sums) shows in the next.
-        for call in ("", "the second call: "):
+        for results in rows:
             y = instance.run(x_there)
-            if (tuple(y.shape), y.dtype) != (shape_of(x), x.dtype):
-                found.status = "wrong"
-                found.reason = f"run must return {x.dtype} {list(shape_of(x))}, got {y.dtype} {list(y.shape)}"
-                return
-            got = y.cpu().clone()
-            comparison = compare(got, expected, trial.weight.dtype, gate_depth(kernel))
-            errors.append(comparison.max_rel_error)
-            problem = _inexact(trial, got, expected, x, kernel) if trial.exact else None
-            if not trial.exact and not comparison.ok:
-                problem = comparison.message
-            if problem:
-                found.status, found.reason = "wrong", call + problem
-                found.max_rel_error = comparison.max_rel_error
-                return
+            if (tuple(y.shape), y.dtype) != ((x.shape[0], trial.weight.out_features), x.dtype):
+                wanted = [x.shape[0], trial.weight.out_features]
+                return [], f"run must return {x.dtype} {wanted}, got {y.dtype} {list(y.shape)}"
+            results.append(y.cpu().clone())
         if not torch.equal(x_there.cpu(), x):
-            found.status, found.reason = "wrong", "run must leave x as it is"
+            return [], "run must leave x as it is"
+    return [torch.cat(results) for results in rows], None
+
+
+def _compare_all(instance: Int4Kernel, trial: Trial, dense: Tensor, device: torch.device, found: Found) -> None:
+    outputs, problem = _outputs(instance, trial, device)
+    if problem:
+        found.status, found.reason = "wrong", problem
+        return
+    x = torch.cat(trial.inputs)
+    expected = x.double() @ dense.T
+    for call, got in zip(("", "the second call: "), outputs, strict=True):
+        comparison = compare(got, expected, trial.weight.dtype, gate_depth(type(instance)))
+        found.max_rel_error = max(found.max_rel_error or 0.0, comparison.max_rel_error)
+        if trial.exact:
+            problem = _inexact(trial, got, expected, x, type(instance))
+        elif not comparison.ok:
+            problem = comparison.message
+        if problem:
+            found.status, found.reason = "wrong", call + problem
             return
-    found.max_rel_error = max(errors)
     if trial.dense is not None:
-        before = trial.inputs[0].double() @ trial.dense.double().T
-        found.format_error = _relative(trial.inputs[0].double() @ dense.T, before)
+        said = trial.weight.dequantize()
+        found.layout_error = relative(expected, x.double() @ said.T)
+        found.format_error = relative(x.double() @ said.T, x.double() @ trial.dense.double().T)
 
 
 def validate(
@@ -149,7 +159,9 @@ def verdict(name: str, found: Sequence[Found]) -> str:
         reasons = ", ".join(dict.fromkeys(one.reason for one in refused)) or "it takes none of the dtypes asked for"
         return f"{name}: NOTHING VALIDATED: {reasons}"
     state = f"WRONG in {len(bad)} of {ran} trials" if bad else f"right in all of {ran} trials"
-    return f"{name}: {state}" + (f"; {len(refused)} refused" if refused else "")
+    layout = max((one.layout_error or 0.0 for one in found), default=0.0)
+    loss = f"; its layout alone is up to {layout:.1e} off what the weights say" if layout > 1e-12 else ""
+    return f"{name}: {state}" + (f"; {len(refused)} refused" if refused else "") + loss
 
 
 def right(found: Sequence[Found]) -> bool:

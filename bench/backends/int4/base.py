@@ -88,8 +88,23 @@ class Int4Kernel(ABC):
         """x [batch, in_features] of the scales' dtype -> [batch, out_features], enqueued on torch's current stream."""
 
     def multiplies_by(self, weight: pk.Int4Weight) -> Tensor:
-        """float64 [out_features, in_features]: what `run` of that prepared weight multiplies by, for the oracle."""
+        """float64 [out_features, in_features]: what the layout of that weight says, which `run` is held against.
+
+        A layout that cannot say what the weight does (zero * scale rounded, say) overrides this: its loss is then
+        reported as the layout's, apart from the kernel's error.
+        """
         return weight.dequantize()
+
+
+def with_rounded_zeros(weight: pk.Int4Weight, base: int) -> Tensor:
+    """What (q - base) * scale + zero multiplies by, zero being (base - zero point) * scale in the scales' dtype."""
+    if weight.zeros is None:
+        return weight.dequantize()
+    plain = weight.plain()
+    scales = plain.scales.double()
+    zeros = ((base - plain.zeros.double()) * scales).to(plain.scales.dtype).double()
+    scales, zeros = (part.repeat_interleave(plain.group_size, dim=1) for part in (scales, zeros))
+    return (plain.q.double() - base) * scales + zeros
 
 
 HALF_SUMS_DEPTH = 16

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 import pykernels as pk
-from bench.backends.int4.base import LibraryKernel
+from bench.backends.int4.base import LibraryKernel, with_rounded_zeros
 
 
 class Gemlite(LibraryKernel):
@@ -36,3 +36,7 @@ class Gemlite(LibraryKernel):
 
     def run(self, x: Tensor) -> Tensor:
         return self._linear(x)
+
+    def multiplies_by(self, weight: pk.Int4Weight) -> Tensor:
+        # A scale a row: it keeps whole zero points beside it.
+        return weight.dequantize() if weight.n_groups == 1 else with_rounded_zeros(weight, 0)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 import pykernels as pk
-from bench.backends.int4.base import VllmKernel
+from bench.backends.int4.base import VllmKernel, with_rounded_zeros
 from bench.backends.int4.marlin import UINT4, UINT4B8
 from pykernels.quant.packing import pack_words
 
@@ -45,3 +45,6 @@ class Machete(VllmKernel):
         return self._op(
             x, self._packed, self._type, None, self._scales, self._zeros, self._group_size, None, None, None
         )  # fmt: skip
+
+    def multiplies_by(self, weight: pk.Int4Weight) -> Tensor:
+        return with_rounded_zeros(weight, 0)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import pykernels as pk
-from bench.backends.int4.base import Int4Kernel
+from bench.backends.int4.base import Int4Kernel, with_rounded_zeros
 
 INNER_K_TILES = 8
 """Of the CUDA layout; the CPU's ignores it."""
@@ -71,3 +71,6 @@ class Tinygemm(Int4Kernel):
 
     def run(self, x: Tensor) -> Tensor:
         return self._op(x, self._packed, self._group_size, self._scales_and_zeros)
+
+    def multiplies_by(self, weight: pk.Int4Weight) -> Tensor:
+        return with_rounded_zeros(weight, 8)

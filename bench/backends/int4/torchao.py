@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import pykernels as pk
-from bench.backends.int4.base import LibraryKernel
+from bench.backends.int4.base import LibraryKernel, with_rounded_zeros
 from bench.backends.int4.tinygemm import scales_and_zeros, tile_packed
 
 
@@ -39,3 +39,6 @@ class Torchao(LibraryKernel):
 
     def run(self, x: Tensor) -> Tensor:
         return F.linear(x, self._weight)
+
+    def multiplies_by(self, weight: pk.Int4Weight) -> Tensor:
+        return with_rounded_zeros(weight, 8)

@@ -1,0 +1,138 @@
+"""The adapters of other people's 4-bit kernels, over stand-ins that read the layouts: what they hand over is right."""
+
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
+
+import fake_int4_peers
+import pytest
+import torch
+
+import pykernels as pk
+from bench.backends import int4
+from bench.backends.int4 import base
+from bench.quant import validate
+
+CPU = torch.device("cpu")
+PEERS = ("torchao", "bnb-nf4", "marlin", "machete", "awq", "gptq", "exllamav2", "gemlite")
+FEW = ("random", "powers of two", "zero scale")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Small products: threads would only wait for one another."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def libraries(monkeypatch):
+    """Every library, faked."""
+    kept = [fake_int4_peers.define_vllm(), fake_int4_peers.define_bitsandbytes()]
+    for name, module in {
+        "vllm": SimpleNamespace(), "vllm._custom_ops": SimpleNamespace(), "bitsandbytes": SimpleNamespace(),
+        "exllamav2": SimpleNamespace(), "exllamav2.ext": fake_int4_peers.exllamav2_ext(),
+        "gemlite": fake_int4_peers.gemlite(), "torchao": SimpleNamespace(),
+        "torchao.quantization": SimpleNamespace(Int4TilePackedTo4dTensor=fake_int4_peers.int4_tile_packed),
+    }.items():  # fmt: skip
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr("bench.backends.int4.torchao.tile_packed", lambda weight: weight.plain().q)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(multi_processor_count=4))
+    yield kept
+    for library in kept:
+        library._destroy()
+
+
+def trials(kernel, group, symmetric):
+    for trial in validate.trials(kernel.dtypes[0], (group,), (symmetric,), 2):
+        if trial.case in FEW and trial.weight.in_features < 2000:
+            yield trial
+        if trial.case == "one-hot":  # every 16th row of the identity: a stand-in unpacks the weight for every call
+            yield replace(trial, inputs=trial.inputs[::16])
+
+
+@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "zero points"])
+@pytest.mark.parametrize("group", [128, -1])
+@pytest.mark.parametrize("name", PEERS)
+def test_what_an_adapter_hands_over_is_right(libraries, name, group, symmetric):
+    kernel = int4.registry()[name]
+    found = [validate.run_trial(kernel, trial, CPU) for trial in trials(kernel, group, symmetric)]
+    assert not [one for one in found if one.status in ("wrong", "error")]
+    takes_it = kernel.group_sizes is None or group in kernel.group_sizes
+    assert any(one.status == "ok" for one in found) == takes_it
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_a_stand_in_notices_another_weight(libraries, name):
+    """The comparison above is one that can fail."""
+    kernel = int4.registry()[name]
+    trial = next(iter(trials(kernel, 128, True)))
+    other = pk.Int4Weight.from_plain(trial.weight.plain())
+    other.packed[0, :16] ^= 0x88
+
+    class Other(kernel):
+        def prepare(self, weight):
+            return super().prepare(other)
+
+    assert validate.run_trial(Other, trial, CPU).status == "wrong"
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_a_library_that_is_not_there_says_so_itself(monkeypatch, name):
+    kernel = int4.registry()[name]
+    monkeypatch.setitem(sys.modules, kernel.package, None)
+    monkeypatch.delenv("PYKERNELS_VLLM_LIB", raising=False)
+    reason = kernel.availability(CPU)
+    assert f"{kernel.package} is not installed: " in reason and kernel.package in reason.rpartition("installed: ")[2]
+    assert ("runs on cuda only" in reason) == ("cpu" not in kernel.devices)
+
+
+def test_a_vllm_library_without_the_ops(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "vllm._custom_ops", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace())
+    monkeypatch.delenv("PYKERNELS_VLLM_LIB", raising=False)
+    assert "has no op marlin_gemm, gptq_marlin_repack" in int4.registry()["marlin"].library_reason()
+    monkeypatch.setenv("PYKERNELS_VLLM_LIB", str(tmp_path / "none.so"))
+    assert int4.registry()["marlin"].library_reason().startswith("vllm cannot be loaded: OSError")
+
+
+@pytest.mark.parametrize(
+    ("capability", "name", "words"),
+    [((7, 5), "marlin", "needs compute capability 8.0, and the GPU's is 7.5"), ((8, 9), "machete", "Hopper"),
+     ((10, 0), "machete", "Hopper"), ((7, 0), "tinygemm", "8.0 or more")],
+)  # fmt: skip
+def test_a_gpu_that_is_too_old(libraries, monkeypatch, capability, name, words):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+    cuda = torch.device("cuda", 0)
+    assert words in int4.registry()[name].availability(cuda)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    assert int4.registry()[name].availability(cuda) is None
+
+
+def test_refusals_name_what_is_taken():
+    weight = pk.Int4Weight.quantize(torch.randn(72, 256).bfloat16(), 32, symmetric=False)
+    kernels = int4.registry()
+    assert kernels["machete"].refusal(weight, 1) == "takes groups of 64, 128 or the whole row, not 32"
+    assert kernels["marlin"].refusal(weight, 1) == "takes out_features that are a multiple of 64, not 72"
+    assert kernels["gptq"].refusal(weight, 1) == "takes fp16 activations, not bf16"
+    assert kernels["native"].refusal(weight, 9) == "takes a batch of at most 8, not 9"
+    assert kernels["native"].refusal(weight, 8) is None
+    half = weight.to(torch.float16)
+    half.zeros[0, 0] = 0
+    assert "no zero point of 0" in kernels["exllamav2"].refusal(half, 1)
+
+    class Symmetric(kernels["native"]):
+        zeros, act_order = False, False
+
+    assert Symmetric.refusal(weight, 1) == "takes no zero points"
+    plain = pk.quant.QuantizedWeight(
+        weight.plain().q, weight.scales, None, 32, (torch.arange(256) % 8).to(torch.int32)
+    )  # fmt: skip
+    assert Symmetric.refusal(pk.Int4Weight.from_plain(plain), 1) == "takes no act-order"
+
+
+def test_sizes_in_words():
+    assert base.sizes((32, 64, -1)) == "32, 64 or the whole row"
+    assert base.sizes((128,)) == "128"

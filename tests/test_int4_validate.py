@@ -1,0 +1,311 @@
+"""`bench.int4 --validate`: kernels that are right pass, and every planted fault is found and named."""
+
+import json
+
+import pytest
+import torch
+from command_line import ROOT, assert_refused, flat, run_here
+from torch import Tensor
+
+import pykernels as pk
+from bench.backends import int4
+from bench.backends.int4 import Int4Kernel
+from bench.quant import validate
+from bench.quant.trials import EXACT_SHAPE, NONZEROS, RANDOM_SHAPES, trials
+from pykernels.quant import QuantizedWeight
+
+CPU = torch.device("cpu")
+EXAMPLE = ROOT / "examples" / "int4_kernel.py"
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Small products: threads would only wait for one another."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+class Right(Int4Kernel):
+    """A product in float64 with the dequantised weight, rounded once. The planted kernels spoil `weight`."""
+
+    name, description = "right", "a float64 product"
+    dtypes = (torch.float16,)
+    act_order = True
+
+    def spoil(self, plain: QuantizedWeight) -> QuantizedWeight:
+        return plain
+
+    def prepare(self, weight):
+        self.weight = self.spoil(weight.plain()).dequantize()
+        return [self.weight]
+
+    def run(self, x: Tensor) -> Tensor:
+        return (x.double() @ self.weight.T).to(x.dtype)
+
+
+class SwappedNibbles(Right):
+    """Reads the two weights of a byte in the wrong order."""
+
+    def spoil(self, plain):
+        swapped = plain.q.unflatten(1, (-1, 2)).flip(2).flatten(1)
+        return QuantizedWeight(swapped, plain.scales, plain.zeros, plain.group_size, plain.g_idx)
+
+
+class ZeroPointOffByOne(Right):
+    """Reads GPTQ v2 zero points as v1."""
+
+    def spoil(self, plain):
+        zeros = (plain.explicit_zeros() + 1).to(torch.uint8)
+        return QuantizedWeight(plain.q, plain.scales, zeros, plain.group_size, plain.g_idx)
+
+
+class NeighbouringScales(Right):
+    """Takes the scale of the next group, and of the next row where a row has one group."""
+
+    def spoil(self, plain):
+        scales = plain.scales.roll(-1, 1 if plain.n_groups > 1 else 0)
+        return QuantizedWeight(plain.q, scales, plain.zeros, plain.group_size, plain.g_idx)
+
+
+class HalfSums(Right):
+    """Adds up all of a row in float16, without saying so."""
+
+    def prepare(self, weight):
+        self.weight = weight.dequantize(torch.float16)
+        return [self.weight]
+
+    def run(self, x):
+        total = torch.zeros(x.shape[0], self.weight.shape[0], dtype=torch.float16)
+        for x_column, column in zip(x.T, self.weight.T, strict=True):
+            total += x_column.unsqueeze(1) * column
+        return total
+
+
+class IgnoresZeroScale(Right):
+    """Divides by the scale somewhere, and loses where that is 0."""
+
+    def run(self, x):
+        y = super().run(x)
+        return torch.where((self.weight == 0).all(1), torch.nan, y).to(x.dtype)
+
+
+class FirstCallOnly(Right):
+    """Adds into its last result."""
+
+    def run(self, x):
+        self.last = super().run(x) + getattr(self, "last", 0)
+        return self.last
+
+
+class WritesX(Right):
+    def run(self, x):
+        y = super().run(x)
+        x.mul_(2)
+        return y
+
+
+class WrongShape(Right):
+    def run(self, x):
+        return super().run(x)[:, :-1]
+
+
+class WrongDtype(Right):
+    def run(self, x):
+        return super().run(x).float()
+
+
+class LastRowMissing(Right):
+    """Works in tiles of 8 rows, and forgets what is over."""
+
+    def run(self, x):
+        y = super().run(x)
+        y[:, y.shape[1] // 8 * 8 :] = 0
+        return y
+
+
+class Raises(Right):
+    def run(self, x):
+        raise RuntimeError("an illegal memory access was encountered\nand more")
+
+
+class RefusesAll(Right):
+    group_sizes = (7,)
+
+
+def found(kernel, groups=(128,), symmetries=(True, False)):
+    return validate.validate(kernel, CPU, kernel.dtypes, groups, symmetries)
+
+
+def test_our_own_kernel_is_right():
+    native = int4.registry()["native"]
+    results = found(native, (32, -1))
+    assert not validate.failed(results) and validate.right(results)
+    assert {one.status for one in results} == {"ok"}
+    assert {one.case for one in results} == {
+        "random", "one-hot", "powers of two", "all 0", "all 15", "zero scale", "long sum", "ragged", "act-order",
+    }  # fmt: skip
+    random = [one for one in results if one.case == "random"]
+    assert all(one.layout_error == 0 and 0.01 < one.format_error < 0.6 for one in random)
+    assert all(one.max_rel_error < one.format_error / 10 for one in random)
+    assert all(one.max_rel_error == 0 for one in results if one.case in ("powers of two", "all 0", "all 15"))
+
+
+def test_torch_s_kernel_is_right_and_says_what_it_refuses():
+    results = found(int4.registry()["tinygemm"], (64,))
+    assert validate.right(results)
+    assert {one.case for one in results if one.status == "refused"} == {"ragged", "act-order"}
+
+
+def test_a_right_kernel_passes():
+    results = found(Right)
+    assert validate.right(results) and "right in all of" in validate.verdict("right", results)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "cases", "words"),
+    [
+        (SwappedNibbles, {"random", "one-hot", "powers of two"}, "read back by a one-hot input"),
+        (ZeroPointOffByOne, {"random", "one-hot", "all 0", "all 15"}, "read back by a one-hot input"),
+        (NeighbouringScales, {"random", "one-hot", "powers of two", "zero scale"}, "read back by a one-hot input"),
+        (HalfSums, {"long sum"}, "beyond the tolerance"),
+        (IgnoresZeroScale, {"zero scale"}, "must be 0, got nan"),
+        (FirstCallOnly, {"random", "one-hot"}, "the second call: "),
+        (WritesX, {"random", "all 0"}, "run must leave x as it is"),
+        (WrongShape, {"random"}, "run must return torch.float16 [1, 128], got torch.float16 [1, 127]"),
+        (WrongDtype, {"random"}, "run must return torch.float16 [1, 128], got torch.float32 [1, 128]"),
+        (LastRowMissing, {"ragged"}, "beyond the tolerance"),
+        (Raises, {"random", "one-hot"}, "RuntimeError: an illegal memory access was encountered"),
+    ],
+)
+def test_a_planted_fault_is_found(kernel, cases, words):
+    symmetries = (True,) if kernel is HalfSums else (True, False)  # it takes its time
+    results = found(kernel, symmetries=symmetries)
+    failed = validate.failed(results)
+    assert {one.case for one in failed} >= cases and not validate.right(results)
+    assert any(words in one.reason for one in failed)
+    assert all("\n" not in one.reason for one in failed)
+    assert f"WRONG in {len(failed)} of" in validate.verdict("it", results)
+
+
+@pytest.mark.parametrize("fault", [SwappedNibbles, ZeroPointOffByOne, NeighbouringScales])
+@pytest.mark.parametrize("group", [32, -1])
+def test_a_fault_in_the_layout_is_found_at_every_group(fault, group):
+    assert {one.case for one in validate.failed(found(fault, (group,)))} >= {"one-hot"}
+
+
+def test_a_kernel_that_says_that_it_rounds_is_allowed_to():
+    class Rounds(Right):
+        """Multiplies q and zero by the scale apart, each rounded."""
+
+        rounds_weights = True
+
+        def prepare(self, weight):
+            plain = weight.plain()
+            scales, zeros = (
+                part.double().repeat_interleave(plain.group_size, 1) for part in (plain.scales, plain.explicit_zeros())
+            )
+            rounded = [(part * scales).to(torch.float16).double() for part in (plain.q.double(), zeros)]
+            self.weight = rounded[0] - rounded[1]
+            return [self.weight]
+
+        def multiplies_by(self, weight):
+            self.prepare(weight)
+            return self.weight
+
+    class Silent(Rounds):
+        rounds_weights = False
+
+        def multiplies_by(self, weight):
+            return weight.dequantize()
+
+    symmetric = [trial for trial in trials(torch.float16, (128,), (True,), 8) if trial.case == "one-hot"]
+    assert [validate.run_trial(Rounds, trial, CPU).status for trial in symmetric] == ["ok"]
+    assert [validate.run_trial(Silent, trial, CPU).status for trial in symmetric] == ["wrong"]
+
+
+def test_half_sums_are_allowed_where_they_are_admitted():
+    trial = next(t for t in trials(torch.float16, (128,), (True,), 1) if t.words.startswith("256x3584"))
+
+    class Admits(HalfSums):
+        half_sums = True
+
+    assert validate.run_trial(Admits, trial, CPU).status == "ok"
+    assert validate.run_trial(HalfSums, trial, CPU).status == "wrong"
+
+
+def test_nothing_validated_is_not_right():
+    results = found(RefusesAll)
+    assert {one.status for one in results} == {"refused"} and not validate.right(results)
+    assert "NOTHING VALIDATED: takes groups of 7, not 128" in validate.verdict("it", results)
+    assert "NOTHING VALIDATED: it takes none of the dtypes" in validate.verdict("it", [])
+
+
+def test_exact_trials_fit_the_dtype():
+    """Every result of an exact trial has a value that bf16 can hold."""
+    weight = next(t for t in trials(torch.bfloat16, (32,), (False,), 8) if t.case == "powers of two")
+    for x in weight.inputs:
+        assert int(x.count_nonzero()) == NONZEROS * x.shape[0]
+        expected = pk.reference.int4_gemv(x, weight.weight)
+        assert torch.equal(expected.bfloat16().double(), expected) and bool((expected != 0).any())
+
+
+def test_trials_are_of_every_shape_and_the_same_again():
+    first, second = (list(trials(torch.bfloat16, (64,), (True,), 8, seed=5)) for _ in range(2))
+    assert {(t.weight.out_features, t.weight.in_features) for t in first} >= {*RANDOM_SHAPES, EXACT_SHAPE}
+    for a, b in zip(first, second, strict=True):
+        assert torch.equal(a.weight.packed, b.weight.packed) and all(map(torch.equal, a.inputs, b.inputs))
+
+
+# The command.
+
+
+def test_the_command_on_the_example(capsys, tmp_path):
+    output = tmp_path / "found.json"
+    flags = ["--validate", "--group=64", "--dtype=fp16", f"--kernel={EXAMPLE}:TransposedNibbles", f"--json={output}"]
+    result = run_here(capsys, "bench.int4", *flags, "--device=cpu")
+    assert result.status == 0, result.out
+    assert "transposed-nibbles: right in all of" in flat(result.out)
+    document = json.loads(output.read_text())
+    (kernel,) = document["kernels"]
+    assert (document["kind"], kernel["kernel"], kernel["reason"]) == ("int4-validation", "transposed-nibbles", None)
+    assert {trial["dtype"] for trial in kernel["trials"]} == {"float16"}
+    assert {trial["group_size"] for trial in kernel["trials"] if trial["case"] == "random"} == {64}
+
+
+def test_the_command_on_a_wrong_kernel(capsys, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(EXAMPLE.read_text().replace("q[0::2] | q[1::2] << 4", "q[1::2] | q[0::2] << 4"))
+    flags = ["--validate", "--group=64", "--dtype=fp16", f"--kernel={file}:TransposedNibbles", "--device=cpu"]
+    result = run_here(capsys, "bench.int4", *flags)
+    assert result.status == 1 and "WRONG in" in result.out and "read back by a one-hot input" in flat(result.out)
+
+
+def test_a_kernel_that_does_not_run_here_is_no_failure(capsys, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "vllm", None)
+    result = run_here(capsys, "bench.int4", "--validate", "--kernel=marlin", "--device=cpu")
+    assert result.status == 0 and "marlin: unsupported: runs on cuda only; vllm is not installed" in flat(result.out)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "words"),
+    [
+        ("nothing", "all, FILE.py:Name, or of native, tinygemm"),
+        ("none.py:Name", "FILE.py:Name of a file that exists"),
+        ("{file}:Absent", "a subclass of bench.backends.int4.Int4Kernel: Absent is not one"),
+        ("{file}:NotOne", "a subclass of bench.backends.int4.Int4Kernel: NotOne is not one"),
+        ("{broken}:Name", "a file that can be run: ZeroDivisionError: division by zero"),
+    ],
+)
+def test_a_kernel_that_is_none(capsys, tmp_path, kernel, words):
+    file, broken = tmp_path / "file.py", tmp_path / "broken.py"
+    file.write_text("class NotOne:\n    pass\n")
+    broken.write_text("1 / 0\n")
+    flag = f"--kernel={kernel.format(file=file, broken=broken)}"
+    assert_refused(run_here(capsys, "bench.int4", "--validate", flag), "--kernel=", words)
+
+
+def test_a_validation_writes_json_alone(capsys, tmp_path):
+    result = run_here(capsys, "bench.int4", "--validate", f"--md={tmp_path / 'x.md'}")
+    assert_refused(result, "--validate", "--json alone")
