@@ -6,6 +6,7 @@
 # make ncu OP=gemv           the counters of one op's kernels on a GPU  (ARGS="--model=llama-3.1-8b")
 # make sanitize              compute-sanitizer's four tools over the GPU tests
 # make gpu-check             everything that needs a GPU: tests, benchmarks, sanitizer (OUT=bench/results)
+# make gpu-peers             FlashAttention, FlashInfer and SDPA on a GPU: attention alone, the stack (OUT=bench/results)
 # make resources             registers, shared memory and spills of every kernel
 #
 # Without PYTHON everything happens in .venv. Every target can be run again, also after an interrupt.
@@ -25,7 +26,7 @@ cxx_sources = $(shell git ls-files --cached --others --exclude-standard 'csrc/*.
                                     'tests/*.cpp' 'tests/*.h' 'tests/*.cu' 'tests/*.cuh' 'examples/*.cu')
 build_folder = build/$(shell $(python) -c 'import sysconfig; print(sysconfig.get_config_var("SOABI"))')
 
-.PHONY: layer test build lint format clean nsys ncu sanitize gpu-check resources
+.PHONY: layer test build lint format clean nsys ncu sanitize gpu-check gpu-peers resources
 .DELETE_ON_ERROR:
 
 layer: build
@@ -89,6 +90,9 @@ resources: $(setup)
 OUT ?= bench/results
 gpu-check: build
 	bash bench/gpu_check.sh $(OUT) $(python)
+
+gpu-peers: build
+	bash bench/gpu_peers.sh $(OUT) $(python)
 
 clean:
 	rm -rf build dist *.egg-info pykernels/*.so

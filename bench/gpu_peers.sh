@@ -2,7 +2,7 @@
 # The peers on a GPU, in one go: attention alone, the riddle of the pinned backends, the software stack's matrix, and a
 # layer of every backend. Result documents, tables and pictures go to the folder given.
 #
-#   bash bench/gpu_peers.sh FOLDER PYTHON                 # the defaults: peers, python3
+#   bash bench/gpu_peers.sh FOLDER PYTHON                 # the defaults: bench/results, python3
 #   PEERS_STEPS="attention stack" bash bench/gpu_peers.sh FOLDER
 #
 # Libraries that are not there are listed as unsupported, with the reason; docs/peers.md says how each is installed, and
@@ -12,7 +12,7 @@
 # Steps, with the minutes that each may take: compile 5, attention 10, riddle 3, stack 8, layer 4. Exit status: 0 where
 # every step succeeded; the failed ones are named at the end.
 set -u
-out=${1:-peers}
+out=${1:-bench/results}
 python=${2:-python3}
 steps=${PEERS_STEPS:-compile attention riddle stack layer}
 mkdir -p "$out"

@@ -12,6 +12,7 @@ from test_backends import CPU, any_device, gated, workload  # noqa: F401 - a fix
 from bench import layer, stack
 from bench.backends import by_name, registry
 from bench.backends.compile import compiler_reason
+from bench.backends.stack import _NativeCache
 from bench.backends.torch_layer import TokenMajorCache
 from bench.core import cli
 from bench.study.processes import Outcome
@@ -53,6 +54,19 @@ def test_compiled_around_an_attention(peers, name, batch):
     arm = gated(name, workload(batch=batch, copies=1))
     assert (arm.status, arm.reason) == ("ok", None)
     assert arm.launches == 1 and arm.kernels[0].startswith("torch.compile of the layer around ")
+
+
+@needs_compiler
+def test_the_compiler_copies_no_cache(monkeypatch, named):
+    true, own = _NativeCache.over, []
+
+    def over(self, q, k_cache, v_cache):
+        own.append((k_cache.data_ptr(), v_cache.data_ptr()) == (self.k_cache.data_ptr(), self.v_cache.data_ptr()))
+        return true(self, q, k_cache, v_cache)
+
+    monkeypatch.setattr(_NativeCache, "over", over)
+    assert gated("compile-native", workload(copies=1)).status == "ok"
+    assert own and all(own)
 
 
 @needs_compiler
