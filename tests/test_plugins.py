@@ -135,6 +135,22 @@ def blamed(monkeypatch, leave, modes=("eager", "dispatch", "graph"), returncode=
     return {arm.mode: (arm.status, arm.reason) for arm in found.failed}, asked
 
 
+def test_on_a_gpu_an_op_that_failed_stands_beside_those_that_were_traced(monkeypatch, capsys, tmp_path):
+    ended = Outcome("error", "ended by SIGSEGV", -11)
+    monkeypatch.setattr(bench.plugins, "run_module", lambda *arguments: ended)
+    with fake_gpu(monkeypatch):
+        document, _ = measured(
+            capsys, tmp_path, 0, "bench.op", "--op=gqa_decode", "--model=tiny", "--device=cuda", "--ctx=32,40",
+            "--steps=3", "--mode=eager,graph", f"--backend=native,{ATTENTION}:Attention",
+        )  # fmt: skip
+    assert len(document["ops"]) == 2 * 2 * 2
+    for row in document["ops"]:
+        if row["backend"] == "native":
+            assert row["status"] == "ok" and row["device_us"]
+        else:
+            assert (row["status"], row["reason"], row["device_us"]) == ("error", "ended by SIGSEGV", None)
+
+
 def test_the_mode_that_was_at_work_is_to_blame_and_the_others_are_tried_again(monkeypatch):
     def leave(journal, modes):
         journal.write("modes", {"eager": None, "dispatch": "has no tape", "graph": None})
@@ -321,13 +337,14 @@ def test_modes_of_a_cuda_kernel(monkeypatch, capsys, tmp_path, cupy):
     with fake_gpu(monkeypatch):
         result = run_here(
             capsys, "bench.layer", "--device=cuda", "--model=tiny", "--ctx=40", "--steps=3", "--warmup=1", "--l2=warm",
-            f"--backend=sdpa,{GQA_DECODE}:gqa_decode", f"--plugin-journal={tmp_path}", f"--json={output}",
+            f"--backend=sdpa,{GQA_DECODE}:gqa_decode", "--mode=eager,native,graph", f"--plugin-journal={tmp_path}",
+            f"--json={output}",
         )  # fmt: skip
     assert result.status == 0, result.out + result.err
     arms = [arm for arm in json.loads(output.read_text())["arms"] if arm["backend"] != "sdpa"]
-    assert {arm["mode"]: arm["status"] for arm in arms} == {
-        mode: "ok" if mode in ("eager", "graph") else "unsupported" for mode in MODES
-    }
+    assert [(arm["mode"], arm["status"]) for arm in arms] == [
+        ("eager", "ok"), ("native", "unsupported"), ("graph", "ok"),
+    ]  # fmt: skip
     graph = next(arm for arm in arms if arm["mode"] == "graph")
     assert graph["steps_per_graph"] == 8 and graph["speedup_over_sdpa_graph"]["p50"] > 0
     assert cupy.stream == 0  # the fake GPU's
