@@ -7,7 +7,7 @@ import sys
 from datetime import UTC, datetime
 
 import pykernels as pk
-from bench.backends import registry
+from bench.backends import int4, registry
 from bench.core import cli, device_trace, environment
 from bench.core.document import SCHEMA, Document
 
@@ -36,6 +36,15 @@ def diagnose() -> Document:
                 "install_hint": backend.install_hint,
             }
             for name, backend in registry().items()
+        ],
+        "int4_kernels": [
+            {
+                "name": name,
+                "description": kernel.description,
+                "reason": kernel.availability(device),
+                "install_hint": kernel.install_hint,
+            }
+            for name, kernel in int4.registry().items()
         ],
     }
 
@@ -67,6 +76,12 @@ def _print(document: Document) -> None:
         print(f"{'':<15} {state}")
         if backend["reason"] and backend["install_hint"]:
             print(f"{'':<15} install: {backend['install_hint']}")
+    print("\n4-bit kernels of bench.int4")
+    for kernel in document["int4_kernels"]:
+        print(f"{kernel['name']:<15} {kernel['description']}")
+        print(f"{'':<15} {'no: ' + kernel['reason'] if kernel['reason'] else 'yes'}")
+        if kernel["reason"] and kernel["install_hint"]:
+            print(f"{'':<15} install: {kernel['install_hint']}")
 
 
 def command(json: cli.JsonFlag = "") -> int:

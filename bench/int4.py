@@ -227,6 +227,7 @@ def command(
     gpu = predict.check(predict_) if predict_ else ""
     if gpu and "layer" not in parts:
         raise flag_error("--predict", predict_, "given with --what=layer: it is the layer that is predicted")
+    groups.check_group_size("--group", group, specs)
     cli.number("--ctx", ctx, 1, min(spec.max_position for spec in specs))
     allowed = _CUDA_MODES if target.type == "cuda" else _CPU_MODES
     spec = cli.spec_bandwidth(spec_gbs, target)

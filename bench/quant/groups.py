@@ -74,6 +74,14 @@ def shapes(specs: Sequence[ModelSpec]) -> list[Shape]:
     return [Shape(*key, tuple(models)) for key, models in found.items()]
 
 
+def check_group_size(flag: str, group_size: int, specs: Sequence[ModelSpec]) -> None:
+    """Raise UsageError unless the groups divide the rows of every linear shape of the models."""
+    for spec in specs if group_size != -1 else ():
+        for label, sizes in floors.LINEAR_SHAPES.items():
+            if (n_in := sizes(spec)[0]) % group_size:
+                raise flag_error(flag, group_size, f"a divisor of in_features, which is {n_in} ({spec.name}, {label})")
+
+
 @dataclass
 class _KernelCase(Case):
     """A case whose gate allows what the kernel says of itself."""
@@ -119,10 +127,7 @@ class Data:
 
         self.shape, self.x = shape, normal(settings.batch, shape.n_in)
         self.dense = normal(shape.n_out, shape.n_in, std=shape.n_in**-0.5)
-        try:
-            self.int4 = pk.Int4Weight.quantize(self.dense, settings.group_size, settings.symmetric)
-        except ValueError as error:
-            raise flag_error("--group", settings.group_size, f"fit for {shape.label} {shape.words}: {error}") from None
+        self.int4 = pk.Int4Weight.quantize(self.dense, settings.group_size, settings.symmetric)
 
     @property
     def vector_bytes(self) -> int:
@@ -256,10 +261,7 @@ def shape_group(shape: Shape, settings: Settings) -> Group:
 def layer_group(spec: ModelSpec, settings: Settings) -> Group:
     """The arms of a whole layer at fusion block, dense and 4-bit, on weights that are the same before rounding."""
     dense = pk.LayerWeights.random(spec, settings.torch_dtype, settings.device, settings.seed)
-    try:
-        four_bit = dense.quantize(settings.group_size, settings.symmetric)
-    except ValueError as error:
-        raise flag_error("--group", settings.group_size, f"fit for {spec.name}: {error}") from None
+    four_bit = dense.quantize(settings.group_size, settings.symmetric)
     arms: list[Arm] = []
     counted: dict[str, Counted] = {}
     for name, weights in ((settings.dtype, dense), ("native", four_bit)):

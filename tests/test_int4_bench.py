@@ -1,0 +1,420 @@
+"""bench.int4 end to end on the tiny model, what binds by hand-made clocks, the prediction, the machine code, and
+bench.layer on 4-bit weights and quantised folders."""
+
+import csv
+import json
+import shutil
+import subprocess
+
+import pytest
+import torch
+from command_line import assert_refused, flat, run_here
+from safetensors.torch import save_file
+
+import pykernels as pk
+from bench.backends import int4
+from bench.core import environment, floors
+from bench.quant import groups, machine_code, predict
+from bench.quant.parts import PARTS, Parts, split
+from bench.study import paper
+from pykernels.quant import awq, compressed_tensors, gptq
+from pykernels.weights import _CHECKPOINT_NAMES, PROJECTIONS
+
+TINY = pk.models.get("tiny")
+# Warm: cold copies of weights as small as these are hundreds.
+SMALL = ["--device=cpu", "--steps=3", "--warmup=1", "--model=tiny", "--ctx=64", "--l2=warm"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Small products: threads would only wait for one another."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One run with every output: its folder and its document."""
+    from bench import int4 as driver
+    from bench.core import cli
+
+    folder = tmp_path_factory.mktemp("int4")
+    outputs = [f"--{kind}={folder}/int4.{kind}" for kind in ("json", "csv", "md")] + [f"--plot={folder}/int4.png"]
+    flags = [*SMALL, "--kernel=native,tinygemm,marlin", "--group=32", "--asymmetric", "--predict=l4", *outputs]
+    assert cli.run("bench.int4", driver.command, flags) == 0
+    return folder, json.loads((folder / "int4.json").read_text())
+
+
+def test_every_shape_and_the_layer_were_measured(finished):
+    _, document = finished
+    assert (document["schema"], document["kind"], document["interrupted"]) == ("launchtax/1", "int4", False)
+    assert (document["group_size"], document["symmetric"], document["dtype"]) == (32, False, "bf16")
+    labels = dict.fromkeys(entry["label"] for entry in document["ops"])
+    assert list(labels) == [*floors.LINEAR_SHAPES, "layer"]
+    for label in labels:
+        arms = {f"{e['backend']}:{e['mode']}": e["status"] for e in document["ops"] if e["label"] == label}
+        wanted = {"bf16:native", "bf16:eager", "native:native", "native:eager"}
+        assert {arm for arm, status in arms.items() if status == "ok"} >= wanted
+        if label != "layer":
+            assert arms["torch-bf16:eager"] == "ok" and arms["tinygemm:eager"] == "ok"
+            assert arms["marlin:eager"] == "unsupported"
+
+
+def test_the_bytes_are_those_of_each_layout(finished):
+    _, document = finished
+    for label, sizes in floors.LINEAR_SHAPES.items():
+        n_in, n_out = sizes(TINY)
+        n_bytes = {e["backend"]: e["bytes"] for e in document["ops"] if e["label"] == label}
+        assert n_bytes["bf16"] == n_bytes["torch-bf16"] == floors.gemv(1, n_in, n_out, 2)
+        assert n_bytes["native"] == floors.int4_gemv(1, n_in, n_out, 2, group_size=32, zeros=True)
+        # half a byte a weight, a scale and a zero of two bytes a group
+        assert n_bytes["tinygemm"] == n_out * (n_in // 2 + n_in // 32 * 4) + 2 * (n_in + n_out)
+    layer = {e["backend"]: e["bytes"] for e in document["ops"] if e["label"] == "layer"}
+    ops = floors.layer_ops(TINY, "block", 1, 64, torch.bfloat16, 32, True)
+    assert layer["native"] == sum(op.bytes for op in ops)
+    assert layer["bf16"] == sum(op.bytes for op in floors.layer_ops(TINY, "block", 1, 64, torch.bfloat16))
+
+
+def test_ratios_bandwidths_and_parts_hold_together(finished):
+    _, document = finished
+    measured = [entry for entry in document["ops"] if entry["status"] == "ok"]
+    dense = {(e["label"], e["mode"]): e for e in measured if e["backend"] == "bf16"}
+    for entry in measured:
+        base, time_us = dense[entry["label"], entry["mode"]], entry["time_us"]["p50"]
+        assert entry["gbs"] == pytest.approx(entry["bytes"] / time_us / 1e3)
+        assert entry["share_of_read"] == pytest.approx(entry["gbs"] / entry["ceiling"]["read_gbs"])
+        assert entry["ratio_to_dense"]["p50"] == pytest.approx(base["time_us"]["p50"] / time_us)
+        assert entry["ideal_ratio"] == pytest.approx(base["bytes"] / entry["bytes"])
+        assert entry["share_of_ideal"] == pytest.approx(entry["ratio_to_dense"]["p50"] / entry["ideal_ratio"])
+        assert sum(entry["parts_us"].values()) == pytest.approx(time_us)
+        assert min(entry["parts_us"].values()) >= 0 and tuple(entry["parts_us"]) == PARTS
+        assert entry["parts_us"][entry["binds"]] == max(entry["parts_us"].values())
+        assert 0 < entry["max_rel_error"] < 0.01 or entry["label"] == "layer"
+        assert entry["layout_error"] is None or (entry["layout_error"] > 0) == (entry["backend"] == "tinygemm")
+
+
+def test_what_a_run_writes(finished):
+    folder, document = finished
+    rows = list(csv.DictReader((folder / "int4.csv").open()))
+    assert len(rows) == len(document["ops"]) and {row["kind"] for row in rows} == {"op"}
+    text = (folder / "int4.md").read_text()
+    assert "published, not measured here" in text and "PREDICTION, L4" in text and document["command"] in text
+    assert "marlin" in text and "tinygemm multiplies by other weights" in text
+    assert (folder / "int4.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_published_figures_are_the_paper_s(finished):
+    _, document = finished
+    assert [figure["value"] for figure in document["published"].values()] == [62.32, 59.36, 45.24, 17.36, 13.09]
+    assert all(paper.figures()[name].place == figure["place"] for name, figure in document["published"].items())
+
+
+def test_the_prediction_is_arithmetic_on_what_was_measured(finished):
+    _, document = finished
+    (found,) = document["predictions"]
+    layers = [e for e in document["ops"] if (e["label"], e["backend"], e["status"]) == ("layer", "native", "ok")]
+    best = min(layers, key=lambda entry: entry["time_us"]["p50"])
+    share = best["share_of_spec"] or best["share_of_read"]
+    assert found["share"] == share and found["published_gbs"] == 300
+    assert found["layer_us"] == pytest.approx(best["bytes"] / (300 * share) / 1e3)
+    head = floors.gemv(1, TINY.hidden, TINY.vocab, 2)
+    assert found["step_floor_ms"] == pytest.approx((TINY.n_layers * best["bytes"] + head) / 300e6)
+    assert found["step_ms"] == pytest.approx(found["step_floor_ms"] / share)
+    assert any("no evidence for a GPU" in words for words in found["assumptions"])
+
+
+def test_what_is_predicted_for():
+    assert predict.check("rtx-4090") == "RTX 4090" and set(predict.GPUS.values()) == set(environment.GPU_SPECS)
+
+
+def test_a_wrong_kernel_gets_no_time(capsys, monkeypatch, tmp_path):
+    class Wrong(int4.registry()["tinygemm"]):
+        def run(self, x):
+            return super().run(x) * 1.1
+
+    monkeypatch.setattr(int4, "_KERNELS", (Wrong,))
+    output = tmp_path / "int4.json"
+    flags = [*SMALL, "--what=shapes", "--kernel=tinygemm", "--mode=eager", f"--json={output}"]
+    result = run_here(capsys, "bench.int4", *flags)
+    assert result.status == 1 and "wrong: tinygemm" in flat(result.out)
+    wrong = [entry for entry in json.loads(output.read_text())["ops"] if entry["backend"] == "tinygemm"]
+    assert wrong and all(entry["status"] == "wrong" and entry["time_us"] is None for entry in wrong)
+
+
+def test_shapes_that_models_share_are_one():
+    specs = [pk.models.get(name) for name in ("mistral-7b-v0.3", "llama-3.1-8b")]
+    found = groups.shapes(specs)
+    shared = [shape for shape in found if len(shape.models) == 2]
+    assert {shape.label for shape in shared} == {"q", "kv", "o", "gate/up", "down"}
+    assert [shape.n_out for shape in found if shape.label == "lm_head"] == [32768, 128256]
+
+
+@pytest.mark.parametrize(
+    ("clocks", "parts", "binds"),
+    [
+        # 1 MB at 100 GB/s are 10 us.
+        (dict(time_us=12, null_us=1), Parts(10, 1, 1, 0), "bandwidth"),
+        (dict(time_us=50, null_us=1), Parts(10, 1, 39, 0), "kernel"),
+        (dict(time_us=50, null_us=1, device_us=20), Parts(10, 30, 10, 0), "launch"),
+        (dict(time_us=50, null_us=1, host_us=49), Parts(10, 40, 0, 0), "launch"),
+        (dict(time_us=50, null_us=1, host_us=30), Parts(10, 1, 39, 0), "kernel"),
+        (dict(time_us=50, null_us=1, dense=Parts(40, 1, 5, 0)), Parts(10, 1, 5, 34), "dequantisation"),
+        (dict(time_us=50, null_us=1, dense=Parts(40, 1, 60, 0)), Parts(10, 1, 39, 0), "kernel"),
+        (dict(time_us=50, null_us=60, dense=Parts(40, 1, 5, 0)), Parts(10, 40, 0, 0), "launch"),
+        (dict(time_us=8, null_us=1, device_us=7), Parts(8, 0, 0, 0), "bandwidth"),  # found in a cache
+    ],
+)
+def test_what_binds(clocks, parts, binds):
+    found = split(n_bytes=1_000_000, read_gbs=100.0, **clocks)
+    assert found == parts and found.binds == binds
+    assert sum(vars(found).values()) == clocks["time_us"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--group=48"], ("--group=48", "32, 64, a multiple of 128, or -1")),
+        (["--what=bars"], ("--what=bars", "shapes, layer")),
+        (["--predict=tpu"], ("--predict=tpu", "l40s, l4, rtx-4090")),
+        (["--predict=l4", "--what=shapes"], ("--predict=l4", "--what=layer")),
+        (["--arch=sm75"], ("--arch=sm75", "sm80, sm89, sm90a")),
+        (["--dtype=int8"], ("--dtype=int8", "bf16, fp16, fp32")),
+        (["--mode=graph"], ("--mode=graph", "eager, pybind, dispatch, native")),
+        (["--group=1024"], ("--group=1024", "a divisor of in_features", "512 (tiny, q)")),
+    ],
+)
+def test_bad_flags(capsys, flags, words):
+    assert_refused(run_here(capsys, "bench.int4", "--model=tiny", "--device=cpu", *flags), *words)
+
+
+def test_the_list(capsys):
+    result = run_here(capsys, "bench.int4", "--list", "--device=cpu")
+    assert result.status == 0
+    for name, kernel in int4.registry().items():
+        assert f"{name} " in result.out and kernel.description in result.out
+
+
+# Machine code.
+
+SASS = """\
+\t\tFunction : _ZN4fine16int4_gemv_kernelILi4EEEvPK5uint4
+        /*0000*/                   LDG.E.NA.128.CONSTANT R4, [R2.64] ;   /* 0x0 */
+        /*0010*/                   LOP3.LUT R5, R4, 0xf000f, R6, 0xea, !PT ;   /* 0x0 */
+                                                                           /* 0x0 */
+        /*0020*/                   EXIT ;   /* 0x0 */
+\t\tFunction : _ZN5async10Int4MatVecEv
+        /*0000*/                   LDGSTS.E.BYPASS.128 [R4], [R2.64] ;   /* 0x0 */
+        /*0010*/                   MOV R7, 0xf000f ;   /* 0x0 */
+        /*0020*/                   LOP3.LUT R5, R4, R7, R6, 0xea, !PT ;   /* 0x0 */
+\t\tFunction : _ZN4poor9int4_gemvEv
+        /*0000*/                   LDG.E.64 R4, [R2.64] ;   /* 0x0 */
+        /*0010*/                   STL.64 [R1], R4 ;   /* 0x0 */
+        /*0020*/                   LDL R4, [R1] ;   /* 0x0 */
+\t\tFunction : _ZN3dequant4gemvEPK4int4
+        /*0000*/                   LDG.E R4, [R2.64] ;   /* 0x0 */
+"""
+RESOURCES = """\
+ Function _ZN4fine16int4_gemv_kernelILi4EEEvPK5uint4:
+  REG:22 STACK:0 SHARED:0 LOCAL:0 CONSTANT[0]:376 TEXTURE:0 SURFACE:0 SAMPLER:0
+ Function _ZN4poor9int4_gemvEv:
+  REG:255 STACK:256 SHARED:0 LOCAL:0 CONSTANT[0]:380 TEXTURE:0 SURFACE:0 SAMPLER:0
+"""
+
+
+def test_reading_machine_code():
+    fine, asynchronous, poor = machine_code.read(SASS, RESOURCES)
+    assert (fine.registers, fine.instructions, fine.wide_loads, fine.lop3, fine.nibble_masks) == (22, 3, 1, 1, 1)
+    assert not fine.problems and not asynchronous.problems and asynchronous.registers is None
+    assert (poor.registers, poor.local_memory) == (255, 2)
+    assert [problem.split(":")[0] for problem in poor.problems] == [
+        "has no 16-byte load", "has no LOP3", "masks no pair of nibbles (0xf000f)", "uses local memory",
+    ]  # fmt: skip
+
+
+GOOD_AND_BAD = """\
+template <int n> __global__ void int4_gemv_good(const uint4* w, const float* x, float* y) {
+    const uint4 v = w[threadIdx.x];
+    unsigned sum = v.y ^ v.z ^ v.w;
+    for (int i = 0; i < 4; ++i) sum += ((v.x >> 4 * i) & 0x000f000fu) | 0x43004300u;
+    y[threadIdx.x] = sum * x[n];
+}
+__global__ void int4_gemv_bad(const unsigned char* w, const float* x, float* y, int k) {
+    float a[64];
+    for (int i = 0; i < 64; ++i) a[i] = (w[i] & 15) * x[i];
+    for (int i = 0; i < k; ++i) y[i] = a[static_cast<int>(x[i]) & 63];
+}
+void use(uint4* w, float* x) {
+    int4_gemv_good<1><<<1, 32>>>(w, x, x);
+    int4_gemv_bad<<<1, 1>>>(reinterpret_cast<unsigned char*>(w), x, x, 3);
+}
+"""
+
+
+@pytest.mark.skipif(not (shutil.which("nvcc") and machine_code.tool("cuobjdump")), reason="needs nvcc and cuobjdump")
+def test_machine_code_of_a_real_compilation(tmp_path):
+    (tmp_path / "k.cu").write_text(GOOD_AND_BAD)
+    subprocess.run(["nvcc", "-arch=sm_89", "-c", "k.cu", "-o", "k.o"], cwd=tmp_path, check=True)
+    kernels = {("bad" in kernel.name): kernel for kernel in machine_code.inspect("sm_89", tmp_path / "k.o")}
+    assert not kernels[False].problems and kernels[False].registers
+    assert any("local memory" in problem for problem in kernels[True].problems)
+    assert machine_code.has_ptx("sm_89", tmp_path / "k.o")
+    with pytest.raises(RuntimeError, match="k.o has no machine code for sm_80"):
+        machine_code.inspect("sm_80", tmp_path / "k.o")
+
+
+@pytest.mark.parametrize(
+    ("built", "found", "words"),
+    [(False, None, "nvcc was not found when it was built"), (True, None, "cuobjdump is not on the PATH")],
+)
+def test_machine_code_that_cannot_be_looked_at(capsys, monkeypatch, built, found, words):
+    monkeypatch.setattr(pk.runtime, "build_info", lambda: {"cuda": built})
+    monkeypatch.setattr(machine_code, "tool", lambda name: found)
+    monkeypatch.setattr(machine_code.Path, "exists", lambda path: True)
+    result = run_here(capsys, "bench.int4", "--arch=sm89", "--device=cpu")
+    assert result.status == 0 and "--arch=sm89: unsupported: " in result.out and words in flat(result.out)
+
+
+@pytest.mark.parametrize("poor", [False, True])
+def test_the_command_judges_machine_code(capsys, monkeypatch, poor):
+    kernels = machine_code.read(SASS, RESOURCES)[: 3 if poor else 2]
+    monkeypatch.setattr(machine_code, "reason", lambda: None)
+    monkeypatch.setattr(machine_code, "inspect", lambda name: kernels)
+    monkeypatch.setattr(machine_code, "has_ptx", lambda name: True)
+    result = run_here(capsys, "bench.int4", "--arch=sm89", "--device=cpu")
+    assert result.status == poor and ("uses local memory: 2 LDL or STL" in flat(result.out)) == poor
+    assert "that needs a GPU newer than compute capability 8.9" in flat(result.out)
+
+
+# bench.layer on 4-bit weights.
+
+
+def test_a_layer_rounded_to_4_bits(capsys, tmp_path):
+    output = tmp_path / "layer.json"
+    flags = [*SMALL, "--quant=int4", "--group=64", "--asymmetric", "--backend=native,sdpa", f"--json={output}"]
+    result = run_here(capsys, "bench.layer", *flags)
+    document = json.loads(output.read_text())
+    assert result.status == 0 and "int4 in groups of 64 with zero points" in flat(result.out)
+    assert document["quant"] == {"format": "int4", "group_size": 64, "zero_points": True, "act_order": False}
+    counted = [op.bytes for op in floors.layer_ops(TINY, "block", 1, 64, torch.bfloat16, 64, True)]
+    assert [op["bytes"] for op in document["ops"]] == counted
+    assert document["bytes"]["layer_streamed"] == {"block": sum(counted)}
+    weights = pk.LayerWeights.random(TINY).quantize(64, False)
+    dense = TINY.layer_weight_elements * 2
+    saved = TINY.weight_bytes(torch.bfloat16) - document["bytes"]["paper"]["weight_bytes"]
+    assert saved == TINY.n_layers * (dense - weights.n_bytes)
+    by_status = {arm["backend"]: arm["status"] for arm in document["arms"] if arm["mode"] == "eager"}
+    assert by_status == {"native": "ok", "sdpa": "unsupported"}
+    assert "multiplies by dense weights only" in result.out
+
+
+def test_a_dense_layer_says_so(capsys, tmp_path):
+    output = tmp_path / "layer.json"
+    assert run_here(capsys, "bench.layer", *SMALL, "--backend=native", "--mode=native", f"--json={output}").status == 0
+    assert json.loads(output.read_text())["quant"] is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--quant=int8"], ("--quant=int8", "none, int4")),
+        (["--quant=int4", "--fusion=none"], ("--fusion=none", "block: 4-bit weights have no other")),
+        (["--quant=int4", "--group=33"], ("--group=33", "32, 64, a multiple of 128")),
+        (["--quant=int4", "--group=1024"], ("group_size must divide in_features (1408)",)),
+    ],
+)
+def test_bad_flags_of_the_layer(capsys, flags, words):
+    assert_refused(run_here(capsys, "bench.layer", *SMALL, *flags), *words)
+
+
+CONFIG = {
+    "model_type": "llama", "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 1,
+    "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 32, "max_position_embeddings": 128,
+    "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": False,
+}  # fmt: skip
+FORMATS = {
+    "gptq": (dict(quant_method="gptq", bits=4, group_size=32, checkpoint_format="gptq"), lambda w: gptq.pack(w, 1)),
+    "awq": (dict(quant_method="awq", bits=4, group_size=32, version="gemm"), awq.pack),
+    "compressed-tensors": (
+        dict(
+            quant_method="compressed-tensors", format="pack-quantized",
+            config_groups={"group_0": {"weights": dict(num_bits=4, type="int", strategy="group", group_size=32)}},
+        ),
+        compressed_tensors.pack,
+    ),
+}  # fmt: skip
+
+
+def folder_of(path, format_, symmetric=False, **changes):
+    """A quantised checkpoint of one layer, and the weights in it."""
+    config, pack = FORMATS[format_]
+    (path / "config.json").write_text(json.dumps(CONFIG | {"quantization_config": config} | changes))
+    spec = pk.models.from_config(path)
+    weights = pk.LayerWeights.random(spec, torch.float16).quantize(32, symmetric)
+    tensors = {}
+    for name, value in weights.named().items():
+        key = f"model.layers.0.{_CHECKPOINT_NAMES[name]}"
+        if name in PROJECTIONS:
+            module = key.removesuffix(".weight")
+            tensors |= {f"{module}.{suffix}": tensor for suffix, tensor in pack(value.plain()).items()}
+        else:
+            tensors[key] = value
+    save_file(tensors, path / "model.safetensors")
+    return spec, weights
+
+
+@pytest.mark.parametrize("symmetric", [False, True], ids=["zero points", "symmetric"])
+@pytest.mark.parametrize("format_", FORMATS)
+def test_a_quantised_folder(tmp_path, format_, symmetric):
+    spec, weights = folder_of(tmp_path, format_, symmetric)
+    read = pk.LayerWeights.from_folder(tmp_path, 0, spec, torch.float16)
+    assert read.is_int4 and read.int4_format() == (32, not symmetric, False) and read.n_bytes == weights.n_bytes
+    for name, value in weights.named().items():
+        found = getattr(read, name)
+        same = pk.quant.equal(found.plain(), value.plain()) if name in PROJECTIONS else torch.equal(found, value)
+        assert same, name
+
+
+def test_a_layer_of_a_quantised_folder(capsys, tmp_path):
+    folder_of(tmp_path, "gptq")
+    output = tmp_path / "layer.json"
+    flags = [f"--weights={tmp_path}", "--dtype=fp16", "--backend=native", "--ctx=32", "--steps=3", "--device=cpu"]
+    flags += ["--l2=warm"]
+    result = run_here(capsys, "bench.layer", *flags, f"--json={output}")
+    document = json.loads(output.read_text())
+    assert result.status == 0 and document["weights"] == "checkpoint" and document["quant"]["group_size"] == 32
+    assert {arm["status"] for arm in document["arms"] if not arm["mode"].startswith("graph")} == {"ok"}
+    assert document["bytes"]["ops"]["block"][0]["op"] == "int4_qkv_gemv"
+
+
+def test_what_is_wrong_with_a_quantised_folder(capsys, tmp_path):
+    folder_of(tmp_path, "awq", intermediate_size=512)
+    (tmp_path / "config.json").write_text(
+        json.dumps(CONFIG | {"quantization_config": FORMATS["awq"][0], "hidden_size": 256})
+    )
+    flags = [f"--weights={tmp_path}", "--dtype=fp16", "--ctx=32"]
+    refused = run_here(capsys, "bench.layer", *flags)
+    assert_refused(refused, str(tmp_path), "input_layernorm.weight must be of shape [256], got [128]")
+
+
+def test_a_step_takes_dense_weights(capsys, tmp_path):
+    spec, _ = folder_of(tmp_path, "gptq")
+    from safetensors.torch import load_file
+
+    tables = {
+        name: torch.zeros(spec.vocab, spec.hidden).half() for name in ("model.embed_tokens.weight", "lm_head.weight")
+    }
+    path = tmp_path / "model.safetensors"
+    save_file(load_file(path) | tables | {"model.norm.weight": torch.ones(spec.hidden).half()}, path)
+    result = run_here(capsys, "bench.step", f"--weights={tmp_path}", "--dtype=fp16", "--ctx=8", "--steps=2")
+    assert_refused(result, "--weights=", "of dense weights: 4-bit ones are measured by bench.layer")
+
+
+def test_projections_of_two_group_sizes():
+    weights = pk.LayerWeights.random(TINY).quantize(64)
+    assert weights.int4_format() == (64, False, False)
+    weights.q_weight = pk.LayerWeights.random(TINY).quantize(32).q_weight
+    with pytest.raises(ValueError, match="projections must be of one group size, got 32, 64"):
+        weights.int4_format()
+    assert pk.LayerWeights.random(TINY).quantize(-1, False).int4_format() == (-1, True, False)
