@@ -72,14 +72,17 @@ ncu: build
 	  --launch-skip 4 --launch-count 8 --force-overwrite --export $(OP) \
 	  $(python) -m bench.op --device=cuda --op=$(OP) --mode=native --steps=2 --warmup=0 --repeats=4 $(ARGS)
 
-# A quick subset: the smallest shapes of every op, and the layer of the tiny model.
-SANITIZED ?= (rmsnorm and (8 or 520) or gemv and 520 or gqa_decode and lengths0 or layer and tiny) and not float16
+# A quick subset: the smallest shapes of every op, and the layer of the tiny model. The tools run side by side.
+SANITIZED ?= (rmsnorm and (8- or 520) or gemv and 520 or (int4_gemv or int4_swiglu) and 544 and (1-bf16 or 3-bf16) or \
+  argmax and 520 or gqa_decode and lengths0 or layer and tiny and not 64) and not fp16
+SANITIZER_TOOLS ?= memcheck racecheck synccheck initcheck
 sanitize: build
 	@$(call require,compute-sanitizer,the CUDA toolkit)
-	for tool in memcheck racecheck synccheck initcheck; do \
-	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
-	    $(python) -m pytest -q -x tests/test_cuda.py -k "$(SANITIZED)" || exit 1; \
-	done
+	$(MAKE) --no-print-directory --keep-going --output-sync --jobs=4 $(SANITIZER_TOOLS:%=sanitize-%)
+
+sanitize-%:
+	PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $* --error-exitcode 1 \
+	  $(python) -m pytest -q -x tests/test_cuda.py -k "$(SANITIZED)"
 
 # From the build's own commands. They are all that is needed of it: a build that fails for a spill leaves them too.
 resources: $(setup)

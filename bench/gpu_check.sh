@@ -22,7 +22,22 @@ step() {  # name, seconds, command
 }
 
 gpu=$("$python" -c 'import torch; print(torch.cuda.get_device_name().lower().replace("nvidia ", "").split()[0])') || exit 1
-step tests 120 "$python" -m pytest -q tests/test_cuda.py tests/test_cupti.py
+# Nothing of these is timed: side by side, and before anything that is.
+tests() {
+    local part pids=() status=0
+    for part in int4_layer "int4 and not int4_layer" gqa_decode "not int4 and not gqa_decode"; do
+        "$python" -m pytest -q tests/test_cuda.py -k "$part" & pids+=($!)
+    done
+    "$python" -m pytest -q tests/test_cupti.py & pids+=($!)
+    for pid in "${pids[@]}"; do wait "$pid" || status=1; done
+    return $status
+}
+echo "--- tests and sanitizer"
+begin=$SECONDS
+make sanitize PYTHON="$python" & sanitizer=$!
+tests || failed+=(tests)
+wait "$sanitizer" || failed+=(sanitizer)
+echo "--- tests and sanitizer: $((SECONDS - begin)) s"
 for model in qwen2.5-7b llama-3.1-8b mistral-7b-v0.3; do
     step "layer $model" 90 "$python" -m bench.layer --model=$model --backend=native,sdpa \
         --json="$out/$gpu-layer-$model.json" --plot="$out/$gpu-layer-$model.png"
@@ -33,7 +48,6 @@ step gqa_decode 60 "$python" -m bench.op --op=gqa_decode --ctx=2048,16384 --mode
     --json="$out/$gpu-gqa_decode.json"
 step rmsnorm 40 "$python" -m bench.op --op=rmsnorm --mode=native,graph --json="$out/$gpu-rmsnorm.json"
 step controls 40 "$python" -m bench.op --op=spin --json="$out/$gpu-controls.json"
-step sanitize 240 make sanitize PYTHON="$python"
 if ((${#failed[@]})); then
     printf 'failed: %s\n' "${failed[@]}"
     exit 1

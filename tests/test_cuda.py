@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(
     not (pk.runtime.build_info()["cuda"] and torch.cuda.is_available()), reason="needs a CUDA build and a GPU"
 )
 
-DTYPES = [torch.bfloat16, torch.float16]
+DTYPES = [pytest.param(torch.bfloat16, id="bf16"), pytest.param(torch.float16, id="fp16")]
 BATCHES = [1, 2, 3, 8]
 
 
