@@ -153,7 +153,7 @@ def compare(a: Document, b: Document, alpha: float, threshold: float, correction
 
 _SETTINGS = (
     "kind", "model.name", "model.n_layers", "ctx", "batch", "dtype", "device", "l2", "weights", "shared_weights",
-    "warmup", "steps",
+    "warmup", "steps", "group_size", "symmetric", "quant.group_size", "quant.zero_points", "quant.act_order",
 )  # fmt: skip
 # What is never twice the same, and says nothing about the two runs' comparability.
 _FLEETING = {"mhz_now", "load_average_1min", "temperature_c"}

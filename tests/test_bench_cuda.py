@@ -252,3 +252,26 @@ def test_the_controls(gpu):
         # To the fake clock a spin is a kernel as any other.
         assert row["null_us"] == (KERNEL_US if gpu.traced else STEP_US) and row["net_us"] == 0
         assert row["us"]["p50"] == STEP_US and (row["device_us"] is not None) == gpu.traced
+
+
+def test_4_bit_kernels(capsys, tmp_path, gpu):
+    _, document = measure(
+        capsys, tmp_path, "bench.int4", "--device=cuda", "--model=tiny", "--kernel=native,marlin", "--group=64",
+        "--steps=2", "--warmup=0", "--repeats=2", "--mode=all", "--ctx=64", "--l2=warm", "--predict=l4",
+    )  # fmt: skip
+    rows = {(row["label"], row["backend"], row["mode"]): row for row in document["ops"]}
+    for label in ("q", "down", "layer"):
+        for mode in ("eager", "graph"):
+            dense, four_bit = rows[label, "bf16", mode], rows[label, "native", mode]
+            assert dense["status"] == "ok", dense["reason"]
+            if four_bit["status"] != "ok":
+                continue
+            assert four_bit["ratio_to_dense"]["p50"] == 1 and four_bit["host_us"]["p50"] > 0
+            assert (four_bit["device_us"] or {}).get("p50") == (
+                four_bit["launches"] * KERNEL_US if gpu.traced else None
+            )
+            # Every kernel takes as long whatever it reads: the gap between two is a launch, as the null op says.
+            launch = (1 if label != "layer" else 5) * STEP_US
+            assert four_bit["parts_us"]["launch"] <= launch
+            assert sum(four_bit["parts_us"].values()) == pytest.approx(four_bit["time_us"]["p50"])
+    assert rows["q", "marlin", "graph"]["status"] == "unsupported"

@@ -288,6 +288,13 @@ def test_a_kernel_that_does_not_run_here_is_no_failure(capsys, monkeypatch):
     assert result.status == 0 and "marlin: unsupported: runs on cuda only; vllm is not installed" in flat(result.out)
 
 
+@pytest.mark.parametrize(("dtype", "status"), [("fp32", 1), ("fp16", 0)])
+def test_a_kernel_that_took_nothing_is_a_failure(capsys, dtype, status):
+    flags = ["--validate", "--group=64", f"--dtype={dtype}", f"--kernel={EXAMPLE}:TransposedNibbles", "--device=cpu"]
+    result = run_here(capsys, "bench.int4", *flags)
+    assert result.status == status and ("NOTHING VALIDATED" in result.out) == bool(status)
+
+
 @pytest.mark.parametrize(
     ("kernel", "words"),
     [
