@@ -27,6 +27,7 @@
 #include "cuda/common/int4_decode.cuh"
 #include "cuda/common/launch.h"
 #include "cuda/int4_block.cuh"
+#include "cuda/int4_one_phase.cuh"
 
 namespace pykernels::cuda {
 
@@ -293,11 +294,18 @@ void launch_int4_mat_vec(const typename Op::Params& params, const Stream& stream
         sizes.zeros |= weight.zeros != nullptr;
         step_blocks = min(step_blocks, int4_step_blocks(width / weight.n_groups));
     }
-    const DeviceLimits& limits = device_limits();
-    Int4MatVecPlan plan =
-        plan_int4_mat_vec(sizes, stream.programmatic, {limits.sm_count, limits.shared_bytes});
+    const MatVecDevice device = {device_limits().sm_count, device_limits().shared_bytes};
+    const bool x_is_vectors = are_vectors(width, Op::x(params), Op::norm_weight(params));
+    const Int4OnePhasePlan one_phase = plan_int4_one_phase(
+        sizes, x_is_vectors && Op::weight(params, 0).perm == nullptr, stream.programmatic, device);
+    if (one_phase.fits) {
+        launch(int4_one_phase_kernel<Op>, one_phase.blocks, int4_max_threads,
+               static_cast<size_t>(one_phase.shared_bytes), stream, params, one_phase);
+        return;
+    }
+    Int4MatVecPlan plan = plan_int4_mat_vec(sizes, stream.programmatic, device);
     for (int i = 0; i < int4_max_weights; ++i) plan.variant_of[i] = variant_of[i];
-    plan.x_is_vectors = are_vectors(width, Op::x(params), Op::norm_weight(params));
+    plan.x_is_vectors = x_is_vectors;
     const auto launch_with = [&](auto blocks) {
         launch(int4_mat_vec_kernel<Op, decltype(blocks)::value>, plan.blocks, 32 * plan.warps,
                static_cast<size_t>(plan.shared_bytes), stream, params, plan);

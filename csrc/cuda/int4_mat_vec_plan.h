@@ -147,6 +147,55 @@ inline Int4MatVecPlan plan_int4_mat_vec(const Int4MatVecSizes& sizes, bool progr
     return plan;
 }
 
+// The usual case's own kernel (int4_one_phase.cuh): all warps there are, five stages of a piece each.
+constexpr int int4_one_phase_stages = 5;
+
+struct Int4OnePhasePlan {
+    bool fits;  // otherwise Int4MatVecPlan takes it
+    int blocks;
+    int pieces;       // of a tile
+    int group_shift;  // 2^group_shift times 128 columns are a group
+    int x_pitch;      // bytes between rows
+    bool programmatic;
+    int shared_bytes;
+};
+
+// Shared memory of a block, in this order: the stream of every warp, the sums (as above), the squares of
+// every sequence and warp, x, the norm's weight.
+constexpr int int4_one_phase_sums_offset() {
+    return int4_max_warps * int4_one_phase_stages * int4_tile_rows * int4_piece_bytes;
+}
+
+constexpr int int4_one_phase_squares_offset(int block_units, int batch) {
+    return int4_one_phase_sums_offset() +
+           (int4_max_warps + int4_tiles(block_units) - 1) * int4_tile_rows * batch * 4;
+}
+
+constexpr int int4_one_phase_x_offset(int block_units, int batch) {
+    return int4_round_up(int4_one_phase_squares_offset(block_units, batch) + batch * int4_max_warps * 4, 128);
+}
+
+// `in_order`: no weight has a perm, all have as many groups, and rows of x and the norm's weight begin on 16
+// bytes.
+inline Int4OnePhasePlan plan_int4_one_phase(const Int4MatVecSizes& sizes, bool in_order, bool programmatic,
+                                            const MatVecDevice& device) {
+    Int4OnePhasePlan plan = {};
+    plan.blocks = sizes.units < device.sm_count ? sizes.units : device.sm_count;
+    plan.programmatic = programmatic;
+    plan.pieces = (sizes.width + int4_piece - 1) / int4_piece;
+    plan.x_pitch = int4_x_pitch(sizes.width);
+    const int group_size = sizes.width / sizes.n_groups;
+    while (group_size > 128 << plan.group_shift) ++plan.group_shift;
+    const bool groups = sizes.n_groups == 1 || group_size == 128 << plan.group_shift;
+    const int block_units = (sizes.units + plan.blocks - 1) / plan.blocks;
+    const int64_t shared_bytes =
+        int4_one_phase_x_offset(block_units, sizes.batch) + int64_t{sizes.batch + sizes.norm} * plan.x_pitch;
+    plan.fits = in_order && sizes.variants == 1 && groups && sizes.width % 128 == 0 &&
+                block_units * sizes.batch <= int4_max_threads && shared_bytes <= device.shared_bytes;
+    plan.shared_bytes = plan.fits ? static_cast<int>(shared_bytes) : 0;
+    return plan;
+}
+
 // Warps take equal shares of a phase's pieces, consecutive ones: tile by tile, in a tile from left to right.
 constexpr int int4_first_item(int items, int warp, int warps) {
     return items * warp / warps;

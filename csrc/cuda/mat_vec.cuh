@@ -50,10 +50,11 @@ struct Columns {
         }
     }
 
-    // To the thread's places in a row of shared memory (null: nowhere), times the norm's weight, which lies
-    // in the thread's places of another such row (null: no norm). Returns the sum of squares.
-    template <class T>
-    __device__ __forceinline__ float keep(T* to, const T* norm_weight, int first, int width) const {
+    // To a row of shared memory (null: nowhere), column c to its place(c), times the norm's weight, which
+    // lies in the thread's columns of another row (null: no norm). Returns the sum of squares.
+    template <class T, class Place>
+    __device__ __forceinline__ float keep(T* to, const T* norm_weight, int first, int width,
+                                          Place&& place) const {
         float squares = 0;
 #pragma unroll
         for (int i = 0; i < mat_vec_x_vectors; ++i) {
@@ -66,9 +67,9 @@ struct Columns {
                 const Floats8 w = load8(norm_weight + column);
 #pragma unroll
                 for (int j = 0; j < 8; ++j) v[j] *= w[j];
-                store8(to + column, v);
+                store8(to + place(column), v);
             } else if (to) {
-                store(reinterpret_cast<uint4*>(to + column), vectors[i]);
+                store(reinterpret_cast<uint4*>(to + place(column)), vectors[i]);
             }
         }
         return squares;
@@ -153,7 +154,8 @@ __global__ void __launch_bounds__(mat_vec_threads, 1)
             if (b > 0 || first != x_column)
                 x_columns.load_from(Op::x(params) + int64_t{b} * width, first, width);
             squares += x_columns.keep(plan.x_in_shared ? x_shared + b * width : nullptr,
-                                      norm_weight ? norm_shared : nullptr, first, width);
+                                      norm_weight ? norm_shared : nullptr, first, width,
+                                      [](int place) { return place; });
         }
         if (norm_weight) {
             const float sum = warp_sum(squares);

@@ -180,6 +180,44 @@ void test_int4_plan(const char* what, const Int4MatVecSizes& sizes, const Device
     }
 }
 
+void test_int4_one_phase_plan(const char* what, const Int4MatVecSizes& sizes, const Device& device) {
+    const MatVecDevice limits = {device.sm_count, device.shared_bytes};
+    const Int4OnePhasePlan plan = plan_int4_one_phase(sizes, true, true, limits);
+    const auto context = [&](const char* part) {
+        static char text[200];
+        std::snprintf(text, sizeof text, "%s: %s, batch %d, %d groups, %s", part, what, sizes.batch,
+                      sizes.n_groups, device.name);
+        return text;
+    };
+    CHECK(!plan_int4_one_phase(sizes, false, true, limits).fits, "%s", context("only x in order"));
+    const int group_size = sizes.width / sizes.n_groups;
+    // What an H200 runs at batch 1 of the models; and never what it cannot.
+    if (device.shared_bytes >= 227 * 1024 && device.sm_count >= 132 && sizes.batch == 1 &&
+        sizes.width < 20000 && group_size % 128 == 0 && group_size <= 128)
+        CHECK(plan.fits, "%s", context("the models' case"));
+    if (!plan.fits) return;
+    CHECK(sizes.width % 128 == 0 && group_size % 128 == 0, "%s", context("whole chunks"));
+    // Every chunk of 128 columns finds its group by a shift.
+    for (int chunk = 0; chunk < sizes.width / 128; ++chunk)
+        CHECK(chunk >> plan.group_shift == chunk * 128 / group_size, "%s: chunk %d", context("group"), chunk);
+    CHECK(plan.pieces * int4_piece >= sizes.width && (plan.pieces - 1) * int4_piece < sizes.width, "%s",
+          context("pieces"));
+    // The parts follow one another, each as long as what it holds; and no second block fits beside this one.
+    const int block_units = (sizes.units + plan.blocks - 1) / plan.blocks, tiles = int4_tiles(block_units);
+    const int sums = int4_one_phase_sums_offset(),
+              squares = int4_one_phase_squares_offset(block_units, sizes.batch),
+              x = int4_one_phase_x_offset(block_units, sizes.batch);
+    CHECK(sums >= int4_one_phase_stages * 4 * int4_max_threads * 16, "%s", context("stream"));
+    CHECK(squares - sums >= (int4_max_warps + tiles - 1) * int4_tile_rows * sizes.batch * 4, "%s",
+          context("sums"));
+    CHECK(x - squares >= sizes.batch * int4_max_warps * 4 && x % 128 == 0, "%s", context("squares"));
+    CHECK(plan.x_pitch >= sizes.width * 2 && plan.x_pitch % 128 == 64, "%s", context("rows of x"));
+    CHECK(x + (sizes.batch + sizes.norm) * plan.x_pitch <= plan.shared_bytes &&
+              plan.shared_bytes <= device.shared_bytes && 2 * plan.shared_bytes > device.shared_bytes,
+          "%s: %d", context("shared memory"), plan.shared_bytes);
+    CHECK(block_units * sizes.batch <= int4_max_threads, "%s", context("a thread a unit and sequence"));
+}
+
 void test_int4_plans(const Device& device) {
     for (const Model& model : models) {
         const int q = model.n_heads * head_dim, kv = model.n_kv_heads * head_dim;
@@ -189,6 +227,8 @@ void test_int4_plans(const Device& device) {
                     const auto test = [&](const char* what, int units, int width, bool norm) {
                         const int n_groups = group_size ? std::max(width / group_size, 1) : 1;
                         test_int4_plan(what, {units, width, batch, n_groups, 1, norm, zeros}, device);
+                        test_int4_one_phase_plan(what, {units, width, batch, n_groups, 1, norm, zeros},
+                                                 device);
                     };
                     test("q", q / 2, model.hidden, false);
                     test("k", kv / 2, model.hidden, false);
