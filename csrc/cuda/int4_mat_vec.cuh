@@ -296,11 +296,17 @@ void launch_int4_mat_vec(const typename Op::Params& params, const Stream& stream
     }
     const MatVecDevice device = {device_limits().sm_count, device_limits().shared_bytes};
     const bool x_is_vectors = are_vectors(width, Op::x(params), Op::norm_weight(params));
-    const Int4OnePhasePlan one_phase = plan_int4_one_phase(
-        sizes, x_is_vectors && Op::weight(params, 0).perm == nullptr, stream.programmatic, device);
+    bool in_order = x_is_vectors && Op::weight(params, 0).perm == nullptr;
+    for (int i = 0; i < Op::n_weights; ++i) {
+        const Int4WeightParams& weight = Op::weight(params, i);
+        in_order &= reinterpret_cast<uintptr_t>(weight.scales) % 4 == 0 &&
+                    reinterpret_cast<uintptr_t>(weight.zeros) % 2 == 0;
+    }
+    const Int4OnePhasePlan one_phase = plan_int4_one_phase(sizes, in_order, stream.programmatic, device);
     if (one_phase.fits) {
-        launch(int4_one_phase_kernel<Op>, one_phase.blocks, int4_max_threads,
-               static_cast<size_t>(one_phase.shared_bytes), stream, params, one_phase);
+        launch(sizes.zeros ? int4_one_phase_kernel<Op, true> : int4_one_phase_kernel<Op, false>,
+               one_phase.blocks, int4_max_threads, static_cast<size_t>(one_phase.shared_bytes), stream,
+               params, one_phase);
         return;
     }
     Int4MatVecPlan plan = plan_int4_mat_vec(sizes, stream.programmatic, device);

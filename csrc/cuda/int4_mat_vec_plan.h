@@ -175,14 +175,14 @@ constexpr int int4_one_phase_x_offset(int block_units, int batch) {
     return int4_round_up(int4_one_phase_squares_offset(block_units, batch) + batch * int4_max_warps * 4, 128);
 }
 
-// `in_order`: no weight has a perm, all have as many groups, and rows of x and the norm's weight begin on 16
-// bytes.
+// `in_order`: no weight has a perm, rows of x and the norm's weight begin on 16 bytes, and scales and zero
+// points where two of them are one word.
 inline Int4OnePhasePlan plan_int4_one_phase(const Int4MatVecSizes& sizes, bool in_order, bool programmatic,
                                             const MatVecDevice& device) {
     Int4OnePhasePlan plan = {};
     plan.blocks = sizes.units < device.sm_count ? sizes.units : device.sm_count;
     plan.programmatic = programmatic;
-    plan.pieces = (sizes.width + int4_piece - 1) / int4_piece;
+    plan.pieces = sizes.width / int4_piece;
     plan.x_pitch = int4_x_pitch(sizes.width);
     const int group_size = sizes.width / sizes.n_groups;
     while (group_size > 128 << plan.group_shift) ++plan.group_shift;
@@ -190,7 +190,7 @@ inline Int4OnePhasePlan plan_int4_one_phase(const Int4MatVecSizes& sizes, bool i
     const int block_units = (sizes.units + plan.blocks - 1) / plan.blocks;
     const int64_t shared_bytes =
         int4_one_phase_x_offset(block_units, sizes.batch) + int64_t{sizes.batch + sizes.norm} * plan.x_pitch;
-    plan.fits = in_order && sizes.variants == 1 && groups && sizes.width % 128 == 0 &&
+    plan.fits = in_order && sizes.variants == 1 && groups && sizes.width % int4_piece == 0 &&
                 block_units * sizes.batch <= int4_max_threads && shared_bytes <= device.shared_bytes;
     plan.shared_bytes = plan.fits ? static_cast<int>(shared_bytes) : 0;
     return plan;

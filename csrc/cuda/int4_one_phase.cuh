@@ -13,6 +13,9 @@
 #include "cuda/int4_block.cuh"
 #include "cuda/mat_vec.cuh"
 
+#include <cstring>
+#include <type_traits>
+
 namespace pykernels::cuda {
 
 // Where a column of x lies: of every 128, [word of a lane's four][lane of four][8].
@@ -20,7 +23,25 @@ __device__ __forceinline__ int int4_x_place(int column) {
     return column / 128 * 128 + column % 32 / 8 * 32 + column % 128 / 32 * 8 + column % 8;
 }
 
-template <class Op>
+// A group's scales, or zero points, of a piece's two chunks of 128 columns: neighbours where a group is a
+// chunk, else one for both.
+template <class Element>
+struct Int4Pair {
+    Element values[2];
+
+    __device__ __forceinline__ void load_from(const Element* row, int piece, int group_shift) {
+        if (group_shift == 0) {
+            using Word = std::conditional_t<sizeof(Element) == 2, uint32_t, uint16_t>;
+            const Word word = load(reinterpret_cast<const Word*>(row) + piece);
+            memcpy(values, &word, sizeof word);
+        } else {
+            values[0] = values[1] = load(row + (2 * piece >> group_shift));
+        }
+    }
+};
+
+// zeros: some weight has zero points; otherwise all are 8.
+template <class Op, bool zeros>
 __global__ void __launch_bounds__(int4_max_threads, 1)
     int4_one_phase_kernel(const __grid_constant__ typename Op::Params params,
                           const __grid_constant__ Int4OnePhasePlan plan) {
@@ -58,25 +79,26 @@ __global__ void __launch_bounds__(int4_max_threads, 1)
     }
     async_commit();
 
-    // Row g of a tile, of its units' first rows, or row g + 8, of their second ones; -1: there is none.
+    // Row g of a tile, of its units' first rows (side 0), or row g + 8, of their second ones. Where there is
+    // none, one that is there: in one place with its neighbours', it costs nothing, and nobody asks for its
+    // sum.
     const auto row_of = [&](int tile, int side) {
-        const int unit = tile * int4_tile_units + g;
-        return unit < count ? Op::row(params, begin + unit, side) : Int4Row{0, -1};
+        const int unit = begin + min(tile * int4_tile_units + g, count - 1);
+        const Int4Row at = Op::row(params, unit, side);
+        return at.row < 0 ? Op::row(params, unit, 0) : at;
     };
 
-    // The stream, [stage][chunk of 128 columns][row g or g + 8][thread]. What is copied next:
+    // The stream, [stage][row g or g + 8][chunk of 128 columns][thread]. What is copied next:
     uint4* const stream = reinterpret_cast<uint4*>(shared) + thread;
     int next_item = first_item, next_tile = first_tile, next_piece = first_item - first_tile * pieces,
         next_stage = 0;
     const uint8_t* from[2] = {};
-    bool is_row[2] = {};  // otherwise zeros
     const auto begin_tile = [&] {
 #pragma unroll
         for (int side = 0; side < 2; ++side) {
             const Int4Row at = row_of(next_tile, side);
-            is_row[side] = at.row >= 0;
-            from[side] =
-                Op::weight(params, at.weight).packed + int64_t{max(at.row, 0)} * (width / 2) + t * 16;
+            from[side] = Op::weight(params, at.weight).packed + int64_t{at.row} * (width / 2) +
+                         next_piece * int4_piece_bytes + t * 16;
         }
     };
     if (next_item < last_item) begin_tile();
@@ -84,14 +106,10 @@ __global__ void __launch_bounds__(int4_max_threads, 1)
         if (next_item < last_item) {
             uint4* to = stream + next_stage * stage_vectors;
 #pragma unroll
-            for (int chunk = 0; chunk < 2; ++chunk) {
-                if (next_piece * int4_piece + chunk * 128 < width) {
-#pragma unroll
-                    for (int side = 0; side < 2; ++side)
-                        async_copy16_or_zeros(to + (2 * chunk + side) * threads,
-                                              from[side] + next_piece * int4_piece_bytes + chunk * 64,
-                                              is_row[side]);
-                }
+            for (int side = 0; side < 2; ++side) {
+                async_copy16(to + 2 * side * threads, from[side]);
+                async_copy16(to + (2 * side + 1) * threads, from[side] + int4_piece_bytes / 2);
+                from[side] += int4_piece_bytes;
             }
             ++next_item;
             if (++next_piece == pieces && next_item < last_item) {
@@ -146,21 +164,17 @@ __global__ void __launch_bounds__(int4_max_threads, 1)
             for (int side = 0; side < 2; ++side) {
                 const Int4Row at = row_of(tile, side);
                 const Int4WeightParams& weight = Op::weight(params, at.weight);
-                const int64_t first_group = int64_t{max(at.row, 0)} * weight.n_groups;
+                const int64_t first_group = int64_t{at.row} * weight.n_groups;
                 scale_row[side] = static_cast<const T*>(weight.scales) + first_group;
-                zero_row[side] = weight.zeros ? weight.zeros + first_group : nullptr;
+                if (zeros) zero_row[side] = weight.zeros ? weight.zeros + first_group : nullptr;
             }
         }
-        T scales[2][2];
-        uint32_t zeros[2][2];
+        Int4Pair<T> scales[2];
+        Int4Pair<uint8_t> zero_points[2] = {{{8, 8}}, {{8, 8}}};
 #pragma unroll
-        for (int chunk = 0; chunk < 2; ++chunk) {
-            const int group = min(2 * piece + chunk, width / 128 - 1) >> plan.group_shift;
-#pragma unroll
-            for (int side = 0; side < 2; ++side) {
-                scales[chunk][side] = load(scale_row[side] + group);
-                zeros[chunk][side] = zero_row[side] ? load(zero_row[side] + group) : 8u;
-            }
+        for (int side = 0; side < 2; ++side) {
+            scales[side].load_from(scale_row[side], piece, plan.group_shift);
+            if (zeros && zero_row[side]) zero_points[side].load_from(zero_row[side], piece, plan.group_shift);
         }
         async_wait<int4_one_phase_stages - 2>();
         copy_next();  // over the stage before this one, which this thread is done with
@@ -168,11 +182,10 @@ __global__ void __launch_bounds__(int4_max_threads, 1)
         const T* x = x_row + piece * int4_piece;
 #pragma unroll
         for (int chunk = 0; chunk < 2; ++chunk) {
-            if (piece * int4_piece + chunk * 128 >= width) break;
-            const uint4 a_words = load(words + 2 * chunk * threads),
-                        b_words = load(words + (2 * chunk + 1) * threads);
-            const uint32_t zero_a = int4_negative_zero<T>(zeros[chunk][0]),
-                           zero_b = int4_negative_zero<T>(zeros[chunk][1]);
+            const uint4 a_words = load(words + chunk * threads),
+                        b_words = load(words + (2 + chunk) * threads);
+            const uint32_t zero_a = int4_negative_zero<T>(zero_points[0].values[chunk]),
+                           zero_b = int4_negative_zero<T>(zero_points[1].values[chunk]);
             float c[2][4] = {};  // two sums, which do not wait for one another
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
@@ -191,8 +204,8 @@ __global__ void __launch_bounds__(int4_max_threads, 1)
                 matrix_multiply_add<T>(c[0], {a[0], b[0], a[1], b[1]}, {v.x, v.y});
                 matrix_multiply_add<T>(c[1], {a[2], b[2], a[3], b[3]}, {v.z, v.w});
             }
-            const float scale_a = to_float(scales[chunk][0]) * Int4Code<T>::steps,
-                        scale_b = to_float(scales[chunk][1]) * Int4Code<T>::steps;
+            const float scale_a = to_float(scales[0].values[chunk]) * Int4Code<T>::steps,
+                        scale_b = to_float(scales[1].values[chunk]) * Int4Code<T>::steps;
             acc[0] += scale_a * (c[0][0] + c[1][0]);
             acc[1] += scale_a * (c[0][1] + c[1][1]);
             acc[2] += scale_b * (c[0][2] + c[1][2]);
