@@ -4,11 +4,9 @@ A plug-in runs in a process of its own (bench.plugins). There it is loaded and w
 note of where it stands, and so that what it writes outside its output is found. It is no sandbox.
 """
 
-import importlib.util
 import inspect
 import json
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -22,6 +20,7 @@ from bench.backends.base import MODES, Backend, Workload
 from bench.backends.cuda_kernel import KERNELS
 from bench.backends.cuda_source import CudaSource, SourceError
 from bench.backends.op_plugin import AttentionPlugin, Guarded, OpPlugin, changed
+from bench.backends.user_file import run_file
 from bench.core import cli
 from bench.core.errors import UsageError
 from bench.core.measure import Arm, unsupported
@@ -87,14 +86,10 @@ def load(plugin: Plugin) -> type:
     """The plug-in's class: runs its file. Raises UsageError where it has none of that name, or an abstract one."""
     if source := plugin.source():
         return type(plugin.name, (KERNELS[source.op],), {"source": source})
-    spec = importlib.util.spec_from_file_location(f"launchtax_plugin_{plugin.path.stem}", plugin.path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    sys.path.insert(0, str(plugin.path.resolve().parent))  # as for a script: files beside it can be imported
-    spec.loader.exec_module(module)
+    module = run_file(plugin.path)
     found = getattr(module, plugin.name, None)
     if not inspect.isclass(found):
-        own = [name for name, value in vars(module).items() if getattr(value, "__module__", "") == spec.name]
+        own = [name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
         classes = ", ".join(name for name in own if inspect.isclass(getattr(module, name)))
         raise plugin.error(f"must name a class of the file, which has {classes or 'none'}")
     if missing := sorted(getattr(found, "__abstractmethods__", ())):

@@ -1,7 +1,5 @@
 """The 4-bit kernels, by name. Each adapter is the only place that imports its library."""
 
-import importlib.util
-import sys
 from pathlib import Path
 
 from bench.backends.int4.awq import Awq
@@ -15,6 +13,7 @@ from bench.backends.int4.marlin import Marlin
 from bench.backends.int4.native import Native
 from bench.backends.int4.tinygemm import Tinygemm
 from bench.backends.int4.torchao import Torchao
+from bench.backends.user_file import run_file
 from bench.core.errors import flag_error
 
 _KERNELS: tuple[type[Int4Kernel], ...] = (
@@ -36,11 +35,8 @@ def load(flag: str, text: str) -> type[Int4Kernel]:
     file = Path(path).expanduser()
     if not file.is_file():
         raise flag_error(flag, text, "FILE.py:Name of a file that exists")
-    spec = importlib.util.spec_from_file_location(f"int4_kernel_{file.stem}", file)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
     try:
-        spec.loader.exec_module(module)
+        module = run_file(file)
     except Exception as error:  # whatever the author's file raises
         raise flag_error(flag, text, f"a file that can be run: {type(error).__name__}: {error}") from None
     kernel = getattr(module, name, None)

@@ -1,0 +1,16 @@
+"""A user's Python file as a module: how plug-ins and 4-bit kernels of one's own are loaded."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+
+def run_file(path: Path) -> ModuleType:
+    """Run the file, as a module that can import what lies beside it. Raises whatever the file raises."""
+    spec = importlib.util.spec_from_file_location(f"launchtax_plugin_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    sys.path.insert(0, str(path.resolve().parent))
+    spec.loader.exec_module(module)
+    return module
