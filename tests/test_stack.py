@@ -5,6 +5,7 @@ import sys
 
 import fake_peers
 import pytest
+import torch
 from command_line import assert_refused, flat, run_here
 from fake_gpu import fake_gpu
 from test_backends import CPU, any_device, gated, workload  # noqa: F401 - a fixture
@@ -19,6 +20,12 @@ from bench.study.processes import Outcome
 
 SMALL = ["--model=tiny", "--device=cpu", "--ctx=16", "--l2=warm", "--steps=2", "--warmup=1"]
 needs_compiler = pytest.mark.skipif(compiler_reason(CPU) is not None, reason="no C++ compiler")
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiled_yet():
+    """One process compiles what would be in many: torch gives up on code that it has compiled eight times."""
+    torch._dynamo.reset()
 
 
 @pytest.fixture

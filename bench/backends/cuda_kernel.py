@@ -130,7 +130,7 @@ class CudaAttention(_CudaOp, AttentionPlugin):
         q = layer.x.new_empty(layer.batch, layer.spec.n_heads, layer.spec.head_dim)
         return cls.inputs_reason({"q": q, "k_cache": layer.k_cache})
 
-    def _kernel(self, layer: pk.DecodeLayer) -> str:
+    def kernel_name(self, layer: pk.DecodeLayer) -> str:
         return f"{self.source.kernel} (CUDA, by NVRTC)"
 
     def attend(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, kv_len: Tensor, out: Tensor) -> None:

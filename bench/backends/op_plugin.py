@@ -126,10 +126,10 @@ class AttentionPlugin(PlainLayer, OpPlugin):
         """The outputs handed to `attend`, one a copy of the layer."""
         return self.__dict__.setdefault("_guards", [])
 
-    def _attention(self, layer: pk.DecodeLayer) -> Attention:
+    def attention(self, layer: pk.DecodeLayer) -> Attention:
         shape = (layer.batch, layer.spec.n_heads, layer.spec.head_dim)
         self.guards.append(Guarded("the attention's out", shape, layer.dtype, layer.device))
         return PluginCache(layer, self.attend, self.guards[-1])
 
-    def _kernel(self, layer: pk.DecodeLayer) -> str:
+    def kernel_name(self, layer: pk.DecodeLayer) -> str:
         return f"{self.name}.attend"

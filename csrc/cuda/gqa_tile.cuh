@@ -1,0 +1,157 @@
+// What a warp of gqa_decode does with its tiles of 16 keys: loading K and V, scores, online softmax, the
+// product with V.
+#pragma once
+
+#include "cuda/common/numeric.cuh"
+#include "cuda/gqa_decode_plan.h"
+
+namespace pykernels::cuda::gqa {
+
+// Finite, so that an empty share's factor exp2(lowest - maximum) is 0 and not NaN.
+constexpr float lowest = -1e30f;
+
+// A lane's place in the matrix unit's layouts (common/ptx.cuh).
+__device__ __forceinline__ int lane_group() {
+    return static_cast<int>(threadIdx.x) % warp_size / 4;
+}
+__device__ __forceinline__ int lane_in_group() {
+    return static_cast<int>(threadIdx.x) % 4;
+}
+
+// A lane's share of 16 keys: of K rows group and group + 8, eight dimensions of every 32; of V rows
+// value_row(0..3), eight dimensions of every 64.
+template <int head_dim>
+struct Keys {
+    uint4 rows[2][head_dim / 32];
+};
+template <int head_dim>
+struct Values {
+    uint4 rows[4][head_dim / 64];
+};
+
+constexpr __device__ int value_row(int i, int t) {
+    return 2 * t + i % 2 + i / 2 * 8;
+}
+
+// Slots from max_len on do not exist: the last one is read in their place, and is left out of the sums.
+template <class T, int head_dim>
+__device__ __forceinline__ void load_keys(Keys<head_dim>& keys, const T* k_cache, int first_key,
+                                          int max_len) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        const uint32_t row =
+            static_cast<uint32_t>(min(first_key + lane_group() + 8 * half, max_len - 1)) * head_dim;
+#pragma unroll
+        for (int i = 0; i < head_dim / 32; ++i)
+            keys.rows[half][i] =
+                load_fresh(reinterpret_cast<const uint4*>(k_cache + row + i * 32 + lane_in_group() * 8));
+    }
+}
+
+template <class T, int head_dim>
+__device__ __forceinline__ void load_values(Values<head_dim>& values, const T* v_cache, int first_key,
+                                            int max_len) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        const uint32_t row =
+            static_cast<uint32_t>(min(first_key + value_row(i, lane_in_group()), max_len - 1)) * head_dim;
+#pragma unroll
+        for (int j = 0; j < head_dim / 64; ++j)
+            values.rows[i][j] =
+                load_fresh(reinterpret_cast<const uint4*>(v_cache + row + j * 64 + lane_group() * 8));
+    }
+}
+
+__device__ __forceinline__ uint32_t word(const uint4& vector, int i) {
+    return i == 0 ? vector.x : i == 1 ? vector.y : i == 2 ? vector.z : vector.w;
+}
+
+// What a warp knows so far. A lane holds heads 2t and 2t + 1: their maximum (all lanes of a head agree), the
+// sum over its own keys, and of the output dimensions 64j + 8g + 2p and the one after it at out[j][p]: {of
+// head 2t, of head 2t + 1} of the first, then of the second.
+template <int head_dim>
+struct Partial {
+    float maximum[2] = {lowest, lowest};
+    float sum[2] = {};
+    float out[head_dim / 64][4][4] = {};
+};
+
+// Scores of 16 keys in base 2: {head 2t, head 2t + 1} of key g, then of key g + 8.
+template <class T, int head_dim>
+__device__ __forceinline__ void score(float (&scores)[4], const Keys<head_dim>& keys, const T* q,
+                                      int valid_keys, float scale) {
+    float halves[2][4] = {};  // two sums, which do not wait for one another
+#pragma unroll
+    for (int i = 0; i < head_dim / 32; ++i) {
+        const uint4 q_vector = load(reinterpret_cast<const uint4*>(q + i * 32));
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const uint32_t a[4] = {word(keys.rows[0][i], 2 * half), word(keys.rows[1][i], 2 * half),
+                                   word(keys.rows[0][i], 2 * half + 1), word(keys.rows[1][i], 2 * half + 1)};
+            const uint32_t b[2] = {word(q_vector, 2 * half), word(q_vector, 2 * half + 1)};
+            matrix_multiply_add<T>(halves[half], a, b);
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+        scores[i] = lane_group() + i / 2 * 8 < valid_keys ? (halves[0][i] + halves[1][i]) * scale : lowest;
+}
+
+// Softmax and the product with V of `tiles` tiles, the first of which has a valid key.
+template <class T, int head_dim, int tiles>
+__device__ __forceinline__ void attend(float (&scores)[tiles][4], Values<head_dim>* values,
+                                       const int (&valid_keys)[tiles], Partial<head_dim>& partial) {
+#pragma unroll
+    for (int tile = 0; tile < tiles; ++tile) {
+        if (valid_keys[tile] >= gqa_tile_keys) continue;  // a weight of 0 does not silence a NaN
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            if (value_row(i, lane_in_group()) < valid_keys[tile]) continue;
+#pragma unroll
+            for (int j = 0; j < head_dim / 64; ++j) values[tile].rows[i][j] = make_uint4(0, 0, 0, 0);
+        }
+    }
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+        float maximum = fmaxf(scores[0][h], scores[0][2 + h]);
+        if (tiles == 2) maximum = fmaxf(maximum, fmaxf(scores[tiles - 1][h], scores[tiles - 1][2 + h]));
+#pragma unroll
+        for (int mask = 4; mask < warp_size; mask *= 2) maximum = fmaxf(maximum, shuffle_xor(maximum, mask));
+        maximum = fmaxf(maximum, partial.maximum[h]);
+        const float factor = exp2_approximate(partial.maximum[h] - maximum);
+        partial.maximum[h] = maximum;
+        partial.sum[h] *= factor;
+#pragma unroll
+        for (int tile = 0; tile < tiles; ++tile) {
+            scores[tile][h] = exp2_approximate(scores[tile][h] - maximum);
+            scores[tile][2 + h] = exp2_approximate(scores[tile][2 + h] - maximum);
+            partial.sum[h] += scores[tile][h] + scores[tile][2 + h];
+        }
+#pragma unroll
+        for (int j = 0; j < head_dim / 64; ++j) {
+#pragma unroll
+            for (int p = 0; p < 4; ++p) {
+                partial.out[j][p][h] *= factor;
+                partial.out[j][p][2 + h] *= factor;
+            }
+        }
+    }
+#pragma unroll
+    for (int tile = 0; tile < tiles; ++tile) {
+        const uint32_t weights[2] = {transpose_8x8(pack<T>(scores[tile][0], scores[tile][1])),
+                                     transpose_8x8(pack<T>(scores[tile][2], scores[tile][3]))};
+#pragma unroll
+        for (int j = 0; j < head_dim / 64; ++j) {
+#pragma unroll
+            for (int p = 0; p < 4; ++p) {
+                const uint32_t v[4] = {word(values[tile].rows[0][j], p), word(values[tile].rows[1][j], p),
+                                       word(values[tile].rows[2][j], p), word(values[tile].rows[3][j], p)};
+                const uint32_t a[4] = {low_halves(v[0], v[1]), high_halves(v[0], v[1]),
+                                       low_halves(v[2], v[3]), high_halves(v[2], v[3])};
+                matrix_multiply_add<T>(partial.out[j][p], a, weights);
+            }
+        }
+    }
+}
+
+}  // namespace pykernels::cuda::gqa
