@@ -102,7 +102,7 @@ def print_document(document: Document, console: Console) -> None:
     for line in tables.heading(document):
         console.print(Text(line))
     console.print()
-    grid = tables.fit(measured_grid(document), console.width, ["bytes", "of spec", "error", "GB/s"])
+    grid = tables.fit(measured_grid(document), console.width, ["bytes", "of spec", "error", "GB/s", "ideal", "of read"])
     console.print(tables.make_table(title(document), grid, console.width))
     for line in (*refusals(document), *layout_lines(document), *predicted_lines(document), *published_lines()):
         console.print(Text(line))
