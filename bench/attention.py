@@ -247,6 +247,9 @@ def command(
     outputs.write(result, writers={"--md": attention_tables.write_markdown, "--plot": attention_tables.write_pictures})
     if interrupted:
         return cli.INTERRUPTED
+    if not any(session["status"] == "ok" for session in found):
+        print(f"bench.attention: no session came to its end: {found[-1]['reason']}", file=sys.stderr)
+        return 1
     return 1 if any(arm["status"] == "wrong" for arm in result["arms"]) else 0
 
 

@@ -231,6 +231,12 @@ def test_a_crash_costs_its_backend_alone(capsys, monkeypatch, tmp_path):
     assert "--no-trace-kernels" in sessions.seen[2] and "--no-trace-kernels" not in sessions.seen[0]
 
 
+def test_no_session_is_no_success(capsys, monkeypatch):
+    monkeypatch.setattr(attention, "run_module", lambda *_: Outcome("error", "ended by SIGSEGV", -11))
+    result = run_here(capsys, "bench.attention", *SMALL, "--sessions=2", "--backend=native,sdpa")
+    assert result.status == 1 and "no session came to its end: ended by SIGSEGV" in result.err
+
+
 def test_interrupted_and_taken_up(capsys, monkeypatch, tmp_path):
     Sessions(monkeypatch, [None, interrupt])
     output = tmp_path / "a.json"
