@@ -90,6 +90,7 @@ def run_here(settings: Settings, path: Path | None, resume: bool) -> tuple[list[
             except DeviceLostError as error:
                 begin(error.backend)
                 raise
+    session.document |= {"status": "ok", "reason": None}  # one that is taken up says how it ended before
     return [session.document], False
 
 

@@ -271,6 +271,7 @@ def test_a_session_keeps_its_finished_cells(capsys, monkeypatch, tmp_path):
     assert {arm["ctx"] for arm in load(output)["arms"]} == {33}
     assert run_here(capsys, "bench.attention", *flags, "--resume").status == 0
     assert told == [33, 64, 64] and {arm["ctx"] for arm in load(output)["arms"]} == {33, 64}
+    assert load(output)["sessions"][0]["status"] == "ok"
 
 
 @pytest.mark.parametrize(
