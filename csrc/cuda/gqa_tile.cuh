@@ -62,10 +62,6 @@ __device__ __forceinline__ void load_values(Values<head_dim>& values, const T* v
     }
 }
 
-__device__ __forceinline__ uint32_t word(const uint4& vector, int i) {
-    return i == 0 ? vector.x : i == 1 ? vector.y : i == 2 ? vector.z : vector.w;
-}
-
 // What a warp knows so far. A lane holds heads 2t and 2t + 1: their maximum (all lanes of a head agree), the
 // sum over its own keys, and of the output dimensions 64j + 8g + 2p and the one after it at out[j][p]: {of
 // head 2t, of head 2t + 1} of the first, then of the second.

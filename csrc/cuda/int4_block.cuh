@@ -70,6 +70,32 @@ struct Int4GroupRow {
     }
 };
 
+// A warp's sums of its part of a tile, as the matrix unit leaves them, to the part's slot [row][sequence];
+// they begin anew.
+__device__ __forceinline__ void int4_keep_part(float* sums, int part, int batch, float (&acc)[4]) {
+    const int lane = static_cast<int>(threadIdx.x) % warp_size, g = lane / 4, t = lane % 4;
+    float* to = sums + part * int4_tile_rows * batch;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        const int row = i / 2 * int4_tile_units + g, sequence = 2 * t + i % 2;
+        if (sequence < batch) store(to + row * batch + sequence, acc[i]);
+        acc[i] = 0;
+    }
+}
+
+// Adds a unit's parts up, in the order of the warps: of both its rows.
+__device__ __forceinline__ void int4_add_parts(const float* sums, int items, int pieces, int warps, int unit,
+                                               int sequence, int batch, float& sum_a, float& sum_b) {
+    const int tile = unit / int4_tile_units;
+    const int last = int4_warp_of(items, (tile + 1) * pieces - 1, warps);
+    for (int w = int4_warp_of(items, tile * pieces, warps); w <= last; ++w) {
+        if (int4_first_item(items, w, warps) == int4_first_item(items, w + 1, warps)) continue;
+        const float* from = sums + ((w + tile) * int4_tile_rows + unit % int4_tile_units) * batch + sequence;
+        sum_a += load(from);
+        sum_b += load(from + int4_tile_units * batch);
+    }
+}
+
 template <class Op>
 struct Int4Block {
     using T = typename Op::T;

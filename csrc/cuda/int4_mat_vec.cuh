@@ -241,13 +241,7 @@ __global__ void __launch_bounds__(int4_max_threads, 1)
             }
             stage = stage == (int4_stages - 1) * int4_stage_bytes ? 0 : stage + int4_stage_bytes;
             if (++piece == phase.pieces || item + 1 == item_end) {  // this warp's part of the tile is done
-                float* to = sums + (warp + tile) * int4_tile_rows * batch;
-#pragma unroll
-                for (int i = 0; i < 4; ++i) {
-                    const int row = i / 2 * int4_tile_units + g, sequence = 2 * t + i % 2;
-                    if (sequence < batch) store(to + row * batch + sequence, acc[i]);
-                    acc[i] = 0;
-                }
+                int4_keep_part(sums, warp + tile, batch, acc);
                 piece = 0;
                 ++tile;
             }
@@ -255,15 +249,8 @@ __global__ void __launch_bounds__(int4_max_threads, 1)
 
         block_barrier();  // all warps' sums of the phase are there, and their squares
         if (!finishes) continue;
-        const int my_tile = my_unit / int4_tile_units, items = phase.tiles * phase.pieces;
-        const int last = int4_warp_of(items, (my_tile + 1) * phase.pieces - 1, plan.warps);
-        for (int w = int4_warp_of(items, my_tile * phase.pieces, plan.warps); w <= last; ++w) {
-            if (phase.first_item(w, plan.warps) == phase.first_item(w + 1, plan.warps)) continue;
-            const float* from =
-                sums + ((w + my_tile) * int4_tile_rows + my_unit % int4_tile_units) * batch + my_sequence;
-            sum_a += load(from);
-            sum_b += load(from + int4_tile_units * batch);
-        }
+        int4_add_parts(sums, phase.tiles * phase.pieces, phase.pieces, plan.warps, my_unit, my_sequence,
+                       batch, sum_a, sum_b);
         if (phase.last_of_units) {
             float scale = 1;
             if (norm_weight) {

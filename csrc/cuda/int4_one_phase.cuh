@@ -190,16 +190,8 @@ __global__ void __launch_bounds__(int4_max_threads, 1)
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
                 uint32_t a[4], b[4];
-                int4_decode<T>(i == 0   ? a_words.x
-                               : i == 1 ? a_words.y
-                               : i == 2 ? a_words.z
-                                        : a_words.w,
-                               zero_a, a);
-                int4_decode<T>(i == 0   ? b_words.x
-                               : i == 1 ? b_words.y
-                               : i == 2 ? b_words.z
-                                        : b_words.w,
-                               zero_b, b);
+                int4_decode<T>(word(a_words, i), zero_a, a);
+                int4_decode<T>(word(b_words, i), zero_b, b);
                 const uint4 v = load(reinterpret_cast<const uint4*>(x + chunk * 128 + i * 32));
                 matrix_multiply_add<T>(c[0], {a[0], b[0], a[1], b[1]}, {v.x, v.y});
                 matrix_multiply_add<T>(c[1], {a[2], b[2], a[3], b[3]}, {v.z, v.w});
@@ -213,13 +205,7 @@ __global__ void __launch_bounds__(int4_max_threads, 1)
         }
         if (++stage == int4_one_phase_stages) stage = 0;
         if (++piece == pieces || item + 1 == last_item) {  // this warp's part of the tile is done
-            float* to = sums + (warp + tile) * int4_tile_rows * batch;
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                const int row = i / 2 * int4_tile_units + g, sequence = 2 * t + i % 2;
-                if (sequence < batch) store(to + row * batch + sequence, acc[i]);
-                acc[i] = 0;
-            }
+            int4_keep_part(sums, warp + tile, batch, acc);
             piece = 0;
             ++tile;
         }
@@ -228,16 +214,7 @@ __global__ void __launch_bounds__(int4_max_threads, 1)
     block_barrier();  // all warps' sums are there
     if (!finishes) return;
     float sum_a = 0, sum_b = 0, scale = 1;
-    const int my_tile = my_unit / int4_tile_units;
-    const int last = int4_warp_of(items, (my_tile + 1) * pieces - 1, int4_max_warps);
-    for (int w = int4_warp_of(items, my_tile * pieces, int4_max_warps); w <= last; ++w) {
-        if (int4_first_item(items, w, int4_max_warps) == int4_first_item(items, w + 1, int4_max_warps))
-            continue;
-        const float* from_warp =
-            sums + ((w + my_tile) * int4_tile_rows + my_unit % int4_tile_units) * batch + my_sequence;
-        sum_a += load(from_warp);
-        sum_b += load(from_warp + int4_tile_units * batch);
-    }
+    int4_add_parts(sums, items, pieces, int4_max_warps, my_unit, my_sequence, batch, sum_a, sum_b);
     if (norm_weight) {
         float sum = 0;
 #pragma unroll

@@ -77,6 +77,11 @@ struct Floats8 {
     __device__ __forceinline__ float operator[](int i) const { return values[i]; }
 };
 
+// A vector's word i, which must be known when it is compiled.
+__device__ __forceinline__ uint32_t word(const uint4& vector, int i) {
+    return i == 0 ? vector.x : i == 1 ? vector.y : i == 2 ? vector.z : vector.w;
+}
+
 template <class T>
 __device__ __forceinline__ Floats8 unpack8(uint4 vector) {
     const uint32_t words[4] = {vector.x, vector.y, vector.z, vector.w};
