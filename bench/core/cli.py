@@ -15,15 +15,14 @@ import torch
 import typer
 
 import pykernels as pk
-from bench.core import document, environment
+from bench.core import document, early_interrupt, environment
+from bench.core.early_interrupt import INTERRUPTED
 from bench.core.errors import UsageError, flag_error
 from pykernels.models import ModelSpec
 from pykernels.quant.int4_weight import group_size_allowed
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 FUSIONS = ("none", "block")
-
-INTERRUPTED = 130
 
 # What typer raises for arguments it cannot parse. It carries a click of its own, which has no public name.
 _ClickError = typer.BadParameter.__base__
@@ -209,13 +208,14 @@ def run(program: str, command: Callable[..., int | None], arguments: Sequence[st
     app = typer.Typer(add_completion=False, rich_markup_mode=None)
     app.command()(interruptible)
     try:
+        early_interrupt.release()
         return typer.main.get_command(app).main(args=arguments, prog_name=program, standalone_mode=False) or 0
     except UsageError as error:
         print(f"{program}: {error}", file=sys.stderr)
     except _ClickError as error:
         print(f"{program}: {_refused(error, arguments)}", file=sys.stderr)
     except (_InterruptedError, KeyboardInterrupt):
-        print(f"{program}: interrupted before anything was measured", file=sys.stderr)
+        early_interrupt.say(program)
         return INTERRUPTED
     return 2
 
