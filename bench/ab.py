@@ -9,7 +9,6 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,16 +16,18 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-import pykernels as pk
 from bench.core import cli, document, environment
-from bench.core.document import SCHEMA, Document
+from bench.core.document import Document
 from bench.core.errors import flag_error
 from bench.core.progress import progress
+from bench.core.run import close
 from bench.core.tables import microseconds
 from bench.study import sessions, step_arms
 from bench.study.processes import run_module
 
 Session = dict[str, Any]
+
+_PROGRAM = "bench.ab"
 
 
 def arm_text(flag: str, text: str) -> str:
@@ -102,11 +103,11 @@ def make_document(plan: Plan, done: list[Session], first: Document | None, inter
     rule = sessions.choose_rule(plan.rules, plan.rule, device_name(first) if first else "", plan.ctx)
     shared = {key: first[key] if first else None for key in ("model", "full_layers", "dtype", "device", "weights")}
     return {
-        "schema": SCHEMA, "kind": "ab",
-        "title": f"{plan.arms['a']} against {plan.arms['b']}, one decode step, ctx {plan.ctx}, batch {plan.batch}",
-        "command": cli.command_line("bench.ab"), "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "interrupted": interrupted,
-        "environment": first["environment"] if first else environment.collect(),
+        **cli.head(
+            _PROGRAM, "ab", interrupted=interrupted,
+            title=f"{plan.arms['a']} against {plan.arms['b']}, one decode step, ctx {plan.ctx}, batch {plan.batch}",
+            environment=first["environment"] if first else environment.collect(),
+        ),
         "ctx": plan.ctx, "batch": plan.batch, **shared,
         "sessions_planned": plan.sessions,
         "registered": plan.registered | {"rule": vars(rule)},
@@ -179,6 +180,11 @@ def lines(result: Document) -> list[str]:
     return shown
 
 
+def show(result: Document, console: Console) -> None:
+    """lines(), printed."""
+    console.print(Text("\n".join(lines(result))), soft_wrap=True)
+
+
 def command(
     a: Annotated[str, typer.Option("--a", help="backend[/fusion]:mode")],
     b: Annotated[str, typer.Option("--b", help="backend[/fusion]:mode")],
@@ -186,10 +192,10 @@ def command(
     limit_s: Annotated[float, typer.Option("--limit-s", help="seconds a session may take")] = 900.0,
     thresholds: Annotated[str, typer.Option("--thresholds", help="a file of registered rules; default: ours")] = "",
     rule: Annotated[str, typer.Option("--rule", help="by name; default: the first that matches the device")] = "",
-    model: Annotated[str, typer.Option("--model", help=", ".join(pk.models.names()))] = "qwen2.5-7b",
+    model: cli.ModelFlag = "qwen2.5-7b",
     config: cli.ConfigFlag = "",
-    weights: Annotated[str, typer.Option("--weights", help="a local Hugging Face folder")] = "",
-    layers: Annotated[int, typer.Option("--layers", help="measure this many of the model's layers; 0: all")] = 0,
+    weights: cli.WeightsFlag = "",
+    layers: cli.LayersFlag = 0,
     ctx: Annotated[int, typer.Option("--ctx", help="slots of the cache that are filled before the first step")] = 2048,
     batch: cli.BatchFlag = 1,
     dtype: cli.DtypeFlag = "bf16",
@@ -210,8 +216,7 @@ def command(
             raise flag_error(f"--{side}", text, f"an arm that runs here: {reason}")
     planned = cli.number("--sessions", sessions_, 1, 1000)
     cli.choice("--dtype", dtype, list(cli.DTYPES))
-    if not limit_s > 0:
-        raise flag_error("--limit-s", limit_s, "positive")
+    cli.seconds("--limit-s", limit_s)
     spec = cli.model(model, config, weights)
     cli.number("--layers", layers, 0, spec.n_layers)
     room = (
@@ -231,13 +236,8 @@ def command(
     plan = Plan(
         arms, planned, limit_s, rules, rule, {"file": file.name, "sha256": digest}, ctx, batch, arguments
     )  # fmt: skip
-    result = run(plan, outputs.write)
-    Console().print(Text("\n".join(lines(result))), soft_wrap=True)
-    outputs.write(result)
-    if result["interrupted"]:
-        return cli.INTERRUPTED
-    return 1 if any(session["status"] == "wrong" for session in result["sessions"]) else 0
+    return close(run(plan, outputs.write), outputs, show)
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run("bench.ab", command))
+    sys.exit(cli.run(_PROGRAM, command))

@@ -13,7 +13,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -25,7 +24,7 @@ import pykernels as pk
 from bench.core import attention_results, attention_tables, cli, document, environment
 from bench.core.attention_arms import MANAGERS, MODES, NAMES, DeviceLostError, Plan
 from bench.core.attention_cases import cells
-from bench.core.document import SCHEMA, Document
+from bench.core.document import Document
 from bench.core.errors import UsageError, flag_error
 from bench.core.progress import progress
 from bench.study.attention_session import Session, Settings, estimated_seconds, noted
@@ -42,10 +41,10 @@ def make_document(settings: Settings, sessions: list[Document], planned: int, in
     first = sessions[0] if sessions else None
     cells_ = settings.cells
     return {
-        "schema": SCHEMA, "kind": "attention", "title": "attention alone, one decode call",
-        "command": cli.command_line("bench.attention"), "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "interrupted": interrupted,
-        "environment": (first and first["environment"]) or environment.collect(),
+        **cli.head(
+            "bench.attention", "attention", title="attention alone, one decode call", interrupted=interrupted,
+            environment=(first and first["environment"]) or environment.collect(),
+        ),
         "models": list(dict.fromkeys(spec.name for cell in cells_ for spec in cell.specs)),
         "ctxs": sorted({cell.ctx for cell in cells_}), "batches": sorted({cell.batch for cell in cells_}),
         "dtype": settings.dtype, "device": settings.device.type, "l2": settings.l2,
@@ -201,8 +200,7 @@ def command(
     planned = cli.number("--sessions", sessions, 0, 1000)
     cli.choice("--dtype", dtype, list(cli.DTYPES))
     cli.choice("--l2", l2, ("cold", "warm"))
-    if not limit_s > 0:
-        raise flag_error("--limit-s", limit_s, "positive")
+    cli.seconds("--limit-s", limit_s)
     if resume and not json:
         raise UsageError("--resume: needs --json, the document to go on with")
     spec = cli.spec_bandwidth(spec_gbs, target)

@@ -8,7 +8,6 @@ Works on documents of every kind that carry samples. Exit status 1: an arm is si
 
 import sys
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +19,7 @@ from rich.text import Text
 from scipy import stats
 
 from bench.core import cli, document
-from bench.core.document import SCHEMA, Document
+from bench.core.document import Document
 from bench.core.errors import UsageError, flag_error
 from bench.core.statistics import CONFIDENCE, RESAMPLES
 from bench.core.tables import microseconds
@@ -223,8 +222,7 @@ def command(
     keys_a, keys_b = series(before), series(after)
     failed = [row.key for row in rows if row.verdict == "SLOWER" and row.ratio > 1 + threshold]
     result = {
-        "schema": SCHEMA, "kind": "compare", "command": cli.command_line("bench.compare"),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        **cli.head("bench.compare", "compare"),
         "threshold": threshold, "alpha": alpha, "correction": correction,
         "differences": [{"key": key, "a": x, "b": y} for key, x, y in differences(before, after)],
         "comparisons": [vars(row) for row in rows],

@@ -11,7 +11,6 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -21,9 +20,10 @@ from rich.text import Text
 
 import pykernels as pk
 from bench.core import cli, document, environment, stack_tables
-from bench.core.document import SCHEMA, Document
+from bench.core.document import Document
 from bench.core.errors import flag_error
 from bench.core.progress import progress
+from bench.core.run import close
 from bench.study.processes import run_module
 
 # (attention, how it is compiled): the backend of bench.layer, and the modes that are cells.
@@ -104,9 +104,10 @@ def make_document(plan: Plan, cells: list[Document], first: Document | None, int
     names = ("model", "ctx", "batch", "dtype", "device", "l2", "l2_words", "ceiling", "steps", "warmup")
     shared = {name: first[name] if first else None for name in names}
     return {
-        "schema": SCHEMA, "kind": "stack", "title": "the software stack of one decode layer",
-        "command": cli.command_line("bench.stack"), "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "interrupted": interrupted, "environment": first["environment"] if first else environment.collect(),
+        **cli.head(
+            "bench.stack", "stack", title="the software stack of one decode layer", interrupted=interrupted,
+            environment=first["environment"] if first else environment.collect(),
+        ),
         **shared, "flags": plan.flags, "arms": cells,
     }  # fmt: skip
 
@@ -130,6 +131,12 @@ def run(plan: Plan, save: Callable[[Document], None], say: Callable[[str], None]
             raise
         return make_document(plan, cells, first, interrupted=True)
     return make_document(plan, cells, first, interrupted=False)
+
+
+def show(result: Document, console: Console) -> None:
+    """The heading and the matrix."""
+    console.print(Text("\n".join(stack_tables.heading(result))))
+    stack_tables.print_document(result, console)
 
 
 def command(
@@ -168,8 +175,7 @@ def command(
     cli.number("--warmup", warmup, 0, 10_000)
     cli.number("--steps", steps, 2, 100_000)
     cli.spec_bandwidth(spec_gbs, target)
-    if not limit_s > 0:
-        raise flag_error("--limit-s", limit_s, "positive")
+    cli.seconds("--limit-s", limit_s)
     flags = [
         f"--model={model}", f"--ctx={ctx}", f"--batch={batch}", f"--dtype={dtype}", f"--device={target.type}",
         f"--l2={l2}", f"--warmup={warmup}", f"--steps={steps}", f"--threads={threads}", f"--spec-gbs={spec_gbs}",
@@ -185,13 +191,8 @@ def command(
             document.write_json(path, result)
 
     result = run(plan, save, lambda text: print(text, flush=True))
-    console = Console()
-    console.print(Text("\n".join(stack_tables.heading(result))))
-    stack_tables.print_document(result, console)
-    outputs.write(result, writers={"--md": stack_tables.write_markdown, "--plot": stack_tables.write_picture})
-    if result["interrupted"]:
-        return cli.INTERRUPTED
-    return 1 if any(entry["status"] == "wrong" for entry in result["arms"]) else 0
+    writers = {"--md": stack_tables.write_markdown, "--plot": stack_tables.write_picture}
+    return close(result, outputs, show, writers=writers)
 
 
 if __name__ == "__main__":

@@ -102,7 +102,7 @@ def test_how_a_process_ends(tmp_path, monkeypatch, code, status, reason):
         ("--b=sdpa/none:eager", ["--b=sdpa/none:eager", "without a fusion"]),
         ("--b=native:graph", ["--b=native/block:graph", "CUDA device"]),
         ("--sessions=0", ["--sessions=0", "1..1000"]),
-        ("--limit-s=0", ["--limit-s=0", "positive"]),
+        ("--limit-s=0", ["--limit-s=0", "a positive number of seconds"]),
         ("--rule=mine", ["--rule=mine", "launch-bound, memory-bound, difference"]),
         ("--thresholds=/nowhere.toml", ["/nowhere.toml", "thresholds file"]),
         ("--ctx=32768", ["--ctx=32768", "1..32763"]),

@@ -284,7 +284,7 @@ def test_a_session_keeps_its_finished_cells(capsys, monkeypatch, tmp_path):
         ("--mode=pybind", ["--mode=pybind", "eager, graph"]),
         ("--context-manager=both", ["--context-manager=both", "outside, inside"]),
         ("--calls=1", ["--calls=1", "2.."]),
-        ("--limit-s=0", ["--limit-s=0", "positive"]),
+        ("--limit-s=0", ["--limit-s=0", "a positive number of seconds"]),
         ("--resume", ["--resume", "--json"]),
     ],
 )

@@ -178,7 +178,7 @@ def test_graphs_on_a_gpu(monkeypatch, capsys, tmp_path):
         ("--compiled=yes", ["--compiled=yes", "reduce-overhead"]),
         ("--mode=native", ["--mode=native", "eager, graph"]),
         ("--ctx=0", ["--ctx=0", "1..32768"]),
-        ("--limit-s=-1", ["--limit-s=-1", "positive"]),
+        ("--limit-s=-1", ["--limit-s=-1", "a positive number of seconds"]),
     ],
 )
 def test_bad_arguments(capsys, flag, words):

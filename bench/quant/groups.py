@@ -12,13 +12,13 @@ from bench.backends import Workload, arms_of
 from bench.backends import native as layer_backend
 from bench.backends.int4 import Int4Kernel, gate_depth
 from bench.core import floors
+from bench.core.copies import weight_copies
 from bench.core.document import Document
 from bench.core.errors import flag_error
 from bench.core.measure import Arm, Rotation, unsupported
 from bench.core.op_arms import native_arm, torch_arm
 from bench.core.op_cases import Case, Instance
 from bench.core.samplers import Samplers
-from bench.layer import weight_copies
 from bench.op import steps_a_sample
 from bench.quant.validate import relative
 from pykernels.layer import available_bytes

@@ -12,9 +12,9 @@ from bench.core.attention_arms import INSIDE, AttentionArm, Plan, make_arms, sdp
 from bench.core.attention_cases import Cell, Inputs
 from bench.core.attention_results import Entry, key, session_entry, traced_keys
 from bench.core.ceiling import Ceiling
+from bench.core.copies import weight_copies
 from bench.core.document import Document, write_atomically
 from bench.core.measure import Rotation, no_garbage_collection
-from bench.layer import weight_copies
 from pykernels.layer import available_bytes
 
 

@@ -8,13 +8,13 @@ import torch
 
 import pykernels as pk
 from bench.core import cli, device_trace, ladder, results, statistics
-from bench.core.ceiling import Ceiling
 from bench.core.device_trace import Traced
 from bench.core.document import Document
 from bench.core.floors import OpBytes
 from bench.core.intervals import union_ns
 from bench.core.measure import Arm
 from bench.core.results import bandwidth
+from bench.core.run import Measurement
 from bench.core.tables import percent
 from bench.study import accounting, drift, step_arms
 from bench.study.step_drivers import Driver
@@ -264,11 +264,14 @@ def block_timelines(arms: Sequence[Arm], traces: Mapping[str, Traced], settings:
     return found
 
 
-def make_ladders(arms: Sequence[Arm], ceiling: Ceiling, settings: Settings, traces: Mapping[str, Traced]) -> Document:
+def make_ladders(found: Measurement, settings: Settings) -> Document:
     """The keys `ladder` and `ladder_notes`: one a backend and fusion whose eager arm was measured."""
+    if found.ceiling is None:
+        return {"ladder": {}, "ladder_notes": {}}
     chain = ladder.CUDA_CHAIN if settings.device.type == "cuda" else ladder.CPU_CHAIN
     return results.make_ladders(
-        arms, ceiling.read_gbs(), lambda fusion: step_bytes(settings, fusion), settings.spec_bandwidth[0], chain, traces
+        found.arms, found.ceiling.read_gbs(), lambda fusion: step_bytes(settings, fusion), settings.spec_bandwidth[0],
+        chain, found.traces,
     )  # fmt: skip
 
 
