@@ -101,8 +101,10 @@ def close(
     **written: Any,
 ) -> int:
     """Print the document, write the files (`written`: further arguments of Outputs.write), return the exit status."""
-    show(document, Console())
-    outputs.write(document, **written)
+    try:
+        show(document, Console())
+    finally:  # whoever reads the tables may have gone away, as `head` does: the files are still wanted
+        outputs.write(document, **written)
     if document["interrupted"]:
         return cli.INTERRUPTED
     found = [entry for key in ("arms", "ops", "sessions") for entry in document.get(key, ())]
