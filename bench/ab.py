@@ -5,6 +5,7 @@ python -m bench.ab --a=native/none:native --b=native/block:native --sessions=10 
 A speed-up is A / B: above 1, B is the faster. Thresholds are registered beforehand in a file (--thresholds).
 """
 
+import statistics
 import sys
 import tempfile
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from bench.core.progress import progress
 from bench.core.run import close
 from bench.core.tables import microseconds
 from bench.study import sessions, step_arms
+from bench.study.collect import device_name
 from bench.study.processes import run_module
 
 Session = dict[str, Any]
@@ -69,16 +71,10 @@ def run_session(number: int, arguments: list[str], limit_s: float) -> tuple[Sess
         return {"session": number, "status": outcome.status, "reason": outcome.reason}, None
 
 
-def device_name(result: Document) -> str:
-    """What the sessions ran on, by name."""
-    machine = result["environment"]
-    return (machine["gpu"]["name"] if result["device"] == "cuda" else machine["cpu"]["model"]) or "unknown"
-
-
 def median_of(values: list[float | None]) -> float | None:
-    """The middle one of what is there."""
-    there = sorted(value for value in values if value is not None)
-    return there[len(there) // 2] if there else None
+    """The median of what is there; None where nothing is."""
+    there = [value for value in values if value is not None]
+    return statistics.median(there) if there else None
 
 
 @dataclass

@@ -20,7 +20,7 @@ from bench.backends import MODES, Backend, Workload, arms_of, by_name, registry
 from bench.backends.plugin import KINDS, Journal, load_layer, parse_backends
 from bench.core import cli, controls, environment, floors, ladder, measure, results
 from bench.core.ceiling import Ceiling
-from bench.core.copies import weight_copies
+from bench.core.copies import layers_a_sample, weight_copies
 from bench.core.device_trace import Traced
 from bench.core.document import Document
 from bench.core.errors import flag_error
@@ -31,9 +31,6 @@ from pykernels.layer import available_bytes
 from pykernels.models import ModelSpec
 
 _PROGRAM = "bench.layer"
-
-# Eight layers last half a millisecond and more: the microsecond or two of an event are lost in them.
-_CUDA_REPEATS = 8
 
 
 @dataclass
@@ -67,13 +64,6 @@ class Settings:
     def torch_dtype(self) -> torch.dtype:
         """--dtype as torch names it."""
         return cli.DTYPES[self.dtype]
-
-
-def steps_a_sample(asked: int, copies: int, device: torch.device) -> int:
-    """--repeats, or where that is 0 one step on a CPU, and on a GPU eight or as many more as there are copies."""
-    if asked:
-        return asked
-    return _CUDA_REPEATS + -_CUDA_REPEATS % copies if device.type == "cuda" else 1
 
 
 def check_memory(settings: Settings, layer_bytes: int, copies: int) -> None:
@@ -150,7 +140,7 @@ def document_of(
     on_cuda = device.type == "cuda"
     layer_bytes, cache_mb = layers[0].weights.n_bytes, environment.last_level_cache_bytes(device) / 1e6
     rotation = "1 copy" if len(layers) == 1 else f"{len(layers)} copies in rotation"
-    repeats = steps_a_sample(settings.repeats, len(layers), device)
+    repeats = layers_a_sample(settings.repeats, len(layers), device)
     streamed = partial(streamed_bytes, settings)
     entries = [results.arm_document(arm, streamed(arm.fusion), found.bandwidths, found.arms) for arm in found.arms]
     if on_cuda:
@@ -198,7 +188,7 @@ def run(settings: Settings) -> tuple[Document, Measurement]:
     layers = cli.usage(lambda: make_layers(settings))
     if layers[0].weights.is_int4:
         settings.int4_format = cli.usage(layers[0].weights.int4_format)
-    repeats = steps_a_sample(settings.repeats, len(layers), device)
+    repeats = layers_a_sample(settings.repeats, len(layers), device)
     workload = Workload.of(layers, repeats)
     arms = [
         arm

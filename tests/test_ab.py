@@ -30,6 +30,12 @@ def test_two_sessions(capsys, tmp_path):
     assert "UNDECIDED: 2 finished sessions, the rule asks for 5" in result.out
 
 
+def test_the_median_of_the_sessions_that_have_a_clock():
+    assert ab.median_of([4.0, None, 1.0, 3.0]) == 3.0
+    assert ab.median_of([4.0, None, 1.0]) == 2.5, "of an even number the mean of the two in the middle"
+    assert ab.median_of([None]) is None
+
+
 def test_a_session_that_fails_costs_itself_alone(capsys, monkeypatch, tmp_path):
     true, calls = ab.run_module, iter(range(10))
 

@@ -12,7 +12,7 @@ from bench.backends import Workload, arms_of
 from bench.backends import native as layer_backend
 from bench.backends.int4 import Int4Kernel, gate_depth
 from bench.core import floors
-from bench.core.copies import weight_copies
+from bench.core.copies import layers_a_sample, weight_copies
 from bench.core.document import Document
 from bench.core.errors import flag_error
 from bench.core.measure import Arm, Rotation, unsupported
@@ -278,7 +278,7 @@ def layer_group(spec: ModelSpec, settings: Settings) -> Group:
             )
             for copy in range(copies)
         ]  # fmt: skip
-        repeats = settings.repeats or (8 + -8 % copies if settings.device.type == "cuda" else 1)
+        repeats = layers_a_sample(settings.repeats, copies, settings.device)
         workload = Workload.of(layers, repeats)
         of_weights = arms_of(layer_backend.Native, workload, settings.modes, ["block"])
         for arm in of_weights:
