@@ -117,6 +117,20 @@ def test_a_wrong_arm_has_no_time_and_fails_the_run(capsys, monkeypatch, tmp_path
         assert arm["status"] == "wrong" and arm["wall_us"] is None and arm["paper"] is None
 
 
+def test_a_token_that_is_not_the_argmax_is_wrong():
+    """Right logits, and beside them another token: no failure of the arm, but a wrong result of it."""
+    model = pk.DecodeModel(TINY, pk.ModelWeights.random(TINY), 40)
+    oracle = step_arms.Oracle(model, 32)
+    driver = step_drivers.NativeDriver(model, "block", "native")
+    check = step_arms.checker(driver, oracle)
+    assert check().ok
+    right, step = model.token.tolist(), driver.step
+    driver.step = lambda: (step(), model.token.add_(1))
+    comparison = check()
+    assert not comparison.ok and comparison.max_rel_error <= comparison.tolerance
+    assert comparison.message == f"token must be the argmax of the logits, {right}, got {[right[0] + 1]}"
+
+
 def test_a_local_folder(capsys, tmp_path):
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
