@@ -16,7 +16,6 @@ from bench.backends.compile import compiler_reason
 from bench.backends.plain import PlainLayer
 from bench.backends.torch_layer import Attention, LayerCache
 
-
 # Torch gives up on code that it has compiled eight times, and every shape of a process is one compilation.
 _MAX_SHAPES = 512
 
