@@ -5,6 +5,7 @@ Without them the same arguments go through a fake (tests/test_plugins.py), and n
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -101,7 +102,7 @@ FAULTS = {
 }
 
 
-def drivers(name, tmp_path) -> tuple[list[str], str]:
+def arguments(name, tmp_path) -> tuple[list[str], Path]:
     """The arguments of bench.layer for one of them beside native and sdpa, and the document it writes."""
     source = {"attention": PLUGINS / "does_not_compile.cu", "gqa_decode": GQA_DECODE}
     path, output = source.get(name, PLUGINS / "misbehaving.cu"), tmp_path / f"{name}.json"
@@ -114,7 +115,7 @@ def drivers(name, tmp_path) -> tuple[list[str], str]:
 
 
 def test_each_costs_its_own_arms_only(tmp_path):
-    runs = {name: drivers(name, tmp_path) for name in FAULTS}
+    runs = {name: arguments(name, tmp_path) for name in FAULTS}
     with ThreadPoolExecutor(len(runs)) as together:  # nothing here looks at a time
         results = dict(zip(runs, together.map(
             lambda run_of: run("bench.layer", *run_of[0], timeout_s=300), runs.values()
