@@ -61,6 +61,13 @@ def test_on_the_cpu(capsys, tmp_path):
     assert (tmp_path / "a.csv").read_text().count("gqa_decode") == len(document["arms"])
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     assert not (tmp_path / "a.running").exists()
+    assert run_here(capsys, "bench.report", str(tmp_path)).status == 0
+    report = (tmp_path / "report" / "report.md").read_text()
+    assert (
+        "## Attention alone, over contexts" in report and ": 8/2x64 (tiny), batch 2: eager, us a call | kv 33" in report
+    )
+    assert "figures/attention-contexts.png" in report
+    assert (tmp_path / "report" / "figures" / "attention-contexts.svg").read_text().count("<svg") == 1
 
 
 @pytest.fixture(scope="module")
@@ -290,7 +297,11 @@ def test_every_arm_at_three_group_sizes(capsys, tmp_path):
     by_arm = {(row[0], row[1]): row[2:] for row in rows}
     assert all(cell.startswith("ok, ") for cell in by_arm["sdpa-flash", "eager"])
     assert by_arm["sdpa-cudnn", "eager"] == ["unsupported"] * 3
-    assert "| sdpa-math | eager | ok, " in (tmp_path / "g.md").read_text() and "CUDA devices only" in flat(result.out)
+    assert "| sdpa-math | eager | ok, " in (tmp_path / "g.md").read_text()
+    assert run_here(capsys, "bench.report", str(tmp_path)).status == 0
+    report = (tmp_path / "report" / "report.md").read_text()
+    assert "| sdpa-math | eager | ok, " in report and "attention-contexts" not in report
+    assert "CUDA devices only" in flat(result.out)
     assert_refused(run_here(capsys, "bench.attention", *HERE, "--gate", "--plot=x.png"), "--plot=x.png", "--gate")
 
 

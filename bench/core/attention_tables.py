@@ -178,6 +178,11 @@ def gate_title(document: Document) -> str:
     return f"Against the float64 oracle, kv {contexts}, batch {batches}: the largest error, relative to a row's largest"
 
 
+def aa_lines(document: Document) -> list[str]:
+    """What its A/A control found; nothing where it has none."""
+    return attention_aa.lines(document.get("aa", []))
+
+
 def headline(document: Document) -> str | None:
     """The cell that is shown arm by arm: batch 1 where there is one, the context next to the study's, a shape of
     Llama's where there is one."""
@@ -265,7 +270,7 @@ def print_document(document: Document, console: Console) -> None:
     for title, grid in context_grids(document):
         console.print()
         console.print(make_table(title, grid, console.width))
-    for line in (*refusals(document), *attention_aa.lines(document.get("aa", []))):
+    for line in (*refusals(document), *aa_lines(document)):
         console.print(Text(line))
 
 
@@ -281,7 +286,7 @@ def write_markdown(path: Path, document: Document) -> None:
             break
         lines += markdown_table(f"{shape}: mean ± SD over sessions of their medians", cell_grid(entries))
         lines += [*(f"- {line}" for line in choices(entries, _sdpa_of(document, shape))), ""]
-    said = (*refusals(document), *attention_aa.lines(document.get("aa", [])))
+    said = (*refusals(document), *aa_lines(document))
     lines += [*(f"- {line.strip()}" for line in said), "", f"Reproduce: `{document['command']}`"]
     write_atomically(path, ("\n".join(lines) + "\n").encode())
 
