@@ -10,6 +10,7 @@ from fake_gpu import HOST_US, KERNEL_US, fake_gpu
 
 import pykernels as pk
 from bench import attention
+from bench.backends.compile import compiler_reason
 from bench.backends.sdpa import Sdpa
 from bench.core import attention_aa, attention_arms, attention_cases, attention_results, attention_tables, cli
 from bench.core.attention_arms import Plan
@@ -160,6 +161,19 @@ def test_a_wrong_kernel_is_never_timed(monkeypatch):
     native, sdpa = made(["native", "sdpa"])
     assert native.status == "ok"
     assert sdpa.status == "wrong" and sdpa.sampler is None and "got" in sdpa.reason
+
+
+@pytest.mark.skipif(compiler_reason(torch.device("cpu")) is not None, reason="no C++ compiler")
+def test_flex_compiles_every_shape():
+    """Torch allows eight compilations of a function, unless told otherwise; here one, and two shapes."""
+    torch._dynamo.reset()
+    found = []
+    with torch._dynamo.config.patch(recompile_limit=1):
+        for cell in attention_cases.cells([pk.models.get("tiny")], [24, 40], [1]):
+            inputs = attention_cases.Inputs(cell, torch.bfloat16, torch.device("cpu"), 0)
+            plan = Plan(["flex"], ["eager"], ["outside"], 4, 1)
+            found += attention_arms.make_arms([inputs], plan, Rotation(1), lambda name: None)
+    assert [(arm.status, arm.reason) for arm in found] == [("ok", None)] * 2
 
 
 def test_sdpa_s_refusal_in_its_own_words(monkeypatch):

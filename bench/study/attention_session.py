@@ -115,7 +115,7 @@ class Session:
     def run(self, advance: Callable[[], None]) -> None:
         """Every cell that is not there yet, and then the traces."""
         there = {entry["shape"] for entry in self.entries}
-        ceiling = Ceiling(self.settings.device)
+        ceiling = None if self.settings.gate_only else Ceiling(self.settings.device)
         for cell in self.settings.cells:
             if cell.shape not in there:
                 self._cell(cell, ceiling)
@@ -130,7 +130,7 @@ class Session:
                 advance()
             self._save()
 
-    def _cell(self, cell: Cell, ceiling: Ceiling) -> None:
+    def _cell(self, cell: Cell, ceiling: Ceiling | None) -> None:
         settings, plan = self.settings, self.settings.plan
         n_bytes = cell.bytes(settings.torch_dtype)
         spec_gbs = settings.spec_bandwidth[0]
@@ -142,7 +142,7 @@ class Session:
             for arm in arms:
                 arm.fail(error)
         bandwidths: Document = {"read_gbs": None, "copy_gbs": None}
-        if not settings.gate_only:
+        if ceiling:
             bandwidths = self._time(cell, arms, len(copies), ceiling)
         for arm in arms:
             survived(arm, settings.device)
