@@ -18,7 +18,7 @@ from bench.core import cli
 from bench.core.document import Document, write_atomically
 from bench.core.errors import flag_error
 from bench.core.tables import microseconds, percent
-from bench.study import collect, cost, paper
+from bench.study import collect, cost, paper, peer_sections
 from bench.study.collect import Folder
 from bench.study.page import Grid, Section, as_html, as_markdown
 
@@ -274,7 +274,8 @@ def make_sections(folder: Folder, prices: Sequence[str]) -> list[Section]:
     """Every part that the folder has documents for."""
     made = [
         environment_section(folder), steps_section(folder), block_section(folder), speedup_section(folder),
-        attention_section(folder), int4_section(folder), comparison_section(folder),
+        attention_section(folder), peer_sections.backends_section(folder, picture),
+        peer_sections.stack_section(folder, picture), int4_section(folder), comparison_section(folder),
         cost_section(folder, prices),
     ]  # fmt: skip
     return [section for section in made if section is not None]
