@@ -320,6 +320,28 @@ def test_machine_code_that_cannot_be_looked_at(capsys, monkeypatch, built, found
     assert result.status == 0 and "--arch=sm89: unsupported: " in result.out and words in flat(result.out)
 
 
+@pytest.mark.parametrize(
+    ("architectures", "ran"), [("90a-real", False), ("89-real 90a-real", False), ("89-virtual 90a-real", True)]
+)
+def test_ptx_runs_without_any_tool_and_without_machine_code(capsys, monkeypatch, architectures, ran):
+    monkeypatch.setattr(pk.runtime, "build_info", lambda: {"cuda": True, "cuda_architectures": architectures})
+    monkeypatch.setattr(machine_code, "reason", lambda: "cuobjdump is not here")
+    monkeypatch.setattr("bench.core.cli.device", lambda flag: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    commands = []
+
+    def run(command, env, **rest):
+        commands.append((command[2:], env["CUDA_FORCE_PTX_JIT"]))
+        return subprocess.CompletedProcess(command, 1, "native: WRONG in 3 of 9 trials", "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    result = run_here(capsys, "bench.int4", "--arch=sm89")
+    assert "unsupported: cuobjdump is not here" in result.out and result.status == (1 if ran else 0)
+    assert ("native: WRONG in 3" in flat(result.out)) == ran == ("PTX for sm_89: there" in result.out)
+    assert commands == [(["bench.int4", "--validate", "--kernel=native", "--device=cuda"], "1")] * ran
+
+
 @pytest.mark.parametrize("poor", [False, True])
 def test_the_command_judges_machine_code(capsys, monkeypatch, poor):
     kernels = machine_code.read(SASS, RESOURCES)[: 3 if poor else 2]
