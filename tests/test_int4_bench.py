@@ -339,6 +339,7 @@ def test_ptx_runs_without_any_tool_and_without_machine_code(capsys, monkeypatch,
     result = run_here(capsys, "bench.int4", "--arch=sm89")
     assert "unsupported: cuobjdump is not here" in result.out and result.status == (1 if ran else 0)
     assert ("native: WRONG in 3" in flat(result.out)) == ran == ("PTX for sm_89: there" in result.out)
+    assert ("89-virtual;90a-real" in flat(result.out)) == (not ran)
     assert commands == [(["bench.int4", "--validate", "--kernel=native", "--device=cuda"], "1")] * ran
 
 
