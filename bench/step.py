@@ -146,7 +146,8 @@ def run(settings: Settings) -> Document:
                     timelines = block_timelines(arms, traces, settings)
                 elif "native" in settings.backends:
                     ops = anatomy(model, settings, bandwidths)
-                per_layer = count_launches_per_layer(model, settings)
+                ran = dict.fromkeys(arm.backend for arm in arms if arm.status == "ok")
+                per_layer = count_launches_per_layer(model, settings, ran)
             except KeyboardInterrupt:
                 finished = False
         ladders = make_ladders(arms, ceiling, settings, traces)

@@ -25,6 +25,10 @@ from bench.core.samplers import Samplers, capture_each
 class _Calls(TorchDispatchMode):
     """Notes the ops that compute something: neither views nor bare allocations."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else torch imports its compiler, which takes a process a second and is not used here
+
     def __init__(self) -> None:
         super().__init__()
         self.names: list[str] = []
