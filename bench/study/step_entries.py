@@ -107,6 +107,9 @@ def arm_document(arm: Arm, settings: Settings, ceiling: Document, device_name: s
             ceiling["spec_gbs"], f"launchtax {pk.__version__} bench.step",
         )  # fmt: skip
         entry["drift"] = vars(drift.test(arm.samples_us))
+        for other in arms:
+            if (other.backend, other.mode, other.status) == ("transformers", "eager", "ok"):
+                entry["speedup_over_transformers"] = results.ratio(other.kept_us, arm.kept_us)
     return entry
 
 
@@ -152,6 +155,8 @@ def lines(document: Document) -> list[str]:
             continue
         name = f"{entry['backend']}/{entry['fusion']}" if entry["fusion"] else entry["backend"]
         words = [f"R_floor {share(entry['paper']['R_floor'])}", f"{percent(entry['share_of_read'])} of the ceiling"]
+        if (ratio := entry.get("speedup_over_transformers")) and entry["backend"] != "transformers":
+            words.append(f"{ratio['p50']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}] times as fast as transformers")
         if entry["launches_per_layer"]:
             words.append(f"{entry['launches_per_layer']} launches a layer")
         if profile := entry.get("profile"):
@@ -166,10 +171,10 @@ def lines(document: Document) -> list[str]:
 
 
 def count_launches_per_layer(model: pk.DecodeModel, settings: Settings, names: Collection[str]) -> dict[str, int]:
-    """By arm of `native` and by torch backend, of the named ones: what one more layer adds to a step, counted on models of one layer and
-    of two: by a trace on a GPU where one can be taken, else as the driver counts. The models borrow the first layer's
-    weights and the first rows of the tables: little memory is taken but for their caches, which are as long as the
-    context, since what torch's attention launches depends on it."""
+    """By arm of `native` and by torch backend, of the named ones: what one more layer adds to a step, counted on models
+    of one layer and of two: by a trace on a GPU where one can be taken, else as the driver counts. The models borrow
+    the first layer's weights and the first rows of the tables: little memory is taken but for their caches, which are
+    as long as the context, since what torch's attention launches depends on it."""
     counts: dict[str, int] = {}
     models = []
     for n_layers in (1, 2):
