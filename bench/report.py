@@ -262,11 +262,15 @@ def cost_section(folder: Folder, flags: Sequence[str]) -> Section:
     unpriced = dict.fromkeys(row["device_name"] for row in steps if not cost.price_of(row["device_name"], known))
     for device in unpriced:
         section.words.append(f"No price is known for {device}: give --price.")
+    for price in dict.fromkeys(row.price for row in rows):
+        section.words.append(
+            f"Price of an {price.gpu}: {number(price.usd_per_hour, 2)} USD an hour ({price.date}, {price.source})."
+        )
     section.words.append("A million tokens on a machine that does nothing else: no idle time, network or storage.")
     section.grids.append((
-        ["", "device", "model", "ctx", "batch", "arm", "step ms", "USD/h", "price of", "USD a million tokens"],
+        ["", "device", "model", "ctx", "batch", "arm", "step ms", "USD/h", "USD a million tokens"],
         [[r.origin, r.gpu, r.model, str(r.ctx), str(r.batch), r.arm, number(r.step_ms), number(r.price.usd_per_hour, 2),
-          f"{r.price.date}, {r.price.source}", number(r.usd_per_million_tokens, 2)] for r in rows],
+          number(r.usd_per_million_tokens, 2)] for r in rows],
     ))  # fmt: skip
     section.figures.append(picture("cost", "USD a million tokens", lambda: figures.cost(rows)))
     return section
