@@ -18,6 +18,7 @@
 #   ROW_MODEL=qwen2.5-7b ROW_BATCHES=4                        the row
 #   ARMS=native/block:eager,native/block:graph,native/block:graph-pdl,sdpa:eager,sdpa:graph      of every cell
 #   PAIRS="sdpa:eager=sdpa:graph ..." SESSIONS=10      a=b, more between spaces; what is reported is a / b
+#   LIMIT_S=600   seconds that a cell or a session may take
 #   FLAGS=""      more flags for bench.step, bench.sweep and bench.ab alike, such as --layers=4
 #   PRICES=""     flags for the report, such as --price=H200=3.99
 #
@@ -27,7 +28,7 @@ out=${1:-results}
 python=${2:-python3}
 mkdir -p "$out" || exit 2
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} COLUMNS=${COLUMNS:-120}
-model=${MODEL:-qwen2.5-7b} ctx=${CTX:-2048} contexts=${CONTEXTS:-2048,4096,8192,16384}
+limit_s=${LIMIT_S:-600} model=${MODEL:-qwen2.5-7b} ctx=${CTX:-2048} contexts=${CONTEXTS:-2048,4096,8192,16384}
 arms=${ARMS:-native/block:eager,native/block:graph,native/block:graph-pdl,sdpa:eager,sdpa:graph}
 # Graphs on against off, in torch and here; programmatic launches; fusion without graphs and in them; fusion alone
 # against graphs alone; and the best of either side.
@@ -50,14 +51,15 @@ part() {  # name of the part, module, its arguments
 part step bench.step --model="$model" --ctx="$ctx" "${flags[@]}" \
     --json="$out/step.json" --md="$out/step.md" --plot="$out/step.png"
 part sweep bench.sweep --out="$out/cells" --model="${MODELS:-study}" --ctx="$contexts" --batch="${BATCHES:-1}" \
-    --arm="$arms" "${flags[@]}"
+    --arm="$arms" --limit-s="$limit_s" "${flags[@]}"
 part sweep bench.sweep --out="$out/cells" --model="${ROW_MODEL:-qwen2.5-7b}" --ctx="$contexts" \
-    --batch="${ROW_BATCHES:-4}" --arm="$arms" "${flags[@]}"
+    --batch="${ROW_BATCHES:-4}" --arm="$arms" --limit-s="$limit_s" "${flags[@]}"
 both=$(printf '%s\n' "${pairs[@]//=/$'\n'}" | awk '!seen[$0]++' | paste -sd,)
 for pair in "${pairs[@]}"; do
     name=${pair//[\/:=]/-}
-    part ab bench.ab --a="${pair%%=*}" --b="${pair#*=}" --arms="$both" --keep="$out/.sessions" --model="$model" \
-        --ctx="$ctx" --sessions="${SESSIONS:-10}" "${flags[@]}" --json="$out/ab-$name.json"
+    part ab bench.ab --a="${pair%%=*}" --b="${pair#*=}" --arms="$both" --keep="$out/.sessions" \
+        --model="$model" --ctx="$ctx" --sessions="${SESSIONS:-10}" --limit-s="$limit_s" "${flags[@]}" \
+        --json="$out/ab-$name.json"
 done
 part report bench.report "$out" "${prices[@]}"
 if ((${#failed[@]})); then
