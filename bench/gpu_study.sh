@@ -33,7 +33,8 @@ arms=${ARMS:-native/block:eager,native/block:graph,native/block:graph-pdl,sdpa:e
 # Graphs on against off, in torch and here; programmatic launches; fusion without graphs and in them; fusion alone
 # against graphs alone; and the best of either side.
 read -r -a pairs <<< "${PAIRS:-sdpa:eager=sdpa:graph native/block:eager=native/block:graph \
-    native/block:graph=native/block:graph-pdl native/none:eager=native/block:eager native/none:graph=native/block:graph \
+    native/block:graph=native/block:graph-pdl native/none:eager=native/block:eager \
+    native/none:graph=native/block:graph \
     native/none:graph=native/block:eager sdpa:graph=native/block:graph-pdl}"
 read -r -a flags <<< "${FLAGS:-}"
 read -r -a prices <<< "${PRICES:-}"
