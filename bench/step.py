@@ -157,7 +157,8 @@ def run(settings: Settings) -> Document:
             looked["timelines"] = block_timelines(arms, found.traces, settings)
         elif "native" in settings.backends:
             looked["ops"] = anatomy(model, settings, found.bandwidths)
-        looked["launches_per_layer"] = count_launches_per_layer(model, settings)
+        ran = dict.fromkeys(arm.backend for arm in arms if arm.status == "ok")
+        looked["launches_per_layer"] = count_launches_per_layer(model, settings, ran)
 
     found.take(settings.warmup, settings.steps, look_closer)
     return document_of(settings, found, looked, machine.document())
