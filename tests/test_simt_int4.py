@@ -91,7 +91,7 @@ def test_the_usual_case_with_fewer_warps(batch, shared_kb):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("exponent", [-108, -60, -24, 0, 12, 15, 60, 126])
+@pytest.mark.parametrize("exponent", [-108, -60, -24, 0, 12, 15, 60, 108])
 def test_x_of_any_magnitude(exponent, dtype):
     """x is brought to whole numbers by a power of two of its own every 128 columns."""
     if dtype == torch.float16 and not -24 <= exponent <= 12:
