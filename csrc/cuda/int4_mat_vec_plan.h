@@ -163,7 +163,7 @@ constexpr Int4Divisor int4_divisor(int d) {
 
 struct Int4OnePhasePlan {
     bool fits;  // otherwise Int4MatVecPlan takes it
-    int blocks, warps;
+    int blocks, warps, warps_log2;
     int block_units, longer_blocks;  // the first so many blocks have one unit more
     int pieces;                      // of a tile
     int group_shift;                 // 2^group_shift times 128 columns are a group
@@ -199,7 +199,8 @@ inline Int4OnePhasePlan plan_int4_one_phase(const Int4MatVecSizes& sizes, bool i
     if (items * int4_max_warps * items >= int64_t{1} << 32) return plan;
     for (const int i : {0, 1})
         plan.by_items[i] = int4_divisor(int4_tiles(plan.block_units + i) * plan.pieces);
-    for (plan.warps = int4_max_warps; plan.warps >= 4 && !plan.fits; plan.warps -= 4) {
+    for (plan.warps_log2 = 4; plan.warps_log2 >= 2 && !plan.fits; --plan.warps_log2) {
+        plan.warps = 1 << plan.warps_log2;
         plan.sums_offset = plan.warps * int4_one_phase_stages * int4_one_phase_stage_bytes;
         plan.squares_offset = plan.sums_offset + (plan.warps + tiles - 1) * int4_tile_rows * sizes.batch * 16;
         plan.factors_offset = int4_round_up(plan.squares_offset + sizes.batch * plan.warps * 4, 128);

@@ -47,10 +47,14 @@ struct Int4Share {
         begin = block * plan.block_units + min(block, plan.longer_blocks);
         units = plan.block_units + (block < plan.longer_blocks);
         items = int4_tiles(units) * plan.pieces;
-        first_item = int4_first_item(items, warp, plan.warps);
-        last_item = int4_first_item(items, warp + 1, plan.warps);
+        first_item = first_of(plan, warp);
+        last_item = first_of(plan, warp + 1);
         first_tile = divide(first_item, plan.by_pieces);
         first_piece = first_item - first_tile * plan.pieces;
+    }
+    // int4_first_item, where warps are a power of two.
+    __device__ __forceinline__ int first_of(const Int4OnePhasePlan& plan, int warp) const {
+        return items * warp >> plan.warps_log2;
     }
 };
 
@@ -316,9 +320,7 @@ __global__ void __launch_bounds__(int4_max_threads, 1)
         float sum_a = 0, sum_b = 0, scale = 1;
 #pragma unroll 1
         for (int w = begin; w <= end; ++w) {
-            if (int4_first_item(share.items, w, plan.warps) ==
-                int4_first_item(share.items, w + 1, plan.warps))
-                continue;
+            if (share.first_of(plan, w) == share.first_of(plan, w + 1)) continue;
             const float* part =
                 sums + (((w + of_tile) * int4_tile_rows + unit % int4_tile_units) * batch + b) * 4;
             const float4 a = load(reinterpret_cast<const float4*>(part)),

@@ -204,8 +204,8 @@ void test_int4_one_phase_plan(const char* what, const Int4MatVecSizes& sizes, co
           context("pieces"));
     // The parts follow one another, each as long as what it holds; and no second block fits beside this one.
     const int most = plan.block_units + (plan.longer_blocks > 0), tiles = int4_tiles(most);
-    CHECK(plan.warps >= 4 && plan.warps <= int4_max_warps && plan.warps % 4 == 0, "%s: %d", context("warps"),
-          plan.warps);
+    CHECK(plan.warps >= 4 && plan.warps <= int4_max_warps && plan.warps == 1 << plan.warps_log2, "%s: %d",
+          context("warps"), plan.warps);
     CHECK(plan.sums_offset >= plan.warps * int4_one_phase_stages * 16 * (128 + 4), "%s", context("stream"));
     CHECK(plan.squares_offset - plan.sums_offset >= (plan.warps + tiles - 1) * 16 * sizes.batch * 16 &&
               plan.sums_offset % 16 == 0,
