@@ -168,6 +168,7 @@ struct Int4OnePhasePlan {
     int pieces;                      // of a tile
     int group_shift;                 // 2^group_shift times 128 columns are a group
     bool zeros, programmatic;
+    int stages_ahead_of_x;               // of a programmatic launch
     Int4Divisor by_pieces, by_items[2];  // items: of a block with block_units, and of one with one more
     // Shared memory of a block, in this order: the stream of every warp, the sums (a slot for each warp's
     // part of each tile: four floats a row and sequence), the squares of every sequence and warp, the factors
@@ -210,6 +211,9 @@ inline Int4OnePhasePlan plan_int4_one_phase(const Int4MatVecSizes& sizes, bool i
         plan.shared_bytes = static_cast<int>(end);
         if (plan.fits) break;
     }
+    // x comes behind what is asked for before it. Where it is long, or the stream short, all else waits for
+    // it.
+    plan.stages_ahead_of_x = items <= 4 * plan.warps || sizes.width > mat_vec_x_step ? 1 : 2;
     // As in the other mat-vecs two blocks never share an SM.
     const int more_than_half = device.shared_bytes / 2 + 1024;
     if (plan.shared_bytes < more_than_half) plan.shared_bytes = more_than_half;

@@ -94,22 +94,22 @@ struct Int4LineCopies {
     }
 
     __device__ __forceinline__ void begin_tile() {
+        // A lane finds one row, and has those that it copies of from the lanes that found them.
         const int lane = static_cast<int>(threadIdx.x) % warp_size;
+        const Int4Row at = row(tile, lane % int4_tile_units, lane / int4_tile_units % 2);
+        const Int4WeightParams& weight = Op::weight(params, at.weight);
+        const auto begin = reinterpret_cast<uintptr_t>(
+            weight.packed + int64_t{at.row} * (Op::width(params) / 2) + piece * int4_piece_bytes);
 #pragma unroll
         for (int side = 0; side < 2; ++side) {
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
-                const Int4Row at = row(tile, half * rows_at_once + lane / 8, side);
-                from[side][half] = Op::weight(params, at.weight).packed +
-                                   int64_t{at.row} * (Op::width(params) / 2) + piece * int4_piece_bytes +
-                                   lane % 8 * 16;
+                const int place = side * int4_tile_units + half * rows_at_once + lane / 8;
+                from[side][half] =
+                    reinterpret_cast<const uint8_t*>(shuffle_index(begin, place)) + lane % 8 * 16;
             }
         }
-        if (plan.group_shift == 0 && lane < int4_tile_rows) {
-            const Int4Row at = row(tile, lane % int4_tile_units, lane / int4_tile_units);
-            const Int4WeightParams& weight = Op::weight(params, at.weight);
-            scales = static_cast<const T*>(weight.scales) + int64_t{at.row} * weight.n_groups + 2 * piece;
-        }
+        scales = static_cast<const T*>(weight.scales) + int64_t{at.row} * weight.n_groups + 2 * piece;
     }
 
     __device__ __forceinline__ void copy_next() {
@@ -152,10 +152,7 @@ __device__ __forceinline__ void int4_keep_x(const Floats8& x, int column, int ba
     unsigned char* to = x_shared + chunk * int4_digits_bytes;
 #pragma unroll
     for (int digit = 0; digit < int4_digits; ++digit) {
-#pragma unroll
-        for (int low = 0; low < 2; ++low)
-            store(reinterpret_cast<uint32_t*>(to + int4_digits_place(digit, t, word, low)),
-                  digits.words[digit][low]);
+        store(reinterpret_cast<uint2*>(to + int4_digits_place(digit, t, word)), digits.words[digit]);
     }
     if (column % int4_chunk == 0) {
         auto* mine = reinterpret_cast<float4*>(factors + chunk * 4);
@@ -190,7 +187,7 @@ __global__ void __launch_bounds__(int4_max_threads, 1)
     unsigned char* const stages = shared + warp * int4_one_phase_stages * int4_one_phase_stage_bytes;
     Int4LineCopies<Op> copies(params, plan, share, stages);
 #pragma unroll 1
-    for (int i = 0; i < int4_one_phase_stages - 1; ++i) copies.copy_next();
+    for (int i = 0; i < plan.stages_ahead_of_x; ++i) copies.copy_next();
 
     wait_for_producers();
     launch_dependents();
@@ -198,6 +195,8 @@ __global__ void __launch_bounds__(int4_max_threads, 1)
         position = Op::position(params, my_sequence);
         x_columns.load_from(Op::x(params), x_column, width, x_step);
     }
+#pragma unroll 1
+    for (int i = plan.stages_ahead_of_x; i < int4_one_phase_stages - 1; ++i) copies.copy_next();
     float* squares = reinterpret_cast<float*>(shared + plan.squares_offset);
     float2* factors = reinterpret_cast<float2*>(shared + plan.factors_offset);
     unsigned char* x_shared = shared + plan.x_offset;
@@ -208,18 +207,20 @@ __global__ void __launch_bounds__(int4_max_threads, 1)
 #pragma unroll 1
         for (int first = x_column; first < width; first += mat_vec_x_vectors * x_step) {
             if (b > 0 || first != x_column) x_columns.load_from(x, first, width, x_step);
-            if (norm_weight && first != x_column) norm_columns.load_from(norm_weight, first, width, x_step);
-            Columns norms = norm_columns;
-#pragma unroll 1
-            for (int i = 0; i < mat_vec_x_vectors && first + i * x_step < width; ++i) {
-                Floats8 v = unpack8<T>(x_columns.next());
+            if (norm_weight && (b > 0 || first != x_column))
+                norm_columns.load_from(norm_weight, first, width, x_step);
+#pragma unroll
+            for (int i = 0; i < mat_vec_x_vectors; ++i) {
+                const int column = first + i * x_step;
+                if (column >= width) break;
+                Floats8 v = unpack8<T>(x_columns.vectors[i]);
                 if (norm_weight) {
                     sum = dot8(v, v, sum);
-                    const Floats8 w = unpack8<T>(norms.next());
+                    const Floats8 w = unpack8<T>(norm_columns.vectors[i]);
 #pragma unroll
                     for (int j = 0; j < vector_elements; ++j) v[j] *= w[j];
                 }
-                int4_keep_x(v, first + i * x_step, batch, x_shared + b * int4_digits_bytes, factors + b * 4);
+                int4_keep_x(v, column, batch, x_shared + b * int4_digits_bytes, factors + b * 4);
             }
         }
         if (norm_weight) {
@@ -320,7 +321,8 @@ __global__ void __launch_bounds__(int4_max_threads, 1)
         float sum_a = 0, sum_b = 0, scale = 1;
 #pragma unroll 1
         for (int w = begin; w <= end; ++w) {
-            if (share.first_of(plan, w) == share.first_of(plan, w + 1)) continue;
+            // Where there are fewer pieces than warps, some have none.
+            if (share.items < plan.warps && share.first_of(plan, w) == share.first_of(plan, w + 1)) continue;
             const float* part =
                 sums + (((w + of_tile) * int4_tile_rows + unit % int4_tile_units) * batch + b) * 4;
             const float4 a = load(reinterpret_cast<const float4*>(part)),
@@ -329,9 +331,13 @@ __global__ void __launch_bounds__(int4_max_threads, 1)
             sum_b += (other.x + other.y) + (other.z + other.w);
         }
         if (norm_weight) {
+            const float4* mine = reinterpret_cast<const float4*>(squares + b * plan.warps);
             float sum = 0;
-#pragma unroll 1
-            for (int w = 0; w < plan.warps; ++w) sum += load(squares + b * plan.warps + w);
+#pragma unroll 4
+            for (int w = 0; w < plan.warps / 4; ++w) {
+                const float4 four = load(mine + w);
+                sum += (four.x + four.y) + (four.z + four.w);
+            }
             scale = reciprocal_sqrt(sum / static_cast<float>(width) + Op::eps(params));
         }
         Op::finish(params, share.begin + unit, b, extra, sum_a * scale, sum_b * scale);

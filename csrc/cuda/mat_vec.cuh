@@ -50,14 +50,6 @@ struct Columns {
         }
     }
 
-    // The first of them; the others move up, so that a loop over them is as short as its body.
-    __device__ __forceinline__ uint4 next() {
-        const uint4 first = vectors[0];
-#pragma unroll
-        for (int i = 0; i + 1 < mat_vec_x_vectors; ++i) vectors[i] = vectors[i + 1];
-        return first;
-    }
-
     // To a row of shared memory (null: nowhere), times the norm's weight, which lies in the thread's columns
     // of another row (null: no norm). Returns the sum of squares.
     template <class T>

@@ -26,11 +26,11 @@ struct Int4ChunkFactors {
     float sum;
 };
 
-// Eight neighbouring columns of x, as whole numbers in digits: [digit][high nibbles' factors, low nibbles'],
-// a word for the four bytes of the weight's word. Sixteen neighbouring lanes have a chunk; all of a warp
-// call.
+// Eight neighbouring columns of x, as whole numbers in digits: of each digit a word for the four bytes of the
+// weight's word, {what the whole bytes are multiplied by, what the low nibbles are}. Sixteen neighbouring
+// lanes have a chunk; all of a warp call.
 struct Int4Digits {
-    uint32_t words[int4_digits][2];
+    uint2 words[int4_digits];
     Int4ChunkFactors factors;  // of the chunk: the same in all its lanes
 
     __device__ __forceinline__ explicit Int4Digits(const Floats8& x) {
@@ -59,27 +59,28 @@ struct Int4Digits {
 #pragma unroll
         for (int mask = 8; mask > 0; mask /= 2) sum += shuffle_xor(sum, mask);
 
-        // A number plus 0x808080 has its digits, each plus 128, in its bytes. The weight's bytes hold
-        // elements 0, 4, 1, 5 in their low nibbles and 2, 6, 3, 7 in the high ones (docs/int4.md).
-        constexpr uint32_t offset = 0x808080u;
-        uint32_t numbers[2][4];
+        // A number plus 0x8080 has its lower two digits, each plus 128, and its highest in its bytes. The
+        // weight's bytes hold elements 0, 4, 1, 5 in their low nibbles and 2, 6, 3, 7 in the high ones
+        // (docs/int4.md).
+        constexpr uint32_t offset = 0x8080u;
+        uint32_t numbers[2][4];  // the whole bytes' factors, the low nibbles'
 #pragma unroll
         for (int byte = 0; byte < 4; ++byte) {
             const int low = byte / 2 + byte % 2 * 4, high = low + 2;
             numbers[0][byte] = whole[high] + (offset - zero_bits);
             numbers[1][byte] = whole[low] * 16 - whole[high] + (offset - 15 * zero_bits);
         }
-#pragma unroll
-        for (int of = 0; of < 2; ++of) {
-            const uint32_t (&n)[4] = numbers[of];
+        const auto highest = [](const uint32_t (&n)[4]) {
+            return low_halves(select_bytes<0x0062>(n[0], n[1]), select_bytes<0x0062>(n[2], n[3]));
+        };
+        const auto lower = [](const uint32_t (&n)[4], int half) {
             const uint32_t first = select_bytes<0x5140>(n[0], n[1]),
                            second = select_bytes<0x5140>(n[2], n[3]);
-            constexpr uint32_t signs = 0x80808080u;
-            words[0][of] =
-                low_halves(select_bytes<0x0062>(n[0], n[1]), select_bytes<0x0062>(n[2], n[3])) ^ signs;
-            words[1][of] = high_halves(first, second) ^ signs;
-            words[2][of] = low_halves(first, second) ^ signs;
-        }
+            return (half ? high_halves(first, second) : low_halves(first, second)) ^ 0x80808080u;
+        };
+        words[0] = make_uint2(highest(numbers[0]), highest(numbers[1]));
+        words[1] = make_uint2(lower(numbers[0], 1), lower(numbers[1], 1));
+        words[2] = make_uint2(lower(numbers[0], 0), lower(numbers[1], 0));
         factors = {{step * 4096.0f, step * 16.0f, step * 0.0625f},
                    step * static_cast<float>(static_cast<int>(sum))};
     }
@@ -89,20 +90,20 @@ struct Int4Digits {
 // the whole of a row's 16 bytes as they were loaded are one operand. Words 0 and 2 are row g of it, words 1
 // and 3 row g + 8; so column 2 j of the matrix unit has digit j of what words 0 and 2 are multiplied by,
 // column 2 j + 1 that of words 1 and 3, and of the four sums a lane gets, the first and the last are of use.
-// digits: {high nibbles' two words, low nibbles'} of column g.
+// digits, of column g: of words 0 and 2, or 1 and 3, as Int4Digits has them.
 __device__ __forceinline__ int int4_multiply_digits(const uint4& row, const uint4& digits) {
     constexpr uint32_t low_nibbles = 0x0f0f0f0fu;
     int c[4] = {0, 0, 0, 0};
-    mma_u8s8(c, {row.x, row.y, row.z, row.w}, {digits.x, digits.y});
+    mma_u8s8(c, {row.x, row.y, row.z, row.w}, {digits.x, digits.z});
     mma_u8s8(c, {row.x & low_nibbles, row.y & low_nibbles, row.z & low_nibbles, row.w & low_nibbles},
-             {digits.z, digits.w});
+             {digits.y, digits.w});
     return c[0] + c[3];
 }
 
-// Where a word of digits of a chunk lies: [column][lane of four]{high nibbles' two words, low nibbles'}.
-// `word` is the one of a row's four that it is multiplied by.
-__device__ __forceinline__ int int4_digits_place(int digit, int t, int word, int low) {
-    return (2 * digit + word % 2) * 64 + t * 16 + low * 8 + word / 2 * 4;
+// Where the two words of a digit lie in a chunk's: [column][lane of four][words 0 and 2, or 1 and 3]. `word`
+// is the one of a row's four that they are multiplied by.
+__device__ __forceinline__ int int4_digits_place(int digit, int t, int word) {
+    return (2 * digit + word % 2) * 64 + t * 16 + word / 2 * 8;
 }
 constexpr int int4_digits_bytes = int4_digits * 128;  // of a chunk
 

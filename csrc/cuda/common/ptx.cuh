@@ -75,6 +75,12 @@ __device__ __forceinline__ T shuffle_xor(T value, int mask) {
     return __shfl_xor_sync(0xffffffffu, value, mask);
 }
 
+// What lane `lane` has.
+template <class T>
+__device__ __forceinline__ T shuffle_index(T value, int lane) {
+    return __shfl_sync(0xffffffffu, value, lane);
+}
+
 // --- bulk copies (sm_90): the copy engine moves bytes to shared memory and tells a transaction barrier. No
 // kernel uses them at present: rows come in pieces too small for it (docs/kernels.md has the measurement).
 // The executor and its planted faults know them.
