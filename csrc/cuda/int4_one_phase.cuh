@@ -13,7 +13,6 @@
 #include "cuda/int4_block.cuh"
 #include "cuda/mat_vec.cuh"
 
-#include <cstring>
 #include <type_traits>
 
 namespace pykernels::cuda {
@@ -25,19 +24,13 @@ __device__ __forceinline__ int divide(int value, const Int4Divisor& by) {
 // A group's scales, or zero points, of a piece's two chunks of 128 columns: neighbours where a group is a
 // chunk, else one for both.
 template <class Element>
-struct Int4Pair {
-    Element values[2];
-
-    __device__ __forceinline__ void load_from(const Element* row, int piece, int group_shift) {
-        if (group_shift == 0) {
-            using Word = std::conditional_t<sizeof(Element) == 2, uint32_t, uint16_t>;
-            const Word word = load(reinterpret_cast<const Word*>(row) + piece);
-            memcpy(values, &word, sizeof word);
-        } else {
-            values[0] = values[1] = load(row + (2 * piece >> group_shift));
-        }
-    }
-};
+__device__ __forceinline__ uint32_t int4_load_pair(const Element* row, int piece, int group_shift) {
+    using Word = std::conditional_t<sizeof(Element) == 2, uint32_t, uint16_t>;
+    if (group_shift == 0) return load(reinterpret_cast<const Word*>(row) + piece);
+    const auto* bits =
+        reinterpret_cast<const std::conditional_t<sizeof(Element) == 2, uint16_t, uint8_t>*>(row);
+    return uint32_t{load(bits + (2 * piece >> group_shift))} * (sizeof(Element) == 2 ? 0x10001u : 0x101u);
+}
 
 // What a block does: its units, and the shares of its warps.
 struct Int4Share {
@@ -70,7 +63,7 @@ struct Int4LineCopies {
     const Int4Share& share;
     unsigned char* stages;
     int item, tile, piece, stage = 0;
-    const uint8_t* from[2][2];  // [side][half of the tile's units]: this lane's 16 bytes
+    const uint8_t* from[2][2];  // [side][half of the tile's units]: this lane's 16 bytes of the first piece
     const T* scales;            // of lanes 0 to 15, row `lane`'s
 
     __device__ __forceinline__ Int4LineCopies(const typename Op::Params& params, const Int4OnePhasePlan& plan,
@@ -98,8 +91,8 @@ struct Int4LineCopies {
         const int lane = static_cast<int>(threadIdx.x) % warp_size;
         const Int4Row at = row(tile, lane % int4_tile_units, lane / int4_tile_units % 2);
         const Int4WeightParams& weight = Op::weight(params, at.weight);
-        const auto begin = reinterpret_cast<uintptr_t>(
-            weight.packed + int64_t{at.row} * (Op::width(params) / 2) + piece * int4_piece_bytes);
+        const auto begin =
+            reinterpret_cast<uintptr_t>(weight.packed + int64_t{at.row} * (Op::width(params) / 2));
 #pragma unroll
         for (int side = 0; side < 2; ++side) {
 #pragma unroll
@@ -109,7 +102,7 @@ struct Int4LineCopies {
                     reinterpret_cast<const uint8_t*>(shuffle_index(begin, place)) + lane % 8 * 16;
             }
         }
-        scales = static_cast<const T*>(weight.scales) + int64_t{at.row} * weight.n_groups + 2 * piece;
+        scales = static_cast<const T*>(weight.scales) + int64_t{at.row} * weight.n_groups;
     }
 
     __device__ __forceinline__ void copy_next() {
@@ -122,13 +115,11 @@ struct Int4LineCopies {
 #pragma unroll
                 for (int half = 0; half < 2; ++half) {
                     async_copy16(line + (2 * side + half) * rows_at_once * int4_piece_bytes,
-                                 from[side][half]);
-                    from[side][half] += int4_piece_bytes;
+                                 from[side][half] + piece * int4_piece_bytes);
                 }
             }
             if (plan.group_shift == 0 && lane < int4_tile_rows) {
-                async_copy4(to + int4_tile_rows * int4_piece_bytes + lane * 4, scales);
-                scales += 2;
+                async_copy4(to + int4_tile_rows * int4_piece_bytes + lane * 4, scales + 2 * piece);
             }
             ++item;
             if (++piece == plan.pieces && item < share.last_item) {
@@ -152,7 +143,9 @@ __device__ __forceinline__ void int4_keep_x(const Floats8& x, int column, int ba
     unsigned char* to = x_shared + chunk * int4_digits_bytes;
 #pragma unroll
     for (int digit = 0; digit < int4_digits; ++digit) {
-        store(reinterpret_cast<uint2*>(to + int4_digits_place(digit, t, word)), digits.words[digit]);
+        const uint2 words = digits.words[digit];
+        store(reinterpret_cast<uint32_t*>(to + int4_digits_place(digit, t, word, 0)), words.x);
+        store(reinterpret_cast<uint32_t*>(to + int4_digits_place(digit, t, word, 1)), words.y);
     }
     if (column % int4_chunk == 0) {
         auto* mine = reinterpret_cast<float4*>(factors + chunk * 4);
@@ -239,12 +232,12 @@ __global__ void __launch_bounds__(int4_max_threads, 1)
     const int my_line = g * int4_piece_bytes + t * 16, swap = g % 2 * 64;
     const T* scale_rows[2] = {};
     const uint8_t* zero_rows[2] = {};
+    float eighths[2][2] = {{1, 1}, {1, 1}};  // zero points over 8, of both sides' chunks
     float acc[2][sequences] = {};
     int tile = share.first_tile, piece = share.first_piece, stage = 0;
 #pragma unroll 1
     for (int item = share.first_item; item < share.last_item; ++item) {
-        Int4Pair<T> scales[2];
-        Int4Pair<uint8_t> zero_points[2];
+        uint32_t scales[2];
         if (plan.zeros || plan.group_shift != 0) {
 #pragma unroll
             for (int side = 0; side < 2; ++side) {
@@ -255,9 +248,11 @@ __global__ void __launch_bounds__(int4_max_threads, 1)
                     scale_rows[side] = static_cast<const T*>(weight.scales) + first_group;
                     zero_rows[side] = weight.zeros ? weight.zeros + first_group : nullptr;
                 }
-                scales[side].load_from(scale_rows[side], piece, plan.group_shift);
-                zero_points[side] = {{8, 8}};
-                if (zero_rows[side]) zero_points[side].load_from(zero_rows[side], piece, plan.group_shift);
+                scales[side] = int4_load_pair(scale_rows[side], piece, plan.group_shift);
+                const uint32_t zeros =
+                    zero_rows[side] ? int4_load_pair(zero_rows[side], piece, plan.group_shift) : 0x808u;
+                eighths[side][0] = 0.125f * static_cast<float>(zeros & 0xffu);
+                eighths[side][1] = 0.125f * static_cast<float>(zeros >> 8);
             }
         }
         async_wait<int4_one_phase_stages - 2>();
@@ -265,10 +260,10 @@ __global__ void __launch_bounds__(int4_max_threads, 1)
         copies.copy_next();
         const unsigned char* lines = stages + stage * int4_one_phase_stage_bytes;
         if (plan.group_shift == 0) {
-            const T* copied = reinterpret_cast<const T*>(lines + int4_tile_rows * int4_piece_bytes);
-#pragma unroll
-            for (int side = 0; side < 2; ++side)
-                scales[side].load_from(copied, side * int4_tile_units + g, 0);
+            const uint32_t* copied =
+                reinterpret_cast<const uint32_t*>(lines + int4_tile_rows * int4_piece_bytes) + g;
+            scales[0] = load(copied);
+            scales[1] = load(copied + int4_tile_units);
         }
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
@@ -283,10 +278,10 @@ __global__ void __launch_bounds__(int4_max_threads, 1)
                 const float2 factor = load(my_factors + (chunk + b) * 4);
 #pragma unroll
                 for (int side = 0; side < 2; ++side) {
-                    float added = factor.y;  // -8 times the sum of x, in one lane
-                    if (plan.zeros) added *= 0.125f * static_cast<float>(zero_points[side].values[i]);
                     const auto sum = static_cast<float>(int4_multiply_digits(rows[side], digits));
-                    acc[side][b] += to_float(scales[side].values[i]) * fma_float(sum, factor.x, added);
+                    // factor.y is -8 times the sum of x, in one lane
+                    acc[side][b] += (i == 0 ? unpack(scales[side], T{}).x : unpack(scales[side], T{}).y) *
+                                    fma_float(sum, factor.x, factor.y * eighths[side][i]);
                 }
             }
         }

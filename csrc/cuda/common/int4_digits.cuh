@@ -90,20 +90,22 @@ struct Int4Digits {
 // the whole of a row's 16 bytes as they were loaded are one operand. Words 0 and 2 are row g of it, words 1
 // and 3 row g + 8; so column 2 j of the matrix unit has digit j of what words 0 and 2 are multiplied by,
 // column 2 j + 1 that of words 1 and 3, and of the four sums a lane gets, the first and the last are of use.
-// digits, of column g: of words 0 and 2, or 1 and 3, as Int4Digits has them.
+// digits, of column g: of words 0 and 2, or 1 and 3, {what whole bytes are multiplied by, what low nibbles
+// are}.
 __device__ __forceinline__ int int4_multiply_digits(const uint4& row, const uint4& digits) {
     constexpr uint32_t low_nibbles = 0x0f0f0f0fu;
     int c[4] = {0, 0, 0, 0};
-    mma_u8s8(c, {row.x, row.y, row.z, row.w}, {digits.x, digits.z});
+    mma_u8s8(c, {row.x, row.y, row.z, row.w}, {digits.x, digits.y});
     mma_u8s8(c, {row.x & low_nibbles, row.y & low_nibbles, row.z & low_nibbles, row.w & low_nibbles},
-             {digits.y, digits.w});
+             {digits.z, digits.w});
     return c[0] + c[3];
 }
 
-// Where the two words of a digit lie in a chunk's: [column][lane of four][words 0 and 2, or 1 and 3]. `word`
-// is the one of a row's four that they are multiplied by.
-__device__ __forceinline__ int int4_digits_place(int digit, int t, int word) {
-    return (2 * digit + word % 2) * 64 + t * 16 + word / 2 * 8;
+// Where a word of digits lies in a chunk's: [column][lane of four][whole bytes' factors, low nibbles'][words
+// 0 and 2, or 1 and 3]: pairs as the matrix unit takes them. `word` is the one of a row's four that it is
+// multiplied by.
+__device__ __forceinline__ int int4_digits_place(int digit, int t, int word, int low) {
+    return (2 * digit + word % 2) * 64 + t * 16 + low * 8 + word / 2 * 4;
 }
 constexpr int int4_digits_bytes = int4_digits * 128;  // of a chunk
 
