@@ -1,9 +1,9 @@
 """The machine code of our 4-bit kernels for a GPU that is not here: what cuobjdump finds in libpykernels.so.
 
 Checked of every 4-bit mat-vec for that architecture: 16-byte loads from global memory (LDG.E.128, or asynchronous
-copies to shared memory, LDGSTS.E.128, or bulk copies), nibbles cut out by LOP3 with the mask 0x000f000f, and no local
-memory (LDL, STL): a spill or an array that is indexed there costs a trip through the caches for every weight. It says
-nothing about speed.
+copies to shared memory, LDGSTS.E.128, or bulk copies), nibbles cut out by LOP3 with the mask 0x000f000f (for 16-bit
+floats) or 0x0f0f0f0f (for bytes), and no local memory (LDL, STL): a spill or an array that is indexed there costs a trip
+through the caches for every weight. It says nothing about speed.
 """
 
 import os
@@ -23,7 +23,7 @@ _FUNCTION = re.compile(r"^\s*Function : (\S+)")
 _REGISTERS = re.compile(r"^\s*Function (\S+):\s*$|REG:(\d+)")
 _WIDE = re.compile(r"\b(LDG\.E(?:\.\w+)*\.128|LDGSTS\.E(?:\.\w+)*\.128|UBLKCP)")
 _INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(.*?);")
-NIBBLE_MASK = "0xf000f"
+NIBBLE_MASKS = ("0xf000f", "0xf0f0f0f")
 
 
 @dataclass
@@ -46,7 +46,7 @@ class Kernel:
         if not self.lop3:
             self.problems.append("has no LOP3")
         if not self.nibble_masks:
-            self.problems.append(f"masks no pair of nibbles ({NIBBLE_MASK})")
+            self.problems.append(f"masks no nibbles ({' or '.join(NIBBLE_MASKS)})")
         if self.local_memory:
             self.problems.append(f"uses local memory: {self.local_memory} LDL or STL")
 
@@ -99,7 +99,7 @@ def read(sass: str, resources: str = "") -> list[Kernel]:
         for line in lines:
             kernel.wide_loads += bool(_WIDE.search(line))
             kernel.lop3 += "LOP3" in line
-            kernel.nibble_masks += NIBBLE_MASK in line
+            kernel.nibble_masks += any(mask in line for mask in NIBBLE_MASKS)
             kernel.local_memory += bool(re.search(r"\b(LDL|STL)\b", line))
         kernel.judge()
         kernels.append(kernel)
@@ -153,4 +153,6 @@ def demangled(names: list[str]) -> list[str]:
         return names
     result = subprocess.run([program, *names], capture_output=True, text=True, timeout=60)
     lines = result.stdout.splitlines() if result.returncode == 0 else names
-    return [re.sub(r"\(anonymous namespace\)::|^void ", "", line).partition("(")[0] for line in lines]
+    return [
+        re.sub(r"\(anonymous namespace\)::|pykernels::cuda::|\(int\)|^void ", "", line).partition("(")[0] for line in lines
+    ]

@@ -190,7 +190,8 @@ def print_machine_code(architecture: str, kernels: Sequence[Kernel], console: Co
         ))] for name, kernel in zip(names, kernels, strict=True)
     ]  # fmt: skip
     heading = f"Machine code of the 4-bit kernels for {architecture}"
-    console.print(tables.make_table(heading, (columns, rows), console.width))
+    grid = tables.fit((columns, rows), console.width, ["LOP3", "instructions", "LDL, STL"])
+    console.print(tables.make_table(heading, grid, console.width))
     for name, kernel in zip(names, kernels, strict=True):
         for problem in kernel.problems:
             console.print(Text(f"{name}: {problem}"))
