@@ -67,7 +67,7 @@ constexpr int int4_panel_groups(int width, int n_groups, int panel) {
 }
 
 constexpr int int4_tiles(int units) {
-    return (units + int4_tile_units - 1) / int4_tile_units;
+    return static_cast<int>((static_cast<uint32_t>(units) + int4_tile_units - 1) / int4_tile_units);
 }
 
 // Shared memory of a block, in this order: the stream of every warp, the scales of a phase's rows, their zero

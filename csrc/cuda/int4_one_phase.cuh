@@ -21,6 +21,11 @@ __device__ __forceinline__ int divide(int value, const Int4Divisor& by) {
     return by.inverse ? static_cast<int>(uint64_t{static_cast<uint32_t>(value)} * by.inverse >> 32) : value;
 }
 
+// As a number that the compiler knows not to be negative: divided by a shift.
+__device__ __forceinline__ int int4_lane() {
+    return static_cast<int>(threadIdx.x % warp_size);
+}
+
 // A group's scales, or zero points, of a piece's two chunks of 128 columns: neighbours where a group is a
 // chunk, else one for both.
 template <class Element>
@@ -88,11 +93,12 @@ struct Int4LineCopies {
 
     __device__ __forceinline__ void begin_tile() {
         // A lane finds one row, and has those that it copies of from the lanes that found them.
-        const int lane = static_cast<int>(threadIdx.x) % warp_size;
+        const int lane = int4_lane();
         const Int4Row at = row(tile, lane % int4_tile_units, lane / int4_tile_units % 2);
         const Int4WeightParams& weight = Op::weight(params, at.weight);
         const auto begin =
-            reinterpret_cast<uintptr_t>(weight.packed + int64_t{at.row} * (Op::width(params) / 2));
+            reinterpret_cast<uintptr_t>(weight.packed + uint64_t{static_cast<uint32_t>(at.row)} *
+                                                            (static_cast<uint32_t>(Op::width(params)) / 2));
 #pragma unroll
         for (int side = 0; side < 2; ++side) {
 #pragma unroll
@@ -102,12 +108,13 @@ struct Int4LineCopies {
                     reinterpret_cast<const uint8_t*>(shuffle_index(begin, place)) + lane % 8 * 16;
             }
         }
-        scales = static_cast<const T*>(weight.scales) + int64_t{at.row} * weight.n_groups;
+        scales = static_cast<const T*>(weight.scales) +
+                 uint64_t{static_cast<uint32_t>(at.row)} * static_cast<uint32_t>(weight.n_groups);
     }
 
     __device__ __forceinline__ void copy_next() {
         if (item < share.last_item) {
-            const int lane = static_cast<int>(threadIdx.x) % warp_size, row = lane / 8;
+            const int lane = int4_lane(), row = lane / 8;
             unsigned char* to = stages + stage * int4_one_phase_stage_bytes;
             unsigned char* line = to + row * int4_piece_bytes + (lane % 8 ^ row % 2 * 4) * 16;
 #pragma unroll
@@ -115,11 +122,12 @@ struct Int4LineCopies {
 #pragma unroll
                 for (int half = 0; half < 2; ++half) {
                     async_copy16(line + (2 * side + half) * rows_at_once * int4_piece_bytes,
-                                 from[side][half] + piece * int4_piece_bytes);
+                                 from[side][half] + static_cast<uint32_t>(piece) * int4_piece_bytes);
                 }
             }
             if (plan.group_shift == 0 && lane < int4_tile_rows) {
-                async_copy4(to + int4_tile_rows * int4_piece_bytes + lane * 4, scales + 2 * piece);
+                async_copy4(to + int4_tile_rows * int4_piece_bytes + lane * 4,
+                            scales + 2 * static_cast<uint32_t>(piece));
             }
             ++item;
             if (++piece == plan.pieces && item < share.last_item) {
@@ -135,11 +143,12 @@ struct Int4LineCopies {
 
 // One of a thread's vectors of a sequence's x to shared memory. `factors`: [lane of four]{of the sum, what is
 // added}, of the sequence's first chunk.
-__device__ __forceinline__ void int4_keep_x(const Floats8& x, int column, int batch, unsigned char* x_shared,
-                                            float2* factors) {
+__device__ __forceinline__ void int4_keep_x(const Floats8& x, uint32_t column, int batch,
+                                            unsigned char* x_shared, float2* factors) {
     const Int4Digits digits(x);
-    const int chunk = column / int4_chunk * batch, t = column % int4_chunk / 32,
-              word = column % 32 / vector_elements;
+    const int chunk = static_cast<int>(column / int4_chunk) * batch,
+              t = static_cast<int>(column % int4_chunk / 32),
+              word = static_cast<int>(column % 32 / vector_elements);
     unsigned char* to = x_shared + chunk * int4_digits_bytes;
 #pragma unroll
     for (int digit = 0; digit < int4_digits; ++digit) {
@@ -162,7 +171,8 @@ __global__ void __launch_bounds__(int4_max_threads, 1)
                           const __grid_constant__ Int4OnePhasePlan plan) {
     using T = typename Op::T;
     unsigned char* shared = shared_memory();
-    const int thread = static_cast<int>(threadIdx.x), warp = thread / warp_size, lane = thread % warp_size;
+    const int thread = static_cast<int>(threadIdx.x), warp = static_cast<int>(threadIdx.x / warp_size),
+              lane = int4_lane();
     const int g = lane / 4, t = lane % 4;
     const int width = Op::width(params), batch = sequences == 1 ? 1 : Op::batch(params);
     const Int4Share share(plan, static_cast<int>(blockIdx.x), warp);
@@ -213,7 +223,8 @@ __global__ void __launch_bounds__(int4_max_threads, 1)
 #pragma unroll
                     for (int j = 0; j < vector_elements; ++j) v[j] *= w[j];
                 }
-                int4_keep_x(v, column, batch, x_shared + b * int4_digits_bytes, factors + b * 4);
+                int4_keep_x(v, static_cast<uint32_t>(column), batch, x_shared + b * int4_digits_bytes,
+                            factors + b * 4);
             }
         }
         if (norm_weight) {
@@ -307,7 +318,9 @@ __global__ void __launch_bounds__(int4_max_threads, 1)
     const Int4Divisor& by_items = plan.by_items[static_cast<int>(blockIdx.x) < plan.longer_blocks];
 #pragma unroll 1
     for (int i = thread; i < share.units * batch; i += plan.warps * warp_size) {
-        const int unit = i / batch, b = i % batch;
+        const auto at = static_cast<uint32_t>(i);
+        const int unit = static_cast<int>(at / static_cast<uint32_t>(batch)),
+                  b = static_cast<int>(at % static_cast<uint32_t>(batch));
         if (i != thread) extra = Op::prepare(params, share.begin + unit, b, Op::position(params, b));
         const int of_tile = unit / int4_tile_units;
         // The warps whose shares have the tile's first piece and its last (int4_warp_of).

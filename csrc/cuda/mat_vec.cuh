@@ -42,11 +42,14 @@ struct Columns {
     uint4 vectors[mat_vec_x_vectors];
 
     template <class T>
-    __device__ __forceinline__ void load_from(const T* row, int first, int width, int step = mat_vec_x_step) {
+    __device__ __forceinline__ void load_from(const T* row, uint32_t first, uint32_t width,
+                                              uint32_t step = mat_vec_x_step) {
+        const uint4* from = reinterpret_cast<const uint4*>(row) + first / vector_elements;
 #pragma unroll
         for (int i = 0; i < mat_vec_x_vectors; ++i) {
-            if (first + i * step < width)
-                vectors[i] = load(reinterpret_cast<const uint4*>(row + first + i * step));
+            if (first < width) vectors[i] = load(from);
+            first += step;
+            from += step / vector_elements;
         }
     }
 
