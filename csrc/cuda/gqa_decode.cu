@@ -8,9 +8,11 @@
 // K and V go from memory to registers in 16-byte loads, two tiles at a time; the next two tiles' K is asked
 // for as soon as S is done with these, the next V after O^T. Which dimension or key an index of the product
 // means is free as long as both factors agree, so lanes take what lies together in memory: of K eight
-// dimensions of a row, of V eight dimensions of four rows. Softmax is online, in base 2. Warps, then the
-// splits of a cluster (through one another's shared memory), then the clusters (by the block that arrives
-// last) are joined by their log-sum-exp (Flash-Decoding). Before sm_90 a split is a cluster of its own.
+// dimensions of a row, of V eight dimensions of four rows. Softmax is online, in base 2. Warps, then splits
+// are joined by their log-sum-exp (Flash-Decoding): in a cluster through one another's shared memory, else
+// through global memory by a few of the blocks, which look until all splits' words are there. These are the
+// blocks of a unit that started last, by a ticket: whoever waits knows that all others but its fellow joiners
+// run, and joiners are too few to fill the device.
 //
 // Least bytes: K and V of kv_len slots, once. What limits it: latency up to some thousand keys, memory
 // beyond.
@@ -95,6 +97,10 @@ __global__ void __launch_bounds__(gqa_threads, 1)
         if (key < kv_len && key + gqa_tile_keys >= kv_len) load_tile(0, key);
         if (key + step < kv_len && key + step + gqa_tile_keys >= kv_len) load_tile(1, key + step);
     }
+    auto* counters = static_cast<uint32_t*>(params.workspace);
+    const bool takes_ticket = plan.cluster_splits == 1 && threadIdx.x == 0;
+    const uint32_t ticket =
+        takes_ticket ? atomic_increment(counters + at.unit, static_cast<uint32_t>(plan.splits) - 1) : 0;
     async_wait<0>();
     block_barrier();  // q is there
     q += g * gqa_q_row_elements(head_dim) +
@@ -124,10 +130,7 @@ __global__ void __launch_bounds__(gqa_threads, 1)
         score<T>(scores[0], keys[0], q, valid_keys[0], scale);
         attend<T>(scores, values, valid_keys, partial);
     }
-    const int n_heads = at.n_heads, rank = cluster_rank(), cluster = at.split / plan.cluster_splits;
-    const int active_clusters =
-        (gqa_active_splits(kv_len, plan.splits) + plan.cluster_splits - 1) / plan.cluster_splits;
-    if (cluster >= active_clusters) return;
+    const int active_splits = gqa_active_splits(kv_len, plan.splits);
 
     // The warps become one. In shared memory, in q's place: [warp][head][row], then the block's [head][row].
     float* results = reinterpret_cast<float*>(shared_memory());
@@ -150,83 +153,75 @@ __global__ void __launch_bounds__(gqa_threads, 1)
         if (g == 0)
             store(reinterpret_cast<float4*>(mine + head_dim), make_float4(partial.maximum[h], sum, 0, 0));
     }
-    block_barrier();  // all warps' results are there
-    const int items = gqa_items(n_heads, head_dim);
+    auto* ticket_place = reinterpret_cast<uint32_t*>(block_rows);  // which only a cluster needs
+    if (takes_ticket) store(ticket_place, ticket);
+    block_barrier();  // all warps' results are there, and the ticket
+    const int items = gqa_items(at.n_heads, head_dim);
+    const bool has_own = static_cast<int>(threadIdx.x) < items;
+    const Item own(has_own ? static_cast<int>(threadIdx.x) : 0, head_dim);
+    Joined joined;
     static_assert(gqa_items(gqa_tile_heads, head_dim) <= gqa_threads);
-    if (const Item item(static_cast<int>(threadIdx.x), head_dim); static_cast<int>(threadIdx.x) < items) {
+    if (has_own) {
         float4 weights[gqa_warps], outs[gqa_warps];
 #pragma unroll
         for (int w = 0; w < gqa_warps; ++w) {
-            const float* theirs = results + (w * gqa_tile_heads + item.head) * row;
+            const float* theirs = results + (w * gqa_tile_heads + own.head) * row;
             weights[w] = load(reinterpret_cast<const float4*>(theirs + head_dim));
-            outs[w] = load(reinterpret_cast<const float4*>(theirs + item.dim));
+            outs[w] = load(reinterpret_cast<const float4*>(theirs + own.dim));
         }
-        Joined joined;
         joined.add(weights, outs, gqa_warps);
-        joined.keep(block_rows + item.head * row, item.dim, head_dim);
     }
-
-    // The blocks of the cluster become one: of cluster_splits neighbouring lanes, which have one item, each
-    // reads the row of one block.
-    cluster_arrive();
-    cluster_wait();  // all blocks' rows are there
-    const int lanes = plan.cluster_splits, items_at_once = gqa_threads / lanes;
-    const int my_item = rank * items_at_once + static_cast<int>(threadIdx.x) / lanes;
-    const bool has_item = my_item < items;
-    const Item item(has_item ? my_item : 0, head_dim);
-    Joined joined;
-    {
-        const int from = static_cast<int>(threadIdx.x) % lanes;
+    const auto finish = [&](const Item& item) {
+        joined.finish(static_cast<T*>(params.out) +
+                      int64_t{at.sequence * params.n_heads + at.first_head + item.head} * head_dim +
+                      item.dim);
+    };
+    if (plan.cluster_splits > 1) {
+        // The blocks of the cluster become one: of as many neighbouring lanes, which have one item, each
+        // reads the row of one block.
+        if (has_own) joined.keep(block_rows + own.head * row, own.dim, head_dim);
+        cluster_arrive();
+        cluster_wait();  // all blocks' rows are there
+        const int lanes = plan.cluster_splits, from = static_cast<int>(threadIdx.x) % lanes;
+        const int mine = cluster_rank() * (gqa_threads / lanes) + static_cast<int>(threadIdx.x) / lanes;
+        const Item item(mine < items ? mine : 0, head_dim);
         const float* theirs = block_rows + item.head * row;
         joined.weight = load_shared_of(from, reinterpret_cast<const float4*>(theirs + head_dim));
         joined.out = load_shared_of(from, reinterpret_cast<const float4*>(theirs + item.dim));
+        cluster_arrive();  // this thread has read
+        joined.add_lanes(lanes);
+        if (mine < items && from == 0) finish(item);
+        cluster_wait();  // all others have: the block's rows may go
+        return;
     }
-    cluster_arrive();  // this thread has read; cluster_wait() keeps the block's rows there until all others
-                       // have
-    joined.add_lanes(lanes);
-    const bool writes = has_item && static_cast<int>(threadIdx.x) % lanes == 0;
-    T* out = static_cast<T*>(params.out) +
-             int64_t{at.sequence * params.n_heads + at.first_head + item.head} * head_dim + item.dim;
-    if (active_clusters == 1) {
-        if (writes) joined.finish(out);
-        cluster_wait();
+    if (active_splits == 1) {
+        if (at.split == 0 && has_own) finish(own);
         return;
     }
 
-    // The clusters become one. Blocks of the same rank have the same items; the one that arrives last joins
-    // them.
-    auto* counters = static_cast<uint32_t*>(params.workspace);
-    // [unit][cluster][head][row]
-    const int64_t cluster_floats = int64_t{plan.heads} * row;
+    // The splits become one: of neighbouring lanes, which have one item, each takes every so many splits.
+    const int slots_of_split = gqa_items(plan.heads, head_dim);
     float* rows =
         reinterpret_cast<float*>(static_cast<unsigned char*>(params.workspace) + gqa_counter_bytes(plan)) +
-        at.unit * (plan.splits / plan.cluster_splits) * cluster_floats + item.head * row;
-    if (writes) joined.keep(rows + cluster * cluster_floats, item.dim, head_dim);
-    auto* is_last = reinterpret_cast<uint32_t*>(results);
-    cluster_wait();
-    block_barrier();  // every thread has written its part, and is done with results
-    if (threadIdx.x == 0) {
-        const auto last = static_cast<uint32_t>(active_clusters) - 1;
-        fence_device();  // the block's writes are visible before the arrival that announces them
-        store(is_last, static_cast<uint32_t>(
-                           atomic_increment(counters + at.unit * plan.cluster_splits + rank, last) == last));
-        fence_device();  // what the others wrote before their arrivals is read after it
-    }
-    block_barrier();  // is_last is there
-    if (load(is_last) == 0 || !writes) return;
-    constexpr int at_once = gqa_join_at_once;
+        int64_t{at.unit} * plan.splits * slots_of_split * gqa_slot_floats;  // [split][item]
+    const int64_t split_floats = int64_t{slots_of_split} * gqa_slot_floats;
+    if (at.split < active_splits && has_own)
+        joined.send(rows + at.split * split_floats + static_cast<int>(threadIdx.x) * gqa_slot_floats);
+    const int joiner = static_cast<int>(load(ticket_place)) - (plan.splits - plan.joiners);
+    if (joiner < 0) return;
+    const int lanes = plan.joiner_lanes, from = static_cast<int>(threadIdx.x) % lanes;
+    const int share = static_cast<int>(threadIdx.x) / lanes, mine = joiner * plan.joiner_items + share;
+    const bool has_item = share < plan.joiner_items && mine < items;
+    constexpr int at_once = 8;
     joined = {};
-    for (int first = 0; first < active_clusters; first += at_once) {
-        float4 outs[at_once], weights[at_once];
-#pragma unroll
-        for (int i = 0; i < at_once; ++i) {
-            const float* theirs = rows + min(first + i, active_clusters - 1) * cluster_floats;
-            outs[i] = load_fresh(reinterpret_cast<const float4*>(theirs + item.dim));
-            weights[i] = load_fresh(reinterpret_cast<const float4*>(theirs + head_dim));
+    if (has_item) {
+        for (int split = from; split < active_splits; split += at_once * lanes) {
+            joined.receive<at_once>(rows + split * split_floats + mine * gqa_slot_floats,
+                                    lanes * split_floats, (active_splits - split + lanes - 1) / lanes);
         }
-        joined.add(weights, outs, active_clusters - first);
     }
-    joined.finish(out);
+    joined.add_lanes(lanes);
+    if (has_item && from == 0) finish(Item(mine, head_dim));
 }
 
 template <class Body>

@@ -67,6 +67,42 @@ struct Joined {
         if (dim == 0) store(reinterpret_cast<float4*>(row + head_dim), weight);
     }
 
+    // To another block, and from `count` of them at once; zero when it has been read, as the next launch
+    // wants to find it.
+    __device__ __forceinline__ void send(float* slot) const {
+        store_flagged(reinterpret_cast<float4*>(slot), out);
+        store_flagged(reinterpret_cast<float2*>(slot + 4), make_float2(weight.x, weight.y));
+    }
+
+    template <int n>
+    __device__ __forceinline__ void receive(float* slot, int64_t slot_step, int count) {
+        float4 weights[n] = {}, outs[n] = {};  // what is not there counts 0 times 0
+        uint32_t awaited = count < n ? (1u << count) - 1 : (1u << n) - 1;
+        while (awaited != 0) {
+#pragma unroll
+            for (int i = 0; i < n; ++i) {
+                if ((awaited >> i & 1) == 0) continue;
+                outs[i] = load_flagged(reinterpret_cast<const float4*>(slot + i * slot_step));
+                const float2 two = load_flagged(reinterpret_cast<const float2*>(slot + i * slot_step + 4));
+                weights[i] = make_float4(two.x, two.y, 0, 0);
+            }
+#pragma unroll
+            for (int i = 0; i < n; ++i) {
+                if ((awaited >> i & 1) == 0) continue;
+                if (is_written(outs[i].x) && is_written(outs[i].y) && is_written(outs[i].z) &&
+                    is_written(outs[i].w) && is_written(weights[i].x) && is_written(weights[i].y))
+                    awaited &= ~(1u << i);
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < n; ++i) {
+            if (i >= count) continue;
+            clear_flagged(reinterpret_cast<float4*>(slot + i * slot_step));
+            clear_flagged(reinterpret_cast<float2*>(slot + i * slot_step + 4));
+        }
+        add(weights, outs, count);
+    }
+
     template <class T>
     __device__ __forceinline__ void finish(T* to) const {
         const float inverse = 1.0f / weight.y;

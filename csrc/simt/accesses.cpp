@@ -151,6 +151,19 @@ void Executor::atomic_global(Thread& thread, const void* pointer, size_t bytes, 
     for (const Thread& other : thread.block->threads) progress.unfenced |= other.unfenced;
 }
 
+void Executor::flagged_global(Thread& thread, const void* pointer, size_t bytes, bool writes, Site site) {
+    const char* const action = writes ? "writes" : "reads";
+    const Access access = check_bounds(thread, pointer, bytes, action, site);
+    const Unit unit = thread.block->grid.first_unit + static_cast<Unit>(thread.block->index);
+    for (size_t i = access.first; i < access.end; ++i) {
+        const Unit writer = access.buffer->writer[i], reader = access.buffer->reader[i];
+        if (writer >= base_unit_) check_order(thread, writer, true, true, action, "wrote", access, site);
+        if (writes && reader >= base_unit_)
+            check_order(thread, reader, true, true, action, "read", access, site);
+        (writes ? access.buffer->writer[i] : access.buffer->reader[i]) = unit;
+    }
+}
+
 void Executor::fence(Thread& thread) {
     // A fence covers what came before it: the thread's own stores, and those a barrier has ordered before it.
     for (Thread& other : thread.block->threads) {
@@ -194,6 +207,14 @@ void check_atomic(const void* pointer, size_t bytes, Site site) {
     thread.block->pause(thread, Wait::none, "", site);  // other blocks' atomics may come first
     check_alignment(pointer, bytes, "updates", site);
     executor().atomic_global(thread, pointer, bytes, site);
+}
+
+void check_flagged(const void* pointer, size_t bytes, bool writes, Site site) {
+    Thread& thread = current();
+    thread.block->pause(thread, Wait::none, "",
+                        site);  // what it waits for, or what waits for it, may come first
+    check_alignment(pointer, bytes, writes ? "writes" : "reads", site);
+    executor().flagged_global(thread, pointer, bytes, writes, site);
 }
 
 void check_prefetch(const void* pointer, Site site) {

@@ -185,6 +185,38 @@ inline float4 load_shared_of(int rank, const float4* own, Site site = Site::here
     return copy_out(static_cast<const float4*>(simt::check_load_of_cluster(rank, own, sizeof(float4), site)));
 }
 
+// Word by word, with other threads' turns between, as the hardware may. What two blocks do to such words
+// needs no order but the words' own.
+template <class T>
+void store_flagged(T* pointer, T value, Site site = Site::here()) {
+    float words[sizeof(T) / sizeof(float)];
+    std::memcpy(words, &value, sizeof(T));
+    for (size_t i = 0; i < sizeof(T) / sizeof(float); ++i) {
+        float* const word = reinterpret_cast<float*>(pointer) + i;
+        if (words[i] == 0.0f) words[i] = -0.0f;
+        simt::check_flagged(word, sizeof(float), true, site);
+        std::memcpy(word, &words[i], sizeof(float));
+    }
+}
+
+template <class T>
+T load_flagged(const T* pointer, Site site = Site::here()) {
+    simt::check_flagged(pointer, sizeof(T), false, site);
+    return copy_out(pointer);
+}
+
+inline bool is_written(float word) {
+    uint32_t bits = 0;
+    std::memcpy(&bits, &word, sizeof bits);
+    return bits != 0;
+}
+
+template <class T>
+void clear_flagged(T* pointer, Site site = Site::here()) {
+    simt::check_flagged(pointer, sizeof(T), true, site);
+    std::memset(static_cast<void*>(pointer), 0, sizeof(T));
+}
+
 inline void fence_device() {
     simt::fence();
 }

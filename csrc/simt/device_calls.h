@@ -15,6 +15,8 @@ enum class Source { any, global, fresh_global };
 bool check_load(const void* pointer, size_t bytes, Source source, Site site);
 void check_store(const void* pointer, size_t bytes, Site site);
 void check_atomic(const void* pointer, size_t bytes, Site site);
+// Words that carry their own flag: ordered between launches, not between blocks.
+void check_flagged(const void* pointer, size_t bytes, bool writes, Site site);
 void check_prefetch(const void* pointer, Site site);
 
 unsigned char* shared_begin();

@@ -69,6 +69,7 @@ class Executor {
     bool read_global(Thread& thread, const void* pointer, size_t bytes, bool fresh, Site site);
     void write_global(Thread& thread, const void* pointer, size_t bytes, Site site);
     void atomic_global(Thread& thread, const void* pointer, size_t bytes, Site site);
+    void flagged_global(Thread& thread, const void* pointer, size_t bytes, bool writes, Site site);
     void fence(Thread& thread);
     void trigger(Thread& thread);
     void wait_for_producers(Thread& thread, Site site);
