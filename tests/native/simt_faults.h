@@ -35,5 +35,8 @@ void chain_early_write(const uint32_t* in, uint32_t* out, const Stream& stream);
 // arrive.
 enum class Joining { clean, no_fence, no_atomic, stale_load };
 void join_blocks(Joining joining, uint32_t* workspace, uint32_t* out, const Stream& stream);
+// By words that carry their own flag; first_word: of two words only the first is looked at.
+enum class Flagging { clean, first_word, plain_load };
+void join_flagged(Flagging flagging, uint32_t* workspace, uint32_t* out, const Stream& stream);
 
 }  // namespace pykernels::cuda

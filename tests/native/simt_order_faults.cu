@@ -116,6 +116,26 @@ __global__ void join_blocks_kernel(uint32_t* counter, uint32_t* parts, uint32_t*
     store(out, sum);
 }
 
+// The block that starts last sums what the others give.
+template <Flagging flagging>
+__global__ void join_flagged_kernel(uint32_t* ticket, float2* parts, uint32_t* out) {
+    if (threadIdx.x != 0) return;
+    const uint32_t last = gridDim.x - 1;
+    const bool joins = atomic_increment(ticket, last) == last;
+    store_flagged(parts + blockIdx.x, make_float2(0.0f, static_cast<float>(blockIdx.x + 1)));
+    if (!joins) return;
+    float sum = 0;
+    for (unsigned i = 0; i < gridDim.x; ++i) {
+        float2 part = load_flagged(parts + i);
+        while (!is_written(part.x) || (flagging != Flagging::first_word && !is_written(part.y)))
+            part = load_flagged(parts + i);
+        if (flagging == Flagging::plain_load) part = load(parts + i);  // FAULT plain_load
+        sum += part.x + part.y;
+        clear_flagged(parts + i);
+    }
+    store(out, static_cast<uint32_t>(sum));
+}
+
 template <void (*kernel)(const uint32_t*, uint32_t*)>
 void launch_faulty_cluster(const uint32_t* in, uint32_t* out, const Stream& stream) {
     launch_clusters(kernel, 2, 2, fault_threads, shared_bytes, stream, in, out);
@@ -169,6 +189,20 @@ void join_blocks(Joining joining, uint32_t* workspace, uint32_t* out, const Stre
             return with(join_blocks_kernel<Joining::no_atomic>);
         case Joining::stale_load:
             return with(join_blocks_kernel<Joining::stale_load>);
+    }
+}
+
+void join_flagged(Flagging flagging, uint32_t* workspace, uint32_t* out, const Stream& stream) {
+    const auto with = [&](auto kernel) {
+        launch(kernel, 5, warp_lanes, 0, stream, workspace, reinterpret_cast<float2*>(workspace + 2), out);
+    };
+    switch (flagging) {
+        case Flagging::clean:
+            return with(join_flagged_kernel<Flagging::clean>);
+        case Flagging::first_word:
+            return with(join_flagged_kernel<Flagging::first_word>);
+        case Flagging::plain_load:
+            return with(join_flagged_kernel<Flagging::plain_load>);
     }
 }
 

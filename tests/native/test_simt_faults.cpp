@@ -171,6 +171,23 @@ void check_joins(uint64_t seed) {
     expect("join", join(cuda::Joining::no_atomic), FaultKind::unordered_blocks, seed, std::nullopt, "parts");
 }
 
+// Whether a word was used that was not there yet.
+bool check_flags(uint64_t seed) {
+    Buffers b;
+    const auto join = [&](cuda::Flagging flagging) {
+        std::memset(b.middle, 0, n * sizeof *b.middle);
+        return run(seed, [&] { cuda::join_flagged(flagging, b.middle, b.out, {nullptr, false}); });
+    };
+    expect("plain_load", join(cuda::Flagging::plain_load), FaultKind::unordered_blocks, seed);
+    expect_none("a word too few looked at", join(cuda::Flagging::first_word), seed);
+    const bool early = b.out[0] != 15;
+    expect_none("flagged words joined", join(cuda::Flagging::clean), seed);
+    bool zero = true;
+    for (int i = 0; i < 12; ++i) zero &= b.middle[i] == 0;
+    CHECK(b.out[0] == 15 && zero, "flagged words joined: %u, %s", b.out[0], zero ? "cleared" : "not cleared");
+    return early;
+}
+
 void check_fault(const cuda::FaultCase& fault, uint64_t seed) {
     if (fault.needs_sm_90 && PYKERNELS_SIMT_ARCH < 90) return;
     Buffers b;
@@ -187,6 +204,7 @@ void check_fault(const cuda::FaultCase& fault, uint64_t seed) {
 
 int main() {
     const cuda::Stream stream = {nullptr, false};
+    int used_early = 0;
     for (uint64_t seed = 0; seed < seeds; ++seed) {
         for (int i = 0; i < cuda::n_block_faults; ++i) check_fault(cuda::block_faults[i], seed);
         for (int i = 0; i < cuda::n_cluster_faults; ++i) check_fault(cuda::cluster_faults[i], seed);
@@ -197,6 +215,8 @@ int main() {
         }
         check_chains(seed);
         check_joins(seed);
+        used_early += check_flags(seed);
     }
+    CHECK(used_early > 0, "no seed in %d wrote one word of a pair before the other", int(seeds));
     return test::failed();
 }
