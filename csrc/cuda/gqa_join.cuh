@@ -71,7 +71,8 @@ struct Joined {
     // wants to find it.
     __device__ __forceinline__ void send(float* slot) const {
         store_flagged(reinterpret_cast<float4*>(slot), out);
-        store_flagged(reinterpret_cast<float2*>(slot + 4), make_float2(weight.x, weight.y));
+        // All 32 bytes of the sector: one that is written in part would first be read from memory.
+        store_flagged(reinterpret_cast<float4*>(slot + 4), weight);
     }
 
     template <int n>
@@ -83,8 +84,7 @@ struct Joined {
             for (int i = 0; i < n; ++i) {
                 if ((awaited >> i & 1) == 0) continue;
                 outs[i] = load_flagged(reinterpret_cast<const float4*>(slot + i * slot_step));
-                const float2 two = load_flagged(reinterpret_cast<const float2*>(slot + i * slot_step + 4));
-                weights[i] = make_float4(two.x, two.y, 0, 0);
+                weights[i] = load_flagged(reinterpret_cast<const float4*>(slot + i * slot_step + 4));
             }
 #pragma unroll
             for (int i = 0; i < n; ++i) {
@@ -98,7 +98,7 @@ struct Joined {
         for (int i = 0; i < n; ++i) {
             if (i >= count) continue;
             clear_flagged(reinterpret_cast<float4*>(slot + i * slot_step));
-            clear_flagged(reinterpret_cast<float2*>(slot + i * slot_step + 4));
+            clear_flagged(reinterpret_cast<float4*>(slot + i * slot_step + 4));
         }
         add(weights, outs, count);
     }

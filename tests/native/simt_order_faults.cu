@@ -118,15 +118,15 @@ __global__ void join_blocks_kernel(uint32_t* counter, uint32_t* parts, uint32_t*
 
 // The block that starts last sums what the others give.
 template <Flagging flagging>
-__global__ void join_flagged_kernel(uint32_t* ticket, float2* parts, uint32_t* out) {
+__global__ void join_flagged_kernel(uint32_t* ticket, float4* parts, uint32_t* out) {
     if (threadIdx.x != 0) return;
     const uint32_t last = gridDim.x - 1;
     const bool joins = atomic_increment(ticket, last) == last;
-    store_flagged(parts + blockIdx.x, make_float2(0.0f, static_cast<float>(blockIdx.x + 1)));
+    store_flagged(parts + blockIdx.x, make_float4(0.0f, static_cast<float>(blockIdx.x + 1), 0.0f, 0.0f));
     if (!joins) return;
     float sum = 0;
     for (unsigned i = 0; i < gridDim.x; ++i) {
-        float2 part = load_flagged(parts + i);
+        float4 part = load_flagged(parts + i);
         while (!is_written(part.x) || (flagging != Flagging::first_word && !is_written(part.y)))
             part = load_flagged(parts + i);
         if (flagging == Flagging::plain_load) part = load(parts + i);  // FAULT plain_load
@@ -194,7 +194,7 @@ void join_blocks(Joining joining, uint32_t* workspace, uint32_t* out, const Stre
 
 void join_flagged(Flagging flagging, uint32_t* workspace, uint32_t* out, const Stream& stream) {
     const auto with = [&](auto kernel) {
-        launch(kernel, 5, warp_lanes, 0, stream, workspace, reinterpret_cast<float2*>(workspace + 2), out);
+        launch(kernel, 5, warp_lanes, 0, stream, workspace, reinterpret_cast<float4*>(workspace + 4), out);
     };
     switch (flagging) {
         case Flagging::clean:

@@ -235,26 +235,11 @@ __device__ __forceinline__ void store_flagged(float4* pointer, float4 value) {
                  : "memory");
 }
 
-__device__ __forceinline__ void store_flagged(float2* pointer, float2 value) {
-    asm volatile("st.relaxed.gpu.global.v2.f32 [%0], {%1, %2};" ::"l"(pointer), "f"(never_zero_bits(value.x)),
-                 "f"(never_zero_bits(value.y))
-                 : "memory");
-}
-
 // Some words of it may be there before others: is_written() of all before any is used.
 __device__ __forceinline__ float4 load_flagged(const float4* pointer) {
     float4 value;
     asm volatile("ld.relaxed.gpu.global.v4.f32 {%0, %1, %2, %3}, [%4];"
                  : "=f"(value.x), "=f"(value.y), "=f"(value.z), "=f"(value.w)
-                 : "l"(pointer)
-                 : "memory");
-    return value;
-}
-
-__device__ __forceinline__ float2 load_flagged(const float2* pointer) {
-    float2 value;
-    asm volatile("ld.relaxed.gpu.global.v2.f32 {%0, %1}, [%2];"
-                 : "=f"(value.x), "=f"(value.y)
                  : "l"(pointer)
                  : "memory");
     return value;
@@ -267,10 +252,6 @@ __device__ __forceinline__ bool is_written(float word) {
 // All zero bits again, by the one thread that has read it.
 __device__ __forceinline__ void clear_flagged(float4* pointer) {
     asm volatile("st.relaxed.gpu.global.v4.f32 [%0], {%1, %1, %1, %1};" ::"l"(pointer), "f"(0.0f) : "memory");
-}
-
-__device__ __forceinline__ void clear_flagged(float2* pointer) {
-    asm volatile("st.relaxed.gpu.global.v2.f32 [%0], {%1, %1};" ::"l"(pointer), "f"(0.0f) : "memory");
 }
 
 __device__ __forceinline__ void fence_device() {
