@@ -48,6 +48,7 @@ def check(given, arch, seed=0, sm_count=4, scale=None, runs=2):
                 dev.launch("gqa_decode", **fields)
             dev.synchronize()
             assert_close(out, expected, dtype)
+            assert not fields["workspace"].any(), "a launch leaves the workspace zero"
         return out.clone()
 
 

@@ -89,9 +89,7 @@ struct Joined {
 #pragma unroll
             for (int i = 0; i < n; ++i) {
                 if ((awaited >> i & 1) == 0) continue;
-                if (is_written(outs[i].x) && is_written(outs[i].y) && is_written(outs[i].z) &&
-                    is_written(outs[i].w) && is_written(weights[i].x) && is_written(weights[i].y))
-                    awaited &= ~(1u << i);
+                if (is_written(outs[i]) && is_written(weights[i])) awaited &= ~(1u << i);
             }
         }
 #pragma unroll

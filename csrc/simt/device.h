@@ -205,10 +205,10 @@ T load_flagged(const T* pointer, Site site = Site::here()) {
     return copy_out(pointer);
 }
 
-inline bool is_written(float word) {
-    uint32_t bits = 0;
-    std::memcpy(&bits, &word, sizeof bits);
-    return bits != 0;
+inline bool is_written(const float4& words) {
+    uint32_t bits[4];
+    std::memcpy(bits, &words, sizeof bits);
+    return bits[0] != 0 && bits[1] != 0 && bits[2] != 0 && bits[3] != 0;
 }
 
 template <class T>

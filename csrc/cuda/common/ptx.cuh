@@ -235,7 +235,7 @@ __device__ __forceinline__ void store_flagged(float4* pointer, float4 value) {
                  : "memory");
 }
 
-// Some words of it may be there before others: is_written() of all before any is used.
+// Some words of it may be there before others: is_written() before any is used, or cleared.
 __device__ __forceinline__ float4 load_flagged(const float4* pointer) {
     float4 value;
     asm volatile("ld.relaxed.gpu.global.v4.f32 {%0, %1, %2, %3}, [%4];"
@@ -245,8 +245,9 @@ __device__ __forceinline__ float4 load_flagged(const float4* pointer) {
     return value;
 }
 
-__device__ __forceinline__ bool is_written(float word) {
-    return __float_as_uint(word) != 0;
+__device__ __forceinline__ bool is_written(const float4& words) {
+    return __float_as_uint(words.x) != 0 && __float_as_uint(words.y) != 0 && __float_as_uint(words.z) != 0 &&
+           __float_as_uint(words.w) != 0;
 }
 
 // All zero bits again, by the one thread that has read it.
