@@ -122,15 +122,18 @@ __global__ void join_flagged_kernel(uint32_t* ticket, float4* parts, uint32_t* o
     if (threadIdx.x != 0) return;
     const uint32_t last = gridDim.x - 1;
     const bool joins = atomic_increment(ticket, last) == last;
-    store_flagged(parts + blockIdx.x, make_float4(1.0f, static_cast<float>(blockIdx.x), 0.0f, 0.0f));
-    if (!joins) return;
-    float sum = 0;
+    if (!joins) {
+        store_flagged(parts + blockIdx.x, make_float4(1.0f, 0.0f, 0.0f, static_cast<float>(blockIdx.x)));
+        return;
+    }
+    float sum = static_cast<float>(blockIdx.x + 1);
     for (unsigned i = 0; i < gridDim.x; ++i) {
+        if (i == blockIdx.x) continue;
         float4 part = load_flagged(parts + i);
         while (flagging == Flagging::first_word ? part.x == 0.0f : !is_written(part))
             part = load_flagged(parts + i);
         if (flagging == Flagging::plain_load) part = load(parts + i);  // FAULT plain_load
-        sum += part.x + part.y;
+        sum += part.x + part.w;
         clear_flagged(parts + i);
     }
     store(out, static_cast<uint32_t>(sum));
