@@ -7,6 +7,8 @@
 # make sanitize              compute-sanitizer's four tools over the GPU tests
 # make gpu-check             everything that needs a GPU: tests, benchmarks, sanitizer (OUT=bench/results)
 # make gpu-peers             FlashAttention, FlashInfer and SDPA on a GPU: attention alone, the stack (OUT=bench/results)
+# make gpu-int4              4-bit kernels on a GPU: ours and the libraries' that are there (OUT=bench/results)
+# make report                tables and pictures of the committed result documents: docs/report (ARGS="--price=H200=3.99")
 # make resources             registers, shared memory and spills of every kernel
 #
 # Without PYTHON everything happens in .venv. Every target can be run again, also after an interrupt.
@@ -26,7 +28,7 @@ cxx_sources = $(shell git ls-files --cached --others --exclude-standard 'csrc/*.
                                     'tests/*.cpp' 'tests/*.h' 'tests/*.cu' 'tests/*.cuh' 'examples/*.cu')
 build_folder = build/$(shell $(python) -c 'import sysconfig; print(sysconfig.get_config_var("SOABI"))')
 
-.PHONY: layer test build lint format clean nsys ncu sanitize gpu-check gpu-peers resources
+.PHONY: layer test build lint format clean nsys ncu sanitize gpu-check gpu-peers gpu-int4 report resources
 .DELETE_ON_ERROR:
 
 layer: build
@@ -96,6 +98,12 @@ gpu-check: build
 
 gpu-peers: build
 	bash bench/gpu_peers.sh $(OUT) $(python)
+
+gpu-int4: build
+	bash bench/gpu_int4.sh $(OUT) $(python)
+
+report: build
+	$(python) -m bench.report bench/results --out=docs/report --title="launchtax: measured on an H200" --no-svg $(ARGS)
 
 clean:
 	rm -rf build dist *.egg-info pykernels/*.so

@@ -2,14 +2,16 @@
 
 python -m bench.ab --a=native/none:native --b=native/block:native --sessions=10 --json=ab.json
 
-A speed-up is A / B: above 1, B is the faster. Thresholds are registered beforehand in a file (--thresholds).
+A speed-up is A / B: above 1, B is the faster. Thresholds are registered beforehand in a file (--thresholds). With
+--keep=FOLDER the sessions' own documents stay there: killed at any point and run again, finished sessions are not
+measured again; and other pairs of arms can be read off the same sessions, where these measured more (--arms).
 """
 
+import statistics
 import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,16 +19,19 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-import pykernels as pk
 from bench.core import cli, document, environment
-from bench.core.document import SCHEMA, Document
-from bench.core.errors import flag_error
+from bench.core.document import Document
+from bench.core.errors import UsageError, flag_error
 from bench.core.progress import progress
+from bench.core.run import close
 from bench.core.tables import microseconds
 from bench.study import sessions, step_arms
+from bench.study.collect import device_name
 from bench.study.processes import run_module
 
 Session = dict[str, Any]
+
+_PROGRAM = "bench.ab"
 
 
 def arm_text(flag: str, text: str) -> str:
@@ -35,9 +40,9 @@ def arm_text(flag: str, text: str) -> str:
     return f"{backend}/{fusion}:{mode}" if fusion else f"{backend}:{mode}"
 
 
-def read_session(number: int, result: Document) -> Session:
-    """One finished session from its document of kind `step`: two arms, in the order a, b."""
-    arms = dict(zip("ab", result["arms"], strict=True))
+def read_session(number: int, result: Document, places: tuple[int, int]) -> Session:
+    """One finished session from its document of kind `step`; places: where a and b are among its arms."""
+    arms = {side: result["arms"][place] for side, place in zip("ab", places, strict=True)}
     failed = {side: arm for side, arm in arms.items() if arm["status"] != "ok" or not arm["wall_us"]}
     if failed:
         side, arm = next(iter(failed.items()))
@@ -57,34 +62,15 @@ def read_session(number: int, result: Document) -> Session:
     return session
 
 
-def run_session(number: int, arguments: list[str], limit_s: float) -> tuple[Session, Document | None]:
-    """A fresh process of bench.step with both arms. What goes wrong with it becomes the session's status."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "step.json"
-        outcome = run_module("bench.step", [*arguments, f"--json={path}"], limit_s)
-        if outcome.status == "ok" or path.exists():
-            result = document.load(path)
-            return read_session(number, result), result
-        return {"session": number, "status": outcome.status, "reason": outcome.reason}, None
-
-
-def device_name(result: Document) -> str:
-    """What the sessions ran on, by name."""
-    machine = result["environment"]
-    return (machine["gpu"]["name"] if result["device"] == "cuda" else machine["cpu"]["model"]) or "unknown"
-
-
-def median_of(values: list[float | None]) -> float | None:
-    """The middle one of what is there."""
-    there = sorted(value for value in values if value is not None)
-    return there[len(there) // 2] if there else None
-
-
 @dataclass
 class Plan:
-    """The checked flags of one run. `arguments` are those of every session."""
+    """The checked flags of one run. `arguments` are those of every session, which measures all of `measured`, a and b
+    at `places` among them, and is kept in the folder `keep` where there is one."""
 
     arms: dict[str, str]
+    measured: list[str]
+    places: tuple[int, int]
+    keep: Path | None
     sessions: int
     limit_s: float
     rules: list[sessions.Rule]
@@ -94,6 +80,44 @@ class Plan:
     batch: int
     arguments: list[str]
 
+    def session_path(self, number: int) -> Path | None:
+        """Where a session's own document is kept."""
+        return self.keep and self.keep / f"session-{number:02}.json"
+
+
+def kept_session(plan: Plan, number: int) -> Document | None:
+    """The document of a session that was finished before, with the same flags."""
+    path = plan.session_path(number)
+    if path is None or not path.exists():
+        return None
+    try:
+        result = document.load(path)
+    except UsageError:
+        return None
+    return result if result.get("session_flags") == plan.arguments and not result["interrupted"] else None
+
+
+def run_session(plan: Plan, number: int) -> tuple[Session, Document | None]:
+    """A fresh process of bench.step with all arms, unless the session is kept. What goes wrong with it becomes the
+    session's status."""
+    if kept := kept_session(plan, number):
+        return read_session(number, kept, plan.places), kept
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "step.json"
+        outcome = run_module("bench.step", [*plan.arguments, f"--json={path}"], plan.limit_s)
+        if outcome.status != "ok" and not path.exists():
+            return {"session": number, "status": outcome.status, "reason": outcome.reason}, None
+        result = document.load(path)
+    if kept_path := plan.session_path(number):
+        document.write_json(kept_path, result | {"session_flags": plan.arguments})
+    return read_session(number, result, plan.places), result
+
+
+def median_of(values: list[float | None]) -> float | None:
+    """The median of what is there; None where nothing is."""
+    there = [value for value in values if value is not None]
+    return statistics.median(there) if there else None
+
 
 def make_document(plan: Plan, done: list[Session], first: Document | None, interrupted: bool) -> Document:
     """The document of kind `ab`, of as many sessions as are done; `first` is a finished session's own document."""
@@ -102,13 +126,13 @@ def make_document(plan: Plan, done: list[Session], first: Document | None, inter
     rule = sessions.choose_rule(plan.rules, plan.rule, device_name(first) if first else "", plan.ctx)
     shared = {key: first[key] if first else None for key in ("model", "full_layers", "dtype", "device", "weights")}
     return {
-        "schema": SCHEMA, "kind": "ab",
-        "title": f"{plan.arms['a']} against {plan.arms['b']}, one decode step, ctx {plan.ctx}, batch {plan.batch}",
-        "command": cli.command_line("bench.ab"), "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "interrupted": interrupted,
-        "environment": first["environment"] if first else environment.collect(),
+        **cli.head(
+            _PROGRAM, "ab", interrupted=interrupted,
+            title=f"{plan.arms['a']} against {plan.arms['b']}, one decode step, ctx {plan.ctx}, batch {plan.batch}",
+            environment=first["environment"] if first else environment.collect(),
+        ),
         "ctx": plan.ctx, "batch": plan.batch, **shared,
-        "sessions_planned": plan.sessions,
+        "sessions_planned": plan.sessions, "arms_of_a_session": plan.measured,
         "registered": plan.registered | {"rule": vars(rule)},
         # One sample a session: its median. bench.compare finds them.
         "arms": [
@@ -136,7 +160,7 @@ def run(plan: Plan, save: Callable[[Document], None]) -> Document:
     with progress("sessions", plan.sessions) as advance:
         try:
             for number in range(plan.sessions):
-                session, result = run_session(number, plan.arguments, plan.limit_s)
+                session, result = run_session(plan, number)
                 done.append(session)
                 first = first or (result if session["status"] == "ok" else None)
                 save(make_document(plan, done, first, interrupted=len(done) < plan.sessions))
@@ -179,17 +203,30 @@ def lines(result: Document) -> list[str]:
     return shown
 
 
+def show(result: Document, console: Console) -> None:
+    """lines(), printed."""
+    console.print(Text("\n".join(lines(result))), soft_wrap=True)
+
+
 def command(
-    a: Annotated[str, typer.Option("--a", help="backend[/fusion]:mode")],
-    b: Annotated[str, typer.Option("--b", help="backend[/fusion]:mode")],
+    a: Annotated[
+        str, typer.Option("--a", help="backend[/fusion]:mode; default: sdpa:eager on a GPU, else native:eager")
+    ] = "",
+    b: Annotated[str, typer.Option("--b", help="default: sdpa:graph on a GPU, else native:native")] = "",
+    arms_: Annotated[
+        str, typer.Option("--arms", help="what a session measures, comma-separated, a and b among it; default: those")
+    ] = "",
+    keep: Annotated[
+        str, typer.Option("--keep", help="a folder for the sessions' documents; those there of these flags are taken")
+    ] = "",
     sessions_: Annotated[int, typer.Option("--sessions", help="fresh processes")] = 10,
     limit_s: Annotated[float, typer.Option("--limit-s", help="seconds a session may take")] = 900.0,
     thresholds: Annotated[str, typer.Option("--thresholds", help="a file of registered rules; default: ours")] = "",
     rule: Annotated[str, typer.Option("--rule", help="by name; default: the first that matches the device")] = "",
-    model: Annotated[str, typer.Option("--model", help=", ".join(pk.models.names()))] = "qwen2.5-7b",
+    model: cli.ModelFlag = "qwen2.5-7b",
     config: cli.ConfigFlag = "",
-    weights: Annotated[str, typer.Option("--weights", help="a local Hugging Face folder")] = "",
-    layers: Annotated[int, typer.Option("--layers", help="measure this many of the model's layers; 0: all")] = 0,
+    weights: cli.WeightsFlag = "",
+    layers: cli.LayersFlag = 0,
     ctx: Annotated[int, typer.Option("--ctx", help="slots of the cache that are filled before the first step")] = 2048,
     batch: cli.BatchFlag = 1,
     dtype: cli.DtypeFlag = "bf16",
@@ -202,16 +239,21 @@ def command(
 ) -> int:
     """Two arms over fresh sessions, and what they say of a registered claim."""
     outputs = cli.Outputs(json, "", "")
-    arms = {"a": arm_text("--a", a), "b": arm_text("--b", b)}
     where = cli.device(device)
-    for side, text in arms.items():
-        backend, _, mode = step_arms.parse_arm(f"--{side}", text)
+    usual = ("sdpa:eager", "sdpa:graph") if where.type == "cuda" else ("native:eager", "native:native")
+    arms = {"a": arm_text("--a", a or usual[0]), "b": arm_text("--b", b or usual[1])}
+    measured = [arm_text("--arms", text) for text in arms_.split(",")] if arms_ else list(arms.values())
+    for flag, text in [("--a", arms["a"]), ("--b", arms["b"]), *(("--arms", text) for text in measured)]:
+        backend, _, mode = step_arms.parse_arm(flag, text)
+        if text not in measured:
+            raise flag_error(flag, text, f"one of --arms: {', '.join(measured)}")
         if reason := step_arms.backends()[backend].reason(mode, where):
-            raise flag_error(f"--{side}", text, f"an arm that runs here: {reason}")
+            raise flag_error(flag, text, f"an arm that runs here: {reason}")
+    # An arm against itself is the first of its name against the last.
+    places = measured.index(arms["a"]), len(measured) - 1 - measured[::-1].index(arms["b"])
     planned = cli.number("--sessions", sessions_, 1, 1000)
     cli.choice("--dtype", dtype, list(cli.DTYPES))
-    if not limit_s > 0:
-        raise flag_error("--limit-s", limit_s, "positive")
+    cli.seconds("--limit-s", limit_s)
     spec = cli.model(model, config, weights)
     cli.number("--layers", layers, 0, spec.n_layers)
     room = (
@@ -223,21 +265,22 @@ def command(
     rules, digest = sessions.load_rules(file)
     if rule:  # a name is checked before the first session; a match needs the device's name, which comes with it
         sessions.choose_rule(rules, rule, "", ctx)
+    folder = Path(keep).expanduser() if keep else None
+    if folder:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise flag_error("--keep", keep, f"a folder that can be made: {error.strerror}") from None
+        document.check_writable(folder / "session.json", "--keep")
     arguments = [
-        f"--arm={arms['a']},{arms['b']}", f"--ctx={ctx}", f"--batch={batch}", f"--dtype={dtype}", f"--device={device}",
+        f"--arm={','.join(measured)}", f"--ctx={ctx}", f"--batch={batch}", f"--dtype={dtype}", f"--device={device}",
         f"--warmup={warmup}", f"--steps={steps}", f"--threads={threads}", f"--seed={seed}", f"--layers={layers}",
         f"--model={model}", f"--config={config}", f"--weights={weights}",
     ]  # fmt: skip
-    plan = Plan(
-        arms, planned, limit_s, rules, rule, {"file": file.name, "sha256": digest}, ctx, batch, arguments
-    )  # fmt: skip
-    result = run(plan, outputs.write)
-    Console().print(Text("\n".join(lines(result))), soft_wrap=True)
-    outputs.write(result)
-    if result["interrupted"]:
-        return cli.INTERRUPTED
-    return 1 if any(session["status"] == "wrong" for session in result["sessions"]) else 0
+    registered = {"file": file.name, "sha256": digest}
+    plan = Plan(arms, measured, places, folder, planned, limit_s, rules, rule, registered, ctx, batch, arguments)
+    return close(run(plan, outputs.write), outputs, show)
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run("bench.ab", command))
+    sys.exit(cli.run(_PROGRAM, command))

@@ -2,6 +2,8 @@
 
 python -m bench.attention --sessions=3 --json=attention.json --md=attention.md --plot=attention.png
 python -m bench.attention --backend=sdpa,sdpa-flash --context-manager=outside,inside --ctx=2048 --batch=1 --l2=warm
+python -m bench.attention --gate --backend=all --model=qwen2.5-7b,llama-3.1-8b --heads=64/8    # is each right?
+python -m bench.attention --backend=native --aa=native             # one backend under two names
 
 Each backend has four clocks a call: `wall` in steady state, eager and from a graph; `host`, enqueuing alone; `latency`,
 one call on an idle device to its end; `device`, its kernels alone. A run with --json can be interrupted, and taken up
@@ -13,7 +15,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -22,12 +23,15 @@ from rich.console import Console
 from rich.text import Text
 
 import pykernels as pk
-from bench.core import attention_results, attention_tables, cli, document, environment
-from bench.core.attention_arms import MANAGERS, MODES, NAMES, DeviceLostError, Plan
-from bench.core.attention_cases import cells
-from bench.core.document import SCHEMA, Document
+from bench import plugins
+from bench.backends.plugin import Journal, load_attention, parse_backends
+from bench.core import attention_aa, attention_results, attention_tables, cli, document, environment
+from bench.core.attention_arms import MANAGERS, MODES, NAMES, SECOND, DeviceLostError, Plan
+from bench.core.attention_cases import cells, parse_heads
+from bench.core.document import Document
 from bench.core.errors import UsageError, flag_error
 from bench.core.progress import progress
+from bench.study import attention_plugins
 from bench.study.attention_session import Session, Settings, estimated_seconds, noted
 from bench.study.processes import run_module
 
@@ -42,11 +46,13 @@ def make_document(settings: Settings, sessions: list[Document], planned: int, in
     first = sessions[0] if sessions else None
     cells_ = settings.cells
     return {
-        "schema": SCHEMA, "kind": "attention", "title": "attention alone, one decode call",
-        "command": cli.command_line("bench.attention"), "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "interrupted": interrupted,
-        "environment": (first and first["environment"]) or environment.collect(),
-        "models": list(dict.fromkeys(spec.name for cell in cells_ for spec in cell.specs)),
+        **cli.head(
+            "bench.attention", "attention",
+            title="attention alone, " + ("compared with the oracle" if settings.gate_only else "one decode call"),
+            interrupted=interrupted, environment=(first and first["environment"]) or environment.collect(),
+        ),
+        "gate_only": settings.gate_only,
+        "models": list(dict.fromkeys(name for cell in cells_ for name in cell.layers)),
         "ctxs": sorted({cell.ctx for cell in cells_}), "batches": sorted({cell.batch for cell in cells_}),
         "dtype": settings.dtype, "device": settings.device.type, "l2": settings.l2,
         "calls": settings.plan.calls, "warmup": settings.plan.warmup, "flags": settings.flags,
@@ -94,6 +100,13 @@ def run_here(settings: Settings, path: Path | None, resume: bool) -> tuple[list[
     return [session.document], False
 
 
+def _backend_flags(backends: list[str]) -> list[str]:
+    """The flags that name the backends, those registered once more too."""
+    once = [name for name in backends if not name.endswith(SECOND)]
+    more = [name.removesuffix(SECOND) for name in backends if name.endswith(SECOND)]
+    return [f"--backend={','.join(dict.fromkeys(once + more))}", f"--aa={','.join(more)}"]
+
+
 def run_session(number: int, settings: Settings, arguments: list[str], limit_s: float) -> Document:
     """A session in a fresh process. A backend whose calls end it, or hang it, is left out of what remains."""
     begin = time.monotonic()
@@ -101,7 +114,7 @@ def run_session(number: int, settings: Settings, arguments: list[str], limit_s: 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "session.json"
         while True:
-            chosen = [*arguments, f"--backend={','.join(backends)}", "--sessions=0", "--resume", f"--json={path}"]
+            chosen = [*arguments, *_backend_flags(backends), "--sessions=0", "--resume", f"--json={path}"]
             outcome = run_module("bench.attention", chosen, limit_s)
             running = path.with_suffix(".running")
             culprit = running.read_text() if running.exists() else ""
@@ -120,8 +133,8 @@ def run_session(number: int, settings: Settings, arguments: list[str], limit_s: 
 
 
 def run_sessions(
-    settings: Settings, planned: int, earlier: list[Document], arguments: list[str], limit_s: float,
-    save: Callable[[Document], None], say: Callable[[str], None],
+    settings: Settings, planned: int, earlier: list[Document], arguments: list[str], plugged: plugins.Plan,
+    limit_s: float, save: Callable[[Document], None], say: Callable[[str], None],
 ) -> tuple[list[Document], bool]:  # fmt: skip
     """The sessions that are not there yet, each saved when it is done. Ctrl-C keeps those that are."""
     done = [session for session in earlier if session["status"] == "ok"][:planned]
@@ -131,7 +144,8 @@ def run_sessions(
         for number in range(len(done), planned):
             # Which kernels run is the same in all sessions; to trace them takes as long as to measure.
             flags = [*arguments, *([] if number == 0 else ["--no-trace-kernels"])]
-            done.append(run_session(number, settings, flags, limit_s))
+            session = run_session(number, settings, flags, limit_s)
+            done.append(attention_plugins.add(session, plugged, settings))
             save(make_document(settings, done, planned, interrupted=len(done) < planned))
             session = done[-1]
             why = "" if session["status"] == "ok" else f" ({session['reason']})"
@@ -154,10 +168,16 @@ def command(
     ctx: Annotated[
         str, typer.Option("--ctx", help="comma-separated contexts. Default: 1024 to 65536; on a CPU 256,1024")
     ] = "",
+    heads: Annotated[
+        str, typer.Option("--heads", help="comma-separated: other heads than the models', as 64/8 or 64/8x128")
+    ] = "",
     batch: Annotated[str, typer.Option("--batch", help="comma-separated batches")] = "1,4",
     backend: Annotated[
-        str, typer.Option("--backend", help=f"comma-separated: {', '.join(NAMES)}; all. Default: all but flex")
+        str,
+        typer.Option("--backend", help=f"comma-separated: {', '.join(NAMES)}, plug-ins; all. Default: all but flex"),
     ] = "",
+    aa: Annotated[str, typer.Option("--aa", help="A/A control: backends to register once more, as NAME@2")] = "",
+    gate: Annotated[bool, typer.Option("--gate", help="compare every arm with the oracle, and time nothing")] = False,
     mode: Annotated[str, typer.Option("--mode", help=f"comma-separated: {', '.join(MODES)}; all")] = "all",
     context_manager: Annotated[
         str, typer.Option("--context-manager", help="where SDPA's is entered: outside the timed call, inside, or both")
@@ -176,6 +196,8 @@ def command(
         bool, typer.Option("--trace-kernels/--no-trace-kernels", help="name the kernels, and time them by CUPTI")
     ] = True,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the sessions that --json has")] = False,
+    plugin_timeout_s: plugins.TimeoutFlag = 300.0,
+    plugin_journal: plugins.JournalFlag = "",
     json: cli.JsonFlag = "",
     csv: cli.CsvFlag = "",
     md: cli.MdFlag = "",
@@ -183,67 +205,88 @@ def command(
 ) -> int:
     """Attention alone, in every backend, on four clocks."""
     outputs = cli.Outputs(json, csv, md, plot)
+    if gate and plot:
+        raise flag_error("--plot", plot, "left out with --gate, which times nothing")
     target = cli.device(device)
     on_cuda = target.type == "cuda"
     names = pk.models.names()
     studied = [name for name in names if name != "tiny"]
-    wanted = model or ("all" if on_cuda else "tiny")
-    specs = [pk.models.get(name) for name in (studied if wanted == "all" else cli.choices("--model", wanted, names))]
+    wanted = model or ("" if heads else "all" if on_cuda else "tiny")
+    chosen = studied if wanted == "all" else cli.choices("--model", wanted, names) if wanted else []
+    specs = [*map(pk.models.get, chosen), *parse_heads("--heads", heads)]
     contexts = cli.numbers(
         "--ctx", ctx or ("1024,2048,4096,8192,16384,32768,65536" if on_cuda else "256,1024"), 1, MAX_CTX, int
     )
     batches = cli.numbers("--batch", batch, 1, 8, int)
-    backends = cli.choices("--backend", backend or ",".join(n for n in NAMES if n not in _ASKED_FOR), NAMES)
+    default = ",".join(name for name in NAMES if name not in _ASKED_FOR)
+    backends, asked = parse_backends("--backend", backend or default, NAMES)
+    watched = None
+    if plugin_journal:  # this process is a plug-in's own
+        (plugin,), asked = asked, []
+        watched = load_attention(plugin, Journal(Path(plugin_journal)), target)
+        backends = [watched.label, *backends]
+    backends += map(attention_aa.second, cli.choices("--aa", aa, backends) if aa else [])
     plan = Plan(
         backends, cli.choices("--mode", mode, MODES), cli.choices("--context-manager", context_manager, MANAGERS),
-        cli.number("--calls", calls, 2, 100_000), cli.number("--warmup", warmup, 0, 10_000),
+        cli.number("--calls", calls, 2, 100_000), cli.number("--warmup", warmup, 0, 10_000), watched,
     )  # fmt: skip
     planned = cli.number("--sessions", sessions, 0, 1000)
     cli.choice("--dtype", dtype, list(cli.DTYPES))
     cli.choice("--l2", l2, ("cold", "warm"))
-    if not limit_s > 0:
-        raise flag_error("--limit-s", limit_s, "positive")
+    cli.seconds("--limit-s", limit_s)
     if resume and not json:
         raise UsageError("--resume: needs --json, the document to go on with")
     spec = cli.spec_bandwidth(spec_gbs, target)
     cli.set_threads(threads)
     shared = [
-        f"--model={','.join(spec.name for spec in specs)}", f"--ctx={','.join(map(str, contexts))}",
-        f"--batch={','.join(map(str, batches))}", f"--mode={','.join(plan.modes)}",
+        f"--model={','.join(chosen)}", f"--heads={heads}", *(["--gate"] if gate else []),
+        f"--ctx={','.join(map(str, contexts))}", f"--batch={','.join(map(str, batches))}",
         f"--context-manager={','.join(plan.managers)}", f"--calls={calls}", f"--warmup={warmup}", f"--dtype={dtype}",
         f"--device={target.type}", f"--l2={l2}", f"--threads={threads}", f"--spec-gbs={spec_gbs}", f"--seed={seed}",
     ]  # fmt: skip
+    untraced = [] if trace_kernels else ["--no-trace-kernels"]
+    plugged = plugins.Plan(
+        "bench.attention", asked, plan.modes, [*shared, *untraced, "--sessions=0"],
+        [name for name in backends if name == "sdpa"], cli.seconds("--plugin-timeout-s", plugin_timeout_s),
+    )  # fmt: skip
+    modes = f"--mode={','.join(plan.modes)}"
     settings = Settings(
-        cells(specs, contexts, batches), plan, dtype, target, l2, seed, spec, trace_kernels and on_cuda, shared
-    )
+        cells(specs, contexts, batches), plan, dtype, target, l2, seed, spec, trace_kernels and on_cuda and not gate,
+        [*shared, modes], gate,
+    )  # fmt: skip
     path = outputs.paths.get("--json")
     console = Console()
     if planned == 0:
         try:
             found, interrupted = run_here(settings, path, resume)
+            if not interrupted:
+                found = [attention_plugins.add(found[0], plugged, settings)]
         except DeviceLostError as error:
             print(f"bench.attention: {error.reason}", file=sys.stderr)
             return 3
     else:
         # What a lost backend is left out of must not keep a run from being taken up: backends are compared here.
-        whole = replace(settings, flags=[*shared, f"--backend={','.join(backends)}", f"--sessions={planned}"])
+        named = ",".join([*backends, *(plugin.label for plugin in asked)])
+        whole = replace(settings, flags=[*settings.flags, f"--backend={named}", f"--sessions={planned}"])
         earlier = taken_up(path, whole) if resume else []
-        seconds = estimated_seconds(settings)
-        console.print(Text(
-            f"{len(settings.cells)} cells, {len(backends)} backends, {planned} sessions: about {seconds:.0f} s a "
-            f"session, {seconds * planned / 60:.0f} min in all (estimated)"
-        ))  # fmt: skip
+        words = f"{len(settings.cells)} cells, {len(backends)} backends, {planned} sessions"
+        if not gate:
+            seconds = estimated_seconds(settings)
+            words += f": about {seconds:.0f} s a session, {seconds * planned / 60:.0f} min in all (estimated)"
+        console.print(Text(words))
 
         def save(result: Document) -> None:
             if path:
                 document.write_json(path, result)
 
         found, interrupted = run_sessions(
-            whole, planned, earlier, [*shared, *([] if trace_kernels else ["--no-trace-kernels"])], limit_s, save,
+            whole, planned, earlier, [*settings.flags, *untraced], plugged, limit_s, save,
             lambda text: print(text, flush=True),
         )  # fmt: skip
         settings = whole
     result = make_document(settings, found, max(planned, 1), interrupted)
+    if aa:
+        result["aa"] = attention_aa.compare([session["entries"] for session in found])
     attention_tables.print_document(result, console)
     outputs.write(result, writers={"--md": attention_tables.write_markdown, "--plot": attention_tables.write_pictures})
     if interrupted:

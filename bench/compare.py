@@ -8,7 +8,6 @@ Works on documents of every kind that carry samples. Exit status 1: an arm is si
 
 import sys
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,14 +19,12 @@ from rich.text import Text
 from scipy import stats
 
 from bench.core import cli, document
-from bench.core.document import SCHEMA, Document
+from bench.core.document import Document
 from bench.core.errors import UsageError, flag_error
-from bench.core.statistics import CONFIDENCE, RESAMPLES
+from bench.core.statistics import ratio_interval
 from bench.core.tables import microseconds
 
 CORRECTIONS = ("holm", "bh")
-
-_SEED = 20260530
 
 
 @dataclass
@@ -92,21 +89,6 @@ def _add(found: dict[str, np.ndarray], name: str, samples: np.ndarray) -> None:
     found[name] = samples
 
 
-def ratio_interval(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
-    """The 95% interval of median(b) / median(a), the two resampled each for itself: they are of different runs.
-
-    scipy's percentile bootstrap, 2,000 resamples. One sample on a side gives a point.
-    """
-    ratio = float(np.median(b) / np.median(a))
-    if min(len(a), len(b)) < 2:
-        return ratio, ratio
-    result = stats.bootstrap(
-        (a, b), lambda x, y, axis: np.median(y, axis=axis) / np.median(x, axis=axis), n_resamples=RESAMPLES,
-        confidence_level=CONFIDENCE, method="percentile", vectorized=True, rng=np.random.default_rng(_SEED),
-    )  # fmt: skip
-    return float(result.confidence_interval.low), float(result.confidence_interval.high)
-
-
 def holm(p_values: np.ndarray) -> np.ndarray:
     """Holm's step-down correction (1979): the chance of one false alarm among all arms stays at alpha."""
     n = len(p_values)
@@ -143,7 +125,7 @@ def compare(a: Document, b: Document, alpha: float, threshold: float, correction
     rows = []
     for key, p in zip(shared, p_values, strict=True):
         x, y = ours[key], theirs[key]
-        low, high = ratio_interval(x, y)
+        low, high = ratio_interval(y, x, paired=False)  # they are of different runs
         a_us, b_us = float(np.median(x)), float(np.median(y))
         rows.append(
             Comparison(key, a_us, b_us, b_us / a_us, low, high, float(p), verdict(low, high, p, alpha, threshold))
@@ -223,8 +205,7 @@ def command(
     keys_a, keys_b = series(before), series(after)
     failed = [row.key for row in rows if row.verdict == "SLOWER" and row.ratio > 1 + threshold]
     result = {
-        "schema": SCHEMA, "kind": "compare", "command": cli.command_line("bench.compare"),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        **cli.head("bench.compare", "compare"),
         "threshold": threshold, "alpha": alpha, "correction": correction,
         "differences": [{"key": key, "a": x, "b": y} for key, x, y in differences(before, after)],
         "comparisons": [vars(row) for row in rows],

@@ -4,12 +4,11 @@ python -m bench.doctor
 """
 
 import sys
-from datetime import UTC, datetime
 
 import pykernels as pk
 from bench.backends import int4, registry
 from bench.core import cli, device_trace, environment
-from bench.core.document import SCHEMA, Document
+from bench.core.document import Document
 
 
 def diagnose() -> Document:
@@ -18,11 +17,7 @@ def diagnose() -> Document:
     spec_gbs, source = environment.spec_bandwidth(device)
     on_device = {"trace_reason": device_trace.reason()} if device.type == "cuda" else {}
     return {
-        "schema": SCHEMA,
-        "kind": "doctor",
-        "command": cli.command_line("bench.doctor"),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "environment": environment.collect(),
+        **cli.head("bench.doctor", "doctor", environment=environment.collect()),
         "isas": pk.runtime.isas_supported(),
         "spec_gbs": spec_gbs,
         "spec_source": source,

@@ -1,20 +1,29 @@
 #!/usr/bin/env bash
-# The peers on a GPU, in one go: attention alone, the riddle of the pinned backends, the software stack's matrix, and a
-# layer of every backend. Result documents, tables and pictures go to the folder given.
+# The peers on a GPU, in one go: every adapter against the oracle, plug-ins, one backend under two names, attention alone,
+# the software stack's matrix, a layer of every backend, the riddle of the pinned backends. Result documents, tables and
+# pictures go to the folder given.
 #
 #   bash bench/gpu_peers.sh FOLDER PYTHON                 # the defaults: bench/results, python3
-#   PEERS_STEPS="attention stack" bash bench/gpu_peers.sh FOLDER
+#   PEERS_STEPS="compile checks aa attention" bash bench/gpu_peers.sh FOLDER
+#   PEERS_STEPS="stack layer flex riddle" bash bench/gpu_peers.sh FOLDER
 #
 # Libraries that are not there are listed as unsupported, with the reason; docs/peers.md says how each is installed, and
-# `python -m bench.doctor` which of them this machine has. FlashInfer compiles a kernel at its first use: the first step
-# (compile) does that once, so that no session waits for it.
+# `python -m bench.doctor` which of them this machine has.
 #
-# Steps, with the minutes that each may take: compile 5, attention 10, riddle 3, stack 8, layer 4. Exit status: 0 where
-# every step succeeded; the failed ones are named at the end.
+# Steps, with the seconds that each may take, and those predicted (not measured) for an H200 and 16 cores:
+#   compile    240   90  FlashInfer, flex and FlashAttention-2's PTX, compiled side by side, for all later processes
+#   checks     150   60  the gate at groups of 4, 7 and 8, beside the tests of CUDA plug-ins (pytest and CuPy)
+#   aa         100   35  native under two names, three sessions
+#   attention  480  250  the default of bench.attention: three sessions, batch 1 and 4
+#   stack      300  150  every cell; the compiled ones ahead side by side
+#   layer      150   70  a layer of every backend
+#   flex       120   40  flex, at four contexts, one session: it compiles at every shape
+#   riddle     120   30
+# Exit status: 0 where every step succeeded; the failed ones are named at the end. bench/doctor's lines come first.
 set -u
 out=${1:-bench/results}
 python=${2:-python3}
-steps=${PEERS_STEPS:-compile attention riddle stack layer}
+steps=${PEERS_STEPS:-compile checks aa attention stack layer flex riddle}
 mkdir -p "$out"
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} COLUMNS=${COLUMNS:-150}
 failed=()
@@ -28,19 +37,62 @@ step() {  # name, seconds, command
     echo "--- $name: $((SECONDS - begin)) s"
 }
 
+gate=(-m bench.attention --gate --l2=warm)
+heads=(--model=qwen2.5-7b,llama-3.1-8b --heads=64/8)  # groups of 7, 4 and 8
+contexts=(--ctx=1000,4096 --batch=1,4)
+flex_contexts=1024,4096,16384,65536
+
+compile_all() {  # what fails here is told by the steps that need it
+    local each model batch ctx
+    for each in --model=qwen2.5-7b --model=llama-3.1-8b --heads=64/8; do
+        for batch in 1 4; do
+            "$python" "${gate[@]}" --sessions=0 --backend=flashinfer "$each" --ctx=1000 --batch=$batch >/dev/null 2>&1 &
+        done
+        "$python" "${gate[@]}" --sessions=0 --backend=flex "$each" "${contexts[@]}" >/dev/null 2>&1 &
+    done
+    for ctx in ${flex_contexts//,/ }; do
+        "$python" "${gate[@]}" --sessions=0 --backend=flex --model=qwen2.5-7b,llama-3.1-8b --ctx=$ctx --batch=1 \
+            >/dev/null 2>&1 &
+    done
+    "$python" "${gate[@]}" --sessions=0 --backend=fa2 "${heads[@]}" --ctx=1000,65536 --batch=1,4 >/dev/null 2>&1 &
+    wait
+}
+
+check_all() {  # neither looks at a time
+    local log plugins status
+    log=$(mktemp)
+    "$python" -m pytest -q -p no:cacheprovider tests/test_plugins_cuda.py >"$log" 2>&1 &
+    plugins=$!
+    "$python" "${gate[@]}" --sessions=1 --backend=all "${heads[@]}" "${contexts[@]}" \
+        --json="$out/$gpu-attention-gate.json" --md="$out/$gpu-attention-gate.md"
+    status=$?
+    wait "$plugins" || status=1
+    tail -30 "$log"
+    return "$status"
+}
+
 gpu=$("$python" -c 'import torch; print(torch.cuda.get_device_name().lower().replace("nvidia ", "").split()[0])') || exit 1
 "$python" -m bench.doctor
-step compile 300 "$python" -m bench.attention --sessions=0 --backend=flashinfer --ctx=1024 --calls=2 --warmup=0 \
-    --no-trace-kernels
-step attention 600 "$python" -m bench.attention --sessions=3 --json="$out/$gpu-attention.json" \
+export -f compile_all check_all
+export python out gpu flex_contexts
+declare_arrays=$(declare -p gate heads contexts)
+step compile 240 bash -c "$declare_arrays; compile_all"
+step checks 150 bash -c "$declare_arrays; check_all"
+step aa 100 "$python" -m bench.attention --sessions=3 --backend=native --aa=native --ctx=1024,8192,65536 --batch=1 \
+    --no-trace-kernels --json="$out/$gpu-attention-aa.json" --md="$out/$gpu-attention-aa.md"
+step attention 480 "$python" -m bench.attention --sessions=3 --json="$out/$gpu-attention.json" \
     --md="$out/$gpu-attention.md" --plot="$out/$gpu-attention.png"
-step riddle 180 "$python" -m bench.attention --sessions=3 --backend=native,sdpa,sdpa-math,sdpa-flash,sdpa-cudnn,fa2,fa3,flashinfer \
+step stack 300 "$python" -m bench.stack --compile-jobs=6 --json="$out/$gpu-stack.json" --md="$out/$gpu-stack.md" \
+    --plot="$out/$gpu-stack.png"
+step layer 150 "$python" -m bench.layer --model=llama-3.1-8b \
+    --backend=native,sdpa,sdpa-flash,sdpa-cudnn,fa2,fa3,flashinfer,flex,compile,compile-graphs \
+    --json="$out/$gpu-peers-layer-llama-3.1-8b.json"
+step flex 120 "$python" -m bench.attention --sessions=1 --backend=native,sdpa,flex --ctx=$flex_contexts --batch=1 \
+    --json="$out/$gpu-attention-flex.json" --md="$out/$gpu-attention-flex.md"
+step riddle 120 "$python" -m bench.attention --sessions=3 \
+    --backend=native,sdpa,sdpa-math,sdpa-flash,sdpa-cudnn,fa2,fa3,flashinfer \
     --context-manager=outside,inside --model=llama-3.1-8b --ctx=2048 --batch=1 --l2=warm \
     --json="$out/$gpu-riddle.json" --md="$out/$gpu-riddle.md"
-step stack 480 "$python" -m bench.stack --json="$out/$gpu-stack.json" --md="$out/$gpu-stack.md"
-step layer 240 "$python" -m bench.layer --model=llama-3.1-8b \
-    --backend=native,sdpa,sdpa-flash,sdpa-cudnn,fa2,fa3,flashinfer,compile \
-    --json="$out/$gpu-peers-layer-llama-3.1-8b.json"
 if ((${#failed[@]})); then
     printf 'failed: %s\n' "${failed[@]}"
     exit 1

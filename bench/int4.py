@@ -12,7 +12,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -23,11 +22,12 @@ from rich.text import Text
 
 import pykernels as pk
 from bench.backends import int4 as kernels4
-from bench.core import cli, controls, environment, gpu_state
+from bench.core import cli, controls, environment
 from bench.core.ceiling import Ceiling
-from bench.core.document import SCHEMA, Document
+from bench.core.document import Document
 from bench.core.errors import flag_error
 from bench.core.progress import progress
+from bench.core.run import Machine, close
 from bench.quant import groups, machine_code, measure, predict, show, validate
 from bench.quant.trials import GROUP_SIZES
 
@@ -38,16 +38,16 @@ _DEFAULT_MODES = {"cpu": "native,eager", "cuda": "graph,native,eager"}
 
 _PROGRAM = "bench.int4"
 
+_PTX_OF, _WITH_PTX = "sm_89", "CMAKE_ARGS='-DPYKERNELS_CUDA_ARCHITECTURES=89-virtual;90a-real'"
+"""The architecture whose PTX a build can carry, and how one for Hopper comes to carry it."""
+
 _JIT_SECONDS = 540
 """For the driver to compile every kernel that a validation calls, and to run it."""
 
 
 def run(settings: groups.Settings, what: list[str], spec: tuple[float | None, str], gpu: str) -> Document:
     """Measure. Ctrl-C ends it early: the document says so and keeps the groups that were finished."""
-    machine = environment.collect()
-    monitor = gpu_state.Monitor(settings.device) if settings.device.type == "cuda" else None
-    if monitor:
-        machine["gpu_before"] = monitor.state()
+    machine = Machine(settings.device)
     nulls = controls.null_op(settings.steps, settings.device)
     null_us = {row["mode"]: row["us"]["p50"] for row in nulls}
     ceiling = Ceiling(settings.device)
@@ -61,16 +61,14 @@ def run(settings: groups.Settings, what: list[str], spec: tuple[float | None, st
     with progress("measuring int4", len(makers)) as advance:
         try:
             for make in makers:
-                measured.append((make, measure.measure_group(make(), settings, ceiling, monitor, null_us)))
+                measured.append((make, measure.measure_group(make(), settings, ceiling, machine.monitor, null_us)))
                 advance()
-            for make, entries in measured if monitor else ():
+            for make, entries in measured if machine.monitor else ():
                 measure.trace_group(make(), entries, settings)
         except KeyboardInterrupt:
             interrupted = True
     if not measured:
         raise KeyboardInterrupt
-    if monitor:
-        machine["gpu_after"] = monitor.state()
     ops = [entry for _, entries in measured for entry in entries]
     predictions = []
     for model in settings.specs if gpu else ():
@@ -78,9 +76,11 @@ def run(settings: groups.Settings, what: list[str], spec: tuple[float | None, st
             found = predict.predict(gpu, model, entry, settings.batch, settings.torch_dtype, settings.device.type)
             predictions.append(found)
     return {
-        "schema": SCHEMA, "kind": "int4", "title": f"4-bit weights of {', '.join(s.name for s in settings.specs)}",
-        "command": cli.command_line(_PROGRAM), "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "interrupted": interrupted, "environment": machine, "device": settings.device.type,
+        **cli.head(
+            _PROGRAM, "int4", title=f"4-bit weights of {', '.join(spec.name for spec in settings.specs)}",
+            interrupted=interrupted, environment=machine.document(),
+        ),
+        "device": settings.device.type,
         "group_size": settings.group_size, "symmetric": settings.symmetric, "ctx": settings.ctx,
         "batch": settings.batch, "dtype": settings.dtype, "l2": settings.l2, "l2_words": f"{settings.l2} weights",
         "warmup": settings.warmup, "steps": settings.steps, "ceiling": ceiling.document(*spec), "null": nulls,
@@ -112,8 +112,7 @@ def run_validation(
             everything += found
         entries.append({"kernel": name, "reason": reason, "trials": [vars(one) for one in found]})
     outputs.write({
-        "schema": SCHEMA, "kind": "int4-validation", "command": cli.command_line(_PROGRAM),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"), "environment": environment.collect(),
+        **cli.head(_PROGRAM, "int4-validation", environment=environment.collect()),
         "device": device.type, "seed": seed, "kernels": entries,
     })  # fmt: skip
     # Where kernels were offered trials, one of them must have taken one.
@@ -139,23 +138,28 @@ def run_jit(device: torch.device) -> tuple[bool, str]:
 
 
 def run_arch(architecture: str) -> int:
-    """--arch: the machine code for sm_89 and, where a newer GPU is there, its PTX run on that."""
+    """--arch: the machine code for that GPU and, for sm_89 where a newer GPU is there, its PTX run on that."""
     console = Console()
-    if reason := machine_code.reason():
-        console.print(Text(f"--arch={architecture}: unsupported: {reason}"))
-        return 0
     name = f"sm_{architecture.removeprefix('sm')}"
-    try:
-        kernels, ptx = machine_code.inspect(name), machine_code.has_ptx(name)
-    except RuntimeError as error:
-        console.print(Text(f"--arch={architecture}: unsupported: {error}"))
-        return 0
-    good = show.print_machine_code(name, kernels, console)
-    console.print(Text(f"PTX for {name}: {'there, so that a newer GPU can run it' if ptx else 'MISSING'}"))
+    good, reason = True, machine_code.reason()
+    ptx = machine_code.built_with_ptx(name)
+    if reason is None:
+        try:
+            kernels, ptx = machine_code.inspect(name), machine_code.has_ptx(name)
+            good = show.print_machine_code(name, kernels, console)
+        except RuntimeError as error:
+            reason = str(error)
+    if reason:
+        console.print(Text(f"--arch={architecture}: unsupported: {reason}"))
+    if name != _PTX_OF:
+        return 0 if good else 1
+    if not reason or ptx:
+        console.print(Text(f"PTX for {name}: {'there, so that a newer GPU can run it' if ptx else 'MISSING'}"))
     device = cli.device("auto")
     if device.type != "cuda" or torch.cuda.get_device_capability(device) <= (8, 9) or not ptx:
-        console.print(Text("the PTX was not run: that needs a GPU newer than compute capability 8.9"))
-        return 0 if good and ptx else 1
+        needs = "a GPU newer than compute capability 8.9" if ptx else f"a build that has it: {_WITH_PTX}"
+        console.print(Text(f"the PTX was not run: that needs {needs}"))
+        return 0 if good and (ptx or reason) else 1
     jit_right, words = run_jit(device)
     console.print(Text(words))
     return 0 if good and jit_right else 1
@@ -250,12 +254,8 @@ def command(
         warmup=cli.number("--warmup", warmup, 0, 10_000), steps=cli.number("--steps", steps, 2, 100_000),
         repeats=cli.number("--repeats", repeats, 0, 4096), seed=seed, spec_gbs=spec[0],
     )  # fmt: skip
-    document = run(settings, parts, spec, gpu)
-    show.print_document(document, Console())
-    outputs.write(document, writers={"--md": show.write_markdown, "--plot": _bars})
-    if document["interrupted"]:
-        return cli.INTERRUPTED
-    return show.status_of(document["ops"])
+    writers = {"--md": show.write_markdown, "--plot": _bars}
+    return close(run(settings, parts, spec, gpu), outputs, show.print_document, writers=writers)
 
 
 def _bars(path: Path, document: Document) -> None:

@@ -6,35 +6,31 @@ python -m bench.layer --backend=sdpa,examples/attention_plugin.py:Attention --mo
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
-from rich.console import Console
 
 import pykernels as pk
 from bench import plugins
 from bench.backends import MODES, Backend, Workload, arms_of, by_name, registry
 from bench.backends.plugin import KINDS, Journal, load_layer, parse_backends
-from bench.core import cli, controls, device_trace, environment, floors, gpu_state, ladder, measure, results, tables
+from bench.core import cli, controls, environment, floors, ladder, measure, results
 from bench.core.ceiling import Ceiling
+from bench.core.copies import layers_a_sample, weight_copies
 from bench.core.device_trace import Traced
-from bench.core.document import SCHEMA, Document
+from bench.core.document import Document
 from bench.core.errors import flag_error
-from bench.core.progress import progress
+from bench.core.run import Machine, Measurement, close, gate
 from bench.core.trace_file import check_traceable, write_trace
 from bench.quant import words
 from pykernels.layer import available_bytes
 from pykernels.models import ModelSpec
 
-# Beyond this the copies' own bookkeeping would be what is measured.
-_MAX_COPIES = 512
-
-# Eight layers last half a millisecond and more: the microsecond or two of an event are lost in them.
-_CUDA_REPEATS = 8
+_PROGRAM = "bench.layer"
 
 
 @dataclass
@@ -62,30 +58,12 @@ class Settings:
     group_size: int
     symmetric: bool
     int4_format: tuple[int, bool, bool] | None = None
-    """Of the weights once they are made (LayerWeights.int4_format); None where they are dense."""
+    """Of the weights (LayerWeights.int4_format), set once they are made; None where they are dense."""
 
     @property
     def torch_dtype(self) -> torch.dtype:
         """--dtype as torch names it."""
         return cli.DTYPES[self.dtype]
-
-
-def weight_copies(layer_bytes: int, l2: str, device: torch.device) -> int:
-    """Copies of the weights to rotate through, so that a step finds none of its own in the last-level cache.
-
-    One where there are no weights to speak of: activations are warm in any decode step. At most _MAX_COPIES.
-    """
-    cache = environment.last_level_cache_bytes(device)
-    if l2 == "warm" or layer_bytes >= 2 * cache or layer_bytes == 0:
-        return 1
-    return min(2 * cache // layer_bytes + 2, _MAX_COPIES)
-
-
-def steps_a_sample(asked: int, copies: int, device: torch.device) -> int:
-    """--repeats, or where that is 0 one step on a CPU, and on a GPU eight or as many more as there are copies."""
-    if asked:
-        return asked
-    return _CUDA_REPEATS + -_CUDA_REPEATS % copies if device.type == "cuda" else 1
 
 
 def check_memory(settings: Settings, layer_bytes: int, copies: int) -> None:
@@ -116,13 +94,8 @@ def make_layers(settings: Settings) -> list[pk.DecodeLayer]:
         weights = weights.quantize(settings.group_size, settings.symmetric)
     copies = weight_copies(weights.n_bytes, settings.l2, settings.device)
     check_memory(settings, weights.n_bytes, copies)
-    return [
-        pk.DecodeLayer(
-            spec, weights if copy == 0 else weights.clone(), settings.ctx, settings.batch, dtype, settings.device,
-            settings.seed,
-        )
-        for copy in range(copies)
-    ]  # fmt: skip
+    shared = (settings.ctx, settings.batch, dtype, settings.device, settings.seed)
+    return [pk.DecodeLayer(spec, weights.clone() if copy else weights, *shared) for copy in range(copies)]
 
 
 def layer_ops(settings: Settings, fusion: str | None) -> list[floors.OpBytes]:
@@ -159,162 +132,117 @@ def layer_timelines(arms: list[measure.Arm], traces: dict[str, Traced], settings
     return found
 
 
-@dataclass
-class Run:
-    """What a run found: its document, and for --trace the traces of its arms by their labels."""
+def document_of(
+    settings: Settings, layers: list[pk.DecodeLayer], found: Measurement, looked: Document, plugged: list[plugins.Found]
+) -> Document:
+    """The result document, less its head; `looked` holds the keys that were measured after the rounds."""
+    spec, dtype, device = settings.spec, settings.torch_dtype, settings.device
+    on_cuda = device.type == "cuda"
+    layer_bytes, cache_mb = layers[0].weights.n_bytes, environment.last_level_cache_bytes(device) / 1e6
+    rotation = "1 copy" if len(layers) == 1 else f"{len(layers)} copies in rotation"
+    repeats = layers_a_sample(settings.repeats, len(layers), device)
+    streamed = partial(streamed_bytes, settings)
+    entries = [results.arm_document(arm, streamed(arm.fusion), found.bandwidths, found.arms) for arm in found.arms]
+    if on_cuda:
+        found.add_device_keys(entries)
+    ladders = results.make_ladders(
+        found.arms, found.ceiling.read_gbs(), streamed, settings.spec_bandwidth[0],
+        ladder.CUDA_CHAIN if on_cuda else ladder.CPU_CHAIN, found.traces,
+    )  # fmt: skip
+    for of_plugin in plugged:
+        entries += of_plugin.entries("arms")
+        for key in ladders:
+            ladders[key] |= of_plugin.of_label(key)
+    return {
+        "model": results.model_document(spec),
+        "weights": "checkpoint" if settings.weights else "random",
+        "quant": words.quant_document(settings.int4_format),
+        "ctx": settings.ctx, "batch": settings.batch, "dtype": settings.dtype, "device": device.type,
+        "l2": settings.l2,
+        "l2_words": f"{settings.l2}: {layer_bytes / 1e6:.0f} MB of weights, {rotation}, "
+                    f"against a last-level cache of {cache_mb:.0f} MB",
+        "weight_copies": len(layers),
+        "warmup": settings.warmup, "steps": settings.steps,
+        **({"repeats": repeats} if on_cuda or repeats > 1 else {}), **found.throttling,
+        "ceiling": found.bandwidths,
+        "bytes": {
+            "ops": {fusion: [vars(op) for op in layer_ops(settings, fusion)] for fusion in settings.fusions},
+            "layer_streamed": {fusion: streamed(fusion) for fusion in settings.fusions},
+            "paper": results.paper_bytes(spec, settings.ctx, settings.batch, dtype, layer_bytes),
+        },
+        **looked,
+        "arms": entries,
+        "plugins": [of_plugin.describe(settings.plugins.limit_s) for of_plugin in plugged],
+        **ladders,
+    }  # fmt: skip
 
-    settings: Settings
-    document: Document
-    arms: list[measure.Arm]
-    traces: dict[str, Traced]
 
-
-def run(settings: Settings) -> Run:
+def run(settings: Settings) -> tuple[Document, Measurement]:
     """Measure. Ctrl-C after the first round ends it early: the document says so and keeps what was finished.
 
     Plug-ins come first, while nothing of this process is on the device.
     """
-    spec, dtype = settings.spec, settings.torch_dtype
+    device = settings.device
     plugged = plugins.measure_all(settings.plugins)
-    machine = environment.collect()
-    on_cuda = settings.device.type == "cuda"
-    monitor = gpu_state.Monitor(settings.device) if on_cuda else None
-    if monitor:
-        machine["gpu_before"] = monitor.state()
+    machine = Machine(device)
     layers = cli.usage(lambda: make_layers(settings))
-    weights = layers[0].weights
-    if weights.is_int4:
-        settings = replace(settings, int4_format=cli.usage(weights.int4_format))
-    repeats = steps_a_sample(settings.repeats, len(layers), settings.device)
+    if layers[0].weights.is_int4:
+        settings.int4_format = cli.usage(layers[0].weights.int4_format)
+    repeats = layers_a_sample(settings.repeats, len(layers), device)
     workload = Workload.of(layers, repeats)
     arms = [
         arm
         for backend in settings.backends.values()
         for arm in arms_of(backend, workload, settings.modes, settings.fusions)
     ]
-    arms += [arm for found in plugged for arm in found.failed]
-    ceiling = Ceiling(settings.device)
-    runnable = [arm for arm in arms if arm.status == "ok"]
-    with progress("checking", len(runnable)) as advance:
-        measure.gate(runnable, lambda arm: advance())
-    total = settings.steps * (len([arm for arm in arms if arm.status == "ok"]) + 2)
-    with progress("measuring", total) as advance:
-        finished, throttling = gpu_state.alternate_watched(
-            [*ceiling.arms, *arms], settings.warmup, settings.steps, advance, monitor
-        )
-    if not ceiling.read.samples_us:
-        raise KeyboardInterrupt
-    spec_gbs, source = settings.spec_bandwidth
-    bandwidths = ceiling.document(spec_gbs, source)
-    nulls: list[Document] = []
-    spins: list[Document] = []
-    ops: list[Document] = []
-    traces: dict[str, Traced] = {}
-    untraced: dict[str, str] = {}
-    timelines: Document = {}
-    if finished:
-        try:
-            measure.measure_host(arms, settings.warmup, settings.steps)
-            nulls, spins = controls.null_op(settings.steps, settings.device), controls.spin(device=settings.device)
-            if on_cuda:
-                traces, untraced = device_trace.trace_arms(arms, repeats)
-                ops = results.traced_ops(arms, traces, lambda fusion: layer_ops(settings, fusion), bandwidths)
-                timelines = layer_timelines(arms, traces, settings)
-            elif "native" in settings.backends:
-                ops = time_ops(layers, settings, bandwidths)
-        except KeyboardInterrupt:
-            finished = False
-    if monitor:
-        machine["gpu_after"] = monitor.state()
-    entries = [results.arm_document(arm, streamed_bytes(settings, arm.fusion), bandwidths, arms) for arm in arms]
-    on_device: Document = {}
-    if on_cuda:
-        for arm, entry in zip(arms, entries, strict=True):
-            why = untraced.get(arm.label, "not traced: " + (arm.reason or "the run was interrupted"))
-            traced = traces.get(arm.label)
-            entry |= results.device_keys(entry, traced, None if traced else why, bandwidths)
-            entry["steps_per_graph"] = arm.steps_per_graph
-        on_device = {"repeats": repeats, **throttling}
-    elif repeats > 1:
-        on_device = {"repeats": repeats}
-    chain = ladder.CUDA_CHAIN if on_cuda else ladder.CPU_CHAIN
-    layer_bytes = weights.n_bytes
-    cache_mb = environment.last_level_cache_bytes(settings.device) / 1e6
-    rotation = "1 copy" if len(layers) == 1 else f"{len(layers)} copies in rotation"
-    ladders = results.make_ladders(
-        arms, ceiling.read_gbs(), lambda fusion: streamed_bytes(settings, fusion), spec_gbs, chain, traces
-    )
-    for found in plugged:
-        entries += found.entries("arms")
-        for key in ladders:
-            ladders[key] |= found.of_label(key)
-    document = {
-        "schema": SCHEMA,
-        "kind": "layer",
-        "title": f"one decode layer of {spec.name}{words.quant_words(settings.int4_format)}, ctx {settings.ctx}",
-        "command": cli.command_line("bench.layer"),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "interrupted": not finished,
-        "environment": machine,
-        "model": {**vars(spec), "rope_scaling": vars(spec.rope_scaling) if spec.rope_scaling else None},
-        "weights": "checkpoint" if settings.weights else "random",
-        "quant": words.quant_document(settings.int4_format),
-        "ctx": settings.ctx, "batch": settings.batch, "dtype": settings.dtype, "device": settings.device.type,
-        "l2": settings.l2,
-        "l2_words": f"{settings.l2}: {layer_bytes / 1e6:.0f} MB of weights, {rotation}, "
-                    f"against a last-level cache of {cache_mb:.0f} MB",
-        "weight_copies": len(layers),
-        "warmup": settings.warmup, "steps": settings.steps, **on_device,
-        "ceiling": bandwidths,
-        "bytes": {
-            "ops": {
-                fusion: [vars(op) for op in layer_ops(settings, fusion)] for fusion in settings.fusions
-            },
-            "layer_streamed": {fusion: streamed_bytes(settings, fusion) for fusion in settings.fusions},
-            "paper": {
-                "weight_bytes": spec.weight_bytes(dtype)
-                - spec.n_layers * (spec.layer_weight_elements * dtype.itemsize - layer_bytes),
-                "kv_bytes": spec.kv_bytes(settings.ctx, settings.batch, dtype),
-                "bytes_per_token_kv": spec.kv_bytes(1, 1, dtype),
-            },
-        },
-        "null": nulls,
-        "spin": spins,
-        "ops": ops,
-        "timelines": timelines,
-        "arms": entries,
-        "plugins": [found.describe(settings.plugins.limit_s) for found in plugged],
-        **ladders,
-    }  # fmt: skip
-    return Run(settings, document, arms, traces)
+    arms += [arm for of_plugin in plugged for arm in of_plugin.failed]
+    found = Measurement(arms, Ceiling(device), settings.spec_bandwidth, machine.monitor)
+    gate(arms)
+    looked: Document = {"null": [], "spin": [], "ops": [], "timelines": {}}
+
+    def look_closer() -> None:
+        looked["null"] = controls.null_op(settings.steps, device)
+        looked["spin"] = controls.spin(device=device)
+        if device.type == "cuda":
+            found.trace(repeats)
+            looked["ops"] = results.traced_ops(
+                arms, found.traces, lambda fusion: layer_ops(settings, fusion), found.bandwidths
+            )
+            looked["timelines"] = layer_timelines(arms, found.traces, settings)
+        elif "native" in settings.backends:
+            looked["ops"] = time_ops(layers, settings, found.bandwidths)
+
+    found.take(settings.warmup, settings.steps, look_closer)
+    head = cli.head(
+        _PROGRAM, "layer", interrupted=found.interrupted, environment=machine.document(),
+        title=f"one decode layer of {settings.spec.name}{words.quant_words(settings.int4_format)}, ctx {settings.ctx}",
+    )  # fmt: skip
+    return head | document_of(settings, layers, found, looked, plugged), found
 
 
-def trace_writer(found: Run) -> Callable[[Path], None] | None:
+def trace_writer(found: Measurement, settings: Settings) -> Callable[[Path], None] | None:
     """What writes --trace; None where no arm was traced."""
 
     def labels(fusion: str) -> list[str]:
-        return [op.label for op in layer_ops(found.settings, fusion)]
+        return [op.label for op in layer_ops(settings, fusion)]
 
     return (lambda path: write_trace(path, found.arms, found.traces, labels)) if found.traces else None
 
 
 def print_list() -> None:
-    """What --list prints: models, modes, and every backend with what it needs here."""
+    """What --list prints: models, and every backend with what it needs here."""
     device = cli.device("auto")
-    print("models:  ", ", ".join(pk.models.names()), "(or --config=PATH)")
-    print("fusions: ", ", ".join(cli.FUSIONS))
-    print("backends:")
-    for name, backend in registry().items():
-        reason, modes = backend.availability(device), backend.modes(device)
-        print(f"  {name:<15} {backend.description}")
-        print(f"  {'':<15} " + (f"unsupported: {reason}" if reason else f"modes {', '.join(modes)}"))
+    cli.print_list(
+        (name, backend.description, backend.availability(device), backend.modes(device))
+        for name, backend in registry().items()
+    )
     print(f"plug-ins: {KINDS} (docs/plugins.md)")
 
 
 def command(
     backend: cli.BackendFlag = "all",
     mode: cli.ModeFlag = "all",
-    model: Annotated[str, typer.Option("--model", help=", ".join(pk.models.names()))] = "qwen2.5-7b",
+    model: cli.ModelFlag = "qwen2.5-7b",
     config: cli.ConfigFlag = "",
     weights: Annotated[str, typer.Option("--weights", help="a local Hugging Face folder to take one layer from")] = "",
     layer: Annotated[int, typer.Option("--layer", help="which layer of --weights")] = 0,
@@ -346,7 +274,7 @@ def command(
     trace: cli.TraceFlag = "",
     plugin_timeout_s: plugins.TimeoutFlag = 300.0,
     plugin_journal: plugins.JournalFlag = "",
-    list_: Annotated[bool, typer.Option("--list", help="name what this machine can run, and why not the rest")] = False,
+    list_: cli.ListFlag = False,
 ) -> int:
     """One decode layer in every backend and mode, and where its time goes."""
     if list_:
@@ -370,14 +298,14 @@ def command(
         f"--warmup={warmup}", f"--steps={steps}", f"--repeats={repeats}", f"--threads={threads}",
         f"--spec-gbs={spec_gbs}", f"--seed={seed}",
     ]  # fmt: skip
-    limit_s = plugins.check_timeout(plugin_timeout_s)
+    limit_s = cli.seconds("--plugin-timeout-s", plugin_timeout_s)
     if plugin_journal:  # this process is a plug-in's own
         (plugin,), asked = asked, []
         backends = {plugin.label: load_layer(plugin, Journal(Path(plugin_journal)), cli.device(device)), **backends}
     settings = Settings(
         spec=spec,
         backends=backends,
-        plugins=plugins.Plan("bench.layer", asked, modes, flags, [name for name in names if name == "sdpa"], limit_s),
+        plugins=plugins.Plan(_PROGRAM, asked, modes, flags, [name for name in names if name == "sdpa"], limit_s),
         modes=modes,
         fusions=fusions,
         ctx=cli.number("--ctx", ctx, 1, spec.max_position),
@@ -398,16 +326,10 @@ def command(
     )
     check_traceable(trace, settings.device)
     cli.set_threads(threads)
-    found = run(settings)
-    document = found.document
-    tables.print_document(document, Console())
-    outputs.write(document, trace_writer(found))
-    if document["interrupted"]:
-        return cli.INTERRUPTED
-    if trace and not found.traces:
-        return 2
-    return 1 if any(arm["status"] == "wrong" for arm in document["arms"]) else 0
+    document, found = run(settings)
+    status = close(document, outputs, write_trace=trace_writer(found, settings))
+    return 2 if trace and not found.traces and status != cli.INTERRUPTED else status
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run("bench.layer", command))
+    sys.exit(cli.run(_PROGRAM, command))

@@ -10,30 +10,31 @@ python -m bench.op --op=gemv --model=tiny --aa=20
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import torch
 import typer
-from rich.console import Console
 
 import pykernels as pk
 from bench import plugins
 from bench.backends.plugin import Journal, load_op, parse_backends
-from bench.core import cli, controls, device_trace, environment, floors, gpu_state, measure, results, statistics, tables
+from bench.core import cli, controls, device_trace, floors, gpu_state, measure, results, statistics
 from bench.core.ceiling import Ceiling
-from bench.core.document import SCHEMA, Document
+from bench.core.copies import weight_copies
+from bench.core.document import Document
 from bench.core.errors import flag_error
 from bench.core.measure import Rotation
 from bench.core.op_arms import MAKERS, OP_MODES, Maker, make_arms, native_arm, reference_of
 from bench.core.op_cases import OPS, Case, Instance, cases
 from bench.core.progress import progress
+from bench.core.run import Machine, close
 from bench.core.samplers import Samplers, steps_for
-from bench.layer import weight_copies
 from pykernels.layer import available_bytes
 from pykernels.models import ModelSpec
+
+_PROGRAM = "bench.op"
 
 _CONTROLS = ("null", "spin")
 _CPU_MODES = ("eager", "pybind", "dispatch", "native")
@@ -182,14 +183,10 @@ def _document(
     machine: Document,
     **extra: object,
 ) -> Document:
-    spec_gbs, source = spec
-    measured = ceiling.document(spec_gbs, source) if ceiling.read.samples_us else {}
     return {
-        "schema": SCHEMA, "kind": "op", "title": f"op {op}", "command": cli.command_line("bench.op"),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"), "interrupted": interrupted,
-        "environment": machine, "device": settings.device.type, "l2": settings.l2,
-        "l2_words": f"{settings.l2} weights", "ceiling": {"read_gbs": None, "copy_gbs": None, "spec_gbs": spec_gbs,
-                                                 "spec_source": source, **measured},
+        **cli.head(_PROGRAM, "op", title=f"op {op}", interrupted=interrupted, environment=machine),
+        "device": settings.device.type, "l2": settings.l2,
+        "l2_words": f"{settings.l2} weights", "ceiling": ceiling.document(*spec),
         "ops": entries, "arms": [], "ladder": {}, "ladder_notes": {}, **extra,
     }  # fmt: skip
 
@@ -253,7 +250,7 @@ def command(
 
     names, asked = parse_backends("--backend", backend, list(MAKERS))
     makers = {name: MAKERS[name] for name in names}
-    limit_s = plugins.check_timeout(plugin_timeout_s)
+    limit_s = cli.seconds("--plugin-timeout-s", plugin_timeout_s)
     if plugin_journal:  # this process is a plug-in's own
         (plugin,), asked = asked, []
         makers[plugin.label] = load_op(plugin, Journal(Path(plugin_journal)), op)
@@ -268,13 +265,10 @@ def command(
         f"--threads={threads}", f"--spec-gbs={spec_gbs}", f"--seed={seed}",
     ]  # fmt: skip
     beside = [name for name in names if name == "torch"]
-    plugged = plugins.measure_all(plugins.Plan("bench.op", asked, plugin_modes, flags, beside, limit_s))
+    plugged = plugins.measure_all(plugins.Plan(_PROGRAM, asked, plugin_modes, flags, beside, limit_s))
     failed = [arm for found in plugged for arm in found.failed]
     settings = Settings(target, makers, modes, l2, warmup, steps, repeats, spec[0])
-    machine = environment.collect()
-    monitor = gpu_state.Monitor(target) if target.type == "cuda" else None
-    if monitor:
-        machine["gpu_before"] = monitor.state()
+    machine = Machine(target)
     ceiling = Ceiling(target)
     entries: list[Document] = []
     extra: Document = {
@@ -303,7 +297,7 @@ def command(
             try:
                 measured = []
                 for case in swept.values():
-                    measured.append((case, measure_case(case, settings, ceiling, monitor, failed)))
+                    measured.append((case, measure_case(case, settings, ceiling, machine.monitor, failed)))
                     entries += measured[-1][1]
                     entries += [
                         entry
@@ -316,15 +310,8 @@ def command(
                     trace_case(case, settings, of_case)
             except KeyboardInterrupt:
                 interrupted = True
-    if monitor:
-        machine["gpu_after"] = monitor.state()
-    document = _document(op, entries, interrupted, ceiling, spec, settings, machine, **extra)
-    tables.print_document(document, Console())
-    outputs.write(document)
-    if interrupted:
-        return cli.INTERRUPTED
-    return 1 if any(entry["status"] == "wrong" for entry in entries) else 0
+    return close(_document(op, entries, interrupted, ceiling, spec, settings, machine.document(), **extra), outputs)
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run("bench.op", command))
+    sys.exit(cli.run(_PROGRAM, command))

@@ -16,7 +16,7 @@ import typer
 from bench.backends.plugin import Journal, Plugin
 from bench.core import document
 from bench.core.document import Document
-from bench.core.errors import UsageError, flag_error
+from bench.core.errors import UsageError
 from bench.core.measure import Arm, unsupported
 from bench.core.progress import progress
 from bench.study.processes import Outcome, run_module
@@ -65,13 +65,6 @@ class Found:
         keys = {key: (self.document or {}).get(key) for key in ("created", "ceiling")}
         sha256 = hashlib.sha256(self.plugin.path.read_bytes()).hexdigest()
         return {"backend": self.plugin.label, "sha256": sha256, "timeout_s": limit_s, **keys}
-
-
-def check_timeout(limit_s: float) -> float:
-    """--plugin-timeout-s, where it is one."""
-    if not 0 < limit_s < float("inf"):
-        raise flag_error("--plugin-timeout-s", limit_s, "a positive number of seconds")
-    return limit_s
 
 
 def measure_all(plan: Plan) -> list[Found]:

@@ -18,7 +18,7 @@ from bench.core import cli
 from bench.core.document import Document, write_atomically
 from bench.core.errors import flag_error
 from bench.core.tables import microseconds, percent
-from bench.study import collect, cost, paper
+from bench.study import collect, cost, paper, peer_sections
 from bench.study.collect import Folder
 from bench.study.page import Grid, Section, as_html, as_markdown
 
@@ -76,7 +76,7 @@ def steps_section(folder: Folder) -> Section | None:
         return None
     section = Section("Whole steps and the memory floor")
     headings = ["", "device", "model", "ctx", "batch", "arm", "step ms", "floor ms", "R_floor", "of read",
-                "launch + gap", "sdpa graph / this", "launches"]  # fmt: skip
+                "launch + gap", "sdpa graph / this", "transformers / this", "launches", "a layer"]  # fmt: skip
     section.grids.append((headings, _step_table(rows)))
     if profiled := [row for row in rows if row["profile"]]:
         section.words.append(
@@ -100,10 +100,11 @@ def steps_section(folder: Folder) -> Section | None:
              for row, gb in zip(failed, asked, strict=True)],
         ))  # fmt: skip
     section.figures.append(picture("floor-ratio", "R_floor over peak bandwidth", lambda: figures.floor_ratio(rows)))
-    with_ladder = [result for result in folder.of_kind("step") if result.get("ladder")]
+    steps = collect.distinct_steps(folder.of_kind("step"))
+    with_ladder = [result for result in steps if result.get("ladder")]
     if with_ladder:
         section.figures.append(picture("ladder", "The ladder of every step", lambda: figures.ladders(with_ladder)))
-    with_ops = [result for result in folder.of_kind("step") if result.get("ops")]
+    with_ops = [result for result in steps if result.get("ops")]
     if with_ops:
         section.figures.append(picture("anatomy", "Anatomy of a native step", lambda: figures.anatomy(with_ops)))
     return section
@@ -115,13 +116,14 @@ def _step_table(rows: Sequence[collect.Row]) -> list[list[str]]:
         ["measured", row["device_name"], row["model"], str(row["ctx"]), str(row["batch"]), row["arm"],
          number(row["p50_ms"]),
          number(row["t_floor_ms"]), number(row["R_floor"]), percent(row["share_of_read"]),
-         percent(row["launch_gap_share"]), number(row["over_sdpa_graph"], 2), str(row["launches"])]
+         percent(row["launch_gap_share"]), number(row["over_sdpa_graph"], 2),
+         number(row["over_transformers"], 2), str(row["launches"]), str(row["launches_per_layer"] or "-")]
         for row in rows
     ]  # fmt: skip
     for one in paper.published("step_ms"):
         ratio = ratios.get((one.gpu, one.model, one.ctx, one.batch, one.arm))
         table.append(["published", one.gpu, one.model, str(one.ctx), str(one.batch), one.arm, number(one.value, 2), "-",
-                      number(ratio), "-", "-", "-", "-"])  # fmt: skip
+                      number(ratio), *["-"] * 6])  # fmt: skip
     return table
 
 
@@ -260,11 +262,15 @@ def cost_section(folder: Folder, flags: Sequence[str]) -> Section:
     unpriced = dict.fromkeys(row["device_name"] for row in steps if not cost.price_of(row["device_name"], known))
     for device in unpriced:
         section.words.append(f"No price is known for {device}: give --price.")
+    for price in dict.fromkeys(row.price for row in rows):
+        section.words.append(
+            f"Price of an {price.gpu}: {number(price.usd_per_hour, 2)} USD an hour ({price.date}, {price.source})."
+        )
     section.words.append("A million tokens on a machine that does nothing else: no idle time, network or storage.")
     section.grids.append((
-        ["", "device", "model", "ctx", "batch", "arm", "step ms", "USD/h", "price of", "USD a million tokens"],
+        ["", "device", "model", "ctx", "batch", "arm", "step ms", "USD/h", "USD a million tokens"],
         [[r.origin, r.gpu, r.model, str(r.ctx), str(r.batch), r.arm, number(r.step_ms), number(r.price.usd_per_hour, 2),
-          f"{r.price.date}, {r.price.source}", number(r.usd_per_million_tokens, 2)] for r in rows],
+          number(r.usd_per_million_tokens, 2)] for r in rows],
     ))  # fmt: skip
     section.figures.append(picture("cost", "USD a million tokens", lambda: figures.cost(rows)))
     return section
@@ -274,7 +280,8 @@ def make_sections(folder: Folder, prices: Sequence[str]) -> list[Section]:
     """Every part that the folder has documents for."""
     made = [
         environment_section(folder), steps_section(folder), block_section(folder), speedup_section(folder),
-        attention_section(folder), int4_section(folder), comparison_section(folder),
+        attention_section(folder), peer_sections.backends_section(folder, picture),
+        peer_sections.stack_section(folder, picture), int4_section(folder), comparison_section(folder),
         cost_section(folder, prices),
     ]  # fmt: skip
     return [section for section in made if section is not None]
@@ -284,6 +291,7 @@ def command(
     directory: Annotated[str, typer.Argument(metavar="DIR", help="a folder of result documents")],
     out: Annotated[str, typer.Option("--out", help="the folder to write to; default: DIR/report")] = "",
     title: Annotated[str, typer.Option("--title", help="of the report")] = "launchtax report",
+    svg: Annotated[bool, typer.Option("--svg/--no-svg", help="write every picture as SVG too")] = True,
     price: Annotated[
         list[str] | None, typer.Option("--price", help="GPU=USD_per_hour, before those of the dated file; repeatable")
     ] = None,
@@ -298,9 +306,10 @@ def command(
         raise flag_error("--out", target, f"a folder that can be made: {error.strerror}") from None
     sections = make_sections(folder, price or [])
     dated = f"{title}, {datetime.now(UTC).date().isoformat()}"
-    for stem, _, png, svg in (figure for section in sections for figure in section.figures):
+    for stem, _, png, vectors in (figure for section in sections for figure in section.figures):
         write_atomically(target / "figures" / f"{stem}.png", png)
-        write_atomically(target / "figures" / f"{stem}.svg", svg)
+        if svg:
+            write_atomically(target / "figures" / f"{stem}.svg", vectors)
     write_atomically(target / "report.md", as_markdown(dated, sections).encode())
     write_atomically(target / "report.html", as_html(dated, sections).encode())
     print(f"{len(folder.documents)} documents: {target / 'report.md'}, {target / 'report.html'}")

@@ -2,16 +2,18 @@
 
 python -m bench.stack --model=qwen2.5-7b --json=stack.json --md=stack.md --plot=stack.png
 
-Each attention runs in a fresh process of bench.layer beside default SDPA, compiled layers in one of their own; a cell
-that fails is tried once more in a process alone, so that a crash costs its own cell.
+All uncompiled cells run in one fresh process of bench.layer, each compiled attention in one of its own beside default
+SDPA. What fails there is tried again in smaller processes, down to a cell alone, so that a crash costs its own cell.
+With --compile-jobs the compiled ones are first made once, side by side, which leaves the compiler's cache behind.
 """
 
+import os
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -21,9 +23,10 @@ from rich.text import Text
 
 import pykernels as pk
 from bench.core import cli, document, environment, stack_tables
-from bench.core.document import SCHEMA, Document
+from bench.core.document import Document
 from bench.core.errors import flag_error
 from bench.core.progress import progress
+from bench.core.run import close
 from bench.study.processes import run_module
 
 # (attention, how it is compiled): the backend of bench.layer, and the modes that are cells.
@@ -49,29 +52,59 @@ CRASHED_IN_THE_PAPER = {
 }  # fmt: skip
 
 
+Cell = tuple[str, str, str]
+"""(attention, how it is compiled, mode)"""
+
+
 @dataclass(frozen=True)
 class Plan:
-    """The checked flags of one run. `flags` are those of every process."""
+    """The checked flags of one run. `flags` are those of every process; `compile_jobs` of them compile at once."""
 
-    groups: list[tuple[str, str]]
-    modes: list[str]
+    cells: list[Cell]
     flags: list[str]
     limit_s: float
+    compile_jobs: int = 0
+
+    def processes(self) -> list[list[Cell]]:
+        """The cells that are tried in one process. Compiled ones are by their attention: torch holds all that was
+        compiled of a function in one list, and asks down that list at every call."""
+        found: dict[tuple[str, str], list[Cell]] = {}
+        for attention, compiled, mode in self.cells:
+            together = ("", compiled) if compiled == "eager" else (attention, compiled)
+            found.setdefault(together, []).append((attention, compiled, mode))
+        return list(found.values())
 
 
-def run_layer(backend: str, modes: Sequence[str], plan: Plan) -> tuple[Document | None, str]:
+def run_layer(cells: Sequence[Cell], plan: Plan) -> tuple[Document | None, str]:
     """One process of bench.layer. Returns its document, None where it left none, and how it ended, in words."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "layer.json"
-        wanted = ",".join(dict.fromkeys(("sdpa", backend)))
+        backends = dict.fromkeys(("sdpa", *(GROUPS[attention, compiled][0] for attention, compiled, _ in cells)))
         # The reference is SDPA's eager step in the same process.
-        flags = [*plan.flags, f"--backend={wanted}", f"--mode={','.join(dict.fromkeys(('eager', *modes)))}"]
+        modes = dict.fromkeys(("eager", *(mode for *_, mode in cells)))
+        flags = [*plan.flags, f"--backend={','.join(backends)}", f"--mode={','.join(modes)}"]
         outcome = run_module("bench.layer", [*flags, f"--json={path}"], plan.limit_s)
         return (document.load(path) if path.exists() else None), f"{outcome.status}: {outcome.reason}"
 
 
-def cell(attention: str, compiled: str, mode: str, result: Document | None, ended: str) -> Document:
+def compile_ahead(plan: Plan, say: Callable[[str], None]) -> None:
+    """Run the compiled processes once, some at a time, for the compiler's cache on disk: what they measure is thrown
+    away, and so is how they end. They disturb each other's times and not each other's code."""
+    compiled = [cells for cells in plan.processes() if cells[0][1] != "eager"]
+    if plan.compile_jobs < 2 or len(compiled) < 2:
+        return
+    begin = time.monotonic()
+    # The last of a repeated flag counts.
+    quick = replace(plan, flags=[*plan.flags, "--warmup=0", "--steps=2"])
+    with ThreadPoolExecutor(plan.compile_jobs) as together:
+        list(together.map(lambda cells: run_layer(cells, quick), compiled))
+    say(f"compiled ahead: {len(compiled)} processes, {plan.compile_jobs} at a time "
+        f"({time.monotonic() - begin:.0f} s)")  # fmt: skip
+
+
+def entry_of(cell: Cell, result: Document | None, ended: str) -> Document:
     """One cell of the matrix: its arm of bench.layer's document, or what became of the process."""
+    attention, compiled, mode = cell
     backend = GROUPS[attention, compiled][0]
     arms = result["arms"] if result else []
     found = next((arm for arm in arms if (arm["backend"], arm["mode"]) == (backend, mode)), None)
@@ -79,24 +112,23 @@ def cell(attention: str, compiled: str, mode: str, result: Document | None, ende
         "backend": backend, "mode": mode, "fusion": None, "status": "error", "reason": ended, "wall_us": None,
         "host_us": None, "device_us": None, "samples_us": [], "kernels": [], "launches": 0, "max_rel_error": None,
     }  # fmt: skip
-    crashed = (attention, compiled, mode) in CRASHED_IN_THE_PAPER
+    crashed = cell in CRASHED_IN_THE_PAPER
     return entry | {"attention": attention, "compiled": compiled, "crashed_in_the_paper": crashed}
 
 
-def measure(attention: str, compiled: str, plan: Plan) -> tuple[list[Document], Document | None]:
-    """The cells of a group; those that fail next to others once more, each alone."""
-    backend, modes = GROUPS[attention, compiled]
-    modes = [mode for mode in modes if mode in plan.modes]
-    first, ended = run_layer(backend, modes, plan)
-    cells = []
-    for mode in modes:
-        entry = cell(attention, compiled, mode, first, ended)
-        if entry["status"] == "error" and len(modes) > 1:
-            alone, how = run_layer(backend, [mode], plan)
-            entry = cell(attention, compiled, mode, alone, how)
-            first = first or alone
-        cells.append(entry)
-    return cells, first
+def measure(cells: Sequence[Cell], plan: Plan) -> tuple[list[Document], Document | None]:
+    """The entries of the cells, and a document of bench.layer. Those that end in an error are tried once more in
+    processes by their attention, and those that do so there each alone."""
+    first, ended = run_layer(cells, plan)
+    found = {cell: entry_of(cell, first, ended) for cell in cells}
+    failed = [cell for cell in cells if found[cell]["status"] == "error"]
+    by_attention = [[cell for cell in failed if cell[0] == name] for name in dict.fromkeys(name for name, *_ in failed)]
+    parts = [[cell] for cell in failed] if len({name for name, *_ in cells}) == 1 else by_attention
+    for part in parts if len(cells) > 1 else ():
+        entries, alone = measure(part, plan)
+        found |= zip(part, entries, strict=True)
+        first = first or alone
+    return list(found.values()), first
 
 
 def make_document(plan: Plan, cells: list[Document], first: Document | None, interrupted: bool) -> Document:
@@ -104,32 +136,46 @@ def make_document(plan: Plan, cells: list[Document], first: Document | None, int
     names = ("model", "ctx", "batch", "dtype", "device", "l2", "l2_words", "ceiling", "steps", "warmup")
     shared = {name: first[name] if first else None for name in names}
     return {
-        "schema": SCHEMA, "kind": "stack", "title": "the software stack of one decode layer",
-        "command": cli.command_line("bench.stack"), "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "interrupted": interrupted, "environment": first["environment"] if first else environment.collect(),
+        **cli.head(
+            "bench.stack", "stack", title="the software stack of one decode layer", interrupted=interrupted,
+            environment=first["environment"] if first else environment.collect(),
+        ),
         **shared, "flags": plan.flags, "arms": cells,
     }  # fmt: skip
 
 
 def run(plan: Plan, save: Callable[[Document], None], say: Callable[[str], None]) -> Document:
-    """Every group, saved after each. Ctrl-C keeps the cells that are done."""
-    cells: list[Document] = []
+    """Every process, saved after each. Ctrl-C keeps the cells that are done."""
+    found: dict[Cell, Document] = {}
     first: Document | None = None
+
+    def result(interrupted: bool) -> Document:
+        return make_document(plan, [found[cell] for cell in plan.cells if cell in found], first, interrupted)
+
+    compile_ahead(plan, say)
     try:
-        with progress("processes", len(plan.groups)) as advance:
-            for attention, compiled in plan.groups:
+        with progress("processes", len(plan.processes())) as advance:
+            for cells in plan.processes():
                 begin = time.monotonic()
-                done, result = measure(attention, compiled, plan)
-                cells, first = cells + done, first or result
-                words = "; ".join(stack_tables.words(entry) for entry in done)
-                say(f"{attention}, {compiled}: {words} ({time.monotonic() - begin:.0f} s)")
-                save(make_document(plan, cells, first, interrupted=True))
+                entries, layer = measure(cells, plan)
+                found |= zip(cells, entries, strict=True)
+                first = first or layer
+                for (attention, compiled, _), entry in zip(cells, entries, strict=True):
+                    say(f"{attention}, {compiled}: {stack_tables.words(entry)}")
+                say(f"({time.monotonic() - begin:.0f} s)")
+                save(result(interrupted=True))
                 advance()
     except KeyboardInterrupt:
-        if not cells:
+        if not found:
             raise
-        return make_document(plan, cells, first, interrupted=True)
-    return make_document(plan, cells, first, interrupted=False)
+        return result(interrupted=True)
+    return result(interrupted=False)
+
+
+def show(result: Document, console: Console) -> None:
+    """The heading and the matrix."""
+    console.print(Text("\n".join(stack_tables.heading(result))))
+    stack_tables.print_document(result, console)
 
 
 def command(
@@ -146,7 +192,10 @@ def command(
     l2: cli.L2Flag = "cold",
     warmup: cli.WarmupFlag = 5,
     steps: cli.StepsFlag = 30,
-    limit_s: Annotated[float, typer.Option("--limit-s", help="seconds a process may take")] = 300.0,
+    limit_s: Annotated[float, typer.Option("--limit-s", help="seconds a process may take")] = 120.0,
+    compile_jobs: Annotated[
+        int, typer.Option("--compile-jobs", help="processes that compile side by side first; -1: one for four CPUs")
+    ] = -1,
     threads: cli.ThreadsFlag = 0,
     spec_gbs: cli.SpecFlag = 0.0,
     seed: cli.SeedFlag = 0,
@@ -168,30 +217,32 @@ def command(
     cli.number("--warmup", warmup, 0, 10_000)
     cli.number("--steps", steps, 2, 100_000)
     cli.spec_bandwidth(spec_gbs, target)
-    if not limit_s > 0:
-        raise flag_error("--limit-s", limit_s, "positive")
+    cli.seconds("--limit-s", limit_s)
     flags = [
         f"--model={model}", f"--ctx={ctx}", f"--batch={batch}", f"--dtype={dtype}", f"--device={target.type}",
         f"--l2={l2}", f"--warmup={warmup}", f"--steps={steps}", f"--threads={threads}", f"--spec-gbs={spec_gbs}",
         f"--seed={seed}", "--fusion=block",
     ]  # fmt: skip
-    groups = [group for group in GROUPS if group[0] in attentions and group[1] in kinds]
-    plan = Plan(groups, cli.choices("--mode", mode, ("eager", "graph")), flags, limit_s)
-    if not groups:
+    wanted = cli.choices("--mode", mode, ("eager", "graph"))
+    cells = [
+        (*group, mode)
+        for group, (_, modes) in GROUPS.items()
+        if group[0] in attentions and group[1] in kinds
+        for mode in modes
+        if mode in wanted
+    ]
+    if not cells:
         raise flag_error("--compiled", compiled, f"eager or compile for --attention={attention}")
+    jobs = cli.number("--compile-jobs", compile_jobs, -1, 64)
+    plan = Plan(cells, flags, limit_s, len(os.sched_getaffinity(0)) // 4 if jobs < 0 else jobs)
 
     def save(result: Document) -> None:
         if path := outputs.paths.get("--json"):
             document.write_json(path, result)
 
     result = run(plan, save, lambda text: print(text, flush=True))
-    console = Console()
-    console.print(Text("\n".join(stack_tables.heading(result))))
-    stack_tables.print_document(result, console)
-    outputs.write(result, writers={"--md": stack_tables.write_markdown, "--plot": stack_tables.write_picture})
-    if result["interrupted"]:
-        return cli.INTERRUPTED
-    return 1 if any(entry["status"] == "wrong" for entry in result["arms"]) else 0
+    writers = {"--md": stack_tables.write_markdown, "--plot": stack_tables.write_picture}
+    return close(result, outputs, show, writers=writers)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ measured ones, the median). The cache before ctx holds random K and V.
 
 import sys
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -18,13 +17,12 @@ from rich.console import Console
 
 import pykernels as pk
 from bench.backends import MODES
-from bench.core import cli, device_trace, environment, gpu_state, measure, tables
+from bench.core import cli, environment, measure, results, tables
 from bench.core.ceiling import Ceiling
-from bench.core.device_trace import Traced
-from bench.core.document import SCHEMA, Document
+from bench.core.document import Document
 from bench.core.errors import flag_error
 from bench.core.measure import Arm
-from bench.core.progress import progress
+from bench.core.run import Machine, Measurement, close, gate
 from bench.study import drift, step_arms
 from bench.study.step_entries import (
     Settings,
@@ -89,25 +87,54 @@ def out_of_memory_arms(settings: Settings, error: BaseException) -> list[Arm]:
 
 def check(arms: list[Arm], device: torch.device) -> None:
     """The gate. What the oracle took is given back, and does not count for the peak."""
-    runnable = [arm for arm in arms if arm.status == "ok"]
-    with progress("checking", len(runnable)) as advance:
-        measure.gate(runnable, lambda arm: advance())
+    gate(arms)
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
 
 
+def document_of(settings: Settings, found: Measurement, looked: Document, machine: Document) -> Document:
+    """The result document; `looked` holds what was measured after the rounds."""
+    spec, dtype, device = settings.spec, settings.torch_dtype, settings.device
+    asked, cache = settings.bytes_asked(), environment.last_level_cache_bytes(device)
+    l2 = "cold" if asked["weight_bytes"] >= 2 * cache else "warm"
+    device_name = machine["gpu"]["name"] if device.type == "cuda" else machine["cpu"]["model"]
+    entries = [arm_document(arm, settings, found.bandwidths, device_name, found.arms) for arm in found.arms]
+    for entry in entries:
+        name = f"{entry['backend']}/{entry['fusion']}" if entry["fusion"] else entry["backend"]
+        entry["launches_per_layer"] = looked["launches_per_layer"].get(name)
+    if device.type == "cuda":
+        found.add_device_keys(entries, device_keys)
+    head = cli.head(_PROGRAM, "step", title=title(settings), interrupted=found.interrupted, environment=machine)
+    return head | {
+        "model": results.model_document(spec),
+        "full_layers": settings.full_layers,
+        "shared_weights": settings.shared_weights,
+        "weights": "checkpoint" if settings.weights else "random",
+        "cache": "random K and V of unit scale before ctx; nothing was prefilled",
+        "ctx": settings.ctx, "batch": settings.batch, "dtype": settings.dtype, "device": device.type,
+        "l2": l2,
+        "l2_words": f"{l2} by size: {asked['weight_bytes'] / 1e9:.3g} GB of weights, "
+                    f"last-level cache {cache / 1e6:.0f} MB",
+        "warmup": settings.warmup, "steps": settings.steps, **found.throttling,
+        "kv_len": {"first": settings.kv_lens(1)[0], "last": settings.kv_lens(settings.steps)[-1]},
+        "memory": {**asked, "peak_bytes": peak_bytes(device)},
+        "ceiling": found.bandwidths,
+        "bytes": {
+            "step_streamed": {fusion: step_bytes(settings, fusion) for fusion in settings.fusions},
+            "paper": results.paper_bytes(spec, settings.ctx, settings.batch, dtype),
+        },
+        "ops": looked["ops"],
+        "timelines": looked["timelines"],
+        "arms": entries,
+        **make_ladders(found, settings),
+    }  # fmt: skip
+
+
 def run(settings: Settings) -> Document:
     """Measure. Ctrl-C after the first round ends it early: the document says so and keeps what was finished."""
-    spec, dtype = settings.spec, settings.torch_dtype
-    machine = environment.collect()
-    on_cuda = settings.device.type == "cuda"
-    monitor = gpu_state.Monitor(settings.device) if on_cuda else None
-    if monitor:
-        machine["gpu_before"] = monitor.state()
-    spec_gbs, source = settings.spec_bandwidth
-    device_name = machine["gpu"]["name"] if on_cuda else machine["cpu"]["model"]
-    ceiling, model, finished = None, None, True
+    machine = Machine(settings.device)
+    ceiling, model = None, None
     try:
         model = make_model(settings)
         oracle = step_arms.Oracle(model, settings.ctx)
@@ -120,107 +147,50 @@ def run(settings: Settings) -> Document:
         ceiling = Ceiling(settings.device)
     except (MemoryError, torch.OutOfMemoryError) as error:
         arms = out_of_memory_arms(settings, error)
-    bandwidths: Document = {"spec_gbs": spec_gbs, "spec_source": source, "read_gbs": None, "copy_gbs": None}
-    ops: list[Document] = []
-    per_layer: dict[str, int] = {}
-    traces: dict[str, Traced] = {}
-    untraced: dict[str, str] = {}
-    timelines: Document = {}
-    on_device: Document = {}
-    ladders: Document = {"ladder": {}, "ladder_notes": {}}
-    if ceiling is not None:
-        total = settings.steps * (len([arm for arm in arms if arm.status == "ok"]) + 2)
-        with progress("measuring", total) as advance:
-            finished, on_device = gpu_state.alternate_watched(
-                [*ceiling.arms, *arms], settings.warmup, settings.steps, advance, monitor
-            )
-        if not ceiling.read.samples_us:
-            raise KeyboardInterrupt
-        bandwidths = ceiling.document(spec_gbs, source)
-        if finished:
-            try:
-                measure.measure_host(arms, settings.warmup, settings.steps)
-                if on_cuda:
-                    traces, untraced = device_trace.trace_arms(arms, repeats=1)
-                    ops = traced_anatomy(arms, traces, settings, bandwidths)
-                    timelines = block_timelines(arms, traces, settings)
-                elif "native" in settings.backends:
-                    ops = anatomy(model, settings, bandwidths)
-                per_layer = count_launches_per_layer(model, settings)
-            except KeyboardInterrupt:
-                finished = False
-        ladders = make_ladders(arms, ceiling, settings, traces)
-    if monitor:
-        machine["gpu_after"] = monitor.state()
-    asked, cache = settings.bytes_asked(), environment.last_level_cache_bytes(settings.device)
-    entries = [arm_document(arm, settings, bandwidths, device_name, arms) for arm in arms]
-    for arm, entry in zip(arms, entries, strict=True):
-        name = f"{entry['backend']}/{entry['fusion']}" if entry["fusion"] else entry["backend"]
-        entry["launches_per_layer"] = per_layer.get(name)
-        if on_cuda:
-            why = untraced.get(arm.label, "not traced: " + (arm.reason or "the run was interrupted"))
-            traced = traces.get(arm.label)
-            entry |= device_keys(entry, traced, None if traced else why, bandwidths)
-            entry["steps_per_graph"] = arm.steps_per_graph
-    l2 = "cold" if asked["weight_bytes"] >= 2 * cache else "warm"
-    return {
-        "schema": SCHEMA,
-        "kind": "step",
-        "title": title(settings),
-        "command": cli.command_line(_PROGRAM),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "interrupted": not finished,
-        "environment": machine,
-        "model": {**vars(spec), "rope_scaling": vars(spec.rope_scaling) if spec.rope_scaling else None},
-        "full_layers": settings.full_layers,
-        "shared_weights": settings.shared_weights,
-        "weights": "checkpoint" if settings.weights else "random",
-        "cache": "random K and V of unit scale before ctx; nothing was prefilled",
-        "ctx": settings.ctx, "batch": settings.batch, "dtype": settings.dtype, "device": settings.device.type,
-        "l2": l2,
-        "l2_words": f"{l2} by size: {asked['weight_bytes'] / 1e9:.3g} GB of weights, "
-                    f"last-level cache {cache / 1e6:.0f} MB",
-        "warmup": settings.warmup, "steps": settings.steps, **on_device,
-        "kv_len": {"first": settings.kv_lens(1)[0], "last": settings.kv_lens(settings.steps)[-1]},
-        "memory": {**asked, "peak_bytes": peak_bytes(settings.device)},
-        "ceiling": bandwidths,
-        "bytes": {
-            "step_streamed": {fusion: step_bytes(settings, fusion) for fusion in settings.fusions},
-            "paper": {
-                "weight_bytes": spec.weight_bytes(dtype),
-                "kv_bytes": spec.kv_bytes(settings.ctx, settings.batch, dtype),
-                "bytes_per_token_kv": spec.kv_bytes(1, 1, dtype),
-            },
-        },
-        "ops": ops,
-        "timelines": timelines,
-        "arms": entries,
-        **ladders,
-    }  # fmt: skip
+    found = Measurement(arms, ceiling, settings.spec_bandwidth, machine.monitor)
+    looked: Document = {"ops": [], "timelines": {}, "launches_per_layer": {}}
+
+    def look_closer() -> None:
+        if settings.device.type == "cuda":
+            found.trace(repeats=1)
+            looked["ops"] = traced_anatomy(arms, found.traces, settings, found.bandwidths)
+            looked["timelines"] = block_timelines(arms, found.traces, settings)
+        elif "native" in settings.backends:
+            looked["ops"] = anatomy(model, settings, found.bandwidths)
+        ran = dict.fromkeys(arm.backend for arm in arms if arm.status == "ok")
+        looked["launches_per_layer"] = count_launches_per_layer(model, settings, ran)
+
+    found.take(settings.warmup, settings.steps, look_closer)
+    return document_of(settings, found, looked, machine.document())
+
+
+def show(document: Document, console: Console) -> None:
+    """The tables, a line an arm, and the arms that drifted."""
+    tables.print_document(document, console)
+    if measured := lines(document):
+        print("\n" + "\n".join(measured))
+    if any(arm["drift"] and arm["drift"]["drifting"] for arm in document["arms"]):
+        print("\n".join(drift.lines(document)))
 
 
 def print_list() -> None:
     """What --list prints: models, and every backend with what it needs here."""
     device = cli.device("auto")
-    print("models:  ", ", ".join(pk.models.names()), "(or --config=PATH)")
-    print("fusions: ", ", ".join(cli.FUSIONS))
-    print("backends:")
-    for name, backend in step_arms.backends().items():
+
+    def entry(name: str, backend: step_arms.StepBackend) -> tuple[str, str, str | None, list[str]]:
         modes = [mode for mode in MODES if not backend.reason(mode, device)]
-        print(f"  {name:<15} {backend.description}")
-        print(
-            f"  {'':<15} "
-            + (f"modes {', '.join(modes)}" if modes else f"unsupported: {backend.reason('eager', device)}")
-        )
+        return name, backend.description, None if modes else backend.reason("eager", device), modes
+
+    cli.print_list(entry(name, backend) for name, backend in step_arms.backends().items())
 
 
 def command(
     backend: cli.BackendFlag = "native,sdpa,transformers",
     mode: cli.ModeFlag = "all",
-    model: Annotated[str, typer.Option("--model", help=", ".join(pk.models.names()))] = "qwen2.5-7b",
+    model: cli.ModelFlag = "qwen2.5-7b",
     config: cli.ConfigFlag = "",
-    weights: Annotated[str, typer.Option("--weights", help="a local Hugging Face folder")] = "",
-    layers: Annotated[int, typer.Option("--layers", help="measure this many of the model's layers; 0: all")] = 0,
+    weights: cli.WeightsFlag = "",
+    layers: cli.LayersFlag = 0,
     shared_weights: Annotated[
         bool, typer.Option("--shared-weights", help="give all layers one set of random weights")
     ] = False,
@@ -244,7 +214,7 @@ def command(
     csv: cli.CsvFlag = "",
     md: cli.MdFlag = "",
     plot: cli.PlotFlag = "",
-    list_: Annotated[bool, typer.Option("--list", help="name what this machine can run, and why not the rest")] = False,
+    list_: cli.ListFlag = False,
 ) -> int:
     """A whole decode step in every backend and mode, by the study's protocol."""
     if list_:
@@ -282,16 +252,7 @@ def command(
         room = full.max_position - max(settings.warmup, 1) - settings.steps
         raise flag_error("--ctx", ctx, f"in 1..{room}: {full.name} has {full.max_position} positions, one a step")
     cli.set_threads(threads)
-    document = run(settings)
-    tables.print_document(document, Console())
-    if measured := lines(document):
-        print("\n" + "\n".join(measured))
-    if any(arm["drift"] and arm["drift"]["drifting"] for arm in document["arms"]):
-        print("\n".join(drift.lines(document)))
-    outputs.write(document)
-    if document["interrupted"]:
-        return cli.INTERRUPTED
-    return 1 if any(arm["status"] == "wrong" for arm in document["arms"]) else 0
+    return close(run(settings), outputs, show)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from bench.core import cli, document, environment
 from bench.core.document import SCHEMA, Document
 from bench.core.errors import UsageError, flag_error
 from bench.study import step_arms
+from bench.study.collect import arm_name
 from bench.study.processes import run_module
 
 
@@ -123,9 +124,8 @@ def line(plan: Plan, cell: Cell, status: str, reason: str | None) -> str:
         return f"{status}: {reason}"
     best = min((arm for arm in result["arms"] if arm["wall_us"]), key=lambda arm: arm["wall_us"]["p50"])
     ratio = best["paper"]["R_floor"]
-    name = f"{best['backend']}/{best['fusion']}" if best["fusion"] else best["backend"]
     shown = "" if ratio is None else f", R_floor {ratio:.3f}"
-    return f"ok: {name}:{best['mode']} {best['wall_us']['p50'] / 1000:.3f} ms{shown}"
+    return f"ok: {arm_name(best)} {best['wall_us']['p50'] / 1000:.3f} ms{shown}"
 
 
 def run(plan: Plan, say: Callable[[str], None] = print) -> dict[str, int]:
@@ -158,7 +158,7 @@ def command(
     arm: Annotated[
         str, typer.Option("--arm", help="comma-separated backend[/fusion]:mode; default: what bench.step takes")
     ] = "",
-    layers: Annotated[int, typer.Option("--layers", help="measure this many of each model's layers; 0: all")] = 0,
+    layers: cli.LayersFlag = 0,
     limit_s: Annotated[float, typer.Option("--limit-s", help="seconds a cell may take")] = 1800.0,
     again: Annotated[bool, typer.Option("--again", help="try cells again that crashed, hung or were wrong")] = False,
     dtype: cli.DtypeFlag = "bf16",
@@ -188,8 +188,7 @@ def command(
     cli.spec_bandwidth(spec_gbs, cli.device(device))
     for name in models:
         cli.number("--layers", layers, 0, pk.models.get(name).n_layers)
-    if not limit_s > 0:
-        raise flag_error("--limit-s", limit_s, "positive")
+    cli.seconds("--limit-s", limit_s)
     if not 0 <= memory_limit_gb < float("inf"):
         raise flag_error("--memory-limit-gb", memory_limit_gb, "a positive number, or 0 for what is there")
     folder = Path(out).expanduser()

@@ -101,7 +101,7 @@ class DecodeLayer(Steps):
     ) -> None:
         """A layer whose cache has `ctx` slots, filled with random K and V of unit scale, as is `x`.
 
-        It stands at position ctx - 1. Weights with 4-bit projections run at fusion "block" alone, on the CPU.
+        It stands at position ctx - 1. Weights with 4-bit projections run at fusion "block" alone.
 
         Raises ValueError where ctx is not in 1..max_position of the model, where
         the batch is not in 1..8, and where the cache does not fit the memory that is there.

@@ -11,7 +11,7 @@ from bench import ab, attention, compare, doctor, int4, layer, op, report, stack
 from bench.core import cli
 
 ROOT = Path(__file__).resolve().parent.parent
-_COMMANDS = {
+COMMANDS = {
     "bench.layer": layer.command,
     "bench.op": op.command,
     "bench.int4": int4.command,
@@ -63,7 +63,7 @@ def run(driver: str, *arguments: str, columns: int = 150, timeout_s: float = 180
 
 def run_here(capsys, driver: str, *arguments: str) -> Result:
     """The same in this process: what `python -m driver` does after its imports."""
-    status = cli.run(driver, _COMMANDS[driver], list(arguments))
+    status = cli.run(driver, COMMANDS[driver], list(arguments))
     captured = capsys.readouterr()
     return Result(status, captured.out, captured.err)
 

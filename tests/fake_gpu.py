@@ -33,6 +33,8 @@ class _OnCpu(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if kwargs.get("device") is not None and torch.device(kwargs["device"]).type == "cuda":
             kwargs["device"] = "cpu"
+        if function is torch.Tensor.to:
+            args = ["cpu" if isinstance(arg, torch.device) and arg.type == "cuda" else arg for arg in args]
         return function(*args, **kwargs)
 
 

@@ -101,6 +101,8 @@ def machete_mm(A, B, b_type, out_type, scales, zeros, group_size, channel_scales
 
 def awq_gemm(x, qweight, scales, qzeros, split_k):
     assert split_k == 8 and x.dtype == scales.dtype == torch.float16
+    n, group_size = scales.shape[1], x.shape[1] // scales.shape[0]
+    assert n % 64 == 0 and group_size % 32 == 0 and n % group_size == 0
     return product(x, awq.unpack(qweight, qzeros, scales).dequantize())
 
 
@@ -113,6 +115,58 @@ def gptq_gemm(a, qweight, qzeros, scales, g_idx, use_exllama, use_v2_format, bit
     assert use_exllama and g_idx.numel() == 0 and bit == 4
     plain = gptq.unpack(qweight ^ SHUFFLED, qzeros, scales, version=2 if use_v2_format else 1)
     return product(a, plain.dequantize())
+
+
+def _fragments(out_tiles: int, in_tiles: int) -> tuple[Tensor, Tensor]:
+    """Where the eight elements of every word of tinygemm's layout lie: rows and columns, each
+    [out_features / 8, in_features / 128, 32 lanes, 4 words, 8 elements].
+
+    A lane holds what an m16n8k16 product wants of it: of row lane / 4 the columns 2 (lane % 4) and the next, those 8
+    further on, and the same four of the tile of 16 beside it.
+    """
+    shape = torch.Size((out_tiles, in_tiles, 32, 4, 8))
+    tile_out, tile_in, lane, word, element = (
+        torch.arange(size).view([-1 if axis == i else 1 for axis in range(5)]) for i, size in enumerate(shape)
+    )
+    within = 2 * (lane % 4) + element % 2 + 8 * (element // 2 % 2)
+    return (8 * tile_out + lane // 4).expand(shape), (128 * tile_in + 32 * word + 16 * (element // 4) + within).expand(
+        shape
+    )
+
+
+def convert_weight_to_int4pack(q_bytes: Tensor, inner_k_tiles: int) -> Tensor:
+    """aten::_convert_weight_to_int4pack as its CUDA kernel packs, word by word."""
+    n, k = q_bytes.shape[0], 2 * q_bytes.shape[1]
+    assert q_bytes.dtype == torch.uint8 and q_bytes.is_contiguous() and inner_k_tiles == 8
+    assert n % 8 == 0 and k % 128 == 0
+    q = torch.stack((q_bytes >> 4, q_bytes & 15), dim=-1).flatten(1).long()
+    rows, columns = _fragments(n // 8, k // 128)
+    # The even elements in the low four nibbles, the odd ones above them.
+    place = torch.tensor([4 * (element // 2 + 4 * (element % 2)) for element in range(8)])
+    return (q[rows, columns] << place).sum(-1).to(torch.uint32).view(torch.int32)
+
+
+def weight_int4pack_mm(x: Tensor, packed: Tensor, group_size: int, scales_and_zeros: Tensor) -> Tensor:
+    """aten::_weight_int4pack_mm as its CUDA kernel reads: shifts by 4 and one mask give pairs of neighbours."""
+    assert x.dtype == scales_and_zeros.dtype == torch.bfloat16 and x.is_contiguous() and x.dim() == 2
+    assert packed.dtype == torch.int32 and packed.is_contiguous() and packed.shape[2:] == (32, 4)
+    n, k = 8 * packed.shape[0], 128 * packed.shape[1]
+    assert x.shape[1] == k and group_size in (32, 64, 128, 256) and k % group_size == 0
+    assert scales_and_zeros.is_contiguous() and scales_and_zeros.shape == (k // group_size, n, 2)
+    words = packed.long() & 0xFFFFFFFF
+    pairs = torch.stack([words >> 4 * i & 0x000F000F for i in range(4)], dim=-1)
+    q = torch.empty(n, k, dtype=torch.float64)
+    q[_fragments(*packed.shape[:2])] = torch.stack((pairs & 15, pairs >> 16), dim=-1).flatten(-2).double()
+    scales, zeros = (_grouped(part, k) for part in scales_and_zeros.unbind(-1))
+    return product(x, (q - 8) * scales + zeros)
+
+
+def define_tinygemm() -> torch.library.Library:
+    """aten's two ops of CUDA on the CPU, likewise."""
+    library = torch.library.Library("aten", "IMPL")
+    library.impl("_convert_weight_to_int4pack", convert_weight_to_int4pack, "CPU")
+    library.impl("_weight_int4pack_mm", weight_int4pack_mm, "CPU")
+    return library
 
 
 def define_vllm() -> torch.library.Library:
@@ -145,8 +199,12 @@ def exllamav2_ext() -> SimpleNamespace:
     kept: dict[int, Tensor] = {}
 
     def make_q_matrix(w, temp_dq, key=None, prescale=1, max_dq_rows=0, offset_qzeros=False):
-        assert set(w) == {"qweight", "qzeros", "scales"} and temp_dq is none_tensor and w["scales"].dtype == torch.half
-        k, n = 8 * w["qweight"].shape[0], w["qweight"].shape[1]
+        assert set(w) == {"qweight", "qzeros", "scales"} and temp_dq.dtype == w["scales"].dtype == torch.half
+        k, n, groups = 8 * w["qweight"].shape[0], w["qweight"].shape[1], w["scales"].shape[0]
+        group_size = 1
+        while group_size * groups < k:  # as its QMatrix finds it
+            group_size *= 2
+        assert groups == 1 or group_size * groups == k
         q, zeros = unpack_words(w["qweight"].T, k).double(), unpack_words(w["qzeros"], n).double() + 1
         kept[len(kept) + 1] = (q - _grouped(zeros, k)) * _grouped(w["scales"], k)
         return len(kept)
@@ -155,9 +213,8 @@ def exllamav2_ext() -> SimpleNamespace:
         assert not force_cuda
         out.copy_(product(a, kept[handle]))
 
-    none_tensor = torch.empty((1, 1), device="meta")
     ext_c = SimpleNamespace(gemm_half_q_half=gemm_half_q_half, free_q_matrix=lambda handle: None)
-    return SimpleNamespace(make_q_matrix=make_q_matrix, ext_c=ext_c, none_tensor=none_tensor)
+    return SimpleNamespace(make_q_matrix=make_q_matrix, ext_c=ext_c)
 
 
 class GemLiteLinear:
@@ -189,8 +246,17 @@ def gemlite() -> SimpleNamespace:
     return SimpleNamespace(GemLiteLinear=GemLiteLinear, DType=SimpleNamespace(BF16="bf16", FP16="fp16"))
 
 
-def int4_tile_packed(qdata: Tensor, scale_and_zero: Tensor, block_size: list[int], shape: torch.Size) -> Tensor:
-    """torchao.quantization.Int4TilePackedTo4dTensor, with qdata the plain q: a dense tensor that F.linear takes."""
-    scales, zeros = (part.double().T.repeat_interleave(block_size[1], dim=1) for part in scale_and_zero.unbind(-1))
-    assert block_size[0] == 1 and tuple(qdata.shape) == tuple(shape)
-    return ((qdata.double() - 8) * scales + zeros).to(torch.bfloat16)
+class Int4TilePackedTo4dTensor:
+    """torchao.quantization's: weights padded to 1024 columns, and x on every F.linear."""
+
+    def __init__(self, qdata: Tensor, scale_and_zero: Tensor, block_size: list[int], shape: torch.Size) -> None:
+        assert block_size[0] == 1 and len(shape) == 2
+        self.parts, self.shape = (qdata, block_size[1], scale_and_zero), shape
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        assert function is torch.nn.functional.linear
+        x, weight = args
+        assert x.shape[1] == weight.shape[1]
+        x = torch.nn.functional.pad(x, (0, -x.shape[1] % 1024))
+        return torch.ops.aten._weight_int4pack_mm(x, *weight.parts)[:, : weight.shape[0]]

@@ -8,13 +8,13 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
+# Those of the libraries in vLLM 0.25.1.
 FA2_SCHEMA = (
     "fwd_kvcache(Tensor! q, Tensor kcache, Tensor vcache, Tensor? k, Tensor? v, Tensor? seqlens_k, "
     "Tensor? rotary_cos, Tensor? rotary_sin, Tensor? cache_batch_idx, Tensor? leftpad_k, Tensor? block_table, "
     "Tensor? alibi_slopes, Tensor!? out, float softmax_scale, bool is_causal, int window_size_left, "
     "int window_size_right, float softcap, bool is_rotary_interleaved, int num_splits) -> Tensor[]"
 )
-# Those of the library in vLLM 0.25.1.
 FA3_SCHEMA = (
     "fwd(Tensor! q, Tensor k, Tensor v, Tensor? k_new, Tensor? v_new, Tensor? q_v, Tensor!? out, "
     "Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, Tensor? cu_seqlens_k_new, Tensor? seqused_q, Tensor? seqused_k, "

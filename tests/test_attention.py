@@ -2,15 +2,17 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
-from command_line import assert_refused, flat, run_here
+from command_line import ROOT, assert_refused, flat, run_here
 from fake_gpu import HOST_US, KERNEL_US, fake_gpu
 
 import pykernels as pk
 from bench import attention
+from bench.backends.compile import compiler_reason
 from bench.backends.sdpa import Sdpa
-from bench.core import attention_arms, attention_cases, attention_results, attention_tables, cli
+from bench.core import attention_aa, attention_arms, attention_cases, attention_results, attention_tables, cli
 from bench.core.attention_arms import Plan
 from bench.core.measure import Rotation
 from bench.study.processes import Outcome
@@ -60,6 +62,13 @@ def test_on_the_cpu(capsys, tmp_path):
     assert (tmp_path / "a.csv").read_text().count("gqa_decode") == len(document["arms"])
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     assert not (tmp_path / "a.running").exists()
+    assert run_here(capsys, "bench.report", str(tmp_path)).status == 0
+    report = (tmp_path / "report" / "report.md").read_text()
+    assert (
+        "## Attention alone, over contexts" in report and ": 8/2x64 (tiny), batch 2: eager, us a call | kv 33" in report
+    )
+    assert "figures/attention-contexts.png" in report
+    assert (tmp_path / "report" / "figures" / "attention-contexts.svg").read_text().count("<svg") == 1
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +161,19 @@ def test_a_wrong_kernel_is_never_timed(monkeypatch):
     native, sdpa = made(["native", "sdpa"])
     assert native.status == "ok"
     assert sdpa.status == "wrong" and sdpa.sampler is None and "got" in sdpa.reason
+
+
+@pytest.mark.skipif(compiler_reason(torch.device("cpu")) is not None, reason="no C++ compiler")
+def test_flex_compiles_every_shape():
+    """Torch allows eight compilations of a function, unless told otherwise; here one, and two shapes."""
+    torch._dynamo.reset()
+    found = []
+    with torch._dynamo.config.patch(recompile_limit=1):
+        for cell in attention_cases.cells([pk.models.get("tiny")], [24, 40], [1]):
+            inputs = attention_cases.Inputs(cell, torch.bfloat16, torch.device("cpu"), 0)
+            plan = Plan(["flex"], ["eager"], ["outside"], 4, 1)
+            found += attention_arms.make_arms([inputs], plan, Rotation(1), lambda name: None)
+    assert [(arm.status, arm.reason) for arm in found] == [("ok", None)] * 2
 
 
 def test_sdpa_s_refusal_in_its_own_words(monkeypatch):
@@ -274,6 +296,98 @@ def test_a_session_keeps_its_finished_cells(capsys, monkeypatch, tmp_path):
     assert load(output)["sessions"][0]["status"] == "ok"
 
 
+def test_every_arm_at_three_group_sizes(capsys, tmp_path):
+    outputs = [f"--json={tmp_path / 'g.json'}", f"--md={tmp_path / 'g.md'}"]
+    flags = ["--gate", "--backend=native,sdpa,sdpa-math,sdpa-flash,sdpa-cudnn", "--heads=7/1x64,64/8x64"]
+    result = run_here(capsys, "bench.attention", *HERE, *flags, *outputs)
+    assert result.status == 0, result.err
+    document = load(tmp_path / "g.json")
+    assert document["gate_only"] and document["models"] == ["tiny"]
+    assert {arm["group_size"] for arm in document["arms"]} == {4, 7, 8}
+    passed = [arm for arm in document["arms"] if arm["status"] == "ok"]
+    assert len(passed) == 4 * 3 * 4 and all(arm["wall_us"] is None and arm["max_rel_error"] < 0.1 for arm in passed)
+    columns, rows = attention_tables.gate_grid(document)
+    assert [name for name, _ in columns[2:]] == ["8/2x64, group 4", "7/1x64, group 7", "64/8x64, group 8"]
+    by_arm = {(row[0], row[1]): row[2:] for row in rows}
+    assert all(cell.startswith("ok, ") for cell in by_arm["sdpa-flash", "eager"])
+    assert by_arm["sdpa-cudnn", "eager"] == ["unsupported"] * 3
+    assert "| sdpa-math | eager | ok, " in (tmp_path / "g.md").read_text()
+    assert run_here(capsys, "bench.report", str(tmp_path)).status == 0
+    report = (tmp_path / "report" / "report.md").read_text()
+    assert "| sdpa-math | eager | ok, " in report and "attention-contexts" not in report
+    assert "CUDA devices only" in flat(result.out)
+    assert_refused(run_here(capsys, "bench.attention", *HERE, "--gate", "--plot=x.png"), "--plot=x.png", "--gate")
+
+
+def test_a_wrong_arm_fails_its_gate(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("bench.backends.sdpa.F.scaled_dot_product_attention", lambda q, k, v, enable_gqa: q)
+    flags = ["--gate", "--backend=native,sdpa", "--mode=eager", f"--json={tmp_path / 'g.json'}"]
+    assert run_here(capsys, "bench.attention", *HERE, *flags).status == 1
+    columns, rows = attention_tables.gate_grid(load(tmp_path / "g.json"))
+    assert rows[0][2].startswith("ok, ") and rows[1] == ["sdpa", "eager", "wrong"]
+
+
+def test_a_backend_under_two_names(capsys, tmp_path):
+    output = tmp_path / "a.json"
+    flags = ["--backend=native,sdpa", "--aa=native", "--mode=eager", f"--json={output}"]
+    result = run_here(capsys, "bench.attention", *HERE, *flags)
+    assert result.status == 0, result.err
+    document = load(output)
+    assert {arm["backend"] for arm in document["arms"]} == {"native", "sdpa", "native@2"}
+    assert len(document["aa"]) == 4 and {one["backend"] for one in document["aa"]} == {"native"}
+    assert all(one["held"] is None and len(one["sessions"]) == 1 for one in document["aa"])
+    assert "A/A, native and native@2, eager: the 95% interval over rounds held zero in " in flat(result.out)
+
+
+def test_what_an_aa_says():
+    def entries(shift_us, seed):
+        noise = np.random.default_rng(seed).normal(10, 0.1, (2, 30))
+        return [
+            dict(shape="s", backend=name, mode="graph", rounds_us=(noise[i] + i * shift_us).tolist())
+            for i, name in enumerate(("native", "native@2"))
+        ]
+
+    (alike,) = attention_aa.compare([entries(0.0, seed) for seed in range(3)])
+    assert alike["held"] and sum(session["held"] for session in alike["sessions"]) >= 2
+    (shifted,) = attention_aa.compare([entries(1.0, seed) for seed in range(3)])
+    assert not shifted["held"] and not any(session["held"] for session in shifted["sessions"])
+    assert shifted["mean_us"] == pytest.approx(1, abs=0.1) and shifted["low_us"] > 0.5
+    assert shifted["sessions"][0]["relative"] == pytest.approx(0.1, abs=0.02)
+    total, cell = attention_aa.lines([shifted])
+    assert "held zero in 0 of 3 (cells x sessions), that over sessions in 0 of 1 cells" in total
+    assert cell.startswith("  s: +")
+    assert attention_aa.compare([entries(0.0, 0)[:1]]) == []
+
+
+def test_a_crash_of_the_second_name(monkeypatch, capsys, tmp_path):
+    sessions = Sessions(monkeypatch, [crash_in("native@2")])
+    result = run_here(capsys, "bench.attention", *ONE, "--aa=native,sdpa", "--sessions=1", "--mode=eager")
+    assert result.status == 0, result.err
+    assert [flag for flag in sessions.seen[1] if flag.startswith("--aa")] == ["--aa=sdpa"]
+
+
+def test_plugins_join_a_session(capsys, tmp_path):
+    folder, output = ROOT / "tests" / "plugins", tmp_path / "a.json"
+    bad = [f"{folder}/misbehaving.py:{name}" for name in ("Overruns", "Exits")]
+    flags = [f"--backend=native,sdpa,{ROOT}/examples/attention_plugin.py:Attention,{','.join(bad)}"]
+    result = run_here(capsys, "bench.attention", *ONE[:-1], *flags, "--mode=eager", "--sessions=0", f"--json={output}")
+    assert result.status == 1, result.err  # one of them is wrong
+    document = load(output)
+    found = {arm["backend"]: arm for arm in document["arms"]}
+    right = found["attention_plugin.py:Attention"]
+    assert right["status"] == "ok" and right["wall_us"] and right["ratio_to_sdpa"]["wall_us"]["n"] == 1
+    beside = right["sdpa_beside"]["wall_us"]["p50"]
+    assert right["ratio_to_sdpa"]["wall_us"]["p50"] == pytest.approx(beside / right["wall_us"]["p50"])
+    assert found["native"]["wall_us"] and found["sdpa"]["wall_us"]
+    assert found["misbehaving.py:Overruns"]["reason"].startswith("wrote outside the attention's out: 2 bytes changed")
+    exits = found["misbehaving.py:Exits"]
+    assert (exits["status"], exits["reason"]) == ("error", "exit status 3, while it was checked")
+    assert exits["floor_us"] == found["native"]["floor_us"]
+    assert [one["backend"] for one in document["sessions"][0]["plugins"]] == [
+        "attention_plugin.py:Attention", "misbehaving.py:Overruns", "misbehaving.py:Exits",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("flag", "words"),
     [
@@ -284,7 +398,12 @@ def test_a_session_keeps_its_finished_cells(capsys, monkeypatch, tmp_path):
         ("--mode=pybind", ["--mode=pybind", "eager, graph"]),
         ("--context-manager=both", ["--context-manager=both", "outside, inside"]),
         ("--calls=1", ["--calls=1", "2.."]),
-        ("--limit-s=0", ["--limit-s=0", "positive"]),
+        ("--limit-s=0", ["--limit-s=0", "a positive number of seconds"]),
+        ("--heads=64/7", ["--heads=64/7", "a multiple of the KV heads"]),
+        ("--heads=64/8x4", ["--heads=64/8x4", "64/8x128"]),
+        ("--aa=fa4", ["--aa=fa4", "flashinfer"]),
+        ("--backend=none.py:Mine", ["--backend=none.py:Mine", "a file that exists"]),
+        ("--plugin-timeout-s=0", ["--plugin-timeout-s=0.0", "a positive number"]),
         ("--resume", ["--resume", "--json"]),
     ],
 )

@@ -13,7 +13,7 @@ from command_line import assert_refused, flat, run, run_here
 import pykernels as pk
 from bench.backends import MODES
 from bench.core import measure
-from bench.study import accounting, step_arms, step_drivers
+from bench.study import accounting, step_arms, step_drivers, transformers_driver
 
 SMALL = ["--model=tiny", "--ctx=32", "--steps=8", "--warmup=2"]
 PAPER_KEYS = {
@@ -43,6 +43,9 @@ def test_the_document(finished):
     for arm in ok:
         assert arm["wall_us"]["n"] == 8 and 0 < arm["max_rel_error"] < 0.05
         assert arm["paper"].keys() == PAPER_KEYS
+    theirs = next(arm["wall_us"]["p50"] for arm in ok if arm["backend"] == "transformers")
+    assert all(arm["speedup_over_transformers"]["p50"] == theirs / arm["wall_us"]["p50"] for arm in ok)
+    assert "times as fast as transformers" in result.out
     assert (folder / "step.png").read_bytes().startswith(b"\x89PNG")
     assert "one decode step of tiny, ctx 32" in result.out
 
@@ -68,7 +71,7 @@ def test_launches_are_counted(finished):
             assert arm["launches_per_layer"] == {"none": 14, "block": 5}[arm["fusion"]]
             assert arm["launches"] == 4 * arm["launches_per_layer"] + 4
         else:
-            assert 14 < arm["launches_per_layer"] < arm["launches"] / 4 == len(arm["kernels"]) / 4
+            assert 14 < arm["launches_per_layer"] < arm["launches"] / 4 == sum(arm["kernels"].values()) / 4
 
 
 def test_the_anatomy_covers_the_step(finished):
@@ -117,6 +120,20 @@ def test_a_wrong_arm_has_no_time_and_fails_the_run(capsys, monkeypatch, tmp_path
         assert arm["status"] == "wrong" and arm["wall_us"] is None and arm["paper"] is None
 
 
+def test_a_token_that_is_not_the_argmax_is_wrong():
+    """Right logits, and beside them another token: no failure of the arm, but a wrong result of it."""
+    model = pk.DecodeModel(TINY, pk.ModelWeights.random(TINY), 40)
+    oracle = step_arms.Oracle(model, 32)
+    driver = step_drivers.NativeDriver(model, "block", "native")
+    check = step_arms.checker(driver, oracle)
+    assert check().ok
+    right, step = model.token.tolist(), driver.step
+    driver.step = lambda: (step(), model.token.add_(1))
+    comparison = check()
+    assert not comparison.ok and comparison.max_rel_error <= comparison.tolerance
+    assert comparison.message == f"token must be the argmax of the logits, {right}, got {[right[0] + 1]}"
+
+
 def test_a_local_folder(capsys, tmp_path):
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -140,7 +157,7 @@ def test_arms_share_weights_and_cache():
     kept = {
         t.data_ptr() for layer in model.layers for t in (layer.k_cache, layer.v_cache, *layer.weights.named().values())
     }
-    transformers = step_drivers.TransformersDriver(model)
+    transformers = transformers_driver.TransformersDriver(model)
     parameters = {name: tensor.data_ptr() for name, tensor in transformers._module.named_parameters()}
     tables = {model.weights.embedding.data_ptr(), model.weights.lm_head.data_ptr(), model.weights.final_norm.data_ptr()}
     assert set(parameters.values()) <= kept | tables
@@ -151,6 +168,13 @@ def test_arms_share_weights_and_cache():
     assert keys.data_ptr() in kept
     plain = step_drivers.TorchDriver(model)
     assert {view.k_cache.data_ptr() for view in plain._views} <= kept
+
+
+def test_transformers_is_unsupported_where_it_is_not(monkeypatch):
+    backend = step_arms.backends()["transformers"]
+    assert backend.reason("graph", torch.device("cpu")) == "is driven by its own Python forward only"
+    monkeypatch.setattr(transformers_driver, "find_spec", lambda name: None)
+    assert "pip install transformers" in backend.reason("eager", torch.device("cpu"))
 
 
 def test_every_driver_decodes_the_same_tokens():

@@ -136,6 +136,31 @@ def test_a_graph_of_torch_s_is_one_a_position(monkeypatch):
         assert torch.equal(model.token, driver.logits().argmax(-1))
 
 
+def test_transformers_is_an_arm_like_the_others(capsys, tmp_path, monkeypatch):
+    output = tmp_path / "step.json"
+    with fake_gpu(monkeypatch):
+        few = ["--arm=native:graph,transformers:eager", f"--json={output}"]
+        assert run_here(capsys, "bench.step", *STEP, *few).status == 0
+    native, theirs = json.loads(output.read_text())["arms"]
+    assert theirs["status"] == "ok" and theirs["host_us"] is None and theirs["device_us"]["p50"] == KERNEL_US
+    assert theirs["profile"]["cpu_cuda_ratio"] > 0 and theirs["speedup_over_transformers"]["p50"] == 1
+    assert native["speedup_over_transformers"]["p50"] == theirs["wall_us"]["p50"] / native["wall_us"]["p50"]
+
+
+def test_a_backend_that_fails_costs_itself_alone(capsys, tmp_path, monkeypatch):
+    def fail(model):
+        raise RuntimeError("no kernel image")
+
+    monkeypatch.setattr(step_arms, "TransformersDriver", fail)
+    output = tmp_path / "step.json"
+    with fake_gpu(monkeypatch):
+        few = ["--arm=native:graph,transformers:eager", f"--json={output}"]
+        assert run_here(capsys, "bench.step", *STEP, *few).status == 0
+    native, theirs = json.loads(output.read_text())["arms"]
+    assert (theirs["status"], theirs["reason"]) == ("error", "RuntimeError: no kernel image")
+    assert native["status"] == "ok" and native["launches_per_layer"] == 5 and theirs["launches_per_layer"] is None
+
+
 def test_float32_is_not_ours(capsys, tmp_path, monkeypatch):
     output = tmp_path / "step.json"
     with fake_gpu(monkeypatch):

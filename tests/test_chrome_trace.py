@@ -179,25 +179,13 @@ def test_ranges_of_ops():
     assert spans(["norm", "gemv"], launches[:4]) == [
         ("norm", 0, 4, 100), ("gemv", 10, 14, 100), ("norm", 20, 24, 100), ("gemv", 30, 34, 100),
     ]  # fmt: skip
-    assert spans(["norm", "gemv"], launches, [1, 2]) == [
-        ("norm", 0, 4, 100), ("gemv", 10, 24, 100), ("norm", 30, 34, 100), ("gemv", 40, 54, 100),
-    ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("ops", "launches", "counts", "message"),
-    [
-        (["a", "b"], 3, None, "launches must be whole runs of 2 ops (2 launches), got 3"),
-        (["a", "b"], 4, [2, 1], "launches must be whole runs of 2 ops (3 launches), got 4"),
-        ([], 1, None, "launches must be whole runs of 0 ops (0 launches), got 1"),
-        (["a", "b"], 4, [2], "launches_per_op must be 2 numbers of at least 1, got [2]"),
-        (["a", "b"], 4, [2, 0], "launches_per_op must be 2 numbers of at least 1, got [2, 0]"),
-    ],
-)
-def test_launches_that_are_not_the_ops(ops, launches, counts, message):
+@pytest.mark.parametrize(("ops", "launches"), [(["a", "b"], 3), ([], 1)])
+def test_launches_that_are_not_the_ops(ops, launches):
     with pytest.raises(ValueError) as raised:
-        op_ranges(ops, [call(correlation=i) for i in range(launches)], counts)
-    assert str(raised.value) == message
+        op_ranges(ops, [call(correlation=i) for i in range(launches)])
+    assert str(raised.value) == f"launches must be whole runs of {len(ops)} ops, got {launches}"
 
 
 def test_launches_of_two_threads():

@@ -139,6 +139,54 @@ def test_a_wrong_kernel_gets_no_time(capsys, monkeypatch, tmp_path):
     assert wrong and all(entry["status"] == "wrong" and entry["time_us"] is None for entry in wrong)
 
 
+def test_a_kernel_of_the_other_half_precision_is_measured_in_it_with_ours_beside_it(capsys, monkeypatch, tmp_path):
+    """The same 4-bit weights: q as they are, scales as near as that dtype has them."""
+    given: dict[str, pk.Int4Weight] = {}
+
+    class OnlyHalf(int4.registry()["tinygemm"]):
+        name, dtypes = "only-half", (torch.float16,)
+
+        def prepare(self, weight):
+            given.setdefault("fp16", weight)
+            return super().prepare(weight)
+
+    class Tinygemm(int4.registry()["tinygemm"]):
+        def prepare(self, weight):
+            given.setdefault("bf16", weight)
+            return super().prepare(weight)
+
+    monkeypatch.setattr(int4, "_KERNELS", (int4.registry()["native"], Tinygemm, OnlyHalf))
+    output = tmp_path / "int4.json"
+    flags = [*SMALL, "--what=shapes", "--kernel=all", "--mode=eager", f"--json={output}"]
+    assert run_here(capsys, "bench.int4", *flags).status == 0
+    ops = json.loads(output.read_text())["ops"]
+    assert all(entry["status"] == "ok" for entry in ops)
+    wanted = {"bf16": "bf16", "torch-bf16": "bf16", "native": "bf16", "tinygemm": "bf16", "native-fp16": "fp16",
+              "only-half-fp16": "fp16"}  # fmt: skip
+    for label in floors.LINEAR_SHAPES:
+        assert {entry["backend"]: entry["dtype"] for entry in ops if entry["label"] == label} == wanted
+    assert all(entry["ratio_to_dense"] for entry in ops) and given["fp16"].dtype == torch.float16
+    assert torch.equal(given["fp16"].packed, given["bf16"].packed)
+    assert torch.equal(given["fp16"].scales.float(), given["bf16"].scales.float())
+
+
+def test_a_library_is_asked_once_whether_it_is_there(capsys, monkeypatch):
+    asked = []
+
+    class Absent(int4.registry()["tinygemm"]):
+        name, dtypes = "absent", (torch.float16,)
+
+        @classmethod
+        def availability(cls, device):
+            asked.append(device)
+            return "it took minutes to find out that it does not compile"
+
+    monkeypatch.setattr(int4, "_KERNELS", (int4.registry()["native"], Absent))
+    result = run_here(capsys, "bench.int4", *SMALL, "--what=shapes", "--mode=eager", "--steps=2")
+    assert result.status == 0 and len(asked) == 1
+    assert "unsupported: absent (q, kv" in flat(result.out) and "native-fp16" not in result.out
+
+
 def test_shapes_that_models_share_are_one():
     specs = [pk.models.get(name) for name in ("mistral-7b-v0.3", "llama-3.1-8b")]
     found = groups.shapes(specs)
@@ -270,6 +318,29 @@ def test_machine_code_that_cannot_be_looked_at(capsys, monkeypatch, built, found
     monkeypatch.setattr(machine_code.Path, "exists", lambda path: True)
     result = run_here(capsys, "bench.int4", "--arch=sm89", "--device=cpu")
     assert result.status == 0 and "--arch=sm89: unsupported: " in result.out and words in flat(result.out)
+
+
+@pytest.mark.parametrize(
+    ("architectures", "ran"), [("90a-real", False), ("89-real 90a-real", False), ("89-virtual 90a-real", True)]
+)
+def test_ptx_runs_without_any_tool_and_without_machine_code(capsys, monkeypatch, architectures, ran):
+    monkeypatch.setattr(pk.runtime, "build_info", lambda: {"cuda": True, "cuda_architectures": architectures})
+    monkeypatch.setattr(machine_code, "reason", lambda: "cuobjdump is not here")
+    monkeypatch.setattr("bench.core.cli.device", lambda flag: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    commands = []
+
+    def run(command, env, **rest):
+        commands.append((command[2:], env["CUDA_FORCE_PTX_JIT"]))
+        return subprocess.CompletedProcess(command, 1, "native: WRONG in 3 of 9 trials", "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    result = run_here(capsys, "bench.int4", "--arch=sm89")
+    assert "unsupported: cuobjdump is not here" in result.out and result.status == (1 if ran else 0)
+    assert ("native: WRONG in 3" in flat(result.out)) == ran == ("PTX for sm_89: there" in result.out)
+    assert ("89-virtual;90a-real" in flat(result.out)) == (not ran)
+    assert commands == [(["bench.int4", "--validate", "--kernel=native", "--device=cuda"], "1")] * ran
 
 
 @pytest.mark.parametrize("poor", [False, True])

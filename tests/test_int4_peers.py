@@ -7,10 +7,11 @@ from types import SimpleNamespace
 import fake_int4_peers
 import pytest
 import torch
+from helpers import assert_close, randn
 
 import pykernels as pk
 from bench.backends import int4
-from bench.backends.int4 import base
+from bench.backends.int4 import base, tinygemm
 from bench.quant import validate
 
 CPU = torch.device("cpu")
@@ -30,15 +31,14 @@ def one_thread():
 @pytest.fixture
 def libraries(monkeypatch):
     """Every library, faked."""
-    kept = [fake_int4_peers.define_vllm(), fake_int4_peers.define_bitsandbytes()]
+    kept = [fake_int4_peers.define_vllm(), fake_int4_peers.define_bitsandbytes(), fake_int4_peers.define_tinygemm()]
     for name, module in {
         "vllm": SimpleNamespace(), "vllm._custom_ops": SimpleNamespace(), "bitsandbytes": SimpleNamespace(),
         "exllamav2": SimpleNamespace(), "exllamav2.ext": fake_int4_peers.exllamav2_ext(),
         "gemlite": fake_int4_peers.gemlite(), "torchao": SimpleNamespace(),
-        "torchao.quantization": SimpleNamespace(Int4TilePackedTo4dTensor=fake_int4_peers.int4_tile_packed),
+        "torchao.quantization": SimpleNamespace(Int4TilePackedTo4dTensor=fake_int4_peers.Int4TilePackedTo4dTensor),
     }.items():  # fmt: skip
         monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setattr("bench.backends.int4.torchao.tile_packed", lambda weight: weight.plain().q)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(multi_processor_count=4))
     yield kept
     for library in kept:
@@ -62,6 +62,37 @@ def test_what_an_adapter_hands_over_is_right(libraries, name, group, symmetric):
     assert not [one for one in found if one.status in ("wrong", "error")]
     takes_it = kernel.group_sizes is None or group in kernel.group_sizes
     assert any(one.status == "ok" for one in found) == takes_it
+
+
+@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "zero points"])
+@pytest.mark.parametrize("in_features", [128, 1024, 3584])
+def test_the_tiles_of_torch_s_cuda_kernel(libraries, in_features, symmetric):
+    """And torchao's use of it, whose weights are padded to 1024 columns."""
+    dense, x = randn(24, in_features, dtype=torch.bfloat16), randn(3, in_features, dtype=torch.bfloat16, seed=1)
+    weight = pk.Int4Weight.quantize(dense, 128, symmetric)
+    packed, scales = tinygemm.tile_packed(weight.plain().q), tinygemm.scales_and_zeros(weight)
+    assert packed.shape == (3, in_features // 128, 32, 4)
+    torchao = int4.registry()["torchao"]()
+    read = torchao.prepare(weight)
+    assert read[0].shape == (3, -(-in_features // 1024) * 8, 32, 4)
+    expected = x.double() @ torchao.multiplies_by(weight).T
+    for got in (torch.ops.aten._weight_int4pack_mm(x, packed, 128, scales), torchao.run(x)):
+        assert_close(got, expected, torch.bfloat16)
+
+
+def test_exllamav2_is_imported_without_the_rest_of_its_package(monkeypatch, tmp_path):
+    package = tmp_path / "exllamav2"
+    package.mkdir()
+    (package / "__init__.py").write_text("import a_tokeniser_that_is_not_there")
+    (package / "ext.py").write_text("make_q_matrix = 1")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("exllamav2", "exllamav2.ext"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    try:
+        assert int4.registry()["exllamav2"].library().make_q_matrix == 1
+    finally:
+        for name in ("exllamav2", "exllamav2.ext"):
+            sys.modules.pop(name, None)
 
 
 @pytest.mark.parametrize("name", PEERS)

@@ -19,6 +19,7 @@ from bench.backends.cuda_kernel import Kernel
 from bench.backends.op_plugin import GUARD_BYTES, Guarded
 from bench.backends.plain import LibraryLayer
 from bench.backends.plugin import Journal, Plugin, load_layer, load_op
+from bench.core import attention_arms
 from bench.core.measure import alternate, gate
 from bench.core.op_cases import cases
 from bench.plugins import Plan, measure
@@ -348,6 +349,27 @@ def test_modes_of_a_cuda_kernel(monkeypatch, capsys, tmp_path, cupy):
     graph = next(arm for arm in arms if arm["mode"] == "graph")
     assert graph["steps_per_graph"] == 8 and graph["speedup_over_sdpa_graph"]["p50"] > 0
     assert cupy.stream == 0  # the fake GPU's
+
+
+def test_a_cuda_kernel_in_bench_attention(monkeypatch, capsys, tmp_path, cupy):
+    """As in a plug-in's own process, on a fake GPU; at group 4 and 8."""
+    output = tmp_path / "attention.json"
+    with fake_gpu(monkeypatch):
+        monkeypatch.setattr(
+            attention_arms, "synchronised_sampler", lambda steps, rotation: lambda n: torch.full((n,), 7.0)
+        )
+        result = run_here(
+            capsys, "bench.attention", "--device=cuda", "--model=tiny", "--heads=16/2x64", "--ctx=40", "--batch=2",
+            "--calls=4", "--warmup=1", "--l2=warm", "--sessions=0", f"--backend={GQA_DECODE}:gqa_decode,sdpa",
+            f"--plugin-journal={tmp_path}", f"--json={output}",
+        )  # fmt: skip
+    assert result.status == 0, result.out + result.err
+    arms = [arm for arm in json.loads(output.read_text())["arms"] if arm["backend"] != "sdpa"]
+    assert [(arm["group_size"], arm["mode"], arm["status"]) for arm in arms] == [
+        (group, mode, "ok") for group in (4, 8) for mode in ("eager", "graph")
+    ]  # fmt: skip
+    assert all(arm["wall_us"] and arm["device_us"] for arm in arms if arm["mode"] == "eager")
+    assert Journal(tmp_path).read("modes")["graph"] is None
 
 
 def test_a_cuda_kernel_needs_a_gpu(tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from command_line import assert_refused, run_here
 
-from bench.study import collect, cost, kernel_figures, paper, sessions
+from bench.study import collect, cost, figures, kernel_figures, paper, sessions
 
 ENVIRONMENT = dict(
     cpu=dict(model="A CPU"),
@@ -64,7 +64,8 @@ def step(**more) -> dict:
     failed = dict(status="oom", reason="no room", wall_us=None, paper=None)
     profile = dict(bw_util=0.573, bw_util_profiled=0.55, inflation=1.04, cpu_cuda_ratio=0.12)
     over_sdpa = dict(p50=1.372, low=1.36, high=1.38)
-    graph = arm("graph", 8_000, launch_gap_share=0.021, profile=profile, speedup_over_sdpa_graph=over_sdpa)
+    over = dict(speedup_over_sdpa_graph=over_sdpa, speedup_over_transformers=dict(p50=1.854, low=1.8, high=1.9))
+    graph = arm("graph", 8_000, launch_gap_share=0.021, profile=profile, **over)
     arms = [arm("eager", 10_000), graph, arm("native", 9_000), arm("pybind", 1) | failed]
     memory = dict(asked_bytes=30e9, peak_bytes=20e9)
     return COMMON | dict(kind="step", arms=arms, ladder={"native/block": ladder}, ops=ops, memory=memory) | more
@@ -174,7 +175,7 @@ def test_the_whole_report(capsys, folder):
     for words in (
         "Not result documents, left out: other.json",
         "| measured | NVIDIA H100 80GB HBM3 | qwen2.5-7b | 2048 | 1 | "
-        "native/block:graph | 8.000 | 4.581 | 0.573 | 90.0% | 2.1% | 1.37 | 144 |",
+        "native/block:graph | 8.000 | 4.581 | 0.573 | 90.0% | 2.1% | 1.37 | 1.85 | 144 | 5 |",
         "native/block:graph | 0.573 | 0.550 | 1.040 | 0.120 |",
         "| published | H100 | - | - | - | eager | 0.269 | - | 3.200 | 0.750 |",
         "gate, 1x3584 -> 18944, graph | native | 10.10 | 80.0% | 3.27 | 3.11 to 3.43 | 3.76 | bandwidth |",
@@ -222,6 +223,36 @@ def test_the_blocks_of_a_report(tmp_path):
     assert widths[1] == [10] and np.allclose(widths[0], 2 * [us for _, us in BLOCK])
 
 
+def test_of_a_cell_the_fullest_document_is_drawn(tmp_path):
+    few = step(arms=[arm("graph", 8_000)])
+    for name, content in dict(a=few, b=step(), c=step(ctx=4096), d=step(batch=4), e=few | dict(batch=4)).items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    drawn = collect.distinct_steps(collect.load_folder(tmp_path).of_kind("step"))
+    assert [(result["batch"], result["ctx"], len(result["arms"])) for result in drawn] == [
+        (1, 2048, 4), (1, 4096, 4), (4, 2048, 4),
+    ]  # fmt: skip
+
+
+def test_the_picture_of_costs_has_a_backend_s_cheapest_arm(folder):
+    rows = cost.measured(collect.step_rows(collect.load_folder(folder)), cost.prices())
+    assert len(rows) == 3
+    labels = [label.get_text() for label in figures.cost(rows).axes[0].get_yticklabels()]
+    assert labels == ["H100: native/block:graph, qwen2.5-7b, ctx 2048, b1"]
+
+
+def test_every_arm_has_a_column_of_its_own(folder):
+    rows = collect.step_rows(collect.load_folder(folder))
+    lines = [line for line in figures.floor_ratio(rows).axes[0].lines if line.get_label().startswith("measured")]
+    assert [line.get_label() for line in lines] == [f"measured: native/block:{m}" for m in ("eager", "native", "graph")]
+    at = [float(line.get_xdata()[0]) for line in lines]
+    assert at == sorted(set(at)) and at[1] == 3350.0
+
+
+def test_no_svg(capsys, folder):
+    assert run_here(capsys, "bench.report", str(folder), f"--out={folder}/out", "--no-svg").status == 0
+    assert {path.suffix for path in (folder / "out" / "figures").iterdir()} == {".png"}
+
+
 def test_an_empty_kind_has_no_section(capsys, tmp_path):
     (tmp_path / "op.json").write_text(json.dumps(op()))
     assert run_here(capsys, "bench.report", str(tmp_path)).status == 0
@@ -249,6 +280,9 @@ def test_costs():
     assert rows["L4", "eager", 1].price.source == "--price"
     assert {row.origin for row in rows.values()} == {"published"}
     assert cost.price_of("NVIDIA L40S", known) is None
+    assert all(
+        price.usd_per_hour > 0 and re.match(r"20\d\d-\d\d", price.date) and price.source for price in cost.prices()
+    )
     assert cost.price_of("NVIDIA H100 80GB HBM3", known).usd_per_hour == paper.value("price_h100")
 
 

@@ -1,6 +1,9 @@
 """The samplers of a GPU, on a fake clock: what a sample holds, whose turn it is, what is queued."""
 
+import gc
 import math
+import weakref
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -119,3 +122,30 @@ def test_bad_arguments_of_the_cuda_loops():
         pk.runtime.CudaGraph([on_cpu])
     with pytest.raises(ValueError, match="at least one tape"):
         pk.dispatch.cuda_timed_loop([], None, 0, 1)
+
+
+def test_a_captured_graph_keeps_what_its_steps_read(monkeypatch):
+    """A graph replays addresses: were the weights of its steps freed, it would read whatever took their place."""
+
+    class Graph:
+        def replay(self) -> None: ...
+
+        def capture_begin(self, pool: object) -> None: ...
+
+        capture_end = replay
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph: nullcontext())
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    for name in ("graph_pool_handle", "Stream", "synchronize"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
+    for capture in (lambda steps: samplers.capture(steps, 2), samplers.capture_each):
+        weights = [torch.ones(1) for _ in range(3)]
+        alive = [weakref.ref(weight) for weight in weights]
+        graphs = capture([lambda weight=weight: weight + 1 for weight in weights])
+        del weights
+        gc.collect()
+        assert all(ref() is not None for ref in alive)
+        del graphs
+        gc.collect()
+        assert not any(ref() is not None for ref in alive)

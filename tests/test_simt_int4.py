@@ -67,6 +67,61 @@ def test_any_group(n_in, group_size, kind, dtype, arch):
 
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "zeros"])
+@pytest.mark.parametrize("group_size", [128, 256, -1])
+@pytest.mark.parametrize("batch", [1, 2, 3, 4])
+@pytest.mark.parametrize(("n_in", "n_out", "sm_count"), [(256, 1, 1), (768, 37, 2), (512, 300, 1), (2560, 75, 3)])
+def test_the_usual_case(n_in, n_out, sm_count, batch, group_size, symmetric, dtype, arch):
+    """What int4_one_phase.cuh takes: whole chunks of 128 columns. Warps without work, and units for two rounds."""
+    group_size = group_size if n_in % group_size == 0 else -1
+    x, weight = gemv_inputs(batch, n_in, n_out, dtype, group_size=group_size, symmetric=symmetric)
+    bias, residual = randn(n_out, dtype=dtype, seed=2), randn(batch, n_out, dtype=dtype, seed=3)
+    with device(arch, seed=batch, sm_count=sm_count) as dev:
+        out = run_gemv(dev, x, weight, bias, residual, programmatic=batch % 2 == 0)
+    assert_close(out, pk.reference.int4_gemv(x, weight, bias, residual), dtype)
+
+
+@pytest.mark.parametrize("shared_kb", [64, 99, 163])
+@pytest.mark.parametrize("batch", [1, 4])
+def test_the_usual_case_with_fewer_warps(batch, shared_kb):
+    x, weight = gemv_inputs(batch, 4096, 70, torch.bfloat16)
+    with device(80, sm_count=2, shared_bytes=shared_kb * 1024) as dev:
+        out = run_gemv(dev, x, weight)
+    assert_close(out, pk.reference.int4_gemv(x, weight), torch.bfloat16)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("exponent", [-108, -60, -24, 0, 12, 15, 60, 108])
+def test_x_of_any_magnitude(exponent, dtype):
+    """x is brought to whole numbers by a power of two of its own every 128 columns."""
+    if dtype == torch.float16 and not -24 <= exponent <= 12:
+        pytest.skip("float16 has no such numbers")
+    weight = int4(9, 512, dtype=dtype, seed=4)
+    weight.scales[:] = 2.0**-8 if exponent > 0 else 1.0
+    x = torch.zeros(1, 512, dtype=dtype)
+    x[0, 3], x[0, 200], x[0, 300:384] = 2.0**exponent, -(2.0**exponent), torch.randn(84).to(dtype)
+    x[0, 300:384] *= 2.0 ** min(exponent, 10)
+    with device(90) as dev:
+        out = run_gemv(dev, x, weight)
+    expected = x.double() @ weight.dequantize(torch.float64).T
+    assert torch.allclose(out.double(), expected, rtol=2**-7 if dtype == torch.bfloat16 else 2**-9, atol=0) or (
+        out.double() - expected
+    ).abs().max() <= expected.abs().max() * 2.0**-9 + 2.0**-24 * (dtype == torch.float16)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_is_no_finite_number_is_not_lost(dtype, value):
+    x, weight = gemv_inputs(2, 512, 40, dtype)
+    x[1, 130] = value
+    with device(90) as dev:
+        out = run_gemv(dev, x, weight)
+    assert_close(out[:1], pk.reference.int4_gemv(x[:1], weight), dtype)
+    assert not out[1].isfinite().any()
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("batch", range(1, 9))
 @pytest.mark.parametrize("n_out", [1, 2, 16, 17, 130, 1031])
 def test_any_batch_and_number_of_rows(n_out, batch, dtype, arch):
@@ -143,10 +198,11 @@ def test_chained_launches(seed, kind):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("group_size", MODEL_GROUPS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_one_hot_inputs_read_back_every_weight(dtype, group_size, kind, arch):
+@pytest.mark.parametrize("rows", [4, 8])
+def test_one_hot_inputs_read_back_every_weight(rows, dtype, group_size, kind, arch):
     weight = int4(19, 256, group_size, dtype=torch.bfloat16, **kind).to(dtype)
     with device(arch) as dev:
-        columns = [run_gemv(dev, x, weight) for x in torch.eye(256, dtype=dtype).split(8)]
+        columns = [run_gemv(dev, x, weight) for x in torch.eye(256, dtype=dtype).split(rows)]
     # (q - zero) * scale has 16 significant bits at most: exact in float32, so rounded once.
     assert torch.equal(torch.cat(columns).T, weight.dequantize(dtype))
 
@@ -194,10 +250,11 @@ def test_a_scale_of_zero(kind, arch):
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
 @pytest.mark.parametrize("group_size", MODEL_GROUPS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_errs_no_more_than_dequantising_first(dtype, group_size, symmetric):
+@pytest.mark.parametrize("batch", [4, 8])
+def test_errs_no_more_than_dequantising_first(batch, dtype, group_size, symmetric):
     """Root mean square error against the oracle, beside that of a float32 product with the dequantised weight."""
     weight = int4(128, 2048, group_size, symmetric, dtype)
-    x = randn(8, 2048, dtype=dtype)
+    x = randn(batch, 2048, dtype=dtype)
     expected = pk.reference.int4_gemv(x, weight)
 
     def error(out: Tensor) -> float:

@@ -134,6 +134,10 @@ def test_on_the_cpu(capsys, tmp_path, monkeypatch):
     assert (tmp_path / "s.md").read_text().count("| crashed |") == 4
     assert (tmp_path / "s.csv").read_text().count("compile-native") == 2
     assert (tmp_path / "s.png").read_bytes().startswith(b"\x89PNG")
+    assert run_here(capsys, "bench.report", str(tmp_path)).status == 0
+    report = (tmp_path / "report" / "report.md").read_text()
+    assert "## The software stack of one layer" in report and "| native | compile | no | " in report
+    assert "figures/stack.png" in report
 
 
 def test_a_crash_costs_its_cell_alone(capsys, monkeypatch, tmp_path):
@@ -150,12 +154,63 @@ def test_a_crash_costs_its_cell_alone(capsys, monkeypatch, tmp_path):
 
 
 def test_interrupted(capsys, monkeypatch, tmp_path):
-    Layers(monkeypatch, {("sdpa,plain-native", "eager"): KeyboardInterrupt()})
+    Layers(monkeypatch, {("sdpa,compile-native", "eager"): KeyboardInterrupt()})
     output = tmp_path / "s.json"
-    flags = ["--attention=sdpa,native", "--compiled=eager", "--mode=eager", f"--json={output}"]
+    flags = ["--attention=native", "--mode=eager", f"--json={output}"]
     result = run_here(capsys, "bench.stack", *SMALL, *flags)
     assert result.status == 130 and "INTERRUPTED" in result.out
-    assert [arm["backend"] for arm in load(output)["arms"]] == ["sdpa"] and load(output)["interrupted"]
+    assert [arm["backend"] for arm in load(output)["arms"]] == ["plain-native"] and load(output)["interrupted"]
+
+
+def test_a_crash_among_many_costs_its_cell_alone(capsys, monkeypatch, tmp_path):
+    """sdpa's and native's four cells in one process; native's graph ends every process that has it."""
+    dead, pair = Outcome("error", "ended by SIGSEGV", -11), "sdpa,plain-native"
+    layers = Layers(monkeypatch, {(pair, "eager,graph"): dead})
+    output = tmp_path / "s.json"
+    flags = ["--attention=sdpa,native", "--compiled=eager", f"--json={output}"]
+    assert run_here(capsys, "bench.stack", *SMALL, *flags).status == 0
+    assert layers.seen == [
+        (pair, "eager,graph"), ("sdpa", "eager,graph"), (pair, "eager,graph"), (pair, "eager"), (pair, "eager,graph"),
+    ]  # fmt: skip
+    found = {(arm["attention"], arm["mode"]): arm for arm in load(output)["arms"]}
+    assert found["sdpa", "eager"]["status"] == found["native", "eager"]["status"] == "ok"
+    assert found["sdpa", "graph"]["status"] == "unsupported" and found["native", "graph"]["status"] == "error"
+
+
+def test_one_error_keeps_its_neighbours(monkeypatch):
+    """What is measured beside an arm that failed is not measured again."""
+    arms = [dict(backend=name, mode=mode, status="error" if (name, mode) == ("fa2", "graph") else "ok", reason="no")
+            for name in ("sdpa", "fa2", "fa3") for mode in ("eager", "graph")]  # fmt: skip
+    asked = []
+
+    def run_layer(cells, plan):
+        asked.append(cells)
+        return {"arms": arms}, "ok: None"
+
+    monkeypatch.setattr(stack, "run_layer", run_layer)
+    cells = [(name, "eager", mode) for name in ("sdpa", "fa2", "fa3") for mode in ("eager", "graph")]
+    entries, _ = stack.measure(cells, stack.Plan(cells, [], 1))
+    assert [entry["status"] for entry in entries] == ["ok", "ok", "ok", "error", "ok", "ok"]
+    assert asked == [cells, [("fa2", "eager", "graph")]]
+
+
+def test_compiled_ahead(monkeypatch):
+    seen, said = [], []
+    monkeypatch.setattr(
+        stack, "run_module", lambda _, flags, limit_s: seen.append(flags) or Outcome("hang", "no", None)
+    )
+    cells = [(*group, mode) for group, (_, modes) in stack.GROUPS.items() for mode in modes]
+    plan = stack.Plan(cells, ["--steps=30"], 1, compile_jobs=3)
+    stack.compile_ahead(plan, said.append)
+    backends = {next(flag for flag in flags if flag.startswith("--backend=")) for flags in seen}
+    assert backends == {f"--backend=sdpa,compile{name}" for name in ("", "-graphs", "-fa2", "-fa3", "-flashinfer",
+                                                                     "-native")}  # fmt: skip
+    assert len(seen) == 6 and all(flags[:3] == ["--steps=30", "--warmup=0", "--steps=2"] for flags in seen)
+    assert said[0].startswith("compiled ahead: 6 processes, 3 at a time")
+    assert len(plan.processes()) == 7 and len(plan.processes()[0]) == 10
+    seen.clear()
+    stack.compile_ahead(stack.Plan(cells, [], 1, compile_jobs=1), said.append)
+    assert seen == []
 
 
 def test_graphs_on_a_gpu(monkeypatch, capsys, tmp_path):
@@ -178,7 +233,8 @@ def test_graphs_on_a_gpu(monkeypatch, capsys, tmp_path):
         ("--compiled=yes", ["--compiled=yes", "reduce-overhead"]),
         ("--mode=native", ["--mode=native", "eager, graph"]),
         ("--ctx=0", ["--ctx=0", "1..32768"]),
-        ("--limit-s=-1", ["--limit-s=-1", "positive"]),
+        ("--compile-jobs=-2", ["--compile-jobs=-2", "-1..64"]),
+        ("--limit-s=-1", ["--limit-s=-1", "a positive number of seconds"]),
     ],
 )
 def test_bad_arguments(capsys, flag, words):

@@ -100,6 +100,11 @@ def test_one_round_gives_a_point():
     assert statistics.interval(statistics.median, np.array([4.0])) == (4.0, 4.0)
 
 
+def test_one_sample_against_a_run_of_its_own_gives_the_ratio_of_the_medians():
+    many = np.array([9.0, 3.0, 2.0])
+    assert statistics.ratio_interval(np.array([6.0]), many, paired=False) == (2.0, 2.0)
+
+
 def test_equal_samples_give_a_point():
     assert statistics.difference_interval(np.full(9, 7.0), np.full(9, 5.0)) == (2.0, 2.0)
 

@@ -49,19 +49,25 @@ def test_gpu_study(capsys, tmp_path):
     python.chmod(0o755)
     small = dict(
         MODEL="tiny", MODELS="tiny", ROW_MODEL="tiny", ROW_BATCHES="2", CTX="16", CONTEXTS="16", SESSIONS="1",
-        ARMS="native/block:native", PAIRS="native:native=native/none:native", FLAGS="--device=cpu --steps=2 --warmup=1",
+        ARMS="native/block:native", FLAGS="--device=cpu --steps=2 --warmup=1",
+        PAIRS="native:native=native/none:native native/none:native=native:eager",
     )  # fmt: skip
     script = Path(__file__).resolve().parent.parent / "bench" / "gpu_study.sh"
     done = subprocess.run(["bash", script, out, python], env=os.environ | small, capture_output=True, text=True)
     assert done.returncode == 1 and "failed: ab: bench.ab --a=native:native" in done.stdout
     commands = [line.split() for line in log.read_text().splitlines()]
     modules = [command[1] for command in commands]
-    assert modules == ["bench.step", "bench.sweep", "bench.sweep", "bench.ab", "bench.report"]
+    assert modules == ["bench.step", "bench.sweep", "bench.sweep", "bench.ab", "bench.ab", "bench.report"]
     for _, module, *flags in commands:
         result = run_here(capsys, module, *flags)
         assert result.status == 0, (module, result.err)
     assert {path.name for path in (out / "cells").iterdir()} == {"tiny_ctx16_b1.json", "tiny_ctx16_b2.json"}
-    assert result.out.startswith("4 documents") and (out / "step.png").exists() and (out / "ab-1.json").exists()
+    assert result.out.startswith("5 documents") and (out / "step.png").exists()
+    first, second = (
+        json.loads((out / f"ab-{name}.json").read_text())
+        for name in ("native-native-native-none-native", "native-none-native-native-eager")
+    )
+    assert first["sessions"][0]["b"] == second["sessions"][0]["a"], "pairs share their sessions"
 
 
 def test_gpu_study_runs_only_the_parts_that_are_wanted(tmp_path):

@@ -113,7 +113,7 @@ def test_duration(seconds, text):
         ("--ctx=a", ["--ctx=a", "an integer"]),
         ("--batch=9", ["--batch=9", "1..8"]),
         ("--arm=x", ["--arm=x", "backend[/fusion]:mode"]),
-        ("--limit-s=0", ["--limit-s=0", "positive"]),
+        ("--limit-s=0", ["--limit-s=0", "a positive number of seconds"]),
         ("--layers=9", ["--layers=9", "0..4"]),
         ("--out=/proc/nowhere", ["--out=/proc/nowhere", "can be made"]),
     ],

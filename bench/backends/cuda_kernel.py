@@ -127,7 +127,7 @@ class CudaAttention(_CudaOp, AttentionPlugin):
 
     @classmethod
     def layer_reason(cls, layer: pk.DecodeLayer) -> str | None:
-        q = layer.x.new_empty(layer.batch, layer.spec.n_heads, layer.spec.head_dim)
+        q = layer.k_cache.new_empty(layer.batch, layer.spec.n_heads, layer.spec.head_dim)
         return cls.inputs_reason({"q": q, "k_cache": layer.k_cache})
 
     def kernel_name(self, layer: pk.DecodeLayer) -> str:

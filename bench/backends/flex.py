@@ -5,6 +5,7 @@ the whole cache.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -15,9 +16,16 @@ from bench.backends.compile import compiler_reason
 from bench.backends.plain import PlainLayer
 from bench.backends.torch_layer import Attention, LayerCache
 
+# Torch gives up on code that it has compiled eight times, and every shape of a process is one compilation.
+_MAX_SHAPES = 512
+
 
 class Flex(PlainLayer):
-    """flex_attention through torch.compile: uncompiled it is a composition that its authors warn of."""
+    """flex_attention through torch.compile: uncompiled it is a composition that its authors warn of.
+
+    On CUDA inductor has a kernel for decoding (split KV, the heads of a group together) where the group is a power of
+    two; elsewhere it takes that for prefill, a block a query head.
+    """
 
     name = "flex"
     description = "torch flex_attention, compiled"
@@ -32,6 +40,9 @@ class Flex(PlainLayer):
     @classmethod
     def availability(cls, device: torch.device) -> str | None:
         return compiler_reason(device)
+
+    def surroundings(self) -> AbstractContextManager:
+        return torch._dynamo.config.patch(recompile_limit=_MAX_SHAPES)
 
     def kernel_name(self, layer: pk.DecodeLayer) -> str:
         return "flex_attention, compiled by inductor"

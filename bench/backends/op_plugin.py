@@ -94,6 +94,16 @@ class PluginCache(LayerCache):
         self.kernel(q.view(self._out.shape), self.k_cache, self.v_cache, self._kv_len, self._out)
         return self._out
 
+    def bound(self, q: Tensor) -> Callable[[], Tensor]:
+        kernel, query, out = self.kernel, q.view(self._out.shape), self._out
+        k_cache, v_cache, kv_len = self.k_cache, self.v_cache, self._kv_len
+
+        def call() -> Tensor:
+            kernel(query, k_cache, v_cache, kv_len, out)
+            return out
+
+        return call
+
 
 class AttentionPlugin(PlainLayer, OpPlugin):
     """A layer of plain torch ops with an attention of one's own: a subclass defines `attend`.

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -164,8 +165,20 @@ def _lost_device() -> str | None:
     return None
 
 
-def _watch(arm: Arm, check: Callable[[], pk.reference.Comparison], plugin: Plugin, journal: Journal) -> Arm:
-    """The arm under the plug-in's label, with `check`; its runs are noted in the journal."""
+def _noted(
+    check: Callable[[], pk.reference.Comparison], mode: str, journal: Journal
+) -> Callable[[], pk.reference.Comparison]:
+    """`check`, noted in the journal."""
+
+    def noted() -> pk.reference.Comparison:
+        with journal.during("checked", mode):
+            return check()
+
+    return noted
+
+
+def _watch_runs(arm: Arm, journal: Journal) -> None:
+    """Have the arm's runs noted in the journal."""
     own = arm.surroundings
 
     @contextmanager
@@ -173,11 +186,13 @@ def _watch(arm: Arm, check: Callable[[], pk.reference.Comparison], plugin: Plugi
         with journal.during("measured", arm.mode), own():
             yield
 
-    def noted() -> pk.reference.Comparison:
-        with journal.during("checked", arm.mode):
-            return check()
+    arm.surroundings = surroundings
 
-    arm.backend, arm.check, arm.surroundings = plugin.label, noted, surroundings
+
+def _watch(arm: Arm, check: Callable[[], pk.reference.Comparison], plugin: Plugin, journal: Journal) -> Arm:
+    """The arm under the plug-in's label, with `check`; its runs are noted in the journal."""
+    arm.backend, arm.check = plugin.label, _noted(check, arm.mode, journal)
+    _watch_runs(arm, journal)
     return arm
 
 
@@ -249,6 +264,35 @@ def load_layer(plugin: Plugin, journal: Journal, device: torch.device) -> type[B
         nowhere = found.availability(device)
         journal.write("modes", {mode: nowhere or found.mode_reason(mode, device) for mode in MODES})
     return watched_layer(plugin, found, journal)
+
+
+@dataclass(frozen=True)
+class WatchedAttention:
+    """An attention plug-in in its own process of bench.attention."""
+
+    label: str
+    backend: type[AttentionPlugin]
+    journal: Journal
+
+    def check(self, arm: Arm, adapter: AttentionPlugin, inputs: Any) -> Callable[[], pk.reference.Comparison]:
+        """The arm's check, noted, with a look at what the plug-in writes beside its outputs, and into `inputs`: of
+        bench.attention, `q`, `k_cache` and `v_cache`."""
+        tensors = {name: getattr(inputs, name) for name in ("q", "k_cache", "v_cache")}
+        return _noted(guarded_check(arm.check, adapter.guards, tensors), arm.mode, self.journal)
+
+    def watch(self, arm: Arm) -> None:
+        """Have the arm's runs noted."""
+        _watch_runs(arm, self.journal)
+
+
+def load_attention(plugin: Plugin, journal: Journal, device: torch.device) -> WatchedAttention:
+    """The plug-in as a backend of bench.attention; its modes on the device are noted."""
+    with _loading(plugin, journal) as found:
+        if not issubclass(found, AttentionPlugin):
+            raise plugin.error("must be a subclass of bench.backends.AttentionPlugin, or a kernel of op gqa_decode")
+        nowhere = found.availability(device)
+        journal.write("modes", {mode: nowhere or found.mode_reason(mode, device) for mode in MODES})
+    return WatchedAttention(plugin.label, found, journal)
 
 
 def load_op(plugin: Plugin, journal: Journal, op: str) -> Maker:

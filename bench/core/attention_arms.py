@@ -8,6 +8,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -17,9 +18,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import pykernels as pk
-from bench.backends import registry
+from bench.backends import Backend, registry
 from bench.backends.native import Native, graphs_of, without_kernels
 from bench.backends.plain import PlainLayer
+from bench.backends.plugin import WatchedAttention
 from bench.backends.sdpa import Sdpa
 from bench.backends.torch_layer import Attention
 from bench.core import measure
@@ -30,6 +32,8 @@ from bench.core.samplers import Samplers, capture, replay_all, synchronised_samp
 MODES = ("eager", "graph")
 MANAGERS = ("outside", "inside")
 INSIDE = "eager-inside"
+# What follows a backend's name where it is registered once more.
+SECOND = "@2"
 
 # Of `compile` the whole layer is the point: it has no attention of its own.
 NAMES = tuple(name for name in registry() if not name.startswith("compile"))
@@ -65,13 +69,24 @@ class DeviceLostError(RuntimeError):
 
 @dataclass(frozen=True)
 class Plan:
-    """What the arms of a run are made by: `calls` to measure on every clock, in `rounds` samples, `warmup` before."""
+    """What the arms of a run are made by: `calls` to measure on every clock, in `rounds` samples, `warmup` before.
+    `watched` is the plug-in whose own process this is."""
 
     backends: Sequence[str]
     modes: Sequence[str]
     managers: Sequence[str]
     calls: int
     warmup: int
+    watched: WatchedAttention | None = None
+
+    def plugin(self, name: str) -> WatchedAttention | None:
+        """The plug-in of that name; None where it is a backend of the registry."""
+        return self.watched if self.watched and name == self.watched.label else None
+
+    def backend(self, name: str) -> type[Backend]:
+        """The backend of that name, its second one too."""
+        plugin = self.plugin(name)
+        return plugin.backend if plugin else registry()[name.removesuffix(SECOND)]
 
     @property
     def rounds(self) -> int:
@@ -144,10 +159,11 @@ class _Maker:
     def __init__(self, name: str, copies: Sequence[Inputs], plan: Plan, rotation: Rotation, expected: Tensor) -> None:
         self.name, self.copies, self.plan, self.rotation, self.expected = name, copies, plan, rotation, expected
         self.device, self.dtype = copies[0].device, copies[0].dtype
+        self.backend, self.plugin = plan.backend(name), plan.plugin(name)
 
     def arms(self) -> list[AttentionArm]:
         """One a mode (and a place of the context manager)."""
-        backend = registry()[self.name]
+        backend = self.backend
         reason = backend.availability(self.device) or backend.layer_reason(self.copies[0])
         wanted = [mode for mode in self.plan.modes if mode != "eager" or "outside" in self.plan.managers]
         if "eager" in self.plan.modes and "inside" in self.plan.managers and issubclass(backend, Sdpa):
@@ -159,8 +175,11 @@ class _Maker:
                 arm.status, arm.reason = "unsupported", why
             else:
                 try:
-                    with torch.inference_mode():
+                    watched = self.plugin.journal.during("made", mode) if self.plugin else nullcontext()
+                    with torch.inference_mode(), watched:
                         (self._native if backend is Native else self._plain)(arm)
+                    if self.plugin:
+                        self.plugin.watch(arm)
                 except Exception as error:  # the library's own words are the result
                     arm.fail(error)
                 survived(arm, self.device)
@@ -172,19 +191,18 @@ class _Maker:
     @cached_property
     def _bound(self) -> tuple[PlainLayer, list[Attention]]:
         """The adapter, and its attention over each copy: in its own layout, for all modes."""
-        adapter = registry()[self.name]()
+        adapter = self.backend()
         return adapter, [adapter.attention(inputs) for inputs in self.copies]
 
     def _samplers(self, arm: AttentionArm) -> Samplers:
         arm.calls = self.plan.calls_a_sample(arm.estimate_us, len(self.copies), self.device.type == "cuda")
         return Samplers(self.rotation, arm.calls, self.device)
 
-    def _check(self, result: Call) -> Callable[[], pk.reference.Comparison]:
-        # It holds this maker, and so what a graph reads: a graph of torch's keeps no tensors alive.
-        return lambda: pk.reference.compare(result().reshape(self.expected.shape), self.expected, self.dtype, 1)
-
     def _gated(self, arm: AttentionArm, result: Call) -> bool:
-        arm.check = self._check(result)
+        # It holds this maker, and so what a graph reads: a graph of torch's keeps no tensors alive.
+        arm.check = lambda: pk.reference.compare(result().reshape(self.expected.shape), self.expected, self.dtype, 1)
+        if self.plugin:
+            arm.check = self.plugin.check(arm, self._bound[0], self.copies[0])
         gate(arm)
         return arm.status == "ok"
 
@@ -264,7 +282,7 @@ class _Maker:
             # Math is half a dozen kernels; a queue of so many calls stays far from full all the same.
             arm.host_sampler = samplers.host_python(calls, 8)
             arm.latency_sampler = synchronised_sampler(calls, self.rotation)
-        elif self.name == "native":
+        elif self.backend is Native:
             arm.host_sampler = without_kernels(arm.sampler)
 
 

@@ -1,13 +1,15 @@
 """The cases of bench.attention: head shapes of models, over contexts and batches, and the inputs of one of them."""
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 import pykernels as pk
 from bench.core import floors
+from bench.core.errors import flag_error
 from pykernels.models import ModelSpec
 
 
@@ -24,6 +26,11 @@ class Cell:
         """32/8x128: query heads, KV heads, head_dim"""
         spec = self.specs[0]
         return f"{spec.n_heads}/{spec.n_kv_heads}x{spec.head_dim}"
+
+    @property
+    def layers(self) -> dict[str, int]:
+        """The layers of each model that has these heads."""
+        return {spec.name: spec.n_layers for spec in self.specs if spec.n_layers}
 
     @property
     def shape(self) -> str:
@@ -46,6 +53,24 @@ class Cell:
         own, the float64 oracle, and the float32 copies by query head that SDPA's unfused composition makes."""
         by_query_head = self.kv_bytes(dtype) * self.specs[0].group_size * 8 // dtype.itemsize
         return 4 * copies * self.kv_bytes(dtype) + 2 * by_query_head
+
+
+def parse_heads(flag: str, text: str) -> list[ModelSpec]:
+    """`64/8` or `64/8x128`, comma-separated: heads that no model here has (query heads, KV heads, head_dim 128), as
+    specs of no layers. Raises UsageError."""
+    found = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        numbers = re.fullmatch(r"(\d{1,3})/(\d{1,3})(?:x(\d{1,3}))?", part)
+        n_heads, n_kv_heads, head_dim = (int(number or 128) for number in numbers.groups()) if numbers else (0, 0, 0)
+        if not n_kv_heads or not n_heads or n_heads % n_kv_heads or head_dim % 8 or not head_dim:
+            raise flag_error(
+                flag, part, "QUERY/KV or QUERY/KVxDIM: query heads a multiple of the KV heads, DIM of 8 (64/8x128)"
+            )
+        found.append(replace(
+            pk.models.get("llama-3.1-8b"), name=part, hidden=n_heads * head_dim, n_heads=n_heads,
+            n_kv_heads=n_kv_heads, head_dim=head_dim, n_layers=0,
+        ))  # fmt: skip
+    return found
 
 
 def cells(specs: Sequence[ModelSpec], contexts: Sequence[int], batches: Sequence[int]) -> list[Cell]:

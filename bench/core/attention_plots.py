@@ -8,6 +8,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
 
 from bench.core import attention_tables  # noqa: E402
 from bench.core.attention_results import Entry  # noqa: E402
@@ -82,11 +83,24 @@ def _lines(axes: Axes, entries: list[Entry], colours: dict[str, str]) -> None:
     axes.set_title(f"{first['heads']}, batch {first['batch']}", fontsize=9, loc="left", fontweight="bold")
 
 
+def measured(document: Document) -> bool:
+    """Whether it holds times to draw."""
+    return any(entry["wall_us"] for entry in document["arms"])
+
+
 def write(path: Path, document: Document) -> None:
-    """Bars of the headline cell above, a panel of lines for each head shape and batch below. Format by suffix."""
-    shape = attention_tables.headline(document)
-    if shape is None or not any(entry["wall_us"] for entry in document["arms"]):
+    """draw(), to a file. Format by suffix."""
+    if not measured(document):
         raise UsageError(f"--plot={path}: must follow a run that measured something, and this one did not")
+    figure = draw(document)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def draw(document: Document) -> Figure:
+    """Of a document that measured something: bars of the headline cell above, a panel of lines for each head shape and
+    batch below."""
+    shape = attention_tables.headline(document)
     mode = "graph" if document["device"] == "cuda" else "eager"
     groups: dict[tuple[str, int], list[Entry]] = {}
     for entry in document["arms"]:
@@ -108,5 +122,4 @@ def write(path: Path, document: Document) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=8)
     figure.suptitle("\n".join(attention_tables.heading(document)[:2]), fontsize=8, x=0.01, ha="left")
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    return figure

@@ -27,7 +27,7 @@ def session_entry(arm: AttentionArm, cell: Cell, n_bytes: int, bandwidths: Docum
     entry: Entry = {
         "backend": arm.backend, "mode": arm.mode, "fusion": None, "op": "gqa_decode", "label": "attention",
         "shape": cell.shape, "heads": cell.heads, "ctx": cell.ctx, "batch": cell.batch,
-        "layers": {spec.name: spec.n_layers for spec in cell.specs},
+        "group_size": cell.specs[0].group_size, "layers": cell.layers,
         "status": arm.status, "reason": arm.reason, "max_rel_error": arm.max_rel_error, "bytes": n_bytes,
         "floor_us": {
             f"at_{name}": floors.microseconds(n_bytes, bandwidths[f"{name}_gbs"]) if bandwidths[f"{name}_gbs"] else None
@@ -93,7 +93,7 @@ def over_sessions(sessions: Sequence[Sequence[Entry]]) -> list[Entry]:
     """Every arm over the sessions that have it, and its ratio to default SDPA's in the same mode on each clock.
 
     A ratio is taken within a session; above 1 the arm is the faster. A call with the context manager inside is held
-    against SDPA's own call outside.
+    against SDPA's own call outside, a plug-in against SDPA in its own process (`sdpa_beside`).
     """
     by_key: dict[tuple, list[tuple[int, Entry]]] = {}
     for number, entries in enumerate(sessions):
@@ -105,9 +105,9 @@ def over_sessions(sessions: Sequence[Sequence[Entry]]) -> list[Entry]:
         base = dict(by_key.get((shape, "sdpa", mode.partition("-")[0]), ()))
         merged["ratio_to_sdpa"] = {
             clock: _over([
-                base[number][clock]["p50"] / entry[clock]["p50"]
+                reference[clock]["p50"] / entry[clock]["p50"]
                 for number, entry in own
-                if number in base and base[number][clock] and entry[clock]
+                if (reference := entry.get("sdpa_beside") or base.get(number)) and reference[clock] and entry[clock]
             ])
             for clock in CLOCKS
         } if merged["status"] == "ok" else None  # fmt: skip

@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from bench.core import attention_aa
 from bench.core.attention_results import Entry
 from bench.core.document import Document, write_atomically
 from bench.core.tables import Grid, fit, make_table, markdown_table, microseconds
@@ -21,9 +22,11 @@ def heading(document: Document) -> list[str]:
     on_cuda = document["device"] == "cuda"
     device = machine["gpu"]["name"] if on_cuda else machine["cpu"]["model"]
     sessions = [session for session in document["sessions"] if session["status"] == "ok"]
+    calls = f"{document['calls']} calls an arm and clock after {document['warmup']}, "
+    timed = "" if document.get("gate_only") else calls
     lines = [
-        f"{document['title']}, {document['dtype']}, {document['l2']} cache; {document['calls']} calls an arm and clock "
-        f"after {document['warmup']}, {len(sessions)} of {document['sessions_planned']} sessions",
+        f"{document['title']}, {document['dtype']}, {document['l2']} cache; {timed}"
+        f"{len(sessions)} of {document['sessions_planned']} sessions",
         f"{document['device']}: {device}; torch {machine['torch']['version']}; {document['created']}",
     ]
     ceilings = [one for session in document["sessions"] for one in session["ceilings"].values()]
@@ -117,6 +120,8 @@ def context_grids(document: Document) -> list[tuple[str, Grid]]:
     """For each head shape and batch the wall time over contexts, a row an arm: from a graph where there are graphs."""
     mode = "graph" if document["device"] == "cuda" else "eager"
     grids = []
+    if document.get("gate_only"):
+        return grids
     groups = dict.fromkeys((entry["heads"], entry["batch"]) for entry in document["arms"])
     for heads, batch in groups:
         own = [e for e in document["arms"] if (e["heads"], e["batch"], e["mode"]) == (heads, batch, mode)]
@@ -135,7 +140,8 @@ def context_grids(document: Document) -> list[tuple[str, Grid]]:
         rows.append(["floor at read", *(microseconds(floors[ctx]) for ctx in contexts)])
         columns = [("backend", False), *((f"kv {ctx}", True) for ctx in contexts)]
         models = ", ".join(own[0]["layers"])
-        grids.append((f"{heads} ({models}), batch {batch}: {mode}, us a call", (columns, rows)))
+        whose = f" ({models})" if models else ""
+        grids.append((f"{heads}{whose}, batch {batch}: {mode}, us a call", (columns, rows)))
     return grids
 
 
@@ -143,6 +149,38 @@ def _cell(entry: Entry | None) -> str:
     if entry is None:
         return "-"
     return microseconds(entry["wall_us"]["p50"]) if entry["wall_us"] else entry["status"]
+
+
+def gate_grid(document: Document) -> Grid:
+    """A row an arm, a column a head shape: over contexts and batches the largest error, or how many did not pass."""
+    groups = {entry["heads"]: f"{entry['heads']}, group {entry['group_size']}" for entry in document["arms"]}
+    arms = dict.fromkeys((entry["backend"], entry["mode"]) for entry in document["arms"])
+    rows = []
+    for backend, mode in arms:
+        row = [backend, mode]
+        for heads in groups:
+            own = [e for e in document["arms"] if (e["backend"], e["mode"], e["heads"]) == (backend, mode, heads)]
+            failed = [entry["status"] for entry in own if entry["status"] != "ok"]
+            if not own:
+                row.append("-")
+            elif failed:
+                worst = next(status for status in ("wrong", "error", "oom", "unsupported") if status in failed)
+                row.append(worst if len(failed) == len(own) else f"{worst} in {len(failed)} of {len(own)}")
+            else:
+                row.append(f"ok, {max(entry['max_rel_error'] for entry in own):.1e}")
+        rows.append(row)
+    return [("backend", False), ("mode", False), *((words, False) for words in groups.values())], rows
+
+
+def gate_title(document: Document) -> str:
+    """What gate_grid() shows."""
+    contexts, batches = (", ".join(map(str, document[name])) for name in ("ctxs", "batches"))
+    return f"Against the float64 oracle, kv {contexts}, batch {batches}: the largest error, relative to a row's largest"
+
+
+def aa_lines(document: Document) -> list[str]:
+    """What its A/A control found; nothing where it has none."""
+    return attention_aa.lines(document.get("aa", []))
 
 
 def headline(document: Document) -> str | None:
@@ -218,6 +256,11 @@ def print_document(document: Document, console: Console) -> None:
     if shape is None:
         return
     console.print()
+    if document.get("gate_only"):
+        console.print(make_table(gate_title(document), gate_grid(document), console.width))
+        for line in refusals(document):
+            console.print(Text(line))
+        return
     entries = cells(document)[shape]
     measured = [entry for entry in entries if entry["wall_us"]] or entries
     grid = fit(cell_grid(measured), console.width, ["limit", "eager", "graph"])
@@ -227,19 +270,24 @@ def print_document(document: Document, console: Console) -> None:
     for title, grid in context_grids(document):
         console.print()
         console.print(make_table(title, grid, console.width))
-    for line in refusals(document):
+    for line in (*refusals(document), *aa_lines(document)):
         console.print(Text(line))
 
 
 def write_markdown(path: Path, document: Document) -> None:
     """The times over contexts, and every cell arm by arm."""
     lines = [f"## {document['title']}", "", *(f"- {line}" for line in heading(document)), ""]
+    if document.get("gate_only"):
+        lines += markdown_table(gate_title(document), gate_grid(document))
     for title, grid in context_grids(document):
         lines += markdown_table(title, grid)
     for shape, entries in cells(document).items():
+        if document.get("gate_only"):
+            break
         lines += markdown_table(f"{shape}: mean ± SD over sessions of their medians", cell_grid(entries))
         lines += [*(f"- {line}" for line in choices(entries, _sdpa_of(document, shape))), ""]
-    lines += [*(f"- {line}" for line in refusals(document)), "", f"Reproduce: `{document['command']}`"]
+    said = (*refusals(document), *aa_lines(document))
+    lines += [*(f"- {line.strip()}" for line in said), "", f"Reproduce: `{document['command']}`"]
     write_atomically(path, ("\n".join(lines) + "\n").encode())
 
 

@@ -53,11 +53,12 @@ class Ceiling:
         return floors.gigabytes_per_second(self.n_bytes // 2 * 2, self.copy.kept_us)
 
     def document(self, spec_gbs: float | None, spec_source: str) -> dict[str, object]:
-        """The key `ceiling` of a result document."""
+        """The key `ceiling` of a result document; read_gbs and copy_gbs are None where no round was measured."""
+        measured = bool(self.read.samples_us)
         return {
             "spec_gbs": spec_gbs,
             "spec_source": spec_source,
-            "read_gbs": float(np.median(self.read_gbs())),
-            "copy_gbs": float(np.median(self.copy_gbs())),
+            "read_gbs": float(np.median(self.read_gbs())) if measured else None,
+            "copy_gbs": float(np.median(self.copy_gbs())) if measured else None,
             "buffer_bytes": self.n_bytes,
         }

@@ -54,30 +54,21 @@ def launch_calls(kernels: Iterable[Kernel], calls: Iterable[Call]) -> list[Call]
     return sorted(outer.values(), key=lambda call: call.start_ns)
 
 
-def op_ranges(
-    ops: Sequence[str], launches: Sequence[Call], launches_per_op: Sequence[int] | None = None
-) -> list[Range]:
-    """One range an op, named by it, from the start of its first launch to the end of its last.
+def op_ranges(ops: Sequence[str], launches: Sequence[Call]) -> list[Range]:
+    """One range an op, named by it and as long as its launch.
 
-    `ops` are the names of a program's ops in order and `launches` the launch calls (`launch_calls`) of one thread that
-    ran the program any number of times; `launches_per_op` says how many each op makes, one unless given.
+    `ops` are the names of a program's ops in order, each of which launches once, and `launches` the launch calls
+    (`launch_calls`) of one thread that ran the program any number of times.
 
     Raises ValueError where the launches are not those of whole runs of the program.
     """
-    counts = [1] * len(ops) if launches_per_op is None else list(launches_per_op)
-    if len(counts) != len(ops) or any(count < 1 for count in counts):
-        raise ValueError(f"launches_per_op must be {len(ops)} numbers of at least 1, got {counts}")
-    if not ops or len(launches) % sum(counts):
-        raise ValueError(f"launches must be whole runs of {len(ops)} ops ({sum(counts)} launches), got {len(launches)}")
+    if not ops or len(launches) % len(ops):
+        raise ValueError(f"launches must be whole runs of {len(ops)} ops, got {len(launches)}")
     threads = {call.thread for call in launches}
     if len(threads) > 1:
         raise ValueError(f"launches must be of one thread, got {sorted(threads)}")
-    ranges, remaining = [], iter(launches)
-    for _ in range(len(launches) // sum(counts)):
-        for op, count in zip(ops, counts, strict=True):
-            own = list(itertools.islice(remaining, count))
-            ranges.append(Range(op, own[0].start_ns, own[-1].end_ns, own[0].thread))
-    return ranges
+    named = zip(itertools.cycle(ops), launches, strict=False)  # the cycle has no end
+    return [Range(op, call.start_ns, call.end_ns, call.thread) for op, call in named]
 
 
 def _lanes(spans: Iterable[Timed], nest: bool) -> list[list[Timed]]:

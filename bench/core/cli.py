@@ -7,7 +7,8 @@ stderr that names the flag, the value and what is allowed; 130 interrupted.
 import functools
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -15,15 +16,14 @@ import torch
 import typer
 
 import pykernels as pk
-from bench.core import document, environment
+from bench.core import document, early_interrupt, environment
+from bench.core.early_interrupt import INTERRUPTED
 from bench.core.errors import UsageError, flag_error
 from pykernels.models import ModelSpec
 from pykernels.quant.int4_weight import group_size_allowed
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 FUSIONS = ("none", "block")
-
-INTERRUPTED = 130
 
 # What typer raises for arguments it cannot parse. It carries a click of its own, which has no public name.
 _ClickError = typer.BadParameter.__base__
@@ -33,10 +33,13 @@ Number = TypeVar("Number", int, float)
 
 BackendFlag = Annotated[str, typer.Option("--backend", help="comma-separated; all: everything that runs here")]
 ModeFlag = Annotated[str, typer.Option("--mode", help="comma-separated; all")]
+ModelFlag = Annotated[str, typer.Option("--model", help=", ".join(pk.models.names()))]
 ConfigFlag = Annotated[str, typer.Option("--config", help="a Hugging Face config.json instead of --model")]
 BatchFlag = Annotated[int, typer.Option("--batch", help="sequences, 1 to 8")]
 DtypeFlag = Annotated[str, typer.Option("--dtype", help="bf16, fp16 or fp32")]
 DeviceFlag = Annotated[str, typer.Option("--device", help="auto, cpu or cuda")]
+WeightsFlag = Annotated[str, typer.Option("--weights", help="a local Hugging Face folder")]
+LayersFlag = Annotated[int, typer.Option("--layers", help="measure this many of the model's layers; 0: all")]
 L2Flag = Annotated[str, typer.Option("--l2", help="cold: rotate copies of the weights past the cache; warm: one")]
 WarmupFlag = Annotated[int, typer.Option("--warmup", help="untimed samples before an arm's first")]
 StepsFlag = Annotated[int, typer.Option("--steps", help="samples of every arm, one a round")]
@@ -49,6 +52,7 @@ SeedFlag = Annotated[int, typer.Option("--seed", help="of weights, input and cac
 JsonFlag = Annotated[str, typer.Option("--json", help="write the result document")]
 CsvFlag = Annotated[str, typer.Option("--csv", help="write arms and ops as rows")]
 MdFlag = Annotated[str, typer.Option("--md", help="write the tables as Markdown")]
+ListFlag = Annotated[bool, typer.Option("--list", help="name what this machine can run, and why not the rest")]
 PlotFlag = Annotated[str, typer.Option("--plot", help="draw the ladder (.png, .svg or .pdf)")]
 TraceFlag = Annotated[str, typer.Option("--trace", help="write a sample of every arm for Perfetto (.json), GPU only")]
 
@@ -92,6 +96,13 @@ def spec_bandwidth(given_gbs: float, device: torch.device) -> tuple[float | None
     return (given_gbs, "--spec-gbs") if given_gbs else environment.spec_bandwidth(device)
 
 
+def seconds(flag: str, value: float) -> float:
+    """A flag that takes a time limit."""
+    if not 0 < value < float("inf"):
+        raise flag_error(flag, value, "a positive number of seconds")
+    return value
+
+
 def numbers(flag: str, text: str, low: float, high: float, kind: type[Number]) -> list[Number]:
     """A comma-separated flag of numbers in low..high; `kind` is int or float."""
     values = []
@@ -122,6 +133,17 @@ def model(name: str, config: str, weights: str = "") -> ModelSpec:
         return usage(lambda: pk.models.from_config(config or weights))
     choice("--model", name, pk.models.names())
     return pk.models.get(name)
+
+
+def print_list(backends: Iterable[tuple[str, str, str | None, Sequence[str]]]) -> None:
+    """What --list prints: models, fusions, and of every backend its name, its description, and why it does not run here
+    or its modes."""
+    print("models:  ", ", ".join(pk.models.names()), "(or --config=PATH)")
+    print("fusions: ", ", ".join(FUSIONS))
+    print("backends:")
+    for name, description, reason, modes in backends:
+        print(f"  {name:<15} {description}")
+        print(f"  {'':<15} " + (f"unsupported: {reason}" if reason else f"modes {', '.join(modes)}"))
 
 
 def usage(call: Callable[[], Result]) -> Result:
@@ -209,17 +231,24 @@ def run(program: str, command: Callable[..., int | None], arguments: Sequence[st
     app = typer.Typer(add_completion=False, rich_markup_mode=None)
     app.command()(interruptible)
     try:
+        early_interrupt.release()
         return typer.main.get_command(app).main(args=arguments, prog_name=program, standalone_mode=False) or 0
     except UsageError as error:
         print(f"{program}: {error}", file=sys.stderr)
     except _ClickError as error:
         print(f"{program}: {_refused(error, arguments)}", file=sys.stderr)
     except (_InterruptedError, KeyboardInterrupt):
-        print(f"{program}: interrupted before anything was measured", file=sys.stderr)
+        early_interrupt.say(program)
         return INTERRUPTED
     return 2
 
 
-def command_line(program: str) -> str:
-    """What reproduces this run."""
-    return shlex.join(["python", "-m", program, *sys.argv[1:]])
+def head(program: str, kind: str, **keys: Any) -> document.Document:
+    """What every document begins with; `command` is what reproduces this run."""
+    return {
+        "schema": document.SCHEMA,
+        "kind": kind,
+        **keys,
+        "command": shlex.join(["python", "-m", program, *sys.argv[1:]]),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }

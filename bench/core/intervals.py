@@ -1,4 +1,4 @@
-"""Intervals of time on the device: how long it was busy, where it was idle, and a trace cut into its steps.
+"""Intervals of time on the device: how long it was busy, and a trace cut into its steps.
 
 An interval is (start_ns, end_ns), integers, half open. Intervals may overlap and come in any order.
 """
@@ -38,12 +38,6 @@ def merged(intervals: Iterable[Interval]) -> list[Interval]:
 def union_ns(intervals: Iterable[Interval]) -> int:
     """Length of the union, nanoseconds: what the device clock reads, however kernels overlap."""
     return sum(end_ns - start_ns for start_ns, end_ns in merged(intervals))
-
-
-def gaps(intervals: Iterable[Interval]) -> list[Interval]:
-    """The times between the first start and the last end that no interval covers, in order."""
-    union = merged(intervals)
-    return [(before[1], after[0]) for before, after in zip(union, union[1:], strict=False)]
 
 
 def split_steps(kernels: Sequence[Kernel], steps: int) -> list[list[Kernel]]:

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -94,46 +95,71 @@ def _rmsnorm(m: _Maker, _: Sequence[int]) -> list[Case]:
     return [Case("rmsnorm", "", shape, n_bytes, 0, make, lambda: pk.reference.rmsnorm(x, weight, eps), m.dtype)]
 
 
-def _gemv(m: _Maker, _: Sequence[int]) -> list[Case]:
+def _torch_int4(weight: pk.Int4Weight, x: Tensor) -> Callable[[], Tensor] | None:
+    """Torch's own 4-bit product of the same weight in its own layout, where torch has one for it."""
+    convert = getattr(torch.ops.aten, "_convert_weight_to_int4pack_for_cpu", None)
+    if convert is None or not x.is_cpu:
+        return None
+    plain = weight.plain()
+    packed = convert(plain.q.int(), 1)  # the second argument is one of the CUDA layout's, of no effect here
+    # It computes (q - 8) * scale + zero with a zero in the activations' dtype: 0 for a symmetric weight.
+    scales = plain.scales.T.contiguous()
+    scales_and_zeros = torch.stack((scales, torch.zeros_like(scales)), dim=-1)
+    return lambda: torch.ops.aten._weight_int4pack_mm_for_cpu(x, packed, weight.group_size, scales_and_zeros)
+
+
+def _functions(op: str) -> tuple[Callable[..., Tensor], Callable[..., Any], Callable[..., int]]:
+    """The op, its oracle, and the bytes it must move. An op and its 4-bit twin take the same arguments."""
+    return getattr(pk.ops, op), getattr(pk.reference, op), getattr(floors, op)
+
+
+def _gemv(m: _Maker, _: Sequence[int], int4: bool = False) -> list[Case]:
+    op = "int4_gemv" if int4 else "gemv"
+    call, reference, count_bytes = _functions(op)
     cases = []
     for label, sizes in floors.LINEAR_SHAPES.items():
         n_in, n_out = sizes(m.spec)
 
         def case(label: str = label, n_in: int = n_in, n_out: int = n_out) -> Case:
-            x, weight = m.random(m.batch, n_in), m.weight(n_out, n_in)
+            x, weight = m.random(m.batch, n_in), (m.int4 if int4 else m.weight)(n_out, n_in)
 
             def make() -> Instance:
-                a, w, out = x, weight.clone(), m.poisoned(m.batch, n_out)
-                inputs = {"x": a, "weight": w}
-                return Instance(lambda: pk.ops.gemv(a, w, out=out), lambda: F.linear(a, w), out, inputs)
+                w, out = weight.clone(), m.poisoned(m.batch, n_out)
+                if int4:
+                    workspace = pk.ops.int4_gemv_workspace(x, w)
+                    return Instance(lambda: call(x, w, out=out, workspace=workspace), _torch_int4(w, x), out)
+                return Instance(lambda: call(x, w, out=out), lambda: F.linear(x, w), out, {"x": x, "weight": w})
 
-            n_bytes = floors.gemv(m.batch, n_in, n_out, m.dtype.itemsize)
+            n_bytes = count_bytes(m.batch, n_in, n_out, m.dtype.itemsize)
             shape = f"{m.batch}x{n_in} -> {n_out}"
-            return Case("gemv", label, shape, n_bytes, n_bytes, make, lambda: pk.reference.gemv(x, weight), m.dtype)
+            return Case(op, label, shape, n_bytes, n_bytes, make, lambda: reference(x, weight), m.dtype)
 
         cases.append(case())
     return cases
 
 
-def _swiglu_gemv(m: _Maker, _: Sequence[int]) -> list[Case]:
+def _swiglu_gemv(m: _Maker, _: Sequence[int], int4: bool = False) -> list[Case]:
+    op = "int4_swiglu_gemv" if int4 else "swiglu_gemv"
+    call, reference, count_bytes = _functions(op)
     spec, eps = m.spec, m.spec.rms_eps
     x, norm = m.random(m.batch, spec.hidden), m.random(spec.hidden, mean=1.0, std=0.1)
-    gate, up = m.weight(spec.intermediate, spec.hidden), m.weight(spec.intermediate, spec.hidden)
+    gate, up = ((m.int4 if int4 else m.weight)(spec.intermediate, spec.hidden) for _ in range(2))
 
     def make() -> Instance:
         g, u, out = gate.clone(), up.clone(), m.poisoned(m.batch, spec.intermediate)
-        workspace = pk.ops.swiglu_gemv_workspace(x, norm)
+        workspace = pk.ops.int4_swiglu_gemv_workspace(x, g, u) if int4 else pk.ops.swiglu_gemv_workspace(x, norm)
 
         def by_torch() -> Tensor:
             normed = F.rms_norm(x, (spec.hidden,), norm, eps)
             return F.silu(F.linear(normed, g)) * F.linear(normed, u)
 
-        return Instance(lambda: pk.ops.swiglu_gemv(x, g, u, norm, eps, out=out, workspace=workspace), by_torch, out)
+        native = lambda: call(x, g, u, norm, eps, out=out, workspace=workspace)  # noqa: E731
+        return Instance(native, None if int4 else by_torch, out)
 
-    n_bytes = floors.swiglu_gemv(m.batch, spec.hidden, spec.intermediate, m.dtype.itemsize)
+    n_bytes = count_bytes(m.batch, spec.hidden, spec.intermediate, m.dtype.itemsize)
     shape = f"{m.batch}x{spec.hidden} -> 2x{spec.intermediate}"
-    expected = lambda: pk.reference.swiglu_gemv(x, gate, up, norm, eps)  # noqa: E731
-    return [Case("swiglu_gemv", "norm+gate+up", shape, n_bytes, n_bytes, make, expected, m.dtype)]
+    expected = lambda: reference(x, gate, up, norm, eps)  # noqa: E731
+    return [Case(op, "norm+gate+up", shape, n_bytes, n_bytes, make, expected, m.dtype)]
 
 
 def _gqa_decode(m: _Maker, contexts: Sequence[int]) -> list[Case]:
@@ -239,108 +265,30 @@ def _rope_kv_append(m: _Maker, contexts: Sequence[int]) -> list[Case]:
     return [Case("rope_kv_append", "", shape, n_bytes, 0, make, expected, m.dtype)]
 
 
-def _qkv_gemv(m: _Maker, contexts: Sequence[int]) -> list[Case]:
+def _qkv_gemv(m: _Maker, contexts: Sequence[int], int4: bool = False) -> list[Case]:
+    op = "int4_qkv_gemv" if int4 else "qkv_gemv"
+    call, reference, count_bytes = _functions(op)
     spec, eps = m.spec, m.spec.rms_eps
     q_rows, kv_rows = spec.n_heads * spec.head_dim, spec.n_kv_heads * spec.head_dim
     x, norm = m.random(m.batch, spec.hidden), m.random(spec.hidden, mean=1.0, std=0.1)
-    weights = [m.weight(rows, spec.hidden) for rows in (q_rows, kv_rows, kv_rows)]
+    weights = [(m.int4 if int4 else m.weight)(rows, spec.hidden) for rows in (q_rows, kv_rows, kv_rows)]
     biases = [m.random(rows) if spec.qkv_bias else None for rows in (q_rows, kv_rows, kv_rows)]
     k_cache, v_cache, cos_sin, position = _rope_cache(m, contexts[0])
 
     def make() -> Instance:
         copies, out = [w.clone() for w in weights], m.poisoned(m.batch, spec.n_heads, spec.head_dim)
-        workspace = pk.ops.qkv_gemv_workspace(x)
-        call = lambda: pk.ops.qkv_gemv(  # noqa: E731
+        workspace = pk.ops.int4_qkv_gemv_workspace(x, *copies) if int4 else pk.ops.qkv_gemv_workspace(x)
+        native = lambda: call(  # noqa: E731
             x, norm, eps, *copies, cos_sin, position, k_cache, v_cache, *biases, out=out, workspace=workspace
         )
-        return Instance(call, None, out)
+        return Instance(native, None, out)
 
-    n_bytes = floors.qkv_gemv(
+    n_bytes = count_bytes(
         m.batch, spec.hidden, spec.n_heads, spec.n_kv_heads, spec.head_dim, m.dtype.itemsize, spec.qkv_bias
     )
     shape = f"{m.batch}x{spec.hidden} -> {q_rows}+2x{kv_rows}"
-    expected = lambda: pk.reference.qkv_gemv(  # noqa: E731
-        x, norm, eps, *weights, cos_sin, position, spec.head_dim, *biases
-    )[0]
-    return [Case("qkv_gemv", "norm+qkv+rope", shape, n_bytes, n_bytes, make, expected, m.dtype)]
-
-
-def _torch_int4(weight: pk.Int4Weight, x: Tensor) -> Callable[[], Tensor] | None:
-    """Torch's own 4-bit product of the same weight in its own layout, where torch has one for it."""
-    convert = getattr(torch.ops.aten, "_convert_weight_to_int4pack_for_cpu", None)
-    if convert is None or not x.is_cpu:
-        return None
-    plain = weight.plain()
-    packed = convert(plain.q.int(), 1)  # the second argument is one of the CUDA layout's, of no effect here
-    # It computes (q - 8) * scale + zero with a zero in the activations' dtype: 0 for a symmetric weight.
-    scales = plain.scales.T.contiguous()
-    scales_and_zeros = torch.stack((scales, torch.zeros_like(scales)), dim=-1)
-    return lambda: torch.ops.aten._weight_int4pack_mm_for_cpu(x, packed, weight.group_size, scales_and_zeros)
-
-
-def _int4_gemv(m: _Maker, _: Sequence[int]) -> list[Case]:
-    cases = []
-    for label, sizes in floors.LINEAR_SHAPES.items():
-        n_in, n_out = sizes(m.spec)
-
-        def case(label: str = label, n_in: int = n_in, n_out: int = n_out) -> Case:
-            x, weight = m.random(m.batch, n_in), m.int4(n_out, n_in)
-
-            def make() -> Instance:
-                w, out = weight.clone(), m.poisoned(m.batch, n_out)
-                workspace = pk.ops.int4_gemv_workspace(x, w)
-                call = lambda: pk.ops.int4_gemv(x, w, out=out, workspace=workspace)  # noqa: E731
-                return Instance(call, _torch_int4(w, x), out)
-
-            n_bytes = floors.int4_gemv(m.batch, n_in, n_out, m.dtype.itemsize)
-            expected = lambda: pk.reference.int4_gemv(x, weight)  # noqa: E731
-            return Case("int4_gemv", label, f"{m.batch}x{n_in} -> {n_out}", n_bytes, n_bytes, make, expected, m.dtype)
-
-        cases.append(case())
-    return cases
-
-
-def _int4_swiglu_gemv(m: _Maker, _: Sequence[int]) -> list[Case]:
-    spec, eps = m.spec, m.spec.rms_eps
-    x, norm = m.random(m.batch, spec.hidden), m.random(spec.hidden, mean=1.0, std=0.1)
-    gate, up = m.int4(spec.intermediate, spec.hidden), m.int4(spec.intermediate, spec.hidden)
-
-    def make() -> Instance:
-        g, u, out = gate.clone(), up.clone(), m.poisoned(m.batch, spec.intermediate)
-        workspace = pk.ops.int4_swiglu_gemv_workspace(x, g, u)
-        call = lambda: pk.ops.int4_swiglu_gemv(x, g, u, norm, eps, out=out, workspace=workspace)  # noqa: E731
-        return Instance(call, None, out)
-
-    n_bytes = floors.int4_swiglu_gemv(m.batch, spec.hidden, spec.intermediate, m.dtype.itemsize)
-    shape = f"{m.batch}x{spec.hidden} -> 2x{spec.intermediate}"
-    expected = lambda: pk.reference.int4_swiglu_gemv(x, gate, up, norm, eps)  # noqa: E731
-    return [Case("int4_swiglu_gemv", "norm+gate+up", shape, n_bytes, n_bytes, make, expected, m.dtype)]
-
-
-def _int4_qkv_gemv(m: _Maker, contexts: Sequence[int]) -> list[Case]:
-    spec, eps = m.spec, m.spec.rms_eps
-    q_rows, kv_rows = spec.n_heads * spec.head_dim, spec.n_kv_heads * spec.head_dim
-    x, norm = m.random(m.batch, spec.hidden), m.random(spec.hidden, mean=1.0, std=0.1)
-    weights = [m.int4(rows, spec.hidden) for rows in (q_rows, kv_rows, kv_rows)]
-    biases = [m.random(rows) if spec.qkv_bias else None for rows in (q_rows, kv_rows, kv_rows)]
-    k_cache, v_cache, cos_sin, position = _rope_cache(m, contexts[0])
-
-    def make() -> Instance:
-        copies, out = [w.clone() for w in weights], m.poisoned(m.batch, spec.n_heads, spec.head_dim)
-        workspace = pk.ops.int4_qkv_gemv_workspace(x, *copies)
-        call = lambda: pk.ops.int4_qkv_gemv(  # noqa: E731
-            x, norm, eps, *copies, cos_sin, position, k_cache, v_cache, *biases, out=out, workspace=workspace
-        )
-        return Instance(call, None, out)
-
-    n_bytes = floors.int4_qkv_gemv(
-        m.batch, spec.hidden, spec.n_heads, spec.n_kv_heads, spec.head_dim, m.dtype.itemsize, spec.qkv_bias
-    )
-    shape = f"{m.batch}x{spec.hidden} -> {q_rows}+2x{kv_rows}"
-    expected = lambda: pk.reference.int4_qkv_gemv(  # noqa: E731
-        x, norm, eps, *weights, cos_sin, position, spec.head_dim, *biases
-    )[0]
-    return [Case("int4_qkv_gemv", "norm+qkv+rope", shape, n_bytes, n_bytes, make, expected, m.dtype)]
+    expected = lambda: reference(x, norm, eps, *weights, cos_sin, position, spec.head_dim, *biases)[0]  # noqa: E731
+    return [Case(op, "norm+qkv+rope", shape, n_bytes, n_bytes, make, expected, m.dtype)]
 
 
 _MAKERS: dict[str, Callable[[_Maker, Sequence[int]], list[Case]]] = {
@@ -351,9 +299,9 @@ _MAKERS: dict[str, Callable[[_Maker, Sequence[int]], list[Case]]] = {
     "silu_mul": _silu_mul,
     "swiglu_gemv": _swiglu_gemv,
     "qkv_gemv": _qkv_gemv,
-    "int4_gemv": _int4_gemv,
-    "int4_swiglu_gemv": _int4_swiglu_gemv,
-    "int4_qkv_gemv": _int4_qkv_gemv,
+    "int4_gemv": partial(_gemv, int4=True),
+    "int4_swiglu_gemv": partial(_swiglu_gemv, int4=True),
+    "int4_qkv_gemv": partial(_qkv_gemv, int4=True),
     "add": _add,
     "embedding": _embedding,
 }

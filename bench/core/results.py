@@ -3,12 +3,32 @@
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+import torch
 
 from bench.core import floors, ladder, statistics
 from bench.core.device_trace import Traced
 from bench.core.document import Document
 from bench.core.measure import Arm
+from pykernels.models import ModelSpec
 from pykernels.trace import Kernel
+
+
+def model_document(spec: ModelSpec) -> Document:
+    """The key `model`: the spec's fields."""
+    return {**vars(spec), "rope_scaling": vars(spec.rope_scaling) if spec.rope_scaling else None}
+
+
+def paper_bytes(
+    spec: ModelSpec, ctx: int, batch: int, dtype: torch.dtype, layer_bytes: int | None = None
+) -> dict[str, int]:
+    """The study's W and K of a whole model, and K of one token. `layer_bytes`: what the weights of a layer take where
+    they are not of `dtype`."""
+    dense_bytes = spec.layer_weight_elements * dtype.itemsize
+    return {
+        "weight_bytes": spec.weight_bytes(dtype) - spec.n_layers * (dense_bytes - (layer_bytes or dense_bytes)),
+        "kv_bytes": spec.kv_bytes(ctx, batch, dtype),
+        "bytes_per_token_kv": spec.kv_bytes(1, 1, dtype),
+    }
 
 
 def bandwidth(n_bytes: int, time_us: float, ceiling: Mapping[str, float]) -> dict[str, float | None]:

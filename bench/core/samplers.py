@@ -201,7 +201,8 @@ class Samplers:
 
 def capture(steps: Sequence[Step], length: int) -> list["torch.cuda.CUDAGraph"]:
     """torch.cuda.CUDAGraphs of `length` steps each, by chains(). The steps run once before: what torch prepares in a
-    first call (cuBLAS's workspace, cuDNN's plans, kernels' code) may not happen in a capture."""
+    first call (cuBLAS's workspace, cuDNN's plans, kernels' code) may not happen in a capture. A graph holds addresses,
+    not tensors: the steps are kept with it, and so is whatever they read."""
     for step in steps:
         step()
     graphs = []
@@ -210,6 +211,7 @@ def capture(steps: Sequence[Step], length: int) -> list["torch.cuda.CUDAGraph"]:
         with torch.cuda.graph(graph):
             for step in chain:
                 step()
+        graph.steps = chain
         graphs.append(graph)
     return graphs
 
@@ -228,6 +230,7 @@ def capture_each(steps: Sequence[Step]) -> list["torch.cuda.CUDAGraph"]:
             graphs[-1].capture_begin(pool=pool)
             step()
             graphs[-1].capture_end()
+            graphs[-1].steps = [step]
     for graph in graphs:  # the first replay brings a graph to the device
         graph.replay()
     torch.cuda.synchronize()

@@ -73,15 +73,24 @@ def write_markdown(path: Path, document: Document) -> None:
 
 
 def write_picture(path: Path, document: Document) -> None:
-    """A bar a cell, those of an attention together. Format by suffix."""
+    """draw(), to a file. Format by suffix."""
+    if not any(entry["wall_us"] for entry in document["arms"]):
+        raise UsageError(f"--plot={path}: must follow a run that measured something, and this one did not")
+    from matplotlib import pyplot
+
+    figure = draw(document)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def draw(document: Document):
+    """Of a document that measured something: a bar a cell, those of an attention together. Returns the figure."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     measured = [entry for entry in document["arms"] if entry["wall_us"]]
-    if not measured:
-        raise UsageError(f"--plot={path}: must follow a run that measured something, and this one did not")
     figure, axes = plt.subplots(figsize=(8.5, 0.9 + 0.28 * len(measured)), layout="constrained")
     labels = []
     for row, entry in enumerate(measured):
@@ -99,5 +108,4 @@ def write_picture(path: Path, document: Document) -> None:
     axes.tick_params(labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title("\n".join(heading(document)[:2]), fontsize=8, loc="left")
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    return figure

@@ -27,11 +27,11 @@ def interval(statistic: Callable[..., np.ndarray], *arms: np.ndarray, paired: bo
     arms: float64 [rounds] each, sample r of all of them from round r; with `paired` False, samples of passes of
     their own, [n] each, which are resampled independently. `statistic` maps arms resampled to [..., rounds] to
     [...]. scipy's percentile bootstrap: the medians of a few dozen samples take few distinct values, on which BCa's
-    acceleration is not defined.
+    acceleration is not defined. Fewer than two samples of an arm give a point.
     """
     columns = [np.asarray(arm, dtype=np.float64) for arm in arms]
     rounds = min(len(column) for column in columns)
-    if paired or rounds < 2:
+    if paired:
         columns = [column[:rounds] for column in columns]
     if rounds < 2:
         value = float(statistic(*(column[None] for column in columns))[0])
@@ -66,6 +66,6 @@ def difference_interval(a: np.ndarray, b: np.ndarray, paired: bool = True) -> tu
     return interval(lambda x, y: median(x) - median(y), a, b, paired=paired)
 
 
-def ratio_interval(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
-    """The 95% interval of median(a) / median(b), paired by round."""
-    return interval(lambda x, y: median(x) / median(y), a, b)
+def ratio_interval(a: np.ndarray, b: np.ndarray, paired: bool = True) -> tuple[float, float]:
+    """The 95% interval of median(a) / median(b), paired by round unless told otherwise."""
+    return interval(lambda x, y: median(x) / median(y), a, b, paired=paired)

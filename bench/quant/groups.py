@@ -11,14 +11,15 @@ import pykernels as pk
 from bench.backends import Workload, arms_of
 from bench.backends import native as layer_backend
 from bench.backends.int4 import Int4Kernel, gate_depth
+from bench.backends.int4.base import DTYPE_FLAGS
 from bench.core import floors
+from bench.core.copies import layers_a_sample, weight_copies
 from bench.core.document import Document
 from bench.core.errors import flag_error
 from bench.core.measure import Arm, Rotation, unsupported
 from bench.core.op_arms import native_arm, torch_arm
 from bench.core.op_cases import Case, Instance
 from bench.core.samplers import Samplers
-from bench.layer import weight_copies
 from bench.op import steps_a_sample
 from bench.quant.validate import relative
 from pykernels.layer import available_bytes
@@ -26,6 +27,9 @@ from pykernels.models import ModelSpec
 
 PEER_MODES = ("eager", "graph")
 """The modes that a kernel other than our own is driven in."""
+
+_OTHER_DTYPE = {torch.bfloat16: torch.float16, torch.float16: torch.bfloat16}
+"""In which a kernel is measured that does not take the run's."""
 
 
 @dataclass
@@ -48,6 +52,27 @@ class Settings:
     repeats: int
     seed: int
     spec_gbs: float | None
+
+    @cached_property
+    def unavailable(self) -> dict[str, str | None]:
+        """By kernel: why it does not run on the device. Asked once: a library may compile when it is imported."""
+        return {name: kernel.availability(self.device) for name, kernel in self.kernels.items()}
+
+    def kernels_by_dtype(self) -> dict[torch.dtype, dict[str, type[Int4Kernel]]]:
+        """Every kernel in the run's dtype, or in the other half precision where it takes only that: there by a name
+        that ends in it, and with our own beside it."""
+        own, other = self.torch_dtype, _OTHER_DTYPE.get(self.torch_dtype)
+        moved = {
+            name for name, kernel in self.kernels.items()
+            if not self.unavailable[name] and own not in (dtypes := kernel.dtypes_on(self.device)) and other in dtypes
+        }  # fmt: skip
+        found = {own: {name: kernel for name, kernel in self.kernels.items() if name not in moved}}
+        if moved:
+            found[other] = {
+                f"{name}-{DTYPE_FLAGS[other]}": kernel
+                for name, kernel in self.kernels.items() if name in moved or name == "native"
+            }  # fmt: skip
+        return found
 
 
 @dataclass(frozen=True)
@@ -112,22 +137,33 @@ class Group:
     launches: int
     layout_errors: dict[str, float] = field(default_factory=dict)
     """By backend: how far the oracle on what a kernel's layout says is from the oracle on the 4-bit weight."""
+    dtypes: dict[str, str] = field(default_factory=dict)
+    """By backend: the activations, where they are not the run's in every case."""
 
 
 class Data:
     """The numbers of one shape: an input, a dense weight, and the same weight in 4 bits. Seeded: made anew it is the
     same."""
 
-    def __init__(self, shape: Shape, settings: Settings) -> None:
+    def __init__(self, shape: Shape, x: Tensor, dense: Tensor, int4: pk.Int4Weight) -> None:
+        self.shape, self.x, self.dense, self.int4 = shape, x, dense, int4
+
+    @classmethod
+    def of(cls, shape: Shape, settings: Settings) -> "Data":
+        """In the run's dtype."""
         dtype, device = settings.torch_dtype, settings.device
         generator = torch.Generator(device).manual_seed(settings.seed)
 
         def normal(*sizes: int, std: float = 1.0) -> Tensor:
             return torch.empty(sizes, dtype=dtype, device=device).normal_(0.0, std, generator=generator)
 
-        self.shape, self.x = shape, normal(settings.batch, shape.n_in)
-        self.dense = normal(shape.n_out, shape.n_in, std=shape.n_in**-0.5)
-        self.int4 = pk.Int4Weight.quantize(self.dense, settings.group_size, settings.symmetric)
+        x = normal(settings.batch, shape.n_in)
+        dense = normal(shape.n_out, shape.n_in, std=shape.n_in**-0.5)
+        return cls(shape, x, dense, pk.Int4Weight.quantize(dense, settings.group_size, settings.symmetric))
+
+    def to(self, dtype: torch.dtype) -> "Data":
+        """The same q, the input and the scales in another dtype: as near as it has them."""
+        return self if dtype == self.x.dtype else Data(self.shape, self.x.to(dtype), self.dense, self.int4.to(dtype))
 
     @property
     def vector_bytes(self) -> int:
@@ -205,7 +241,7 @@ def _kernel_arms(
     weight, x = data.int4, data.x
     own = kernel.name == "native"
     modes = settings.modes if own else [mode for mode in settings.modes if mode in PEER_MODES]
-    if reason := kernel.availability(settings.device) or kernel.refusal(weight, settings.batch):
+    if reason := settings.unavailable[kernel.name] or kernel.refusal(weight, settings.batch):
         return [unsupported(name, mode, reason) for mode in modes], 0
     counted = 0
 
@@ -238,24 +274,26 @@ def _kernel_arms(
 
 def shape_group(shape: Shape, settings: Settings) -> Group:
     """The arms of one linear shape, not yet checked. The dense ones rotate their copies, the 4-bit ones theirs."""
-    data = Data(shape, settings)
+    data = Data.of(shape, settings)
     arms, of_dense = _dense_arms(data, settings)
     counted = {arm.label: of_dense for arm in arms}
     packed = data.int4.n_bytes
     copies = _copies(packed, len(settings.kernels), shape.words, settings)
     case = Case("int4_gemv", shape.label, shape.words, packed, packed, _nothing, lambda: data.x, data.x.dtype)
     samplers = Samplers(Rotation(copies), steps_a_sample(case, copies, settings), settings.device)
-    for name, kernel in settings.kernels.items():
-        of_kernel, n_bytes = _kernel_arms(name, kernel, data, copies, samplers, settings)
-        arms += of_kernel
-        counted |= {arm.label: Counted(n_bytes, samplers.repeats, copies) for arm in of_kernel}
+    layout_errors, dtypes = {}, {}
+    for dtype, kernels in settings.kernels_by_dtype().items():
+        given = data.to(dtype)
+        for name, kernel in kernels.items():
+            of_kernel, n_bytes = _kernel_arms(name, kernel, given, copies, samplers, settings)
+            arms += of_kernel
+            counted |= {arm.label: Counted(n_bytes, samplers.repeats, copies) for arm in of_kernel}
+            dtypes[name] = DTYPE_FLAGS[dtype]
+            # Only of what was prepared: an oracle on a kernel's own weights is not asked for one that does not run.
+            if any(arm.status == "ok" for arm in of_kernel):
+                layout_errors[name] = relative(given.expected_of(kernel), given.expected)
     what = {"op": "int4_gemv", "label": shape.label, "shape": f"{settings.batch}x{shape.words}", "models": shape.models}
-    # Only of what was prepared: an oracle on a kernel's own weights is not asked for one that does not run.
-    layout_errors = {
-        name: relative(data.expected_of(settings.kernels[name]), data.expected)
-        for name in {arm.backend for arm in arms if arm.status == "ok"} & settings.kernels.keys()
-    }
-    return Group(what, arms, counted, 1, layout_errors)
+    return Group(what, arms, counted, 1, layout_errors, dtypes)
 
 
 def layer_group(spec: ModelSpec, settings: Settings) -> Group:
@@ -278,7 +316,7 @@ def layer_group(spec: ModelSpec, settings: Settings) -> Group:
             )
             for copy in range(copies)
         ]  # fmt: skip
-        repeats = settings.repeats or (8 + -8 % copies if settings.device.type == "cuda" else 1)
+        repeats = layers_a_sample(settings.repeats, copies, settings.device)
         workload = Workload.of(layers, repeats)
         of_weights = arms_of(layer_backend.Native, workload, settings.modes, ["block"])
         for arm in of_weights:

@@ -138,6 +138,14 @@ def has_ptx(architecture: str, library: Path = LIBRARY) -> bool:
     return architecture in _run(tool("cuobjdump"), "-lptx", str(library))
 
 
+def built_with_ptx(architecture: str) -> bool:
+    """The same as the build says of itself: that needs no tool. CMake's `89` is machine code and PTX, `89-virtual` PTX
+    alone, `89-real` none."""
+    number = architecture.removeprefix("sm_")
+    built = pk.runtime.build_info().get("cuda_architectures", "").split()
+    return number in built or f"{number}-virtual" in built
+
+
 def demangled(names: list[str]) -> list[str]:
     """The names as C++ writes them, less their parameters; as they are where there is no c++filt."""
     program = tool("cu++filt") or shutil.which("c++filt")

@@ -37,10 +37,11 @@ def measure_group(
         n_bytes = counted.bytes
         entry: Document = {
             "backend": arm.backend, "mode": arm.mode, "fusion": None, **group.what, "bytes": n_bytes,
-            "status": arm.status, "reason": arm.reason, "max_rel_error": arm.max_rel_error,
-            "layout_error": group.layout_errors.get(arm.backend), "kernels": arm.kernels,
-            "launches": arm.launches, "time_us": None, "host_us": None, "gbs": None, "share_of_spec": None,
-            "share_of_read": None, "floor_us": floors.microseconds(n_bytes, settings.spec_gbs or read_gbs),
+            "dtype": group.dtypes.get(arm.backend, settings.dtype), "status": arm.status, "reason": arm.reason,
+            "max_rel_error": arm.max_rel_error, "layout_error": group.layout_errors.get(arm.backend),
+            "kernels": arm.kernels, "launches": arm.launches, "time_us": None, "host_us": None, "gbs": None,
+            "share_of_spec": None, "share_of_read": None,
+            "floor_us": floors.microseconds(n_bytes, settings.spec_gbs or read_gbs),
             "repeats": counted.repeats, "copies": counted.copies, "samples_us": arm.samples_us, "ceiling": bandwidths,
             "null_us": null_us.get({"graph-pdl": "graph"}.get(arm.mode, arm.mode), 0.0) * group.launches,
             **throttling,

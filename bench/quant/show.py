@@ -197,8 +197,3 @@ def print_machine_code(architecture: str, kernels: Sequence[Kernel], console: Co
     bad = sum(bool(kernel.problems) for kernel in kernels)
     console.print(Text(f"{len(kernels)} kernels, {bad or 'none'} with a problem"))
     return not bad
-
-
-def status_of(entries: Sequence[Document]) -> int:
-    """The exit status: 1 where a result was wrong."""
-    return 1 if any(entry["status"] == "wrong" for entry in entries) else 0

@@ -140,7 +140,7 @@ def validate(
 ) -> list[Found]:
     """Every trial of a kernel in those of the dtypes that it takes."""
     found = []
-    for dtype in [dtype for dtype in dtypes if dtype in kernel.dtypes]:
+    for dtype in [dtype for dtype in dtypes if dtype in kernel.dtypes_on(device)]:
         for trial in trials(dtype, group_sizes, symmetries, kernel.max_batch, seed):
             found.append(run_trial(kernel, trial, device))
     return found

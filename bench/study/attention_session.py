@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,15 +12,16 @@ from bench.core.attention_arms import INSIDE, AttentionArm, Plan, make_arms, sdp
 from bench.core.attention_cases import Cell, Inputs
 from bench.core.attention_results import Entry, key, session_entry, traced_keys
 from bench.core.ceiling import Ceiling
+from bench.core.copies import weight_copies
 from bench.core.document import Document, write_atomically
 from bench.core.measure import Rotation, no_garbage_collection
-from bench.layer import weight_copies
 from pykernels.layer import available_bytes
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The checked flags of one run. `flags` name those that two runs must share for one to go on with the other."""
+    """The checked flags of one run. `flags` name those that two runs must share for one to go on with the other;
+    with `gate_only` arms are compared with the oracle and not timed."""
 
     cells: list[Cell]
     plan: Plan
@@ -31,6 +32,7 @@ class Settings:
     spec_bandwidth: tuple[float | None, str]
     trace: bool
     flags: list[str]
+    gate_only: bool = False
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -113,7 +115,7 @@ class Session:
     def run(self, advance: Callable[[], None]) -> None:
         """Every cell that is not there yet, and then the traces."""
         there = {entry["shape"] for entry in self.entries}
-        ceiling = Ceiling(self.settings.device)
+        ceiling = None if self.settings.gate_only else Ceiling(self.settings.device)
         for cell in self.settings.cells:
             if cell.shape not in there:
                 self._cell(cell, ceiling)
@@ -128,7 +130,7 @@ class Session:
                 advance()
             self._save()
 
-    def _cell(self, cell: Cell, ceiling: Ceiling) -> None:
+    def _cell(self, cell: Cell, ceiling: Ceiling | None) -> None:
         settings, plan = self.settings, self.settings.plan
         n_bytes = cell.bytes(settings.torch_dtype)
         spec_gbs = settings.spec_bandwidth[0]
@@ -139,26 +141,33 @@ class Session:
             arms, copies = [AttentionArm(name, mode) for name in plan.backends for mode in plan.modes], []
             for arm in arms:
                 arm.fail(error)
+        bandwidths: Document = {"read_gbs": None, "copy_gbs": None}
+        if ceiling:
+            bandwidths = self._time(cell, arms, len(copies), ceiling)
+        for arm in arms:
+            survived(arm, settings.device)
+        if copies:
+            self.document["sdpa"][cell.shape] = sdpa_state(copies[0])
+        self.entries.extend(
+            session_entry(arm, cell, n_bytes, bandwidths | {"spec_gbs": spec_gbs}, len(copies)) for arm in arms
+        )
+
+    def _time(self, cell: Cell, arms: Sequence[AttentionArm], copies: int, ceiling: Ceiling) -> Document:
+        """Every clock of the arms but the device's. Returns the ceiling's document."""
+        settings, plan = self.settings, self.settings.plan
         for arm in ceiling.arms:
             arm.samples_us = []
-        warmup = -(-plan.warmup // plan.calls_a_sample(0.0, max(len(copies), 1), settings.device.type == "cuda"))
+        warmup = -(-plan.warmup // plan.calls_a_sample(0.0, max(copies, 1), settings.device.type == "cuda"))
         finished, throttling = gpu_state.alternate_watched(
             [*ceiling.arms, *arms], warmup, plan.rounds, lambda: None, self._monitor
         )
         if not finished:
             raise KeyboardInterrupt
         _single_clocks(arms, plan)
-        for arm in arms:
-            survived(arm, settings.device)
-        bandwidths = ceiling.document(*settings.spec_bandwidth)
-        self.document["ceilings"][cell.shape] = bandwidths
-        if copies:
-            self.document["sdpa"][cell.shape] = sdpa_state(copies[0])
         if throttling:
             self.document["throttled"][cell.shape] = throttling
-        self.entries.extend(
-            session_entry(arm, cell, n_bytes, bandwidths | {"spec_gbs": spec_gbs}, len(copies)) for arm in arms
-        )
+        self.document["ceilings"][cell.shape] = ceiling.document(*settings.spec_bandwidth)
+        return self.document["ceilings"][cell.shape]
 
     def _trace(self, cell: Cell) -> None:
         """Put the device's clock and the kernels' names into the entries of a cell: of its calls from Python, which
@@ -173,9 +182,7 @@ class Session:
         modes = [mode for mode in plan.modes if mode == "eager"]
         measured = list(dict.fromkeys(entry["backend"] for entry in eager))
         copies = _copies(cell, self.settings)
-        arms = make_arms(
-            copies, Plan(measured, modes, plan.managers, plan.calls, plan.warmup), Rotation(len(copies)), self._begin
-        )
+        arms = make_arms(copies, replace(plan, backends=measured, modes=modes), Rotation(len(copies)), self._begin)
         with no_garbage_collection():
             for arm in arms:
                 entry = entries.get((cell.shape, arm.backend, arm.mode))

@@ -82,11 +82,20 @@ def step_rows(folder: Folder) -> list[Row]:
                 "R_floor": arm["paper"]["R_floor"], "peak_gbs": arm["paper"]["bw_peak_gbs"],
                 "share_of_read": arm["share_of_read"], "launch_gap_share": arm.get("launch_gap_share"),
                 "over_sdpa_graph": (arm.get("speedup_over_sdpa_graph") or {}).get("p50"),
+                "over_transformers": (arm.get("speedup_over_transformers") or {}).get("p50"),
                 "profile": arm.get("profile"), "launches": arm["launches"],
                 "launches_per_layer": arm["launches_per_layer"],
                 "drifting": bool(arm["drift"] and arm["drift"]["drifting"]),
             })  # fmt: skip
     return rows
+
+
+def distinct_steps(results: list[Document]) -> list[Document]:
+    """Of the documents of one cell (device, model, batch, context) the one of most arms; sorted by those."""
+    found: dict[tuple, Document] = {}
+    for result in sorted(results, key=lambda result: -len(result["arms"])):
+        found.setdefault((device_name(result), model_name(result), result["batch"], result["ctx"]), result)
+    return [found[key] for key in sorted(found)]
 
 
 def failed_cells(folder: Folder) -> list[Row]:

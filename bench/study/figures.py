@@ -1,5 +1,6 @@
 """The report's pictures: measured marks are filled, published ones hollow or hatched, and the legend says which."""
 
+import itertools
 from collections.abc import Sequence
 
 import matplotlib
@@ -21,6 +22,7 @@ _IDLE = "launch + gap"
 PUBLISHED = "published (arXiv 2605.30571)"
 # Okabe and Ito's colours, told apart by most eyes.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
+_MARKS = {"eager": "o", "pybind": "v", "dispatch": "^", "native": "D", "graph": "s", "graph-pdl": "*"}
 _HOLLOW = {"facecolor": "white", "edgecolor": "#555555", "hatch": "///", "linewidth": 0.8}
 
 
@@ -56,11 +58,18 @@ def floor_ratio(rows: Sequence[Row]) -> Figure:
             one.gpu, (peaks[one.gpu], one.high), xytext=(0, 4), textcoords="offset points", ha="center", fontsize=8
         )
     known = [row for row in rows if row["R_floor"]]
-    for index, arm in enumerate(dict.fromkeys(row["arm"] for row in known)):
+    arms = sorted(
+        {row["arm"] for row in known},
+        key=lambda arm: (arm.partition(":")[0], list(_MARKS).index(arm.partition(":")[2])),
+    )
+    colours = dict(zip(dict.fromkeys(arm.partition(":")[0] for arm in arms), itertools.cycle(COLOURS)))
+    for index, arm in enumerate(arms):
         own = [row for row in known if row["arm"] == arm]
+        name, _, mode = arm.partition(":")
+        beside = 1.022 ** (index - (len(arms) - 1) / 2)  # a column an arm, around the device's bandwidth
         axes.plot(
-            [row["peak_gbs"] for row in own], [row["R_floor"] for row in own], "os^Dv<>"[index % 7],
-            color=COLOURS[index % len(COLOURS)], markersize=5, label=f"measured: {arm}", linestyle="none",
+            [beside * row["peak_gbs"] for row in own], [row["R_floor"] for row in own], _MARKS[mode], markersize=5,
+            color=colours[name], alpha=0.8, markeredgewidth=0, label=f"measured: {arm}", linestyle="none",
         )  # fmt: skip
     for device in dict.fromkeys(row["device_name"] for row in known):
         own = [row for row in known if row["device_name"] == device]
@@ -86,8 +95,27 @@ def floor_ratio(rows: Sequence[Row]) -> Figure:
 
 
 def speedup(rows: Sequence[Row]) -> Figure:
-    """Speed-up over the context, with the study's threshold."""
-    figure, axes = _new(4.2, "speed-up of taking the launches away, over the context")
+    """Speed-up over the context, of single runs, with the study's threshold; below it the pairs of arms that were
+    measured over sessions, each with its interval."""
+    single = [row for row in rows if row["low"] is None]
+    pairs = [row for row in rows if row["low"] is not None]
+    heights = [4.2] * bool(single) + [0.9 + 0.36 * len(pairs)] * bool(pairs)
+    figure, grid = plt.subplots(
+        len(heights), 1, figsize=(11, sum(heights)), squeeze=False, layout="constrained", height_ratios=heights
+    )
+    for axes in grid[:, 0]:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=8)
+    if single:
+        _over_context(grid[0, 0], single)
+    if pairs:
+        _pairs(grid[-1, 0], pairs)
+    return figure
+
+
+def _over_context(axes: Axes, rows: Sequence[Row]) -> None:
+    """A colour a pair of modes, a mark a model, a broken line a larger batch; published ones hollow and grey."""
+    axes.set_title("speed-up of taking the launches away, over the context", fontsize=10, loc="left", fontweight="bold")
     published = paper.published("graph_speedup")
     for marker, (gpu, batch) in zip("sDo^v", dict.fromkeys((one.gpu, one.batch) for one in published), strict=False):
         own = [one for one in published if (one.gpu, one.batch) == (gpu, batch)]
@@ -98,21 +126,19 @@ def speedup(rows: Sequence[Row]) -> Figure:
             markerfacecolor="white", linewidth=0.8, capsize=3, label=f"{PUBLISHED}: {gpu}, batch {batch}",
         )  # fmt: skip
     groups = dict.fromkeys((row["device_name"], row["model"], row["batch"], row["what"]) for row in rows)
+    colours = dict(zip(sorted({what for *_, what in groups}), itertools.cycle(COLOURS)))
+    marks = dict(zip(dict.fromkeys((device, model) for device, model, *_ in groups), itertools.cycle("os^Dv<>")))
     for index, group in enumerate(groups):
+        device, model, batch, what = group
         own = sorted(
             (row for row in rows if (row["device_name"], row["model"], row["batch"], row["what"]) == group),
             key=lambda row: row["ctx"],
         )
-        device, model, batch, what = group
         # A little to the right, each group more, so that marks at one context stand apart.
-        x, y = [row["ctx"] * 1.03 ** (index + 1) for row in own], np.array([row["speedup"] for row in own])
-        error = None
-        if all(row["low"] is not None for row in own):
-            error = [y - [row["low"] for row in own], np.array([row["high"] for row in own]) - y]
-        sessions = min(row["sessions"] for row in own)
-        axes.errorbar(
-            x, y, yerr=error, fmt="o-", color=COLOURS[index % len(COLOURS)], markersize=5, linewidth=1, capsize=3,
-            label=f"measured: {_short(device)}, {model}, batch {batch}\n{what}, sessions: {sessions}",
+        axes.plot(
+            [row["ctx"] * 1.02 ** (index + 1) for row in own], [row["speedup"] for row in own],
+            f"{marks[device, model]}{'-' if batch == 1 else '--'}", color=colours[what], markersize=5, linewidth=1,
+            label=f"measured: {_short(device)}, {model}, batch {batch}, {what}",
         )  # fmt: skip
     threshold = paper.value("graph_threshold")
     axes.axhline(threshold, color="#d55e00", linewidth=0.9, linestyle=":")
@@ -125,13 +151,32 @@ def speedup(rows: Sequence[Row]) -> Figure:
     ticks = sorted({2048, 4096, 8192, 16384, *(row["ctx"] for row in rows)})
     axes.set_xticks(ticks, [str(tick) for tick in ticks], rotation=30)
     axes.set_xlabel("context", fontsize=8)
-    axes.set_ylabel("speed-up", fontsize=8)
+    axes.set_ylabel("speed-up, one run each", fontsize=8)
     axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    return figure
+
+
+def _pairs(axes: Axes, rows: Sequence[Row]) -> None:
+    """One line a pair: the mean over sessions and its 95% interval."""
+    axes.set_title("a / b over sessions: mean and 95% interval", fontsize=10, loc="left", fontweight="bold")
+    for y, row in enumerate(rows):
+        whiskers = [[row["speedup"] - row["low"]], [row["high"] - row["speedup"]]]
+        axes.errorbar([row["speedup"]], [y], xerr=whiskers, fmt="o", color=COLOURS[0], markersize=5, capsize=3)
+        words = f"{row['speedup']:.3f} [{row['low']:.3f}, {row['high']:.3f}], {row['sessions']} sessions"
+        axes.annotate(words, (row["high"], y), xytext=(7, 0), textcoords="offset points", va="center", fontsize=7)
+    labels = [
+        f"{row['what']}\n{_short(row['device_name'])}, {row['model']}, ctx {row['ctx']}, b{row['batch']}"
+        for row in rows
+    ]
+    axes.set_yticks(range(len(rows)), labels, fontsize=7)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    largest, least = max(row["high"] for row in rows), min(0.95, *(row["low"] for row in rows))
+    axes.set_xlim(least, largest + 0.5 * (largest - least))
+    axes.axvline(1, color="0.7", linewidth=0.8)
 
 
 def distributions(results: Sequence[Document]) -> Figure:
-    """Every session's median of both arms, and the mean with its interval: one row a document of kind `ab`."""
+    """Every session's median of both arms against the arm's mean, and the mean's interval: one row a document of kind
+    `ab`."""
     figure, grid = plt.subplots(
         len(results), 1, figsize=(8.5, 0.6 + 1.5 * len(results)), squeeze=False, layout="constrained"
     )
@@ -139,17 +184,22 @@ def distributions(results: Sequence[Document]) -> Figure:
         axes.set_title(result["title"], fontsize=9, loc="left", fontweight="bold")
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=8)
+        labels = []
         for row, (side, arm) in enumerate(zip("ab", result["arms"], strict=True)):
-            values = np.array(arm["samples_us"]) / 1000
             spread = result["analysis"][side]
+            mean = spread["mean"]
+            values = 100 * (np.array(arm["samples_us"]) / mean - 1)
             offsets = row + 0.12 * np.where(np.arange(len(values)) % 2, 1, -1)
             axes.plot(values, offsets, "o", color=COLOURS[row], markersize=4, alpha=0.8, linestyle="none")
-            low, high, mean = (spread[key] / 1000 for key in ("low", "high", "mean"))
+            low, high = (100 * (spread[key] / mean - 1) for key in ("low", "high"))
             axes.plot([low, high], [row, row], color="black", linewidth=1.2)
-            axes.plot([mean], [row], "|", color="black", markersize=12)
-        axes.set_yticks([0, 1], [arm["arm"] for arm in result["arms"]])
+            axes.plot([0], [row], "|", color="black", markersize=12)
+            labels.append(f"{arm['arm']}\nmean {mean / 1000:,.4g} ms")
+        axes.set_yticks([0, 1], labels)
         axes.set_ylim(1.5, -0.5)
-        axes.set_xlabel("median step of a session, ms; bar: mean and 95% interval", fontsize=8)
+        reach = 1.1 * max(0.1, *(abs(edge) for edge in axes.get_xlim()))
+        axes.set_xlim(-reach, reach)
+    grid[-1, 0].set_xlabel("median step of a session less the arm's mean, % of it; bar: 95% interval", fontsize=8)
     return figure
 
 
@@ -166,11 +216,15 @@ def attention(rows: Sequence[Row]) -> Figure:
 
 
 def cost(rows: Sequence[Cost]) -> Figure:
-    """USD a million tokens: bars."""
+    """USD a million tokens: bars; of measured steps every backend's cheapest arm of a cell."""
+    cheapest: dict[tuple, Cost] = {}
+    for r in sorted(rows, key=lambda r: r.usd_per_million_tokens):
+        name = r.arm.partition(":")[0] if r.origin == "measured" else r.arm
+        cheapest.setdefault((r.origin, r.gpu, r.model, r.ctx, r.batch, name), r)
     bars = [
         (f"{_short(r.gpu)}: {r.arm}, {r.model}, ctx {r.ctx}, b{r.batch}", r.usd_per_million_tokens, None,
          r.origin == "published")
-        for r in sorted(rows, key=lambda r: r.usd_per_million_tokens)
+        for r in cheapest.values()
     ]  # fmt: skip
     figure, axes = _new(0.9 + 0.27 * len(bars), "USD a million tokens")
     _bars(axes, bars, lambda value: f"{value:,.2f}")
@@ -201,14 +255,23 @@ def _bars(axes: Axes, bars: Sequence[tuple], text) -> None:
     axes.legend(handles=handles, fontsize=7, frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
 
 
+def _cells(results: Sequence[Document]) -> list[tuple[str, Document]]:
+    """The documents of whole steps with what each is of; the device where they are of several."""
+    several = len({collect.device_name(result) for result in results}) > 1
+    return [
+        (
+            f"{_short(collect.device_name(result)) + ', ' if several else ''}{collect.model_name(result)}, "
+            f"ctx {result['ctx']}, b{result['batch']}",
+            result,
+        )
+        for result in results
+    ]
+
+
 def ladders(results: Sequence[Document]) -> Figure:
     """The ladder of every step, each as one bar from the floor up. A negative part (the lower clock was not lower)
     hangs to the left of zero, and the others then add up to more than the step."""
-    rows = [
-        (f"{collect.model_name(result)}, ctx {result['ctx']}, b{result['batch']}: {name}", parts)
-        for result in results
-        for name, parts in result["ladder"].items()
-    ]
+    rows = [(f"{cell}: {name}", parts) for cell, result in _cells(results) for name, parts in result["ladder"].items()]
     figure, axes = _new(0.9 + 0.34 * len(rows), "where the time of an eager step goes")
     for row, (_, parts) in enumerate(rows):
         total, right, left = sum(part["us"] for part in parts), 0.0, 0.0
@@ -233,7 +296,7 @@ def anatomy(results: Sequence[Document]) -> Figure:
     """The ops of a native step, each timed alone and summed over the layers, as one bar a fusion; on a GPU with the
     time in which no kernel ran."""
     rows: list[tuple[str, list[tuple[str, float]]]] = []
-    for result in results:
+    for cell, result in _cells(results):
         for fusion in dict.fromkeys(op["fusion"] for op in result["ops"]):
             own = [op for op in result["ops"] if op["fusion"] == fusion]
             ops = [(op["label"], (op["time_us"] or op["device_us"])["p50"]) for op in own]
@@ -242,9 +305,7 @@ def anatomy(results: Sequence[Document]) -> Figure:
             idle_us = traced[0]["launch_gap_us"] if traced else 0.0
             if idle_us > 0:
                 ops.append((_IDLE, idle_us))
-            rows.append(
-                (f"{collect.model_name(result)}, ctx {result['ctx']}, b{result['batch']}\nnative/{fusion}", ops)
-            )
+            rows.append((f"{cell}\nnative/{fusion}", ops))
     figure, axes = _new(1.1 + 0.62 * len(rows), "anatomy of a native step, ops summed over the layers")
     names = list(dict.fromkeys(label.partition(" x")[0] for _, ops in rows for label, _ in ops))
     palette = [*plt.get_cmap("tab20").colors, *plt.get_cmap("tab20b").colors]

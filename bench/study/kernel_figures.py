@@ -21,11 +21,12 @@ def gantt(rows: Sequence[Row]) -> Figure:
     """When each kernel of one block ran, a row an arm (`bench.study.collect.block_rows`). A kernel that begins before
     the one ahead of it has ended, as programmatic launches do, lies in the lower half of its row."""
     heights = [len(list(group)) for _, group in itertools.groupby(rows, key=lambda row: row["title"])]
+    names = dict.fromkeys(k["label"] for row in rows if row["named"] for k in row["kernels"])
+    height = max(0.5 + 0.75 * len(heights) + 0.42 * len(rows), 0.4 + 0.15 * len(names))  # the legend's at least
     figure, grid = plt.subplots(
-        len(heights), 1, figsize=(11, 0.5 + 0.75 * len(heights) + 0.42 * len(rows)), squeeze=False,
+        len(heights), 1, figsize=(11, height), squeeze=False,
         layout="constrained", height_ratios=[height + 1.2 for height in heights],
     )  # fmt: skip
-    names = dict.fromkeys(k["label"] for row in rows if row["named"] for k in row["kernels"])
     colours = dict(zip(names, [*plt.get_cmap("tab20").colors, *plt.get_cmap("tab20b").colors], strict=False))
     groups = itertools.groupby(rows, key=lambda row: row["title"])
     for axes, (title, group) in zip(grid[:, 0], groups, strict=True):

@@ -1,6 +1,7 @@
 """What a run of `bench.step` writes down: its settings, and the entries of its document."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -8,13 +9,13 @@ import torch
 
 import pykernels as pk
 from bench.core import cli, device_trace, ladder, results, statistics
-from bench.core.ceiling import Ceiling
 from bench.core.device_trace import Traced
 from bench.core.document import Document
 from bench.core.floors import OpBytes
 from bench.core.intervals import union_ns
 from bench.core.measure import Arm
 from bench.core.results import bandwidth
+from bench.core.run import Measurement
 from bench.core.tables import percent
 from bench.study import accounting, drift, step_arms
 from bench.study.step_drivers import Driver
@@ -94,9 +95,10 @@ def step_ops(settings: Settings, fusion: str | None) -> list[OpBytes]:
 
 
 def arm_document(arm: Arm, settings: Settings, ceiling: Document, device_name: str, arms: list[Arm]) -> Document:
-    """One entry of the key `arms`: bench.layer's keys, the study's own under `paper`, and whether it drifted."""
+    """One entry of the key `arms`: bench.layer's keys, the study's own under `paper`, and whether it drifted.
+    `kernels` says how often a step has each: their names in order would be most of the document."""
     entry = results.arm_document(arm, step_bytes(settings, arm.fusion), ceiling, arms)
-    entry |= {"paper": None, "drift": None, "launches_per_layer": None}
+    entry |= {"kernels": dict(Counter(arm.kernels)), "paper": None, "drift": None, "launches_per_layer": None}
     if entry["wall_us"]:
         lengths = settings.kv_lens(len(arm.samples_us))
         entry["paper"] = accounting.paper_cell(
@@ -105,6 +107,9 @@ def arm_document(arm: Arm, settings: Settings, ceiling: Document, device_name: s
             ceiling["spec_gbs"], f"launchtax {pk.__version__} bench.step",
         )  # fmt: skip
         entry["drift"] = vars(drift.test(arm.samples_us))
+        for other in arms:
+            if (other.backend, other.mode, other.status) == ("transformers", "eager", "ok"):
+                entry["speedup_over_transformers"] = results.ratio(other.kept_us, arm.kept_us)
     return entry
 
 
@@ -150,6 +155,8 @@ def lines(document: Document) -> list[str]:
             continue
         name = f"{entry['backend']}/{entry['fusion']}" if entry["fusion"] else entry["backend"]
         words = [f"R_floor {share(entry['paper']['R_floor'])}", f"{percent(entry['share_of_read'])} of the ceiling"]
+        if (ratio := entry.get("speedup_over_transformers")) and entry["backend"] != "transformers":
+            words.append(f"{ratio['p50']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}] times as fast as transformers")
         if entry["launches_per_layer"]:
             words.append(f"{entry['launches_per_layer']} launches a layer")
         if profile := entry.get("profile"):
@@ -163,11 +170,11 @@ def lines(document: Document) -> list[str]:
     return found
 
 
-def count_launches_per_layer(model: pk.DecodeModel, settings: Settings) -> dict[str, int]:
-    """By arm of `native` and by torch backend: what one more layer adds to a step, counted on models of one layer and
-    of two: by a trace on a GPU where one can be taken, else as the driver counts. The models borrow the first layer's
-    weights and the first rows of the tables: little memory is taken but for their caches, which are as long as the
-    context, since what torch's attention launches depends on it."""
+def count_launches_per_layer(model: pk.DecodeModel, settings: Settings, names: Collection[str]) -> dict[str, int]:
+    """By arm of `native` and by torch backend, of the named ones: what one more layer adds to a step, counted on models
+    of one layer and of two: by a trace on a GPU where one can be taken, else as the driver counts. The models borrow
+    the first layer's weights and the first rows of the tables: little memory is taken but for their caches, which are
+    as long as the context, since what torch's attention launches depends on it."""
     counts: dict[str, int] = {}
     models = []
     for n_layers in (1, 2):
@@ -177,10 +184,8 @@ def count_launches_per_layer(model: pk.DecodeModel, settings: Settings) -> dict[
         models.append(
             pk.DecodeModel(spec, few, settings.ctx + 1, settings.batch, settings.torch_dtype, settings.device)
         )
-    for name in settings.backends:
+    for name in names:
         backend = step_arms.backends()[name]
-        if backend.reason("eager", settings.device):
-            continue
         mode = "native" if name == "native" else "eager"
         for fusion in backend.fusions(settings.fusions):
             with torch.inference_mode(), backend.surroundings():
@@ -264,11 +269,14 @@ def block_timelines(arms: Sequence[Arm], traces: Mapping[str, Traced], settings:
     return found
 
 
-def make_ladders(arms: Sequence[Arm], ceiling: Ceiling, settings: Settings, traces: Mapping[str, Traced]) -> Document:
+def make_ladders(found: Measurement, settings: Settings) -> Document:
     """The keys `ladder` and `ladder_notes`: one a backend and fusion whose eager arm was measured."""
+    if found.ceiling is None:
+        return {"ladder": {}, "ladder_notes": {}}
     chain = ladder.CUDA_CHAIN if settings.device.type == "cuda" else ladder.CPU_CHAIN
     return results.make_ladders(
-        arms, ceiling.read_gbs(), lambda fusion: step_bytes(settings, fusion), settings.spec_bandwidth[0], chain, traces
+        found.arms, found.ceiling.read_gbs(), lambda fusion: step_bytes(settings, fusion), settings.spec_bandwidth[0],
+        chain, found.traces,
     )  # fmt: skip
 
 

@@ -77,28 +77,6 @@ void check_heads(const Argument& q, int64_t n_heads, int64_t n_kv_heads, int64_t
     }
 }
 
-int64_t checked_heads(const Argument& q_weight, int64_t n_kv_heads, int64_t head_dim) {
-    const int64_t rows = q_weight.size(0);
-    if (rows % head_dim != 0) {
-        q_weight.fail("of a multiple of head_dim (" + std::to_string(head_dim) + ") rows",
-                      std::to_string(rows) + " rows");
-    }
-    check_heads(q_weight, rows / head_dim, n_kv_heads, head_dim);
-    return rows / head_dim;
-}
-
-void check_qkv_biases(const char* op, const Argument& x, int64_t q_rows, int64_t kv_rows,
-                      const OptionalArgument& q_bias, const OptionalArgument& k_bias,
-                      const OptionalArgument& v_bias) {
-    if (bool(q_bias) != bool(k_bias) || bool(q_bias) != bool(v_bias)) {
-        fail(op, "q_bias, k_bias and v_bias must be given together or not at all");
-    }
-    if (!q_bias) return;
-    q_bias->like(x).shape({q_rows});
-    k_bias->like(x).shape({kv_rows});
-    v_bias->like(x).shape({kv_rows});
-}
-
 void RopeArguments::check(const Argument& x, int64_t n_kv_heads, int64_t head_dim) const {
     k_cache.like(x).shape({x.size(0), n_kv_heads, -1, head_dim});
     v_cache.like(x).shape_of(k_cache);
@@ -110,6 +88,38 @@ void RopeArguments::check(const Argument& x, int64_t n_kv_heads, int64_t head_di
     }
     check_no_overlap(k_cache, {&x, &v_cache, &cos_sin, &position});
     check_no_overlap(v_cache, {&x, &cos_sin, &position});
+}
+
+Dtype QkvArguments::check_input() const {
+    const Dtype dtype = x.shape({-1, -1}).dtype();
+    check_batch(x);
+    rope.k_cache.shape({x.size(0), -1, -1, -1});
+    norm_weight.like(x).shape({hidden()});
+    return dtype;
+}
+
+void QkvArguments::check(const Argument& q_weight, double eps) const {
+    const int64_t q_rows = q_weight.size(0);
+    if (q_rows % head_dim() != 0) {
+        q_weight.fail("of a multiple of head_dim (" + std::to_string(head_dim()) + ") rows",
+                      std::to_string(q_rows) + " rows");
+    }
+    check_heads(q_weight, q_rows / head_dim(), n_kv_heads(), head_dim());
+    out.like(x).shape({x.size(0), q_rows / head_dim(), head_dim()});
+    if (bool(q_bias) != bool(k_bias) || bool(q_bias) != bool(v_bias)) {
+        fail(op_, "q_bias, k_bias and v_bias must be given together or not at all");
+    }
+    if (q_bias) {
+        q_bias->like(x).shape({q_rows});
+        k_bias->like(x).shape({kv_rows()});
+        v_bias->like(x).shape({kv_rows()});
+    }
+    rope.check(x, n_kv_heads(), head_dim());
+    check_eps(op_, eps);
+    check_no_overlap(out, {&x, &rope.cos_sin, &rope.position, &rope.k_cache, &rope.v_cache});
+    for (const Argument* output : written()) {
+        check_no_overlap(*output, {&norm_weight, q_bias.get(), k_bias.get(), v_bias.get()});
+    }
 }
 
 Workspace::Workspace(const char* op, MaybeTensor& given, size_t bytes, const Argument& like,

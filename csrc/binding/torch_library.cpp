@@ -171,60 +171,29 @@ void qkv_gemv(const Tensor& x_, const Tensor& norm_weight_, double eps, const Te
               const Tensor& position_, const Tensor& k_cache_, const Tensor& v_cache_, const Tensor& out_,
               MaybeTensor workspace_) {
     const char* op = "qkv_gemv";
-    Argument x(op, "x", x_), norm_weight(op, "norm_weight", norm_weight_),
-        q_weight(op, "q_weight", q_weight_), k_weight(op, "k_weight", k_weight_),
-        v_weight(op, "v_weight", v_weight_), out(op, "out", out_);
-    OptionalArgument q_bias(op, "q_bias", q_bias_), k_bias(op, "k_bias", k_bias_),
-        v_bias(op, "v_bias", v_bias_);
-    const RopeArguments rope(op, cos_sin_, position_, k_cache_, v_cache_);
-    const Dtype dtype = x.shape({-1, -1}).dtype();
-    check_batch(x);
-    const int64_t hidden = x.size(1);
-    rope.k_cache.shape({x.size(0), -1, -1, -1});
-    const int64_t n_kv_heads = rope.k_cache.size(1), head_dim = rope.k_cache.size(3);
-    norm_weight.like(x).shape({hidden});
-    q_weight.like(x).shape({-1, hidden});
-    const int64_t n_heads = checked_heads(q_weight, n_kv_heads, head_dim);
-    out.like(x).shape({x.size(0), n_heads, head_dim});
-    k_weight.like(x).shape({n_kv_heads * head_dim, hidden});
-    v_weight.like(x).shape_of(k_weight);
-    check_qkv_biases(op, x, n_heads * head_dim, n_kv_heads * head_dim, q_bias, k_bias, v_bias);
-    rope.check(x, n_kv_heads, head_dim);
-    check_eps(op, eps);
-    check_no_overlap(out, {&x, &norm_weight, &q_weight, &k_weight, &v_weight, q_bias.get(), k_bias.get(),
-                           v_bias.get(), &rope.cos_sin, &rope.position, &rope.k_cache, &rope.v_cache});
-    for (const Argument* cache : {&rope.k_cache, &rope.v_cache}) {
-        check_no_overlap(*cache, {&norm_weight, &q_weight, &k_weight, &v_weight, q_bias.get(), k_bias.get(),
-                                  v_bias.get()});
+    const QkvArguments shared(op, x_, norm_weight_, q_bias_, k_bias_, v_bias_, cos_sin_, position_, k_cache_,
+                              v_cache_, out_);
+    const Argument q_weight(op, "q_weight", q_weight_), k_weight(op, "k_weight", k_weight_),
+        v_weight(op, "v_weight", v_weight_);
+    const Dtype dtype = shared.check_input();
+    q_weight.like(shared.x).shape({-1, shared.hidden()});
+    shared.check(q_weight, eps);
+    k_weight.like(shared.x).shape({shared.kv_rows(), shared.hidden()});
+    v_weight.like(shared.x).shape_of(k_weight);
+    for (const Argument* output : shared.written()) {
+        check_no_overlap(*output, {&q_weight, &k_weight, &v_weight});
     }
-    QkvGemvParams params{x.data(),
-                         norm_weight.data(),
-                         q_weight.data(),
-                         k_weight.data(),
-                         v_weight.data(),
-                         q_bias.data(),
-                         k_bias.data(),
-                         v_bias.data(),
-                         rope.cos_sin.values<float>(),
-                         rope.position.values<int32_t>(),
-                         out.data(),
-                         rope.k_cache.data(),
-                         rope.v_cache.data(),
-                         nullptr,
-                         narrow(x.size(0)),
-                         narrow(hidden),
-                         narrow(n_heads),
-                         narrow(n_kv_heads),
-                         narrow(head_dim),
-                         narrow(rope.k_cache.size(2)),
-                         narrow(rope.cos_sin.size(0)),
-                         static_cast<float>(eps),
-                         dtype};
-    params.workspace =
-        Workspace(op, workspace_, workspace_bytes(params, x), x,
-                  {&x, &norm_weight, &q_weight, &k_weight, &v_weight, q_bias.get(), k_bias.get(),
-                   v_bias.get(), &rope.cos_sin, &rope.position, &rope.k_cache, &rope.v_cache, &out})
-            .data();
+    QkvGemvParams params{};
+    shared.fill(params, eps, dtype);
+    params.q_weight = q_weight.data();
+    params.k_weight = k_weight.data();
+    params.v_weight = v_weight.data();
+    const RopeArguments& rope = shared.rope;
+    params.workspace = Workspace(op, workspace_, workspace_bytes(params, shared.x), shared.x,
+                                 {&shared.x, &shared.norm_weight, &q_weight, &k_weight, &v_weight,
+                                  shared.q_bias.get(), shared.k_bias.get(), shared.v_bias.get(),
+                                  &rope.cos_sin, &rope.position, &rope.k_cache, &rope.v_cache, &shared.out})
+                           .data();
     submit(params,
            {&x_, &norm_weight_, &q_weight_, &k_weight_, &v_weight_, pointer(q_bias_), pointer(k_bias_),
             pointer(v_bias_), &cos_sin_, &position_, &k_cache_, &v_cache_, &out_, pointer(workspace_)});

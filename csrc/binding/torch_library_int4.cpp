@@ -150,82 +150,38 @@ void int4_qkv_gemv(const Tensor& x_, const Tensor& norm_weight_, double eps, con
                    const Tensor& position_, const Tensor& k_cache_, const Tensor& v_cache_,
                    const Tensor& out_, MaybeTensor workspace_) {
     const char* op = "int4_qkv_gemv";
-    const Argument x(op, "x", x_), norm_weight(op, "norm_weight", norm_weight_), out(op, "out", out_);
+    const QkvArguments shared(op, x_, norm_weight_, q_bias_, k_bias_, v_bias_, cos_sin_, position_, k_cache_,
+                              v_cache_, out_);
     const Int4Argument q(op, {"q_packed", "q_scales", "q_zeros", "q_perm"}, q_packed_, q_scales_, q_zeros_,
                          q_perm_);
     const Int4Argument k(op, {"k_packed", "k_scales", "k_zeros", "k_perm"}, k_packed_, k_scales_, k_zeros_,
                          k_perm_);
     const Int4Argument v(op, {"v_packed", "v_scales", "v_zeros", "v_perm"}, v_packed_, v_scales_, v_zeros_,
                          v_perm_);
-    OptionalArgument q_bias(op, "q_bias", q_bias_), k_bias(op, "k_bias", k_bias_),
-        v_bias(op, "v_bias", v_bias_);
-    const RopeArguments rope(op, cos_sin_, position_, k_cache_, v_cache_);
-    const Dtype dtype = x.shape({-1, -1}).dtype();
-    check_batch(x);
-    const int64_t hidden = x.size(1);
-    rope.k_cache.shape({x.size(0), -1, -1, -1});
-    const int64_t n_kv_heads = rope.k_cache.size(1), head_dim = rope.k_cache.size(3);
-    norm_weight.like(x).shape({hidden});
-    q.check(x, -1);
-    const int64_t n_heads = checked_heads(q.packed, n_kv_heads, head_dim);
-    out.like(x).shape({x.size(0), n_heads, head_dim});
-    k.check(x, n_kv_heads * head_dim);
-    v.check(x, n_kv_heads * head_dim);
-    check_qkv_biases(op, x, n_heads * head_dim, n_kv_heads * head_dim, q_bias, k_bias, v_bias);
-    rope.check(x, n_kv_heads, head_dim);
-    check_eps(op, eps);
-    check_no_overlap(out, {&x, &rope.cos_sin, &rope.position, &rope.k_cache, &rope.v_cache});
-    for (const Argument* written : {&out, &rope.k_cache, &rope.v_cache}) {
-        check_no_overlap(*written, {&norm_weight, q_bias.get(), k_bias.get(), v_bias.get()});
-        for (const Int4Argument* weight : {&q, &k, &v}) weight->check_apart(*written);
+    const Dtype dtype = shared.check_input();
+    q.check(shared.x, -1);
+    shared.check(q.packed, eps);
+    k.check(shared.x, shared.kv_rows());
+    v.check(shared.x, shared.kv_rows());
+    for (const Argument* output : shared.written()) {
+        for (const Int4Argument* weight : {&q, &k, &v}) weight->check_apart(*output);
     }
-    Int4QkvGemvParams params{x.data(),
-                             norm_weight.data(),
-                             q.params(),
-                             k.params(),
-                             v.params(),
-                             q_bias.data(),
-                             k_bias.data(),
-                             v_bias.data(),
-                             rope.cos_sin.values<float>(),
-                             rope.position.values<int32_t>(),
-                             out.data(),
-                             rope.k_cache.data(),
-                             rope.v_cache.data(),
-                             nullptr,
-                             narrow(x.size(0)),
-                             narrow(hidden),
-                             narrow(n_heads),
-                             narrow(n_kv_heads),
-                             narrow(head_dim),
-                             narrow(rope.k_cache.size(2)),
-                             narrow(rope.cos_sin.size(0)),
-                             static_cast<float>(eps),
-                             dtype};
+    Int4QkvGemvParams params{};
+    shared.fill(params, eps, dtype);
+    params.q = q.params();
+    params.k = k.params();
+    params.v = v.params();
     const size_t bytes = x_.is_cpu() ? cpu::int4_qkv_gemv_workspace_bytes(params) : 0;
-    params.workspace = Workspace(op, workspace_, bytes, x, {&x,
-                                                            &norm_weight,
-                                                            &q.packed,
-                                                            &q.scales,
-                                                            q.zeros.get(),
-                                                            q.perm.get(),
-                                                            &k.packed,
-                                                            &k.scales,
-                                                            k.zeros.get(),
-                                                            k.perm.get(),
-                                                            &v.packed,
-                                                            &v.scales,
-                                                            v.zeros.get(),
-                                                            v.perm.get(),
-                                                            q_bias.get(),
-                                                            k_bias.get(),
-                                                            v_bias.get(),
-                                                            &rope.cos_sin,
-                                                            &rope.position,
-                                                            &rope.k_cache,
-                                                            &rope.v_cache,
-                                                            &out})
-                           .data();
+    const RopeArguments& rope = shared.rope;
+    params.workspace =
+        Workspace(
+            op, workspace_, bytes, shared.x,
+            {&shared.x,           &shared.norm_weight, &q.packed,     &q.scales,      q.zeros.get(),
+             q.perm.get(),        &k.packed,           &k.scales,     k.zeros.get(),  k.perm.get(),
+             &v.packed,           &v.scales,           v.zeros.get(), v.perm.get(),   shared.q_bias.get(),
+             shared.k_bias.get(), shared.v_bias.get(), &rope.cos_sin, &rope.position, &rope.k_cache,
+             &rope.v_cache,       &shared.out})
+            .data();
     submit(params, {&x_,
                     &norm_weight_,
                     &q_packed_,

@@ -291,8 +291,9 @@ void launch_int4_mat_vec(const typename Op::Params& params, const Stream& stream
     }
     const Int4OnePhasePlan one_phase = plan_int4_one_phase(sizes, in_order, stream.programmatic, device);
     if (one_phase.fits) {
-        launch(sizes.zeros ? int4_one_phase_kernel<Op, true> : int4_one_phase_kernel<Op, false>,
-               one_phase.blocks, int4_max_threads, static_cast<size_t>(one_phase.shared_bytes), stream,
+        launch(sizes.batch == 1 ? int4_one_phase_kernel<Op, 1>
+                                : int4_one_phase_kernel<Op, int4_one_phase_max_batch>,
+               one_phase.blocks, 32 * one_phase.warps, static_cast<size_t>(one_phase.shared_bytes), stream,
                params, one_phase);
         return;
     }

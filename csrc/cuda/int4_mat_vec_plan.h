@@ -147,52 +147,72 @@ inline Int4MatVecPlan plan_int4_mat_vec(const Int4MatVecSizes& sizes, bool progr
     return plan;
 }
 
-// The usual case's own kernel (int4_one_phase.cuh): all warps there are, five stages of a piece each.
-constexpr int int4_one_phase_stages = 5;
+// The usual case's own kernel (int4_one_phase.cuh): four stages of a piece and of its rows' scales.
+constexpr int int4_one_phase_stages = 4;
+constexpr int int4_one_phase_stage_bytes = int4_tile_rows * (int4_piece_bytes + 4);
+constexpr int int4_one_phase_max_batch = 4;
+
+// n / d by a multiplication, exact where n d < 2^32. inverse: 0 for d = 1.
+struct Int4Divisor {
+    uint32_t inverse;
+};
+
+constexpr Int4Divisor int4_divisor(int d) {
+    return {d == 1 ? 0u : static_cast<uint32_t>(((uint64_t{1} << 32) + static_cast<uint32_t>(d) - 1) / d)};
+}
 
 struct Int4OnePhasePlan {
     bool fits;  // otherwise Int4MatVecPlan takes it
-    int blocks;
-    int pieces;       // of a tile
-    int group_shift;  // 2^group_shift times 128 columns are a group
-    int x_pitch;      // bytes between rows
-    bool programmatic;
+    int blocks, warps, warps_log2;
+    int block_units, longer_blocks;  // the first so many blocks have one unit more
+    int pieces;                      // of a tile
+    int group_shift;                 // 2^group_shift times 128 columns are a group
+    bool zeros, programmatic;
+    Int4Divisor by_pieces, by_items[2];  // items: of a block with block_units, and of one with one more
+    // Shared memory of a block, in this order: the stream of every warp, the sums (a slot for each warp's
+    // part of each tile: four floats a row and sequence), the squares of every sequence and warp, the factors
+    // of every chunk and sequence, x.
+    int sums_offset, squares_offset, factors_offset, x_offset;
     int shared_bytes;
 };
 
-// Shared memory of a block, in this order: the stream of every warp, the sums (as above), the squares of
-// every sequence and warp, x, the norm's weight.
-constexpr int int4_one_phase_sums_offset() {
-    return int4_max_warps * int4_one_phase_stages * int4_tile_rows * int4_piece_bytes;
-}
-
-constexpr int int4_one_phase_squares_offset(int block_units, int batch) {
-    return int4_one_phase_sums_offset() +
-           (int4_max_warps + int4_tiles(block_units) - 1) * int4_tile_rows * batch * 4;
-}
-
-constexpr int int4_one_phase_x_offset(int block_units, int batch) {
-    return int4_round_up(int4_one_phase_squares_offset(block_units, batch) + batch * int4_max_warps * 4, 128);
-}
-
 // `in_order`: no weight has a perm, rows of x and the norm's weight begin on 16 bytes, and scales and zero
-// points where two of them are one word.
+// points where two of them are one word. Warps are given up where shared memory is small.
 inline Int4OnePhasePlan plan_int4_one_phase(const Int4MatVecSizes& sizes, bool in_order, bool programmatic,
                                             const MatVecDevice& device) {
     Int4OnePhasePlan plan = {};
-    plan.blocks = sizes.units < device.sm_count ? sizes.units : device.sm_count;
-    plan.programmatic = programmatic;
-    plan.pieces = sizes.width / int4_piece;
-    plan.x_pitch = int4_x_pitch(sizes.width);
     const int group_size = sizes.width / sizes.n_groups;
     while (group_size > 128 << plan.group_shift) ++plan.group_shift;
-    const bool groups = sizes.n_groups == 1 || group_size == 128 << plan.group_shift;
-    const int block_units = (sizes.units + plan.blocks - 1) / plan.blocks;
-    const int64_t shared_bytes =
-        int4_one_phase_x_offset(block_units, sizes.batch) + int64_t{sizes.batch + sizes.norm} * plan.x_pitch;
-    plan.fits = in_order && sizes.variants == 1 && groups && sizes.width % int4_piece == 0 &&
-                block_units * sizes.batch <= int4_max_threads && shared_bytes <= device.shared_bytes;
-    plan.shared_bytes = plan.fits ? static_cast<int>(shared_bytes) : 0;
+    if (!in_order || sizes.variants != 1 || sizes.width % int4_piece != 0 ||
+        sizes.batch > int4_one_phase_max_batch ||
+        (sizes.n_groups != 1 && group_size != 128 << plan.group_shift))
+        return plan;
+    plan.blocks = sizes.units < device.sm_count ? sizes.units : device.sm_count;
+    plan.block_units = sizes.units / plan.blocks;
+    plan.longer_blocks = sizes.units % plan.blocks;
+    plan.pieces = sizes.width / int4_piece;
+    plan.zeros = sizes.zeros;
+    plan.programmatic = programmatic;
+    plan.by_pieces = int4_divisor(plan.pieces);
+    const int tiles = int4_tiles(plan.block_units + (plan.longer_blocks > 0));
+    const int64_t items = int64_t{tiles} * plan.pieces;
+    if (items * int4_max_warps * items >= int64_t{1} << 32) return plan;
+    for (const int i : {0, 1})
+        plan.by_items[i] = int4_divisor(int4_tiles(plan.block_units + i) * plan.pieces);
+    for (plan.warps_log2 = 4; plan.warps_log2 >= 2 && !plan.fits; --plan.warps_log2) {
+        plan.warps = 1 << plan.warps_log2;
+        plan.sums_offset = plan.warps * int4_one_phase_stages * int4_one_phase_stage_bytes;
+        plan.squares_offset = plan.sums_offset + (plan.warps + tiles - 1) * int4_tile_rows * sizes.batch * 16;
+        plan.factors_offset = int4_round_up(plan.squares_offset + sizes.batch * plan.warps * 4, 128);
+        plan.x_offset = plan.factors_offset + sizes.width / 128 * sizes.batch * 32;
+        const int64_t end = plan.x_offset + int64_t{sizes.width} / 128 * sizes.batch * 3 * 128;
+        plan.fits = end <= device.shared_bytes;
+        plan.shared_bytes = static_cast<int>(end);
+        if (plan.fits) break;
+    }
+    // As in the other mat-vecs two blocks never share an SM.
+    const int more_than_half = device.shared_bytes / 2 + 1024;
+    if (plan.shared_bytes < more_than_half) plan.shared_bytes = more_than_half;
     return plan;
 }
 

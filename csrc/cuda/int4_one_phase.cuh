@@ -1,15 +1,15 @@
-// The int4 mat-vec (int4_mat_vec.cuh) of the usual case, which is the models': one phase, x in order, groups
-// of 128 columns, of a power of two times 128, or of a whole row. The same tiles, shares and rounding, in a
-// tenth of the instructions before the first copy: a kernel of some microseconds pays for every one that has
-// to be fetched.
+// The int4 mat-vec (int4_mat_vec.cuh) of the usual case, which is the models': up to four sequences, x in
+// order, groups of 128 columns, of a power of two times 128, or of a whole row, all in one phase.
 //
-// Of 128 neighbouring columns lane t of four has 16 bytes of a row, columns 32 t to 32 t + 31. It copies
-// those itself and nobody else reads them: the stream has no barrier, not even a warp's. x lies in shared
-// memory in the order in which the lanes read it. Scales and zero points come through the first-level cache,
-// asked for a product before they are used.
+// The products run in whole numbers (common/int4_digits.cuh): one mask decodes a word of weights, where the
+// general kernel's 16-bit floats take nine instructions. x is brought to digits once, by all warps together,
+// and lies in shared memory in the order in which the lanes read it. Warps take equal shares of the pieces
+// and copy them as whole lines, scales beside them, for a memory that answers requests and not bytes. No
+// division, and no barrier but the warp's between the first copy and the last: a kernel of some microseconds
+// pays for every instruction on the way to either.
 #pragma once
 
-#include "cuda/common/int4_decode.cuh"
+#include "cuda/common/int4_digits.cuh"
 #include "cuda/int4_block.cuh"
 #include "cuda/mat_vec.cuh"
 
@@ -18,9 +18,8 @@
 
 namespace pykernels::cuda {
 
-// Where a column of x lies: of every 128, [word of a lane's four][lane of four][8].
-__device__ __forceinline__ int int4_x_place(int column) {
-    return column / 128 * 128 + column % 32 / 8 * 32 + column % 128 / 32 * 8 + column % 8;
+__device__ __forceinline__ int divide(int value, const Int4Divisor& by) {
+    return by.inverse ? static_cast<int>(uint64_t{static_cast<uint32_t>(value)} * by.inverse >> 32) : value;
 }
 
 // A group's scales, or zero points, of a piece's two chunks of 128 columns: neighbours where a group is a
@@ -40,188 +39,303 @@ struct Int4Pair {
     }
 };
 
-// zeros: some weight has zero points; otherwise all are 8.
-template <class Op, bool zeros>
+// What a block does: its units, and the shares of its warps.
+struct Int4Share {
+    int begin, units, items, first_item, last_item, first_tile, first_piece;
+
+    __device__ __forceinline__ Int4Share(const Int4OnePhasePlan& plan, int block, int warp) {
+        begin = block * plan.block_units + min(block, plan.longer_blocks);
+        units = plan.block_units + (block < plan.longer_blocks);
+        items = int4_tiles(units) * plan.pieces;
+        first_item = first_of(plan, warp);
+        last_item = first_of(plan, warp + 1);
+        first_tile = divide(first_item, plan.by_pieces);
+        first_piece = first_item - first_tile * plan.pieces;
+    }
+    // int4_first_item, where warps are a power of two.
+    __device__ __forceinline__ int first_of(const Int4OnePhasePlan& plan, int warp) const {
+        return items * warp >> plan.warps_log2;
+    }
+};
+
+// A warp's copies, [stage][16 rows of 128 bytes, then their scales]. Of a row's eight 16 bytes lane t reads
+// number t and number t + 4; in odd rows these have changed places, so that eight lanes of two rows meet in
+// different banks.
+template <class Op>
+struct Int4LineCopies {
+    using T = typename Op::T;
+    static constexpr int rows_at_once = 4;  // 8 lanes a row
+    const typename Op::Params& params;
+    const Int4OnePhasePlan& plan;
+    const Int4Share& share;
+    unsigned char* stages;
+    int item, tile, piece, stage = 0;
+    const uint8_t* from[2][2];  // [side][half of the tile's units]: this lane's 16 bytes
+    const T* scales;            // of lanes 0 to 15, row `lane`'s
+
+    __device__ __forceinline__ Int4LineCopies(const typename Op::Params& params, const Int4OnePhasePlan& plan,
+                                              const Int4Share& share, unsigned char* stages)
+        : params(params),
+          plan(plan),
+          share(share),
+          stages(stages),
+          item(share.first_item),
+          tile(share.first_tile),
+          piece(share.first_piece) {
+        if (item < share.last_item) begin_tile();
+    }
+
+    // Row `place` of a tile on one of its sides. Where there is none, one that is there: in one place with
+    // its neighbours', it costs nothing, and nobody asks for its sum.
+    __device__ __forceinline__ Int4Row row(int of_tile, int place, int side) const {
+        const int unit = share.begin + min(of_tile * int4_tile_units + place, share.units - 1);
+        const Int4Row at = Op::row(params, unit, side);
+        return at.row < 0 ? Op::row(params, unit, 0) : at;
+    }
+
+    __device__ __forceinline__ void begin_tile() {
+        const int lane = static_cast<int>(threadIdx.x) % warp_size;
+#pragma unroll
+        for (int side = 0; side < 2; ++side) {
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                const Int4Row at = row(tile, half * rows_at_once + lane / 8, side);
+                from[side][half] = Op::weight(params, at.weight).packed +
+                                   int64_t{at.row} * (Op::width(params) / 2) + piece * int4_piece_bytes +
+                                   lane % 8 * 16;
+            }
+        }
+        if (plan.group_shift == 0 && lane < int4_tile_rows) {
+            const Int4Row at = row(tile, lane % int4_tile_units, lane / int4_tile_units);
+            const Int4WeightParams& weight = Op::weight(params, at.weight);
+            scales = static_cast<const T*>(weight.scales) + int64_t{at.row} * weight.n_groups + 2 * piece;
+        }
+    }
+
+    __device__ __forceinline__ void copy_next() {
+        if (item < share.last_item) {
+            const int lane = static_cast<int>(threadIdx.x) % warp_size, row = lane / 8;
+            unsigned char* to = stages + stage * int4_one_phase_stage_bytes;
+            unsigned char* line = to + row * int4_piece_bytes + (lane % 8 ^ row % 2 * 4) * 16;
+#pragma unroll
+            for (int side = 0; side < 2; ++side) {
+#pragma unroll
+                for (int half = 0; half < 2; ++half) {
+                    async_copy16(line + (2 * side + half) * rows_at_once * int4_piece_bytes,
+                                 from[side][half]);
+                    from[side][half] += int4_piece_bytes;
+                }
+            }
+            if (plan.group_shift == 0 && lane < int4_tile_rows) {
+                async_copy4(to + int4_tile_rows * int4_piece_bytes + lane * 4, scales);
+                scales += 2;
+            }
+            ++item;
+            if (++piece == plan.pieces && item < share.last_item) {
+                piece = 0;
+                ++tile;
+                begin_tile();
+            }
+            if (++stage == int4_one_phase_stages) stage = 0;
+        }
+        async_commit();  // an empty group keeps the count right
+    }
+};
+
+// One of a thread's vectors of a sequence's x to shared memory. `factors`: [lane of four]{of the sum, what is
+// added}, of the sequence's first chunk.
+__device__ __forceinline__ void int4_keep_x(const Floats8& x, int column, int batch, unsigned char* x_shared,
+                                            float2* factors) {
+    const Int4Digits digits(x);
+    const int chunk = column / int4_chunk * batch, t = column % int4_chunk / 32,
+              word = column % 32 / vector_elements;
+    unsigned char* to = x_shared + chunk * int4_digits_bytes;
+#pragma unroll
+    for (int digit = 0; digit < int4_digits; ++digit) {
+#pragma unroll
+        for (int low = 0; low < 2; ++low)
+            store(reinterpret_cast<uint32_t*>(to + int4_digits_place(digit, t, word, low)),
+                  digits.words[digit][low]);
+    }
+    if (column % int4_chunk == 0) {
+        auto* mine = reinterpret_cast<float4*>(factors + chunk * 4);
+        const auto& of = digits.factors;
+        store(mine, make_float4(of.digit[0], 0.0f, of.digit[1], 0.0f));
+        store(mine + 1, make_float4(of.digit[2], 0.0f, 0.0f, -8.0f * of.sum));
+    }
+}
+
+// sequences: the most there are, 1 or 4.
+template <class Op, int sequences>
 __global__ void __launch_bounds__(int4_max_threads, 1)
     int4_one_phase_kernel(const __grid_constant__ typename Op::Params params,
                           const __grid_constant__ Int4OnePhasePlan plan) {
     using T = typename Op::T;
-    constexpr int threads = int4_max_threads, stage_vectors = 4 * threads;
-    static_assert(threads == mat_vec_threads, "x is taken as the other mat-vecs take it");
     unsigned char* shared = shared_memory();
     const int thread = static_cast<int>(threadIdx.x), warp = thread / warp_size, lane = thread % warp_size;
     const int g = lane / 4, t = lane % 4;
-    const int width = Op::width(params), batch = Op::batch(params), units = Op::units(params);
-    const int begin = mat_vec_first_unit(units, static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x)),
-              count =
-                  mat_vec_first_unit(units, static_cast<int>(blockIdx.x) + 1, static_cast<int>(gridDim.x)) -
-                  begin;
-    const int pieces = plan.pieces, items = int4_tiles(count) * pieces;
-    const int first_item = int4_first_item(items, warp, int4_max_warps),
-              last_item = int4_first_item(items, warp + 1, int4_max_warps);
-    const int first_tile = first_item / pieces;
-
-    const int block_units = (units + static_cast<int>(gridDim.x) - 1) / static_cast<int>(gridDim.x);
-    T* const x_shared = reinterpret_cast<T*>(shared + int4_one_phase_x_offset(block_units, batch));
-    const int x_pitch = plan.x_pitch / 2;
-    T* const norm_shared = x_shared + batch * x_pitch;
+    const int width = Op::width(params), batch = sequences == 1 ? 1 : Op::batch(params);
+    const Int4Share share(plan, static_cast<int>(blockIdx.x), warp);
     const T* const norm_weight = Op::norm_weight(params);
-    const int x_column = thread * vector_elements;
+    const int x_column = thread * vector_elements, x_step = plan.warps * warp_size * vector_elements;
     const int my_unit = thread / batch, my_sequence = thread % batch;  // when units are finished
-    Columns x_columns;
+
+    Columns x_columns, norm_columns;
     int position = 0;
+    if (norm_weight) norm_columns.load_from(norm_weight, x_column, width, x_step);
     if (!plan.programmatic) {
         position = Op::position(params, my_sequence);
-        x_columns.load_from(Op::x(params), x_column, width);
+        x_columns.load_from(Op::x(params), x_column, width, x_step);
     }
-    if (norm_weight) {
-        for (int i = x_column; i < width; i += mat_vec_x_step) async_copy16(norm_shared + i, norm_weight + i);
-    }
-    async_commit();
-
-    // Row g of a tile, of its units' first rows (side 0), or row g + 8, of their second ones. Where there is
-    // none, one that is there: in one place with its neighbours', it costs nothing, and nobody asks for its
-    // sum.
-    const auto row_of = [&](int tile, int side) {
-        const int unit = begin + min(tile * int4_tile_units + g, count - 1);
-        const Int4Row at = Op::row(params, unit, side);
-        return at.row < 0 ? Op::row(params, unit, 0) : at;
-    };
-
-    // The stream, [stage][row g or g + 8][chunk of 128 columns][thread]. What is copied next:
-    uint4* const stream = reinterpret_cast<uint4*>(shared) + thread;
-    int next_item = first_item, next_tile = first_tile, next_piece = first_item - first_tile * pieces,
-        next_stage = 0;
-    const uint8_t* from[2] = {};
-    const auto begin_tile = [&] {
-#pragma unroll
-        for (int side = 0; side < 2; ++side) {
-            const Int4Row at = row_of(next_tile, side);
-            from[side] = Op::weight(params, at.weight).packed + int64_t{at.row} * (width / 2) +
-                         next_piece * int4_piece_bytes + t * 16;
-        }
-    };
-    if (next_item < last_item) begin_tile();
-    const auto copy_next = [&] {
-        if (next_item < last_item) {
-            uint4* to = stream + next_stage * stage_vectors;
-#pragma unroll
-            for (int side = 0; side < 2; ++side) {
-                async_copy16(to + 2 * side * threads, from[side]);
-                async_copy16(to + (2 * side + 1) * threads, from[side] + int4_piece_bytes / 2);
-                from[side] += int4_piece_bytes;
-            }
-            ++next_item;
-            if (++next_piece == pieces && next_item < last_item) {
-                next_piece = 0;
-                ++next_tile;
-                begin_tile();
-            }
-            if (++next_stage == int4_one_phase_stages) next_stage = 0;
-        }
-        async_commit();  // an empty group keeps the count right
-    };
+    unsigned char* const stages = shared + warp * int4_one_phase_stages * int4_one_phase_stage_bytes;
+    Int4LineCopies<Op> copies(params, plan, share, stages);
 #pragma unroll 1
-    for (int i = 0; i < int4_one_phase_stages - 1; ++i) copy_next();
+    for (int i = 0; i < int4_one_phase_stages - 1; ++i) copies.copy_next();
 
     wait_for_producers();
     launch_dependents();
     if (plan.programmatic) {
         position = Op::position(params, my_sequence);
-        x_columns.load_from(Op::x(params), x_column, width);
+        x_columns.load_from(Op::x(params), x_column, width, x_step);
     }
-    if (norm_weight) async_wait<int4_one_phase_stages - 1>();  // the norm's weight is there
-    float* squares = reinterpret_cast<float*>(shared + int4_one_phase_squares_offset(block_units, batch));
+    float* squares = reinterpret_cast<float*>(shared + plan.squares_offset);
+    float2* factors = reinterpret_cast<float2*>(shared + plan.factors_offset);
+    unsigned char* x_shared = shared + plan.x_offset;
 #pragma unroll 1
     for (int b = 0; b < batch; ++b) {
+        const T* x = Op::x(params) + int64_t{b} * width;
         float sum = 0;
-        for (int first = x_column; first < width; first += mat_vec_x_vectors * mat_vec_x_step) {
-            if (b > 0 || first != x_column)
-                x_columns.load_from(Op::x(params) + int64_t{b} * width, first, width);
-            sum += x_columns.keep(x_shared + b * x_pitch, norm_weight ? norm_shared : nullptr, first, width,
-                                  [](int column) { return int4_x_place(column); });
+#pragma unroll 1
+        for (int first = x_column; first < width; first += mat_vec_x_vectors * x_step) {
+            if (b > 0 || first != x_column) x_columns.load_from(x, first, width, x_step);
+            if (norm_weight && first != x_column) norm_columns.load_from(norm_weight, first, width, x_step);
+            Columns norms = norm_columns;
+#pragma unroll 1
+            for (int i = 0; i < mat_vec_x_vectors && first + i * x_step < width; ++i) {
+                Floats8 v = unpack8<T>(x_columns.next());
+                if (norm_weight) {
+                    sum = dot8(v, v, sum);
+                    const Floats8 w = unpack8<T>(norms.next());
+#pragma unroll
+                    for (int j = 0; j < vector_elements; ++j) v[j] *= w[j];
+                }
+                int4_keep_x(v, first + i * x_step, batch, x_shared + b * int4_digits_bytes, factors + b * 4);
+            }
         }
         if (norm_weight) {
             sum = warp_sum(sum);
-            if (lane == 0) store(squares + b * int4_max_warps + warp, sum);
+            if (lane == 0) store(squares + b * plan.warps + warp, sum);
         }
     }
-    const bool finishes = my_unit < count;
+    const bool finishes = my_unit < share.units;
     typename Op::Extra extra = {};
-    if (finishes) extra = Op::prepare(params, begin + my_unit, my_sequence, position);
+    if (finishes) extra = Op::prepare(params, share.begin + my_unit, my_sequence, position);
     block_barrier();  // x is there, and its squares
 
-    float* sums = reinterpret_cast<float*>(shared + int4_one_phase_sums_offset());
-    const T* x_row = x_shared + min(g, batch - 1) * x_pitch + t * vector_elements;
-    const T* scale_row[2] = {};
-    const uint8_t* zero_row[2] = {};
-    float acc[4] = {};
-    int tile = first_tile, piece = first_item - first_tile * pieces, stage = 0;
+    float* sums = reinterpret_cast<float*>(shared + plan.sums_offset);
+    const unsigned char* const my_x = x_shared + min(g, 2 * int4_digits - 1) * 64 + t * 16;
+    const float2* const my_factors = factors + t;
+    const int my_line = g * int4_piece_bytes + t * 16, swap = g % 2 * 64;
+    const T* scale_rows[2] = {};
+    const uint8_t* zero_rows[2] = {};
+    float acc[2][sequences] = {};
+    int tile = share.first_tile, piece = share.first_piece, stage = 0;
 #pragma unroll 1
-    for (int item = first_item; item < last_item; ++item) {
-        if (item == first_item || piece == 0) {
+    for (int item = share.first_item; item < share.last_item; ++item) {
+        Int4Pair<T> scales[2];
+        Int4Pair<uint8_t> zero_points[2];
+        if (plan.zeros || plan.group_shift != 0) {
 #pragma unroll
             for (int side = 0; side < 2; ++side) {
-                const Int4Row at = row_of(tile, side);
-                const Int4WeightParams& weight = Op::weight(params, at.weight);
-                const int64_t first_group = int64_t{at.row} * weight.n_groups;
-                scale_row[side] = static_cast<const T*>(weight.scales) + first_group;
-                if (zeros) zero_row[side] = weight.zeros ? weight.zeros + first_group : nullptr;
+                if (item == share.first_item || piece == 0) {
+                    const Int4Row at = copies.row(tile, g, side);
+                    const Int4WeightParams& weight = Op::weight(params, at.weight);
+                    const int64_t first_group = int64_t{at.row} * weight.n_groups;
+                    scale_rows[side] = static_cast<const T*>(weight.scales) + first_group;
+                    zero_rows[side] = weight.zeros ? weight.zeros + first_group : nullptr;
+                }
+                scales[side].load_from(scale_rows[side], piece, plan.group_shift);
+                zero_points[side] = {{8, 8}};
+                if (zero_rows[side]) zero_points[side].load_from(zero_rows[side], piece, plan.group_shift);
             }
-        }
-        Int4Pair<T> scales[2];
-        Int4Pair<uint8_t> zero_points[2] = {{{8, 8}}, {{8, 8}}};
-#pragma unroll
-        for (int side = 0; side < 2; ++side) {
-            scales[side].load_from(scale_row[side], piece, plan.group_shift);
-            if (zeros && zero_row[side]) zero_points[side].load_from(zero_row[side], piece, plan.group_shift);
         }
         async_wait<int4_one_phase_stages - 2>();
-        copy_next();  // over the stage before this one, which this thread is done with
-        const uint4* words = stream + stage * stage_vectors;
-        const T* x = x_row + piece * int4_piece;
+        warp_barrier();  // all lanes' copies have landed, and all have read the stage that is written next
+        copies.copy_next();
+        const unsigned char* lines = stages + stage * int4_one_phase_stage_bytes;
+        if (plan.group_shift == 0) {
+            const T* copied = reinterpret_cast<const T*>(lines + int4_tile_rows * int4_piece_bytes);
 #pragma unroll
-        for (int chunk = 0; chunk < 2; ++chunk) {
-            const uint4 a_words = load(words + chunk * threads),
-                        b_words = load(words + (2 + chunk) * threads);
-            const uint32_t zero_a = int4_negative_zero<T>(zero_points[0].values[chunk]),
-                           zero_b = int4_negative_zero<T>(zero_points[1].values[chunk]);
-            float c[2][4] = {};  // two sums, which do not wait for one another
+            for (int side = 0; side < 2; ++side)
+                scales[side].load_from(copied, side * int4_tile_units + g, 0);
+        }
 #pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                uint32_t a[4], b[4];
-                int4_decode<T>(word(a_words, i), zero_a, a);
-                int4_decode<T>(word(b_words, i), zero_b, b);
-                const uint4 v = load(reinterpret_cast<const uint4*>(x + chunk * 128 + i * 32));
-                matrix_multiply_add<T>(c[0], {a[0], b[0], a[1], b[1]}, {v.x, v.y});
-                matrix_multiply_add<T>(c[1], {a[2], b[2], a[3], b[3]}, {v.z, v.w});
+        for (int i = 0; i < 2; ++i) {
+            const int chunk = (2 * piece + i) * batch;
+            const uint4* line = reinterpret_cast<const uint4*>(lines + my_line + (i * 64 ^ swap));
+            const uint4 rows[2] = {load(line), load(line + int4_tile_units * int4_piece_bytes / 16)};
+#pragma unroll
+            for (int b = 0; b < sequences; ++b) {
+                if (b > 0 && b >= batch) break;
+                const uint4 digits =
+                    load(reinterpret_cast<const uint4*>(my_x + (chunk + b) * int4_digits_bytes));
+                const float2 factor = load(my_factors + (chunk + b) * 4);
+#pragma unroll
+                for (int side = 0; side < 2; ++side) {
+                    float added = factor.y;  // -8 times the sum of x, in one lane
+                    if (plan.zeros) added *= 0.125f * static_cast<float>(zero_points[side].values[i]);
+                    const auto sum = static_cast<float>(int4_multiply_digits(rows[side], digits));
+                    acc[side][b] += to_float(scales[side].values[i]) * fma_float(sum, factor.x, added);
+                }
             }
-            const float scale_a = to_float(scales[0].values[chunk]) * Int4Code<T>::steps,
-                        scale_b = to_float(scales[1].values[chunk]) * Int4Code<T>::steps;
-            acc[0] += scale_a * (c[0][0] + c[1][0]);
-            acc[1] += scale_a * (c[0][1] + c[1][1]);
-            acc[2] += scale_b * (c[0][2] + c[1][2]);
-            acc[3] += scale_b * (c[0][3] + c[1][3]);
         }
         if (++stage == int4_one_phase_stages) stage = 0;
-        if (++piece == pieces || item + 1 == last_item) {  // this warp's part of the tile is done
-            int4_keep_part(sums, warp + tile, batch, acc);
+        if (++piece == plan.pieces || item + 1 == share.last_item) {  // this warp's part of the tile is done
+#pragma unroll
+            for (int side = 0; side < 2; ++side) {
+                // [row][sequence][lane of four]
+                const int row = (warp + tile) * int4_tile_rows + side * int4_tile_units + g;
+#pragma unroll
+                for (int b = 0; b < sequences; ++b) {
+                    if (b > 0 && b >= batch) break;
+                    store(sums + (row * batch + b) * 4 + t, acc[side][b]);
+                    acc[side][b] = 0;
+                }
+            }
             piece = 0;
             ++tile;
         }
     }
 
     block_barrier();  // all warps' sums are there
-    if (!finishes) return;
-    float sum_a = 0, sum_b = 0, scale = 1;
-    int4_add_parts(sums, items, pieces, int4_max_warps, my_unit, my_sequence, batch, sum_a, sum_b);
-    if (norm_weight) {
-        float sum = 0;
-#pragma unroll
-        for (int w = 0; w < int4_max_warps; ++w) sum += load(squares + my_sequence * int4_max_warps + w);
-        scale = reciprocal_sqrt(sum / static_cast<float>(width) + Op::eps(params));
+    const Int4Divisor& by_items = plan.by_items[static_cast<int>(blockIdx.x) < plan.longer_blocks];
+#pragma unroll 1
+    for (int i = thread; i < share.units * batch; i += plan.warps * warp_size) {
+        const int unit = i / batch, b = i % batch;
+        if (i != thread) extra = Op::prepare(params, share.begin + unit, b, Op::position(params, b));
+        const int of_tile = unit / int4_tile_units;
+        // The warps whose shares have the tile's first piece and its last (int4_warp_of).
+        const int begin = divide((of_tile * plan.pieces + 1) * plan.warps - 1, by_items),
+                  end = divide((of_tile + 1) * plan.pieces * plan.warps - 1, by_items);
+        float sum_a = 0, sum_b = 0, scale = 1;
+#pragma unroll 1
+        for (int w = begin; w <= end; ++w) {
+            if (share.first_of(plan, w) == share.first_of(plan, w + 1)) continue;
+            const float* part =
+                sums + (((w + of_tile) * int4_tile_rows + unit % int4_tile_units) * batch + b) * 4;
+            const float4 a = load(reinterpret_cast<const float4*>(part)),
+                         other = load(reinterpret_cast<const float4*>(part + int4_tile_units * batch * 4));
+            sum_a += (a.x + a.y) + (a.z + a.w);
+            sum_b += (other.x + other.y) + (other.z + other.w);
+        }
+        if (norm_weight) {
+            float sum = 0;
+#pragma unroll 1
+            for (int w = 0; w < plan.warps; ++w) sum += load(squares + b * plan.warps + w);
+            scale = reciprocal_sqrt(sum / static_cast<float>(width) + Op::eps(params));
+        }
+        Op::finish(params, share.begin + unit, b, extra, sum_a * scale, sum_b * scale);
     }
-    Op::finish(params, begin + my_unit, my_sequence, extra, sum_a * scale, sum_b * scale);
 }
 
 }  // namespace pykernels::cuda

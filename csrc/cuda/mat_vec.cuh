@@ -37,24 +37,31 @@ struct RowPair {
 // Vectors of x that a thread has on their way at once: all of a row of 20,480.
 constexpr int mat_vec_x_vectors = 5;
 
-// A thread's columns of a row of x on their way: column first, then every 4,096th.
+// A thread's columns of a row of x on their way: column first, then every `step`-th.
 struct Columns {
     uint4 vectors[mat_vec_x_vectors];
 
     template <class T>
-    __device__ __forceinline__ void load_from(const T* row, int first, int width) {
+    __device__ __forceinline__ void load_from(const T* row, int first, int width, int step = mat_vec_x_step) {
 #pragma unroll
         for (int i = 0; i < mat_vec_x_vectors; ++i) {
-            if (first + i * mat_vec_x_step < width)
-                vectors[i] = load(reinterpret_cast<const uint4*>(row + first + i * mat_vec_x_step));
+            if (first + i * step < width)
+                vectors[i] = load(reinterpret_cast<const uint4*>(row + first + i * step));
         }
     }
 
-    // To a row of shared memory (null: nowhere), column c to its place(c), times the norm's weight, which
-    // lies in the thread's columns of another row (null: no norm). Returns the sum of squares.
-    template <class T, class Place>
-    __device__ __forceinline__ float keep(T* to, const T* norm_weight, int first, int width,
-                                          Place&& place) const {
+    // The first of them; the others move up, so that a loop over them is as short as its body.
+    __device__ __forceinline__ uint4 next() {
+        const uint4 first = vectors[0];
+#pragma unroll
+        for (int i = 0; i + 1 < mat_vec_x_vectors; ++i) vectors[i] = vectors[i + 1];
+        return first;
+    }
+
+    // To a row of shared memory (null: nowhere), times the norm's weight, which lies in the thread's columns
+    // of another row (null: no norm). Returns the sum of squares.
+    template <class T>
+    __device__ __forceinline__ float keep(T* to, const T* norm_weight, int first, int width) const {
         float squares = 0;
 #pragma unroll
         for (int i = 0; i < mat_vec_x_vectors; ++i) {
@@ -67,9 +74,9 @@ struct Columns {
                 const Floats8 w = load8(norm_weight + column);
 #pragma unroll
                 for (int j = 0; j < 8; ++j) v[j] *= w[j];
-                store8(to + place(column), v);
+                store8(to + column, v);
             } else if (to) {
-                store(reinterpret_cast<uint4*>(to + place(column)), vectors[i]);
+                store(reinterpret_cast<uint4*>(to + column), vectors[i]);
             }
         }
         return squares;
@@ -154,8 +161,7 @@ __global__ void __launch_bounds__(mat_vec_threads, 1)
             if (b > 0 || first != x_column)
                 x_columns.load_from(Op::x(params) + int64_t{b} * width, first, width);
             squares += x_columns.keep(plan.x_in_shared ? x_shared + b * width : nullptr,
-                                      norm_weight ? norm_shared : nullptr, first, width,
-                                      [](int place) { return place; });
+                                      norm_weight ? norm_shared : nullptr, first, width);
         }
         if (norm_weight) {
             const float sum = warp_sum(squares);

@@ -305,9 +305,9 @@ void wait_barrier(const void* barrier, uint32_t parity, Site site) {
     thread.block->wait_barrier(thread, barrier, parity, site);
 }
 
-void begin_async_copy(void* to, const void* from, Site site) {
+void begin_async_copy(void* to, const void* from, size_t bytes, Site site) {
     Thread& thread = current();
-    thread.block->async_copy(thread, to, from, site);
+    thread.block->async_copy(thread, to, from, bytes, site);
 }
 
 void commit_async_copies() {

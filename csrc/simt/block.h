@@ -118,7 +118,7 @@ struct Block {
     void wait_barrier(Thread& thread, const void* address, uint32_t parity, Site site);
     bool has_seen(const Thread& thread, int barrier, uint32_t phase) const;
 
-    void async_copy(Thread& thread, void* to, const void* from, Site site);
+    void async_copy(Thread& thread, void* to, const void* from, size_t bytes, Site site);
     void async_commit(Thread& thread);
     void async_wait(Thread& thread, size_t pending);
 
@@ -152,7 +152,8 @@ struct Block {
     int barrier_index(Thread& thread, const void* address, Site site);
     void end_phase_if_complete(BulkBarrier& barrier);
     size_t shared_offset(const void* address, size_t bytes, size_t alignment, const char* what, Site site);
-    Copy begin_copy(Thread& thread, void* to, const void* from, size_t bytes, const char* what, Site site);
+    Copy begin_copy(Thread& thread, void* to, const void* from, size_t bytes, size_t alignment,
+                    const char* what, Site site);
     void move_bytes(const Copy& copy);
 };
 

@@ -26,11 +26,12 @@ size_t Block::shared_offset(const void* address, size_t bytes, size_t alignment,
     return offset;
 }
 
-Copy Block::begin_copy(Thread& thread, void* to, const void* from, size_t bytes, const char* what,
-                       Site site) {
-    Copy copy = {shared_offset(to, bytes, 16, what, site), bytes, from, site};
-    if (reinterpret_cast<uintptr_t>(from) % 16 != 0) {
-        fail(FaultKind::misaligned, site, "%s: global address %p is not a multiple of 16", what, from);
+Copy Block::begin_copy(Thread& thread, void* to, const void* from, size_t bytes, size_t alignment,
+                       const char* what, Site site) {
+    Copy copy = {shared_offset(to, bytes, alignment, what, site), bytes, from, site};
+    if (reinterpret_cast<uintptr_t>(from) % alignment != 0) {
+        fail(FaultKind::misaligned, site, "%s: global address %p is not a multiple of %zu", what, from,
+             alignment);
     }
     executor().read_global(thread, from, bytes, true, site);
     shared.begin_copy(thread, copy.offset, bytes, site);
@@ -47,8 +48,9 @@ void Block::move_bytes(const Copy& copy) {
     if (copy.source) std::memcpy(shared.begin() + copy.offset, copy.source, copy.bytes);
 }
 
-void Block::async_copy(Thread& thread, void* to, const void* from, Site site) {
-    thread.copies.push_back(begin_copy(thread, to, from, 16, "async_copy16", site));
+void Block::async_copy(Thread& thread, void* to, const void* from, size_t bytes, Site site) {
+    const char* what = bytes == 4 ? "async_copy4" : "async_copy16";
+    thread.copies.push_back(begin_copy(thread, to, from, bytes, bytes, what, site));
     ++thread.uncommitted;
 }
 
@@ -124,7 +126,7 @@ void Block::bulk_copy(Thread& thread, void* to, const void* from, uint32_t bytes
     if (bytes == 0 || bytes % 16 != 0) {
         fail(FaultKind::misaligned, site, "bulk_copy: bytes must be a multiple of 16, got %u", bytes);
     }
-    barrier.copies.push_back(begin_copy(thread, to, from, bytes, "bulk_copy", site));
+    barrier.copies.push_back(begin_copy(thread, to, from, bytes, 16, "bulk_copy", site));
     wake_all(Wait::transaction_barrier);  // who waits lands it
 }
 

@@ -61,6 +61,10 @@ inline int max(int a, int b) {
     return a < b ? b : a;
 }
 
+inline uint32_t max(uint32_t a, uint32_t b) {
+    return a < b ? b : a;
+}
+
 inline int64_t min(int64_t a, int64_t b) {
     return b < a ? b : a;
 }

@@ -5,8 +5,11 @@
 // name must be its own. Anything that needs more of the executor gets a function in device_calls.h.
 #pragma once
 
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <type_traits>
 
 #include "simt/cuda_language.h"
@@ -141,12 +144,16 @@ inline void barrier_wait(TransactionBarrier* barrier, uint32_t parity, Site site
 }
 
 inline void async_copy16(void* to_shared, const void* from_global, Site site = Site::here()) {
-    simt::begin_async_copy(to_shared, from_global, site);
+    simt::begin_async_copy(to_shared, from_global, 16, site);
+}
+
+inline void async_copy4(void* to_shared, const void* from_global, Site site = Site::here()) {
+    simt::begin_async_copy(to_shared, from_global, 4, site);
 }
 
 inline void async_copy16_or_zeros(void* to_shared, const void* from_global, bool copies,
                                   Site site = Site::here()) {
-    if (copies) return simt::begin_async_copy(to_shared, from_global, site);
+    if (copies) return simt::begin_async_copy(to_shared, from_global, 16, site);
     store(static_cast<uint4*>(to_shared), uint4{}, site);
 }
 
@@ -261,6 +268,19 @@ inline float bits_to_float(uint32_t bits) {
     return simt::bits_to_float(bits);
 }
 
+inline uint32_t float_to_bits(float value) {
+    return simt::float_to_bits(value);
+}
+
+inline float max_magnitude(float a, float b) {
+    if (std::isnan(a) || std::isnan(b)) return std::numeric_limits<float>::quiet_NaN();
+    return std::max(std::fabs(a), std::fabs(b));
+}
+
+inline float fma_float(float a, float b, float c) {
+    return std::fma(a, b, c);
+}
+
 // Rounded to float32 on the way, so twice where a result needs more than its 24 bits.
 template <class ToFloat, class FromFloat>
 uint32_t fma_halves(uint32_t a, uint32_t b, uint32_t c, ToFloat to_float, FromFloat from_float) {
@@ -322,6 +342,20 @@ inline void mma_fp16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[
     multiply_matrices(c, a, b, "mma_fp16", simt::fp16_to_float, site);
 }
 
+inline void mma_u8s8(int (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Site site = Site::here()) {
+    const Lanes<MatrixOperands> lanes("mma_u8s8", {{a[0], a[1], a[2], a[3]}, {b[0], b[1]}}, site);
+    const int group = simt::lane_index() / 4, t = simt::lane_index() % 4;
+    for (int i = 0; i < 4; ++i) {
+        const int column = 2 * t + i % 2, upper = i / 2;  // of c; upper: row group + 8
+        for (int k = 0; k < 32; ++k) {
+            const int owner = k % 16 / 4, second = k / 16, shift = 8 * (k % 4);
+            const uint32_t a_word = lanes[4 * group + owner].a[upper + 2 * second],
+                           b_word = lanes[4 * column + owner].b[second];
+            c[i] += static_cast<int>(a_word >> shift & 0xffu) * static_cast<int8_t>(b_word >> shift);
+        }
+    }
+}
+
 inline uint32_t transpose_8x8(uint32_t rows, Site site = Site::here()) {
     const Lanes<uint32_t> lanes("transpose_8x8", rows, site);
     const int row = simt::lane_index() / 4, t = simt::lane_index() % 4;
@@ -338,6 +372,16 @@ inline uint32_t low_halves(uint32_t first, uint32_t second) {
 
 inline uint32_t high_halves(uint32_t first, uint32_t second) {
     return first >> 16 | (second & 0xffff0000u);
+}
+
+template <uint32_t selector>
+uint32_t select_bytes(uint32_t first, uint32_t second) {
+    uint32_t result = 0;
+    for (int i = 0; i < 4; ++i) {
+        const uint32_t byte = selector >> 4 * i & 7u, word = byte < 4 ? first : second;
+        result |= (word >> 8 * (byte % 4) & 0xffu) << 8 * i;
+    }
+    return result;
 }
 
 // The executor's own clock, a microsecond a call: what waits ten seconds is done soon.

@@ -44,7 +44,7 @@ void arrive(const void* barrier, uint32_t bytes, Site site);
 void begin_bulk_copy(void* to, const void* from, uint32_t bytes, const void* barrier, Site site);
 void wait_barrier(const void* barrier, uint32_t parity, Site site);
 
-void begin_async_copy(void* to, const void* from, Site site);
+void begin_async_copy(void* to, const void* from, size_t bytes, Site site);
 void commit_async_copies();
 void wait_async_copies(int pending);
 

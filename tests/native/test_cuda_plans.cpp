@@ -193,7 +193,7 @@ void test_int4_one_phase_plan(const char* what, const Int4MatVecSizes& sizes, co
     const int group_size = sizes.width / sizes.n_groups;
     // What an H200 runs at batch 1 of the models; and never what it cannot.
     if (device.shared_bytes >= 227 * 1024 && device.sm_count >= 132 && sizes.batch == 1 &&
-        sizes.width < 20000 && group_size % 128 == 0 && group_size <= 128)
+        sizes.width < 20000 && group_size == 128)
         CHECK(plan.fits, "%s", context("the models' case"));
     if (!plan.fits) return;
     CHECK(sizes.width % 256 == 0 && group_size % 128 == 0, "%s", context("whole chunks"));
@@ -203,19 +203,39 @@ void test_int4_one_phase_plan(const char* what, const Int4MatVecSizes& sizes, co
     CHECK(plan.pieces * int4_piece >= sizes.width && (plan.pieces - 1) * int4_piece < sizes.width, "%s",
           context("pieces"));
     // The parts follow one another, each as long as what it holds; and no second block fits beside this one.
-    const int block_units = (sizes.units + plan.blocks - 1) / plan.blocks, tiles = int4_tiles(block_units);
-    const int sums = int4_one_phase_sums_offset(),
-              squares = int4_one_phase_squares_offset(block_units, sizes.batch),
-              x = int4_one_phase_x_offset(block_units, sizes.batch);
-    CHECK(sums >= int4_one_phase_stages * 4 * int4_max_threads * 16, "%s", context("stream"));
-    CHECK(squares - sums >= (int4_max_warps + tiles - 1) * int4_tile_rows * sizes.batch * 4, "%s",
-          context("sums"));
-    CHECK(x - squares >= sizes.batch * int4_max_warps * 4 && x % 128 == 0, "%s", context("squares"));
-    CHECK(plan.x_pitch >= sizes.width * 2 && plan.x_pitch % 128 == 64, "%s", context("rows of x"));
-    CHECK(x + (sizes.batch + sizes.norm) * plan.x_pitch <= plan.shared_bytes &&
+    const int most = plan.block_units + (plan.longer_blocks > 0), tiles = int4_tiles(most);
+    CHECK(plan.warps >= 4 && plan.warps <= int4_max_warps && plan.warps == 1 << plan.warps_log2, "%s: %d",
+          context("warps"), plan.warps);
+    CHECK(plan.sums_offset >= plan.warps * int4_one_phase_stages * 16 * (128 + 4), "%s", context("stream"));
+    CHECK(plan.squares_offset - plan.sums_offset >= (plan.warps + tiles - 1) * 16 * sizes.batch * 16 &&
+              plan.sums_offset % 16 == 0,
+          "%s", context("sums"));
+    CHECK(plan.factors_offset - plan.squares_offset >= sizes.batch * plan.warps * 4 &&
+              plan.factors_offset % 16 == 0,
+          "%s", context("squares"));
+    CHECK(plan.x_offset - plan.factors_offset >= sizes.width / 128 * sizes.batch * 32 &&
+              plan.x_offset % 16 == 0,
+          "%s", context("factors"));
+    CHECK(plan.x_offset + 3 * sizes.width * sizes.batch <= plan.shared_bytes &&
               plan.shared_bytes <= device.shared_bytes && 2 * plan.shared_bytes > device.shared_bytes,
           "%s: %d", context("shared memory"), plan.shared_bytes);
-    CHECK(block_units * sizes.batch <= int4_max_threads, "%s", context("a thread a unit and sequence"));
+    // Every unit has one block, and no block more than one unit more than another.
+    CHECK(plan.blocks * plan.block_units + plan.longer_blocks == sizes.units &&
+              plan.longer_blocks < plan.blocks && plan.block_units > 0,
+          "%s: %d x %d + %d", context("units"), plan.blocks, plan.block_units, plan.longer_blocks);
+    // Divisions by multiplication, of every number the kernel divides.
+    const auto divides = [&](Int4Divisor by, int d, int64_t highest) {
+        for (int64_t n = 0; n <= highest; ++n) {
+            const int64_t quotient = by.inverse ? n * by.inverse >> 32 : n;
+            if (quotient != n / d) return false;
+        }
+        return true;
+    };
+    CHECK(divides(plan.by_pieces, plan.pieces, int64_t{tiles} * plan.pieces), "%s", context("by pieces"));
+    for (const int i : {0, plan.longer_blocks > 0 ? 1 : 0}) {
+        const int items = int4_tiles(plan.block_units + i) * plan.pieces;
+        CHECK(divides(plan.by_items[i], items, int64_t{items} * plan.warps), "%s", context("by items"));
+    }
 }
 
 void test_int4_plans(const Device& device) {

@@ -85,6 +85,47 @@ void check_mma() {
     }
 }
 
+// a: [16][32], b: [32][8], c: [16][8], row-major; every lane picks its elements by hand.
+__global__ void mma_bytes_kernel(const uint8_t* a, const int8_t* b, int* c) {
+    using namespace cuda;
+    const int g = static_cast<int>(threadIdx.x) / 4, t = static_cast<int>(threadIdx.x) % 4;
+    uint32_t a_part[4] = {}, b_part[2] = {};
+    for (int i = 0; i < 4; ++i) {
+        for (int part = 0; part < 4; ++part) {
+            const int row = g + part % 2 * 8, column = 4 * t + i + part / 2 * 16;
+            a_part[part] |= uint32_t{load(a + row * 32 + column)} << 8 * i;
+        }
+        for (int part = 0; part < 2; ++part)
+            b_part[part] |= uint32_t{static_cast<uint8_t>(load(b + (4 * t + i + part * 16) * 8 + g))}
+                            << 8 * i;
+    }
+    int* const places[4] = {c + g * 8 + 2 * t, c + g * 8 + 2 * t + 1, c + (g + 8) * 8 + 2 * t,
+                            c + (g + 8) * 8 + 2 * t + 1};
+    int c_part[4];
+    for (int i = 0; i < 4; ++i) c_part[i] = load(places[i]);
+    mma_u8s8(c_part, a_part, b_part);
+    for (int i = 0; i < 4; ++i) store(places[i], c_part[i]);
+}
+
+void check_mma_bytes() {
+    std::mt19937 engine(2);
+    DeviceVector<uint8_t> a(512);
+    DeviceVector<int8_t> b(256);
+    DeviceVector<int> c(128);
+    std::vector<int> expected(128);
+    for (size_t i = 0; i < 512; ++i) a[i] = static_cast<uint8_t>(engine());
+    for (size_t i = 0; i < 256; ++i) b[i] = static_cast<int8_t>(engine());
+    for (size_t i = 0; i < 128; ++i) {
+        expected[i] = c[i] = static_cast<int>(engine() % 1000);
+        for (size_t k = 0; k < 32; ++k) expected[i] += int{a[i / 8 * 32 + k]} * int{b[k * 8 + i % 8]};
+    }
+    cuda::launch(mma_bytes_kernel, 1, lanes, 0, stream, static_cast<const uint8_t*>(a.data()),
+                 static_cast<const int8_t*>(b.data()), c.data());
+    simt::executor().synchronize();
+    for (size_t i = 0; i < 128; ++i)
+        CHECK(c[i] == expected[i], "mma of bytes c[%zu] = %d, expected %d", i, c[i], expected[i]);
+}
+
 // out: [lanes][8]
 __global__ void warp_kernel(uint32_t* out) {
     using namespace cuda;
@@ -124,7 +165,7 @@ void check_warp() {
     }
 }
 
-// out: [4][2]
+// out: [12]
 __global__ void fma_kernel(uint32_t* out) {
     using namespace cuda;
     // 3 * 0.5 - 1 and -2 * 4 + 0.25; subnormal numbers of 5 and 240 smallest steps, by a power of two.
@@ -144,15 +185,23 @@ __global__ void fma_kernel(uint32_t* out) {
     async_wait<0>();
     store(out + 6, load(words + 3));
     store(out + 7, load(words + 4) | load(words + 5) | load(words + 6) | load(words + 7));
+    async_copy4(words + 1, out + 5);
+    async_commit();
+    async_wait<0>();
+    store(out + 8, load(words + 1));
+    store(out + 9, select_bytes<0x7052>(0x33221100u, 0x77665544u));
+    store(out + 10, float_to_bits(max_magnitude(-3.0f, 2.0f)));
+    store(out + 11, float_to_bits(max_magnitude(bits_to_float(0x7fc00000u), 2.0f)) & 0x7fc00000u);
 }
 
 void check_fma() {
-    DeviceVector<uint32_t> out(8);
+    DeviceVector<uint32_t> out(12);
     cuda::launch(fma_kernel, 1, 1, 32, stream, out.data());
     simt::executor().synchronize();
-    const uint32_t expected[8] = {0xc0f83f00u, 0xc7c03800u, 0x3e703da0u, 0x27802100u,
-                                  0x3f823f80u, 0x3c023c00u, 0x27802100u, 0};
-    for (size_t i = 0; i < 8; ++i)
+    const uint32_t expected[12] = {0xc0f83f00u, 0xc7c03800u, 0x3e703da0u, 0x27802100u,
+                                   0x3f823f80u, 0x3c023c00u, 0x27802100u, 0,
+                                   0x3c023c00u, 0x77005522u, 0x40400000u, 0x7fc00000u};
+    for (size_t i = 0; i < 12; ++i)
         CHECK(out[i] == expected[i], "fma %zu: %08x, expected %08x", i, out[i], expected[i]);
 }
 
@@ -231,6 +280,7 @@ void check_refusals() {
 int main() {
     check_mma<true>();
     check_mma<false>();
+    check_mma_bytes();
     check_warp();
     check_fma();
     check_conversions();

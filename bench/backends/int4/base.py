@@ -54,10 +54,16 @@ class Int4Kernel(ABC):
         return None if device.type in cls.devices else f"runs on {' or '.join(cls.devices)} only"
 
     @classmethod
+    def dtypes_on(cls, device: torch.device) -> Sequence[torch.dtype]:
+        """The activations that it takes on that device: `dtypes`, unless a device takes fewer."""
+        return cls.dtypes
+
+    @classmethod
     def refusal(cls, weight: pk.Int4Weight, batch: int) -> str | None:
         """None where it takes this weight and batch, else the reason why not, one line."""
-        if weight.dtype not in cls.dtypes:
-            taken = " or ".join(DTYPE_FLAGS[dtype] for dtype in cls.dtypes)
+        dtypes = cls.dtypes_on(weight.packed.device)
+        if weight.dtype not in dtypes:
+            taken = " or ".join(DTYPE_FLAGS[dtype] for dtype in dtypes)
             return f"takes {taken} activations, not {DTYPE_FLAGS[weight.dtype]}"
         found = {weight.group_size, *([-1] if weight.n_groups == 1 else [])}
         if cls.group_sizes is not None and not found & set(cls.group_sizes):

@@ -1,6 +1,8 @@
 """`exllamav2`: ExLlamaV2's kernel on a GPTQ weight, gemm_half_q_half of its extension."""
 
 import importlib
+import importlib.util
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,12 +24,18 @@ class Exllamav2(LibraryKernel):
     install_hint = "pip install exllamav2 (compiles with nvcc at first use)"
     package = "exllamav2"
     dtypes = (torch.float16,)
+    group_sizes = (32, 64, 128, 256, 512, 1024, -1)  # it takes the next power of two for whatever it is given
     in_multiple, out_multiple = 32, 32
     half_sums = True
 
     @classmethod
     def library(cls) -> Any:
-        """The module with make_q_matrix and the extension `ext_c`."""
+        """The module with make_q_matrix and the extension `ext_c`.
+
+        The package is not run, only its modules below: it imports a tokeniser and more that no kernel needs.
+        """
+        if cls.package not in sys.modules and (spec := importlib.util.find_spec(cls.package)):
+            sys.modules[cls.package] = importlib.util.module_from_spec(spec)
         return importlib.import_module("exllamav2.ext")
 
     @classmethod
@@ -43,7 +51,9 @@ class Exllamav2(LibraryKernel):
         # It shuffles qweight where it lies and keeps pointers: the tensors must live as long as the handle.
         self._tensors = tensors
         self._free = library.ext_c.free_q_matrix
-        self._handle = library.make_q_matrix(tensors, library.none_tensor)
+        # Where it would write a dense weight, for more rows of x than are given here.
+        self._dense = torch.empty(1, dtype=torch.float16, device=weight.packed.device)
+        self._handle = library.make_q_matrix(tensors, self._dense)
         return list(tensors.values())
 
     def run(self, x: Tensor) -> Tensor:

@@ -12,7 +12,9 @@ from bench.backends.int4.base import LibraryKernel, with_rounded_zeros
 class Gemlite(LibraryKernel):
     """Tunes itself on the first call of a shape, when it is checked: outside the timing.
 
-    Symmetric weights get the one zero point 8; others -zero * scale in the activations' dtype, its fast form.
+    Symmetric weights get the one zero point 8; others -zero * scale in the activations' dtype, its fast form. Blocks of
+    16 to 128 columns add their sums to the result by atomic adds in the activations' dtype, bf16 too from compute
+    capability 9.0 on (its default).
     """
 
     name = "gemlite"
@@ -20,6 +22,7 @@ class Gemlite(LibraryKernel):
     install_hint = "pip install gemlite (needs triton 3.6 or newer)"
     package = "gemlite"
     in_multiple, out_multiple = 32, 32
+    half_sums = True
     rounds_weights = True
 
     def prepare(self, weight: pk.Int4Weight) -> Sequence[Tensor]:

@@ -24,10 +24,8 @@ class Native(Int4Kernel):
         return super().availability(device)
 
     @classmethod
-    def refusal(cls, weight: pk.Int4Weight, batch: int) -> str | None:
-        if weight.packed.is_cuda and weight.dtype == torch.float32:
-            return "has no float32 kernels for CUDA: bf16 or fp16"
-        return super().refusal(weight, batch)
+    def dtypes_on(cls, device: torch.device) -> Sequence[torch.dtype]:
+        return cls.dtypes[:2] if device.type == "cuda" else cls.dtypes
 
     def prepare(self, weight: pk.Int4Weight) -> Sequence[Tensor]:
         self._weight = weight

@@ -25,9 +25,11 @@ def scales_and_zeros(weight: pk.Int4Weight) -> Tensor:
     return torch.stack((scales.T, zeros.T), dim=-1).contiguous()
 
 
-def tile_packed(weight: pk.Int4Weight) -> Tensor:
-    """int32 [out_features / 8, in_features / 128, 32, 4] of the CUDA kernel."""
-    q = weight.plain().q
+def tile_packed(q: Tensor) -> Tensor:
+    """int32 [out_features / 8, in_features / 128, 32, 4] of the CUDA kernel, from uint8 [out_features, in_features].
+
+    What torch packs are bytes of two columns, the even one in the high nibble.
+    """
     return torch.ops.aten._convert_weight_to_int4pack((q[:, ::2] << 4 | q[:, 1::2]).contiguous(), INNER_K_TILES)
 
 
@@ -47,11 +49,13 @@ class Tinygemm(Int4Kernel):
         return super().availability(device)
 
     @classmethod
+    def dtypes_on(cls, device: torch.device) -> Sequence[torch.dtype]:
+        return (torch.bfloat16,) if device.type == "cuda" else cls.dtypes
+
+    @classmethod
     def refusal(cls, weight: pk.Int4Weight, batch: int) -> str | None:
         if reason := super().refusal(weight, batch):
             return reason
-        if weight.packed.is_cuda and weight.dtype != torch.bfloat16:
-            return "takes bf16 activations on CUDA"
         in_multiple, out_multiple = (16 * INNER_K_TILES, 8) if weight.packed.is_cuda else (2, 16)
         if weight.in_features % in_multiple or weight.out_features % out_multiple:
             return (
@@ -63,7 +67,7 @@ class Tinygemm(Int4Kernel):
     def prepare(self, weight: pk.Int4Weight) -> Sequence[Tensor]:
         self._group_size, self._scales_and_zeros = weight.group_size, scales_and_zeros(weight)
         if weight.packed.is_cuda:
-            self._op, self._packed = torch.ops.aten._weight_int4pack_mm, tile_packed(weight)
+            self._op, self._packed = torch.ops.aten._weight_int4pack_mm, tile_packed(weight.plain().q)
         else:
             self._op = torch.ops.aten._weight_int4pack_mm_for_cpu
             self._packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(weight.plain().q.int(), INNER_K_TILES)

@@ -22,9 +22,10 @@ class Torchao(LibraryKernel):
     package = "torchao"
     dtypes = (torch.bfloat16,)
     group_sizes = (32, 64, 128, 256)
-    in_multiple = 1024  # it pads x to that on every call otherwise
     out_multiple = 8
     rounds_weights = True
+    PADDED = 1024
+    """Columns of its weights are padded to a multiple of that, and x on every call."""
 
     @classmethod
     def library(cls) -> Any:
@@ -32,7 +33,10 @@ class Torchao(LibraryKernel):
         return importlib.import_module("torchao.quantization").Int4TilePackedTo4dTensor
 
     def prepare(self, weight: pk.Int4Weight) -> Sequence[Tensor]:
-        packed, scales = tile_packed(weight), scales_and_zeros(weight)
+        columns = -weight.in_features % self.PADDED
+        packed = tile_packed(F.pad(weight.plain().q, (0, columns)))
+        # Groups of padding get the scale 0 and the zero 0.
+        scales = F.pad(scales_and_zeros(weight), (0, 0, 0, 0, 0, columns // weight.group_size))
         shape = torch.Size((weight.out_features, weight.in_features))
         self._weight = self.library()(packed, scales, [1, weight.group_size], shape)
         return [packed, scales]

@@ -130,11 +130,17 @@ __device__ __forceinline__ void barrier_wait(TransactionBarrier* barrier, uint32
 #endif
 }
 
-// --- asynchronous copies (sm_80): 16 bytes a thread, in groups that complete in order
+// --- asynchronous copies (sm_80): 16 bytes a thread or 4, in groups that complete in order
 
 __device__ __forceinline__ void async_copy16(void* to_shared, const void* from_global) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to_shared)),
                  "l"(from_global)
+                 : "memory");
+}
+
+// 4 bytes, by way of the first-level cache.
+__device__ __forceinline__ void async_copy4(void* to_shared, const void* from_global) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared_address(to_shared)), "l"(from_global)
                  : "memory");
 }
 
@@ -302,6 +308,22 @@ __device__ __forceinline__ float bits_to_float(uint32_t bits) {
     return __uint_as_float(bits);
 }
 
+__device__ __forceinline__ uint32_t float_to_bits(float value) {
+    return __float_as_uint(value);
+}
+
+// The larger magnitude; NaN where either is none.
+__device__ __forceinline__ float max_magnitude(float a, float b) {
+    float result;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(fabsf(a)), "f"(fabsf(b)));
+    return result;
+}
+
+// a b + c, rounded once.
+__device__ __forceinline__ float fma_float(float a, float b, float c) {
+    return fmaf(a, b, c);
+}
+
 // a b + c of two pairs at once, each rounded once.
 __device__ __forceinline__ uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t c) {
     uint32_t result;
@@ -337,6 +359,19 @@ __device__ __forceinline__ void mma_fp16(float (&c)[4], const uint32_t (&a)[4], 
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+// The same in whole numbers: a of 16 x 32 unsigned bytes, b of 32 x 8 signed ones. A register of four bytes,
+// the first the lowest, holds
+//   a[0], a[1], a[2], a[3]: columns 4t to 4t + 3 of rows g, g + 8, and columns 4t + 16 to 4t + 19 of both
+//   b[0], b[1]:             rows 4t to 4t + 3 and rows 4t + 16 to 4t + 19 of column g
+// and c lies as above.
+__device__ __forceinline__ void mma_u8s8(int (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
 // An 8 x 8 matrix of 16-bit elements, lane holding columns 2t, 2t + 1 of row g, becomes its transpose.
 __device__ __forceinline__ uint32_t transpose_8x8(uint32_t rows) {
     uint32_t columns;
@@ -351,6 +386,13 @@ __device__ __forceinline__ uint32_t low_halves(uint32_t first, uint32_t second) 
 
 __device__ __forceinline__ uint32_t high_halves(uint32_t first, uint32_t second) {
     return __byte_perm(first, second, 0x7632);
+}
+
+// Four bytes of two words: hexadecimal digit i of `selector`, from the lowest, is which of the eight byte i
+// is.
+template <uint32_t selector>
+__device__ __forceinline__ uint32_t select_bytes(uint32_t first, uint32_t second) {
+    return __byte_perm(first, second, selector);
 }
 
 // Nanoseconds of the device's clock; it ticks about every microsecond or better.

@@ -1,0 +1,30 @@
+"""How many copies of the weights a cold run rotates through, and how many layers a sample holds."""
+
+import torch
+
+from bench.core.environment import last_level_cache_bytes
+
+# Beyond this the copies' own bookkeeping would be what is measured.
+_MAX_COPIES = 512
+
+# Eight layers last half a millisecond and more: the microsecond or two of an event are lost in them.
+_CUDA_LAYERS = 8
+
+
+def weight_copies(n_bytes: int, l2: str, device: torch.device) -> int:
+    """Copies of weights of that many bytes to rotate through, so that a step finds none of its own in the last-level
+    cache; with l2 == "warm" one.
+
+    One where there are no weights to speak of: activations are warm in any decode step. At most _MAX_COPIES.
+    """
+    cache = last_level_cache_bytes(device)
+    if l2 == "warm" or n_bytes >= 2 * cache or n_bytes == 0:
+        return 1
+    return min(2 * cache // n_bytes + 2, _MAX_COPIES)
+
+
+def layers_a_sample(asked: int, copies: int, device: torch.device) -> int:
+    """--repeats, or where that is 0 one step on a CPU, and on a GPU eight or as many more as there are copies."""
+    if asked:
+        return asked
+    return _CUDA_LAYERS + -_CUDA_LAYERS % copies if device.type == "cuda" else 1

@@ -1,0 +1,111 @@
+"""What the drivers do alike: watch the machine, measure arms beside the ceiling, and close the run."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from bench.core import cli, device_trace, environment, gpu_state, measure, results, tables
+from bench.core.ceiling import Ceiling
+from bench.core.device_trace import Traced
+from bench.core.document import Document
+from bench.core.measure import Arm
+from bench.core.progress import progress
+
+
+class Machine:
+    """The machine of a run; on a GPU with a monitor of its clocks (`monitor` is None elsewhere)."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.before = environment.collect()
+        self.monitor = gpu_state.Monitor(device) if device.type == "cuda" else None
+        if self.monitor:
+            self.before["gpu_before"] = self.monitor.state()
+
+    def document(self) -> Document:
+        """The key `environment`: asked for when all is measured, since it holds the GPU's state after that too."""
+        return {**self.before, "gpu_after": self.monitor.state()} if self.monitor else self.before
+
+
+def gate(arms: Sequence[Arm]) -> None:
+    """measure.gate, with a progress bar."""
+    runnable = [arm for arm in arms if arm.status == "ok"]
+    with progress("checking", len(runnable)) as advance:
+        measure.gate(runnable, lambda arm: advance())
+
+
+class Measurement:
+    """The arms of a run measured beside the ceiling, and what a GPU's traces add to them.
+
+    `ceiling` is None where there was no memory for anything: then nothing is measured, and its bandwidths are None.
+    """
+
+    def __init__(
+        self,
+        arms: Sequence[Arm],
+        ceiling: Ceiling | None,
+        spec_bandwidth: tuple[float | None, str],
+        monitor: gpu_state.Monitor | None,
+    ) -> None:
+        spec_gbs, source = spec_bandwidth
+        self.arms, self.ceiling = arms, ceiling
+        self.interrupted = False
+        self.throttling: Document = {}
+        self.bandwidths: Document = {"spec_gbs": spec_gbs, "spec_source": source, "read_gbs": None, "copy_gbs": None}
+        self.traces: dict[str, Traced] = {}
+        self.untraced: dict[str, str] = {}
+        self._spec_bandwidth, self._monitor = spec_bandwidth, monitor
+
+    def take(self, warmup: int, steps: int, afterwards: Callable[[], None]) -> None:
+        """The rounds, the host's clock, and `afterwards`: what else is measured when those are done.
+
+        Ctrl-C ends it early: `interrupted` says so, and what was finished is kept. Before the end of the first round
+        nothing is, and KeyboardInterrupt goes on upwards.
+        """
+        if self.ceiling is None:
+            return
+        total = steps * (len([arm for arm in self.arms if arm.status == "ok"]) + len(self.ceiling.arms))
+        with progress("measuring", total) as advance:
+            finished, self.throttling = gpu_state.alternate_watched(
+                [*self.ceiling.arms, *self.arms], warmup, steps, advance, self._monitor
+            )
+        if not self.ceiling.read.samples_us:
+            raise KeyboardInterrupt
+        self.bandwidths = self.ceiling.document(*self._spec_bandwidth)
+        try:
+            if not finished:
+                raise KeyboardInterrupt
+            measure.measure_host(self.arms, warmup, steps)
+            afterwards()
+        except KeyboardInterrupt:
+            self.interrupted = True
+
+    def trace(self, repeats: int) -> None:
+        """The device's own clock of every arm: last, since a process that CUPTI has traced stays slower."""
+        self.traces, self.untraced = device_trace.trace_arms(self.arms, repeats)
+
+    def add_device_keys(self, entries: Sequence[Document], keys: Callable[..., Document] = results.device_keys) -> None:
+        """Put into the entries of `arms`, one an arm, what a GPU adds: `keys` of its trace, or why there is none."""
+        for arm, entry in zip(self.arms, entries, strict=True):
+            traced = self.traces.get(arm.label)
+            why = self.untraced.get(arm.label, "not traced: " + (arm.reason or "the run was interrupted"))
+            entry |= keys(entry, traced, None if traced else why, self.bandwidths)
+            entry["steps_per_graph"] = arm.steps_per_graph
+
+
+def close(
+    document: Document,
+    outputs: cli.Outputs,
+    show: Callable[[Document, Console], object] = tables.print_document,
+    **written: Any,
+) -> int:
+    """Print the document, write the files (`written`: further arguments of Outputs.write), return the exit status."""
+    try:
+        show(document, Console())
+    finally:  # whoever reads the tables may have gone away, as `head` does: the files are still wanted
+        outputs.write(document, **written)
+    if document["interrupted"]:
+        return cli.INTERRUPTED
+    found = [entry for key in ("arms", "ops", "sessions") for entry in document.get(key, ())]
+    return 1 if any(entry.get("status") == "wrong" for entry in found) else 0
