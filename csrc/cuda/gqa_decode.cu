@@ -9,10 +9,11 @@
 // for as soon as S is done with these, the next V after O^T. Which dimension or key an index of the product
 // means is free as long as both factors agree, so lanes take what lies together in memory: of K eight
 // dimensions of a row, of V eight dimensions of four rows. Softmax is online, in base 2. Warps, then splits
-// are joined by their log-sum-exp (Flash-Decoding): in a cluster through one another's shared memory, else
-// through global memory by a few of the blocks, which look until all splits' words are there. These are the
-// blocks of a unit that started last, by a ticket: whoever waits knows that all others but its fellow joiners
-// run, and joiners are too few to fill the device.
+// are joined by their log-sum-exp (Flash-Decoding): in a cluster every block joins a part of the output, of
+// which the others push their shares into its shared memory; else through global memory by a few of the
+// blocks, which look until all splits' words are there. These are the blocks of a unit that started last, by
+// a ticket: whoever waits knows that all others but its fellow joiners run, and joiners are too few to fill
+// the device.
 //
 // Least bytes: K and V of kv_len slots, once. What limits it: latency up to some thousand keys, memory
 // beyond.
@@ -53,6 +54,16 @@ __global__ void __launch_bounds__(gqa_threads, 1)
     const int64_t slots = int64_t{at.sequence * params.n_kv_heads + at.kv_head} * params.max_len * head_dim;
     const T* k_cache = static_cast<const T*>(params.k_cache) + slots;
     const T* v_cache = static_cast<const T*>(params.v_cache) + slots;
+
+    // Blocks of a cluster push once all have made their barriers, which is long before they have something.
+    const int items = gqa_items(at.n_heads, head_dim);
+    unsigned char* const behind_rows = shared_memory() + gqa_rows_bytes(head_dim);
+    const PushedShares pushed(behind_rows, items, at.n_heads * plan.cluster_items);
+    if (plan.cluster_splits > 1) {
+        if (threadIdx.x == 0) pushed.expect();
+        warp_barrier();  // all lanes arrive together
+        cluster_arrive();
+    }
 
     // q in shared memory, 0 past the last head. It is asked for before K and V where nothing has to be waited
     // for: behind them it would arrive a microsecond after them.
@@ -132,10 +143,9 @@ __global__ void __launch_bounds__(gqa_threads, 1)
     }
     const int active_splits = gqa_active_splits(kv_len, plan.splits);
 
-    // The warps become one. In shared memory, in q's place: [warp][head][row], then the block's [head][row].
+    // The warps become one. In shared memory, in q's place: [warp][head][row].
     float* results = reinterpret_cast<float*>(shared_memory());
     block_barrier();  // every warp is done with q
-    float* block_rows = results + gqa_warps * gqa_tile_heads * row;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
         float sum = partial.sum[h];
@@ -153,10 +163,11 @@ __global__ void __launch_bounds__(gqa_threads, 1)
         if (g == 0)
             store(reinterpret_cast<float4*>(mine + head_dim), make_float4(partial.maximum[h], sum, 0, 0));
     }
-    auto* ticket_place = reinterpret_cast<uint32_t*>(block_rows);  // which only a cluster needs
+    auto* ticket_place = reinterpret_cast<uint32_t*>(behind_rows);  // which only a cluster needs
     if (takes_ticket) store(ticket_place, ticket);
     block_barrier();  // all warps' results are there, and the ticket
-    const int items = gqa_items(at.n_heads, head_dim);
+    // All blocks have made their barriers.
+    if (plan.cluster_splits > 1) cluster_wait();
     const bool has_own = static_cast<int>(threadIdx.x) < items;
     const Item own(has_own ? static_cast<int>(threadIdx.x) : 0, head_dim);
     Joined joined;
@@ -178,20 +189,15 @@ __global__ void __launch_bounds__(gqa_threads, 1)
     };
     if (plan.cluster_splits > 1) {
         // The blocks of the cluster become one: of as many neighbouring lanes, which have one item, each
-        // reads the row of one block.
-        if (has_own) joined.keep(block_rows + own.head * row, own.dim, head_dim);
-        cluster_arrive();
-        cluster_wait();  // all blocks' rows are there
+        // takes the share of one block.
+        if (has_own) pushed.send(joined, static_cast<int>(threadIdx.x), at.split);
         const int lanes = plan.cluster_splits, from = static_cast<int>(threadIdx.x) % lanes;
-        const int mine = cluster_rank() * (gqa_threads / lanes) + static_cast<int>(threadIdx.x) / lanes;
-        const Item item(mine < items ? mine : 0, head_dim);
-        const float* theirs = block_rows + item.head * row;
-        joined.weight = load_shared_of(from, reinterpret_cast<const float4*>(theirs + head_dim));
-        joined.out = load_shared_of(from, reinterpret_cast<const float4*>(theirs + item.dim));
-        cluster_arrive();  // this thread has read
+        const int share = static_cast<int>(threadIdx.x) / lanes;
+        joined = {};
+        wait_for_pushes(pushed.all_here);  // nobody writes here any more: the block may also end
+        if (share < pushed.part) joined = pushed.share_of(from, share);
         joined.add_lanes(lanes);
-        if (mine < items && from == 0) finish(item);
-        cluster_wait();  // all others have: the block's rows may go
+        if (share < pushed.part && from == 0) finish(Item(at.split * pushed.part + share, head_dim));
         return;
     }
     if (active_splits == 1) {

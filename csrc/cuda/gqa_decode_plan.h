@@ -17,7 +17,7 @@ constexpr int gqa_tile_keys = 16;
 // A split has at least a tile for each of its warps: below that its combining costs more than its reading.
 constexpr int gqa_min_split_keys = gqa_warps * gqa_tile_keys;
 
-// Short contexts are joined in clusters: a block reads another's shared memory in half a microsecond. The
+// Short contexts are joined in clusters, whose blocks push their shares into one another's shared memory. The
 // blocks of a cluster share a GPC, of which some have fewer than 16 SMs free: up to this many blocks in all
 // find room at once. Longer contexts need all SMs.
 constexpr int gqa_max_cluster_splits = 16;
@@ -34,6 +34,7 @@ struct GqaPlan {
     int units;           // batch * n_kv_heads * head_tiles
     int splits;          // of the KV axis
     int cluster_splits;  // splits, a power of two, where they are a cluster; else 1
+    int cluster_items;   // of one head's items, those that a block of the cluster joins
     int joiners;         // blocks of a unit that join it, where there is no cluster
     int joiner_items;    // of the output's items, a joiner's share
     int joiner_lanes;    // neighbouring lanes that join one item: a power of two
@@ -53,6 +54,11 @@ constexpr int gqa_q_row_elements(int head_dim) {
     return head_dim + 32;
 }
 
+// The rows of all warps and heads.
+constexpr int gqa_rows_bytes(int head_dim) {
+    return gqa_warps * gqa_tile_heads * gqa_row_floats(head_dim) * 4;
+}
+
 constexpr int power_of_two_below(int value) {
     int power = 1;
     while (2 * power <= value) power *= 2;
@@ -63,6 +69,14 @@ constexpr int power_of_two_below(int value) {
 // the blocks of a cluster, or to the joiners.
 constexpr int gqa_items(int heads, int head_dim) {
     return heads * head_dim / 4;
+}
+
+// A block's share of an item, as it is pushed to another block: the item, the maximum, the sum of
+// exponentials. Before the shares lies the barrier that counts their bytes.
+constexpr int gqa_share_bytes = 24, gqa_push_barrier_bytes = 16;
+
+constexpr int gqa_pushed_bytes(int items) {
+    return gqa_push_barrier_bytes + items * gqa_share_bytes;
 }
 
 // One split an SM as long as each has keys enough. It depends on the cache, not on kv_len, which lies on the
@@ -84,6 +98,7 @@ inline GqaPlan plan_gqa_decode(const GqaDecodeParams& params, int sm_count, bool
                                 gqa_max_cluster_splits);
     if (clusters && joined > 1 && params.max_len <= joined * gqa_max_cluster_tiles * gqa_min_split_keys)
         plan.splits = plan.cluster_splits = joined;
+    plan.cluster_items = gqa_items(1, params.head_dim) / plan.cluster_splits;
     const int items = gqa_items(plan.heads, params.head_dim);
     const int joiners = std::clamp(sm_count / gqa_sms_per_joiner / plan.units, 1, plan.splits);
     plan.joiner_items = (items + joiners - 1) / joiners;
@@ -92,10 +107,9 @@ inline GqaPlan plan_gqa_decode(const GqaDecodeParams& params, int sm_count, bool
         std::min({gqa_threads / gqa_warps, power_of_two_below(gqa_threads / plan.joiner_items),
                   power_of_two_below(2 * plan.splits - 1)});
     plan.programmatic = programmatic;
-    // A row for every warp and head, and a row for every head of the split; before them, q.
-    const int rows = (gqa_warps + 1) * gqa_tile_heads * gqa_row_floats(params.head_dim) * 4;
-    const int q = gqa_tile_heads * gqa_q_row_elements(params.head_dim) * 2;
-    plan.shared_bytes = rows > q ? rows : q;
+    // A row for every warp and head, in q's place. Behind them what a cluster's blocks push, else a ticket.
+    plan.shared_bytes =
+        gqa_rows_bytes(params.head_dim) + (plan.cluster_splits > 1 ? gqa_pushed_bytes(items) : 16);
     return plan;
 }
 

@@ -281,6 +281,16 @@ const void* check_load_of_cluster(int rank, const void* own, size_t bytes, Site 
            (static_cast<const unsigned char*>(own) - block.shared.begin());
 }
 
+void begin_push(int rank, const void* own, const void* value, size_t bytes, int barrier_rank,
+                const void* own_barrier, Site site) {
+    Thread& thread = current();
+    take_turns(thread, site);
+    if (barrier_rank != rank) {
+        fail(FaultKind::misuse, site, "push to block %d, with a barrier of block %d", rank, barrier_rank);
+    }
+    thread.block->push(thread, rank, own, value, bytes, own_barrier, site);
+}
+
 void make_barrier(const void* barrier, uint32_t arrivals, Site site) {
     Thread& thread = current();
     thread.block->make_barrier(thread, barrier, arrivals, site);

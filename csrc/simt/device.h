@@ -192,6 +192,25 @@ inline float4 load_shared_of(int rank, const float4* own, Site site = Site::here
     return copy_out(static_cast<const float4*>(simt::check_load_of_cluster(rank, own, sizeof(float4), site)));
 }
 
+struct ClusterPlace {
+    int rank;
+    const void* own;
+};
+
+inline ClusterPlace place_in(int rank, const void* own) {
+    return {rank, own};
+}
+
+template <class T>
+void push(ClusterPlace to, T value, ClusterPlace barrier, Site site = Site::here()) {
+    static_assert(std::is_same_v<T, float4> || std::is_same_v<T, float2>);
+    simt::begin_push(to.rank, to.own, &value, sizeof(T), barrier.rank, barrier.own, site);
+}
+
+inline void wait_for_pushes(TransactionBarrier* barrier, Site site = Site::here()) {
+    simt::wait_barrier(barrier, 0, site);
+}
+
 // Word by word, with other threads' turns between, as the hardware may. What two blocks do to such words
 // needs no order but the words' own.
 template <class T>

@@ -37,6 +37,9 @@ void arrive_in_cluster(Site site);
 void wait_in_cluster(Site site);
 // Where that place of the other block's shared memory is.
 const void* check_load_of_cluster(int rank, const void* own, size_t bytes, Site site);
+// 8 or 16 bytes to such a place, and the news of them to such a barrier.
+void begin_push(int rank, const void* own, const void* value, size_t bytes, int barrier_rank,
+                const void* own_barrier, Site site);
 
 void make_barrier(const void* barrier, uint32_t arrivals, Site site);
 void show_barriers();

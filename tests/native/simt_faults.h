@@ -23,6 +23,8 @@ extern const int n_block_faults, n_cluster_faults;
 
 void clean(const uint32_t* in, uint32_t* out, const Stream& stream);
 void cluster_clean(const uint32_t* in, uint32_t* out, const Stream& stream);
+// Two blocks push into each other's memory: out = in, backwards, + 1000 for the block it comes from.
+void push_clean(const uint32_t* in, uint32_t* out, const Stream& stream);
 // out = in + 1, as a kernel of a chain; without_wait leaves wait_for_producers() out; late calls it after the
 // read; early_fresh too, and copies what load_fresh() gave.
 void chain_clean(const uint32_t* in, uint32_t* out, const Stream& stream);

@@ -63,6 +63,80 @@ __global__ void write_after_arrival_kernel(const uint32_t* in, uint32_t*) {
     load(shared_words() + (threadIdx.x + warp_lanes) % fault_threads);  // FAULT write_after_arrival
 }
 
+// Each block pushes a float2 a thread into the other's memory, behind the barrier there.
+__device__ TransactionBarrier* make_push_barrier() {
+    auto* barrier = reinterpret_cast<TransactionBarrier*>(shared_memory());
+    if (threadIdx.x == 0) {
+        barrier_init(barrier, 1);
+        barriers_ready();
+        barrier_expect(barrier, fault_threads * sizeof(float2));
+    }
+    block_barrier();
+    return barrier;
+}
+
+__device__ float2* pushed_place(unsigned thread) {
+    return reinterpret_cast<float2*>(shared_memory() + 16) + thread;
+}
+
+__device__ float2 pushed_value(const uint32_t* in) {
+    return make_float2(static_cast<float>(load(in + threadIdx.x)), static_cast<float>(cluster_rank()));
+}
+
+__global__ void push_clean_kernel(const uint32_t* in, uint32_t* out) {
+    TransactionBarrier* barrier = make_push_barrier();
+    cluster_arrive();
+    const int other = 1 - cluster_rank();
+    const float2 value = pushed_value(in);
+    cluster_wait();
+    push(place_in(other, pushed_place(threadIdx.x)), value, place_in(other, barrier));
+    wait_for_pushes(barrier);
+    const float2 got = load(pushed_place(fault_threads - 1 - threadIdx.x));
+    if (cluster_rank() == 0) store(out + threadIdx.x, static_cast<uint32_t>(got.x + 1000.0f * got.y));
+}
+
+__global__ void push_read_early_kernel(const uint32_t* in, uint32_t*) {
+    TransactionBarrier* barrier = make_push_barrier();
+    cluster_arrive();
+    const int other = 1 - cluster_rank();
+    cluster_wait();
+    push(place_in(other, pushed_place(threadIdx.x)), pushed_value(in), place_in(other, barrier));
+    load(pushed_place(threadIdx.x));  // FAULT push_read_early
+    wait_for_pushes(barrier);
+}
+
+__global__ void push_not_shown_kernel(const uint32_t* in, uint32_t*) {
+    TransactionBarrier* barrier = make_push_barrier();
+    cluster_arrive();
+    const int other = 1 - cluster_rank();
+    const ClusterPlace place = place_in(other, pushed_place(threadIdx.x));
+    push(place, pushed_value(in), place_in(other, barrier));  // FAULT push_not_shown
+    cluster_wait();
+    wait_for_pushes(barrier);
+}
+
+__global__ void ends_while_pushed_kernel(const uint32_t* in, uint32_t*) {
+    TransactionBarrier* barrier = make_push_barrier();
+    cluster_arrive();
+    const int other = 1 - cluster_rank();
+    const ClusterPlace place = place_in(other, pushed_place(threadIdx.x));
+    cluster_wait();
+    push(place, pushed_value(in), place_in(other, barrier));  // FAULT ends_while_pushed
+}
+
+// The place is still in use: read behind the barrier that lets others push.
+__global__ void push_place_in_use_kernel(const uint32_t* in, uint32_t*) {
+    fill_shared();
+    TransactionBarrier* barrier = make_push_barrier();
+    cluster_arrive();
+    const int other = 1 - cluster_rank();
+    const ClusterPlace place = place_in(other, pushed_place(threadIdx.x));
+    cluster_wait();
+    load(pushed_place(threadIdx.x));                          // FAULT push_place_in_use
+    push(place, pushed_value(in), place_in(other, barrier));  // FAULT push_place_in_use
+    wait_for_pushes(barrier);
+}
+
 __global__ void chain_clean_kernel(const uint32_t* in, uint32_t* out) {
     launch_dependents();
     wait_for_producers();
@@ -152,6 +226,10 @@ const FaultCase cluster_faults[] = {
     {"ends_while_read", launch_faulty_cluster<ends_while_read_kernel>, true},
     {"write_after_arrival", launch_faulty_cluster<write_after_arrival_kernel>, true},
     {"two_arrivals", launch_faulty_cluster<two_arrivals_kernel>, true},
+    {"push_read_early", launch_faulty_cluster<push_read_early_kernel>, true},
+    {"push_not_shown", launch_faulty_cluster<push_not_shown_kernel>, true},
+    {"ends_while_pushed", launch_faulty_cluster<ends_while_pushed_kernel>, true},
+    {"push_place_in_use", launch_faulty_cluster<push_place_in_use_kernel>, true},
 };
 const int n_cluster_faults = sizeof cluster_faults / sizeof *cluster_faults;
 
@@ -161,6 +239,10 @@ void chain_clean(const uint32_t* in, uint32_t* out, const Stream& stream) {
 
 void cluster_clean(const uint32_t* in, uint32_t* out, const Stream& stream) {
     launch_faulty_cluster<cluster_clean_kernel>(in, out, stream);
+}
+
+void push_clean(const uint32_t* in, uint32_t* out, const Stream& stream) {
+    launch_faulty_cluster<push_clean_kernel>(in, out, stream);
 }
 
 void chain_early_fresh(const uint32_t* in, uint32_t* out, const Stream& stream) {

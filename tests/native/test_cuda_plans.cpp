@@ -317,9 +317,18 @@ void test_gqa_plan(const Model& model, int batch, int max_len, const Device& dev
           "%s: %d blocks", context("one wave"), plan.units * plan.splits);
 
     CHECK(plan.shared_bytes <= device.shared_bytes, "%s: %d", context("shared memory"), plan.shared_bytes);
-    CHECK(plan.shared_bytes >= (gqa_warps + 1) * gqa_tile_heads * (head_dim + 2) * 4 &&
-              plan.shared_bytes >= gqa_tile_heads * head_dim * 2,
-          "%s: %d", context("rows and q fit"), plan.shared_bytes);
+    const int rows = gqa_warps * gqa_tile_heads * (head_dim + 2) * 4;
+    CHECK(gqa_rows_bytes(head_dim) >= rows && gqa_rows_bytes(head_dim) % 16 == 0 &&
+              gqa_rows_bytes(head_dim) >= gqa_tile_heads * gqa_q_row_elements(head_dim) * 2,
+          "%s: %d", context("rows, and q in their place"), gqa_rows_bytes(head_dim));
+    // Behind the rows lies a ticket, or a barrier and what a cluster's blocks push: of the items of a block's
+    // part, every block's share. Parts are equal, and a thread takes one share.
+    CHECK(plan.shared_bytes >= rows + 4, "%s: %d", context("the ticket fits"), plan.shared_bytes);
+    const int part = plan.heads * plan.cluster_items, shares = plan.cluster_splits * part;
+    CHECK(plan.cluster_items >= 1 && shares == gqa_items(plan.heads, head_dim) && shares <= gqa_threads,
+          "%s: %d", context("parts of a cluster"), part);
+    CHECK(plan.cluster_splits == 1 || plan.shared_bytes >= gqa_rows_bytes(head_dim) + 8 + shares * 24,
+          "%s: %d", context("pushed shares fit"), plan.shared_bytes);
 
     // Joiners have every item once and a thread for each of its lanes; those that wait leave SMs for the
     // rest.

@@ -118,6 +118,20 @@ const std::map<std::string, FaultKind> kinds = {
     {"ends_while_read", FaultKind::misuse},
     {"two_arrivals", FaultKind::misuse},
     {"write_after_arrival", FaultKind::shared_race},
+    {"push_read_early", FaultKind::pending_copy},
+    {"push_not_shown", FaultKind::misuse},
+    {"ends_while_pushed", FaultKind::misuse},
+    {"push_place_in_use", FaultKind::shared_race},
+};
+
+// Of faults that show in two ways, the other.
+const std::map<std::string, FaultKind> other_kinds = {
+    // Who comes too early finds the copy of another thread under way, or landed for that thread alone.
+    {"barrier_missing_after_async_wait", FaultKind::pending_copy},
+    // Or nothing has been pushed there yet.
+    {"push_read_early", FaultKind::uninitialised_read},
+    // The push finds the read, or the read the push.
+    {"push_place_in_use", FaultKind::pending_copy},
 };
 
 // An access before the wait is found by the later of the two that meet in it: the early one itself, or, where
@@ -192,9 +206,8 @@ void check_fault(const cuda::FaultCase& fault, uint64_t seed) {
     if (fault.needs_sm_90 && PYKERNELS_SIMT_ARCH < 90) return;
     Buffers b;
     const std::string name = fault.name;
-    // Who comes too early finds the copy of another thread under way, or landed for that thread alone.
-    const auto other =
-        name == "barrier_missing_after_async_wait" ? std::optional(FaultKind::pending_copy) : std::nullopt;
+    const auto found = other_kinds.find(name);
+    const auto other = found == other_kinds.end() ? std::nullopt : std::optional(found->second);
     // Both cluster kernels write at the same line.
     expect(fault.name, run(seed, [&] { fault.launch(b.in, b.out, {nullptr, false}); }), kinds.at(name), seed,
            other, name == "no_cluster_wait" ? "no_cluster_barrier" : nullptr);
@@ -212,6 +225,9 @@ int main() {
         expect_none("clean", run(seed, [&] { cuda::clean(b.in, b.out, stream); }), seed);
         if (PYKERNELS_SIMT_ARCH >= 90) {
             expect_none("a cluster", run(seed, [&] { cuda::cluster_clean(b.in, b.out, stream); }), seed);
+            expect_none("pushes", run(seed, [&] { cuda::push_clean(b.in, b.out, stream); }), seed);
+            for (uint32_t i = 0; i < n; ++i)
+                CHECK(b.out[i] == 1000 + n - 1 - i, "pushes, seed %d: out[%u] = %u", int(seed), i, b.out[i]);
         }
         check_chains(seed);
         check_joins(seed);

@@ -75,14 +75,15 @@ __device__ __forceinline__ T shuffle_xor(T value, int mask) {
     return __shfl_xor_sync(0xffffffffu, value, mask);
 }
 
-// --- bulk copies (sm_90): the copy engine moves bytes to shared memory and tells a transaction barrier. No
-// kernel uses them at present: rows come in pieces too small for it (docs/kernels.md has the measurement).
-// The executor and its planted faults know them.
+// --- transaction barriers (sm_90): a phase ends when its arrivals and its bytes have come. Other blocks of
+// the cluster push them (below), or the copy engine brings them: a bulk copy. No kernel uses bulk copies at
+// present: rows come in pieces too small for it (docs/kernels.md has the measurement). The executor and its
+// planted faults know them.
 
 using TransactionBarrier = uint64_t;
 
-// `arrivals` threads arrive in a phase. One thread calls it; block_barrier() after barriers_ready() shows it
-// to the others and to the copy engine.
+// `arrivals` threads arrive in a phase. One thread calls it; after barriers_ready(), block_barrier() shows it
+// to the others and to the copy engine, cluster_arrive() and cluster_wait() to the cluster.
 __device__ __forceinline__ void barrier_init(TransactionBarrier* barrier, uint32_t arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals)
                  : "memory");
@@ -181,8 +182,8 @@ __device__ __forceinline__ void wait_for_producers() {
 
 // --- between blocks
 
-// Blocks of a cluster (sm_90) run at the same time and read one another's shared memory. Before sm_90, and in
-// a launch without clusters, a block is its own cluster.
+// Blocks of a cluster (sm_90) run at the same time, and read and write one another's shared memory. Before
+// sm_90, and in a launch without clusters, a block is its own cluster.
 
 // The block's number in its cluster.
 __device__ __forceinline__ int cluster_rank() {
@@ -226,6 +227,56 @@ __device__ __forceinline__ float4 load_shared_of(int rank, const float4* own) {
     value = *own;
 #endif
     return value;
+}
+
+// A place of the shared memory of the cluster's block `rank`: where `own` is in this block's.
+struct ClusterPlace {
+    uint32_t address;
+};
+
+__device__ __forceinline__ ClusterPlace place_in(int rank, const void* own) {
+    ClusterPlace place = {};
+#if __CUDA_ARCH__ >= 900
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(place.address) : "r"(shared_address(own)), "r"(rank));
+#endif
+    return place;
+}
+
+// Stores there, and tells a transaction barrier of the same block how many bytes have come (sm_90). That
+// block has shown its barrier to the cluster, uses the place no more, and does not end, until it has waited
+// for all it expects.
+__device__ __forceinline__ void push(ClusterPlace to, float4 value, ClusterPlace barrier) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile(
+        "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::
+            "r"(to.address),
+        "f"(value.x), "f"(value.y), "f"(value.z), "f"(value.w), "r"(barrier.address)
+        : "memory");
+#endif
+}
+
+__device__ __forceinline__ void push(ClusterPlace to, float2 value, ClusterPlace barrier) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile(
+        "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::"r"(
+            to.address),
+        "f"(value.x), "f"(value.y), "r"(barrier.address)
+        : "memory");
+#endif
+}
+
+// Waits until the barrier's first phase has ended: what the cluster's blocks pushed is there.
+__device__ __forceinline__ void wait_for_pushes(TransactionBarrier* barrier) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile(
+        "{\n"
+        ".reg .pred done;\n"
+        "again:\n"
+        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], 0;\n"
+        "@!done bra again;\n"
+        "}" ::"r"(shared_address(barrier))
+        : "memory");
+#endif
 }
 
 // Floats that carry their own flag: a word of them is all zero bits until a block has written it, so that who
