@@ -62,6 +62,13 @@ def test_groups(sm_count, group, head_dim, dtype, arch):
     check(inputs([70], 150, group * kv_heads, kv_heads, head_dim, dtype), arch, seed=group, sm_count=sm_count)
 
 
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("max_len", [150, 2100])
+def test_the_last_blocks_of_a_group_have_fewer_heads(max_len, head_dim, arch):
+    check(inputs([max_len - 3], max_len, 9, 1, head_dim, torch.bfloat16), arch, seed=head_dim)
+
+
 # A split has a share of the keys that depends on sm_count: with max_len 400 and one KV head, 3 SMs make 3 splits.
 BORDERS = [1, 2, 7, 8, 9, 31, 63, 64, 65, 127, 128, 129, 191, 193, 255, 257, 383, 385, 399, 400]
 
