@@ -83,19 +83,22 @@ __global__ void __launch_bounds__(gqa_threads, 1)
     int key = (warp * plan.splits + at.split) * gqa_tile_keys;
     Keys<head_dim> keys[2];
     Values<head_dim> values[2];
-    const auto load_tile = [&](int i, int first_key) {
-        load_keys(keys[i], k_cache, first_key, params.max_len);
-        load_values(values[i], v_cache, first_key, params.max_len);
+    const auto load_tile = [&](auto reading, int i, int first_key) {
+        load_keys<reading()>(keys[i], k_cache, first_key, params.max_len);
+        load_values<reading()>(values[i], v_cache, first_key, params.max_len);
     };
-    if (key < params.max_len) load_tile(0, key);
-    if (key + step < (params.max_len <= 2 * step ? params.max_len : kv_len)) load_tile(1, key + step);
+    using First = std::integral_constant<Reading, Reading::first>;
+    using Again = std::integral_constant<Reading, Reading::again>;
+    if (key < params.max_len) load_tile(First{}, 0, key);
+    if (key + step < (params.max_len <= 2 * step ? params.max_len : kv_len))
+        load_tile(First{}, 1, key + step);
     wait_for_producers();
     launch_dependents();
     if (plan.programmatic) {
         fetch_q();
         // The newest key may have come only now.
-        if (key < kv_len && key + gqa_tile_keys >= kv_len) load_tile(0, key);
-        if (key + step < kv_len && key + step + gqa_tile_keys >= kv_len) load_tile(1, key + step);
+        if (key < kv_len && key + gqa_tile_keys >= kv_len) load_tile(Again{}, 0, key);
+        if (key + step < kv_len && key + step + gqa_tile_keys >= kv_len) load_tile(Again{}, 1, key + step);
     }
     auto* counters = static_cast<uint32_t*>(params.workspace);
     const bool takes_ticket = plan.cluster_splits == 1 && threadIdx.x == 0;
@@ -116,12 +119,12 @@ __global__ void __launch_bounds__(gqa_threads, 1)
         for (int i = 0; i < 2; ++i) score<T>(scores[i], keys[i], q, valid_keys[i], scale);
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-            if (next[i] < kv_len) load_keys(keys[i], k_cache, next[i], params.max_len);
+            if (next[i] < kv_len) load_keys<Reading::first>(keys[i], k_cache, next[i], params.max_len);
         }
         attend<T>(scores, values, valid_keys, partial);
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-            if (next[i] < kv_len) load_values(values[i], v_cache, next[i], params.max_len);
+            if (next[i] < kv_len) load_values<Reading::first>(values[i], v_cache, next[i], params.max_len);
         }
     }
     if (key < kv_len) {  // the last of an odd number

@@ -60,6 +60,18 @@ __device__ __forceinline__ T load_fresh(const T* pointer) {
     return __ldcg(pointer);
 }
 
+// 16 bytes of global memory that are read once and not soon again: kept in neither cache for long. This
+// launch does not write them.
+__device__ __forceinline__ uint4 load_streamed(const uint4* pointer) {
+    uint64_t policy;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    uint4 value;
+    asm volatile("ld.global.L1::no_allocate.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
+                 : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+                 : "l"(pointer), "l"(policy));
+    return value;
+}
+
 // --- barriers and shuffles
 
 __device__ __forceinline__ void block_barrier() {
