@@ -87,14 +87,13 @@ __device__ __forceinline__ T shuffle_xor(T value, int mask) {
     return __shfl_xor_sync(0xffffffffu, value, mask);
 }
 
-// --- bulk copies (sm_90): the copy engine moves bytes to shared memory and tells a transaction barrier. No
-// kernel uses them at present: rows come in pieces too small for it (docs/kernels.md has the measurement).
-// The executor and its planted faults know them.
+// --- bulk copies (sm_90): the copy engine moves bytes to shared memory and tells a transaction barrier.
+// Small or unaligned copies are slow (docs/kernels.md has the measurement).
 
 using TransactionBarrier = uint64_t;
 
-// `arrivals` threads arrive in a phase. One thread calls it; block_barrier() after barriers_ready() shows it
-// to the others and to the copy engine.
+// `arrivals` threads arrive in a phase. One thread calls it; barriers_ready() shows it to the copy engine,
+// and a barrier behind that to the other threads.
 __device__ __forceinline__ void barrier_init(TransactionBarrier* barrier, uint32_t arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals)
                  : "memory");
