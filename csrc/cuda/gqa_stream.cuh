@@ -182,8 +182,9 @@ class BulkStream {
         ask(2 * stage + 1, tiles_.v_cache, key);
     }
 
-    // Odd lanes read their vectors the other way round. Rows lie in the same banks: of two rows that are read
-    // at once, or of two that are two apart, one is then read where the other is not.
+    // All rows begin in the same banks. Eight lanes read at once: of K four vectors of two rows, of V vectors
+    // of two groups in four rows. Lanes of odd rows, or odd pairs of them, take their vectors the other way
+    // round: then no two of K meet in a bank, and of V two, or four where head_dim is 64.
     __device__ __forceinline__ Keys<head_dim> keys_of(int stage) const {
         const auto* rows = reinterpret_cast<const uint4*>(ring_ + 2 * stage * tile_bytes);
         const int g = lane_group(), odd = g & 1;
