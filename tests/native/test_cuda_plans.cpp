@@ -321,7 +321,8 @@ void test_gqa_plan(const Model& model, int batch, int max_len, const Device& dev
               plan.shared_bytes >= gqa_tile_heads * head_dim * 2,
           "%s: %d", context("rows and q fit"), plan.shared_bytes);
 
-    // Bulk copies: on sm_90, of whole tiles, where a warp has many. The ring is behind the rows.
+    // Bulk copies: on sm_90, of whole tiles, where a warp has many. The ring is behind the warps' rows and
+    // the ticket.
     const bool many = max_len >= gqa_min_bulk_tiles * gqa_warps * gqa_tile_keys * plan.splits;
     const int ring = gqa_warps * gqa_ring_stages * 2 * gqa_tile_keys * head_dim * 2;
     const bool has_room = plan.ring_offset + ring + 1024 <= device.shared_bytes;
@@ -332,7 +333,7 @@ void test_gqa_plan(const Model& model, int batch, int max_len, const Device& dev
               !(device.sm_90 && plan.cluster_splits == 1 && many && has_room && max_len % gqa_tile_keys == 0),
           "%s", context("no bulk copies"));
     CHECK(plan.ring_offset % 128 == 0 &&
-              plan.ring_offset >= (gqa_warps + 1) * gqa_tile_heads * (head_dim + 2) * 4,
+              plan.ring_offset >= gqa_warps * gqa_tile_heads * (head_dim + 2) * 4 + 4,
           "%s: %d", context("ring"), plan.ring_offset);
     const int barriers = 8 * gqa_warps * gqa_ring_stages * 2;
     CHECK(!plan.bulk_copies || plan.shared_bytes >= plan.ring_offset + ring + barriers, "%s: %d",
