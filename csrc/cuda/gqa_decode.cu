@@ -5,25 +5,26 @@
 // products run on the matrix unit, turned so that the eight heads are its narrow side:
 //   S   = K Q^T   16 keys x 8 heads,     summed over head_dim
 //   O^T = V^T P^T head_dim x 8 heads,    summed over the 16 keys
-// K and V go from memory to registers in 16-byte loads, two tiles at a time; the next two tiles' K is asked
-// for as soon as S is done with these, the next V after O^T. Which dimension or key an index of the product
-// means is free as long as both factors agree, so lanes take what lies together in memory: of K eight
-// dimensions of a row, of V eight dimensions of four rows. Softmax is online, in base 2. Warps, then splits
-// are joined by their log-sum-exp (Flash-Decoding): in a cluster every block joins a part of the output, of
-// which the others push their shares into its shared memory; else through global memory by a few of the
-// blocks, which look until all splits' words are there. These are the blocks of a unit that started last, by
-// a ticket: whoever waits knows that all others but its fellow joiners run, and joiners are too few to fill
-// the device.
+// K and V go from memory to registers in 16-byte loads, or in long contexts by bulk copies through shared
+// memory (gqa_stream.cuh). Which dimension or key an index of the product means is free as long as both
+// factors agree, so lanes take what lies together in memory: of K eight dimensions of a row, of V eight
+// dimensions of four rows. Softmax is online, in base 2. Warps, then splits are joined by their log-sum-exp
+// (Flash-Decoding): in a cluster every block joins a part of the output, of which the others push their
+// shares into its shared memory; else through global memory by a few of the blocks, which look until all
+// splits' words are there. These are the blocks of a unit that started last, by a ticket: whoever waits knows
+// that all others but its fellow joiners run, and joiners are too few to fill the device.
 //
 // Least bytes: K and V of kv_len slots, once. What limits it: latency up to some thousand keys, memory
 // beyond.
 //
 // Before wait_for_producers() it reads kv_len and its warps' first tiles; the one with the newest key is read
-// again after it. Older slots and kv_len must not be written by the launch right before a programmatic one.
+// after it, or again. Older slots and kv_len must not be written by the launch right before a programmatic
+// one.
 #include "cuda/common/dispatch.h"
 #include "cuda/common/launch.h"
 #include "cuda/gqa_decode_plan.h"
 #include "cuda/gqa_join.cuh"
+#include "cuda/gqa_stream.cuh"
 
 namespace pykernels::cuda {
 namespace {
@@ -45,15 +46,14 @@ struct Place {
     }
 };
 
-template <class T, int head_dim>
+template <class T, int head_dim, template <class, int> class KvStream>
 __global__ void __launch_bounds__(gqa_threads, 1)
     gqa_decode_kernel(const __grid_constant__ GqaDecodeParams params, const __grid_constant__ GqaPlan plan) {
+    if (KvStream<T, head_dim>::needs_bulk_copy && !has_bulk_copy) return;  // such plans are sm_90's
     constexpr int row = gqa_row_floats(head_dim);
     const int warp = static_cast<int>(threadIdx.x) / warp_size, g = lane_group(), t = lane_in_group();
     const Place at(params, plan, static_cast<int>(blockIdx.x));
     const int64_t slots = int64_t{at.sequence * params.n_kv_heads + at.kv_head} * params.max_len * head_dim;
-    const T* k_cache = static_cast<const T*>(params.k_cache) + slots;
-    const T* v_cache = static_cast<const T*>(params.v_cache) + slots;
 
     // Blocks of a cluster push once all have made their barriers, which is long before they have something.
     const int items = gqa_items(at.n_heads, head_dim);
@@ -88,25 +88,20 @@ __global__ void __launch_bounds__(gqa_threads, 1)
     const int kv_len = load(params.kv_len + at.sequence);
     if (!plan.programmatic) fetch_q();
 
-    // Two tiles a warp on their way. The first is asked for before kv_len is known; the second too where the
-    // cache has no more than these.
-    const int step = plan.splits * gqa_warps * gqa_tile_keys;
-    int key = (warp * plan.splits + at.split) * gqa_tile_keys;
-    Keys<head_dim> keys[2];
-    Values<head_dim> values[2];
-    const auto load_tile = [&](int i, int first_key) {
-        load_keys(keys[i], k_cache, first_key, params.max_len);
-        load_values(values[i], v_cache, first_key, params.max_len);
-    };
-    if (key < params.max_len) load_tile(0, key);
-    if (key + step < (params.max_len <= 2 * step ? params.max_len : kv_len)) load_tile(1, key + step);
+    const Tiles<T> tiles = {static_cast<const T*>(params.k_cache) + slots,
+                            static_cast<const T*>(params.v_cache) + slots,
+                            params.max_len,
+                            kv_len,
+                            (warp * plan.splits + at.split) * gqa_tile_keys,
+                            plan.splits * gqa_warps * gqa_tile_keys,
+                            plan.programmatic};
+    KvStream<T, head_dim> kv_stream(tiles, shared_memory() + plan.ring_offset);
+    kv_stream.start();
     wait_for_producers();
     launch_dependents();
     if (plan.programmatic) {
         fetch_q();
-        // The newest key may have come only now.
-        if (key < kv_len && key + gqa_tile_keys >= kv_len) load_tile(0, key);
-        if (key + step < kv_len && key + step + gqa_tile_keys >= kv_len) load_tile(1, key + step);
+        kv_stream.start_late();
     }
     auto* counters = static_cast<uint32_t*>(params.workspace);
     const bool takes_ticket = plan.cluster_splits == 1 && threadIdx.x == 0;
@@ -116,31 +111,8 @@ __global__ void __launch_bounds__(gqa_threads, 1)
     block_barrier();  // q is there
     q += g * gqa_q_row_elements(head_dim) +
          t * vector_elements;  // of head g, the dimensions of this lane's part of K
-    const float scale = params.scale * 1.44269504f;
     Partial<head_dim> partial;
-    // Both tiles at once, whose latencies then hide one another, while the next two are on their way.
-    for (; key + step < kv_len; key += 2 * step) {
-        const int valid_keys[2] = {kv_len - key, kv_len - key - step};
-        const int next[2] = {key + 2 * step, key + 3 * step};
-        float scores[2][4];
-#pragma unroll
-        for (int i = 0; i < 2; ++i) score<T>(scores[i], keys[i], q, valid_keys[i], scale);
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-            if (next[i] < kv_len) load_keys(keys[i], k_cache, next[i], params.max_len);
-        }
-        attend<T>(scores, values, valid_keys, partial);
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-            if (next[i] < kv_len) load_values(values[i], v_cache, next[i], params.max_len);
-        }
-    }
-    if (key < kv_len) {  // the last of an odd number
-        const int valid_keys[1] = {kv_len - key};
-        float scores[1][4];
-        score<T>(scores[0], keys[0], q, valid_keys[0], scale);
-        attend<T>(scores, values, valid_keys, partial);
-    }
+    kv_stream.run(q, params.scale * 1.44269504f, partial);
     const int active_splits = gqa_active_splits(kv_len, plan.splits);
 
     // The warps become one. In shared memory, in q's place: [warp][head][row].
@@ -156,7 +128,7 @@ __global__ void __launch_bounds__(gqa_threads, 1)
         for (int j = 0; j < head_dim / 64; ++j) {
 #pragma unroll
             for (int p = 0; p < 4; ++p) {
-                store(reinterpret_cast<float2*>(mine + j * 64 + g * 8 + p * 2),
+                store(reinterpret_cast<float2*>(mine + KvStream<T, head_dim>::value_dim(j) + p * 2),
                       make_float2(partial.out[j][p][h], partial.out[j][p][2 + h]));
             }
         }
@@ -239,7 +211,8 @@ void with_head_dim(int head_dim, Body&& body) {
 }
 
 GqaPlan plan_here(const GqaDecodeParams& params, bool programmatic) {
-    return plan_gqa_decode(params, device_limits().sm_count, device_limits().sm_90, programmatic);
+    const DeviceLimits& limits = device_limits();
+    return plan_gqa_decode(params, limits.sm_count, limits.shared_bytes, limits.sm_90, programmatic);
 }
 
 }  // namespace
@@ -252,9 +225,12 @@ void gqa_decode(const GqaDecodeParams& params, const Stream& stream) {
     const GqaPlan plan = plan_here(params, stream.programmatic);
     with_type("gqa_decode", params.dtype, [&](auto type) {
         with_head_dim(params.head_dim, [&](auto head_dim) {
-            launch_clusters(gqa_decode_kernel<decltype(type), decltype(head_dim)::value>, plan.cluster_splits,
-                            plan.units * plan.splits, gqa_threads, static_cast<size_t>(plan.shared_bytes),
-                            stream, params, plan);
+            using T = decltype(type);
+            constexpr int dim = decltype(head_dim)::value;
+            const auto kernel = plan.bulk_copies ? gqa_decode_kernel<T, dim, BulkStream>
+                                                 : gqa_decode_kernel<T, dim, RegisterStream>;
+            launch_clusters(kernel, plan.cluster_splits, plan.units * plan.splits, gqa_threads,
+                            static_cast<size_t>(plan.shared_bytes), stream, params, plan);
         });
     });
 }

@@ -27,6 +27,11 @@ constexpr int gqa_max_cluster_tiles = 4;  // of a warp
 // SM each: together at most one SM of this many.
 constexpr int gqa_sms_per_joiner = 4;
 
+// Where a warp has at least this many tiles in a full cache, K and V come by bulk copies: K and V of a tile
+// are one copy each, into a ring of so many stages a warp. With fewer, loads to registers are faster.
+constexpr int gqa_min_bulk_tiles = 16;
+constexpr int gqa_ring_stages = 2;
+
 struct GqaPlan {
     int group_size;      // query heads of a KV head
     int head_tiles;      // blocks that share the query heads of one KV head
@@ -39,6 +44,8 @@ struct GqaPlan {
     int joiner_items;    // of the output's items, a joiner's share
     int joiner_lanes;    // neighbouring lanes that join one item: a power of two
     bool programmatic;
+    bool bulk_copies;  // K and V come so
+    int ring_offset;   // of the ring of bulk copies, in shared memory
     int shared_bytes;
 };
 
@@ -57,6 +64,16 @@ constexpr int gqa_q_row_elements(int head_dim) {
 // The rows of all warps and heads.
 constexpr int gqa_rows_bytes(int head_dim) {
     return gqa_warps * gqa_tile_heads * gqa_row_floats(head_dim) * 4;
+}
+
+// K or V of a tile.
+constexpr int gqa_tile_bytes(int head_dim) {
+    return gqa_tile_keys * head_dim * 2;
+}
+
+// The warps' rings of K and V, and a barrier for each place of them.
+constexpr int gqa_ring_bytes(int head_dim) {
+    return gqa_warps * gqa_ring_stages * 2 * (gqa_tile_bytes(head_dim) + 8);
 }
 
 constexpr int power_of_two_below(int value) {
@@ -81,7 +98,7 @@ constexpr int gqa_pushed_bytes(int items) {
 
 // One split an SM as long as each has keys enough. It depends on the cache, not on kv_len, which lies on the
 // device: a captured graph keeps its shape while kv_len grows.
-inline GqaPlan plan_gqa_decode(const GqaDecodeParams& params, int sm_count, bool clusters,
+inline GqaPlan plan_gqa_decode(const GqaDecodeParams& params, int sm_count, int max_shared_bytes, bool sm_90,
                                bool programmatic) {
     GqaPlan plan = {};
     plan.group_size = params.n_heads / params.n_kv_heads;
@@ -96,7 +113,7 @@ inline GqaPlan plan_gqa_decode(const GqaDecodeParams& params, int sm_count, bool
     plan.cluster_splits = 1;
     const int joined = std::min(power_of_two_below(splits_of(gqa_min_split_keys, gqa_max_cluster_blocks)),
                                 gqa_max_cluster_splits);
-    if (clusters && joined > 1 && params.max_len <= joined * gqa_max_cluster_tiles * gqa_min_split_keys)
+    if (sm_90 && joined > 1 && params.max_len <= joined * gqa_max_cluster_tiles * gqa_min_split_keys)
         plan.splits = plan.cluster_splits = joined;
     plan.cluster_items = gqa_items(1, params.head_dim) / plan.cluster_splits;
     const int items = gqa_items(plan.heads, params.head_dim);
@@ -110,6 +127,13 @@ inline GqaPlan plan_gqa_decode(const GqaDecodeParams& params, int sm_count, bool
     // A row for every warp and head, in q's place. Behind them what a cluster's blocks push, else a ticket.
     plan.shared_bytes =
         gqa_rows_bytes(params.head_dim) + (plan.cluster_splits > 1 ? gqa_pushed_bytes(items) : 16);
+    // The ring lies behind them. Whole tiles only: a copy must not pass the cache's end.
+    plan.ring_offset = (plan.shared_bytes + 127) / 128 * 128;
+    const int with_ring = plan.ring_offset + gqa_ring_bytes(params.head_dim);
+    plan.bulk_copies = sm_90 && plan.cluster_splits == 1 && params.max_len % gqa_tile_keys == 0 &&
+                       params.max_len >= gqa_min_bulk_tiles * plan.splits * gqa_min_split_keys &&
+                       with_ring <= max_shared_bytes;
+    if (plan.bulk_copies) plan.shared_bytes = with_ring;
     return plan;
 }
 

@@ -91,7 +91,7 @@ void Executor::check_order(Thread& thread, Unit unit, bool fresh, bool atomic, c
     } else if (theirs.unfenced) {
         missing = "which stored it without a fence before its atomic";
     } else if (!fresh) {
-        missing = "by load(), which may find an old value in the first-level cache; load_fresh() does not";
+        missing = "by a load that may find an old value in the first-level cache; load_fresh() does not";
     }
     if (missing) {
         fail(FaultKind::unordered_blocks, site,
@@ -100,13 +100,14 @@ void Executor::check_order(Thread& thread, Unit unit, bool fresh, bool atomic, c
     }
 }
 
-bool Executor::read_global(Thread& thread, const void* pointer, size_t bytes, bool fresh, Site site) {
+bool Executor::read_global(Thread& thread, const void* pointer, size_t bytes, Source source, Site site) {
+    const bool fresh = source == Source::fresh_global;
     const Access access = check_bounds(thread, pointer, bytes, "reads", site);
     const Unit unit = thread.block->grid.first_unit + static_cast<Unit>(thread.block->index);
     Unit latest = 0;
     for (size_t i = access.first; i < access.end; ++i) latest = std::max(latest, access.buffer->writer[i]);
     const Grid& grid = thread.block->grid;
-    if (fresh && grid.programmatic && !thread.has_waited) {
+    if ((fresh || source == Source::streamed_global) && grid.programmatic && !thread.has_waited) {
         // A load ahead of its time. Nobody need wait for it, and it must not be used if it came too early.
         const bool early = latest >= base_unit_ && grid_of(latest).number < grid.number &&
                            !grid.before[static_cast<size_t>(grid_of(latest).number)];
@@ -187,7 +188,7 @@ bool check_load(const void* pointer, size_t bytes, Source source, Site site) {
         block.shared.read(thread, shared_offset(block, pointer, bytes, "reads", site), bytes, site);
         return true;
     }
-    return executor().read_global(thread, pointer, bytes, source == Source::fresh_global, site);
+    return executor().read_global(thread, pointer, bytes, source, site);
 }
 
 void check_store(const void* pointer, size_t bytes, Site site) {

@@ -33,7 +33,7 @@ Copy Block::begin_copy(Thread& thread, void* to, const void* from, size_t bytes,
         fail(FaultKind::misaligned, site, "%s: global address %p is not a multiple of %zu", what, from,
              alignment);
     }
-    executor().read_global(thread, from, bytes, true, site);
+    executor().read_global(thread, from, bytes, Source::fresh_global, site);
     shared.begin_copy(thread, copy.offset, bytes, site);
     if (random() % 2) {
         move_bytes(copy);

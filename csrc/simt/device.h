@@ -53,11 +53,20 @@ inline uint4 load_once(const uint4* pointer, Site site = Site::here()) {
 }
 
 template <class T>
-T load_fresh(const T* pointer, Site site = Site::here()) {
-    const bool usable = simt::check_load(pointer, sizeof(T), simt::Source::fresh_global, site);
+T load_from(const T* pointer, simt::Source source, Site site) {
+    const bool usable = simt::check_load(pointer, sizeof(T), source, site);
     T value = copy_out(pointer);
     if (!usable) std::memset(static_cast<void*>(&value), 0xff, sizeof(T));  // NaN shows where it is used
     return value;
+}
+
+template <class T>
+T load_fresh(const T* pointer, Site site = Site::here()) {
+    return load_from(pointer, simt::Source::fresh_global, site);
+}
+
+inline uint4 load_streamed(const uint4* pointer, Site site = Site::here()) {
+    return load_from(pointer, simt::Source::streamed_global, site);
 }
 
 inline void prefetch_l2(const void* pointer, Site site = Site::here()) {

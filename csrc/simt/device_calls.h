@@ -8,7 +8,7 @@
 
 namespace pykernels::simt {
 
-enum class Source { any, global, fresh_global };
+enum class Source { any, global, fresh_global, streamed_global };
 
 // Each is a fault where the thread must not make the access; the caller then makes it. check_load() is false
 // where the load comes so early that what it finds must not be used.

@@ -162,12 +162,20 @@ __global__ void chain_early_write_kernel(const uint32_t* in, uint32_t* out) {
     load(in + threadIdx.x);
 }
 
-// A load ahead of its time that is used: no fault, but it brings NaN.
+// Loads ahead of their time that are used: no fault, but they bring NaN.
 __global__ void chain_early_fresh_kernel(const uint32_t* in, uint32_t* out) {
     launch_dependents();
     const uint32_t value = load_fresh(in + threadIdx.x);
     wait_for_producers();
     store(out + threadIdx.x, value);
+}
+
+__global__ void chain_early_streamed_kernel(const uint32_t* in, uint32_t* out) {
+    launch_dependents();
+    const uint4 values = load_streamed(reinterpret_cast<const uint4*>(in) + threadIdx.x / 4);
+    wait_for_producers();
+    const uint32_t words[4] = {values.x, values.y, values.z, values.w};
+    store(out + threadIdx.x, words[threadIdx.x % 4]);
 }
 
 template <Joining joining>
@@ -247,6 +255,10 @@ void push_clean(const uint32_t* in, uint32_t* out, const Stream& stream) {
 
 void chain_early_fresh(const uint32_t* in, uint32_t* out, const Stream& stream) {
     launch_faulty<chain_early_fresh_kernel>(in, out, stream);
+}
+
+void chain_early_streamed(const uint32_t* in, uint32_t* out, const Stream& stream) {
+    launch_faulty<chain_early_streamed_kernel>(in, out, stream);
 }
 
 void chain_without_wait(const uint32_t* in, uint32_t* out, const Stream& stream) {

@@ -159,11 +159,13 @@ void check_chains(uint64_t seed) {
     };
     expect_early("chain_without_wait", chain(cuda::chain_without_wait, programmatic));
     expect_early("chain_late_wait", chain(cuda::chain_late_wait, programmatic));
-    std::memset(b.middle, 0xff, n * sizeof *b.middle);  // what is there before the first kernel writes
-    expect_none("an early fresh load", chain(cuda::chain_early_fresh, programmatic), seed);
-    for (int i = 0; i < n; ++i) {
-        const uint32_t expected = PYKERNELS_SIMT_ARCH < 90 ? b.in[i] + 1 : 0xffffffffu;
-        CHECK(b.out[i] == expected, "seed %d: an early fresh load brought %u", int(seed), b.out[i]);
+    for (const cuda::FaultLauncher early : {cuda::chain_early_fresh, cuda::chain_early_streamed}) {
+        std::memset(b.middle, 0xff, n * sizeof *b.middle);  // what is there before the first kernel writes
+        expect_none("an early load", chain(early, programmatic), seed);
+        for (int i = 0; i < n; ++i) {
+            const uint32_t expected = PYKERNELS_SIMT_ARCH < 90 ? b.in[i] + 1 : 0xffffffffu;
+            CHECK(b.out[i] == expected, "seed %d: an early load brought %u", int(seed), b.out[i]);
+        }
     }
     // The second kernel writes what the first one reads.
     expect_early("chain_early_write", run(seed, [&] {

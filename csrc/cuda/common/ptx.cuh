@@ -60,6 +60,18 @@ __device__ __forceinline__ T load_fresh(const T* pointer) {
     return __ldcg(pointer);
 }
 
+// 16 bytes of global memory that are read once and not soon again: kept in neither cache for long. This
+// launch does not write them.
+__device__ __forceinline__ uint4 load_streamed(const uint4* pointer) {
+    uint64_t policy;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    uint4 value;
+    asm volatile("ld.global.L1::no_allocate.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
+                 : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+                 : "l"(pointer), "l"(policy));
+    return value;
+}
+
 // --- barriers and shuffles
 
 __device__ __forceinline__ void block_barrier() {
@@ -76,14 +88,13 @@ __device__ __forceinline__ T shuffle_xor(T value, int mask) {
 }
 
 // --- transaction barriers (sm_90): a phase ends when its arrivals and its bytes have come. Other blocks of
-// the cluster push them (below), or the copy engine brings them: a bulk copy. No kernel uses bulk copies at
-// present: rows come in pieces too small for it (docs/kernels.md has the measurement). The executor and its
-// planted faults know them.
+// the cluster push them (below), or the copy engine brings them, a bulk copy. Small or unaligned copies are
+// slow (docs/kernels.md has the measurement).
 
 using TransactionBarrier = uint64_t;
 
-// `arrivals` threads arrive in a phase. One thread calls it; after barriers_ready(), block_barrier() shows it
-// to the others and to the copy engine, cluster_arrive() and cluster_wait() to the cluster.
+// `arrivals` threads arrive in a phase. One thread calls it; barriers_ready() shows it to the copy engine,
+// and behind that a barrier to the other threads, the cluster's barrier to the cluster.
 __device__ __forceinline__ void barrier_init(TransactionBarrier* barrier, uint32_t arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals)
                  : "memory");
