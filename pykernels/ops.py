@@ -321,7 +321,7 @@ def ceiling_copy(src: Tensor, out: Tensor) -> None:
 def gqa_decode_workspace(q: Tensor, k_cache: Tensor) -> Tensor:
     """A workspace for :func:`gqa_decode` of these shapes and this number of threads: uint8 [bytes].
 
-    On CUDA it begins with counters that are zero before the first call; every call leaves them zero.
+    On CUDA all of it is zero before the first call; every call leaves it zero.
     """
     size = _runtime.gqa_decode_workspace_bytes(*q.shape[:2], *k_cache.shape[1:2], q.shape[2], k_cache.shape[2],
                                                q.element_size(), q.is_cuda)  # fmt: skip

@@ -48,6 +48,7 @@ def check(given, arch, seed=0, sm_count=4, scale=None, runs=2):
                 dev.launch("gqa_decode", **fields)
             dev.synchronize()
             assert_close(out, expected, dtype)
+            assert not fields["workspace"].any(), "a launch leaves the workspace zero"
         return out.clone()
 
 
@@ -59,6 +60,13 @@ def check(given, arch, seed=0, sm_count=4, scale=None, runs=2):
 def test_groups(sm_count, group, head_dim, dtype, arch):
     kv_heads = 2 if group < 8 else 1
     check(inputs([70], 150, group * kv_heads, kv_heads, head_dim, dtype), arch, seed=group, sm_count=sm_count)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("max_len", [150, 2100])
+def test_the_last_blocks_of_a_group_have_fewer_heads(max_len, head_dim, arch):
+    check(inputs([max_len - 3], max_len, 9, 1, head_dim, torch.bfloat16), arch, seed=head_dim)
 
 
 # A split has a share of the keys that depends on sm_count: with max_len 400 and one KV head, 3 SMs make 3 splits.
@@ -84,6 +92,40 @@ def test_every_sequence_has_its_own_length(sm_count, lengths, dtype, arch):
 @pytest.mark.parametrize("length", [1, 255, 256, 257, 273, 4100])
 def test_more_splits_than_a_cluster_has_blocks(length, arch):
     check(inputs([length], 4100, 7, 1, 64, torch.bfloat16), arch, seed=length, sm_count=40)
+
+
+# A cache this long for its splits is read by bulk copies on sm_90: 16 tiles a warp (`gqa_min_bulk_tiles`). Short
+# lengths in it keep the executor quick.
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("group", [1, 4, 7, 8, 16])
+def test_groups_in_a_long_cache(group, head_dim, dtype, arch):
+    check(inputs([333], 8448, group, 1, head_dim, dtype), arch, seed=group, sm_count=4)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("length", [1, 15, 16, 17, 63, 64, 65, 511, 512, 513, 1024, 1025, 1536, 1537, 2100])
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_lengths_next_to_the_borders_of_a_long_cache(head_dim, length, arch):
+    check(inputs([length], 8192 + 16, 4, 1, head_dim, torch.bfloat16), arch, seed=length, sm_count=4)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("length", [1, 129, 1300])
+def test_one_split_of_a_long_cache(length, arch):
+    """Over 32 units have no clusters: 2048 keys of one split are 16 tiles a warp."""
+    check(inputs([length], 2048, 33, 33, 64, torch.float16), arch, seed=length, runs=1)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_a_full_long_cache(arch):
+    check(inputs([8208], 8208, 7, 1, 64, torch.bfloat16), arch, sm_count=4)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_a_long_cache_of_no_whole_tiles(arch):
+    check(inputs([8209], 8209, 7, 1, 64, torch.bfloat16), arch, sm_count=4)
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -112,11 +154,16 @@ def test_scores_that_overflow_an_exponential(favourite, arch):
     check((q, k, v, kv_len), arch, sm_count=3, scale=1e4 / (64 * 16), runs=1)
 
 
+# In the longer cache K and V come by bulk copies; its 3 splits have 384 keys a round of tiles.
 @pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize("newest", [0, 15, 200, 289])
-def test_chained_to_the_append_before_it(newest, seed):
+@pytest.mark.parametrize(
+    ("newest", "max_len"),
+    [(newest, 300) for newest in (0, 15, 200, 289)]
+    + [(newest, 8208) for newest in (0, 15, 16, 200, 383, 384, 767, 768, 1151, 1152, 1300)],
+)
+def test_chained_to_the_append_before_it(newest, max_len, seed):
     """The newest slot comes from the launch just before; all older ones were there."""
-    dtype, heads, kv_heads, dim, max_len = torch.bfloat16, 7, 1, 64, 300
+    dtype, heads, kv_heads, dim = torch.bfloat16, 7, 1, 64
     q, k, v, kv_len = inputs([newest + 1], max_len, heads, kv_heads, dim, dtype)
     new_k, new_v = k[:, :, newest].clone(), v[:, :, newest].clone()
     expected = pk.reference.gqa_decode(q, k, v, kv_len)

@@ -5,22 +5,26 @@
 // products run on the matrix unit, turned so that the eight heads are its narrow side:
 //   S   = K Q^T   16 keys x 8 heads,     summed over head_dim
 //   O^T = V^T P^T head_dim x 8 heads,    summed over the 16 keys
-// K and V go from memory to registers in 16-byte loads, two tiles at a time; the next two tiles' K is asked
-// for as soon as S is done with these, the next V after O^T. Which dimension or key an index of the product
-// means is free as long as both factors agree, so lanes take what lies together in memory: of K eight
-// dimensions of a row, of V eight dimensions of four rows. Softmax is online, in base 2. Warps, then the
-// splits of a cluster (through one another's shared memory), then the clusters (by the block that arrives
-// last) are joined by their log-sum-exp (Flash-Decoding). Before sm_90 a split is a cluster of its own.
+// K and V go from memory to registers in 16-byte loads, or in long contexts by bulk copies through shared
+// memory (gqa_stream.cuh). Which dimension or key an index of the product means is free as long as both
+// factors agree, so lanes take what lies together in memory: of K eight dimensions of a row, of V eight
+// dimensions of four rows. Softmax is online, in base 2. Warps, then splits are joined by their log-sum-exp
+// (Flash-Decoding): in a cluster every block joins a part of the output, of which the others push their
+// shares into its shared memory; else through global memory by a few of the blocks, which look until all
+// splits' words are there. These are the blocks of a unit that started last, by a ticket: whoever waits knows
+// that all others but its fellow joiners run, and joiners are too few to fill the device.
 //
 // Least bytes: K and V of kv_len slots, once. What limits it: latency up to some thousand keys, memory
 // beyond.
 //
 // Before wait_for_producers() it reads kv_len and its warps' first tiles; the one with the newest key is read
-// again after it. Older slots and kv_len must not be written by the launch right before a programmatic one.
+// after it, or again. Older slots and kv_len must not be written by the launch right before a programmatic
+// one.
 #include "cuda/common/dispatch.h"
 #include "cuda/common/launch.h"
 #include "cuda/gqa_decode_plan.h"
 #include "cuda/gqa_join.cuh"
+#include "cuda/gqa_stream.cuh"
 
 namespace pykernels::cuda {
 namespace {
@@ -42,15 +46,24 @@ struct Place {
     }
 };
 
-template <class T, int head_dim>
+template <class T, int head_dim, template <class, int> class KvStream>
 __global__ void __launch_bounds__(gqa_threads, 1)
     gqa_decode_kernel(const __grid_constant__ GqaDecodeParams params, const __grid_constant__ GqaPlan plan) {
+    if (KvStream<T, head_dim>::needs_bulk_copy && !has_bulk_copy) return;  // such plans are sm_90's
     constexpr int row = gqa_row_floats(head_dim);
     const int warp = static_cast<int>(threadIdx.x) / warp_size, g = lane_group(), t = lane_in_group();
     const Place at(params, plan, static_cast<int>(blockIdx.x));
     const int64_t slots = int64_t{at.sequence * params.n_kv_heads + at.kv_head} * params.max_len * head_dim;
-    const T* k_cache = static_cast<const T*>(params.k_cache) + slots;
-    const T* v_cache = static_cast<const T*>(params.v_cache) + slots;
+
+    // Blocks of a cluster push once all have made their barriers, which is long before they have something.
+    const int items = gqa_items(at.n_heads, head_dim);
+    unsigned char* const behind_rows = shared_memory() + gqa_rows_bytes(head_dim);
+    const PushedShares pushed(behind_rows, items, at.n_heads * plan.cluster_items);
+    if (plan.cluster_splits > 1) {
+        if (threadIdx.x == 0) pushed.expect();
+        warp_barrier();  // all lanes arrive together
+        cluster_arrive();
+    }
 
     // q in shared memory, 0 past the last head. It is asked for before K and V where nothing has to be waited
     // for: behind them it would arrive a microsecond after them.
@@ -75,64 +88,36 @@ __global__ void __launch_bounds__(gqa_threads, 1)
     const int kv_len = load(params.kv_len + at.sequence);
     if (!plan.programmatic) fetch_q();
 
-    // Two tiles a warp on their way. The first is asked for before kv_len is known; the second too where the
-    // cache has no more than these.
-    const int step = plan.splits * gqa_warps * gqa_tile_keys;
-    int key = (warp * plan.splits + at.split) * gqa_tile_keys;
-    Keys<head_dim> keys[2];
-    Values<head_dim> values[2];
-    const auto load_tile = [&](int i, int first_key) {
-        load_keys(keys[i], k_cache, first_key, params.max_len);
-        load_values(values[i], v_cache, first_key, params.max_len);
-    };
-    if (key < params.max_len) load_tile(0, key);
-    if (key + step < (params.max_len <= 2 * step ? params.max_len : kv_len)) load_tile(1, key + step);
+    const Tiles<T> tiles = {static_cast<const T*>(params.k_cache) + slots,
+                            static_cast<const T*>(params.v_cache) + slots,
+                            params.max_len,
+                            kv_len,
+                            (warp * plan.splits + at.split) * gqa_tile_keys,
+                            plan.splits * gqa_warps * gqa_tile_keys,
+                            plan.programmatic};
+    KvStream<T, head_dim> kv_stream(tiles, shared_memory() + plan.ring_offset);
+    kv_stream.start();
     wait_for_producers();
     launch_dependents();
     if (plan.programmatic) {
         fetch_q();
-        // The newest key may have come only now.
-        if (key < kv_len && key + gqa_tile_keys >= kv_len) load_tile(0, key);
-        if (key + step < kv_len && key + step + gqa_tile_keys >= kv_len) load_tile(1, key + step);
+        kv_stream.start_late();
     }
+    auto* counters = static_cast<uint32_t*>(params.workspace);
+    const bool takes_ticket = plan.cluster_splits == 1 && threadIdx.x == 0;
+    const uint32_t ticket =
+        takes_ticket ? atomic_increment(counters + at.unit, static_cast<uint32_t>(plan.splits) - 1) : 0;
     async_wait<0>();
     block_barrier();  // q is there
     q += g * gqa_q_row_elements(head_dim) +
          t * vector_elements;  // of head g, the dimensions of this lane's part of K
-    const float scale = params.scale * 1.44269504f;
     Partial<head_dim> partial;
-    // Both tiles at once, whose latencies then hide one another, while the next two are on their way.
-    for (; key + step < kv_len; key += 2 * step) {
-        const int valid_keys[2] = {kv_len - key, kv_len - key - step};
-        const int next[2] = {key + 2 * step, key + 3 * step};
-        float scores[2][4];
-#pragma unroll
-        for (int i = 0; i < 2; ++i) score<T>(scores[i], keys[i], q, valid_keys[i], scale);
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-            if (next[i] < kv_len) load_keys(keys[i], k_cache, next[i], params.max_len);
-        }
-        attend<T>(scores, values, valid_keys, partial);
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-            if (next[i] < kv_len) load_values(values[i], v_cache, next[i], params.max_len);
-        }
-    }
-    if (key < kv_len) {  // the last of an odd number
-        const int valid_keys[1] = {kv_len - key};
-        float scores[1][4];
-        score<T>(scores[0], keys[0], q, valid_keys[0], scale);
-        attend<T>(scores, values, valid_keys, partial);
-    }
-    const int n_heads = at.n_heads, rank = cluster_rank(), cluster = at.split / plan.cluster_splits;
-    const int active_clusters =
-        (gqa_active_splits(kv_len, plan.splits) + plan.cluster_splits - 1) / plan.cluster_splits;
-    if (cluster >= active_clusters) return;
+    kv_stream.run(q, params.scale * 1.44269504f, partial);
+    const int active_splits = gqa_active_splits(kv_len, plan.splits);
 
-    // The warps become one. In shared memory, in q's place: [warp][head][row], then the block's [head][row].
+    // The warps become one. In shared memory, in q's place: [warp][head][row].
     float* results = reinterpret_cast<float*>(shared_memory());
     block_barrier();  // every warp is done with q
-    float* block_rows = results + gqa_warps * gqa_tile_heads * row;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
         float sum = partial.sum[h];
@@ -143,90 +128,78 @@ __global__ void __launch_bounds__(gqa_threads, 1)
         for (int j = 0; j < head_dim / 64; ++j) {
 #pragma unroll
             for (int p = 0; p < 4; ++p) {
-                store(reinterpret_cast<float2*>(mine + j * 64 + g * 8 + p * 2),
+                store(reinterpret_cast<float2*>(mine + KvStream<T, head_dim>::value_dim(j) + p * 2),
                       make_float2(partial.out[j][p][h], partial.out[j][p][2 + h]));
             }
         }
         if (g == 0)
             store(reinterpret_cast<float4*>(mine + head_dim), make_float4(partial.maximum[h], sum, 0, 0));
     }
-    block_barrier();  // all warps' results are there
-    const int items = gqa_items(n_heads, head_dim);
+    auto* ticket_place = reinterpret_cast<uint32_t*>(behind_rows);  // which only a cluster needs
+    if (takes_ticket) store(ticket_place, ticket);
+    block_barrier();  // all warps' results are there, and the ticket
+    // All blocks have made their barriers.
+    if (plan.cluster_splits > 1) cluster_wait();
+    const bool has_own = static_cast<int>(threadIdx.x) < items;
+    const Item own(has_own ? static_cast<int>(threadIdx.x) : 0, head_dim);
+    Joined joined;
     static_assert(gqa_items(gqa_tile_heads, head_dim) <= gqa_threads);
-    if (const Item item(static_cast<int>(threadIdx.x), head_dim); static_cast<int>(threadIdx.x) < items) {
+    if (has_own) {
         float4 weights[gqa_warps], outs[gqa_warps];
 #pragma unroll
         for (int w = 0; w < gqa_warps; ++w) {
-            const float* theirs = results + (w * gqa_tile_heads + item.head) * row;
+            const float* theirs = results + (w * gqa_tile_heads + own.head) * row;
             weights[w] = load(reinterpret_cast<const float4*>(theirs + head_dim));
-            outs[w] = load(reinterpret_cast<const float4*>(theirs + item.dim));
+            outs[w] = load(reinterpret_cast<const float4*>(theirs + own.dim));
         }
-        Joined joined;
         joined.add(weights, outs, gqa_warps);
-        joined.keep(block_rows + item.head * row, item.dim, head_dim);
     }
-
-    // The blocks of the cluster become one: of cluster_splits neighbouring lanes, which have one item, each
-    // reads the row of one block.
-    cluster_arrive();
-    cluster_wait();  // all blocks' rows are there
-    const int lanes = plan.cluster_splits, items_at_once = gqa_threads / lanes;
-    const int my_item = rank * items_at_once + static_cast<int>(threadIdx.x) / lanes;
-    const bool has_item = my_item < items;
-    const Item item(has_item ? my_item : 0, head_dim);
-    Joined joined;
-    {
-        const int from = static_cast<int>(threadIdx.x) % lanes;
-        const float* theirs = block_rows + item.head * row;
-        joined.weight = load_shared_of(from, reinterpret_cast<const float4*>(theirs + head_dim));
-        joined.out = load_shared_of(from, reinterpret_cast<const float4*>(theirs + item.dim));
+    const auto finish = [&](const Item& item) {
+        joined.finish(static_cast<T*>(params.out) +
+                      int64_t{at.sequence * params.n_heads + at.first_head + item.head} * head_dim +
+                      item.dim);
+    };
+    if (plan.cluster_splits > 1) {
+        // The blocks of the cluster become one: of as many neighbouring lanes, which have one item, each
+        // takes the share of one block.
+        if (has_own) pushed.send(joined, static_cast<int>(threadIdx.x), at.split);
+        const int lanes = plan.cluster_splits, from = static_cast<int>(threadIdx.x) % lanes;
+        const int share = static_cast<int>(threadIdx.x) / lanes;
+        joined = {};
+        wait_for_pushes(pushed.all_here);  // nobody writes here any more: the block may also end
+        if (share < pushed.part) joined = pushed.share_of(from, share);
+        joined.add_lanes(lanes);
+        if (share < pushed.part && from == 0) finish(Item(at.split * pushed.part + share, head_dim));
+        return;
     }
-    cluster_arrive();  // this thread has read; cluster_wait() keeps the block's rows there until all others
-                       // have
-    joined.add_lanes(lanes);
-    const bool writes = has_item && static_cast<int>(threadIdx.x) % lanes == 0;
-    T* out = static_cast<T*>(params.out) +
-             int64_t{at.sequence * params.n_heads + at.first_head + item.head} * head_dim + item.dim;
-    if (active_clusters == 1) {
-        if (writes) joined.finish(out);
-        cluster_wait();
+    if (active_splits == 1) {
+        if (at.split == 0 && has_own) finish(own);
         return;
     }
 
-    // The clusters become one. Blocks of the same rank have the same items; the one that arrives last joins
-    // them.
-    auto* counters = static_cast<uint32_t*>(params.workspace);
-    // [unit][cluster][head][row]
-    const int64_t cluster_floats = int64_t{plan.heads} * row;
+    // The splits become one: of neighbouring lanes, which have one item, each takes every so many splits.
+    const int slots_of_split = gqa_items(plan.heads, head_dim);
     float* rows =
         reinterpret_cast<float*>(static_cast<unsigned char*>(params.workspace) + gqa_counter_bytes(plan)) +
-        at.unit * (plan.splits / plan.cluster_splits) * cluster_floats + item.head * row;
-    if (writes) joined.keep(rows + cluster * cluster_floats, item.dim, head_dim);
-    auto* is_last = reinterpret_cast<uint32_t*>(results);
-    cluster_wait();
-    block_barrier();  // every thread has written its part, and is done with results
-    if (threadIdx.x == 0) {
-        const auto last = static_cast<uint32_t>(active_clusters) - 1;
-        fence_device();  // the block's writes are visible before the arrival that announces them
-        store(is_last, static_cast<uint32_t>(
-                           atomic_increment(counters + at.unit * plan.cluster_splits + rank, last) == last));
-        fence_device();  // what the others wrote before their arrivals is read after it
-    }
-    block_barrier();  // is_last is there
-    if (load(is_last) == 0 || !writes) return;
-    constexpr int at_once = gqa_join_at_once;
+        int64_t{at.unit} * plan.splits * slots_of_split * gqa_slot_floats;  // [split][item]
+    const int64_t split_floats = int64_t{slots_of_split} * gqa_slot_floats;
+    if (at.split < active_splits && has_own)
+        joined.send(rows + at.split * split_floats + static_cast<int>(threadIdx.x) * gqa_slot_floats);
+    const int joiner = static_cast<int>(load(ticket_place)) - (plan.splits - plan.joiners);
+    if (joiner < 0) return;
+    const int lanes = plan.joiner_lanes, from = static_cast<int>(threadIdx.x) % lanes;
+    const int share = static_cast<int>(threadIdx.x) / lanes, mine = joiner * plan.joiner_items + share;
+    const bool has_item = share < plan.joiner_items && mine < items;
+    constexpr int at_once = 8;
     joined = {};
-    for (int first = 0; first < active_clusters; first += at_once) {
-        float4 outs[at_once], weights[at_once];
-#pragma unroll
-        for (int i = 0; i < at_once; ++i) {
-            const float* theirs = rows + min(first + i, active_clusters - 1) * cluster_floats;
-            outs[i] = load_fresh(reinterpret_cast<const float4*>(theirs + item.dim));
-            weights[i] = load_fresh(reinterpret_cast<const float4*>(theirs + head_dim));
+    if (has_item) {
+        for (int split = from; split < active_splits; split += at_once * lanes) {
+            joined.receive<at_once>(rows + split * split_floats + mine * gqa_slot_floats,
+                                    lanes * split_floats, (active_splits - split + lanes - 1) / lanes);
         }
-        joined.add(weights, outs, active_clusters - first);
     }
-    joined.finish(out);
+    joined.add_lanes(lanes);
+    if (has_item && from == 0) finish(Item(mine, head_dim));
 }
 
 template <class Body>
@@ -238,7 +211,8 @@ void with_head_dim(int head_dim, Body&& body) {
 }
 
 GqaPlan plan_here(const GqaDecodeParams& params, bool programmatic) {
-    return plan_gqa_decode(params, device_limits().sm_count, device_limits().sm_90, programmatic);
+    const DeviceLimits& limits = device_limits();
+    return plan_gqa_decode(params, limits.sm_count, limits.shared_bytes, limits.sm_90, programmatic);
 }
 
 }  // namespace
@@ -251,9 +225,12 @@ void gqa_decode(const GqaDecodeParams& params, const Stream& stream) {
     const GqaPlan plan = plan_here(params, stream.programmatic);
     with_type("gqa_decode", params.dtype, [&](auto type) {
         with_head_dim(params.head_dim, [&](auto head_dim) {
-            launch_clusters(gqa_decode_kernel<decltype(type), decltype(head_dim)::value>, plan.cluster_splits,
-                            plan.units * plan.splits, gqa_threads, static_cast<size_t>(plan.shared_bytes),
-                            stream, params, plan);
+            using T = decltype(type);
+            constexpr int dim = decltype(head_dim)::value;
+            const auto kernel = plan.bulk_copies ? gqa_decode_kernel<T, dim, BulkStream>
+                                                 : gqa_decode_kernel<T, dim, RegisterStream>;
+            launch_clusters(kernel, plan.cluster_splits, plan.units * plan.splits, gqa_threads,
+                            static_cast<size_t>(plan.shared_bytes), stream, params, plan);
         });
     });
 }

@@ -17,16 +17,20 @@ constexpr int gqa_tile_keys = 16;
 // A split has at least a tile for each of its warps: below that its combining costs more than its reading.
 constexpr int gqa_min_split_keys = gqa_warps * gqa_tile_keys;
 
-// Short contexts are joined in clusters: a block reads another's shared memory in half a microsecond, and
-// joining through global memory takes two to three (docs/kernels.md). The blocks of a cluster share a GPC, of
-// which some have fewer than 16 SMs free: up to this many blocks in all find room at once. Longer contexts
-// need all SMs.
+// Short contexts are joined in clusters, whose blocks push their shares into one another's shared memory. The
+// blocks of a cluster share a GPC, of which some have fewer than 16 SMs free: up to this many blocks in all
+// find room at once. Longer contexts need all SMs.
 constexpr int gqa_max_cluster_splits = 16;
 constexpr int gqa_max_cluster_blocks = 64;
 constexpr int gqa_max_cluster_tiles = 4;  // of a warp
-// Clusters whose rows the last block reads at once, and so the splits that are joined in two readings.
-constexpr int gqa_join_at_once = 16;
-constexpr int gqa_max_splits = 2 * gqa_join_at_once;
+// Without clusters some of the blocks, joiners, wait for all splits of their unit. Blocks that wait hold an
+// SM each: together at most one SM of this many.
+constexpr int gqa_sms_per_joiner = 4;
+
+// Where a warp has at least this many tiles in a full cache, K and V come by bulk copies: K and V of a tile
+// are one copy each, into a ring of so many stages a warp. With fewer, loads to registers are faster.
+constexpr int gqa_min_bulk_tiles = 16;
+constexpr int gqa_ring_stages = 2;
 
 struct GqaPlan {
     int group_size;      // query heads of a KV head
@@ -34,8 +38,14 @@ struct GqaPlan {
     int heads;           // query heads of a block, at most; the last head tile may have fewer
     int units;           // batch * n_kv_heads * head_tiles
     int splits;          // of the KV axis
-    int cluster_splits;  // splits that are one cluster: a power of two, a divisor of splits
+    int cluster_splits;  // splits, a power of two, where they are a cluster; else 1
+    int cluster_items;   // of one head's items, those that a block of the cluster joins
+    int joiners;         // blocks of a unit that join it, where there is no cluster
+    int joiner_items;    // of the output's items, a joiner's share
+    int joiner_lanes;    // neighbouring lanes that join one item: a power of two
     bool programmatic;
+    bool bulk_copies;  // K and V come so
+    int ring_offset;   // of the ring of bulk copies, in shared memory
     int shared_bytes;
 };
 
@@ -51,15 +61,44 @@ constexpr int gqa_q_row_elements(int head_dim) {
     return head_dim + 32;
 }
 
+// The rows of all warps and heads.
+constexpr int gqa_rows_bytes(int head_dim) {
+    return gqa_warps * gqa_tile_heads * gqa_row_floats(head_dim) * 4;
+}
+
+// K or V of a tile.
+constexpr int gqa_tile_bytes(int head_dim) {
+    return gqa_tile_keys * head_dim * 2;
+}
+
+// The warps' rings of K and V, and a barrier for each place of them.
+constexpr int gqa_ring_bytes(int head_dim) {
+    return gqa_warps * gqa_ring_stages * 2 * (gqa_tile_bytes(head_dim) + 8);
+}
+
 constexpr int power_of_two_below(int value) {
     int power = 1;
     while (2 * power <= value) power *= 2;
     return power;
 }
 
+// A head's output is joined four dimensions at a time: an item. Items are dealt out to
+// the blocks of a cluster, or to the joiners.
+constexpr int gqa_items(int heads, int head_dim) {
+    return heads * head_dim / 4;
+}
+
+// A block's share of an item, as it is pushed to another block: the item, the maximum, the sum of
+// exponentials. Before the shares lies the barrier that counts their bytes.
+constexpr int gqa_share_bytes = 24, gqa_push_barrier_bytes = 16;
+
+constexpr int gqa_pushed_bytes(int items) {
+    return gqa_push_barrier_bytes + items * gqa_share_bytes;
+}
+
 // One split an SM as long as each has keys enough. It depends on the cache, not on kv_len, which lies on the
 // device: a captured graph keeps its shape while kv_len grows.
-inline GqaPlan plan_gqa_decode(const GqaDecodeParams& params, int sm_count, bool clusters,
+inline GqaPlan plan_gqa_decode(const GqaDecodeParams& params, int sm_count, int max_shared_bytes, bool sm_90,
                                bool programmatic) {
     GqaPlan plan = {};
     plan.group_size = params.n_heads / params.n_kv_heads;
@@ -68,21 +107,33 @@ inline GqaPlan plan_gqa_decode(const GqaDecodeParams& params, int sm_count, bool
     plan.units = params.batch * params.n_kv_heads * plan.head_tiles;
     const auto splits_of = [&](int keys, int blocks) {
         const int by_keys = (params.max_len + keys - 1) / keys, by_blocks = blocks / plan.units;
-        return std::max(std::min({by_keys, by_blocks, gqa_max_splits}), 1);
+        return std::max(std::min(by_keys, by_blocks), 1);
     };
     plan.splits = splits_of(gqa_min_split_keys, sm_count);
-    // Two blocks that share an SM pair join first where the last block would otherwise need a second reading.
-    plan.cluster_splits = clusters && plan.splits > gqa_join_at_once ? 2 : 1;
-    if (plan.cluster_splits == 2) plan.splits = plan.splits / 2 * 2;
+    plan.cluster_splits = 1;
     const int joined = std::min(power_of_two_below(splits_of(gqa_min_split_keys, gqa_max_cluster_blocks)),
                                 gqa_max_cluster_splits);
-    if (clusters && joined > 1 && params.max_len <= joined * gqa_max_cluster_tiles * gqa_min_split_keys)
+    if (sm_90 && joined > 1 && params.max_len <= joined * gqa_max_cluster_tiles * gqa_min_split_keys)
         plan.splits = plan.cluster_splits = joined;
+    plan.cluster_items = gqa_items(1, params.head_dim) / plan.cluster_splits;
+    const int items = gqa_items(plan.heads, params.head_dim);
+    const int joiners = std::clamp(sm_count / gqa_sms_per_joiner / plan.units, 1, plan.splits);
+    plan.joiner_items = (items + joiners - 1) / joiners;
+    plan.joiners = (items + plan.joiner_items - 1) / plan.joiner_items;
+    plan.joiner_lanes =
+        std::min({gqa_threads / gqa_warps, power_of_two_below(gqa_threads / plan.joiner_items),
+                  power_of_two_below(2 * plan.splits - 1)});
     plan.programmatic = programmatic;
-    // A row for every warp and head, and a row for every head of the split; before them, q.
-    const int rows = (gqa_warps + 1) * gqa_tile_heads * gqa_row_floats(params.head_dim) * 4;
-    const int q = gqa_tile_heads * gqa_q_row_elements(params.head_dim) * 2;
-    plan.shared_bytes = rows > q ? rows : q;
+    // A row for every warp and head, in q's place. Behind them what a cluster's blocks push, else a ticket.
+    plan.shared_bytes =
+        gqa_rows_bytes(params.head_dim) + (plan.cluster_splits > 1 ? gqa_pushed_bytes(items) : 16);
+    // The ring lies behind them. Whole tiles only: a copy must not pass the cache's end.
+    plan.ring_offset = (plan.shared_bytes + 127) / 128 * 128;
+    const int with_ring = plan.ring_offset + gqa_ring_bytes(params.head_dim);
+    plan.bulk_copies = sm_90 && plan.cluster_splits == 1 && params.max_len % gqa_tile_keys == 0 &&
+                       params.max_len >= gqa_min_bulk_tiles * plan.splits * gqa_min_split_keys &&
+                       with_ring <= max_shared_bytes;
+    if (plan.bulk_copies) plan.shared_bytes = with_ring;
     return plan;
 }
 
@@ -94,21 +145,17 @@ constexpr int gqa_active_splits(int kv_len, int splits) {
     return tiles < splits ? tiles : splits;
 }
 
-// A head's output is joined four dimensions at a time: an item. A cluster's items are dealt out to its
-// blocks.
-constexpr int gqa_items(int heads, int head_dim) {
-    return heads * head_dim / 4;
-}
+// The workspace, where splits are joined without a cluster: a counter for every unit, then a slot for every
+// unit, split and item. All of it is zero before the first launch, and every launch leaves it zero.
+constexpr int gqa_slot_floats = 8;  // the item, the maximum, the sum of exponentials, two that mean nothing
 
-// The workspace, for the clusters of a unit to be joined: a counter for every unit and block of a cluster
-// (zero before the first launch, left zero by every launch), then a row for every unit, cluster and head.
 constexpr int64_t gqa_counter_bytes(const GqaPlan& plan) {
-    return (int64_t{plan.units} * plan.cluster_splits * 4 + 63) / 64 * 64;
+    return (int64_t{plan.units} * 4 + 63) / 64 * 64;
 }
 
 constexpr int64_t gqa_workspace_bytes(const GqaPlan& plan, int head_dim) {
-    return gqa_counter_bytes(plan) + int64_t{plan.units} * (plan.splits / plan.cluster_splits) * plan.heads *
-                                         gqa_row_floats(head_dim) * 4;
+    const int64_t slots = int64_t{plan.units} * plan.splits * gqa_items(plan.heads, head_dim);
+    return gqa_counter_bytes(plan) + (plan.cluster_splits > 1 ? 0 : slots * gqa_slot_floats * 4);
 }
 
 }  // namespace pykernels::cuda

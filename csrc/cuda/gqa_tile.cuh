@@ -33,8 +33,18 @@ constexpr __device__ int value_row(int i, int t) {
     return 2 * t + i % 2 + i / 2 * 8;
 }
 
+// Is the tile read again because its newest key may have come only now? Then past what the first reading may
+// have left in the first-level cache.
+enum class Reading { first, again };
+
+template <Reading reading>
+__device__ __forceinline__ uint4 load_cached(const void* slot) {
+    const auto* vector = static_cast<const uint4*>(slot);
+    return reading == Reading::first ? load_streamed(vector) : load_fresh(vector);
+}
+
 // Slots from max_len on do not exist: the last one is read in their place, and is left out of the sums.
-template <class T, int head_dim>
+template <Reading reading, class T, int head_dim>
 __device__ __forceinline__ void load_keys(Keys<head_dim>& keys, const T* k_cache, int first_key,
                                           int max_len) {
 #pragma unroll
@@ -43,12 +53,11 @@ __device__ __forceinline__ void load_keys(Keys<head_dim>& keys, const T* k_cache
             static_cast<uint32_t>(min(first_key + lane_group() + 8 * half, max_len - 1)) * head_dim;
 #pragma unroll
         for (int i = 0; i < head_dim / 32; ++i)
-            keys.rows[half][i] =
-                load_fresh(reinterpret_cast<const uint4*>(k_cache + row + i * 32 + lane_in_group() * 8));
+            keys.rows[half][i] = load_cached<reading>(k_cache + row + i * 32 + lane_in_group() * 8);
     }
 }
 
-template <class T, int head_dim>
+template <Reading reading, class T, int head_dim>
 __device__ __forceinline__ void load_values(Values<head_dim>& values, const T* v_cache, int first_key,
                                             int max_len) {
 #pragma unroll
@@ -57,8 +66,7 @@ __device__ __forceinline__ void load_values(Values<head_dim>& values, const T* v
             static_cast<uint32_t>(min(first_key + value_row(i, lane_in_group()), max_len - 1)) * head_dim;
 #pragma unroll
         for (int j = 0; j < head_dim / 64; ++j)
-            values.rows[i][j] =
-                load_fresh(reinterpret_cast<const uint4*>(v_cache + row + j * 64 + lane_group() * 8));
+            values.rows[i][j] = load_cached<reading>(v_cache + row + j * 64 + lane_group() * 8);
     }
 }
 

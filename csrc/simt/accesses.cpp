@@ -91,7 +91,7 @@ void Executor::check_order(Thread& thread, Unit unit, bool fresh, bool atomic, c
     } else if (theirs.unfenced) {
         missing = "which stored it without a fence before its atomic";
     } else if (!fresh) {
-        missing = "by load(), which may find an old value in the first-level cache; load_fresh() does not";
+        missing = "by a load that may find an old value in the first-level cache; load_fresh() does not";
     }
     if (missing) {
         fail(FaultKind::unordered_blocks, site,
@@ -100,13 +100,14 @@ void Executor::check_order(Thread& thread, Unit unit, bool fresh, bool atomic, c
     }
 }
 
-bool Executor::read_global(Thread& thread, const void* pointer, size_t bytes, bool fresh, Site site) {
+bool Executor::read_global(Thread& thread, const void* pointer, size_t bytes, Source source, Site site) {
+    const bool fresh = source == Source::fresh_global;
     const Access access = check_bounds(thread, pointer, bytes, "reads", site);
     const Unit unit = thread.block->grid.first_unit + static_cast<Unit>(thread.block->index);
     Unit latest = 0;
     for (size_t i = access.first; i < access.end; ++i) latest = std::max(latest, access.buffer->writer[i]);
     const Grid& grid = thread.block->grid;
-    if (fresh && grid.programmatic && !thread.has_waited) {
+    if ((fresh || source == Source::streamed_global) && grid.programmatic && !thread.has_waited) {
         // A load ahead of its time. Nobody need wait for it, and it must not be used if it came too early.
         const bool early = latest >= base_unit_ && grid_of(latest).number < grid.number &&
                            !grid.before[static_cast<size_t>(grid_of(latest).number)];
@@ -151,6 +152,19 @@ void Executor::atomic_global(Thread& thread, const void* pointer, size_t bytes, 
     for (const Thread& other : thread.block->threads) progress.unfenced |= other.unfenced;
 }
 
+void Executor::flagged_global(Thread& thread, const void* pointer, size_t bytes, bool writes, Site site) {
+    const char* const action = writes ? "writes" : "reads";
+    const Access access = check_bounds(thread, pointer, bytes, action, site);
+    const Unit unit = thread.block->grid.first_unit + static_cast<Unit>(thread.block->index);
+    for (size_t i = access.first; i < access.end; ++i) {
+        const Unit writer = access.buffer->writer[i], reader = access.buffer->reader[i];
+        if (writer >= base_unit_) check_order(thread, writer, true, true, action, "wrote", access, site);
+        if (writes && reader >= base_unit_)
+            check_order(thread, reader, true, true, action, "read", access, site);
+        (writes ? access.buffer->writer[i] : access.buffer->reader[i]) = unit;
+    }
+}
+
 void Executor::fence(Thread& thread) {
     // A fence covers what came before it: the thread's own stores, and those a barrier has ordered before it.
     for (Thread& other : thread.block->threads) {
@@ -174,7 +188,7 @@ bool check_load(const void* pointer, size_t bytes, Source source, Site site) {
         block.shared.read(thread, shared_offset(block, pointer, bytes, "reads", site), bytes, site);
         return true;
     }
-    return executor().read_global(thread, pointer, bytes, source == Source::fresh_global, site);
+    return executor().read_global(thread, pointer, bytes, source, site);
 }
 
 void check_store(const void* pointer, size_t bytes, Site site) {
@@ -194,6 +208,14 @@ void check_atomic(const void* pointer, size_t bytes, Site site) {
     thread.block->pause(thread, Wait::none, "", site);  // other blocks' atomics may come first
     check_alignment(pointer, bytes, "updates", site);
     executor().atomic_global(thread, pointer, bytes, site);
+}
+
+void check_flagged(const void* pointer, size_t bytes, bool writes, Site site) {
+    Thread& thread = current();
+    thread.block->pause(thread, Wait::none, "",
+                        site);  // what it waits for, or what waits for it, may come first
+    check_alignment(pointer, bytes, writes ? "writes" : "reads", site);
+    executor().flagged_global(thread, pointer, bytes, writes, site);
 }
 
 void check_prefetch(const void* pointer, Site site) {
@@ -258,6 +280,16 @@ const void* check_load_of_cluster(int rank, const void* own, size_t bytes, Site 
     block.read_of_cluster(thread, rank, own, bytes, site);
     return block.cluster->blocks[static_cast<size_t>(rank)]->shared.begin() +
            (static_cast<const unsigned char*>(own) - block.shared.begin());
+}
+
+void begin_push(int rank, const void* own, const void* value, size_t bytes, int barrier_rank,
+                const void* own_barrier, Site site) {
+    Thread& thread = current();
+    take_turns(thread, site);
+    if (barrier_rank != rank) {
+        fail(FaultKind::misuse, site, "push to block %d, with a barrier of block %d", rank, barrier_rank);
+    }
+    thread.block->push(thread, rank, own, value, bytes, own_barrier, site);
 }
 
 void make_barrier(const void* barrier, uint32_t arrivals, Site site) {

@@ -112,7 +112,8 @@ void Block::run() {
         if (random() % turns_per_block == 0) return;
     }
     const bool waits_for_others = std::any_of(threads.begin(), threads.end(), [](const Thread& thread) {
-        return thread.wait == Wait::producers || thread.wait == Wait::cluster;
+        return thread.wait == Wait::producers || thread.wait == Wait::cluster ||
+               (thread.wait == Wait::transaction_barrier && thread.block->cluster->blocks.size() > 1);
     });
     if (!ended() && !waits_for_others) report_deadlock();
 }
@@ -210,10 +211,10 @@ void Block::end(Thread& thread) {
     cluster->end_phase_if_complete();
     if (++n_ended == grid.threads) {
         for (const BulkBarrier& barrier : barriers) {
-            if (!barrier.copies.empty()) {
-                fail(FaultKind::pending_copy, barrier.copies.front().site,
-                     "the block ends before this copy has landed");
-            }
+            if (barrier.copies.empty()) continue;
+            const Copy& copy = barrier.copies.front();
+            fail(copy.pushed.empty() ? FaultKind::pending_copy : FaultKind::misuse, copy.site,
+                 "the block ends before this copy to it has landed");
         }
     }
     --thread.warp->runnable;

@@ -37,6 +37,7 @@ struct Copy {
     size_t offset, bytes;  // of shared memory
     const void* source;    // null: the bytes are there already
     Site site;
+    std::vector<unsigned char> pushed;  // by another block: the bytes, in the place of a source
 };
 
 struct Warp {
@@ -125,6 +126,8 @@ struct Block {
     void arrive_in_cluster(Thread& thread, Site site);
     void wait_in_cluster(Thread& thread, Site site);
     void read_of_cluster(Thread& thread, int rank, const void* own, size_t bytes, Site site);
+    void push(Thread& thread, int rank, const void* own, const void* value, size_t bytes, const void* barrier,
+              Site site);
 
     Grid& grid;
     const int index;
@@ -149,6 +152,7 @@ struct Block {
   private:
     void run_warp(Warp& warp);
     void wake(Thread& thread);
+    Block& block_of_cluster(int rank, const char* what, Site site);
     int barrier_index(Thread& thread, const void* address, Site site);
     void end_phase_if_complete(BulkBarrier& barrier);
     size_t shared_offset(const void* address, size_t bytes, size_t alignment, const char* what, Site site);

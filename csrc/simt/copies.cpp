@@ -28,12 +28,12 @@ size_t Block::shared_offset(const void* address, size_t bytes, size_t alignment,
 
 Copy Block::begin_copy(Thread& thread, void* to, const void* from, size_t bytes, size_t alignment,
                        const char* what, Site site) {
-    Copy copy = {shared_offset(to, bytes, alignment, what, site), bytes, from, site};
+    Copy copy = {shared_offset(to, bytes, alignment, what, site), bytes, from, site, {}};
     if (reinterpret_cast<uintptr_t>(from) % alignment != 0) {
         fail(FaultKind::misaligned, site, "%s: global address %p is not a multiple of %zu", what, from,
              alignment);
     }
-    executor().read_global(thread, from, bytes, true, site);
+    executor().read_global(thread, from, bytes, Source::fresh_global, site);
     shared.begin_copy(thread, copy.offset, bytes, site);
     if (random() % 2) {
         move_bytes(copy);
@@ -45,7 +45,8 @@ Copy Block::begin_copy(Thread& thread, void* to, const void* from, size_t bytes,
 }
 
 void Block::move_bytes(const Copy& copy) {
-    if (copy.source) std::memcpy(shared.begin() + copy.offset, copy.source, copy.bytes);
+    const void* const from = copy.pushed.empty() ? copy.source : copy.pushed.data();
+    if (from) std::memcpy(shared.begin() + copy.offset, from, copy.bytes);
 }
 
 void Block::async_copy(Thread& thread, void* to, const void* from, size_t bytes, Site site) {

@@ -53,11 +53,20 @@ inline uint4 load_once(const uint4* pointer, Site site = Site::here()) {
 }
 
 template <class T>
-T load_fresh(const T* pointer, Site site = Site::here()) {
-    const bool usable = simt::check_load(pointer, sizeof(T), simt::Source::fresh_global, site);
+T load_from(const T* pointer, simt::Source source, Site site) {
+    const bool usable = simt::check_load(pointer, sizeof(T), source, site);
     T value = copy_out(pointer);
     if (!usable) std::memset(static_cast<void*>(&value), 0xff, sizeof(T));  // NaN shows where it is used
     return value;
+}
+
+template <class T>
+T load_fresh(const T* pointer, Site site = Site::here()) {
+    return load_from(pointer, simt::Source::fresh_global, site);
+}
+
+inline uint4 load_streamed(const uint4* pointer, Site site = Site::here()) {
+    return load_from(pointer, simt::Source::streamed_global, site);
 }
 
 inline void prefetch_l2(const void* pointer, Site site = Site::here()) {
@@ -190,6 +199,57 @@ inline void cluster_wait(Site site = Site::here()) {
 
 inline float4 load_shared_of(int rank, const float4* own, Site site = Site::here()) {
     return copy_out(static_cast<const float4*>(simt::check_load_of_cluster(rank, own, sizeof(float4), site)));
+}
+
+struct ClusterPlace {
+    int rank;
+    const void* own;
+};
+
+inline ClusterPlace place_in(int rank, const void* own) {
+    return {rank, own};
+}
+
+template <class T>
+void push(ClusterPlace to, T value, ClusterPlace barrier, Site site = Site::here()) {
+    static_assert(std::is_same_v<T, float4> || std::is_same_v<T, float2>);
+    simt::begin_push(to.rank, to.own, &value, sizeof(T), barrier.rank, barrier.own, site);
+}
+
+inline void wait_for_pushes(TransactionBarrier* barrier, Site site = Site::here()) {
+    simt::wait_barrier(barrier, 0, site);
+}
+
+// Word by word, with other threads' turns between, as the hardware may. What two blocks do to such words
+// needs no order but the words' own.
+template <class T>
+void store_flagged(T* pointer, T value, Site site = Site::here()) {
+    float words[sizeof(T) / sizeof(float)];
+    std::memcpy(words, &value, sizeof(T));
+    for (size_t i = 0; i < sizeof(T) / sizeof(float); ++i) {
+        float* const word = reinterpret_cast<float*>(pointer) + i;
+        if (words[i] == 0.0f) words[i] = -0.0f;
+        simt::check_flagged(word, sizeof(float), true, site);
+        std::memcpy(word, &words[i], sizeof(float));
+    }
+}
+
+template <class T>
+T load_flagged(const T* pointer, Site site = Site::here()) {
+    simt::check_flagged(pointer, sizeof(T), false, site);
+    return copy_out(pointer);
+}
+
+inline bool is_written(const float4& words) {
+    uint32_t bits[4];
+    std::memcpy(bits, &words, sizeof bits);
+    return bits[0] != 0 && bits[1] != 0 && bits[2] != 0 && bits[3] != 0;
+}
+
+template <class T>
+void clear_flagged(T* pointer, Site site = Site::here()) {
+    simt::check_flagged(pointer, sizeof(T), true, site);
+    std::memset(static_cast<void*>(pointer), 0, sizeof(T));
 }
 
 inline void fence_device() {

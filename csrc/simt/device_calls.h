@@ -8,13 +8,15 @@
 
 namespace pykernels::simt {
 
-enum class Source { any, global, fresh_global };
+enum class Source { any, global, fresh_global, streamed_global };
 
 // Each is a fault where the thread must not make the access; the caller then makes it. check_load() is false
 // where the load comes so early that what it finds must not be used.
 bool check_load(const void* pointer, size_t bytes, Source source, Site site);
 void check_store(const void* pointer, size_t bytes, Site site);
 void check_atomic(const void* pointer, size_t bytes, Site site);
+// Words that carry their own flag: ordered between launches, not between blocks.
+void check_flagged(const void* pointer, size_t bytes, bool writes, Site site);
 void check_prefetch(const void* pointer, Site site);
 
 unsigned char* shared_begin();
@@ -35,6 +37,9 @@ void arrive_in_cluster(Site site);
 void wait_in_cluster(Site site);
 // Where that place of the other block's shared memory is.
 const void* check_load_of_cluster(int rank, const void* own, size_t bytes, Site site);
+// 8 or 16 bytes to such a place, and the news of them to such a barrier.
+void begin_push(int rank, const void* own, const void* value, size_t bytes, int barrier_rank,
+                const void* own_barrier, Site site);
 
 void make_barrier(const void* barrier, uint32_t arrivals, Site site);
 void show_barriers();

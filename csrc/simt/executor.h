@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "simt/block.h"
+#include "simt/device_calls.h"
 #include "simt/fault.h"
 #include "simt/global_memory.h"
 
@@ -64,11 +65,12 @@ class Executor {
     uint32_t time = 0;  // counts writes, arrivals and atomics of one synchronize()
 
     // --- for the threads
-    // False where a fresh load comes before wait_for_producers() and finds what an earlier launch writes or
-    // has written: it reads anything, and must be thrown away.
-    bool read_global(Thread& thread, const void* pointer, size_t bytes, bool fresh, Site site);
+    // False where a fresh or streamed load comes before wait_for_producers() and finds what an earlier launch
+    // writes or has written: it reads anything, and must be thrown away.
+    bool read_global(Thread& thread, const void* pointer, size_t bytes, Source source, Site site);
     void write_global(Thread& thread, const void* pointer, size_t bytes, Site site);
     void atomic_global(Thread& thread, const void* pointer, size_t bytes, Site site);
+    void flagged_global(Thread& thread, const void* pointer, size_t bytes, bool writes, Site site);
     void fence(Thread& thread);
     void trigger(Thread& thread);
     void wait_for_producers(Thread& thread, Site site);

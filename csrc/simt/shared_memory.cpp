@@ -31,7 +31,8 @@ void SharedMemory::reset(size_t bytes) {
     size_ = bytes;
     bytes_.assign(bytes + 128, 0xff);
     offset_ = (128 - reinterpret_cast<uintptr_t>(bytes_.data()) % 128) % 128;
-    granules_.assign(bytes / granule_bytes + 1, {0, 0, 0, 0, 0, nobody, nobody, 0, 0, 0, State::unwritten});
+    granules_.assign(bytes / granule_bytes + 1,
+                     {0, 0, 0, 0, 0, nobody, nobody, 0, 0, 0, 0, State::unwritten});
     files_.clear();
 }
 
@@ -94,6 +95,7 @@ void SharedMemory::record_read(const Thread& thread, Granule& granule) const {
     }
     granule.read_epoch = std::max(granule.read_epoch, thread.access_epoch());
     granule.read_warp_epoch = warp_epoch;
+    granule.own_read = std::max(granule.own_read, static_cast<uint16_t>(thread.cluster_arrivals + 1));
 }
 
 void SharedMemory::read(const Thread& thread, size_t offset, size_t bytes, Site site) {
@@ -150,6 +152,7 @@ void SharedMemory::record_write(const Thread& thread, size_t offset, size_t byte
                         time,
                         static_cast<uint16_t>(thread.number),
                         nobody,
+                        0,
                         0,
                         static_cast<uint16_t>(site.line),
                         file,

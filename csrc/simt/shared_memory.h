@@ -32,6 +32,11 @@ class SharedMemory {
     // The thread of another block of the cluster reads the memory of `owner`.
     void read_from_outside(const Thread& thread, const Block& owner, size_t offset, size_t bytes, Site site);
 
+    // It pushes into it: what threads of `owner` did to that place, and to the barrier, they did before the
+    // cluster's barrier.
+    void use_barrier_from_outside(const Thread& thread, const Block& owner, size_t offset, Site site) const;
+    void begin_push(const Thread& thread, const Block& owner, size_t offset, size_t bytes, Site site);
+
     // A copy is begun by a thread, which must be in order with all who used the memory. Until it lands nobody
     // may touch it.
     void begin_copy(const Thread& thread, size_t offset, size_t bytes, Site site);
@@ -50,15 +55,16 @@ class SharedMemory {
     struct Granule {
         uint32_t write_epoch, write_warp_epoch;  // or, of a landed bulk copy: barrier and phase
         uint32_t read_epoch, read_warp_epoch;
-        uint32_t write_time;  // of the executor, for readers of other blocks
+        uint32_t write_time;  // of the executor, for other blocks
         uint16_t writer, reader;
-        uint16_t
-            outside_read;  // the phase of the cluster's barrier that ends the last read from another block
-        uint16_t line;     // of the last write
+        // The phase of the cluster's barrier that ends the last read from another block, and the block's own.
+        uint16_t outside_read, own_read;
+        uint16_t line;  // of the last write
         uint8_t file;
         State state;
     };
 
+    static bool shown_to_cluster(const Thread& thread, const Block& owner, const Granule& granule);
     bool in_order_with_writer(const Thread& thread, const Granule& granule) const;
     [[noreturn]] void report_writer(const Granule& granule, size_t offset, const char* action,
                                     Site site) const;

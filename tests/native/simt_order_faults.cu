@@ -63,6 +63,80 @@ __global__ void write_after_arrival_kernel(const uint32_t* in, uint32_t*) {
     load(shared_words() + (threadIdx.x + warp_lanes) % fault_threads);  // FAULT write_after_arrival
 }
 
+// Each block pushes a float2 a thread into the other's memory, behind the barrier there.
+__device__ TransactionBarrier* make_push_barrier() {
+    auto* barrier = reinterpret_cast<TransactionBarrier*>(shared_memory());
+    if (threadIdx.x == 0) {
+        barrier_init(barrier, 1);
+        barriers_ready();
+        barrier_expect(barrier, fault_threads * sizeof(float2));
+    }
+    block_barrier();
+    return barrier;
+}
+
+__device__ float2* pushed_place(unsigned thread) {
+    return reinterpret_cast<float2*>(shared_memory() + 16) + thread;
+}
+
+__device__ float2 pushed_value(const uint32_t* in) {
+    return make_float2(static_cast<float>(load(in + threadIdx.x)), static_cast<float>(cluster_rank()));
+}
+
+__global__ void push_clean_kernel(const uint32_t* in, uint32_t* out) {
+    TransactionBarrier* barrier = make_push_barrier();
+    cluster_arrive();
+    const int other = 1 - cluster_rank();
+    const float2 value = pushed_value(in);
+    cluster_wait();
+    push(place_in(other, pushed_place(threadIdx.x)), value, place_in(other, barrier));
+    wait_for_pushes(barrier);
+    const float2 got = load(pushed_place(fault_threads - 1 - threadIdx.x));
+    if (cluster_rank() == 0) store(out + threadIdx.x, static_cast<uint32_t>(got.x + 1000.0f * got.y));
+}
+
+__global__ void push_read_early_kernel(const uint32_t* in, uint32_t*) {
+    TransactionBarrier* barrier = make_push_barrier();
+    cluster_arrive();
+    const int other = 1 - cluster_rank();
+    cluster_wait();
+    push(place_in(other, pushed_place(threadIdx.x)), pushed_value(in), place_in(other, barrier));
+    load(pushed_place(threadIdx.x));  // FAULT push_read_early
+    wait_for_pushes(barrier);
+}
+
+__global__ void push_not_shown_kernel(const uint32_t* in, uint32_t*) {
+    TransactionBarrier* barrier = make_push_barrier();
+    cluster_arrive();
+    const int other = 1 - cluster_rank();
+    const ClusterPlace place = place_in(other, pushed_place(threadIdx.x));
+    push(place, pushed_value(in), place_in(other, barrier));  // FAULT push_not_shown
+    cluster_wait();
+    wait_for_pushes(barrier);
+}
+
+__global__ void ends_while_pushed_kernel(const uint32_t* in, uint32_t*) {
+    TransactionBarrier* barrier = make_push_barrier();
+    cluster_arrive();
+    const int other = 1 - cluster_rank();
+    const ClusterPlace place = place_in(other, pushed_place(threadIdx.x));
+    cluster_wait();
+    push(place, pushed_value(in), place_in(other, barrier));  // FAULT ends_while_pushed
+}
+
+// The place is still in use: read behind the barrier that lets others push.
+__global__ void push_place_in_use_kernel(const uint32_t* in, uint32_t*) {
+    fill_shared();
+    TransactionBarrier* barrier = make_push_barrier();
+    cluster_arrive();
+    const int other = 1 - cluster_rank();
+    const ClusterPlace place = place_in(other, pushed_place(threadIdx.x));
+    cluster_wait();
+    load(pushed_place(threadIdx.x));                          // FAULT push_place_in_use
+    push(place, pushed_value(in), place_in(other, barrier));  // FAULT push_place_in_use
+    wait_for_pushes(barrier);
+}
+
 __global__ void chain_clean_kernel(const uint32_t* in, uint32_t* out) {
     launch_dependents();
     wait_for_producers();
@@ -88,12 +162,20 @@ __global__ void chain_early_write_kernel(const uint32_t* in, uint32_t* out) {
     load(in + threadIdx.x);
 }
 
-// A load ahead of its time that is used: no fault, but it brings NaN.
+// Loads ahead of their time that are used: no fault, but they bring NaN.
 __global__ void chain_early_fresh_kernel(const uint32_t* in, uint32_t* out) {
     launch_dependents();
     const uint32_t value = load_fresh(in + threadIdx.x);
     wait_for_producers();
     store(out + threadIdx.x, value);
+}
+
+__global__ void chain_early_streamed_kernel(const uint32_t* in, uint32_t* out) {
+    launch_dependents();
+    const uint4 values = load_streamed(reinterpret_cast<const uint4*>(in) + threadIdx.x / 4);
+    wait_for_producers();
+    const uint32_t words[4] = {values.x, values.y, values.z, values.w};
+    store(out + threadIdx.x, words[threadIdx.x % 4]);
 }
 
 template <Joining joining>
@@ -116,6 +198,29 @@ __global__ void join_blocks_kernel(uint32_t* counter, uint32_t* parts, uint32_t*
     store(out, sum);
 }
 
+// The block that starts last sums what the others give.
+template <Flagging flagging>
+__global__ void join_flagged_kernel(uint32_t* ticket, float4* parts, uint32_t* out) {
+    if (threadIdx.x != 0) return;
+    const uint32_t last = gridDim.x - 1;
+    const bool joins = atomic_increment(ticket, last) == last;
+    if (!joins) {
+        store_flagged(parts + blockIdx.x, make_float4(1.0f, 0.0f, 0.0f, static_cast<float>(blockIdx.x)));
+        return;
+    }
+    float sum = static_cast<float>(blockIdx.x + 1);
+    for (unsigned i = 0; i < gridDim.x; ++i) {
+        if (i == blockIdx.x) continue;
+        float4 part = load_flagged(parts + i);
+        while (flagging == Flagging::first_word ? part.x == 0.0f : !is_written(part))
+            part = load_flagged(parts + i);
+        if (flagging == Flagging::plain_load) part = load(parts + i);  // FAULT plain_load
+        sum += part.x + part.w;
+        clear_flagged(parts + i);
+    }
+    store(out, static_cast<uint32_t>(sum));
+}
+
 template <void (*kernel)(const uint32_t*, uint32_t*)>
 void launch_faulty_cluster(const uint32_t* in, uint32_t* out, const Stream& stream) {
     launch_clusters(kernel, 2, 2, fault_threads, shared_bytes, stream, in, out);
@@ -129,6 +234,10 @@ const FaultCase cluster_faults[] = {
     {"ends_while_read", launch_faulty_cluster<ends_while_read_kernel>, true},
     {"write_after_arrival", launch_faulty_cluster<write_after_arrival_kernel>, true},
     {"two_arrivals", launch_faulty_cluster<two_arrivals_kernel>, true},
+    {"push_read_early", launch_faulty_cluster<push_read_early_kernel>, true},
+    {"push_not_shown", launch_faulty_cluster<push_not_shown_kernel>, true},
+    {"ends_while_pushed", launch_faulty_cluster<ends_while_pushed_kernel>, true},
+    {"push_place_in_use", launch_faulty_cluster<push_place_in_use_kernel>, true},
 };
 const int n_cluster_faults = sizeof cluster_faults / sizeof *cluster_faults;
 
@@ -140,8 +249,16 @@ void cluster_clean(const uint32_t* in, uint32_t* out, const Stream& stream) {
     launch_faulty_cluster<cluster_clean_kernel>(in, out, stream);
 }
 
+void push_clean(const uint32_t* in, uint32_t* out, const Stream& stream) {
+    launch_faulty_cluster<push_clean_kernel>(in, out, stream);
+}
+
 void chain_early_fresh(const uint32_t* in, uint32_t* out, const Stream& stream) {
     launch_faulty<chain_early_fresh_kernel>(in, out, stream);
+}
+
+void chain_early_streamed(const uint32_t* in, uint32_t* out, const Stream& stream) {
+    launch_faulty<chain_early_streamed_kernel>(in, out, stream);
 }
 
 void chain_without_wait(const uint32_t* in, uint32_t* out, const Stream& stream) {
@@ -169,6 +286,20 @@ void join_blocks(Joining joining, uint32_t* workspace, uint32_t* out, const Stre
             return with(join_blocks_kernel<Joining::no_atomic>);
         case Joining::stale_load:
             return with(join_blocks_kernel<Joining::stale_load>);
+    }
+}
+
+void join_flagged(Flagging flagging, uint32_t* workspace, uint32_t* out, const Stream& stream) {
+    const auto with = [&](auto kernel) {
+        launch(kernel, 5, warp_lanes, 0, stream, workspace, reinterpret_cast<float4*>(workspace + 4), out);
+    };
+    switch (flagging) {
+        case Flagging::clean:
+            return with(join_flagged_kernel<Flagging::clean>);
+        case Flagging::first_word:
+            return with(join_flagged_kernel<Flagging::first_word>);
+        case Flagging::plain_load:
+            return with(join_flagged_kernel<Flagging::plain_load>);
     }
 }
 

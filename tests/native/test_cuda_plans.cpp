@@ -292,7 +292,7 @@ void test_gqa_plan(const Model& model, int batch, int max_len, const Device& dev
     GqaDecodeParams params = {};
     params.batch = batch, params.n_heads = model.n_heads, params.n_kv_heads = model.n_kv_heads;
     params.head_dim = head_dim, params.max_len = max_len;
-    const GqaPlan plan = plan_gqa_decode(params, device.sm_count, device.sm_90, false);
+    const GqaPlan plan = plan_gqa_decode(params, device.sm_count, device.shared_bytes, device.sm_90, false);
     const auto context = [&](const char* what) {
         static char text[160];
         std::snprintf(text, sizeof text, "%s: %s, batch %d, %d slots, %s", what, model.name, batch, max_len,
@@ -306,32 +306,91 @@ void test_gqa_plan(const Model& model, int batch, int max_len, const Device& dev
     CHECK((plan.head_tiles - 1) * plan.heads < plan.group_size, "%s", context("no head tile is empty"));
     CHECK(plan.units == batch * model.n_kv_heads * plan.head_tiles, "%s", context("units"));
 
-    CHECK(plan.splits >= 1 && plan.splits <= gqa_max_splits, "%s: %d", context("splits"), plan.splits);
+    CHECK(plan.splits >= 1, "%s: %d", context("splits"), plan.splits);
     CHECK(is_power_of_two(plan.cluster_splits), "%s: %d", context("cluster"), plan.cluster_splits);
     CHECK(plan.cluster_splits <= gqa_max_cluster_splits, "%s: %d", context("cluster"), plan.cluster_splits);
-    CHECK(plan.splits % plan.cluster_splits == 0, "%s: %d of %d", context("whole clusters"),
-          plan.cluster_splits, plan.splits);
+    CHECK(plan.cluster_splits == 1 || plan.cluster_splits == plan.splits, "%s: %d of %d",
+          context("a cluster is a unit"), plan.cluster_splits, plan.splits);
     CHECK(device.sm_90 || plan.cluster_splits == 1, "%s", context("clusters need sm_90"));
     // All blocks are resident at once: one wave.
     CHECK(plan.splits == 1 || plan.units * plan.splits <= std::max(device.sm_count, gqa_max_cluster_blocks),
           "%s: %d blocks", context("one wave"), plan.units * plan.splits);
 
     CHECK(plan.shared_bytes <= device.shared_bytes, "%s: %d", context("shared memory"), plan.shared_bytes);
-    CHECK(plan.shared_bytes >= (gqa_warps + 1) * gqa_tile_heads * (head_dim + 2) * 4 &&
-              plan.shared_bytes >= gqa_tile_heads * head_dim * 2,
-          "%s: %d", context("rows and q fit"), plan.shared_bytes);
+    const int rows = gqa_warps * gqa_tile_heads * (head_dim + 2) * 4;
+    CHECK(gqa_rows_bytes(head_dim) >= rows && gqa_rows_bytes(head_dim) % 16 == 0 &&
+              gqa_rows_bytes(head_dim) >= gqa_tile_heads * gqa_q_row_elements(head_dim) * 2,
+          "%s: %d", context("rows, and q in their place"), gqa_rows_bytes(head_dim));
+    // Behind the rows lies a ticket, or a barrier and what a cluster's blocks push: of the items of a block's
+    // part, every block's share. Parts are equal, and a thread takes one share.
+    CHECK(plan.shared_bytes >= rows + 4, "%s: %d", context("the ticket fits"), plan.shared_bytes);
+    const int part = plan.heads * plan.cluster_items, shares = plan.cluster_splits * part;
+    CHECK(plan.cluster_items >= 1 && shares == gqa_items(plan.heads, head_dim) && shares <= gqa_threads,
+          "%s: %d", context("parts of a cluster"), part);
+    CHECK(plan.cluster_splits == 1 || plan.shared_bytes >= gqa_rows_bytes(head_dim) + 8 + shares * 24,
+          "%s: %d", context("pushed shares fit"), plan.shared_bytes);
 
-    // The last counter ends before the first row, the last row before the end.
-    const int64_t counters = int64_t{plan.units} * plan.cluster_splits * 4;
-    const int64_t clusters = int64_t{plan.units} * (plan.splits / plan.cluster_splits);
-    const int64_t rows = clusters * plan.heads * gqa_row_floats(head_dim) * 4;
+    // Bulk copies: on sm_90, of whole tiles, where a warp has many. The ring is behind the warps' rows and
+    // the ticket.
+    const bool many = max_len >= gqa_min_bulk_tiles * gqa_warps * gqa_tile_keys * plan.splits;
+    const int ring = gqa_warps * gqa_ring_stages * 2 * gqa_tile_keys * head_dim * 2;
+    const bool has_room = plan.ring_offset + ring + 1024 <= device.shared_bytes;
+    CHECK(!plan.bulk_copies ||
+              (device.sm_90 && plan.cluster_splits == 1 && many && max_len % gqa_tile_keys == 0),
+          "%s", context("bulk copies"));
+    CHECK(plan.bulk_copies ||
+              !(device.sm_90 && plan.cluster_splits == 1 && many && has_room && max_len % gqa_tile_keys == 0),
+          "%s", context("no bulk copies"));
+    CHECK(plan.ring_offset % 128 == 0 &&
+              plan.ring_offset >= gqa_warps * gqa_tile_heads * (head_dim + 2) * 4 + 4,
+          "%s: %d", context("ring"), plan.ring_offset);
+    const int barriers = 8 * gqa_warps * gqa_ring_stages * 2;
+    CHECK(!plan.bulk_copies || plan.shared_bytes >= plan.ring_offset + ring + barriers, "%s: %d",
+          context("ring"), plan.shared_bytes);
+
+    // Joiners have every item once and a thread for each of its lanes; those that wait leave SMs for the
+    // rest.
+    const int items = gqa_items(plan.heads, head_dim);
+    CHECK(plan.joiners >= 1 && plan.joiners <= plan.splits, "%s: %d", context("joiners"), plan.joiners);
+    CHECK(plan.joiners * plan.joiner_items >= items && (plan.joiners - 1) * plan.joiner_items < items,
+          "%s: %d of %d items", context("joiners"), plan.joiner_items, items);
+    CHECK(plan.joiners == 1 || plan.units * plan.joiners * gqa_sms_per_joiner <= device.sm_count, "%s: %d",
+          context("joiners that wait"), plan.joiners);
+    CHECK(is_power_of_two(plan.joiner_lanes) && plan.joiner_lanes <= 32 &&
+              plan.joiner_items * plan.joiner_lanes <= gqa_threads,
+          "%s: %d", context("lanes of an item"), plan.joiner_lanes);
+
+    // The last counter ends before the first slot, the last slot before the end.
+    const int64_t counters = int64_t{plan.units} * 4;
+    const int64_t slots = int64_t{plan.units} * (plan.cluster_splits > 1 ? 0 : plan.splits) * items;
     CHECK(gqa_counter_bytes(plan) >= counters && gqa_counter_bytes(plan) % 64 == 0, "%s",
           context("counters"));
-    CHECK(gqa_workspace_bytes(plan, head_dim) >= gqa_counter_bytes(plan) + rows, "%s", context("workspace"));
+    CHECK(gqa_workspace_bytes(plan, head_dim) >= gqa_counter_bytes(plan) + slots * gqa_slot_floats * 4, "%s",
+          context("workspace"));
     // An op is bound once and run with and without programmatic launches: on one workspace.
-    const GqaPlan other = plan_gqa_decode(params, device.sm_count, device.sm_90, true);
+    const GqaPlan other = plan_gqa_decode(params, device.sm_count, device.shared_bytes, device.sm_90, true);
     CHECK(gqa_workspace_bytes(other, head_dim) == gqa_workspace_bytes(plan, head_dim), "%s",
           context("workspace of a programmatic launch"));
+}
+
+// Where they were measured to be faster (docs/kernels.md).
+void test_where_bulk_copies_are_taken() {
+    const auto taken = [](const Model& model, int batch, int max_len, int shared_bytes = 227 * 1024) {
+        GqaDecodeParams params = {};
+        params.batch = batch, params.n_heads = model.n_heads, params.n_kv_heads = model.n_kv_heads;
+        params.head_dim = head_dim, params.max_len = max_len;
+        return plan_gqa_decode(params, 132, shared_bytes, true, false).bulk_copies;
+    };
+    const Model &qwen = models[0], &llama = models[1];
+    for (const int max_len : {1024, 8192, 16384, 32768, 65536})
+        CHECK(!taken(qwen, 1, max_len), "qwen, %d slots", max_len);
+    CHECK(taken(qwen, 1, 131072) && !taken(qwen, 4, 4096) && taken(qwen, 4, 16384), "qwen");
+    for (const int max_len : {1024, 4096, 8192, 16384})
+        CHECK(!taken(llama, 1, max_len), "llama, %d slots", max_len);
+    for (const int max_len : {32768, 65536, 131072}) CHECK(taken(llama, 1, max_len), "llama, %d", max_len);
+    CHECK(!taken(llama, 4, 4096) && taken(llama, 4, 16384), "llama, batch 4");
+    CHECK(!taken(llama, 1, 65535), "a tile that is not whole");
+    CHECK(!taken(llama, 1, 65536, 99 * 1024), "no room for the ring");
 }
 
 // Walks the tiles as the kernel does: a warp of a split begins at its own and goes on by all warps of all.
@@ -403,6 +462,7 @@ int main() {
             for (int pieces = 1; pieces <= 80; ++pieces) test_every_piece_is_taken_once(tiles, pieces, warps);
         }
     }
-    for (int splits = 1; splits <= gqa_max_splits; ++splits) test_every_key_is_taken_once(splits);
+    test_where_bulk_copies_are_taken();
+    for (int splits = 1; splits <= 40; ++splits) test_every_key_is_taken_once(splits);
     return test::failed();
 }

@@ -118,6 +118,20 @@ const std::map<std::string, FaultKind> kinds = {
     {"ends_while_read", FaultKind::misuse},
     {"two_arrivals", FaultKind::misuse},
     {"write_after_arrival", FaultKind::shared_race},
+    {"push_read_early", FaultKind::pending_copy},
+    {"push_not_shown", FaultKind::misuse},
+    {"ends_while_pushed", FaultKind::misuse},
+    {"push_place_in_use", FaultKind::shared_race},
+};
+
+// Of faults that show in two ways, the other.
+const std::map<std::string, FaultKind> other_kinds = {
+    // Who comes too early finds the copy of another thread under way, or landed for that thread alone.
+    {"barrier_missing_after_async_wait", FaultKind::pending_copy},
+    // Or nothing has been pushed there yet.
+    {"push_read_early", FaultKind::uninitialised_read},
+    // The push finds the read, or the read the push.
+    {"push_place_in_use", FaultKind::pending_copy},
 };
 
 // An access before the wait is found by the later of the two that meet in it: the early one itself, or, where
@@ -145,11 +159,13 @@ void check_chains(uint64_t seed) {
     };
     expect_early("chain_without_wait", chain(cuda::chain_without_wait, programmatic));
     expect_early("chain_late_wait", chain(cuda::chain_late_wait, programmatic));
-    std::memset(b.middle, 0xff, n * sizeof *b.middle);  // what is there before the first kernel writes
-    expect_none("an early fresh load", chain(cuda::chain_early_fresh, programmatic), seed);
-    for (int i = 0; i < n; ++i) {
-        const uint32_t expected = PYKERNELS_SIMT_ARCH < 90 ? b.in[i] + 1 : 0xffffffffu;
-        CHECK(b.out[i] == expected, "seed %d: an early fresh load brought %u", int(seed), b.out[i]);
+    for (const cuda::FaultLauncher early : {cuda::chain_early_fresh, cuda::chain_early_streamed}) {
+        std::memset(b.middle, 0xff, n * sizeof *b.middle);  // what is there before the first kernel writes
+        expect_none("an early load", chain(early, programmatic), seed);
+        for (int i = 0; i < n; ++i) {
+            const uint32_t expected = PYKERNELS_SIMT_ARCH < 90 ? b.in[i] + 1 : 0xffffffffu;
+            CHECK(b.out[i] == expected, "seed %d: an early load brought %u", int(seed), b.out[i]);
+        }
     }
     // The second kernel writes what the first one reads.
     expect_early("chain_early_write", run(seed, [&] {
@@ -171,13 +187,29 @@ void check_joins(uint64_t seed) {
     expect("join", join(cuda::Joining::no_atomic), FaultKind::unordered_blocks, seed, std::nullopt, "parts");
 }
 
+// Whether a word was used that was not there yet.
+bool check_flags(uint64_t seed) {
+    Buffers b;
+    const auto join = [&](cuda::Flagging flagging) {
+        std::memset(b.middle, 0, n * sizeof *b.middle);
+        return run(seed, [&] { cuda::join_flagged(flagging, b.middle, b.out, {nullptr, false}); });
+    };
+    expect("plain_load", join(cuda::Flagging::plain_load), FaultKind::unordered_blocks, seed);
+    expect_none("a word too few looked at", join(cuda::Flagging::first_word), seed);
+    const bool early = b.out[0] != 15;
+    expect_none("flagged words joined", join(cuda::Flagging::clean), seed);
+    bool zero = true;
+    for (int i = 0; i < 24; ++i) zero &= b.middle[i] == 0;
+    CHECK(b.out[0] == 15 && zero, "flagged words joined: %u, %s", b.out[0], zero ? "cleared" : "not cleared");
+    return early;
+}
+
 void check_fault(const cuda::FaultCase& fault, uint64_t seed) {
     if (fault.needs_sm_90 && PYKERNELS_SIMT_ARCH < 90) return;
     Buffers b;
     const std::string name = fault.name;
-    // Who comes too early finds the copy of another thread under way, or landed for that thread alone.
-    const auto other =
-        name == "barrier_missing_after_async_wait" ? std::optional(FaultKind::pending_copy) : std::nullopt;
+    const auto found = other_kinds.find(name);
+    const auto other = found == other_kinds.end() ? std::nullopt : std::optional(found->second);
     // Both cluster kernels write at the same line.
     expect(fault.name, run(seed, [&] { fault.launch(b.in, b.out, {nullptr, false}); }), kinds.at(name), seed,
            other, name == "no_cluster_wait" ? "no_cluster_barrier" : nullptr);
@@ -187,6 +219,7 @@ void check_fault(const cuda::FaultCase& fault, uint64_t seed) {
 
 int main() {
     const cuda::Stream stream = {nullptr, false};
+    int used_early = 0;
     for (uint64_t seed = 0; seed < seeds; ++seed) {
         for (int i = 0; i < cuda::n_block_faults; ++i) check_fault(cuda::block_faults[i], seed);
         for (int i = 0; i < cuda::n_cluster_faults; ++i) check_fault(cuda::cluster_faults[i], seed);
@@ -194,9 +227,14 @@ int main() {
         expect_none("clean", run(seed, [&] { cuda::clean(b.in, b.out, stream); }), seed);
         if (PYKERNELS_SIMT_ARCH >= 90) {
             expect_none("a cluster", run(seed, [&] { cuda::cluster_clean(b.in, b.out, stream); }), seed);
+            expect_none("pushes", run(seed, [&] { cuda::push_clean(b.in, b.out, stream); }), seed);
+            for (uint32_t i = 0; i < n; ++i)
+                CHECK(b.out[i] == 1000 + n - 1 - i, "pushes, seed %d: out[%u] = %u", int(seed), i, b.out[i]);
         }
         check_chains(seed);
         check_joins(seed);
+        used_early += check_flags(seed);
     }
+    CHECK(used_early > 0, "no seed in %d wrote one word of four before the other", int(seeds));
     return test::failed();
 }

@@ -60,6 +60,18 @@ __device__ __forceinline__ T load_fresh(const T* pointer) {
     return __ldcg(pointer);
 }
 
+// 16 bytes of global memory that are read once and not soon again: kept in neither cache for long. This
+// launch does not write them.
+__device__ __forceinline__ uint4 load_streamed(const uint4* pointer) {
+    uint64_t policy;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    uint4 value;
+    asm volatile("ld.global.L1::no_allocate.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
+                 : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+                 : "l"(pointer), "l"(policy));
+    return value;
+}
+
 // --- barriers and shuffles
 
 __device__ __forceinline__ void block_barrier() {
@@ -81,14 +93,14 @@ __device__ __forceinline__ T shuffle_index(T value, int lane) {
     return __shfl_sync(0xffffffffu, value, lane);
 }
 
-// --- bulk copies (sm_90): the copy engine moves bytes to shared memory and tells a transaction barrier. No
-// kernel uses them at present: rows come in pieces too small for it (docs/kernels.md has the measurement).
-// The executor and its planted faults know them.
+// --- transaction barriers (sm_90): a phase ends when its arrivals and its bytes have come. Other blocks of
+// the cluster push them (below), or the copy engine brings them, a bulk copy. Small or unaligned copies are
+// slow (docs/kernels.md has the measurement).
 
 using TransactionBarrier = uint64_t;
 
-// `arrivals` threads arrive in a phase. One thread calls it; block_barrier() after barriers_ready() shows it
-// to the others and to the copy engine.
+// `arrivals` threads arrive in a phase. One thread calls it; barriers_ready() shows it to the copy engine,
+// and behind that a barrier to the other threads, the cluster's barrier to the cluster.
 __device__ __forceinline__ void barrier_init(TransactionBarrier* barrier, uint32_t arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals)
                  : "memory");
@@ -187,8 +199,8 @@ __device__ __forceinline__ void wait_for_producers() {
 
 // --- between blocks
 
-// Blocks of a cluster (sm_90) run at the same time and read one another's shared memory. Before sm_90, and in
-// a launch without clusters, a block is its own cluster.
+// Blocks of a cluster (sm_90) run at the same time, and read and write one another's shared memory. Before
+// sm_90, and in a launch without clusters, a block is its own cluster.
 
 // The block's number in its cluster.
 __device__ __forceinline__ int cluster_rank() {
@@ -232,6 +244,89 @@ __device__ __forceinline__ float4 load_shared_of(int rank, const float4* own) {
     value = *own;
 #endif
     return value;
+}
+
+// A place of the shared memory of the cluster's block `rank`: where `own` is in this block's.
+struct ClusterPlace {
+    uint32_t address;
+};
+
+__device__ __forceinline__ ClusterPlace place_in(int rank, const void* own) {
+    ClusterPlace place = {};
+#if __CUDA_ARCH__ >= 900
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(place.address) : "r"(shared_address(own)), "r"(rank));
+#endif
+    return place;
+}
+
+// Stores there, and tells a transaction barrier of the same block how many bytes have come (sm_90). That
+// block has shown its barrier to the cluster, uses the place no more, and does not end, until it has waited
+// for all it expects.
+__device__ __forceinline__ void push(ClusterPlace to, float4 value, ClusterPlace barrier) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile(
+        "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::
+            "r"(to.address),
+        "f"(value.x), "f"(value.y), "f"(value.z), "f"(value.w), "r"(barrier.address)
+        : "memory");
+#endif
+}
+
+__device__ __forceinline__ void push(ClusterPlace to, float2 value, ClusterPlace barrier) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile(
+        "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::"r"(
+            to.address),
+        "f"(value.x), "f"(value.y), "r"(barrier.address)
+        : "memory");
+#endif
+}
+
+// Waits until the barrier's first phase has ended: what the cluster's blocks pushed is there.
+__device__ __forceinline__ void wait_for_pushes(TransactionBarrier* barrier) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile(
+        "{\n"
+        ".reg .pred done;\n"
+        "again:\n"
+        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], 0;\n"
+        "@!done bra again;\n"
+        "}" ::"r"(shared_address(barrier))
+        : "memory");
+#endif
+}
+
+// Floats that carry their own flag: a word of them is all zero bits until a block has written it, so that who
+// reads them needs no counter and no fence, only to look again. 0 itself is written as -0.
+__device__ __forceinline__ float never_zero_bits(float x) {
+    return x == 0.0f ? -0.0f : x;
+}
+
+__device__ __forceinline__ void store_flagged(float4* pointer, float4 value) {
+    asm volatile("st.relaxed.gpu.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(pointer),
+                 "f"(never_zero_bits(value.x)), "f"(never_zero_bits(value.y)), "f"(never_zero_bits(value.z)),
+                 "f"(never_zero_bits(value.w))
+                 : "memory");
+}
+
+// Some words of it may be there before others: is_written() before any is used, or cleared.
+__device__ __forceinline__ float4 load_flagged(const float4* pointer) {
+    float4 value;
+    asm volatile("ld.relaxed.gpu.global.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(value.x), "=f"(value.y), "=f"(value.z), "=f"(value.w)
+                 : "l"(pointer)
+                 : "memory");
+    return value;
+}
+
+__device__ __forceinline__ bool is_written(const float4& words) {
+    return __float_as_uint(words.x) != 0 && __float_as_uint(words.y) != 0 && __float_as_uint(words.z) != 0 &&
+           __float_as_uint(words.w) != 0;
+}
+
+// All zero bits again, by the one thread that has read it.
+__device__ __forceinline__ void clear_flagged(float4* pointer) {
+    asm volatile("st.relaxed.gpu.global.v4.f32 [%0], {%1, %1, %1, %1};" ::"l"(pointer), "f"(0.0f) : "memory");
 }
 
 __device__ __forceinline__ void fence_device() {

@@ -1,0 +1,226 @@
+// How K and V come to a warp of gqa_decode: straight to its registers, or by bulk copies to a ring of its own
+// in shared memory. A stream's start() comes before wait_for_producers(), its start_late() behind it where
+// the launch is programmatic, its run() when q is there.
+#pragma once
+
+#include "cuda/gqa_tile.cuh"
+
+namespace pykernels::cuda::gqa {
+
+// A warp's tiles of one KV head.
+template <class T>
+struct Tiles {
+    const T* k_cache;
+    const T* v_cache;
+    int max_len, kv_len;
+    int first_key;  // of the warp's first tile
+    int step;       // keys from one of its tiles to the next
+    bool programmatic;
+
+    // The newest key may have come only with the launch right before.
+    __device__ __forceinline__ bool has_newest(int key) const {
+        return key < kv_len && key + gqa_tile_keys >= kv_len;
+    }
+};
+
+// Two tiles at a time: the next two tiles' K is asked for as soon as S is done with these, the next V after
+// O^T.
+template <class T, int head_dim>
+class RegisterStream {
+  public:
+    static constexpr bool needs_bulk_copy = false;
+
+    __device__ __forceinline__ RegisterStream(const Tiles<T>& tiles, unsigned char*) : tiles_(tiles) {}
+
+    // The first tile is asked for before kv_len is known; the second too where the cache has no more than
+    // these.
+    __device__ __forceinline__ void start() {
+        const int key = tiles_.first_key, second = key + tiles_.step, max_len = tiles_.max_len;
+        if (key < max_len) read<Reading::first>(0, key);
+        if (second < (max_len <= 2 * tiles_.step ? max_len : tiles_.kv_len)) read<Reading::first>(1, second);
+    }
+
+    __device__ __forceinline__ void start_late() {
+        const int key = tiles_.first_key, second = key + tiles_.step;
+        if (tiles_.has_newest(key)) read<Reading::again>(0, key);
+        if (tiles_.has_newest(second)) read<Reading::again>(1, second);
+    }
+
+    __device__ __forceinline__ void run(const T* q, float scale, Partial<head_dim>& partial) {
+        const int kv_len = tiles_.kv_len, step = tiles_.step;
+        int key = tiles_.first_key;
+        // Both tiles at once, whose latencies then hide one another, while the next two are on their way.
+        for (; key + step < kv_len; key += 2 * step) {
+            const int valid_keys[2] = {kv_len - key, kv_len - key - step};
+            const int next[2] = {key + 2 * step, key + 3 * step};
+            float scores[2][4];
+#pragma unroll
+            for (int i = 0; i < 2; ++i) score<T>(scores[i], keys_[i], q, valid_keys[i], scale);
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                if (next[i] < kv_len)
+                    load_keys<Reading::first>(keys_[i], tiles_.k_cache, next[i], tiles_.max_len);
+            }
+            attend<T>(scores, values_, valid_keys, partial);
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                if (next[i] < kv_len)
+                    load_values<Reading::first>(values_[i], tiles_.v_cache, next[i], tiles_.max_len);
+            }
+        }
+        if (key < kv_len) {  // the last of an odd number
+            const int valid_keys[1] = {kv_len - key};
+            float scores[1][4];
+            score<T>(scores[0], keys_[0], q, valid_keys[0], scale);
+            attend<T>(scores, values_, valid_keys, partial);
+        }
+    }
+
+    // The first of the eight dimensions in V's vector j of a lane.
+    static __device__ __forceinline__ int value_dim(int j) { return j * 64 + lane_group() * 8; }
+
+  private:
+    template <Reading reading>
+    __device__ __forceinline__ void read(int i, int key) {
+        load_keys<reading>(keys_[i], tiles_.k_cache, key, tiles_.max_len);
+        load_values<reading>(values_[i], tiles_.v_cache, key, tiles_.max_len);
+    }
+
+    const Tiles<T>& tiles_;
+    Keys<head_dim> keys_[2];
+    Values<head_dim> values_[2];
+};
+
+// A tile's K, and its V, lie together in memory: each is one copy with a barrier of its own, asked for when
+// its place in the ring is read. max_len is whole tiles.
+template <class T, int head_dim>
+class BulkStream {
+  public:
+    static constexpr bool needs_bulk_copy = true;
+
+    // `ring`: the block's.
+    __device__ __forceinline__ BulkStream(const Tiles<T>& tiles, unsigned char* ring)
+        : tiles_(tiles),
+          ring_(ring + warp() * warp_bytes),
+          barriers_(reinterpret_cast<TransactionBarrier*>(ring + gqa_warps * warp_bytes) + warp() * places) {}
+
+    // The first tile is asked for before kv_len is known. Not in a programmatic launch: the tile with the
+    // newest key has to wait, and there is time.
+    __device__ __forceinline__ void start() {
+        if (lane() == 0) {
+#pragma unroll
+            for (int i = 0; i < places; ++i) barrier_init(barriers_ + i, 1);
+            barriers_ready();
+        }
+        warp_barrier();
+#pragma unroll
+        for (int stage = 0; stage < gqa_ring_stages; ++stage) {
+            const int key = tiles_.first_key + stage * tiles_.step;
+            const bool asked = tiles_.programmatic ? key < tiles_.kv_len && !tiles_.has_newest(key)
+                                                   : key < (stage == 0 ? tiles_.max_len : tiles_.kv_len);
+            if (asked) ask_for_both(stage, key);
+        }
+    }
+
+    __device__ __forceinline__ void start_late() {
+#pragma unroll
+        for (int stage = 0; stage < gqa_ring_stages; ++stage) {
+            const int key = tiles_.first_key + stage * tiles_.step;
+            if (tiles_.has_newest(key)) ask_for_both(stage, key);
+        }
+    }
+
+    __device__ __forceinline__ void run(const T* q, float scale, Partial<head_dim>& partial) {
+        const int kv_len = tiles_.kv_len, ring_step = gqa_ring_stages * tiles_.step;
+        int stage = 0;
+        uint32_t parity = 0;
+        for (int key = tiles_.first_key; key < kv_len; key += tiles_.step) {
+            const int valid_keys[1] = {kv_len - key};
+            barrier_wait(barriers_ + 2 * stage, parity);
+            const Keys<head_dim> keys = keys_of(stage);
+            float scores[1][4];
+            score<T>(scores[0], keys, q, valid_keys[0], scale);
+            warp_barrier();  // all lanes have read K
+            if (key + ring_step < kv_len) ask(2 * stage, tiles_.k_cache, key + ring_step);
+            barrier_wait(barriers_ + 2 * stage + 1, parity);
+            Values<head_dim> values[1] = {values_of(stage)};
+            attend<T>(scores, values, valid_keys, partial);
+            warp_barrier();  // all lanes have read V
+            if (key + ring_step < kv_len) ask(2 * stage + 1, tiles_.v_cache, key + ring_step);
+            if (++stage == gqa_ring_stages) {
+                stage = 0;
+                parity ^= 1;
+            }
+        }
+        // A first tile that was asked for in vain: the block must not end before it is there.
+        if (!tiles_.programmatic && tiles_.first_key >= kv_len && tiles_.first_key < tiles_.max_len) {
+            barrier_wait(barriers_, 0);
+            barrier_wait(barriers_ + 1, 0);
+        }
+    }
+
+    // V's vectors of a lane lie next to one another.
+    static __device__ __forceinline__ int value_dim(int j) {
+        return (lane_group() * (head_dim / 64) + j) * vector_elements;
+    }
+
+  private:
+    static constexpr int tile_bytes = gqa_tile_bytes(head_dim), row_vectors = head_dim / vector_elements;
+    static constexpr int places = 2 * gqa_ring_stages, warp_bytes = places * tile_bytes;
+
+    static __device__ __forceinline__ int warp() { return static_cast<int>(threadIdx.x) / warp_size; }
+    static __device__ __forceinline__ int lane() { return static_cast<int>(threadIdx.x) % warp_size; }
+
+    __device__ __forceinline__ void ask(int place, const T* cache, int key) {
+        if (lane() != 0) return;
+        barrier_expect(barriers_ + place, tile_bytes);
+        bulk_copy(ring_ + place * tile_bytes, cache + static_cast<uint32_t>(key) * head_dim, tile_bytes,
+                  barriers_ + place);
+    }
+    __device__ __forceinline__ void ask_for_both(int stage, int key) {
+        ask(2 * stage, tiles_.k_cache, key);
+        ask(2 * stage + 1, tiles_.v_cache, key);
+    }
+
+    // All rows begin in the same banks. Eight lanes read at once: of K four vectors of two rows, of V vectors
+    // of two groups in four rows. Lanes of odd rows, or odd pairs of them, take their vectors the other way
+    // round: then no two of K meet in a bank, and of V two, or four where head_dim is 64.
+    __device__ __forceinline__ Keys<head_dim> keys_of(int stage) const {
+        const auto* rows = reinterpret_cast<const uint4*>(ring_ + 2 * stage * tile_bytes);
+        const int g = lane_group(), odd = g & 1;
+        Keys<head_dim> keys;
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            uint4 read[head_dim / 32];
+#pragma unroll
+            for (int i = 0; i < head_dim / 32; ++i)
+                read[i] = load(rows + (g + 8 * half) * row_vectors + (i ^ odd) * 4 + lane_in_group());
+#pragma unroll
+            for (int i = 0; i < head_dim / 32; ++i) keys.rows[half][i] = odd ? read[i ^ 1] : read[i];
+        }
+        return keys;
+    }
+
+    __device__ __forceinline__ Values<head_dim> values_of(int stage) const {
+        constexpr int vectors = head_dim / 64;
+        const auto* rows = reinterpret_cast<const uint4*>(ring_ + (2 * stage + 1) * tile_bytes);
+        const int t = lane_in_group(), odd = t & (vectors - 1);
+        Values<head_dim> values;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            uint4 read[vectors];
+#pragma unroll
+            for (int j = 0; j < vectors; ++j)
+                read[j] = load(rows + value_row(i, t) * row_vectors + lane_group() * vectors + (j ^ odd));
+#pragma unroll
+            for (int j = 0; j < vectors; ++j) values.rows[i][j] = odd ? read[j ^ (vectors - 1)] : read[j];
+        }
+        return values;
+    }
+
+    const Tiles<T>& tiles_;
+    unsigned char* ring_;  // the warp's: of every stage, K and V
+    TransactionBarrier* barriers_;
+};
+
+}  // namespace pykernels::cuda::gqa
