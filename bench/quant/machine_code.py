@@ -2,8 +2,8 @@
 
 Checked of every 4-bit mat-vec for that architecture: 16-byte loads from global memory (LDG.E.128, or asynchronous
 copies to shared memory, LDGSTS.E.128, or bulk copies), nibbles cut out by LOP3 with the mask 0x000f000f (for 16-bit
-floats) or 0x0f0f0f0f (for bytes), and no local memory (LDL, STL): a spill or an array that is indexed there costs a trip
-through the caches for every weight. It says nothing about speed.
+floats) or 0x0f0f0f0f (for bytes), and no local memory (LDL, STL): a spill or an array that is indexed there costs a
+trip through the caches for every weight. It says nothing about speed.
 """
 
 import os
@@ -153,6 +153,5 @@ def demangled(names: list[str]) -> list[str]:
         return names
     result = subprocess.run([program, *names], capture_output=True, text=True, timeout=60)
     lines = result.stdout.splitlines() if result.returncode == 0 else names
-    return [
-        re.sub(r"\(anonymous namespace\)::|pykernels::cuda::|\(int\)|^void ", "", line).partition("(")[0] for line in lines
-    ]
+    noise = re.compile(r"\(anonymous namespace\)::|pykernels::cuda::|\(int\)|^void ")
+    return [noise.sub("", line).partition("(")[0] for line in lines]
