@@ -1,6 +1,7 @@
 """The report's pictures: measured marks are filled, published ones hollow or hatched, and the legend says which."""
 
 import itertools
+import statistics
 from collections.abc import Sequence
 
 import matplotlib
@@ -114,7 +115,8 @@ def speedup(rows: Sequence[Row]) -> Figure:
 
 
 def _over_context(axes: Axes, rows: Sequence[Row]) -> None:
-    """A colour a pair of modes, a mark a model, a broken line a larger batch; published ones hollow and grey."""
+    """A colour a pair of modes, a mark a model, a broken line a larger batch; published ones hollow and grey. Where a
+    context was measured in several documents every one has its mark, and the line goes by their median."""
     axes.set_title("speed-up of taking the launches away, over the context", fontsize=10, loc="left", fontweight="bold")
     published = paper.published("graph_speedup")
     for marker, (gpu, batch) in zip("sDo^v", dict.fromkeys((one.gpu, one.batch) for one in published), strict=False):
@@ -134,12 +136,15 @@ def _over_context(axes: Axes, rows: Sequence[Row]) -> None:
             (row for row in rows if (row["device_name"], row["model"], row["batch"], row["what"]) == group),
             key=lambda row: row["ctx"],
         )
-        # A little to the right, each group more, so that marks at one context stand apart.
-        axes.plot(
-            [row["ctx"] * 1.02 ** (index + 1) for row in own], [row["speedup"] for row in own],
-            f"{marks[device, model]}{'-' if batch == 1 else '--'}", color=colours[what], markersize=5, linewidth=1,
-            label=f"measured: {_short(device)}, {model}, batch {batch}, {what}",
-        )  # fmt: skip
+        aside = 1.02 ** (index + 1)  # to the right, each group more, so that marks at one context stand apart
+        mark, line, colour = marks[device, model], "-" if batch == 1 else "--", colours[what]
+        at = {row["ctx"]: [one["speedup"] for one in own if one["ctx"] == row["ctx"]] for row in own}
+        axes.plot([ctx * aside for ctx in at], [statistics.median(here) for here in at.values()], line, color=colour,
+                  linewidth=1)  # fmt: skip
+        axes.plot([row["ctx"] * aside for row in own], [row["speedup"] for row in own], mark, color=colour,
+                  markersize=5)  # fmt: skip
+        axes.plot([], [], mark + line, color=colour, markersize=5, linewidth=1,
+                  label=f"measured: {_short(device)}, {model}, batch {batch}, {what}")  # fmt: skip
     threshold = paper.value("graph_threshold")
     axes.axhline(threshold, color="#d55e00", linewidth=0.9, linestyle=":")
     axes.annotate(
