@@ -22,6 +22,9 @@
 #   FLAGS=""      more flags for bench.step, bench.sweep and bench.ab alike, such as --layers=4
 #   PRICES=""     flags for the report, such as --price=H200=3.99
 #
+# On an H200 with 16 cores (2026-11-24): step 40 s, a cell 20 s, a session of seven arms about 18 s; all of it some ten
+# minutes.
+#
 # Exit status: 0 where every part succeeded; the failed ones are named at the end.
 set -u
 out=${1:-results}
