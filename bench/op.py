@@ -22,7 +22,7 @@ from bench import plugins
 from bench.backends.plugin import Journal, load_op, parse_backends
 from bench.core import cli, controls, device_trace, floors, gpu_state, measure, results, statistics
 from bench.core.ceiling import Ceiling
-from bench.core.copies import weight_copies
+from bench.core.copies import steps_a_sample, weight_copies
 from bench.core.document import Document
 from bench.core.errors import flag_error
 from bench.core.measure import Rotation
@@ -30,7 +30,7 @@ from bench.core.op_arms import MAKERS, OP_MODES, Maker, make_arms, native_arm, r
 from bench.core.op_cases import OPS, Case, Instance, cases
 from bench.core.progress import progress
 from bench.core.run import Machine, close
-from bench.core.samplers import Samplers, steps_for
+from bench.core.samplers import Samplers
 from pykernels.layer import available_bytes
 from pykernels.models import ModelSpec
 
@@ -40,8 +40,6 @@ _CONTROLS = ("null", "spin")
 _CPU_MODES = ("eager", "pybind", "dispatch", "native")
 _CUDA_MODES = (*_CPU_MODES, "graph", "graph-pdl")
 _DEFAULT_MODES = {"cpu": "native,eager", "cuda": "native,graph,eager"}
-# What a kernel takes beside its bytes, for an estimate.
-_CUDA_LEAST_US = 2.0
 
 
 @dataclass
@@ -58,16 +56,6 @@ class Settings:
     spec_gbs: float | None
 
 
-def steps_a_sample(case: Case, copies: int, settings: Settings) -> int:
-    """--repeats, or where that is 0 one step on a CPU, and on a GPU as many as last half a millisecond."""
-    if settings.repeats:
-        return settings.repeats
-    if settings.device.type != "cuda":
-        return 1
-    estimate_us = floors.microseconds(case.bytes, settings.spec_gbs or 1000.0) + _CUDA_LEAST_US
-    return steps_for(estimate_us, copies)
-
-
 def prepare(case: Case, settings: Settings) -> tuple[list[Instance], Samplers]:
     """Copies of a case's data, enough that a cold step finds none of it in the cache, and how they are sampled."""
     copies = weight_copies(case.cold_bytes, settings.l2, settings.device)
@@ -79,7 +67,8 @@ def prepare(case: Case, settings: Settings) -> tuple[list[Instance], Samplers]:
         )
     with torch.inference_mode():
         instances = [case.make() for _ in range(copies)]
-    return instances, Samplers(Rotation(copies), steps_a_sample(case, copies, settings), settings.device)
+    steps = steps_a_sample(settings.repeats, case.bytes, copies, settings.spec_gbs, settings.device)
+    return instances, Samplers(Rotation(copies), steps, settings.device)
 
 
 def measure_case(

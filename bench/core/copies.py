@@ -1,14 +1,19 @@
-"""How many copies of the weights a cold run rotates through, and how many layers a sample holds."""
+"""How many copies of the weights a cold run rotates through, and how many layers or calls of an op a sample holds."""
 
 import torch
 
+from bench.core import floors
 from bench.core.environment import last_level_cache_bytes
+from bench.core.samplers import steps_for
 
 # Beyond this the copies' own bookkeeping would be what is measured.
 _MAX_COPIES = 512
 
 # Eight layers last half a millisecond and more: the microsecond or two of an event are lost in them.
 _CUDA_LAYERS = 8
+
+# What a kernel takes beside its bytes, for an estimate.
+_CUDA_LEAST_US = 2.0
 
 
 def weight_copies(n_bytes: int, l2: str, device: torch.device) -> int:
@@ -28,3 +33,13 @@ def layers_a_sample(asked: int, copies: int, device: torch.device) -> int:
     if asked:
         return asked
     return _CUDA_LAYERS + -_CUDA_LAYERS % copies if device.type == "cuda" else 1
+
+
+def steps_a_sample(asked: int, n_bytes: int, copies: int, spec_gbs: float | None, device: torch.device) -> int:
+    """--repeats, or where that is 0 one step on a CPU, and on a GPU as many as last half a millisecond. n_bytes: of a
+    step."""
+    if asked:
+        return asked
+    if device.type != "cuda":
+        return 1
+    return steps_for(floors.microseconds(n_bytes, spec_gbs or 1000.0) + _CUDA_LEAST_US, copies)

@@ -13,14 +13,13 @@ from bench.backends import native as layer_backend
 from bench.backends.int4 import Int4Kernel, gate_depth
 from bench.backends.int4.base import DTYPE_FLAGS
 from bench.core import floors
-from bench.core.copies import layers_a_sample, weight_copies
+from bench.core.copies import layers_a_sample, steps_a_sample, weight_copies
 from bench.core.document import Document
 from bench.core.errors import flag_error
 from bench.core.measure import Arm, Rotation, unsupported
 from bench.core.op_arms import native_arm, torch_arm
 from bench.core.op_cases import Case, Instance
 from bench.core.samplers import Samplers
-from bench.op import steps_a_sample
 from bench.quant.validate import relative
 from pykernels.layer import available_bytes
 from pykernels.models import ModelSpec
@@ -201,7 +200,8 @@ def _dense_arms(data: Data, settings: Settings) -> tuple[list[Arm], Counted]:
         x.dtype,
     )  # fmt: skip
     copies = _copies(n_bytes, 1, data.shape.words, settings)
-    samplers = Samplers(Rotation(copies), steps_a_sample(case, copies, settings), settings.device)
+    steps = steps_a_sample(settings.repeats, case.bytes, copies, settings.spec_gbs, settings.device)
+    samplers = Samplers(Rotation(copies), steps, settings.device)
 
     def instance(weight: Tensor) -> Instance:
         out = torch.full((x.shape[0], data.shape.n_out), float("nan"), dtype=x.dtype, device=x.device)
@@ -280,7 +280,8 @@ def shape_group(shape: Shape, settings: Settings) -> Group:
     packed = data.int4.n_bytes
     copies = _copies(packed, len(settings.kernels), shape.words, settings)
     case = Case("int4_gemv", shape.label, shape.words, packed, packed, _nothing, lambda: data.x, data.x.dtype)
-    samplers = Samplers(Rotation(copies), steps_a_sample(case, copies, settings), settings.device)
+    steps = steps_a_sample(settings.repeats, case.bytes, copies, settings.spec_gbs, settings.device)
+    samplers = Samplers(Rotation(copies), steps, settings.device)
     layout_errors, dtypes = {}, {}
     for dtype, kernels in settings.kernels_by_dtype().items():
         given = data.to(dtype)

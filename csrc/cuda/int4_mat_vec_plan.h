@@ -142,8 +142,7 @@ inline Int4MatVecPlan plan_int4_mat_vec(const Int4MatVecSizes& sizes, bool progr
                                  device.shared_bytes);
         }
     }
-    const int more_than_half = device.shared_bytes / 2 + 1024;
-    if (plan.shared_bytes < more_than_half) plan.shared_bytes = more_than_half;
+    plan.shared_bytes = mat_vec_bytes_alone(plan.shared_bytes, device);
     return plan;
 }
 
@@ -200,7 +199,7 @@ inline Int4OnePhasePlan plan_int4_one_phase(const Int4MatVecSizes& sizes, bool i
     if (items * int4_max_warps * items >= int64_t{1} << 32) return plan;
     for (const int i : {0, 1})
         plan.by_items[i] = int4_divisor(int4_tiles(plan.block_units + i) * plan.pieces);
-    for (plan.warps_log2 = 4; plan.warps_log2 >= 2 && !plan.fits; --plan.warps_log2) {
+    for (plan.warps_log2 = 4; plan.warps_log2 >= 2; --plan.warps_log2) {
         plan.warps = 1 << plan.warps_log2;
         plan.sums_offset = plan.warps * int4_one_phase_stages * int4_one_phase_stage_bytes;
         plan.squares_offset = plan.sums_offset + (plan.warps + tiles - 1) * int4_tile_rows * sizes.batch * 16;
@@ -215,8 +214,7 @@ inline Int4OnePhasePlan plan_int4_one_phase(const Int4MatVecSizes& sizes, bool i
     // it.
     plan.stages_ahead_of_x = items <= 4 * plan.warps || sizes.width > mat_vec_x_step ? 1 : 2;
     // As in the other mat-vecs two blocks never share an SM.
-    const int more_than_half = device.shared_bytes / 2 + 1024;
-    if (plan.shared_bytes < more_than_half) plan.shared_bytes = more_than_half;
+    plan.shared_bytes = mat_vec_bytes_alone(plan.shared_bytes, device);
     return plan;
 }
 

@@ -52,6 +52,12 @@ constexpr int mat_vec_x_offset(const MatVecPlan& plan, int batch) {
 // x may take this much of a block's shared memory; a larger one is read through the first-level cache.
 constexpr int mat_vec_max_x_bytes = 64 * 1024;
 
+// So much shared memory that no second block fits an SM beside this one.
+constexpr int mat_vec_bytes_alone(int shared_bytes, const MatVecDevice& device) {
+    const int more_than_half = device.shared_bytes / 2 + 1024;
+    return shared_bytes < more_than_half ? more_than_half : shared_bytes;
+}
+
 // One block an SM. Where the next kernel may start early (programmatic dependent launch), its blocks must not
 // crowd on the SMs that are free first: a block takes more than half of an SM's shared memory, so that two
 // never share one.
@@ -73,8 +79,7 @@ inline MatVecPlan plan_mat_vec(int units, int width, int batch, bool vectors, bo
     // Several sequences keep a thread busy enough with one vector a row and stage, and short of registers.
     plan.streamed = (batch == 1 && fits(2, true)) || fits(1, true) || fits(1, false);
     if (!plan.streamed) return {plan.blocks, false, false, programmatic, 0, 0, 0};
-    const int half = device.shared_bytes / 2 + 1024;
-    if (programmatic && plan.shared_bytes < half) plan.shared_bytes = half;
+    if (programmatic) plan.shared_bytes = mat_vec_bytes_alone(plan.shared_bytes, device);
     return plan;
 }
 
