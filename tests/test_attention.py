@@ -12,7 +12,16 @@ import pykernels as pk
 from bench import attention
 from bench.backends.compile import compiler_reason
 from bench.backends.sdpa import Sdpa
-from bench.core import attention_aa, attention_arms, attention_cases, attention_results, attention_tables, cli
+from bench.core import (
+    attention_aa,
+    attention_arms,
+    attention_cases,
+    attention_document,
+    attention_results,
+    attention_tables,
+    cli,
+    document,
+)
 from bench.core.attention_arms import Plan
 from bench.core.measure import Rotation
 from bench.study.processes import Outcome
@@ -49,7 +58,7 @@ def test_on_the_cpu(capsys, tmp_path):
     assert found[shape, "native", "eager"]["host_us"]["p50"] > 0
     assert "nothing to capture on a CPU" in found[shape, "sdpa", "graph"]["reason"]
     assert "CUDA devices only" in found[shape, "sdpa-cudnn", "eager"]["reason"]
-    (session,) = document["sessions"]
+    (session,) = attention_document.sessions(document)
     assert session["sdpa"][shape]["choice"] in ("FLASH_ATTENTION", "MATH")
     assert set(session["sdpa"][shape]["enabled"]) >= {"flash", "mem_efficient", "math", "cudnn"}
     raw = next(e for e in session["entries"] if (e["shape"], e["backend"]) == (shape, "native"))
@@ -93,8 +102,9 @@ def test_clocks_are_kept_apart(on_gpu):
         eager, graph = found[backend, "eager"], found[backend, "graph"]
         assert eager["latency_us"]["p50"] == 7 and eager["device_us"]["p50"] == KERNEL_US
         assert eager["host_us"]["p50"] > 0 and graph["latency_us"] is None and graph["wall_us"]["p50"] >= KERNEL_US
-        assert len(eager["kernel_details"]) == 1 and eager["kernel_details"][0]["grid"] == [1, 1, 1]
-        assert graph["kernel_details"] == eager["kernel_details"]
+        (launch,) = attention_document.kernel_details(eager, document)
+        assert launch["grid"] == [1, 1, 1] and launch["name"] and launch["us"] == KERNEL_US
+        assert graph["launches"] == eager["launches"] == 1 and graph["kernel_details"] == []
     assert found["native", "graph"]["host_us"]["p50"] == pytest.approx(
         HOST_US / found["native", "graph"]["calls_a_sample"]
     )
@@ -106,7 +116,8 @@ def test_clocks_are_kept_apart(on_gpu):
 
 def test_a_graph_goes_round_the_copies(on_gpu):
     _, document = on_gpu
-    raw = [e for e in document["sessions"][0]["entries"] if e["mode"] == "graph" and e["status"] == "ok"]
+    (session,) = attention_document.sessions(document)
+    raw = [e for e in session["entries"] if e["mode"] == "graph" and e["status"] == "ok"]
     assert raw and all(e["copies"] > 1 and e["calls_a_sample"] % e["copies"] == 0 for e in raw)
     assert all(e["calls_measured"] >= 60 for e in raw)
 
@@ -259,22 +270,62 @@ def test_no_session_is_no_success(capsys, monkeypatch):
     assert result.status == 1 and "no session came to its end: ended by SIGSEGV" in result.err
 
 
-def test_interrupted_and_taken_up(capsys, monkeypatch, tmp_path):
+def without_times(node):
+    """A document without what is never twice the same, lists of times as their lengths."""
+    fleeting = ("created", "command", "environment", "ceilings", "seconds", "trace_seconds", "interrupted", "floor_us")
+    if isinstance(node, dict):
+        clocks = {name: len(value) if isinstance(value, list) else bool(value)
+                  for name, value in node.items() if name.endswith("_us")}  # fmt: skip
+        return {name: without_times(value) for name, value in node.items() if name not in fleeting} | clocks
+    return [without_times(item) for item in node] if isinstance(node, list) else node
+
+
+def test_killed_and_run_again(capsys, monkeypatch, tmp_path):
+    flags = [*ONE, "--sessions=3", f"--keep={tmp_path / 'kept'}"]
+    Sessions(monkeypatch, [])
+    assert run_here(capsys, "bench.attention", *ONE, "--sessions=3", f"--json={tmp_path / 'whole.json'}").status == 0
+
+    def killed(arguments):
+        raise SystemExit(137)
+
+    Sessions(monkeypatch, [None, killed])
+    with pytest.raises(SystemExit):
+        run_here(capsys, "bench.attention", *flags, f"--json={tmp_path / 'killed.json'}")
+    kept = document.load(tmp_path / "kept" / "session-00.json")
+    sessions = Sessions(monkeypatch, [])
+    result = run_here(capsys, "bench.attention", *flags, f"--json={tmp_path / 'again.json'}")
+    assert result.status == 0 and "session 1 of 3: finished before" in result.out and len(sessions.seen) == 2
+    assert "2 more: about " in result.out
+    whole, again = (attention_document.sessions(load(tmp_path / f"{name}.json")) for name in ("whole", "again"))
+    assert without_times(whole) == without_times(again)
+    assert without_times(load(tmp_path / "whole.json")) == without_times(load(tmp_path / "again.json"))
+    assert again[0] == attention_document.sessions(kept)[0] and not load(tmp_path / "again.json")["interrupted"]
+    assert arms(load(tmp_path / "again.json"))["8/2x64, kv 16, batch 1", "native", "eager"]["wall_us"]["n"] == 3
+    sessions = Sessions(monkeypatch, [])
+    assert run_here(capsys, "bench.attention", *flags, "--backend=native").status == 0
+    assert len(sessions.seen) == 3, "sessions of other flags are others"
+
+
+def test_a_failed_session_is_not_kept(capsys, monkeypatch, tmp_path):
+    Sessions(monkeypatch, [None, crash_in("")])
+    flags = [*ONE, "--sessions=2", f"--keep={tmp_path / 'kept'}"]
+    assert run_here(capsys, "bench.attention", *flags).status == 0
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == ["session-00.json"]
+
+
+def test_interrupted(capsys, monkeypatch, tmp_path):
     Sessions(monkeypatch, [None, interrupt])
     output = tmp_path / "a.json"
-    flags = [*ONE, "--sessions=2", f"--json={output}"]
-    result = run_here(capsys, "bench.attention", *flags)
+    result = run_here(capsys, "bench.attention", *ONE, "--sessions=2", f"--json={output}")
     assert result.status == 130 and "INTERRUPTED" in result.out
-    before = load(output)
-    assert before["interrupted"] and len(before["sessions"]) == 1
-    sessions = Sessions(monkeypatch, [])
-    result = run_here(capsys, "bench.attention", *flags, "--resume")
-    assert result.status == 0 and "1 of 2 sessions were finished before" in result.out and len(sessions.seen) == 1
-    after = load(output)
-    assert after["sessions"][0] == before["sessions"][0] and not after["interrupted"]
-    assert arms(after)["8/2x64, kv 16, batch 1", "native", "eager"]["wall_us"]["n"] == 2
-    refused = run_here(capsys, "bench.attention", *flags, "--resume", "--seed=1")
-    assert refused.status == 2 and "of a run with the same flags" in refused.err
+    assert load(output)["interrupted"] and len(load(output)["sessions"]) == 1
+
+
+def test_how_long_the_others_take():
+    session = {"status": "ok", "seconds": 150.0, "trace_seconds": 50.0}
+    assert attention.to_go(session, 2) == "; 2 more: about 3 min at its rate"
+    assert attention.to_go(session | {"seconds": 80.0}, 1) == "; 1 more: about 30 s at its rate"
+    assert attention.to_go(session, 0) == "" == attention.to_go(session | {"status": "error"}, 2)
 
 
 def test_a_session_keeps_its_finished_cells(capsys, monkeypatch, tmp_path):
@@ -294,6 +345,9 @@ def test_a_session_keeps_its_finished_cells(capsys, monkeypatch, tmp_path):
     assert run_here(capsys, "bench.attention", *flags, "--resume").status == 0
     assert told == [33, 64, 64] and {arm["ctx"] for arm in load(output)["arms"]} == {33, 64}
     assert load(output)["sessions"][0]["status"] == "ok"
+    refused = run_here(capsys, "bench.attention", *flags, "--resume", "--seed=1")
+    assert_refused(refused, "--resume=", "of a run with the same flags")
+    assert_refused(run_here(capsys, "bench.attention", *flags, "--resume", "--sessions=2"), "--resume", "--keep")
 
 
 def test_every_arm_at_three_group_sizes(capsys, tmp_path):
@@ -405,6 +459,7 @@ def test_plugins_join_a_session(capsys, tmp_path):
         ("--backend=none.py:Mine", ["--backend=none.py:Mine", "a file that exists"]),
         ("--plugin-timeout-s=0", ["--plugin-timeout-s=0.0", "a positive number"]),
         ("--resume", ["--resume", "--json"]),
+        ("--keep=folder", ["--keep=folder", "--sessions=0"]),
     ],
 )
 def test_bad_arguments(capsys, flag, words):
