@@ -21,12 +21,13 @@ from rich.text import Text
 
 from bench.core import cli, document, environment
 from bench.core.document import Document
-from bench.core.errors import UsageError, flag_error
+from bench.core.errors import flag_error
 from bench.core.progress import progress
 from bench.core.run import close
 from bench.core.tables import microseconds
 from bench.study import sessions, step_arms
 from bench.study.collect import device_name
+from bench.study.kept import KeepFlag, Kept, open_folder
 from bench.study.processes import run_module
 
 Session = dict[str, Any]
@@ -65,12 +66,12 @@ def read_session(number: int, result: Document, places: tuple[int, int]) -> Sess
 @dataclass
 class Plan:
     """The checked flags of one run. `arguments` are those of every session, which measures all of `measured`, a and b
-    at `places` among them, and is kept in the folder `keep` where there is one."""
+    at `places` among them."""
 
     arms: dict[str, str]
     measured: list[str]
     places: tuple[int, int]
-    keep: Path | None
+    kept: Kept
     sessions: int
     limit_s: float
     rules: list[sessions.Rule]
@@ -80,27 +81,12 @@ class Plan:
     batch: int
     arguments: list[str]
 
-    def session_path(self, number: int) -> Path | None:
-        """Where a session's own document is kept."""
-        return self.keep and self.keep / f"session-{number:02}.json"
-
-
-def kept_session(plan: Plan, number: int) -> Document | None:
-    """The document of a session that was finished before, with the same flags."""
-    path = plan.session_path(number)
-    if path is None or not path.exists():
-        return None
-    try:
-        result = document.load(path)
-    except UsageError:
-        return None
-    return result if result.get("session_flags") == plan.arguments and not result["interrupted"] else None
-
 
 def run_session(plan: Plan, number: int) -> tuple[Session, Document | None]:
     """A fresh process of bench.step with all arms, unless the session is kept. What goes wrong with it becomes the
     session's status."""
-    if kept := kept_session(plan, number):
+    name = f"session-{number:02}"
+    if kept := plan.kept.load(name, plan.arguments):
         return read_session(number, kept, plan.places), kept
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "step.json"
@@ -108,8 +94,7 @@ def run_session(plan: Plan, number: int) -> tuple[Session, Document | None]:
         if outcome.status != "ok" and not path.exists():
             return {"session": number, "status": outcome.status, "reason": outcome.reason}, None
         result = document.load(path)
-    if kept_path := plan.session_path(number):
-        document.write_json(kept_path, result | {"session_flags": plan.arguments})
+    plan.kept.save(name, result, plan.arguments)
     return read_session(number, result, plan.places), result
 
 
@@ -216,9 +201,7 @@ def command(
     arms_: Annotated[
         str, typer.Option("--arms", help="what a session measures, comma-separated, a and b among it; default: those")
     ] = "",
-    keep: Annotated[
-        str, typer.Option("--keep", help="a folder for the sessions' documents; those there of these flags are taken")
-    ] = "",
+    keep: KeepFlag = "",
     sessions_: Annotated[int, typer.Option("--sessions", help="fresh processes")] = 10,
     limit_s: Annotated[float, typer.Option("--limit-s", help="seconds a session may take")] = 900.0,
     thresholds: Annotated[str, typer.Option("--thresholds", help="a file of registered rules; default: ours")] = "",
@@ -265,20 +248,14 @@ def command(
     rules, digest = sessions.load_rules(file)
     if rule:  # a name is checked before the first session; a match needs the device's name, which comes with it
         sessions.choose_rule(rules, rule, "", ctx)
-    folder = Path(keep).expanduser() if keep else None
-    if folder:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise flag_error("--keep", keep, f"a folder that can be made: {error.strerror}") from None
-        document.check_writable(folder / "session.json", "--keep")
+    kept = open_folder(keep)
     arguments = [
         f"--arm={','.join(measured)}", f"--ctx={ctx}", f"--batch={batch}", f"--dtype={dtype}", f"--device={device}",
         f"--warmup={warmup}", f"--steps={steps}", f"--threads={threads}", f"--seed={seed}", f"--layers={layers}",
         f"--model={model}", f"--config={config}", f"--weights={weights}",
     ]  # fmt: skip
     registered = {"file": file.name, "sha256": digest}
-    plan = Plan(arms, measured, places, folder, planned, limit_s, rules, rule, registered, ctx, batch, arguments)
+    plan = Plan(arms, measured, places, kept, planned, limit_s, rules, rule, registered, ctx, batch, arguments)
     return close(run(plan, outputs.write), outputs, show)
 
 

@@ -6,8 +6,8 @@ python -m bench.attention --gate --backend=all --model=qwen2.5-7b,llama-3.1-8b -
 python -m bench.attention --backend=native --aa=native             # one backend under two names
 
 Each backend has four clocks a call: `wall` in steady state, eager and from a graph; `host`, enqueuing alone; `latency`,
-one call on an idle device to its end; `device`, its kernels alone. A run with --json can be interrupted, and taken up
-again with --resume.
+one call on an idle device to its end; `device`, its kernels alone. With --keep=FOLDER the sessions' own documents stay
+there: killed at any point and run again, finished sessions are not measured again.
 """
 
 import sys
@@ -25,7 +25,7 @@ from rich.text import Text
 import pykernels as pk
 from bench import plugins
 from bench.backends.plugin import Journal, load_attention, parse_backends
-from bench.core import attention_aa, attention_results, attention_tables, cli, document, environment
+from bench.core import attention_aa, attention_document, attention_tables, cli, document, environment
 from bench.core.attention_arms import MANAGERS, MODES, NAMES, SECOND, DeviceLostError, Plan
 from bench.core.attention_cases import cells, parse_heads
 from bench.core.document import Document
@@ -33,6 +33,7 @@ from bench.core.errors import UsageError, flag_error
 from bench.core.progress import progress
 from bench.study import attention_plugins
 from bench.study.attention_session import Session, Settings, estimated_seconds, noted
+from bench.study.kept import KeepFlag, Kept, open_folder
 from bench.study.processes import run_module
 
 # Of attention alone: no positions are turned here, so no model's limit holds.
@@ -42,7 +43,7 @@ _ASKED_FOR = ("flex",)
 
 
 def make_document(settings: Settings, sessions: list[Document], planned: int, interrupted: bool) -> Document:
-    """The document of kind `attention`, of as many sessions as there are."""
+    """The document of kind `attention`, of as many sessions as there are; their entries are whole."""
     first = sessions[0] if sessions else None
     cells_ = settings.cells
     return {
@@ -56,20 +57,18 @@ def make_document(settings: Settings, sessions: list[Document], planned: int, in
         "ctxs": sorted({cell.ctx for cell in cells_}), "batches": sorted({cell.batch for cell in cells_}),
         "dtype": settings.dtype, "device": settings.device.type, "l2": settings.l2,
         "calls": settings.plan.calls, "warmup": settings.plan.warmup, "flags": settings.flags,
-        "sessions_planned": planned,
-        "arms": attention_results.over_sessions([session["entries"] for session in sessions]),
-        "sessions": sessions,
+        "sessions_planned": planned, **attention_document.packed(sessions),
     }  # fmt: skip
 
 
-def taken_up(path: Path | None, settings: Settings) -> list[Document]:
-    """The sessions of an earlier run with the same flags. Raises UsageError where its flags were others."""
+def taken_up(path: Path | None, settings: Settings) -> Document | None:
+    """The session in this process that a run of the same flags began. Raises UsageError where its flags were others."""
     if path is None or not path.exists():
-        return []
+        return None
     result = document.load(path)
     if result.get("kind") != "attention" or result["flags"] != settings.flags:
         raise flag_error("--resume", path, f"of a run with the same flags, and its were {result.get('flags')}")
-    return result["sessions"]
+    return attention_document.sessions(result)[0]
 
 
 def run_here(settings: Settings, path: Path | None, resume: bool) -> tuple[list[Document], bool]:
@@ -77,14 +76,14 @@ def run_here(settings: Settings, path: Path | None, resume: bool) -> tuple[list[
 
     With a path its document is written after every cell, and beside it (.running) whose calls are tried.
     """
-    earlier = taken_up(path, settings) if resume else []
+    earlier = taken_up(path, settings) if resume else None
     with noted(path.with_suffix(".running") if path else None) as begin:
 
         def save() -> None:
             if path:
                 document.write_json(path, make_document(settings, [session.document], 1, interrupted=True))
 
-        session = Session(settings, earlier[0] if earlier else None, begin, save)
+        session = Session(settings, earlier, begin, save)
         with progress("cells", len(settings.cells) * (1 + settings.trace)) as advance:
             try:
                 session.run(advance)
@@ -109,11 +108,11 @@ def _backend_flags(backends: list[str]) -> list[str]:
 
 def run_session(number: int, settings: Settings, arguments: list[str], limit_s: float) -> Document:
     """A session in a fresh process. A backend whose calls end it, or hang it, is left out of what remains."""
-    begin = time.monotonic()
     backends, lost = list(settings.plan.backends), {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "session.json"
         while True:
+            # The last of a repeated flag counts.
             chosen = [*arguments, *_backend_flags(backends), "--sessions=0", "--resume", f"--json={path}"]
             outcome = run_module("bench.attention", chosen, limit_s)
             running = path.with_suffix(".running")
@@ -127,29 +126,47 @@ def run_session(number: int, settings: Settings, arguments: list[str], limit_s: 
                 break
             backends.remove(culprit)
     empty: Document = {"environment": None, "ceilings": {}, "sdpa": {}, "throttled": {}, "entries": []}
-    session = result["sessions"][0] if result else empty
+    session = attention_document.sessions(result)[0] if result else empty
     status = {"status": "ok", "reason": None} if ended else {"status": outcome.status, "reason": outcome.reason}
-    return session | status | {"session": number, "lost": lost, "seconds": time.monotonic() - begin}
+    return session | status | {"session": number, "lost": lost}
+
+
+def to_go(session: Document, left: int) -> str:
+    """How long the sessions that are left will take, if they take as long as that one less its traces."""
+    if session["status"] != "ok" or not left:
+        return ""
+    seconds = left * (session["seconds"] - session["trace_seconds"])
+    return f"; {left} more: about {f'{seconds:.0f} s' if seconds < 100 else f'{seconds / 60:.0f} min'} at its rate"
 
 
 def run_sessions(
-    settings: Settings, planned: int, earlier: list[Document], arguments: list[str], plugged: plugins.Plan,
-    limit_s: float, save: Callable[[Document], None], say: Callable[[str], None],
+    settings: Settings, planned: int, untraced: list[str], plugged: plugins.Plan, kept: Kept, limit_s: float,
+    save: Callable[[Document], None], say: Callable[[str], None],
 ) -> tuple[list[Document], bool]:  # fmt: skip
-    """The sessions that are not there yet, each saved when it is done. Ctrl-C keeps those that are."""
-    done = [session for session in earlier if session["status"] == "ok"][:planned]
-    if done:
-        say(f"{len(done)} of {planned} sessions were finished before")
+    """The sessions, each saved when it is done; those that are kept are not measured again. Ctrl-C keeps those that are
+    done."""
+    done: list[Document] = []
+    files = [f"sha256={plugins.digest(plugin)}" for plugin in plugged.plugins]
     try:
-        for number in range(len(done), planned):
+        for number in range(planned):
             # Which kernels run is the same in all sessions; to trace them takes as long as to measure.
-            flags = [*arguments, *([] if number == 0 else ["--no-trace-kernels"])]
-            session = run_session(number, settings, flags, limit_s)
-            done.append(attention_plugins.add(session, plugged, settings))
+            flags = [*settings.flags, *(untraced if number == 0 else ["--no-trace-kernels"])]
+            name, whose = f"session-{number:02}", [*flags, *files]
+            if earlier := kept.load(name, whose):
+                session, how = attention_document.sessions(earlier)[0], "finished before"
+            else:
+                begin = time.monotonic()
+                session = attention_plugins.add(run_session(number, settings, flags, limit_s), plugged, settings)
+                session["seconds"] = time.monotonic() - begin
+                how = session["status"]
+                if how == "ok":
+                    kept.save(name, make_document(settings, [session], 1, interrupted=False), whose)
+                else:
+                    how += f" ({session['reason']})"
+            done.append(session)
             save(make_document(settings, done, planned, interrupted=len(done) < planned))
-            session = done[-1]
-            why = "" if session["status"] == "ok" else f" ({session['reason']})"
-            say(f"session {number + 1} of {planned}: {session['status']}{why}, {session['seconds']:.0f} s")
+            left = to_go(session, planned - len(done))
+            say(f"session {len(done)} of {planned}: {how}, {session['seconds']:.0f} s{left}")
     except KeyboardInterrupt:
         if not done:
             raise
@@ -195,7 +212,10 @@ def command(
     trace_kernels: Annotated[
         bool, typer.Option("--trace-kernels/--no-trace-kernels", help="name the kernels, and time them by CUPTI")
     ] = True,
-    resume: Annotated[bool, typer.Option("--resume", help="go on with the sessions that --json has")] = False,
+    keep: KeepFlag = "",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="with --sessions=0: go on with the cells that --json has")
+    ] = False,
     plugin_timeout_s: plugins.TimeoutFlag = 300.0,
     plugin_journal: plugins.JournalFlag = "",
     json: cli.JsonFlag = "",
@@ -234,8 +254,13 @@ def command(
     cli.choice("--dtype", dtype, list(cli.DTYPES))
     cli.choice("--l2", l2, ("cold", "warm"))
     cli.seconds("--limit-s", limit_s)
-    if resume and not json:
-        raise UsageError("--resume: needs --json, the document to go on with")
+    if resume and (planned or not json):
+        raise UsageError(
+            "--resume: needs --sessions=0 and --json, the document to go on with; for more sessions --keep"
+        )
+    if keep and not planned:
+        raise flag_error("--keep", keep, "left out with --sessions=0, which has --resume")
+    kept = open_folder(keep)
     spec = cli.spec_bandwidth(spec_gbs, target)
     cli.set_threads(threads)
     shared = [
@@ -265,14 +290,13 @@ def command(
             print(f"bench.attention: {error.reason}", file=sys.stderr)
             return 3
     else:
-        # What a lost backend is left out of must not keep a run from being taken up: backends are compared here.
+        # What a lost backend is left out of must not keep a session from being taken up: backends are added here.
         named = ",".join([*backends, *(plugin.label for plugin in asked)])
-        whole = replace(settings, flags=[*settings.flags, f"--backend={named}", f"--sessions={planned}"])
-        earlier = taken_up(path, whole) if resume else []
+        whole = replace(settings, flags=[*settings.flags, f"--backend={named}"])
         words = f"{len(settings.cells)} cells, {len(backends)} backends, {planned} sessions"
         if not gate:
             seconds = estimated_seconds(settings)
-            words += f": about {seconds:.0f} s a session, {seconds * planned / 60:.0f} min in all (estimated)"
+            words += f": about {seconds:.0f} s a session, {seconds * planned / 60:.0f} min in all (a guess)"
         console.print(Text(words))
 
         def save(result: Document) -> None:
@@ -280,8 +304,7 @@ def command(
                 document.write_json(path, result)
 
         found, interrupted = run_sessions(
-            whole, planned, earlier, [*settings.flags, *untraced], plugged, limit_s, save,
-            lambda text: print(text, flush=True),
+            whole, planned, untraced, plugged, kept, limit_s, save, lambda text: print(text, flush=True)
         )  # fmt: skip
         settings = whole
     result = make_document(settings, found, max(planned, 1), interrupted)

@@ -8,7 +8,8 @@
 #   PEERS_STEPS="stack layer flex riddle" bash bench/gpu_peers.sh FOLDER
 #
 # Libraries that are not there are listed as unsupported, with the reason; docs/peers.md says how each is installed, and
-# `python -m bench.doctor` which of them this machine has.
+# `python -m bench.doctor` which of them this machine has. Killed and run again, the steps attention and stack go on with
+# what is missing (the rest is in FOLDER/.attention and FOLDER/.stack: delete these to measure anew).
 #
 # Steps, with the seconds that each may take, and those predicted (not measured) for an H200 and 16 cores:
 #   compile    240   90  FlashInfer, flex and FlashAttention-2's PTX, compiled side by side, for all later processes
@@ -80,10 +81,10 @@ step compile 240 bash -c "$declare_arrays; compile_all"
 step checks 150 bash -c "$declare_arrays; check_all"
 step aa 100 "$python" -m bench.attention --sessions=3 --backend=native --aa=native --ctx=1024,8192,65536 --batch=1 \
     --no-trace-kernels --json="$out/$gpu-attention-aa.json" --md="$out/$gpu-attention-aa.md"
-step attention 480 "$python" -m bench.attention --sessions=3 --json="$out/$gpu-attention.json" \
+step attention 480 "$python" -m bench.attention --sessions=3 --keep="$out/.attention" --json="$out/$gpu-attention.json" \
     --md="$out/$gpu-attention.md" --plot="$out/$gpu-attention.png"
-step stack 300 "$python" -m bench.stack --compile-jobs=6 --json="$out/$gpu-stack.json" --md="$out/$gpu-stack.md" \
-    --plot="$out/$gpu-stack.png"
+step stack 300 "$python" -m bench.stack --compile-jobs=6 --keep="$out/.stack" --json="$out/$gpu-stack.json" \
+    --md="$out/$gpu-stack.md" --plot="$out/$gpu-stack.png"
 step layer 150 "$python" -m bench.layer --model=llama-3.1-8b \
     --backend=native,sdpa,sdpa-flash,sdpa-cudnn,fa2,fa3,flashinfer,flex,compile,compile-graphs \
     --json="$out/$gpu-peers-layer-llama-3.1-8b.json"

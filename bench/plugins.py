@@ -63,8 +63,12 @@ class Found:
     def describe(self, limit_s: float) -> Document:
         """Its entry of the key `plugins`."""
         keys = {key: (self.document or {}).get(key) for key in ("created", "ceiling")}
-        sha256 = hashlib.sha256(self.plugin.path.read_bytes()).hexdigest()
-        return {"backend": self.plugin.label, "sha256": sha256, "timeout_s": limit_s, **keys}
+        return {"backend": self.plugin.label, "sha256": digest(self.plugin), "timeout_s": limit_s, **keys}
+
+
+def digest(plugin: Plugin) -> str:
+    """Of its file, as it is now."""
+    return hashlib.sha256(plugin.path.read_bytes()).hexdigest()
 
 
 def measure_all(plan: Plan) -> list[Found]:

@@ -4,7 +4,8 @@ python -m bench.stack --model=qwen2.5-7b --json=stack.json --md=stack.md --plot=
 
 All uncompiled cells run in one fresh process of bench.layer, each compiled attention in one of its own beside default
 SDPA. What fails there is tried again in smaller processes, down to a cell alone, so that a crash costs its own cell.
-With --compile-jobs the compiled ones are first made once, side by side, which leaves the compiler's cache behind.
+With --compile-jobs the compiled ones are first made once, side by side, which leaves the compiler's cache behind. With
+--keep=FOLDER the processes' documents stay there: killed at any point and run again, they are not measured again.
 """
 
 import os
@@ -27,6 +28,7 @@ from bench.core.document import Document
 from bench.core.errors import flag_error
 from bench.core.progress import progress
 from bench.core.run import close
+from bench.study.kept import KeepFlag, Kept, open_folder
 from bench.study.processes import run_module
 
 # (attention, how it is compiled): the backend of bench.layer, and the modes that are cells.
@@ -58,12 +60,14 @@ Cell = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class Plan:
-    """The checked flags of one run. `flags` are those of every process; `compile_jobs` of them compile at once."""
+    """The checked flags of one run. `flags` are those of every process; `compile_jobs` of them compile at once; their
+    documents are `kept`."""
 
     cells: list[Cell]
     flags: list[str]
     limit_s: float
     compile_jobs: int = 0
+    kept: Kept = Kept()
 
     def processes(self) -> list[list[Cell]]:
         """The cells that are tried in one process. Compiled ones are by their attention: torch holds all that was
@@ -75,27 +79,41 @@ class Plan:
         return list(found.values())
 
 
+def process_of(cells: Sequence[Cell], plan: Plan) -> tuple[str, list[str]]:
+    """A name for the process that measures the cells, and its flags."""
+    backends = dict.fromkeys(("sdpa", *(GROUPS[attention, compiled][0] for attention, compiled, _ in cells)))
+    # The reference is SDPA's eager step in the same process.
+    modes = dict.fromkeys(("eager", *(mode for *_, mode in cells)))
+    named = ",".join(backends), ",".join(modes)
+    return "layer-" + "-".join(named), [*plan.flags, f"--backend={named[0]}", f"--mode={named[1]}"]
+
+
 def run_layer(cells: Sequence[Cell], plan: Plan) -> tuple[Document | None, str]:
-    """One process of bench.layer. Returns its document, None where it left none, and how it ended, in words."""
+    """One process of bench.layer, unless its document is kept. Returns the document, None where it left none, and how
+    it ended, in words."""
+    name, flags = process_of(cells, plan)
+    if kept := plan.kept.load(name, flags):
+        return kept, "ok: None"
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "layer.json"
-        backends = dict.fromkeys(("sdpa", *(GROUPS[attention, compiled][0] for attention, compiled, _ in cells)))
-        # The reference is SDPA's eager step in the same process.
-        modes = dict.fromkeys(("eager", *(mode for *_, mode in cells)))
-        flags = [*plan.flags, f"--backend={','.join(backends)}", f"--mode={','.join(modes)}"]
         outcome = run_module("bench.layer", [*flags, f"--json={path}"], plan.limit_s)
-        return (document.load(path) if path.exists() else None), f"{outcome.status}: {outcome.reason}"
+        result = document.load(path) if path.exists() else None
+    if result:
+        plan.kept.save(name, result, flags)
+    return result, f"{outcome.status}: {outcome.reason}"
 
 
 def compile_ahead(plan: Plan, say: Callable[[str], None]) -> None:
-    """Run the compiled processes once, some at a time, for the compiler's cache on disk: what they measure is thrown
-    away, and so is how they end. They disturb each other's times and not each other's code."""
-    compiled = [cells for cells in plan.processes() if cells[0][1] != "eager"]
+    """Run the compiled processes that are not kept once, some at a time, for the compiler's cache on disk: what they
+    measure is thrown away, and so is how they end. They disturb each other's times and not each other's code."""
+    compiled = [
+        cells for cells in plan.processes() if cells[0][1] != "eager" and not plan.kept.load(*process_of(cells, plan))
+    ]
     if plan.compile_jobs < 2 or len(compiled) < 2:
         return
     begin = time.monotonic()
     # The last of a repeated flag counts.
-    quick = replace(plan, flags=[*plan.flags, "--warmup=0", "--steps=2"])
+    quick = replace(plan, flags=[*plan.flags, "--warmup=0", "--steps=2"], kept=Kept())
     with ThreadPoolExecutor(plan.compile_jobs) as together:
         list(together.map(lambda cells: run_layer(cells, quick), compiled))
     say(f"compiled ahead: {len(compiled)} processes, {plan.compile_jobs} at a time "
@@ -196,6 +214,7 @@ def command(
     compile_jobs: Annotated[
         int, typer.Option("--compile-jobs", help="processes that compile side by side first; -1: one for four CPUs")
     ] = -1,
+    keep: KeepFlag = "",
     threads: cli.ThreadsFlag = 0,
     spec_gbs: cli.SpecFlag = 0.0,
     seed: cli.SeedFlag = 0,
@@ -234,7 +253,8 @@ def command(
     if not cells:
         raise flag_error("--compiled", compiled, f"eager or compile for --attention={attention}")
     jobs = cli.number("--compile-jobs", compile_jobs, -1, 64)
-    plan = Plan(cells, flags, limit_s, len(os.sched_getaffinity(0)) // 4 if jobs < 0 else jobs)
+    jobs = len(os.sched_getaffinity(0)) // 4 if jobs < 0 else jobs
+    plan = Plan(cells, flags, limit_s, jobs, open_folder(keep))
 
     def save(result: Document) -> None:
         if path := outputs.paths.get("--json"):

@@ -12,6 +12,7 @@ from command_line import assert_refused, run_here, start
 from bench import ab
 from bench.core import document
 from bench.study import sessions
+from bench.study.kept import Kept
 from bench.study.processes import Outcome, run_module
 
 SMALL = ["--a=native/none:native", "--b=native/block:native", "--model=tiny", "--ctx=16", "--steps=4", "--warmup=1"]
@@ -130,7 +131,7 @@ def test_an_arm_against_itself_through_the_whole_path(monkeypatch, tmp_path):
     monkeypatch.setattr(sessions, "RESAMPLES", 500)
     rules, digest = sessions.load_rules(sessions.DEFAULT_THRESHOLDS)
     arms = dict(a="native/block:graph", b="native/block:graph")
-    plan = ab.Plan(arms, list(arms.values()), (0, 1), None, 5, 1.0, rules, "", dict(sha256=digest), 2048, 1, [])
+    plan = ab.Plan(arms, list(arms.values()), (0, 1), Kept(), 5, 1.0, rules, "", dict(sha256=digest), 2048, 1, [])
     results = [ab.run(plan, lambda made: None) for _ in range(100)]
     assert {result["registered"]["rule"]["name"] for result in results} == {"difference"}
     verdicts = [result["analysis"]["verdict"] for result in results]

@@ -12,13 +12,22 @@ import pykernels as pk
 from bench import attention
 from bench.backends.compile import compiler_reason
 from bench.backends.sdpa import Sdpa
-from bench.core import attention_aa, attention_arms, attention_cases, attention_results, attention_tables, cli
+from bench.core import (
+    attention_aa,
+    attention_arms,
+    attention_cases,
+    attention_document,
+    attention_results,
+    attention_tables,
+    cli,
+)
 from bench.core.attention_arms import Plan
 from bench.core.measure import Rotation
-from bench.study.processes import Outcome
 
 SMALL = ["--model=tiny", "--device=cpu", "--ctx=33,64", "--batch=1,2", "--calls=4", "--warmup=1", "--l2=warm"]
 HERE = [*SMALL, "--sessions=0"]
+ONE = ["--model=tiny", "--device=cpu", "--ctx=16", "--batch=1", "--calls=2", "--warmup=0", "--l2=warm",
+       "--backend=native,sdpa"]  # fmt: skip
 
 
 def load(path):
@@ -49,7 +58,7 @@ def test_on_the_cpu(capsys, tmp_path):
     assert found[shape, "native", "eager"]["host_us"]["p50"] > 0
     assert "nothing to capture on a CPU" in found[shape, "sdpa", "graph"]["reason"]
     assert "CUDA devices only" in found[shape, "sdpa-cudnn", "eager"]["reason"]
-    (session,) = document["sessions"]
+    (session,) = attention_document.sessions(document)
     assert session["sdpa"][shape]["choice"] in ("FLASH_ATTENTION", "MATH")
     assert set(session["sdpa"][shape]["enabled"]) >= {"flash", "mem_efficient", "math", "cudnn"}
     raw = next(e for e in session["entries"] if (e["shape"], e["backend"]) == (shape, "native"))
@@ -93,8 +102,9 @@ def test_clocks_are_kept_apart(on_gpu):
         eager, graph = found[backend, "eager"], found[backend, "graph"]
         assert eager["latency_us"]["p50"] == 7 and eager["device_us"]["p50"] == KERNEL_US
         assert eager["host_us"]["p50"] > 0 and graph["latency_us"] is None and graph["wall_us"]["p50"] >= KERNEL_US
-        assert len(eager["kernel_details"]) == 1 and eager["kernel_details"][0]["grid"] == [1, 1, 1]
-        assert graph["kernel_details"] == eager["kernel_details"]
+        (launch,) = attention_document.kernel_details(eager, document)
+        assert launch["grid"] == [1, 1, 1] and launch["name"] and launch["us"] == KERNEL_US
+        assert graph["launches"] == eager["launches"] == 1 and graph["kernel_details"] == []
     assert found["native", "graph"]["host_us"]["p50"] == pytest.approx(
         HOST_US / found["native", "graph"]["calls_a_sample"]
     )
@@ -106,7 +116,8 @@ def test_clocks_are_kept_apart(on_gpu):
 
 def test_a_graph_goes_round_the_copies(on_gpu):
     _, document = on_gpu
-    raw = [e for e in document["sessions"][0]["entries"] if e["mode"] == "graph" and e["status"] == "ok"]
+    (session,) = attention_document.sessions(document)
+    raw = [e for e in session["entries"] if e["mode"] == "graph" and e["status"] == "ok"]
     assert raw and all(e["copies"] > 1 and e["calls_a_sample"] % e["copies"] == 0 for e in raw)
     assert all(e["calls_measured"] >= 60 for e in raw)
 
@@ -204,98 +215,6 @@ def test_over_sessions():
     assert found["sdpa", "eager-inside"]["ratio_to_sdpa"]["wall_us"] == {"p50": 0.5, "sd": None, "n": 1}
 
 
-class Sessions:
-    """run_module of sessions in this process; `ends` are how the first of them end in place of that."""
-
-    def __init__(self, monkeypatch, ends):
-        self.seen, self.ends = [], list(ends)
-        monkeypatch.setattr(attention, "run_module", self)
-
-    def __call__(self, module, arguments, limit_s):
-        assert module == "bench.attention"
-        self.seen.append(arguments)
-        if self.ends and (end := self.ends.pop(0)):
-            return end(arguments)
-        status = cli.run(module, attention.command, arguments)
-        return Outcome("ok" if status == 0 else "error", None, status)
-
-
-def crash_in(backend):
-    def end(arguments):
-        path = next(a for a in arguments if a.startswith("--json=")).removeprefix("--json=")
-        with open(path.replace(".json", ".running"), "w") as file:
-            file.write(backend)
-        return Outcome("error", "ended by SIGSEGV", -11)
-
-    return end
-
-
-def interrupt(arguments):
-    raise KeyboardInterrupt
-
-
-ONE = ["--model=tiny", "--device=cpu", "--ctx=16", "--batch=1", "--calls=2", "--warmup=0", "--l2=warm",
-       "--backend=native,sdpa"]  # fmt: skip
-
-
-def test_a_crash_costs_its_backend_alone(capsys, monkeypatch, tmp_path):
-    sessions = Sessions(monkeypatch, [crash_in("sdpa"), None, crash_in("")])
-    output = tmp_path / "a.json"
-    result = run_here(capsys, "bench.attention", *ONE, "--sessions=2", f"--json={output}")
-    assert result.status == 0, result.err
-    document = load(output)
-    first, second = document["sessions"]
-    assert (first["status"], first["lost"]) == ("ok", {"sdpa": "error: ended by SIGSEGV"})
-    assert {entry["backend"] for entry in first["entries"]} == {"native"}
-    assert (second["status"], second["reason"], second["lost"]) == ("error", "ended by SIGSEGV", {})
-    assert "sdpa ended its process and was left out" in flat(result.out)
-    assert "--backend=native" in sessions.seen[1] and "--backend=native,sdpa" in sessions.seen[2]
-    assert "--no-trace-kernels" in sessions.seen[2] and "--no-trace-kernels" not in sessions.seen[0]
-
-
-def test_no_session_is_no_success(capsys, monkeypatch):
-    monkeypatch.setattr(attention, "run_module", lambda *_: Outcome("error", "ended by SIGSEGV", -11))
-    result = run_here(capsys, "bench.attention", *SMALL, "--sessions=2", "--backend=native,sdpa")
-    assert result.status == 1 and "no session came to its end: ended by SIGSEGV" in result.err
-
-
-def test_interrupted_and_taken_up(capsys, monkeypatch, tmp_path):
-    Sessions(monkeypatch, [None, interrupt])
-    output = tmp_path / "a.json"
-    flags = [*ONE, "--sessions=2", f"--json={output}"]
-    result = run_here(capsys, "bench.attention", *flags)
-    assert result.status == 130 and "INTERRUPTED" in result.out
-    before = load(output)
-    assert before["interrupted"] and len(before["sessions"]) == 1
-    sessions = Sessions(monkeypatch, [])
-    result = run_here(capsys, "bench.attention", *flags, "--resume")
-    assert result.status == 0 and "1 of 2 sessions were finished before" in result.out and len(sessions.seen) == 1
-    after = load(output)
-    assert after["sessions"][0] == before["sessions"][0] and not after["interrupted"]
-    assert arms(after)["8/2x64, kv 16, batch 1", "native", "eager"]["wall_us"]["n"] == 2
-    refused = run_here(capsys, "bench.attention", *flags, "--resume", "--seed=1")
-    assert refused.status == 2 and "of a run with the same flags" in refused.err
-
-
-def test_a_session_keeps_its_finished_cells(capsys, monkeypatch, tmp_path):
-    output = tmp_path / "a.json"
-    true, told = attention_arms.make_arms, []
-
-    def cut(copies, plan, rotation, begin):
-        told.append(copies[0].ctx)
-        if len(told) == 2:
-            raise KeyboardInterrupt
-        return true(copies, plan, rotation, begin)
-
-    monkeypatch.setattr("bench.study.attention_session.make_arms", cut)
-    flags = [*HERE, "--batch=1", "--backend=native", f"--json={output}"]
-    assert run_here(capsys, "bench.attention", *flags).status == 130
-    assert {arm["ctx"] for arm in load(output)["arms"]} == {33}
-    assert run_here(capsys, "bench.attention", *flags, "--resume").status == 0
-    assert told == [33, 64, 64] and {arm["ctx"] for arm in load(output)["arms"]} == {33, 64}
-    assert load(output)["sessions"][0]["status"] == "ok"
-
-
 def test_every_arm_at_three_group_sizes(capsys, tmp_path):
     outputs = [f"--json={tmp_path / 'g.json'}", f"--md={tmp_path / 'g.md'}"]
     flags = ["--gate", "--backend=native,sdpa,sdpa-math,sdpa-flash,sdpa-cudnn", "--heads=7/1x64,64/8x64"]
@@ -359,13 +278,6 @@ def test_what_an_aa_says():
     assert attention_aa.compare([entries(0.0, 0)[:1]]) == []
 
 
-def test_a_crash_of_the_second_name(monkeypatch, capsys, tmp_path):
-    sessions = Sessions(monkeypatch, [crash_in("native@2")])
-    result = run_here(capsys, "bench.attention", *ONE, "--aa=native,sdpa", "--sessions=1", "--mode=eager")
-    assert result.status == 0, result.err
-    assert [flag for flag in sessions.seen[1] if flag.startswith("--aa")] == ["--aa=sdpa"]
-
-
 def test_plugins_join_a_session(capsys, tmp_path):
     folder, output = ROOT / "tests" / "plugins", tmp_path / "a.json"
     bad = [f"{folder}/misbehaving.py:{name}" for name in ("Overruns", "Exits")]
@@ -405,6 +317,7 @@ def test_plugins_join_a_session(capsys, tmp_path):
         ("--backend=none.py:Mine", ["--backend=none.py:Mine", "a file that exists"]),
         ("--plugin-timeout-s=0", ["--plugin-timeout-s=0.0", "a positive number"]),
         ("--resume", ["--resume", "--json"]),
+        ("--keep=folder", ["--keep=folder", "--sessions=0"]),
     ],
 )
 def test_bad_arguments(capsys, flag, words):

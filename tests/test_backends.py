@@ -11,7 +11,7 @@ from command_line import run_here
 from fake_gpu import fake_gpu
 
 import pykernels as pk
-from bench.backends import Workload, arms_of, registry
+from bench.backends import Workload, arms_of, fa3, registry
 from bench.backends.compile import compiler_reason
 from bench.backends.flash import _FlashCache, arguments
 from bench.backends.plain import LibraryLayer
@@ -106,6 +106,28 @@ def test_a_library_of_ops_meets_the_oracle(monkeypatch, any_device, name):
     assert (arm.status, arm.reason) == ("ok", None)
     assert set(loaded) == {"/some/library.so"}
     assert any(kernel.startswith(f"{backend.namespace}::fwd") for kernel in arm.kernels)
+
+
+@pytest.mark.parametrize(
+    ("words", "batch", "splits"),
+    [
+        # Of an H200 at batch 1 and 4, what was never written included.
+        ([4, -1081049088, 0, 1065943040, 11, -1080082432, 0, 1068097536, 0], 1, [11]),
+        ([7, 7, 7, 7, 6, 6, 6, 6, 0], 4, [6, 6, 6, 6]),
+        ([1, 1, 1, 1, 1, 0, 0, 0, 2, 3, 2, 3, 2, 0, 0, 0, 0], 5, [2, 3, 2, 3, 2]),
+        ([7, 1, 2, 3, 0], 1, [1]),  # one vector: nothing is split
+        ([7, 0, 0, 0, 6, 0, 0, 0, 0, 0, 0, 0, 0], 1, [6]),  # batches sorted: a third vector
+        ([7, 7, 7, 7, 0, 1, 2, 3, 0], 4, None),  # sorted and not split: these are batches
+        ([0, 6, 6, 6, 6], 4, None),  # an earlier version: the counter, then the splits
+        ([0, 6], 1, None),
+        ([1, 1, 40, 8, 2, 64], 1, None),
+        ([7, 7, 7, 7, 6, 6, 6, 6, 5], 4, None),
+    ],
+)
+def test_the_splits_of_a_schedule(words, batch, splits):
+    metadata = torch.tensor(words, dtype=torch.int32)
+    assert fa3.splits_of(metadata, batch) == splits
+    assert fa3.plan_of(metadata, batch) == ({"num_splits": splits} if splits else {})
 
 
 def test_arguments_of_an_op():

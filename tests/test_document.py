@@ -79,6 +79,22 @@ def test_a_document_comes_back_as_it_was(tmp_path):
     assert path.read_text().endswith("}\n")
 
 
+def test_a_list_of_numbers_is_one_line(tmp_path):
+    path = tmp_path / "result.json"
+    document.write_json(path, {"schema": document.SCHEMA, "empty": [[], {}], "arms": [ARM], "pairs": [[1, 2], [3, 4]]})
+    lines = path.read_text().splitlines()
+    assert '   "wall_us": {"p20": 1.0, "p50": 2.0, "p80": 3.0, "n": 5},' in lines
+    assert '   "samples_us": [1.0, 2.0, 3.0],' in lines and ' "empty": [[], {}],' in lines
+    assert lines[-5:] == [' "pairs": [', "  [1, 2],", "  [3, 4]", " ]", "}"]
+
+
+def test_every_bit_of_a_number_comes_back(tmp_path):
+    path = tmp_path / "result.json"
+    numbers = np.random.default_rng(0).normal(100, 10, 1000).tolist()
+    document.write_json(path, RESULT | {"samples_us": numbers})
+    assert document.load(path)["samples_us"] == numbers
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [

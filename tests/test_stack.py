@@ -16,6 +16,7 @@ from bench.backends.compile import compiler_reason
 from bench.backends.stack import _NativeCache
 from bench.backends.torch_layer import TokenMajorCache
 from bench.core import cli
+from bench.study.kept import Kept
 from bench.study.processes import Outcome
 
 SMALL = ["--model=tiny", "--device=cpu", "--ctx=16", "--l2=warm", "--steps=2", "--warmup=1"]
@@ -162,6 +163,34 @@ def test_interrupted(capsys, monkeypatch, tmp_path):
     assert [arm["backend"] for arm in load(output)["arms"]] == ["plain-native"] and load(output)["interrupted"]
 
 
+def without_times(arm):
+    fleeting = ("samples_us", "wall_us", "host_us", "gbs", "share_of_spec", "share_of_read", "speedup_over_sdpa")
+    return {name: value for name, value in arm.items() if name not in fleeting}
+
+
+@needs_compiler
+def test_killed_and_run_again(capsys, monkeypatch, tmp_path):
+    flags = [*SMALL, "--attention=native", "--mode=eager", "--compile-jobs=0"]
+    layers = Layers(monkeypatch)
+    assert run_here(capsys, "bench.stack", *flags, f"--json={tmp_path / 'whole.json'}").status == 0
+    flags.append(f"--keep={tmp_path / 'kept'}")
+    Layers(monkeypatch, {("sdpa,compile-native", "eager"): SystemExit(137)})
+    with pytest.raises(SystemExit):
+        run_here(capsys, "bench.stack", *flags)
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == ["layer-sdpa,plain-native-eager.json"]
+    layers = Layers(monkeypatch)
+    assert run_here(capsys, "bench.stack", *flags, f"--json={tmp_path / 'again.json'}").status == 0
+    assert layers.seen == [("sdpa,compile-native", "eager")]
+    whole, again = load(tmp_path / "whole.json"), load(tmp_path / "again.json")
+    assert not again["interrupted"] and [arm["backend"] for arm in again["arms"]] == ["plain-native", "compile-native"]
+    assert list(map(without_times, whole["arms"])) == list(map(without_times, again["arms"]))
+    assert {name for name in whole if whole[name] != again[name]} <= {"arms", "command", "created", "environment",
+                                                                      "ceiling"}  # fmt: skip
+    layers = Layers(monkeypatch)
+    assert run_here(capsys, "bench.stack", *flags, "--compiled=eager", "--seed=1").status == 0
+    assert layers.seen == [("sdpa,plain-native", "eager")], "processes of other flags are others"
+
+
 def test_a_crash_among_many_costs_its_cell_alone(capsys, monkeypatch, tmp_path):
     """sdpa's and native's four cells in one process; native's graph ends every process that has it."""
     dead, pair = Outcome("error", "ended by SIGSEGV", -11), "sdpa,plain-native"
@@ -213,6 +242,17 @@ def test_compiled_ahead(monkeypatch):
     assert seen == []
 
 
+def test_what_is_kept_is_not_compiled_ahead(monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setattr(stack, "run_layer", lambda cells, plan: seen.append((cells, plan.kept)))
+    cells = [(name, "compile", "eager") for name in ("sdpa", "fa2", "native")]
+    plan = stack.Plan(cells, ["--steps=30"], 1, compile_jobs=2, kept=Kept(tmp_path))
+    name, flags = stack.process_of(cells[:1], plan)
+    plan.kept.save(name, {"schema": "launchtax/1", "interrupted": False}, flags)
+    stack.compile_ahead(plan, lambda words: None)
+    assert seen == [([cell], Kept()) for cell in cells[1:]], "and what is measured on the way is kept nowhere"
+
+
 def test_graphs_on_a_gpu(monkeypatch, capsys, tmp_path):
     Layers(monkeypatch)
     output = tmp_path / "s.json"
@@ -235,6 +275,7 @@ def test_graphs_on_a_gpu(monkeypatch, capsys, tmp_path):
         ("--ctx=0", ["--ctx=0", "1..32768"]),
         ("--compile-jobs=-2", ["--compile-jobs=-2", "-1..64"]),
         ("--limit-s=-1", ["--limit-s=-1", "a positive number of seconds"]),
+        ("--keep=/proc/nowhere", ["--keep=/proc/nowhere", "can be made"]),
     ],
 )
 def test_bad_arguments(capsys, flag, words):

@@ -60,7 +60,7 @@ class _FlashCache(TokenMajorCache):
 
     def __init__(self, layer: pk.DecodeLayer, bind: Callable[["_FlashCache", pk.DecodeLayer], Attend]) -> None:
         super().__init__(layer)
-        self.metadata: Tensor | None = None
+        self.plan: dict[str, Any] = {}
         self._attend = bind(self, layer)
 
     def over(self, q: Tensor, k_cache: Tensor, v_cache: Tensor) -> Tensor:
@@ -71,8 +71,7 @@ class _FlashCache(TokenMajorCache):
         return lambda: attend(turned, keys, values)
 
     def choices(self) -> dict[str, Any]:
-        # The schedule's first numbers; longer ones repeat themselves by sequence.
-        return {} if self.metadata is None else {"scheduler_metadata": self.metadata.flatten()[:32].tolist()}
+        return self.plan
 
 
 class FlashAttention(LibraryLayer):

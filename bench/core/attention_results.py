@@ -14,6 +14,9 @@ from bench.core.document import Document
 # Of a call: in steady state, enqueuing alone, from an idle device to its end, and the kernels alone.
 CLOCKS = ("wall_us", "host_us", "latency_us", "device_us")
 
+# What an arm has over its sessions, and no entry of one.
+OVER_SESSIONS = ("samples_us", "total_us", "ratio_to_sdpa")
+
 Entry = dict[str, Any]
 
 
@@ -23,7 +26,8 @@ def key(entry: Entry) -> tuple[str, str, str]:
 
 
 def session_entry(arm: AttentionArm, cell: Cell, n_bytes: int, bandwidths: Document, copies: int) -> Entry:
-    """One arm of one cell in one session. `rounds_us` are the samples of the wall clock."""
+    """One arm of one cell in one session. `rounds_us` are the samples of the wall clock, to a tenth of a nanosecond: no
+    clock here tells less apart, and statistics are of what is kept. `kernels` names what is called."""
     entry: Entry = {
         "backend": arm.backend, "mode": arm.mode, "fusion": None, "op": "gqa_decode", "label": "attention",
         "shape": cell.shape, "heads": cell.heads, "ctx": cell.ctx, "batch": cell.batch,
@@ -38,7 +42,8 @@ def session_entry(arm: AttentionArm, cell: Cell, n_bytes: int, bandwidths: Docum
         **dict.fromkeys(CLOCKS), "device_reason": None,
     }  # fmt: skip
     if arm.status == "ok" and len(arm.kept_us):
-        entry["wall_us"], entry["rounds_us"] = statistics.summary(arm.kept_us), arm.kept_us.tolist()
+        rounds_us = np.round(arm.kept_us, 4)
+        entry["wall_us"], entry["rounds_us"] = statistics.summary(rounds_us), rounds_us.tolist()
         entry["calls_measured"] = arm.calls * len(arm.kept_us)
         if arm.host_samples_us:
             entry["host_us"] = statistics.summary(np.array(arm.host_samples_us))
@@ -59,8 +64,8 @@ def traced_keys(traced: Traced) -> Entry:
         for kernel, us in zip(traced.sample.kernels[:per_step], medians_us, strict=True)
     ]  # fmt: skip
     return {
-        "device_us": statistics.summary(traced.samples_us), "kernels": traced.kernels, "launches": per_step,
-        "kernel_details": details, "trace_factor": traced.trace_factor,
+        "device_us": statistics.summary(traced.samples_us), "launches": per_step, "kernel_details": details,
+        "trace_factor": traced.trace_factor,
     }  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """What bench.attention found, as tables and pictures."""
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -7,13 +8,20 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from bench.core import attention_aa
+from bench.core import attention_aa, attention_document
 from bench.core.attention_results import Entry
 from bench.core.document import Document, write_atomically
 from bench.core.tables import Grid, fit, make_table, markdown_table, microseconds
 
 # The context whose arms are shown one by one; the study's.
 _HEADLINE_CTX = 2048
+
+# Kernels of an arm that are named on a terminal: math alone launches sixteen.
+_KERNELS_NAMED = 3
+
+_NUMBER = re.compile(r"\d+(\.\d+)?(e[+-]?\d+)?")
+# What SDPA says of the backends that a pin to one of them has switched off, and nobody asked for.
+_SWITCHED_OFF = re.compile(r" [\w ]+ kernel not used because: [\w ]+ has been runtime disabled\.")
 
 
 def heading(document: Document) -> list[str]:
@@ -201,12 +209,21 @@ def headline(document: Document) -> str | None:
 
 
 def refusals(document: Document) -> list[str]:
-    """One line a reason: which arms, in how many cells."""
-    found: dict[tuple[str, str], dict[str, list[str]]] = {}
+    """One line a reason: which arms, in how many cells. Reasons of one arm that differ in numbers alone, as those do
+    that name the shape, are one, and the first stands for all."""
+    alike: dict[tuple[str, str, str], list[Entry]] = {}
     for entry in document["arms"]:
         if entry["status"] != "ok":
-            arms = found.setdefault((entry["status"], str(entry["reason"])), {})
-            arms.setdefault(f"{entry['backend']}:{entry['mode']}", []).append(entry["shape"])
+            pattern = _NUMBER.sub("#", str(entry["reason"]))
+            alike.setdefault((entry["status"], entry["backend"], pattern), []).append(entry)
+    found: dict[tuple[str, str], dict[str, list[str]]] = {}
+    for (status, backend, _), entries in alike.items():
+        reason = _SWITCHED_OFF.sub("", str(entries[0]["reason"]))
+        if len({entry["reason"] for entry in entries}) > 1:
+            reason += f" (so at {entries[0]['shape']}; elsewhere with other numbers)"
+        arms = found.setdefault((status, reason), {})
+        for entry in entries:
+            arms.setdefault(f"{backend}:{entry['mode']}", []).append(entry["shape"])
     total = len(cells(document))
     lines = []
     for (status, reason), arms in found.items():
@@ -222,30 +239,33 @@ def refusals(document: Document) -> list[str]:
     return lines
 
 
-def choices(entries: list[Entry], sdpa: Document) -> list[str]:
-    """What ran in a cell: SDPA's choice, the kernels by name with their grids, and what a library shows of its plan."""
+def _ran(details: list[Document], most: int | None) -> str:
+    """Launches in order by name, grid and time; of more than `most` the longest, and what the others take together."""
+    longest = sorted(range(len(details)), key=lambda i: -details[i]["us"])[:most]
+    words = [
+        f"{details[i]['name'][:100]} {'x'.join(map(str, details[i]['grid']))} {details[i]['us']:.2f} us"
+        for i in sorted(longest)
+    ]
+    rest_us = [one["us"] for i, one in enumerate(details) if i not in longest]
+    return "; ".join([*words, *([f"and {len(rest_us)} more, {sum(rest_us):.1f} us"] if rest_us else [])])
+
+
+def choices(document: Document, shape: str, most: int | None = None) -> list[str]:
+    """What ran in a cell: SDPA's choice, the kernels by name with their grids (of an arm the `most` longest), and what
+    a library shows of its plan."""
     lines = []
-    if sdpa:
+    if sdpa := next((s["sdpa"][shape] for s in document["sessions"] if shape in s["sdpa"]), None):
         enabled = ", ".join(name for name, on in sdpa["enabled"].items() if on)
         lines.append(f"SDPA's choice: {sdpa['choice']}; enabled: {enabled}; order: {', '.join(sdpa['priority'])}")
-    for name, modes in rows_of(entries).items():
+    for name, modes in rows_of(cells(document)[shape]).items():
         entry = modes.get("eager")
         if not entry or entry["status"] != "ok":
             continue
-        if entry["kernel_details"]:
-            ran = "; ".join(
-                f"{one['name'][:100]} {'x'.join(map(str, one['grid']))} {one['us']:.2f} us"
-                for one in entry["kernel_details"]
-            )
-        else:
-            ran = "; ".join(entry["kernels"])
+        details = attention_document.kernel_details(entry, document)
+        ran = _ran(details, most) if details else "; ".join(entry["kernels"])
         plan = f"; {entry['choices']}" if entry["choices"] else ""
         lines.append(f"{name}: {ran}{plan}")
     return lines
-
-
-def _sdpa_of(document: Document, shape: str) -> Document:
-    return next((s["sdpa"][shape] for s in document["sessions"] if shape in s["sdpa"]), {})
 
 
 def print_document(document: Document, console: Console) -> None:
@@ -265,7 +285,7 @@ def print_document(document: Document, console: Console) -> None:
     measured = [entry for entry in entries if entry["wall_us"]] or entries
     grid = fit(cell_grid(measured), console.width, ["limit", "eager", "graph"])
     console.print(make_table(f"{shape}: mean ± SD over sessions of their medians", grid, console.width))
-    for line in choices(entries, _sdpa_of(document, shape)):
+    for line in choices(document, shape, _KERNELS_NAMED):
         console.print(Text(line))
     for title, grid in context_grids(document):
         console.print()
@@ -285,7 +305,7 @@ def write_markdown(path: Path, document: Document) -> None:
         if document.get("gate_only"):
             break
         lines += markdown_table(f"{shape}: mean ± SD over sessions of their medians", cell_grid(entries))
-        lines += [*(f"- {line}" for line in choices(entries, _sdpa_of(document, shape))), ""]
+        lines += [*(f"- {line}" for line in choices(document, shape)), ""]
     said = (*refusals(document), *aa_lines(document))
     lines += [*(f"- {line.strip()}" for line in said), "", f"Reproduce: `{document['command']}`"]
     write_atomically(path, ("\n".join(lines) + "\n").encode())

@@ -62,10 +62,25 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def _laid_out(value: Any, indent: str = "") -> str:
+    """JSON with a line for each list or object that holds no other, however long: a line a number would make half of a
+    document of samples out of spaces."""
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    if not any(item and isinstance(item, (dict, list)) for item in items):
+        return json.dumps(value, allow_nan=False)
+    inner = indent + " "
+    if isinstance(value, dict):
+        lines = [f"{json.dumps(key)}: {_laid_out(item, inner)}" for key, item in value.items()]
+        opening, closing = "{}"
+    else:
+        lines = [_laid_out(item, inner) for item in value]
+        opening, closing = "[]"
+    return f"{opening}\n{inner}" + f",\n{inner}".join(lines) + f"\n{indent}{closing}"
+
+
 def write_json(path: Path, document: Document) -> None:
-    """The document as JSON."""
-    text = json.dumps(_plain(document), indent=1, allow_nan=False)
-    write_atomically(path, (text + "\n").encode())
+    """The document as JSON, its numbers to the last bit: a ladder's parts must add up exactly when they are read."""
+    write_atomically(path, (_laid_out(_plain(document)) + "\n").encode())
 
 
 def load(path: Path) -> Document:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from bench import plugins
+from bench.core import attention_document
 from bench.core.attention_arms import AttentionArm
 from bench.core.attention_results import CLOCKS, Entry, key, session_entry
 from bench.core.document import Document
@@ -13,7 +14,7 @@ _NO_CEILING: Document = {"read_gbs": None, "copy_gbs": None}
 
 def _measured(found: plugins.Found) -> list[Entry]:
     """The entries of its process, with SDPA's clocks there: a ratio is within one process."""
-    sessions = found.document["sessions"] if found.document else []
+    sessions = attention_document.sessions(found.document) if found.document else []
     by_key = {key(entry): entry for session in sessions for entry in session["entries"]}
     entries = []
     for (shape, backend, mode), entry in by_key.items():

@@ -1,6 +1,7 @@
 """One session of bench.attention: every cell in this process."""
 
 import contextlib
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -104,7 +105,7 @@ class Session:
             machine["gpu_before"] = self._monitor.state()
         self.document: Document = done or {
             "session": 0, "status": "ok", "reason": None, "lost": {}, "environment": machine,
-            "ceilings": {}, "sdpa": {}, "throttled": {}, "entries": [],
+            "ceilings": {}, "sdpa": {}, "throttled": {}, "trace_seconds": 0.0, "entries": [],
         }  # fmt: skip
 
     @property
@@ -125,9 +126,11 @@ class Session:
             self.document["environment"]["gpu_after"] = self._monitor.state()
         if self.settings.trace and self.settings.device.type == "cuda":
             # After all cells: once CUPTI has traced, it stays in the process.
+            begin = time.monotonic()
             for cell in self.settings.cells:
                 self._trace(cell)
                 advance()
+            self.document["trace_seconds"] = time.monotonic() - begin
             self._save()
 
     def _cell(self, cell: Cell, ceiling: Ceiling | None) -> None:
@@ -195,9 +198,9 @@ class Session:
                     entry |= traced_keys(traced)
                 except (RuntimeError, ValueError) as error:  # the other clocks remain
                     entry["device_reason"] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-        for entry in entries.values():
+        for entry in entries.values():  # a graph holds the kernels of its eager arm, whose details stand there
             if entry["mode"] == "graph" and (twin := entries.get((cell.shape, entry["backend"], "eager"))):
-                entry |= {name: twin[name] for name in ("kernels", "launches", "kernel_details")}
+                entry["launches"] = twin["launches"]
 
 
 @contextlib.contextmanager

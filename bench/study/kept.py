@@ -1,0 +1,51 @@
+"""--keep: documents of finished processes stay in a folder, and a run that was killed goes on with them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bench.core import document
+from bench.core.document import Document
+from bench.core.errors import UsageError, flag_error
+
+KeepFlag = Annotated[
+    str, typer.Option("--keep", help="a folder for the processes' documents; those there of these flags are taken")
+]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The folder; without one nothing is kept."""
+
+    folder: Path | None = None
+
+    def load(self, name: str, flags: list[str]) -> Document | None:
+        """The document of that name, where it is of a process of these flags that came to its end."""
+        path = self.folder and self.folder / f"{name}.json"
+        if path is None or not path.exists():
+            return None
+        try:
+            result = document.load(path)
+        except UsageError:
+            return None
+        return result if result.get("session_flags") == flags and not result["interrupted"] else None
+
+    def save(self, name: str, result: Document, flags: list[str]) -> None:
+        """Keep the document of a process of these flags."""
+        if self.folder:
+            document.write_json(self.folder / f"{name}.json", result | {"session_flags": flags})
+
+
+def open_folder(text: str) -> Kept:
+    """What --keep names, made where it is not there. Raises UsageError where it cannot be written to."""
+    if not text:
+        return Kept()
+    folder = Path(text).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise flag_error("--keep", text, f"a folder that can be made: {error.strerror}") from None
+    document.check_writable(folder / "session.json", "--keep")
+    return Kept(folder)
