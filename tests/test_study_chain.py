@@ -54,7 +54,7 @@ def test_gpu_study(capsys, tmp_path):
     )  # fmt: skip
     script = Path(__file__).resolve().parent.parent / "bench" / "gpu_study.sh"
     done = subprocess.run(["bash", script, out, python], env=os.environ | small, capture_output=True, text=True)
-    assert done.returncode == 1 and "failed: ab: bench.ab --a=native:native" in done.stdout
+    assert done.returncode == 1 and "failed: ab native:native=native/none:native\n" in done.stdout
     commands = [line.split() for line in log.read_text().splitlines()]
     modules = [command[1] for command in commands]
     assert modules == ["bench.step", "bench.sweep", "bench.sweep", "bench.ab", "bench.ab", "bench.report"]
