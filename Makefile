@@ -1,5 +1,5 @@
 # make layer                 set up, build, run the main job
-# make test                  set up, build, lint, run every test
+# make test                  set up, build, lint, run every test             (TEST_JOBS=2)
 # make build PYTHON=python3  build in place for an interpreter that has what it needs; downloads nothing
 #
 # make nsys                  a timeline of bench.layer on a GPU         (ARGS="--model=llama-3.1-8b")
@@ -34,9 +34,13 @@ build_folder = build/$(shell $(python) -c 'import sysconfig; print(sysconfig.get
 layer: build
 	$(python) -m bench.layer
 
+# Whole files side by side, so that what a file makes once is made once; torch's threads would only be in one another's
+# way. The controls test the timer itself, and come alone.
+TEST_JOBS ?= 2
 test: build lint
-	ctest --test-dir $(build_folder) --output-on-failure
-	$(python) -m pytest
+	ctest --test-dir $(build_folder) --output-on-failure --parallel $(TEST_JOBS)
+	OMP_NUM_THREADS=1 $(python) -m pytest --numprocesses=$(TEST_JOBS) --dist=loadfile --ignore=tests/test_controls.py
+	$(python) -m pytest tests/test_controls.py
 
 build: $(setup)
 	$(build_command)

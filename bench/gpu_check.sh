@@ -6,22 +6,8 @@
 #   bash bench/gpu_check.sh FOLDER PYTHON
 #
 # Exit status: 0 where every step succeeded; the failed ones are named at the end.
-set -u
-out=${1:-bench/results}
-python=${2:-python3}
-mkdir -p "$out"
-export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} COLUMNS=${COLUMNS:-120}
-failed=()
-
-step() {  # name, seconds, command
-    local name=$1 limit=$2 begin=$SECONDS
-    shift 2
-    echo "--- $name: $*"
-    timeout "$limit" "$@" || failed+=("$name")
-    echo "--- $name: $((SECONDS - begin)) s"
-}
-
-gpu=$("$python" -c 'import torch; print(torch.cuda.get_device_name().lower().replace("nvidia ", "").split()[0])') || exit 1
+. "$(dirname "$0")/gpu_steps.sh" || exit 2
+ask_gpu
 # Nothing of these is timed: side by side, and before anything that is.
 tests() {
     local part pids=() status=0
@@ -48,7 +34,4 @@ step gqa_decode 60 "$python" -m bench.op --op=gqa_decode --ctx=2048,16384 --mode
     --json="$out/$gpu-gqa_decode.json"
 step rmsnorm 40 "$python" -m bench.op --op=rmsnorm --mode=native,graph --json="$out/$gpu-rmsnorm.json"
 step controls 40 "$python" -m bench.op --op=spin --json="$out/$gpu-controls.json"
-if ((${#failed[@]})); then
-    printf 'failed: %s\n' "${failed[@]}"
-    exit 1
-fi
+name_failures

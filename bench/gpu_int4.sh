@@ -25,24 +25,14 @@
 # ones), 120 s for int4 (INT4_FLAGS=--mode=graph leaves half of it), 15 s a layer.
 #
 # Exit status: 0 where every step succeeded; the failed ones are named at the end.
-set -u
-out=${1:-bench/results}
-python=${2:-python3}
+. "$(dirname "$0")/gpu_steps.sh" || exit 2
 steps=${INT4_STEPS:-compile validate arch sanitize int4 layer}
 name=${INT4_NAME:+-$INT4_NAME}
 read -r -a models <<< "${INT4_MODELS:-qwen2.5-7b llama-3.1-8b mistral-7b-v0.3}"
 read -r -a flags <<< "${INT4_FLAGS:-}"
-mkdir -p "$out" || exit 2
-export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} COLUMNS=${COLUMNS:-120}
-failed=()
-
-read -r gpu capability < <("$python" -c 'import torch
-name, (major, minor) = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
-print(name.lower().replace("nvidia ", "").split()[0], f"{major}.{minor}")') || exit 1
+ask_gpu
 read -r -a kernels <<< "${INT4_KERNELS:-$("$python" -c 'from bench.backends import int4; print(*int4.registry())')}"
 export TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-$capability}  # what ExLlamaV2 compiles for
-
-wanted() { [[ " $steps " == *" $1 "* ]]; }
 
 # Side by side: `start` begins a job, `finish` waits for all and prints what of their logs says how they ended.
 jobs=() pids=()
@@ -95,24 +85,20 @@ or int4_layer and (tiny-32 or tiny-128) and (1-bf16 or 3-bf16))"
 finish
 echo "--- side by side: $((SECONDS - begin)) s"
 
-step() {  # name, seconds, lines of its output that are shown, command
-    local begin=$SECONDS
-    echo "--- $1: ${*:4}"
-    timeout "$2" "${@:4}" > "$out/int4-$1.log" 2>&1 || failed+=("$1")
-    tail -n "$3" "$out/int4-$1.log"
-    echo "--- $1: $((SECONDS - begin)) s"
+show() {  # lines of its output that are shown, and a step
+    local log="$out/int4-${2// /-}.log"
+    step "${@:2}" > "$log" 2>&1
+    head -n 1 "$log"
+    tail -n "$(($1 + 1))" "$log"
 }
 list=$(IFS=,; echo "${kernels[*]}")
-wanted int4 && step int4 300 40 "$python" -m bench.int4 --kernel="$list" --model="$(IFS=,; echo "${models[*]}")" \
+wanted int4 && show 40 int4 300 "$python" -m bench.int4 --kernel="$list" --model="$(IFS=,; echo "${models[*]}")" \
     --steps=15 --predict=l4 "${flags[@]}" --json="$out/$gpu-int4$name.json" --md="$out/$gpu-int4$name.md" \
     --plot="$out/$gpu-int4$name.png"
 if wanted layer; then
     for model in "${models[@]}"; do
-        step "layer-$model" 90 12 "$python" -m bench.layer --quant=int4 --backend=native --model="$model" "${flags[@]}" \
+        show 12 "layer $model" 90 "$python" -m bench.layer --quant=int4 --backend=native --model="$model" "${flags[@]}" \
             --json="$out/$gpu-int4-layer-$model.json" --plot="$out/$gpu-int4-layer-$model.png"
     done
 fi
-if ((${#failed[@]})); then
-    printf 'failed: %s\n' "${failed[@]}"
-    exit 1
-fi
+name_failures

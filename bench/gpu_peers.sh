@@ -21,22 +21,9 @@
 #   flex       120   40  flex, at four contexts, one session: it compiles at every shape
 #   riddle     120   30
 # Exit status: 0 where every step succeeded; the failed ones are named at the end. bench/doctor's lines come first.
-set -u
-out=${1:-bench/results}
-python=${2:-python3}
+export COLUMNS=${COLUMNS:-150}
+. "$(dirname "$0")/gpu_steps.sh" || exit 2
 steps=${PEERS_STEPS:-compile checks aa attention stack layer flex riddle}
-mkdir -p "$out"
-export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} COLUMNS=${COLUMNS:-150}
-failed=()
-
-step() {  # name, seconds, command
-    local name=$1 limit=$2 begin=$SECONDS
-    shift 2
-    [[ " $steps " == *" $name "* ]] || return 0
-    echo "--- $name: $*"
-    timeout "$limit" "$@" || failed+=("$name")
-    echo "--- $name: $((SECONDS - begin)) s"
-}
 
 gate=(-m bench.attention --gate --l2=warm)
 heads=(--model=qwen2.5-7b,llama-3.1-8b --heads=64/8)  # groups of 7, 4 and 8
@@ -72,7 +59,7 @@ check_all() {  # neither looks at a time
     return "$status"
 }
 
-gpu=$("$python" -c 'import torch; print(torch.cuda.get_device_name().lower().replace("nvidia ", "").split()[0])') || exit 1
+ask_gpu
 "$python" -m bench.doctor
 export -f compile_all check_all
 export python out gpu flex_contexts
@@ -94,7 +81,4 @@ step riddle 120 "$python" -m bench.attention --sessions=3 \
     --backend=native,sdpa,sdpa-math,sdpa-flash,sdpa-cudnn,fa2,fa3,flashinfer \
     --context-manager=outside,inside --model=llama-3.1-8b --ctx=2048 --batch=1 --l2=warm \
     --json="$out/$gpu-riddle.json" --md="$out/$gpu-riddle.md"
-if ((${#failed[@]})); then
-    printf 'failed: %s\n' "${failed[@]}"
-    exit 1
-fi
+name_failures

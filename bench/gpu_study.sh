@@ -26,11 +26,9 @@
 # minutes.
 #
 # Exit status: 0 where every part succeeded; the failed ones are named at the end.
-set -u
-out=${1:-results}
-python=${2:-python3}
-mkdir -p "$out" || exit 2
-export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} COLUMNS=${COLUMNS:-120}
+set -- "${1:-results}" "${@:2}"
+. "$(dirname "$0")/gpu_steps.sh" || exit 2
+steps=${PARTS:-step sweep ab report}
 limit_s=${LIMIT_S:-600} model=${MODEL:-qwen2.5-7b} ctx=${CTX:-2048} contexts=${CONTEXTS:-2048,4096,8192,16384}
 arms=${ARMS:-native/block:eager,native/block:graph,native/block:graph-pdl,sdpa:eager,sdpa:graph}
 # Graphs on against off, in torch and here; programmatic launches; fusion without graphs and in them; fusion alone
@@ -41,32 +39,18 @@ read -r -a pairs <<< "${PAIRS:-sdpa:eager=sdpa:graph native/block:eager=native/b
     native/none:graph=native/block:eager sdpa:graph=native/block:graph-pdl}"
 read -r -a flags <<< "${FLAGS:-}"
 read -r -a prices <<< "${PRICES:-}"
-failed=()
 
-part() {  # name of the part, module, its arguments
-    local name=$1 begin=$SECONDS
-    shift
-    [[ " ${PARTS:-step sweep ab report} " == *" $name "* ]] || return
-    echo "--- $name: python -m $*"
-    "$python" -m "$@" || failed+=("$name: $*")
-    echo "--- $name: $((SECONDS - begin)) s"
-}
-
-part step bench.step --model="$model" --ctx="$ctx" "${flags[@]}" \
+step step 0 "$python" -m bench.step --model="$model" --ctx="$ctx" "${flags[@]}" \
     --json="$out/step.json" --md="$out/step.md" --plot="$out/step.png"
-part sweep bench.sweep --out="$out/cells" --model="${MODELS:-study}" --ctx="$contexts" --batch="${BATCHES:-1}" \
-    --arm="$arms" --limit-s="$limit_s" "${flags[@]}"
-part sweep bench.sweep --out="$out/cells" --model="${ROW_MODEL:-qwen2.5-7b}" --ctx="$contexts" \
+step sweep 0 "$python" -m bench.sweep --out="$out/cells" --model="${MODELS:-study}" --ctx="$contexts" \
+    --batch="${BATCHES:-1}" --arm="$arms" --limit-s="$limit_s" "${flags[@]}"
+step "sweep row" 0 "$python" -m bench.sweep --out="$out/cells" --model="${ROW_MODEL:-qwen2.5-7b}" --ctx="$contexts" \
     --batch="${ROW_BATCHES:-4}" --arm="$arms" --limit-s="$limit_s" "${flags[@]}"
 both=$(printf '%s\n' "${pairs[@]//=/$'\n'}" | awk '!seen[$0]++' | paste -sd,)
 for pair in "${pairs[@]}"; do
-    name=${pair//[\/:=]/-}
-    part ab bench.ab --a="${pair%%=*}" --b="${pair#*=}" --arms="$both" --keep="$out/.sessions" \
+    step "ab $pair" 0 "$python" -m bench.ab --a="${pair%%=*}" --b="${pair#*=}" --arms="$both" --keep="$out/.sessions" \
         --model="$model" --ctx="$ctx" --sessions="${SESSIONS:-10}" --limit-s="$limit_s" "${flags[@]}" \
-        --json="$out/ab-$name.json"
+        --json="$out/ab-${pair//[\/:=]/-}.json"
 done
-part report bench.report "$out" "${prices[@]}"
-if ((${#failed[@]})); then
-    printf 'failed: %s\n' "${failed[@]}"
-    exit 1
-fi
+step report 0 "$python" -m bench.report "$out" "${prices[@]}"
+name_failures

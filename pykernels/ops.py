@@ -18,9 +18,16 @@ import math
 import torch
 from torch import Tensor
 
-from pykernels import _runtime
 from pykernels.quant import Int4Weight
 from pykernels.ranges import ranged
+from pykernels.workspaces import (  # noqa: F401
+    gqa_decode_workspace,
+    int4_gemv_workspace,
+    int4_qkv_gemv_workspace,
+    int4_swiglu_gemv_workspace,
+    qkv_gemv_workspace,
+    swiglu_gemv_workspace,
+)
 
 _ops = torch.ops.pykernels
 _rmsnorm = _ops.rmsnorm.default
@@ -316,50 +323,6 @@ def ceiling_read(src: Tensor, sink: Tensor) -> None:
 def ceiling_copy(src: Tensor, out: Tensor) -> None:
     """Copy ``src`` to ``out`` (uint8 [bytes], aligned as in ceiling_read): moves ``2 * bytes`` bytes."""
     _ceiling_copy(src, out)
-
-
-def gqa_decode_workspace(q: Tensor, k_cache: Tensor) -> Tensor:
-    """A workspace for :func:`gqa_decode` of these shapes and this number of threads: uint8 [bytes].
-
-    On CUDA all of it is zero before the first call; every call leaves it zero.
-    """
-    size = _runtime.gqa_decode_workspace_bytes(*q.shape[:2], *k_cache.shape[1:2], q.shape[2], k_cache.shape[2],
-                                               q.element_size(), q.is_cuda)  # fmt: skip
-    return torch.zeros(max(size, 1), dtype=torch.uint8, device=q.device)
-
-
-def swiglu_gemv_workspace(x: Tensor, norm_weight: Tensor | None) -> Tensor:
-    """A workspace for :func:`swiglu_gemv` of these shapes: uint8 [bytes]. CUDA needs none: one byte."""
-    size = 0 if x.is_cuda else _runtime.swiglu_gemv_workspace_bytes(*x.shape, norm_weight is not None, x.element_size())
-    return torch.empty(max(size, 1), dtype=torch.uint8, device=x.device)
-
-
-def qkv_gemv_workspace(x: Tensor) -> Tensor:
-    """A workspace for :func:`qkv_gemv` of these shapes: uint8 [bytes]. CUDA needs none: one byte."""
-    size = 0 if x.is_cuda else _runtime.qkv_gemv_workspace_bytes(*x.shape, x.element_size())
-    return torch.empty(max(size, 1), dtype=torch.uint8, device=x.device)
-
-
-def int4_gemv_workspace(x: Tensor, weight: Int4Weight) -> Tensor:
-    """A workspace for :func:`int4_gemv` of these shapes: uint8 [bytes]. CUDA needs none: one byte."""
-    size = 1 if x.is_cuda else _runtime.int4_gemv_workspace_bytes(*x.shape, weight.n_groups)
-    return torch.empty(size, dtype=torch.uint8, device=x.device)
-
-
-def int4_swiglu_gemv_workspace(x: Tensor, gate: Int4Weight, up: Int4Weight) -> Tensor:
-    """A workspace for :func:`int4_swiglu_gemv` of these shapes: uint8 [bytes]. CUDA needs none: one byte."""
-    size = 1
-    if not x.is_cuda:
-        size = _runtime.int4_swiglu_gemv_workspace_bytes(*x.shape, gate.n_groups, up.n_groups, x.element_size())
-    return torch.empty(size, dtype=torch.uint8, device=x.device)
-
-
-def int4_qkv_gemv_workspace(x: Tensor, q: Int4Weight, k: Int4Weight, v: Int4Weight) -> Tensor:
-    """A workspace for :func:`int4_qkv_gemv` of these shapes: uint8 [bytes]. CUDA needs none: one byte."""
-    size = 1
-    if not x.is_cuda:
-        size = _runtime.int4_qkv_gemv_workspace_bytes(*x.shape, q.n_groups, k.n_groups, v.n_groups, x.element_size())
-    return torch.empty(size, dtype=torch.uint8, device=x.device)
 
 
 def _register_fake(name: str) -> None:

@@ -179,7 +179,7 @@ def test_no_half_of_a_trace_is_left(capsys, tmp_path, monkeypatch, error, status
     with fake_gpu(monkeypatch):
         monkeypatch.setattr("bench.core.device_trace.traced", fail)
         monkeypatch.setattr("bench.core.controls.spin", lambda device: [])
-        result = run_here(capsys, "bench.layer", *TRACED, f"--trace={path}", f"--json={document}")
+        result = run_here(capsys, "bench.layer", *TRACED, "--backend=native", f"--trace={path}", f"--json={document}")
     assert result.status == status
     assert result.err == f"--trace={path}: not written: no arm was traced\n"
     assert [entry.name for entry in tmp_path.iterdir()] == ["result.json"]

@@ -8,7 +8,7 @@ from command_line import run_here
 from bench.backends import registry
 from bench.core.op_cases import OPS
 
-SMALL = ["--model=tiny", "--device=cpu", "--steps=3", "--warmup=1", "--ctx=64,100"]
+SMALL = ["--model=tiny", "--device=cpu", "--steps=3", "--warmup=1", "--ctx=64,100", "--l2=warm"]
 
 
 def load(path):
@@ -31,6 +31,25 @@ def test_every_op(capsys, tmp_path, op):
             assert row["gbs"] == pytest.approx(row["bytes"] / row["time_us"]["p50"] / 1e3)
         else:
             assert (row["status"], row["reason"]) == ("unsupported", "torch has no such op")
+
+
+def test_a_cold_run_rotates_copies(capsys, monkeypatch):
+    from bench import op as driver
+
+    prepared, true = [], driver.prepare
+
+    def prepare(case, settings):
+        prepared.append((case, true(case, settings)))
+        return prepared[-1][1]
+
+    cache = 4 << 20
+    monkeypatch.setattr(driver, "prepare", prepare)
+    monkeypatch.setattr("bench.core.copies.last_level_cache_bytes", lambda device: cache)
+    assert run_here(capsys, "bench.op", "--op=gemv", *SMALL[:-1], "--l2=cold", "--mode=all").status == 0
+    assert len(prepared) == 6
+    for case, (copies, _) in prepared:
+        assert len(copies) == 2 * cache // case.cold_bytes + 2 > 2
+        assert sum(not copy.out.isnan().any() for copy in copies) > 1, "one copy had every turn"
 
 
 def test_contexts_are_swept(capsys, tmp_path):

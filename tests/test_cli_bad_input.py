@@ -152,8 +152,9 @@ def checkpoint(folder, **changes):
 def test_weights_that_are_right_run(capsys, tmp_path):
     checkpoint(tmp_path)
     result = run_here(
-        capsys, "bench.layer", f"--weights={tmp_path}", "--ctx=16", "--steps=2", "--warmup=0", "--backend=native"
-    )
+        capsys, "bench.layer", f"--weights={tmp_path}", "--ctx=16", "--steps=2", "--warmup=0", "--backend=native",
+        "--l2=warm",
+    )  # fmt: skip
     assert result.status == 0 and "one decode layer of" in result.out
 
 

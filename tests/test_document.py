@@ -7,6 +7,7 @@ import os
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from bench.core import document
 from bench.core.errors import UsageError
@@ -48,6 +49,22 @@ def test_a_document_that_cannot_be_written_out_leaves_what_was_there(tmp_path, w
         write(path, RESULT | {"arms": [object()]})
     assert path.read_text() == "the last run's"
     assert os.listdir(tmp_path) == ["result"]
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_picture_that_fails_leaves_what_was_there(monkeypatch, tmp_path, step):
+    path = tmp_path / "ladder.png"
+    path.write_text("the last run's")
+
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken, pytest.raises(KeyboardInterrupt):
+        broken.setattr(os, step, fail)
+        document.write_figure(path, Figure())
+    assert path.read_text() == "the last run's" and os.listdir(tmp_path) == ["ladder.png"]
+    document.write_figure(path, Figure())
+    assert path.read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_write_replaces_the_whole_file(tmp_path):

@@ -45,6 +45,24 @@ def test_the_importing_program_keeps_its_own_ctrl_c():
     assert ran("import bench, signal; print(signal.getsignal(signal.SIGINT).__name__)") == "default_int_handler\n"
 
 
+@pytest.mark.parametrize("then", ["raise", "return 130"])
+def test_the_exit_status_is_kept_where_text_was_being_run(monkeypatch, tmp_path, then):
+    code = f"""
+import sys
+from bench.core import cli
+def command():
+    try:
+        exec("raise KeyboardInterrupt")
+    except KeyboardInterrupt:
+        {then}
+sys.exit(cli.run("bench.layer", command))
+"""
+    (tmp_path / "driver.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    done = subprocess.run([sys.executable, "-m", "driver"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 130, done.stderr
+
+
 GUARDED = """
 import signal, sys
 sys.orig_argv, sys.argv = ["python", "-m", "bench.layer", "--ctx=8"], ["-m", "--ctx=8"]

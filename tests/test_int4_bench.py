@@ -30,6 +30,20 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize(
+    ("flags", "beyond", "words"),
+    [
+        (["--what=shapes"], 1000, ["--model=tiny: must be smaller models: 512 -> ", "needs 0.0 GiB, 0.0 GiB are"]),
+        (["--what=layer"], 1000, ["--model=tiny: must be smaller models: a layer of tiny needs 0.0 GiB, "]),
+        (["--what=shapes", "--kernel=native,tinygemm,marlin,machete,awq,gptq"], 600_000,
+         ["--kernel=native,tinygemm,marlin,machete,awq,gptq: must be fewer: ", "needs 0.0 GiB in 6 layouts"]),
+    ],
+)  # fmt: skip
+def test_what_memory_cannot_hold(capsys, monkeypatch, flags, beyond, words):
+    monkeypatch.setattr(groups, "available_bytes", lambda device: beyond)
+    assert_refused(run_here(capsys, "bench.int4", *SMALL, *flags), *words)
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """One run with every output: its folder and its document."""

@@ -19,8 +19,8 @@ def cells(folder: Path) -> dict[str, dict]:
     return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("tiny*.json"))}
 
 
-def test_killed_and_run_again(tmp_path):
-    flags = [*SMALL, "--ctx=8,16,24,32", f"--out={tmp_path}"]
+def test_killed_and_run_again(capsys, tmp_path):
+    flags = [*SMALL, "--ctx=8,16,24", f"--out={tmp_path}"]
     process = start("bench.sweep", *flags)
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("tiny*.json")) and time.monotonic() < deadline:
@@ -28,16 +28,16 @@ def test_killed_and_run_again(tmp_path):
     process.kill()
     process.communicate()
     before = cells(tmp_path)
-    assert 1 <= len(before) < 4
+    assert 1 <= len(before) < 3
     for cell in before.values():
         assert cell["command"].startswith("python -m bench.step --model=tiny") and str(tmp_path) not in cell["command"]
         assert cell["arms"][0]["status"] == "ok" and len(cell["arms"][0]["paper"]["step_times_ms"]) == 2
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.glob("tiny*.json")}
-    second = start("bench.sweep", *flags)
-    out, err = second.communicate(timeout=180)
-    assert second.returncode == 0, err
-    assert f"{len(before)} of 4 cells were finished before" in out and "left]" in out and out.endswith("4 ok\n")
-    assert list(cells(tmp_path)) == sorted(f"tiny_ctx{ctx}_b1" for ctx in (8, 16, 24, 32))
+    second = run_here(capsys, "bench.sweep", *flags)
+    assert second.status == 0, second.err
+    assert f"{len(before)} of 3 cells were finished before" in second.out
+    assert "left]" in second.out and second.out.endswith("3 ok\n")
+    assert list(cells(tmp_path)) == sorted(f"tiny_ctx{ctx}_b1" for ctx in (8, 16, 24))
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps, "a finished cell was measured again"
     assert sorted(os.listdir(tmp_path)) == [f"{name}.json" for name in sorted(cells(tmp_path))], "something was left"
 

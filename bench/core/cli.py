@@ -240,6 +240,8 @@ def run(program: str, command: Callable[..., int | None], arguments: Sequence[st
     except (_InterruptedError, KeyboardInterrupt):
         early_interrupt.say(program)
         return INTERRUPTED
+    finally:
+        early_interrupt.forget()
     return 2
 
 

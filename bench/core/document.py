@@ -9,9 +9,12 @@ import tempfile
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.core.errors import UsageError, flag_error
+
+if TYPE_CHECKING:  # it takes a second to import, and most runs draw nothing
+    from matplotlib.figure import Figure
 
 SCHEMA = "launchtax/1"
 
@@ -49,6 +52,16 @@ def write_atomically(path: Path, content: bytes) -> None:
         with suppress(FileNotFoundError):  # interrupted just after it took its place
             os.unlink(name)
         raise
+
+
+def write_figure(path: Path, figure: "Figure") -> None:
+    """The figure as a picture of the format that the suffix names: .png, .svg or .pdf. It is closed."""
+    from matplotlib import pyplot
+
+    content = io.BytesIO()
+    figure.savefig(content, format=path.suffix[1:], dpi=150)
+    pyplot.close(figure)
+    write_atomically(path, content.getvalue())
 
 
 def _plain(value: Any) -> Any:

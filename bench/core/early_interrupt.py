@@ -45,3 +45,10 @@ def release() -> None:
     """From here on Ctrl-C raises KeyboardInterrupt again."""
     if signal.getsignal(signal.SIGINT) is _end:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def forget() -> None:
+    """Once a KeyboardInterrupt is caught for good. CPython notes one that came out of an exec() of text, as dataclasses
+    and torch have them, and ends a `python -m` by SIGINT in place of its exit status, caught or not; running any text
+    clears the note."""
+    exec("")

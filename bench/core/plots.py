@@ -10,7 +10,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 
-from bench.core.document import Document  # noqa: E402
+from bench.core.document import Document, write_figure  # noqa: E402
 from bench.core.errors import UsageError  # noqa: E402
 from bench.core.tables import PART_COLOURS, microseconds, percent  # noqa: E402
 
@@ -87,5 +87,4 @@ def write_waterfall(path: Path, document: Document) -> None:
         f"{device}, {environment['pykernels']['threads']} threads, {document['created'][:10]}, {commit}; whiskers: 95%",
         fontsize=9, x=0.01, ha="left",
     )  # fmt: skip
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    write_figure(path, figure)

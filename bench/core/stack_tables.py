@@ -5,7 +5,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from bench.core.document import Document, write_atomically
+from bench.core.document import Document, write_atomically, write_figure
 from bench.core.errors import UsageError
 from bench.core.tables import Grid, fit, make_table, markdown_table, microseconds, refusals
 
@@ -76,11 +76,7 @@ def write_picture(path: Path, document: Document) -> None:
     """draw(), to a file. Format by suffix."""
     if not any(entry["wall_us"] for entry in document["arms"]):
         raise UsageError(f"--plot={path}: must follow a run that measured something, and this one did not")
-    from matplotlib import pyplot
-
-    figure = draw(document)
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+    write_figure(path, draw(document))
 
 
 def draw(document: Document):

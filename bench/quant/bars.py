@@ -8,7 +8,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt  # noqa: E402
 
-from bench.core.document import Document  # noqa: E402
+from bench.core.document import Document, write_figure  # noqa: E402
 from bench.core.tables import microseconds, percent  # noqa: E402
 from bench.quant.parts import PARTS  # noqa: E402
 from bench.quant.show import title  # noqa: E402
@@ -57,5 +57,4 @@ def write_bars(path: Path, document: Document) -> None:
         f"{title(document)}: where the time of a call goes, mode {mode}\n{device}, {document['created'][:10]}",
         fontsize=9, x=0.01, ha="left",
     )  # fmt: skip
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    write_figure(path, figure)

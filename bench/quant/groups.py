@@ -185,10 +185,12 @@ def _copies(n_bytes: int, layouts: int, what: str, settings: Settings) -> int:
     copies = weight_copies(n_bytes, settings.l2, settings.device)
     needed, available = layouts * copies * n_bytes, available_bytes(settings.device)
     if needed > available:
-        raise flag_error(
-            "--kernel", "...", f"fewer kernels: {what} needs {needed / 2**30:.1f} GiB in {layouts} layouts, "
-            f"{available / 2**30:.1f} GiB are available",
-        )  # fmt: skip
+        room = f"{needed / 2**30:.1f} GiB", f"{available / 2**30:.1f} GiB are available"
+        if layouts > 1:
+            kernels = ",".join(settings.kernels)
+            raise flag_error("--kernel", kernels, f"fewer: {what} needs {room[0]} in {layouts} layouts, {room[1]}")
+        models = ",".join(spec.name for spec in settings.specs)
+        raise flag_error("--model", models, f"smaller models: {what} needs {room[0]}, {room[1]}")
     return copies
 
 

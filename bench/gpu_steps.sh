@@ -1,0 +1,35 @@
+# What the gpu_*.sh scripts share; they source it with their own arguments, FOLDER and PYTHON:
+#
+#   out, python   where results go, made here; the interpreter
+#   steps         which are wanted, their names between spaces; where it is not set, all
+#   failed        what failed so far
+set -u
+out=${1:-bench/results}
+python=${2:-python3}
+mkdir -p "$out" || exit 2
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} COLUMNS=${COLUMNS:-120}
+failed=()
+unset steps
+
+ask_gpu() {  # sets gpu, its name as file names have it, and capability, as in 9.0
+    read -r gpu capability < <("$python" -c 'import torch
+name, (major, minor) = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
+print(name.lower().replace("nvidia ", "").split()[0], f"{major}.{minor}")') || exit 1
+}
+
+wanted() { [[ -z ${steps+set} || " $steps " == *" $1 "* ]]; }  # name
+
+step() {  # name, whose first word says whether it is wanted; seconds that it may take (0: any); command
+    local name=$1 limited=() begin=$SECONDS
+    wanted "${name%% *}" || return 0
+    (($2)) && limited=(timeout "$2")
+    echo "--- $name: ${*:3}"
+    "${limited[@]}" "${@:3}" || failed+=("$name")
+    echo "--- $name: $((SECONDS - begin)) s"
+}
+
+name_failures() {  # the end of a script: its exit status
+    ((${#failed[@]})) || exit 0
+    printf 'failed: %s\n' "${failed[@]}"
+    exit 1
+}
