@@ -220,6 +220,7 @@ def command(
     """One op over shapes and modes, native against torch."""
     outputs = cli.Outputs(json, csv, md)
     cli.choice("--op", op, (*OPS, *_CONTROLS))
+    cli.number("--aa", aa, 0, 1000)
     for flag, path in outputs.paths.items():
         if aa or (flag == "--csv" and op in _CONTROLS):
             raise flag_error(flag, path, f"left out with {'--aa' if aa else f'--op={op}'}, which has none to write")
@@ -234,7 +235,6 @@ def command(
     cli.choice("--l2", l2, ("cold", "warm"))
     cli.number("--warmup", warmup, 0, 10_000)
     cli.number("--steps", steps, 2, 100_000)
-    cli.number("--aa", aa, 0, 1000)
     durations = cli.numbers("--duration-us", duration_us, 0.1, 1e6, float)
     cli.number("--repeats", repeats, 0, 4096)
     spec = cli.spec_bandwidth(spec_gbs, target)
