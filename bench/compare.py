@@ -73,7 +73,7 @@ _NAMING = ("arm", "backend", "fusion", "mode", "op", "label", "shape", "session"
 
 def _is_series(key: str, value: Any) -> bool:
     named = key.endswith(("samples_us", "step_times_ms"))
-    return named and isinstance(value, list) and len(value) > 0 and all(isinstance(v, (int, float)) for v in value)
+    return named and isinstance(value, list) and len(value) > 0 and all(type(v) in (int, float) for v in value)
 
 
 def _shadowed(node: dict, key: str) -> bool:
@@ -158,8 +158,12 @@ def differences(a: Document, b: Document) -> list[tuple[str, Any, Any]]:
 def load(path: str) -> Document:
     """A document that has samples. Raises UsageError otherwise."""
     result = document.load(Path(path).expanduser())
-    if not series(result):
+    found = series(result)
+    if not found:
         raise UsageError(f"{path}: carries no samples to compare (kind {result.get('kind')!r})")
+    for name, samples in found.items():
+        if not (np.isfinite(samples) & (samples > 0)).all():
+            raise UsageError(f"{path}: samples of {name} must be finite times above 0, got {samples.min():g}")
     return result
 
 

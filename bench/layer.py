@@ -27,6 +27,7 @@ from bench.core.errors import flag_error
 from bench.core.run import Machine, Measurement, close, gate
 from bench.core.trace_file import check_traceable, write_trace
 from bench.quant import words
+from bench.quant.groups import check_group_size
 from pykernels.layer import available_bytes
 from pykernels.models import ModelSpec
 
@@ -64,6 +65,18 @@ class Settings:
     def torch_dtype(self) -> torch.dtype:
         """--dtype as torch names it."""
         return cli.DTYPES[self.dtype]
+
+
+def check_rounding(spec: ModelSpec, quant: str, group: int, asymmetric: bool) -> None:
+    """Raise UsageError unless the groups divide every row, and where something else than the flags says how weights are
+    rounded; quant is none, int4 or folder."""
+    check_group_size("--group", cli.group_size("--group", group), [spec] if quant == "int4" else [])
+    if quant != "int4":
+        allowed = "given with --quant=int4" if quant == "none" else "left out: the weights of --weights have their own"
+        if group != 128:
+            raise flag_error("--group", group, allowed)
+        if asymmetric:
+            raise flag_error("--asymmetric", "true", allowed)
 
 
 def check_memory(settings: Settings, layer_bytes: int, copies: int) -> None:
@@ -283,8 +296,12 @@ def command(
     outputs = cli.Outputs(json, csv, md, plot, trace)
     spec = cli.model(model, config, weights)
     cli.choice("--quant", quant, ("none", "int4"))
-    if weights and cli.usage(lambda: pk.quant.quantization_of(weights)):
+    quantised = bool(weights) and cli.usage(lambda: pk.quant.quantization_of(weights)) is not None
+    if quantised:
         quant = "int4"
+    check_rounding(spec, "folder" if quantised else quant, group, asymmetric)
+    if layer and not weights:
+        raise flag_error("--layer", layer, "given with --weights: random weights are of no layer")
     fusions = cli.choices("--fusion", fusion or ("block" if quant == "int4" else "none,block"), cli.FUSIONS)
     if quant == "int4" and fusions != ["block"]:
         raise flag_error("--fusion", fusion, "block: 4-bit weights have no other")
@@ -321,7 +338,7 @@ def command(
         weights=weights,
         layer=layer,
         quant=quant,
-        group_size=cli.group_size("--group", group),
+        group_size=group,
         symmetric=not asymmetric,
     )
     check_traceable(trace, settings.device)

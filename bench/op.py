@@ -220,6 +220,10 @@ def command(
     """One op over shapes and modes, native against torch."""
     outputs = cli.Outputs(json, csv, md)
     cli.choice("--op", op, (*OPS, *_CONTROLS))
+    cli.number("--aa", aa, 0, 1000)
+    for flag, path in outputs.paths.items():
+        if aa or (flag == "--csv" and op in _CONTROLS):
+            raise flag_error(flag, path, f"left out with {'--aa' if aa else f'--op={op}'}, which has none to write")
     target = cli.device(device)
     modes = cli.choices(
         "--mode", mode or _DEFAULT_MODES[target.type], _CUDA_MODES if target.type == "cuda" else _CPU_MODES
@@ -231,7 +235,6 @@ def command(
     cli.choice("--l2", l2, ("cold", "warm"))
     cli.number("--warmup", warmup, 0, 10_000)
     cli.number("--steps", steps, 2, 100_000)
-    cli.number("--aa", aa, 0, 1000)
     durations = cli.numbers("--duration-us", duration_us, 0.1, 1e6, float)
     cli.number("--repeats", repeats, 0, 4096)
     spec = cli.spec_bandwidth(spec_gbs, target)
@@ -243,6 +246,8 @@ def command(
     if plugin_journal:  # this process is a plug-in's own
         (plugin,), asked = asked, []
         makers[plugin.label] = load_op(plugin, Journal(Path(plugin_journal)), op)
+    if not asked and names == ["torch"] and not {"eager", "dispatch", "graph"} & set(modes):
+        raise flag_error("--mode", mode, "with one of eager, dispatch, graph for torch")
     if asked and (op in _CONTROLS or aa):
         raise asked[0].error("must be left out with --aa, --op=null and --op=spin")
     plugin_modes = [mode for mode in modes if mode in OP_MODES]

@@ -189,8 +189,12 @@ def command(
     for name in models:
         cli.number("--layers", layers, 0, pk.models.get(name).n_layers)
     cli.seconds("--limit-s", limit_s)
+    cli.number("--threads", threads, 0, 256)
+    cli.number("--seed", seed, 0, 2**31 - 1)
     if not 0 <= memory_limit_gb < float("inf"):
         raise flag_error("--memory-limit-gb", memory_limit_gb, "a positive number, or 0 for what is there")
+    if not out:
+        raise flag_error("--out", out, "the name of a folder")
     folder = Path(out).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -204,7 +208,7 @@ def command(
     ]  # fmt: skip
     counts = run(Plan(folder, list(dict.fromkeys(cells)), flags, limit_s, again), lambda text: print(text, flush=True))
     print(", ".join(f"{count} {status}" for status, count in counts.items()))
-    return 1 if counts.get("wrong") else 0
+    return 1 if counts.get("wrong") or not counts.keys() & {"ok", "oom"} else 0
 
 
 if __name__ == "__main__":

@@ -61,6 +61,12 @@ def test_a_session_that_fails_costs_itself_alone(capsys, monkeypatch, tmp_path):
     assert document["analysis"]["speedup"]["n"] == 1 and result.status == 0
 
 
+def test_a_run_without_a_session_fails(capsys, monkeypatch):
+    monkeypatch.setattr(ab, "run_module", lambda *_: Outcome("error", "ended by SIGSEGV", -signal.SIGSEGV))
+    result = run_here(capsys, "bench.ab", *SMALL, "--sessions=2")
+    assert result.status == 1 and "UNDECIDED: no session finished" in result.out
+
+
 def test_an_interrupt_keeps_the_finished_sessions(tmp_path):
     output = tmp_path / "ab.json"
     process = start("bench.ab", *SMALL, "--sessions=50", f"--json={output}")

@@ -42,6 +42,10 @@ SMALL = ["--model=tiny", "--ctx=32", "--steps=2", "--warmup=0"]
         ("bench.layer", "--threads=257", "1..256"),
         ("bench.layer", "--spec-gbs=-1", "a positive number"),
         ("bench.layer", "--spec-gbs=nan", "a positive number"),
+        ("bench.layer", "--spec-gbs=1e-300", "0.001..1e+06 GB/s"),
+        ("bench.layer", "--group=64", "given with --quant=int4"),
+        ("bench.layer", "--asymmetric", "given with --quant=int4"),
+        ("bench.layer", "--layer=1", "given with --weights"),
         ("bench.layer", "--seed=-1", "0..2147483647"),
         ("bench.layer", "--plot=ladder.txt", ".png, .svg or .pdf"),
         ("bench.layer", "--frobnicate", ""),
@@ -66,6 +70,47 @@ def test_a_flag(capsys, tmp_path, driver, flag, allowed):
     name, _, value = flag.partition("=")
     assert_refused(result, name, value.split(",")[-1], allowed)
     assert os.listdir(tmp_path) == []
+
+
+def test_two_files_of_one_name(capsys, tmp_path):
+    path = tmp_path / "result.json"
+    result = run_here(capsys, "bench.layer", *SMALL, f"--json={path}", f"--csv={tmp_path}/./result.json")
+    assert_refused(result, "--csv", "another file than that of --json")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--op=gemv", "--aa=2", "--json"], "left out with --aa"),
+        (["--op=null", "--csv"], "left out with --op=null"),
+    ],
+)
+def test_a_file_that_would_not_be_written(capsys, tmp_path, flags, words):
+    *flags, output = flags
+    assert_refused(run_here(capsys, "bench.op", *flags, f"{output}={tmp_path}/x"), f"{output}={tmp_path}/x", words)
+    assert os.listdir(tmp_path) == []
+
+
+def test_modes_that_torch_has_not(capsys):
+    result = run_here(capsys, "bench.op", "--op=gemv", "--model=tiny", "--backend=torch", "--mode=pybind,native")
+    assert_refused(result, "--mode=pybind,native", "eager, dispatch, graph for torch")
+
+
+def test_groups_that_do_not_divide_the_rows(capsys):
+    result = run_here(capsys, "bench.layer", *SMALL, "--quant=int4", "--group=384")
+    assert_refused(result, "--group=384", "in_features, which is 512 (tiny, q)")
+
+
+@pytest.mark.parametrize("flag", ["--seed=-1", "--threads=-1", "--threads=257"])
+def test_what_a_child_would_refuse_is_refused_before_it(capsys, tmp_path, flag):
+    for driver in (["bench.sweep", f"--out={tmp_path}/out"], ["bench.ab", f"--json={tmp_path}/ab.json"]):
+        assert_refused(run_here(capsys, *driver, "--model=tiny", flag), flag, "must be in 0..")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_sweep_into_no_folder(capsys):
+    assert_refused(run_here(capsys, "bench.sweep", "--out=", "--model=tiny"), "--out=", "the name of a folder")
 
 
 @pytest.mark.parametrize(("built", "seen"), [(True, True), (True, False), (False, True), (False, False)])
@@ -184,7 +229,7 @@ def test_a_layer_the_checkpoint_has_not(capsys, tmp_path, flag, words):
 
 
 def test_a_missing_folder_of_weights(capsys, tmp_path):
-    assert_refused(run_here(capsys, "bench.layer", f"--weights={tmp_path}/none"), f"{tmp_path}/none")
+    assert_refused(run_here(capsys, "bench.layer", f"--weights={tmp_path}/none"), f"--weights={tmp_path}/none")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """bench.compare: arms are matched, effects found, noise left alone, differences of the machine listed first."""
 
 import json
+import math
 from copy import deepcopy
 
 import numpy as np
@@ -133,6 +134,14 @@ def test_what_is_refused(capsys, files, tmp_path):
     empty = deepcopy(a) | {"arms": []}
     assert_refused(run_here(capsys, "bench.compare", *files(a, empty)), "b.json", "no samples")
     assert_refused(run_here(capsys, "bench.compare", *files(a, document(0, native=1))), "no arm in common")
+    for bad, words in ((0.0, "above 0, got 0"), (-1.0, "got -1"), (math.inf, "Infinity is no JSON")):
+        spoilt = deepcopy(a)
+        spoilt["arms"][0]["samples_us"][3] = bad
+        assert_refused(run_here(capsys, "bench.compare", *files(spoilt, a)), "a.json", words)
+    spoilt["arms"][0]["samples_us"][3] = math.nan
+    assert_refused(run_here(capsys, "bench.compare", *files(a, spoilt)), "b.json", "NaN is no JSON")
+    spoilt["arms"][0]["samples_us"] = [True] * 30
+    assert_refused(run_here(capsys, "bench.compare", *files(a, spoilt)), "b.json", "no samples")
     paths = files(a, a)
     assert_refused(run_here(capsys, "bench.compare", paths[0], str(tmp_path / "none.json")), "none.json")
     for flag in ("--threshold=-1", "--alpha=1", "--correction=none"):

@@ -302,14 +302,19 @@ def test_a_kernel_that_took_nothing_is_a_failure(capsys, dtype, status):
         ("none.py:Name", "FILE.py:Name of a file that exists"),
         ("{file}:Absent", "a subclass of bench.backends.int4.Int4Kernel: Absent is not one"),
         ("{file}:NotOne", "a subclass of bench.backends.int4.Int4Kernel: NotOne is not one"),
+        ("{file}:Bare", "a kernel that can be run: Bare lacks name, prepare, run"),
+        ("{words}:Name", "FILE.py:Name of a file that exists"),
         ("{broken}:Name", "a file that can be run: ZeroDivisionError: division by zero"),
     ],
 )
 def test_a_kernel_that_is_none(capsys, tmp_path, kernel, words):
     file, broken = tmp_path / "file.py", tmp_path / "broken.py"
-    file.write_text("class NotOne:\n    pass\n")
+    file.write_text(
+        "from bench.backends.int4 import Int4Kernel\nclass NotOne:\n    pass\nclass Bare(Int4Kernel):\n    pass\n"
+    )
+    (words_file := tmp_path / "words.txt").write_text("no module\n")
     broken.write_text("1 / 0\n")
-    flag = f"--kernel={kernel.format(file=file, broken=broken)}"
+    flag = f"--kernel={kernel.format(file=file, broken=broken, words=words_file)}"
     assert_refused(run_here(capsys, "bench.int4", "--validate", flag), "--kernel=", words)
 
 

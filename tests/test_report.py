@@ -296,3 +296,21 @@ def test_bad_prices(capsys, folder, flag):
 def test_bad_folders(capsys, tmp_path):
     assert_refused(run_here(capsys, "bench.report", str(tmp_path / "none")), "DIR", "a folder that exists")
     assert_refused(run_here(capsys, "bench.report", str(tmp_path)), "DIR", "result documents")
+
+
+def test_documents_that_lack_what_is_read_are_left_out(capsys, tmp_path):
+    folder = tmp_path / "results"
+    folder.mkdir()
+    (folder / "kindless.json").write_text(json.dumps(dict(schema="launchtax/1")))
+    (folder / "bare.json").write_text(json.dumps(dict(schema="launchtax/1", kind="step")))
+    for lost in ("arms", "environment", "created"):
+        (folder / f"no_{lost}.json").write_text(
+            json.dumps({key: value for key, value in step().items() if key != lost})
+        )
+    assert_refused(run_here(capsys, "bench.report", str(folder)), "a folder with result documents")
+    assert not (folder / "report").exists()
+    (folder / "whole.json").write_text(json.dumps(step()))
+    assert run_here(capsys, "bench.report", str(folder), "--no-svg").out.startswith("1 documents")
+    words = (folder / "report" / "report.md").read_text()
+    for name in ("kindless", "bare", "no_arms", "no_environment", "no_created"):
+        assert f"{name}.json" in words

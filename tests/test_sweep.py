@@ -64,6 +64,12 @@ def test_a_hang_and_a_crash_cost_themselves_alone(capsys, monkeypatch, tmp_path)
     assert "1 of 3 cells were finished before" in result.out and "3 ok" in result.out
 
 
+def test_a_sweep_of_which_nothing_came_fails(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(sweep, "run_module", lambda *_: Outcome("error", "ended by SIGSEGV", -signal.SIGSEGV))
+    result = run_here(capsys, "bench.sweep", *SMALL, "--ctx=8,16", f"--out={tmp_path}")
+    assert result.status == 1 and "2 error" in result.out
+
+
 def test_out_of_memory_is_a_status(capsys, tmp_path):
     flags = [*SMALL, "--ctx=8,4000", "--memory-limit-gb=0.026", f"--out={tmp_path}"]
     result = run_here(capsys, "bench.sweep", *flags)

@@ -190,8 +190,43 @@ def test_nothing_is_wider_than_the_terminal(width):
 
 def test_columns_are_left_out_where_the_terminal_is_narrow():
     narrow, wide = (tables.as_text(make_document(), width) for width in (80, 200))
-    assert "p20 - p80" not in narrow
-    assert wide.count("p20 - p80") == 2
+    told = [line for line in narrow.splitlines() if line.startswith("no room for: ")]
+    assert len(told) == narrow.count("p20 - p80") == 2 and all("p20 - p80" in line for line in told)
+    assert wide.count("p20 - p80") == 2 and "no room for" not in wide
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_table_without_room_cuts_nothing_off(width):
+    ratio = {"p50": 1182.57, "low": 1119.6, "high": 1239.64}
+    rows = [
+        OP | {"fusion": None, "backend": backend, "mode": "native", "shape": "32/8 heads, 128, kv 16384",
+              "ratio_to_torch": ratio}
+        for backend in ("native", "a_plugin_of_a_long_name.cu:attention")
+    ]  # fmt: skip
+    text = tables.as_text(make_document(ops=rows), width)
+    assert max(len(line) for line in text.splitlines()) <= width
+    assert "1,183 [1,120, 1,240]" in text
+    # Cells of words go on in the next line: the first column, read downwards, has every letter of the name.
+    lines = text.splitlines()
+    head = next(i for i, line in enumerate(lines) if line.startswith(" arm "))
+    first = "".join(line[: lines[head].index("what")].strip() for line in lines[head:])
+    assert "a_plugin_of_a_long_name.cu:attention:native" in first
+    assert "16384" in text
+
+
+def test_ratios_have_as_many_digits_as_make_sense():
+    assert [tables.times(value) for value in (0.5, 9.994, 12.34, 1182.57)] == ["0.50", "9.99", "12.3", "1,183"]
+
+
+def test_doubts_come_before_the_numbers():
+    busy = make_document()
+    busy["environment"] = busy["environment"] | {
+        "cpu": busy["environment"]["cpu"] | {"load_average_1min": 5.25, "cpus_usable": 2}
+    }
+    assert any("BUSY: load average 5.2 on 2 CPUs" in line for line in tables.heading(busy))
+    fast = make_document(ops=[OP | {"share_of_read": 3.51}, OP | {"share_of_read": 1.01}], arms=[])
+    assert any("ABOVE THE READ CEILING: 1 of 2 ops and arms, up to 351.0%" in line for line in tables.heading(fast))
+    assert not [line for line in tables.heading(make_document()) if line.startswith(("BUSY", "ABOVE"))]
 
 
 @pytest.mark.parametrize("words", ["[bold]not markup[/bold]", "[/]", "of shape [1, 2]", "[red", "a\\[b]", ":smile:"])

@@ -91,8 +91,8 @@ def group_size(flag: str, value: int) -> int:
 
 def spec_bandwidth(given_gbs: float, device: torch.device) -> tuple[float | None, str]:
     """--spec-gbs or, where that is 0, the table's figure for the device: GB/s, and where it comes from."""
-    if not 0 <= given_gbs < float("inf"):
-        raise flag_error("--spec-gbs", given_gbs, "a positive number, or 0 for the table's")
+    if given_gbs and not 0.001 <= given_gbs <= 1e6:
+        raise flag_error("--spec-gbs", given_gbs, "a positive number in 0.001..1e+06 GB/s, or 0 for the table's")
     return (given_gbs, "--spec-gbs") if given_gbs else environment.spec_bandwidth(device)
 
 
@@ -130,7 +130,11 @@ def device(text: str) -> torch.device:
 def model(name: str, config: str, weights: str = "") -> ModelSpec:
     """The spec that --model or --config names; the folder of --weights brings its own, where there is no --config."""
     if config or weights:
-        return usage(lambda: pk.models.from_config(config or weights))
+        given = f"--config={config}" if config else f"--weights={weights}"
+        try:
+            return pk.models.from_config(config or weights)
+        except ValueError as error:
+            raise UsageError(f"{given}: {error}") from None
     choice("--model", name, pk.models.names())
     return pk.models.get(name)
 
@@ -168,8 +172,11 @@ class Outputs:
     def __init__(self, json: str, csv: str, md: str, plot: str = "", trace: str = "") -> None:
         paths = {"--json": json, "--csv": csv, "--md": md, "--plot": plot, "--trace": trace}
         self.paths = {flag: Path(path).expanduser() for flag, path in paths.items() if path}
+        writers: dict[Path, str] = {}
         for flag, path in self.paths.items():
             document.check_writable(path, flag)
+            if (other := writers.setdefault(path.resolve(), flag)) != flag:
+                raise flag_error(flag, path, f"another file than that of {other}")
         if plot and Path(plot).suffix not in (".png", ".svg", ".pdf"):
             raise flag_error("--plot", plot, "a file that ends in .png, .svg or .pdf")
 

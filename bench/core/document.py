@@ -96,10 +96,14 @@ def write_json(path: Path, document: Document) -> None:
     write_atomically(path, (_laid_out(_plain(document)) + "\n").encode())
 
 
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is no JSON")
+
+
 def load(path: Path) -> Document:
     """Read a document back. Raises UsageError, one line, where the file is none."""
     try:
-        document = json.loads(path.read_text())
+        document = json.loads(path.read_text(), parse_constant=_no_number)
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path}: cannot be read as a result document: {error}") from None
     schema = document.get("schema") if isinstance(document, dict) else None

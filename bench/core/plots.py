@@ -39,9 +39,12 @@ def _waterfall(axes: Axes, parts: list[dict[str, Any]], total: float, span: floa
             # No room on the right: left of the bar, or inside one that reaches too far left as well.
             outside = nearest > 0.28 * span
             anchor, shift, side = (nearest, -5, "right") if outside else (left + part["us"] / 2, 0, "center")
+        # Inside a bar it would lie on the bar's whisker.
+        box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1} if side == "center" else None
         axes.annotate(
-            label, (anchor, row), xytext=(shift, 0), textcoords="offset points", va="center", ha=side, fontsize=8
-        )
+            label, (anchor, row), xytext=(shift, 0), textcoords="offset points", va="center", ha=side, fontsize=8,
+            bbox=box,
+        )  # fmt: skip
         top -= part["us"]
     axes.set_yticks(range(len(parts)), [part["part"] for part in parts])
     axes.set_ylim(len(parts) - 0.4, -0.6)
@@ -74,6 +77,7 @@ def write_waterfall(path: Path, document: Document) -> None:
             reach = max(max(abs(part["low"]), abs(part["high"])) for part in small)
             detail.axvline(0, color="0.4", linewidth=0.8)
             detail.set_xlim(-1.15 * reach if any(part["low"] < 0 for part in small) else 0, 2.6 * reach)
+            detail.locator_params(axis="x", nbins=5)
             detail.set_title("its small parts, enlarged", fontsize=8, loc="left")
         else:
             detail.set_axis_off()

@@ -50,8 +50,13 @@ def _spread(clock: dict[str, float] | None) -> str:
     return "-" if clock is None else f"{microseconds(clock['p20'])} - {microseconds(clock['p80'])}"
 
 
+def times(value: float) -> str:
+    """A ratio: two decimals, fewer where it is large."""
+    return f"{value:,.{2 if value < 10 else 1 if value < 100 else 0}f}"
+
+
 def _ratio(ratio: dict[str, float] | None) -> str:
-    return f"{ratio['p50']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]" if ratio else "-"
+    return f"{times(ratio['p50'])} [{times(ratio['low'])}, {times(ratio['high'])}]" if ratio else "-"
 
 
 def bytes_words(count: int) -> str:
@@ -79,6 +84,7 @@ def heading(document: Document) -> list[str]:
             f"bandwidth: read {_gbs(ceiling['read_gbs'])} and copy {_gbs(ceiling['copy_gbs'])} measured, "
             f"spec {_gbs(ceiling['spec_gbs'])} ({ceiling['spec_source']})"
         )
+    lines += _doubts(document)
     if nulls := document.get("null"):
         lines.append("null op, us: " + ", ".join(f"{row['mode']} {microseconds(row['us']['p50'])}" for row in nulls))
         if hosts := [row for row in nulls if "host_us" in row]:
@@ -89,6 +95,25 @@ def heading(document: Document) -> list[str]:
     if document.get("interrupted"):
         lines.append("INTERRUPTED: what follows was measured up to then")
     return lines
+
+
+def _doubts(document: Document) -> list[str]:
+    """What the reader of the numbers has to know first: others were at work, or a ceiling that was passed."""
+    lines, cpu = [], document["environment"]["cpu"]
+    load, cpus = cpu.get("load_average_1min", 0.0), cpu.get("cpus_usable", 1)
+    if load > cpus:
+        lines.append(f"BUSY: load average {load:.1f} on {cpus} CPUs when this began: others' work is in the times")
+    entries = [*document.get("ops", []), *document.get("arms", [])]
+    if above := [share for entry in entries if (share := entry.get("share_of_read") or 0.0) > _ABOVE_CEILING]:
+        lines.append(
+            f"ABOVE THE READ CEILING: {len(above)} of {len(entries)} ops and arms, up to {percent(max(above))} of it: "
+            "a cache had their data, or the ceiling was slowed down; their kernel and ceiling parts mean little"
+        )
+    return lines
+
+
+_ABOVE_CEILING = 1.05
+"""A kernel that only streams comes to 1.01 of the ceiling, which is another kernel's."""
 
 
 def _gpu_lines(document: Document) -> list[str]:
@@ -253,7 +278,8 @@ def make_table(title: str, grid: Grid, width: int) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     table.padding = (0, 1 if _width(grid) + 2 * len(columns) <= width else 0)
     for name, right in columns:
-        table.add_column(name, justify="right" if right else "left", no_wrap=True, overflow="fold")
+        # Where there is no room words go on in the next line: a digit cut off would be another number.
+        table.add_column(name, justify="right" if right else "left", no_wrap=right, overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))  # a plain string would be read as markup
     return table
@@ -276,6 +302,14 @@ def fit(grid: Grid, width: int, expendable: Sequence[str]) -> Grid:
     return grid
 
 
+def print_fitted(title: str, grid: Grid, expendable: Sequence[str], console: Console) -> None:
+    """The grid as a table of the console's width, and below it the columns that it had no room for."""
+    shown = fit(grid, console.width, expendable)
+    console.print(make_table(title, shown, console.width))
+    if left_out := [name for name, right in grid[0] if (name, right) not in shown[0]]:
+        console.print(Text(f"no room for: {', '.join(left_out)} (--md has all)\n"))
+
+
 def print_document(document: Document, console: Console) -> None:
     """Everything a run has to say, for a terminal or a pipe of any width from 80 columns."""
     on_cuda = document["device"] == "cuda"
@@ -289,15 +323,14 @@ def print_document(document: Document, console: Console) -> None:
             "op",
             "bytes",
             "GB/s",
-            *(["of spec", "of read", "shape"] if on_cuda else []),
+            "of spec",
+            *(["of read", "shape"] if on_cuda else []),
         ]
-        grid = fit(op_grid(document), console.width, expendable)
-        console.print(make_table("Ops, each timed alone", grid, console.width))
+        print_fitted("Ops, each timed alone", op_grid(document), expendable, console)
     if any(arm["status"] != "unsupported" for arm in document.get("arms", [])):
         on_gpu = ["sdpa eager / this", "host us a kernel"] if on_cuda else []
         expendable = ["p20 - p80", "launches", "error", "GB/s", *on_gpu, "of spec", "host us"]
-        grid = fit(arm_grid(document), console.width, expendable)
-        console.print(make_table("Arms, alternated", grid, console.width))
+        print_fitted("Arms, alternated", arm_grid(document), expendable, console)
     for line in refusals(document):
         console.print(Text(line))
     for name, parts in document.get("ladder", {}).items():

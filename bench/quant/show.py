@@ -20,8 +20,8 @@ PUBLISHED = ("l4_bf16", "l4_nf4", "l4_awq", "l4_exl2", "floor_l4_int4")
 def measured_grid(document: Document) -> Grid:
     """Every arm of every shape and layer."""
     columns = [("what", False), ("shape", False), ("arm", False), ("bytes", True), ("time us", True), ("GB/s", True),
-               ("of spec", True), ("of read", True), (f"{document['dtype']}/this", True), ("ideal", True),
-               ("error", True), ("binds", False)]  # fmt: skip
+               ("of spec", True), ("of read", True), (f"{document['dtype']}/this", True), ("95%", True),
+               ("ideal", True), ("error", True), ("binds", False)]  # fmt: skip
     with_device = any(entry.get("device_us") for entry in document["ops"])
     if with_device:
         columns.insert(5, ("device us", True))
@@ -34,7 +34,7 @@ def measured_grid(document: Document) -> Grid:
             entry["label"], entry["shape"], f"{entry['backend']}:{entry['mode']}", tables.bytes_words(entry["bytes"]),
             microseconds(clock["p50"]) if clock else entry["status"], f"{entry['gbs']:.1f}" if clock else "-",
             percent(entry["share_of_spec"]), percent(entry["share_of_read"]),
-            f"{entry['ratio_to_dense']['p50']:.2f}" if entry["ratio_to_dense"] else "-",
+            *_over_dense(entry["ratio_to_dense"]),
             f"{entry['ideal_ratio']:.2f}" if entry["ideal_ratio"] else "-",
             "-" if entry["max_rel_error"] is None else f"{entry['max_rel_error']:.1e}", entry["binds"] or "-",
         ]  # fmt: skip
@@ -42,6 +42,13 @@ def measured_grid(document: Document) -> Grid:
             row.insert(5, microseconds(entry["device_us"]["p50"]) if entry.get("device_us") else "-")
         rows.append(row)
     return columns, rows
+
+
+def _over_dense(ratio: dict[str, float] | None) -> list[str]:
+    """The ratio and its 95% interval."""
+    if not ratio:
+        return ["-", "-"]
+    return [tables.times(ratio["p50"]), f"{tables.times(ratio['low'])} - {tables.times(ratio['high'])}"]
 
 
 def refusals(document: Document) -> list[str]:
@@ -102,8 +109,8 @@ def print_document(document: Document, console: Console) -> None:
     for line in tables.heading(document):
         console.print(Text(line))
     console.print()
-    grid = tables.fit(measured_grid(document), console.width, ["bytes", "of spec", "error", "GB/s", "ideal", "of read"])
-    console.print(tables.make_table(title(document), grid, console.width))
+    expendable = ["bytes", "of spec", "95%", "error", "GB/s", "ideal", "of read"]
+    tables.print_fitted(title(document), measured_grid(document), expendable, console)
     for line in (*refusals(document), *layout_lines(document), *predicted_lines(document), *published_lines()):
         console.print(Text(line))
 

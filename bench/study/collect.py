@@ -31,6 +31,22 @@ def _natural(file: Path) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", str(file))]
 
 
+_CELL = ("environment", "model", "ctx", "batch", "arms")
+
+_KEYS = {
+    "step": _CELL, "layer": _CELL, "stack": _CELL, "ab": (*_CELL, "analysis", "registered"),
+    "attention": ("environment",), "op": ("environment", "ops"), "int4": ("environment", "ops"),
+    "compare": ("comparisons",),
+}  # fmt: skip
+"""By kind, what a report reads of every document."""
+
+
+def _whole(result: Document) -> bool:
+    """Has it what a report reads, `kind` and `created` first? A file cut short by hand has not."""
+    needed = ("created", *_KEYS.get(str(result.get("kind")), ()))
+    return "kind" in result and all(result.get(key) is not None for key in needed)
+
+
 def load_folder(path: Path) -> Folder:
     """Every result document below `path`. Raises UsageError where there is none."""
     if not path.is_dir():
@@ -40,8 +56,12 @@ def load_folder(path: Path) -> Folder:
         if any(part.startswith(".") for part in file.relative_to(path).parts):
             continue
         try:
-            documents.append(document.load(file))
+            result = document.load(file)
         except UsageError:
+            result = {}
+        if _whole(result):
+            documents.append(result)
+        else:
             skipped.append(str(file.relative_to(path)))
     if not documents:
         raise flag_error("DIR", path, "a folder with result documents (.json) in it")

@@ -33,7 +33,7 @@ def load(flag: str, text: str) -> type[Int4Kernel]:
     """
     path, _, name = text.rpartition(":")
     file = Path(path).expanduser()
-    if not file.is_file():
+    if file.suffix != ".py" or not file.is_file():
         raise flag_error(flag, text, "FILE.py:Name of a file that exists")
     try:
         module = run_file(file)
@@ -42,6 +42,9 @@ def load(flag: str, text: str) -> type[Int4Kernel]:
     kernel = getattr(module, name, None)
     if not (isinstance(kernel, type) and issubclass(kernel, Int4Kernel)):
         raise flag_error(flag, text, f"a subclass of bench.backends.int4.Int4Kernel: {name} is not one")
+    lacks = [*([] if hasattr(kernel, "name") else ["name"]), *sorted(kernel.__abstractmethods__)]
+    if lacks:
+        raise flag_error(flag, text, f"a kernel that can be run: {name} lacks {', '.join(lacks)}")
     return kernel
 
 
