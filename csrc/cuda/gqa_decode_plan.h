@@ -130,8 +130,13 @@ inline GqaPlan plan_gqa_decode(const GqaDecodeParams& params, int sm_count, int 
     // The ring lies behind them. Whole tiles only: a copy must not pass the cache's end.
     plan.ring_offset = (plan.shared_bytes + 127) / 128 * 128;
     const int with_ring = plan.ring_offset + gqa_ring_bytes(params.head_dim);
-    plan.bulk_copies = sm_90 && plan.cluster_splits == 1 && params.max_len % gqa_tile_keys == 0 &&
-                       params.max_len >= gqa_min_bulk_tiles * plan.splits * gqa_min_split_keys &&
+    const bool long_cache =
+        plan.cluster_splits == 1 && params.max_len >= gqa_min_bulk_tiles * plan.splits * gqa_min_split_keys;
+    // Right behind a mat-vec an SM still has little first-level cache, through which loads to registers pass.
+    // Few clusters, which wait for SMs in one place, lose by it; with more of them the ring costs more.
+    const bool few_clusters = programmatic && plan.cluster_splits > 1 &&
+                              plan.units * gqa_max_cluster_splits <= gqa_max_cluster_blocks;
+    plan.bulk_copies = sm_90 && (long_cache || few_clusters) && params.max_len % gqa_tile_keys == 0 &&
                        with_ring <= max_shared_bytes;
     if (plan.bulk_copies) plan.shared_bytes = with_ring;
     return plan;

@@ -168,6 +168,7 @@ struct Int4OnePhasePlan {
     int group_shift;                 // 2^group_shift times 128 columns are a group
     bool zeros, programmatic;
     int stages_ahead_of_x;               // of a programmatic launch
+    int finish_lanes_log2;               // so many lanes add a unit's parts up
     Int4Divisor by_pieces, by_items[2];  // items: of a block with block_units, and of one with one more
     // Shared memory of a block, in this order: the stream of every warp, the sums (a slot for each warp's
     // part of each tile: four floats a row and sequence), the squares of every sequence and warp, the factors
@@ -201,6 +202,9 @@ inline Int4OnePhasePlan plan_int4_one_phase(const Int4MatVecSizes& sizes, bool i
         plan.by_items[i] = int4_divisor(int4_tiles(plan.block_units + i) * plan.pieces);
     for (plan.warps_log2 = 4; plan.warps_log2 >= 2; --plan.warps_log2) {
         plan.warps = 1 << plan.warps_log2;
+        // A tile's pieces lie with so many warps, one more where they begin in the middle of a share.
+        const int64_t parts = int64_t{plan.pieces} * plan.warps / items + 2;
+        plan.finish_lanes_log2 = parts > 8 ? 3 : parts > 4 ? 2 : 0;
         plan.sums_offset = plan.warps * int4_one_phase_stages * int4_one_phase_stage_bytes;
         plan.squares_offset = plan.sums_offset + (plan.warps + tiles - 1) * int4_tile_rows * sizes.batch * 16;
         plan.factors_offset = int4_round_up(plan.squares_offset + sizes.batch * plan.warps * 4, 128);

@@ -178,7 +178,9 @@ __global__ void __launch_bounds__(int4_max_threads, 1)
     const Int4Share share(plan, static_cast<int>(blockIdx.x), warp);
     const T* const norm_weight = Op::norm_weight(params);
     const int x_column = thread * vector_elements, x_step = plan.warps * warp_size * vector_elements;
-    const int my_unit = thread / batch, my_sequence = thread % batch;  // when units are finished
+    // When units are finished, which neighbouring lanes do together, each for some of the warps' parts.
+    const int finish_lanes = 1 << plan.finish_lanes_log2, finisher = thread >> plan.finish_lanes_log2;
+    const int my_unit = finisher / batch, my_sequence = finisher % batch;
 
     Columns x_columns, norm_columns;
     int position = 0;
@@ -192,6 +194,9 @@ __global__ void __launch_bounds__(int4_max_threads, 1)
 #pragma unroll 1
     for (int i = 0; i < plan.stages_ahead_of_x; ++i) copies.copy_next();
 
+    float* squares = reinterpret_cast<float*>(shared + plan.squares_offset);
+    float2* factors = reinterpret_cast<float2*>(shared + plan.factors_offset);
+    unsigned char* x_shared = shared + plan.x_offset;
     wait_for_producers();
     launch_dependents();
     if (plan.programmatic) {
@@ -200,31 +205,36 @@ __global__ void __launch_bounds__(int4_max_threads, 1)
     }
 #pragma unroll 1
     for (int i = plan.stages_ahead_of_x; i < int4_one_phase_stages - 1; ++i) copies.copy_next();
-    float* squares = reinterpret_cast<float*>(shared + plan.squares_offset);
-    float2* factors = reinterpret_cast<float2*>(shared + plan.factors_offset);
-    unsigned char* x_shared = shared + plan.x_offset;
 #pragma unroll 1
     for (int b = 0; b < batch; ++b) {
-        const T* x = Op::x(params) + int64_t{b} * width;
         float sum = 0;
+        const auto keep = [&](int i, int column) {
+            Floats8 v = unpack8<T>(x_columns.vectors[i]);
+            if (norm_weight) {
+                sum = dot8(v, v, sum);
+                const Floats8 w = unpack8<T>(norm_columns.vectors[i]);
+#pragma unroll
+                for (int j = 0; j < vector_elements; ++j) v[j] *= w[j];
+            }
+            int4_keep_x(v, static_cast<uint32_t>(column), batch, x_shared + b * int4_digits_bytes,
+                        factors + b * 4);
+        };
 #pragma unroll 1
         for (int first = x_column; first < width; first += mat_vec_x_vectors * x_step) {
-            if (b > 0 || first != x_column) x_columns.load_from(x, first, width, x_step);
-            if (norm_weight && (b > 0 || first != x_column))
-                norm_columns.load_from(norm_weight, first, width, x_step);
+            if (b > 0 || first != x_column) {
+                x_columns.load_from(Op::x(params) + int64_t{b} * width, first, width, x_step);
+                if (norm_weight) norm_columns.load_from(norm_weight, first, width, x_step);
+            }
+            // Apart, for a way of few instructions through most layers: they come anew from memory.
+            if (first + x_step >= width) {
+                keep(0, first);
+                break;
+            }
 #pragma unroll
             for (int i = 0; i < mat_vec_x_vectors; ++i) {
                 const int column = first + i * x_step;
                 if (column >= width) break;
-                Floats8 v = unpack8<T>(x_columns.vectors[i]);
-                if (norm_weight) {
-                    sum = dot8(v, v, sum);
-                    const Floats8 w = unpack8<T>(norm_columns.vectors[i]);
-#pragma unroll
-                    for (int j = 0; j < vector_elements; ++j) v[j] *= w[j];
-                }
-                int4_keep_x(v, static_cast<uint32_t>(column), batch, x_shared + b * int4_digits_bytes,
-                            factors + b * 4);
+                keep(i, column);
             }
         }
         if (norm_weight) {
@@ -232,9 +242,8 @@ __global__ void __launch_bounds__(int4_max_threads, 1)
             if (lane == 0) store(squares + b * plan.warps + warp, sum);
         }
     }
-    const bool finishes = my_unit < share.units;
     typename Op::Extra extra = {};
-    if (finishes) extra = Op::prepare(params, share.begin + my_unit, my_sequence, position);
+    if (my_unit < share.units) extra = Op::prepare(params, share.begin + my_unit, my_sequence, position);
     block_barrier();  // x is there, and its squares
 
     float* sums = reinterpret_cast<float*>(shared + plan.sums_offset);
@@ -314,21 +323,43 @@ __global__ void __launch_bounds__(int4_max_threads, 1)
         }
     }
 
+    // Of a sequence: 1 / sqrt(mean(x^2) + eps), by which the norm divides.
+    const auto norm_scale = [&](int b) {
+        if (!norm_weight) return 1.0f;
+        const float4* mine = reinterpret_cast<const float4*>(squares + b * plan.warps);
+        float sum = 0;
+#pragma unroll 4
+        for (int w = 0; w < plan.warps / 4; ++w) {
+            const float4 four = load(mine + w);
+            sum += (four.x + four.y) + (four.z + four.w);
+        }
+        return reciprocal_sqrt(sum / static_cast<float>(width) + Op::eps(params));
+    };
+    float scale = norm_scale(my_sequence);
+
     block_barrier();  // all warps' sums are there
     const Int4Divisor& by_items = plan.by_items[static_cast<int>(blockIdx.x) < plan.longer_blocks];
+    const int finished_at_once = plan.warps * warp_size >> plan.finish_lanes_log2;
+    // In whole warps, which add their lanes' parts up together.
 #pragma unroll 1
-    for (int i = thread; i < share.units * batch; i += plan.warps * warp_size) {
-        const auto at = static_cast<uint32_t>(i);
+    for (int first = warp * warp_size >> plan.finish_lanes_log2; first < share.units * batch;
+         first += finished_at_once) {
+        const int i = first + (lane >> plan.finish_lanes_log2);
+        const bool there = i < share.units * batch;
+        const auto at = static_cast<uint32_t>(there ? i : first);
         const int unit = static_cast<int>(at / static_cast<uint32_t>(batch)),
                   b = static_cast<int>(at % static_cast<uint32_t>(batch));
-        if (i != thread) extra = Op::prepare(params, share.begin + unit, b, Op::position(params, b));
+        if (first >= finished_at_once) {
+            extra = Op::prepare(params, share.begin + unit, b, Op::position(params, b));
+            if (batch > 1) scale = norm_scale(b);
+        }
         const int of_tile = unit / int4_tile_units;
         // The warps whose shares have the tile's first piece and its last (int4_warp_of).
         const int begin = divide((of_tile * plan.pieces + 1) * plan.warps - 1, by_items),
                   end = divide((of_tile + 1) * plan.pieces * plan.warps - 1, by_items);
-        float sum_a = 0, sum_b = 0, scale = 1;
+        float sum_a = 0, sum_b = 0;
 #pragma unroll 1
-        for (int w = begin; w <= end; ++w) {
+        for (int w = begin + (lane & (finish_lanes - 1)); w <= end; w += finish_lanes) {
             // Where there are fewer pieces than warps, some have none.
             if (share.items < plan.warps && share.first_of(plan, w) == share.first_of(plan, w + 1)) continue;
             const float* part =
@@ -338,17 +369,13 @@ __global__ void __launch_bounds__(int4_max_threads, 1)
             sum_a += (a.x + a.y) + (a.z + a.w);
             sum_b += (other.x + other.y) + (other.z + other.w);
         }
-        if (norm_weight) {
-            const float4* mine = reinterpret_cast<const float4*>(squares + b * plan.warps);
-            float sum = 0;
-#pragma unroll 4
-            for (int w = 0; w < plan.warps / 4; ++w) {
-                const float4 four = load(mine + w);
-                sum += (four.x + four.y) + (four.z + four.w);
-            }
-            scale = reciprocal_sqrt(sum / static_cast<float>(width) + Op::eps(params));
+#pragma unroll 1
+        for (int mask = finish_lanes / 2; mask > 0; mask /= 2) {
+            sum_a += shuffle_xor(sum_a, mask);
+            sum_b += shuffle_xor(sum_b, mask);
         }
-        Op::finish(params, share.begin + unit, b, extra, sum_a * scale, sum_b * scale);
+        if (there && (lane & (finish_lanes - 1)) == 0)
+            Op::finish(params, share.begin + unit, b, extra, sum_a * scale, sum_b * scale);
     }
 }
 

@@ -375,11 +375,12 @@ void test_gqa_plan(const Model& model, int batch, int max_len, const Device& dev
 
 // Where they were measured to be faster (docs/kernels.md).
 void test_where_bulk_copies_are_taken() {
-    const auto taken = [](const Model& model, int batch, int max_len, int shared_bytes = 227 * 1024) {
+    const auto taken = [](const Model& model, int batch, int max_len, int shared_bytes = 227 * 1024,
+                          bool programmatic = false) {
         GqaDecodeParams params = {};
         params.batch = batch, params.n_heads = model.n_heads, params.n_kv_heads = model.n_kv_heads;
         params.head_dim = head_dim, params.max_len = max_len;
-        return plan_gqa_decode(params, 132, shared_bytes, true, false).bulk_copies;
+        return plan_gqa_decode(params, 132, shared_bytes, true, programmatic).bulk_copies;
     };
     const Model &qwen = models[0], &llama = models[1];
     for (const int max_len : {1024, 8192, 16384, 32768, 65536})
@@ -391,6 +392,14 @@ void test_where_bulk_copies_are_taken() {
     CHECK(!taken(llama, 4, 4096) && taken(llama, 4, 16384), "llama, batch 4");
     CHECK(!taken(llama, 1, 65535), "a tile that is not whole");
     CHECK(!taken(llama, 1, 65536, 99 * 1024), "no room for the ring");
+    // Few clusters, behind a mat-vec.
+    for (const int max_len : {1088, 2048, 4096}) {
+        CHECK(taken(qwen, 1, max_len, 227 * 1024, true), "qwen, programmatic, %d slots", max_len);
+        CHECK(!taken(qwen, 1, max_len), "qwen, %d slots", max_len);
+        CHECK(!taken(llama, 1, max_len, 227 * 1024, true), "llama, programmatic, %d slots", max_len);
+    }
+    CHECK(!taken(qwen, 1, 1090, 227 * 1024, true), "a tile that is not whole");
+    CHECK(!taken(qwen, 1, 2048, 99 * 1024, true), "no room for the ring");
 }
 
 // Walks the tiles as the kernel does: a warp of a split begins at its own and goes on by all warps of all.
