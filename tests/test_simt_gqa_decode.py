@@ -154,11 +154,14 @@ def test_scores_that_overflow_an_exponential(favourite, arch):
     check((q, k, v, kv_len), arch, sm_count=3, scale=1e4 / (64 * 16), runs=1)
 
 
-# In the longer cache K and V come by bulk copies; its 3 splits have 384 keys a round of tiles.
+# In the longest cache K and V come by bulk copies; its 3 splits have 384 keys a round of tiles. So they do in the
+# programmatic launch where clusters are few and the cache is whole tiles: 2 splits of 304 slots, 8 of 1040.
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize(
     ("newest", "max_len"),
     [(newest, 300) for newest in (0, 15, 200, 289)]
+    + [(newest, 304) for newest in (0, 15, 16, 200, 255, 256, 303)]
+    + [(newest, 1040) for newest in (0, 127, 128, 1030)]
     + [(newest, 8208) for newest in (0, 15, 16, 200, 383, 384, 767, 768, 1151, 1152, 1300)],
 )
 def test_chained_to_the_append_before_it(newest, max_len, seed):

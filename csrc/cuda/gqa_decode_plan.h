@@ -28,7 +28,8 @@ constexpr int gqa_max_cluster_tiles = 4;  // of a warp
 constexpr int gqa_sms_per_joiner = 4;
 
 // Where a warp has at least this many tiles in a full cache, K and V come by bulk copies: K and V of a tile
-// are one copy each, into a ring of so many stages a warp. With fewer, loads to registers are faster.
+// are one copy each, into a ring of so many stages a warp. With fewer, loads to registers are faster (but see
+// below for few clusters).
 constexpr int gqa_min_bulk_tiles = 16;
 constexpr int gqa_ring_stages = 2;
 
