@@ -4,22 +4,24 @@
 # pictures go to the folder given.
 #
 #   bash bench/gpu_peers.sh FOLDER PYTHON                 # the defaults: bench/results, python3
-#   PEERS_STEPS="compile checks aa attention" bash bench/gpu_peers.sh FOLDER
+#   PEERS_STEPS="compile checks aa" bash bench/gpu_peers.sh FOLDER
+#   PEERS_STEPS="attention" bash bench/gpu_peers.sh FOLDER
 #   PEERS_STEPS="stack layer flex riddle" bash bench/gpu_peers.sh FOLDER
 #
 # Libraries that are not there are listed as unsupported, with the reason; docs/peers.md says how each is installed, and
 # `python -m bench.doctor` which of them this machine has. Killed and run again, the steps attention and stack go on with
 # what is missing (the rest is in FOLDER/.attention and FOLDER/.stack: delete these to measure anew).
 #
-# Steps, with the seconds that each may take, and those predicted (not measured) for an H200 and 16 cores:
-#   compile    240   90  FlashInfer, flex and FlashAttention-2's PTX, compiled side by side, for all later processes
-#   checks     150   60  the gate at groups of 4, 7 and 8, beside the tests of CUDA plug-ins (pytest and CuPy)
-#   aa         100   35  native under two names, three sessions
-#   attention  480  250  the default of bench.attention: three sessions, batch 1 and 4
-#   stack      300  150  every cell; the compiled ones ahead side by side
+# Steps, with the seconds that each may take, and those that it took on an H200 with 16 cores (2026-11-24; predicted for layer
+# and flex):
+#   compile    240  128  FlashInfer, flex and FlashAttention-2's PTX, compiled side by side, for all later processes
+#   checks     150   59  the gate at groups of 4, 7 and 8, beside the tests of CUDA plug-ins (pytest and CuPy)
+#   aa         100   43  native under two names, three sessions
+#   attention  560  450  the default of bench.attention: three sessions of 150 s, batch 1 and 4
+#   stack      300  199  every cell; the compiled ones ahead side by side
 #   layer      150   70  a layer of every backend
 #   flex       120   40  flex, at four contexts, one session: it compiles at every shape
-#   riddle     120   30
+#   riddle     120   41
 # Exit status: 0 where every step succeeded; the failed ones are named at the end. bench/doctor's lines come first.
 export COLUMNS=${COLUMNS:-150}
 . "$(dirname "$0")/gpu_steps.sh" || exit 2
@@ -68,7 +70,7 @@ step compile 240 bash -c "$declare_arrays; compile_all"
 step checks 150 bash -c "$declare_arrays; check_all"
 step aa 100 "$python" -m bench.attention --sessions=3 --backend=native --aa=native --ctx=1024,8192,65536 --batch=1 \
     --no-trace-kernels --json="$out/$gpu-attention-aa.json" --md="$out/$gpu-attention-aa.md"
-step attention 480 "$python" -m bench.attention --sessions=3 --keep="$out/.attention" --json="$out/$gpu-attention.json" \
+step attention 560 "$python" -m bench.attention --sessions=3 --keep="$out/.attention" --json="$out/$gpu-attention.json" \
     --md="$out/$gpu-attention.md" --plot="$out/$gpu-attention.png"
 step stack 300 "$python" -m bench.stack --compile-jobs=6 --keep="$out/.stack" --json="$out/$gpu-stack.json" \
     --md="$out/$gpu-stack.md" --plot="$out/$gpu-stack.png"
