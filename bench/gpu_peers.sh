@@ -22,6 +22,7 @@
 #   layer      150   70  a layer of every backend
 #   flex       120   40  flex, at four contexts, one session: it compiles at every shape
 #   riddle     120   41
+#
 # Exit status: 0 where every step succeeded; the failed ones are named at the end. bench/doctor's lines come first.
 export COLUMNS=${COLUMNS:-150}
 . "$(dirname "$0")/gpu_steps.sh" || exit 2
