@@ -7,6 +7,7 @@ import importlib.util
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import torch
 
@@ -22,6 +23,17 @@ def compiler_reason(device: torch.device) -> str | None:
         return None if importlib.util.find_spec("triton") else "inductor needs triton on CUDA: No module named 'triton'"
     compiler = os.environ.get("CXX") or "g++"
     return None if shutil.which(compiler) else f"inductor needs a C++ compiler on the CPU: no {compiler} (set CXX)"
+
+
+def room_for(compilations: int) -> AbstractContextManager[None]:
+    """Torch gives up on code that it has compiled a number of times. Copies of a layer, all of the same code, do not
+    count while they are compiled for the first time."""
+    from torch._dynamo import config  # a second of import, for those who compile
+
+    return config.patch(
+        recompile_limit=config.recompile_limit + compilations,
+        accumulated_recompile_limit=config.accumulated_recompile_limit + compilations,
+    )
 
 
 class Compile(PlainLayer):
@@ -48,8 +60,9 @@ class Compile(PlainLayer):
     def _steps(self, layers: list[TorchLayer]) -> list[Callable[[], object]]:
         # fullgraph: a break in the graph, or a recompilation too many, is an error and not a slow arm.
         steps = [torch.compile(layer.forward, dynamic=False, fullgraph=True) for layer in layers]
-        for step in steps:
-            step()
+        with room_for(len(layers)):
+            for step in steps:
+                step()
         return steps
 
 
@@ -88,8 +101,9 @@ class CompileGraphs(Compile):
                 if tensor is not None:
                     torch._dynamo.mark_static_address(tensor)
             step = torch.compile(layer.forward, mode="reduce-overhead", dynamic=False, fullgraph=True)
-            for _ in range(3):  # it compiles and warms up, captures, replays
-                step()
+            with room_for(len(layers)):
+                for _ in range(3):  # it compiles and warms up, captures, replays
+                    step()
             steps.append(step)
         if counters["inductor"]["cudagraph_skips"] > skips:
             raise RuntimeError("inductor skipped its CUDA graphs (TORCH_LOGS=perf_hints says why)")
