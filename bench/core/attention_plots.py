@@ -9,22 +9,27 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter  # noqa: E402
 
 from bench.core import attention_tables  # noqa: E402
 from bench.core.attention_results import Entry  # noqa: E402
-from bench.core.document import Document  # noqa: E402
+from bench.core.document import Document, write_figure  # noqa: E402
 from bench.core.errors import UsageError  # noqa: E402
 from bench.core.tables import microseconds  # noqa: E402
 
-# Okabe and Ito's colours, and greys for more lines than they are.
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999", "#666666")
+# Okabe and Ito's colours, and two for more lines than they are.
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c510a", "#888888")
 _BARS = (("eager", "latency_us", "latency, one call on an idle device", "#56b4e9"),
          ("eager", "wall_us", "eager, steady state", "#0072b2"),
          ("eager", "host_us", "host, enqueuing alone", "#e69f00"),
          ("graph", "wall_us", "graph", "#009e73"))  # fmt: skip
 
+_MARKERS = "os^vD<>P*"
+
 # Times further apart than this do not fit one linear axis.
 _TOO_FAR_APART = 50
+# A backend this many times as slow as the fastest, at every context, would press the others' lines into one.
+_FAR_ABOVE = 5
 
 
 def _bars(axes: Axes, entries: list[Entry]) -> None:
@@ -63,13 +68,27 @@ def _bars(axes: Axes, entries: list[Entry]) -> None:
     axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
-def _lines(axes: Axes, entries: list[Entry], colours: dict[str, str]) -> None:
-    for name, colour in colours.items():
-        own = sorted((e for e in entries if e["backend"] == name and e["wall_us"]), key=lambda e: e["ctx"])
-        if own:
+def _far_above(entries: list[Entry]) -> set[str]:
+    fastest: dict[int, float] = {}
+    for entry in entries:
+        fastest[entry["ctx"]] = min(entry["wall_us"]["p50"], fastest.get(entry["ctx"], float("inf")))
+    near = {e["backend"] for e in entries if e["wall_us"]["p50"] <= _FAR_ABOVE * fastest[e["ctx"]]}
+    return {entry["backend"] for entry in entries} - near
+
+
+def _lines(axes: Axes, entries: list[Entry], styles: dict[str, tuple[str, str]]) -> None:
+    timed = sorted((entry for entry in entries if entry["wall_us"]), key=lambda entry: entry["ctx"])
+    far_above = _far_above(timed)
+    left_out = []
+    for name, (colour, marker) in styles.items():
+        own = [entry for entry in timed if entry["backend"] == name]
+        times = [entry["wall_us"]["p50"] for entry in own]
+        if name in far_above:
+            left_out.append(f"{name}: {microseconds(min(times))} to {microseconds(max(times))} us")
+        elif own:
             axes.errorbar(
-                [e["ctx"] for e in own], [e["wall_us"]["p50"] for e in own], [e["wall_us"]["sd"] or 0 for e in own],
-                fmt="o-", color=colour, markersize=3, linewidth=1, label=name,
+                [e["ctx"] for e in own], times, [e["wall_us"]["sd"] or 0 for e in own], color=colour, marker=marker,
+                markersize=3.5, markerfacecolor="none", linewidth=1, label=name,
             )  # fmt: skip
     floors = sorted({(e["ctx"], e["floor_us"]["at_read"]) for e in entries})
     axes.plot(*zip(*floors, strict=True), color="black", linestyle=":", linewidth=1, label="floor at the read ceiling")
@@ -77,10 +96,15 @@ def _lines(axes: Axes, entries: list[Entry], colours: dict[str, str]) -> None:
     axes.set_yscale("log")
     contexts = sorted({e["ctx"] for e in entries})
     axes.set_xticks(contexts, [str(ctx) for ctx in contexts])
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("keys", fontsize=8)
     axes.set_ylabel(f"{entries[0]['mode']}, us a call", fontsize=8)
     first = entries[0]
     axes.set_title(f"{first['heads']}, batch {first['batch']}", fontsize=9, loc="left", fontweight="bold")
+    if left_out:
+        axes.annotate(f"not drawn, {'; '.join(left_out)}", (0.02, 0.97), xycoords="axes fraction", va="top", fontsize=7)
 
 
 def measured(document: Document) -> bool:
@@ -92,9 +116,7 @@ def write(path: Path, document: Document) -> None:
     """draw(), to a file. Format by suffix."""
     if not measured(document):
         raise UsageError(f"--plot={path}: must follow a run that measured something, and this one did not")
-    figure = draw(document)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    write_figure(path, draw(document))
 
 
 def draw(document: Document) -> Figure:
@@ -112,12 +134,15 @@ def draw(document: Document) -> Figure:
     grid = figure.add_gridspec(1 + rows, 2, height_ratios=[4.2, *[3.2] * rows])
     _bars(figure.add_subplot(grid[0, :]), attention_tables.cells(document)[shape])
     backends = list(dict.fromkeys(entry["backend"] for entry in document["arms"]))
-    colours = {name: _COLOURS[index % len(_COLOURS)] for index, name in enumerate(backends)}
+    styles = {
+        name: (_COLOURS[index % len(_COLOURS)], _MARKERS[index % len(_MARKERS)]) for index, name in enumerate(backends)
+    }
     for index, own in enumerate(panels):
         axes = figure.add_subplot(grid[1 + index // 2, index % 2])
-        _lines(axes, own, colours)
+        _lines(axes, own, styles)
         if index == 0:
-            axes.legend(fontsize=7, frameon=False)
+            figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=7,
+                          frameon=False)  # fmt: skip
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=8)
