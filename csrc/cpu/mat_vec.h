@@ -4,6 +4,7 @@
 
 #include "cpu/dot.h"
 #include "cpu/thread_pool.h"
+#include "ops.h"
 
 namespace pykernels::cpu::PYKERNELS_ISA {
 
@@ -34,11 +35,20 @@ inline void dot_run(const Rows& weight, int64_t first, int64_t last, Store&& sto
     }
 }
 
+// Rows of a chunk: about rows_per_chunk(), but as many chunks for every thread, so that of a small matrix no
+// thread gets one more than another. Chunks of less than 32 KB are not worth waking a thread for.
+inline int64_t even_rows_per_chunk(int64_t n_rows, int64_t row_bytes) {
+    const int64_t threads = num_threads(),
+                  chunks = larger<int64_t>(1, ceil_div(n_rows, rows_per_chunk(row_bytes)));
+    const int64_t most = larger(chunks, n_rows * row_bytes / (32 << 10));
+    return ceil_div(n_rows, smaller(ceil_div(chunks, threads) * threads, most));
+}
+
 // out[b, n] = row n . x[b] + bias[n] + residual[b, n]. A chunk is a run of rows that one thread streams.
 template <int batch, class T, class Rows>
 inline void gemv_rows(const Rows& weight, int64_t n_rows, int64_t row_bytes, const T* bias, const T* residual,
                       T* out) {
-    const int64_t rows = rows_per_chunk(row_bytes);
+    const int64_t rows = even_rows_per_chunk(n_rows, row_bytes);
     parallel_chunks(ceil_div(n_rows, rows), [=, &weight](int64_t chunk) {
         dot_run<batch>(weight, chunk * rows, smaller(n_rows, (chunk + 1) * rows),
                        [=](int64_t n, const float* sums) {

@@ -157,10 +157,19 @@ int default_threads() {
 // The pool is never destroyed at exit: sleeping workers end with the process.
 std::mutex pool_mutex;
 Pool* pool = nullptr;
+// Of the pool that there is; 0: none yet. Read without the mutex, which a thread holds for as long as its op
+// runs.
+std::atomic<int> pool_threads{0};
+
+void make_pool(int n_threads) {
+    pool = new Pool(n_threads);
+    pool_threads.store(n_threads, std::memory_order_relaxed);
+}
 
 // A forked child has none of the workers, and the mutex may be held by a thread it does not have.
 void forget_pool_in_child() {
     pool = nullptr;
+    pool_threads.store(0, std::memory_order_relaxed);
     new (&pool_mutex) std::mutex();
 }
 
@@ -168,7 +177,7 @@ Pool& locked_pool() {
     if (pool == nullptr) {
         static const int registered = pthread_atfork(nullptr, nullptr, forget_pool_in_child);
         (void)registered;
-        pool = new Pool(default_threads());
+        make_pool(default_threads());
     }
     return *pool;
 }
@@ -188,6 +197,7 @@ void run_chunks(int64_t n_chunks, ChunkFunction function, void* context) {
 }
 
 int num_threads() {
+    if (const int known = pool_threads.load(std::memory_order_relaxed)) return known;
     const std::lock_guard lock(pool_mutex);
     return locked_pool().n_threads();
 }
@@ -200,7 +210,7 @@ void set_num_threads(int count) {
     const std::lock_guard lock(pool_mutex);
     if (locked_pool().n_threads() == count) return;
     delete pool;
-    pool = new Pool(count);
+    make_pool(count);
 }
 
 }  // namespace pykernels::cpu
