@@ -15,8 +15,7 @@ from typing import Annotated
 import typer
 
 from bench.core import cli
-from bench.core.document import Document, write_atomically
-from bench.core.errors import flag_error
+from bench.core.document import Document, make_folder, write_atomically
 from bench.core.tables import microseconds, percent
 from bench.study import collect, cost, paper, peer_sections
 from bench.study.collect import Folder
@@ -300,10 +299,7 @@ def command(
     cost.prices(price or [])
     folder = collect.load_folder(Path(directory).expanduser())
     target = Path(out).expanduser() if out else folder.path / "report"
-    try:
-        (target / "figures").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise flag_error("--out", target, f"a folder that can be made: {error.strerror}") from None
+    make_folder(target / "figures", "--out", target)
     sections = make_sections(folder, price or [])
     dated = f"{title}, {datetime.now(UTC).date().isoformat()}"
     for stem, _, png, vectors in (figure for section in sections for figure in section.figures):

@@ -196,10 +196,7 @@ def command(
     if not out:
         raise flag_error("--out", out, "the name of a folder")
     folder = Path(out).expanduser()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise flag_error("--out", out, f"a folder that can be made: {error.strerror}") from None
+    document.make_folder(folder, "--out", out)
     document.check_writable(folder / "cell.json", "--out")
     flags = [
         *([f"--arm={arm}"] if arm else []), f"--layers={layers}", f"--dtype={dtype}", f"--device={device}",

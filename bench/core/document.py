@@ -38,6 +38,14 @@ def check_writable(path: Path, flag: str) -> None:
         raise flag_error(flag, path, f"writable: {error.strerror}") from None
 
 
+def make_folder(folder: Path, flag: str, given: str | Path) -> None:
+    """Make the folder and those above it, where they are not there. Raises UsageError, which names what was given."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise flag_error(flag, given, f"a folder that can be made: {error.strerror}") from None
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Put `content` at `path`: a reader finds the old file or the new one, never half of one."""
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

@@ -8,7 +8,7 @@ import typer
 
 from bench.core import document
 from bench.core.document import Document
-from bench.core.errors import UsageError, flag_error
+from bench.core.errors import UsageError
 
 KeepFlag = Annotated[
     str, typer.Option("--keep", help="a folder for the processes' documents; those there of these flags are taken")
@@ -43,9 +43,6 @@ def open_folder(text: str) -> Kept:
     if not text:
         return Kept()
     folder = Path(text).expanduser()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise flag_error("--keep", text, f"a folder that can be made: {error.strerror}") from None
+    document.make_folder(folder, "--keep", text)
     document.check_writable(folder / "session.json", "--keep")
     return Kept(folder)
