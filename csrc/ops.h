@@ -64,7 +64,8 @@ struct Stream {
     bool programmatic;
 };
 
-// dtypes bfloat16 and float16; head_dim 64 and 128. Anything else, and a launch that fails, is an exception.
+// dtypes bfloat16 and float16; head_dim 64 and 128; int4_out_mlp at batch 1, of no perm and of groups of a
+// power of two times 128 columns or of a row. Anything else, and a launch that fails, is an exception.
 void rmsnorm(const RmsnormParams& params, const Stream& stream);
 void gemv(const GemvParams& params, const Stream& stream);
 void rope_kv_append(const RopeKvAppendParams& params, const Stream& stream);

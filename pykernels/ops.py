@@ -285,9 +285,9 @@ def int4_out_mlp(
     """What follows attention in a layer, with 4-bit weights.
 
     ``h = int4_gemv(x, o, residual=residual)``, then
-    ``int4_gemv(int4_swiglu_gemv(h, gate, up, norm_weight, eps), down, residual=h)``. On CUDA one persistent kernel,
-    where the batch is 1, no weight has a ``perm``, and groups are of 128 columns, a power of two times 128, or a whole
-    row; elsewhere those three.
+    ``int4_gemv(int4_swiglu_gemv(h, gate, up, norm_weight, eps), down, residual=h)``. On CUDA it is one persistent
+    kernel, for batch 1 and weights without ``perm``, whose groups are of 128 columns, a power of two times 128, or a
+    whole row; two launches at once, on two streams, would wait for one another.
 
     x: [batch, in_features]; residual: [batch, hidden]; norm_weight: [hidden]; o: hidden rows; gate, up: intermediate
     rows of hidden columns; down: hidden rows of intermediate columns. Returns [batch, hidden].

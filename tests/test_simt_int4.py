@@ -312,6 +312,106 @@ def test_gate_and_up_of_two_kinds(shared_kb, arch):
             assert_close(out, pk.reference.int4_swiglu_gemv(x, *given, norm_weight), dtype, depth=2)
 
 
+def out_mlp_inputs(batch, n_in, hidden, intermediate, dtype, group_size=128, **kind) -> dict:
+    return dict(
+        x=randn(batch, n_in, dtype=dtype),
+        residual=randn(batch, hidden, dtype=dtype, seed=1),
+        o=int4(hidden, n_in, group_size, dtype=dtype, seed=2, **kind),
+        norm_weight=randn(hidden, dtype=dtype, seed=3),
+        eps=1e-6,
+        gate=int4(intermediate, hidden, group_size, dtype=dtype, seed=4, **kind),
+        up=int4(intermediate, hidden, group_size, dtype=dtype, seed=5, **kind),
+        down=int4(hidden, intermediate, group_size, dtype=dtype, seed=6, **kind),
+    )
+
+
+def run_out_mlp(dev, given: dict, launches: int = 2, programmatic: bool = False) -> Tensor:
+    """Every launch adds one to the residual; the last one's output. Words of the launches before lie in the way."""
+    (batch, n_in), hidden, dtype = given["x"].shape, given["residual"].shape[1], given["x"].dtype
+    intermediate, perms = given["gate"].out_features, {}
+    fields = dict(
+        x=dev.to(given["x"]), norm_weight=dev.to(given["norm_weight"]), batch=batch, in_features=n_in, hidden=hidden,
+        intermediate=intermediate, eps=given["eps"], dtype=dtype,
+        **{name: on_device(dev, given[name], shared=perms) for name in ("o", "gate", "up", "down")},
+    )  # fmt: skip
+    workspace = dev.workspace("int4_out_mlp", **fields)
+    for i in reversed(range(launches)):
+        out = dev.empty(batch, hidden, dtype=dtype)
+        residual = dev.to(given["residual"] + i)
+        dev.launch("int4_out_mlp", programmatic, **fields, residual=residual, out=out, workspace=workspace)
+    dev.synchronize()
+    return out.clone()
+
+
+def run_in_three(dev, given: dict) -> Tensor:
+    h = run_gemv(dev, given["x"], given["o"], residual=given["residual"])
+    activated = run_swiglu(dev, h, given["gate"], given["up"], given["norm_weight"])
+    return run_gemv(dev, activated, given["down"], residual=h)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("programmatic", [False, True], ids=["plain", "programmatic"])
+@pytest.mark.parametrize(
+    ("n_in", "hidden", "intermediate", "group_size", "symmetric", "sm_count"),
+    [
+        (256, 256, 256, 128, True, 1),
+        (512, 256, 768, 128, True, 3),  # warps without work in every phase
+        (256, 768, 512, 256, False, 4),
+        (1280, 512, 1024, -1, False, 2),
+        (256, 256, 4608, 128, True, 3),  # two vectors of x a thread, units for two rounds
+        (4352, 512, 512, 128, False, 2),
+    ],
+)
+def test_out_mlp(n_in, hidden, intermediate, group_size, symmetric, sm_count, programmatic, dtype, arch):
+    """One kernel, whose blocks hand elements to one another: to the bit what three launches give."""
+    given = out_mlp_inputs(1, n_in, hidden, intermediate, dtype, group_size, symmetric=symmetric)
+    for seed in range(3):
+        with device(arch, seed=seed, sm_count=sm_count) as dev:
+            out = run_out_mlp(dev, given, programmatic=programmatic)
+        with device(arch, seed=seed, sm_count=sm_count) as dev:
+            assert torch.equal(out, run_in_three(dev, given))
+    assert_close(out, pk.reference.int4_out_mlp(**given), dtype, depth=3)
+
+
+@pytest.mark.parametrize(
+    ("batch", "sizes", "kind", "words"),
+    [
+        (2, (256, 256, 256), {}, "got batch 2, 256 -> 256 -> 256, groups"),
+        (1, (256, 256, 256), dict(group_size=64), "groups of o, gate, up and down: 4, 4, 4, 4"),
+        (1, (256, 256, 256), dict(symmetric=False, act_order=True), ", perm, groups"),
+        (1, (128, 256, 256), {}, "got batch 1, 128 -> 256"),
+        (1, (256, 256, 20736), {}, "256 to 20480 columns"),
+    ],
+)
+def test_out_mlp_refuses_what_it_has_no_kernel_for(batch, sizes, kind, words):
+    given = out_mlp_inputs(batch, *sizes, torch.bfloat16, **kind)
+    with device(90) as dev, pytest.raises(RuntimeError, match=words):
+        run_out_mlp(dev, given)
+
+
+def test_out_mlp_counts_its_launches():
+    """A word is this launch's by the launch's number mod 2^16: also where that is 0 again."""
+    given = out_mlp_inputs(1, 256, 256, 256, torch.bfloat16)
+    with device(90, sm_count=2) as dev:
+        expected = run_out_mlp(dev, given, launches=1)
+        workspaces = []
+        original = dev.workspace
+
+        def used_65534_times(op: str, **fields) -> Tensor:
+            workspace = original(op, **fields)
+            workspace.view(torch.int32)[0] = 65534
+            workspaces.append(workspace)
+            return workspace
+
+        dev.workspace = used_65534_times
+        try:
+            assert torch.equal(run_out_mlp(dev, given, launches=3), expected)
+        finally:
+            del dev.workspace
+    assert int(workspaces[0].view(torch.int32)[0]) == 65537
+
+
 def run_qkv(dev, given: dict, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     batch, hidden = given["x"].shape
     kv_heads, max_len, head_dim = given["k_cache"].shape[1:]

@@ -23,7 +23,7 @@ from pykernels.models import ModelSpec
 from pykernels.quant.int4_weight import group_size_allowed
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-FUSIONS = ("none", "block")
+FUSIONS = ("none", "block", "layer")
 
 # What typer raises for arguments it cannot parse. It carries a click of its own, which has no public name.
 _ClickError = typer.BadParameter.__base__

@@ -152,6 +152,11 @@ def parse_arm(flag: str, text: str) -> tuple[str, str | None, str]:
     return name, fusion or None, mode
 
 
+def _fusion_reason(model: pk.DecodeModel, fusion: str | None) -> str | None:
+    known = model.layers[0].fusions
+    return None if fusion is None or fusion in known else f"these weights have fusions {' and '.join(known)}"
+
+
 def arms_of(
     backend: StepBackend, oracle: Oracle, modes: Sequence[str], fusions: Sequence[str], traced_from: int
 ) -> list[Arm]:
@@ -161,7 +166,7 @@ def arms_of(
     lacking = Native.layer_reason(model.layers[0]) if backend.name == "native" else None
     for fusion in backend.fusions(fusions):
         for mode in modes:
-            if reason := backend.reason(mode, model.device) or lacking:
+            if reason := backend.reason(mode, model.device) or lacking or _fusion_reason(model, fusion):
                 arms.append(unsupported(backend.name, mode, reason, fusion))
                 continue
             try:

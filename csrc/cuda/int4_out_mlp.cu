@@ -12,6 +12,7 @@
 // arrival, before the way on which x comes. Least bytes: the weights once. What limits it: memory, and the
 // ways of x.
 #include <stdexcept>
+#include <string>
 
 #include "cuda/common/dispatch.h"
 #include "cuda/common/launch.h"
@@ -304,8 +305,7 @@ __global__ void __launch_bounds__(int4_max_threads, 1)
     if (block == 0 && thread == 0) store_relaxed(params.launches, number);
 }
 
-// Of the workspace: the launches' number, the words of h and of what gate and up give; where three launches
-// do it, h and the other behind those, which stay as they are: whatever lay there would be taken for words.
+// Of the workspace: the launches' number, then the words of h and of what gate and up give.
 constexpr int64_t launches_bytes = 64;
 
 int64_t padded(int64_t bytes) {
@@ -316,87 +316,28 @@ int64_t words_bytes(int elements) {
     return padded(int64_t{elements} * 4);
 }
 
-int64_t three_bytes(const Int4OutMlpParams& p, int elements) {
-    return padded(int64_t{p.batch} * elements * dtype_bytes(p.dtype));
-}
-
-Int4OutMlpPlan plan_here(const Int4OutMlpParams& p, bool programmatic) {
-    Int4MatVecSizes sizes[int4_out_mlp_phases] = {
-        {p.hidden / 2, p.in_features, p.batch, p.o.n_groups, 1, false, p.o.zeros != nullptr},
-        {p.intermediate, p.hidden, p.batch, p.gate.n_groups, 1, true, p.gate.zeros || p.up.zeros},
-        {p.hidden / 2, p.intermediate, p.batch, p.down.n_groups, 1, false, p.down.zeros != nullptr},
-    };
-    bool in_order = p.hidden % 2 == 0 && p.gate.n_groups == p.up.n_groups;
-    for (const Int4WeightParams* weight : {&p.o, &p.gate, &p.up, &p.down})
-        in_order &= weight->perm == nullptr && reinterpret_cast<uintptr_t>(weight->scales) % 4 == 0 &&
-                    reinterpret_cast<uintptr_t>(weight->zeros) % 2 == 0;
-    for (const void* row : {p.x, p.norm_weight}) in_order &= reinterpret_cast<uintptr_t>(row) % 16 == 0;
-    for (const void* row : {p.residual, static_cast<const void*>(p.out)})
-        in_order &= reinterpret_cast<uintptr_t>(row) % 4 == 0;
-    return plan_int4_out_mlp(sizes, in_order, programmatic,
-                             {device_limits().sm_count, device_limits().shared_bytes});
-}
-
-template <class T>
-typename Phase<T>::Side side_of(const Int4WeightParams& weight, int row, int width) {
-    const int64_t groups = int64_t{row} * weight.n_groups;
-    return {weight.packed + int64_t{row} * width / 2, static_cast<const T*>(weight.scales) + groups,
-            weight.zeros ? weight.zeros + groups : nullptr};
-}
-
-template <class T>
-void launch_persistent(const Int4OutMlpParams& p, const Int4OutMlpPlan& plan, const Stream& stream) {
-    auto* const launches = static_cast<uint32_t*>(p.workspace);
-    auto* const h_words = launches + launches_bytes / 4;
-    const Params<T> params = {
-        {{{side_of<T>(p.o, 0, p.in_features), side_of<T>(p.o, 1, p.in_features)},
-          2,
-          p.in_features,
-          p.o.n_groups,
-          nullptr},
-         {{side_of<T>(p.gate, 0, p.hidden), side_of<T>(p.up, 0, p.hidden)},
-          1,
-          p.hidden,
-          p.gate.n_groups,
-          static_cast<const T*>(p.norm_weight)},
-         {{side_of<T>(p.down, 0, p.intermediate), side_of<T>(p.down, 1, p.intermediate)},
-          2,
-          p.intermediate,
-          p.down.n_groups,
-          nullptr}},
-        static_cast<const T*>(p.x),
-        static_cast<const T*>(p.residual),
-        h_words,
-        h_words + words_bytes(p.hidden) / 4,
-        launches,
-        static_cast<T*>(p.out),
-        p.eps};
-    launch(int4_out_mlp_kernel<T>, plan.blocks, int4_max_threads, static_cast<size_t>(plan.shared_bytes),
-           stream, params, plan);
-}
-
-void launch_three(const Int4OutMlpParams& p, const Stream& stream) {
-    auto* const h = static_cast<unsigned char*>(p.workspace) + launches_bytes + words_bytes(p.hidden) +
-                    words_bytes(p.intermediate);
-    auto* const activated = h + three_bytes(p, p.hidden);
-    int4_gemv({p.x, p.o, nullptr, p.residual, h, nullptr, p.batch, p.in_features, p.hidden, p.dtype}, stream);
-    int4_swiglu_gemv({h, p.norm_weight, p.gate, p.up, activated, nullptr, p.batch, p.hidden, p.intermediate,
-                      p.eps, p.dtype},
-                     stream);
-    int4_gemv({activated, p.down, nullptr, h, p.out, nullptr, p.batch, p.intermediate, p.hidden, p.dtype},
-              stream);
-}
-
 }  // namespace
 
 size_t int4_out_mlp_workspace_bytes(const Int4OutMlpParams& p) {
-    return static_cast<size_t>(launches_bytes + words_bytes(p.hidden) + words_bytes(p.intermediate) +
-                               three_bytes(p, p.hidden) + three_bytes(p, p.intermediate));
+    return static_cast<size_t>(launches_bytes + words_bytes(p.hidden) + words_bytes(p.intermediate));
 }
 
 void int4_out_mlp(const Int4OutMlpParams& params, const Stream& stream) {
     const Int4OutMlpPlan plan = plan_here(params, stream.programmatic);
-    if (!plan.fits) return launch_three(params, stream);
+    if (!plan.fits) {
+        throw std::invalid_argument(
+            "pykernels::int4_out_mlp: on CUDA, x must be of batch 1, and weights of 256 to " +
+            std::to_string(int4_out_mlp_max_width) +
+            " columns, a multiple of 256, in groups of 128 columns, of a power of two times 128 or of a "
+            "whole "
+            "row, without perm; got batch " +
+            std::to_string(params.batch) + ", " + std::to_string(params.in_features) + " -> " +
+            std::to_string(params.hidden) + " -> " + std::to_string(params.intermediate) +
+            (params.o.perm || params.gate.perm || params.up.perm || params.down.perm ? ", perm" : "") +
+            ", groups of o, gate, up and down: " + std::to_string(params.o.n_groups) + ", " +
+            std::to_string(params.gate.n_groups) + ", " + std::to_string(params.up.n_groups) + ", " +
+            std::to_string(params.down.n_groups));
+    }
     with_type("int4_out_mlp", params.dtype,
               [&](auto type) { launch_persistent<decltype(type)>(params, plan, stream); });
 }

@@ -11,7 +11,7 @@ constexpr int int4_out_mlp_x_vectors = 5;
 constexpr int int4_out_mlp_max_width = int4_out_mlp_x_vectors * int4_max_threads * 8;
 
 struct Int4OutMlpPlan {
-    bool fits;  // otherwise the three mat-vecs are three launches
+    bool fits;  // otherwise there is no kernel for these sizes
     int blocks, shared_bytes;
     Int4OnePhasePlan phases[int4_out_mlp_phases];  // of one layout of shared memory
 };

@@ -174,7 +174,8 @@ void int4(int batch, int n_in, int n_out, int group_size) {
 }
 
 // Twice with one workspace: the second launch must not take the first one's words for its own.
-void int4_out_mlp(int batch, int n_in, int hidden, int intermediate, int group_size) {
+void int4_out_mlp(int n_in, int hidden, int intermediate, int group_size) {
+    constexpr int batch = 1;
     Tensor x(size_t(batch * n_in), 1), norm_weight(size_t(hidden), 1), residual(size_t(batch * hidden), 1),
         other_residual(residual.size(), 1), out(residual.size()), other_out(residual.size());
     const Int4Weight o(n_in, hidden, group_size), gate(hidden, intermediate, group_size),
@@ -406,9 +407,8 @@ int main() {
         gemv(batch, 50, 9);
         int4(batch, 544, 37, 32);
         int4(batch, 1280, 21, 128);
-        int4_out_mlp(1, 256, 512, 768, 128);
-        int4_out_mlp(1, 512, 256, 4352, 256);
-        int4_out_mlp(batch, 64, 96, 160, 32);
+        int4_out_mlp(256, 512, 768, 128);
+        int4_out_mlp(512, 256, 4352, 256);
         norm_and_swiglu(batch, 520, 35);
         norm_and_swiglu(batch, 33, 6);
         embedding_and_add(batch, 72);
