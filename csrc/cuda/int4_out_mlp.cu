@@ -316,6 +316,61 @@ int64_t words_bytes(int elements) {
     return padded(int64_t{elements} * 4);
 }
 
+Int4OutMlpPlan plan_here(const Int4OutMlpParams& p, bool programmatic) {
+    Int4MatVecSizes sizes[int4_out_mlp_phases] = {
+        {p.hidden / 2, p.in_features, p.batch, p.o.n_groups, 1, false, p.o.zeros != nullptr},
+        {p.intermediate, p.hidden, p.batch, p.gate.n_groups, 1, true, p.gate.zeros || p.up.zeros},
+        {p.hidden / 2, p.intermediate, p.batch, p.down.n_groups, 1, false, p.down.zeros != nullptr},
+    };
+    bool in_order = p.hidden % 2 == 0 && p.gate.n_groups == p.up.n_groups;
+    for (const Int4WeightParams* weight : {&p.o, &p.gate, &p.up, &p.down})
+        in_order &= weight->perm == nullptr && reinterpret_cast<uintptr_t>(weight->scales) % 4 == 0 &&
+                    reinterpret_cast<uintptr_t>(weight->zeros) % 2 == 0;
+    for (const void* row : {p.x, p.norm_weight}) in_order &= reinterpret_cast<uintptr_t>(row) % 16 == 0;
+    for (const void* row : {p.residual, static_cast<const void*>(p.out)})
+        in_order &= reinterpret_cast<uintptr_t>(row) % 4 == 0;
+    return plan_int4_out_mlp(sizes, in_order, programmatic,
+                             {device_limits().sm_count, device_limits().shared_bytes});
+}
+
+template <class T>
+typename Phase<T>::Side side_of(const Int4WeightParams& weight, int row, int width) {
+    const int64_t groups = int64_t{row} * weight.n_groups;
+    return {weight.packed + int64_t{row} * width / 2, static_cast<const T*>(weight.scales) + groups,
+            weight.zeros ? weight.zeros + groups : nullptr};
+}
+
+template <class T>
+void launch_persistent(const Int4OutMlpParams& p, const Int4OutMlpPlan& plan, const Stream& stream) {
+    auto* const launches = static_cast<uint32_t*>(p.workspace);
+    auto* const h_words = launches + launches_bytes / 4;
+    const Params<T> params = {
+        {{{side_of<T>(p.o, 0, p.in_features), side_of<T>(p.o, 1, p.in_features)},
+          2,
+          p.in_features,
+          p.o.n_groups,
+          nullptr},
+         {{side_of<T>(p.gate, 0, p.hidden), side_of<T>(p.up, 0, p.hidden)},
+          1,
+          p.hidden,
+          p.gate.n_groups,
+          static_cast<const T*>(p.norm_weight)},
+         {{side_of<T>(p.down, 0, p.intermediate), side_of<T>(p.down, 1, p.intermediate)},
+          2,
+          p.intermediate,
+          p.down.n_groups,
+          nullptr}},
+        static_cast<const T*>(p.x),
+        static_cast<const T*>(p.residual),
+        h_words,
+        h_words + words_bytes(p.hidden) / 4,
+        launches,
+        static_cast<T*>(p.out),
+        p.eps};
+    launch(int4_out_mlp_kernel<T>, plan.blocks, int4_max_threads, static_cast<size_t>(plan.shared_bytes),
+           stream, params, plan);
+}
+
 }  // namespace
 
 size_t int4_out_mlp_workspace_bytes(const Int4OutMlpParams& p) {
