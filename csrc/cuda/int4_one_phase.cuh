@@ -129,9 +129,7 @@ __global__ void __launch_bounds__(int4_max_threads, 1)
 #pragma unroll 1
     for (int i = 0; i < plan.stages_ahead_of_x; ++i) copies.copy_next();
 
-    float* squares = reinterpret_cast<float*>(shared + plan.squares_offset);
-    float2* factors = reinterpret_cast<float2*>(shared + plan.factors_offset);
-    unsigned char* x_shared = shared + plan.x_offset;
+    const Int4Places places(shared, plan);
     wait_for_producers();
     launch_dependents();
     if (plan.programmatic) {
@@ -151,8 +149,8 @@ __global__ void __launch_bounds__(int4_max_threads, 1)
 #pragma unroll
                 for (int j = 0; j < vector_elements; ++j) v[j] *= w[j];
             }
-            int4_keep_x(v, static_cast<uint32_t>(column), batch, x_shared + b * int4_digits_bytes,
-                        factors + b * 4);
+            int4_keep_x(v, static_cast<uint32_t>(column), batch, places.x + b * int4_digits_bytes,
+                        places.factors + b * 4);
         };
 #pragma unroll 1
         for (int first = x_column; first < width; first += mat_vec_x_vectors * x_step) {
@@ -174,7 +172,7 @@ __global__ void __launch_bounds__(int4_max_threads, 1)
         }
         if (norm_weight) {
             sum = warp_sum(sum);
-            if (lane == 0) store(squares + b * plan.warps + warp, sum);
+            if (lane == 0) store(places.squares + b * plan.warps + warp, sum);
         }
     }
     typename Op::Extra extra = {};
@@ -183,7 +181,7 @@ __global__ void __launch_bounds__(int4_max_threads, 1)
 
     int stage = 0;
     int4_multiply_share<T, sequences>(
-        plan, share, batch, shared, stages, stage, copies, [&](int tile, int place, int side) {
+        plan, share, batch, places, stages, stage, copies, [&](int tile, int place, int side) {
             const Int4Row at = copies.row(tile, place, side);
             const Int4WeightParams& weight = Op::weight(params, at.weight);
             const int64_t first_group = int64_t{at.row} * weight.n_groups;
@@ -191,13 +189,13 @@ __global__ void __launch_bounds__(int4_max_threads, 1)
                                     weight.zeros ? weight.zeros + first_group : nullptr};
         });
     const auto norm_scale = [&](int b) {
-        return norm_weight ? int4_norm_scale(squares + b * plan.warps, plan.warps, width, Op::eps(params))
-                           : 1.0f;
+        return norm_weight
+                   ? int4_norm_scale(places.squares + b * plan.warps, plan.warps, width, Op::eps(params))
+                   : 1.0f;
     };
     float scale = norm_scale(my_sequence);
 
     block_barrier();  // all warps' sums are there
-    const float* sums = reinterpret_cast<const float*>(shared + plan.sums_offset);
     const int finished_at_once = plan.warps * warp_size >> plan.finish_lanes_log2;
     // In whole warps, which add their lanes' parts up together.
 #pragma unroll 1
@@ -212,7 +210,7 @@ __global__ void __launch_bounds__(int4_max_threads, 1)
             extra = Op::prepare(params, share.begin + unit, b, Op::position(params, b));
             if (batch > 1) scale = norm_scale(b);
         }
-        const float2 both = int4_unit_sums(plan, share, sums, unit, b, batch);
+        const float2 both = int4_unit_sums(plan, share, places.sums, unit, b, batch);
         if (there && (lane & (finish_lanes - 1)) == 0)
             Op::finish(params, share.begin + unit, b, extra, both.x * scale, both.y * scale);
     }

@@ -134,55 +134,31 @@ struct Copies {
     }
 };
 
-// A thread's columns of x: the first, and every `step`-th from there on that is in the row.
-struct Vectors {
-    uint4 of[int4_out_mlp_x_vectors];
+// Eight elements, in words. They are this launch's once all have its number, `flag`, in their upper halves.
+struct Words {
+    uint4 low, high;
 
-    template <class T>
-    __device__ __forceinline__ void load_from(const T* row, int first, int width, int step) {
-#pragma unroll
-        for (int i = 0; i < int4_out_mlp_x_vectors; ++i) {
-            const int column = first + i * step;
-            if (column < width) of[i] = load(reinterpret_cast<const uint4*>(row + column));
-        }
+    __device__ __forceinline__ void load_from(const uint32_t* words) {
+        low = load_relaxed(reinterpret_cast<const uint4*>(words));
+        high = load_relaxed(reinterpret_cast<const uint4*>(words) + 1);
     }
-
-    // From words, once they are all of this launch. flags: its number, twice.
-    __device__ __forceinline__ void receive(const uint32_t* words, uint32_t flags, int first, int width,
-                                            int step) {
-        uint32_t awaited = 0;
-#pragma unroll
-        for (int i = 0; i < int4_out_mlp_x_vectors; ++i) awaited |= (first + i * step < width ? 1u : 0u) << i;
-        while (awaited != 0) {
-            uint4 low[int4_out_mlp_x_vectors], high[int4_out_mlp_x_vectors];
-#pragma unroll
-            for (int i = 0; i < int4_out_mlp_x_vectors; ++i) {
-                if ((awaited >> i & 1) == 0) continue;
-                const auto* from = reinterpret_cast<const uint4*>(words + first + i * step);
-                low[i] = load_relaxed(from);
-                high[i] = load_relaxed(from + 1);
-            }
-#pragma unroll
-            for (int i = 0; i < int4_out_mlp_x_vectors; ++i) {
-                if ((awaited >> i & 1) == 0) continue;
-                const uint4 a = low[i], b = high[i];
-                const uint32_t others = (high_halves(a.x, a.y) ^ flags) | (high_halves(a.z, a.w) ^ flags) |
-                                        (high_halves(b.x, b.y) ^ flags) | (high_halves(b.z, b.w) ^ flags);
-                if (others != 0) continue;
-                awaited &= ~(1u << i);
-                of[i] = make_uint4(low_halves(a.x, a.y), low_halves(a.z, a.w), low_halves(b.x, b.y),
-                                   low_halves(b.z, b.w));
-            }
-        }
+    __device__ __forceinline__ bool are_of(uint32_t flag) const {
+        const uint32_t others = (low.x ^ flag) | (low.y ^ flag) | (low.z ^ flag) | (low.w ^ flag) |
+                                (high.x ^ flag) | (high.y ^ flag) | (high.z ^ flag) | (high.w ^ flag);
+        return others >> 16 == 0;
+    }
+    __device__ __forceinline__ uint4 elements() const {
+        return make_uint4(low_halves(low.x, low.y), low_halves(low.z, low.w), low_halves(high.x, high.y),
+                          low_halves(high.z, high.w));
     }
 };
 
 // Both elements of a pair of words, once they are of this launch.
-__device__ __forceinline__ uint32_t receive_pair(const uint32_t* words, uint32_t flags) {
+__device__ __forceinline__ uint32_t receive_pair(const uint32_t* words, uint32_t flag) {
     uint2 pair;
     do {
         pair = load_relaxed(reinterpret_cast<const uint2*>(words));
-    } while (high_halves(pair.x, pair.y) != flags);
+    } while (((pair.x ^ flag) | (pair.y ^ flag)) >> 16 != 0);
     return low_halves(pair.x, pair.y);
 }
 
@@ -197,8 +173,17 @@ __global__ void __launch_bounds__(int4_max_threads, 1)
     const int x_column = thread * vector_elements;
     const bool programmatic = plan.phases[0].programmatic;
 
-    Vectors x;
-    if (!programmatic) x.load_from(params.x, x_column, params.phases[0].width, x_step);
+    // A thread's vectors of x, x_step columns apart: as they are, or in words.
+    Words x[int4_out_mlp_x_vectors];
+    const auto load_x = [&] {
+#pragma unroll
+        for (int i = 0; i < int4_out_mlp_x_vectors; ++i) {
+            const int column = x_column + i * x_step;
+            if (column < params.phases[0].width)
+                x[i].low = load(reinterpret_cast<const uint4*>(params.x + column));
+        }
+    };
+    if (!programmatic) load_x();
     unsigned char* const stages = shared + warp * int4_one_phase_stages * int4_one_phase_stage_bytes;
     Copies<T> copies(params, plan, stages);
     const int ahead = plan.phases[0].stages_ahead_of_x;
@@ -206,12 +191,12 @@ __global__ void __launch_bounds__(int4_max_threads, 1)
     for (int i = 0; i < ahead; ++i) copies.copy_next();
     wait_for_producers();
     launch_dependents();
-    if (programmatic) x.load_from(params.x, x_column, params.phases[0].width, x_step);
-    const uint32_t number = load_relaxed(params.launches) + 1, flag = number << 16,
-                   flags = (number & 0xffffu) | flag;
+    if (programmatic) load_x();
+    const uint32_t number = load_relaxed(params.launches) + 1, flag = number << 16;
 #pragma unroll 1
     for (int i = ahead; i < int4_one_phase_stages - 1; ++i) copies.copy_next();
 
+    const Int4Places places(shared, plan.phases[0]);  // alike in all phases
     int stage = 0;
     // One code for all three: it comes from memory once, for the first.
 #pragma unroll 1
@@ -220,42 +205,46 @@ __global__ void __launch_bounds__(int4_max_threads, 1)
         const Int4OnePhasePlan& of_phase = plan.phases[phase];
         const Int4Share share(of_phase, block, warp);
         const int width = at.width;
-        uint4 norm = {};  // the weight of a thread's first columns, which are all up to a width of 4096
-        if (at.norm_weight && x_column < width)
-            norm = load(reinterpret_cast<const uint4*>(at.norm_weight + x_column));
-        if (phase > 0)
-            x.receive(phase == 1 ? params.h_words : params.activated_words, flags, x_column, width, x_step);
-
+        const auto norm_at = [&](int column) {
+            return at.norm_weight ? load(reinterpret_cast<const uint4*>(at.norm_weight + column)) : uint4{};
+        };
+        const uint4 first_norm = x_column < width ? norm_at(x_column) : uint4{};
+        const uint32_t* const words = (phase == 1 ? params.h_words : params.activated_words) + x_column;
+        if (phase > 0 && x_column < width) {
+            // The first is waited for; the others are then asked for together, there or nearly so.
+            do {
+                x[0].load_from(words);
+            } while (!x[0].are_of(flag));
+#pragma unroll
+            for (int i = 1; i < int4_out_mlp_x_vectors; ++i) {
+                if (x_column + i * x_step < width) x[i].load_from(words + i * x_step);
+            }
+        }
         float sum = 0;
-        const auto keep = [&](int i) {
+#pragma unroll
+        for (int i = 0; i < int4_out_mlp_x_vectors; ++i) {
             const int column = x_column + i * x_step;
-            Floats8 v = unpack8<T>(x.of[i]);
+            if (column >= width) break;
+            if (i > 0 && phase > 0) {
+                while (!x[i].are_of(flag)) x[i].load_from(words + i * x_step);
+            }
+            Floats8 v = unpack8<T>(phase > 0 ? x[i].elements() : x[i].low);
             if (at.norm_weight) {
                 sum = dot8(v, v, sum);
-                const Floats8 w = i == 0 ? unpack8<T>(norm) : load8(at.norm_weight + column);
+                const Floats8 w = unpack8<T>(i == 0 ? first_norm : norm_at(column));
 #pragma unroll
                 for (int j = 0; j < vector_elements; ++j) v[j] *= w[j];
             }
-            int4_keep_x(v, static_cast<uint32_t>(column), 1, shared + of_phase.x_offset,
-                        reinterpret_cast<float2*>(shared + of_phase.factors_offset));
-        };
-        // The first apart, for a way of few instructions through most phases.
-        if (x_column < width) keep(0);
-        if (width > x_step) {
-#pragma unroll
-            for (int i = 1; i < int4_out_mlp_x_vectors; ++i) {
-                if (x_column + i * x_step < width) keep(i);
-            }
+            int4_keep_x(v, static_cast<uint32_t>(column), 1, places.x, places.factors);
         }
-        auto* const squares = reinterpret_cast<float*>(shared + of_phase.squares_offset);
         if (at.norm_weight) {
             sum = warp_sum(sum);
-            if (lane == 0) store(squares + warp, sum);
+            if (lane == 0) store(places.squares + warp, sum);
         }
         // The residuals of a unit's rows, asked for ahead of its sums.
         const auto residual_of = [&](int unit) {
             if (phase == 0) return load(reinterpret_cast<const uint32_t*>(params.residual) + unit);
-            return phase == 2 ? receive_pair(params.h_words + 2 * unit, flags) : 0u;
+            return phase == 2 ? receive_pair(params.h_words + 2 * unit, flag) : 0u;
         };
         const int finish_lanes_log2 = of_phase.finish_lanes_log2;
         const int my_unit = thread >> finish_lanes_log2;
@@ -263,17 +252,16 @@ __global__ void __launch_bounds__(int4_max_threads, 1)
         block_barrier();  // x is there, and its squares
 
         int4_multiply_share<T, 1>(
-            of_phase, share, 1, shared, stages, stage, copies, [&](int tile, int place, int side) {
+            of_phase, share, 1, places, stages, stage, copies, [&](int tile, int place, int side) {
                 const int unit = share.begin + min(tile * int4_tile_units + place, share.units - 1);
                 const int64_t first = int64_t{unit * at.unit_rows} * at.n_groups;
                 const auto& from = at.sides[side];
                 return Int4GroupRows<T>{from.scales + first, from.zeros ? from.zeros + first : nullptr};
             });
         const float scale =
-            at.norm_weight ? int4_norm_scale(squares, int4_max_warps, width, params.eps) : 1.0f;
+            at.norm_weight ? int4_norm_scale(places.squares, int4_max_warps, width, params.eps) : 1.0f;
 
         block_barrier();  // all warps' sums are there
-        const float* const sums = reinterpret_cast<const float*>(shared + of_phase.sums_offset);
         const int finished_at_once = int4_max_threads >> finish_lanes_log2;
         // In whole warps, which add their lanes' parts up together.
 #pragma unroll 1
@@ -283,7 +271,7 @@ __global__ void __launch_bounds__(int4_max_threads, 1)
             const bool there = i < share.units;
             const int unit = there ? i : first;
             if (first >= finished_at_once) residual = residual_of(share.begin + unit);
-            const float2 both = int4_unit_sums(of_phase, share, sums, unit, 0, 1);
+            const float2 both = int4_unit_sums(of_phase, share, places.sums, unit, 0, 1);
             if (!there || (lane & ((1 << finish_lanes_log2) - 1)) != 0) continue;
             const float a = both.x * scale, b = both.y * scale;
             const int to = share.begin + unit;

@@ -79,20 +79,33 @@ __device__ __forceinline__ void int4_keep_x(const Floats8& x, uint32_t column, i
     }
 }
 
-// A warp's share of the block's pieces, multiplied: sums of its parts of tiles go to shared memory, [part]
-// [row][sequence][lane of four]. `copies` brings pieces in their order, one for each that was used up; they
-// lie in `stages`, the first at `stage`, which goes on. groups(tile, unit of the tile, side) says where the
-// scales and zero points of a row begin, the latter null where all are 8.
+// Where in shared memory the parts of a plan (int4_mat_vec_plan.h) are.
+struct Int4Places {
+    float *sums, *squares;
+    float2* factors;
+    unsigned char* x;
+
+    __device__ __forceinline__ Int4Places(unsigned char* shared, const Int4OnePhasePlan& plan)
+        : sums(reinterpret_cast<float*>(shared + plan.sums_offset)),
+          squares(reinterpret_cast<float*>(shared + plan.squares_offset)),
+          factors(reinterpret_cast<float2*>(shared + plan.factors_offset)),
+          x(shared + plan.x_offset) {}
+};
+
+// A warp's share of the block's pieces, multiplied: sums of its parts of tiles go to shared memory,
+// [part][row][sequence][lane of four]. `copies` brings pieces in their order, one for each that was used up;
+// they lie in `stages`, the first at `stage`, which goes on. groups(tile, unit of the tile, side) says where
+// the scales and zero points of a row begin.
 template <class T, int sequences, class Copies, class Groups>
 __device__ __forceinline__ void int4_multiply_share(const Int4OnePhasePlan& plan, const Int4Share& share,
-                                                    int batch, unsigned char* shared,
+                                                    int batch, const Int4Places& places,
                                                     const unsigned char* stages, int& stage, Copies& copies,
                                                     const Groups& groups) {
     const int warp = static_cast<int>(threadIdx.x / warp_size), lane = int4_lane();
     const int g = lane / 4, t = lane % 4;
-    float* const sums = reinterpret_cast<float*>(shared + plan.sums_offset);
-    const unsigned char* const my_x = shared + plan.x_offset + min(g, 2 * int4_digits - 1) * 64 + t * 16;
-    const float2* const my_factors = reinterpret_cast<const float2*>(shared + plan.factors_offset) + t;
+    float* const sums = places.sums;
+    const unsigned char* const my_x = places.x + min(g, 2 * int4_digits - 1) * 64 + t * 16;
+    const float2* const my_factors = places.factors + t;
     const int my_line = g * int4_piece_bytes + t * 16, swap = g % 2 * 64;
     Int4GroupRows<T> rows_of[2] = {};
     float eighths[2][2] = {{1, 1}, {1, 1}};  // zero points over 8, of both sides' chunks
