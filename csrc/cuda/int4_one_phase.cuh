@@ -10,6 +10,7 @@
 #pragma once
 
 #include "cuda/common/int4_digits.cuh"
+#include "cuda/common/stamps.cuh"
 #include "cuda/int4_block.cuh"
 #include "cuda/mat_vec.cuh"
 
@@ -169,6 +170,7 @@ template <class Op, int sequences>
 __global__ void __launch_bounds__(int4_max_threads, 1)
     int4_one_phase_kernel(const __grid_constant__ typename Op::Params params,
                           const __grid_constant__ Int4OnePhasePlan plan) {
+    Stamps stamps;
     using T = typename Op::T;
     unsigned char* shared = shared_memory();
     const int thread = static_cast<int>(threadIdx.x), warp = static_cast<int>(threadIdx.x / warp_size),
@@ -193,11 +195,13 @@ __global__ void __launch_bounds__(int4_max_threads, 1)
     Int4LineCopies<Op> copies(params, plan, share, stages);
 #pragma unroll 1
     for (int i = 0; i < plan.stages_ahead_of_x; ++i) copies.copy_next();
+    stamps.mark(StampPoint::first_copies);
 
     float* squares = reinterpret_cast<float*>(shared + plan.squares_offset);
     float2* factors = reinterpret_cast<float2*>(shared + plan.factors_offset);
     unsigned char* x_shared = shared + plan.x_offset;
     wait_for_producers();
+    stamps.mark(StampPoint::producers_done);
     launch_dependents();
     if (plan.programmatic) {
         position = Op::position(params, my_sequence);
@@ -245,6 +249,7 @@ __global__ void __launch_bounds__(int4_max_threads, 1)
     typename Op::Extra extra = {};
     if (my_unit < share.units) extra = Op::prepare(params, share.begin + my_unit, my_sequence, position);
     block_barrier();  // x is there, and its squares
+    stamps.mark(StampPoint::x_ready);
 
     float* sums = reinterpret_cast<float*>(shared + plan.sums_offset);
     const unsigned char* const my_x = x_shared + min(g, 2 * int4_digits - 1) * 64 + t * 16;
@@ -322,6 +327,7 @@ __global__ void __launch_bounds__(int4_max_threads, 1)
             ++tile;
         }
     }
+    stamps.mark(StampPoint::streamed);
 
     // Of a sequence: 1 / sqrt(mean(x^2) + eps), by which the norm divides.
     const auto norm_scale = [&](int b) {
