@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.text import Text
 
 from bench.core.document import Document, write_atomically
-from bench.core.tables import Grid, heading, make_table, markdown_table, microseconds, percent, refusals
+from bench.core.tables import Grid, heading, markdown_table, microseconds, percent, print_fitted, refusals
 
 _COLUMNS = {
     "gap_us": "gap",
@@ -34,7 +34,7 @@ def grid(arm: Document) -> Grid:
             entry["op"], entry["label"], f"{entry['sms']:.3g}", *(_mean(times[key]) for key in _COLUMNS),
             microseconds(entry["adds_us"]),
         ])  # fmt: skip
-    rows.append(["sum", *[""] * (len(columns) - 1), microseconds(arm["accounted_us"])])
+    rows.append(["", "sum", *[""] * (len(columns) - 2), microseconds(arm["accounted_us"])])
     return [*columns, ("adds", True)], rows
 
 
@@ -68,7 +68,7 @@ def print_document(document: Document, console: Console) -> None:
     for arm in document["arms"]:
         if arm["status"] == "ok":
             console.print()
-            console.print(make_table(title(arm), grid(arm), console.width))
+            print_fitted(title(arm), grid(arm), ["op", "SMs"], console)
             for line in remarks(arm):
                 console.print(Text(line))
     for line in refusals(document):
