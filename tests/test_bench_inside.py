@@ -119,6 +119,14 @@ def test_records_of_another_chain_are_an_error(gpu, capsys, tmp_path, monkeypatc
     assert "launch 0 that was recorded" in flat(result.out)
 
 
+def test_other_drivers_say_that_the_kernels_are_stamped(gpu, capsys, monkeypatch):
+    layer = ["--device=cuda", "--model=tiny", "--ctx=64", "--l2=warm", "--steps=2", "--backend=native", "--mode=graph"]
+    assert "STAMPED" not in run_here(capsys, "bench.layer", *layer).out
+    true_info = pk.runtime.build_info
+    monkeypatch.setattr(pk.runtime, "build_info", lambda: {**true_info(), "stamps": True})
+    assert "STAMPED: the kernels of this build read clocks" in flat(run_here(capsys, "bench.layer", *layer).out)
+
+
 def test_a_build_without_stamps(capsys):
     if pk.runtime.build_info()["stamps"]:
         pytest.skip("this build has them")
