@@ -58,7 +58,6 @@ CASES = {
     "int4, more warps than pieces": ("int4_gemv", ALL, int4_case(256, batch=1)),
     "mat-vec": ("gemv", ALL, gemv_case(1, 1024, 64)),
     "mat-vec of several": ("gemv", ALL, gemv_case(3, 520, 129)),
-    "mat-vec of any alignment": ("gemv", {"producers_done", "end"}, gemv_case(2, 100, 33)),
     "attention in clusters": ("gqa_decode", ALL, gqa_case([200], 256, 8, 2)),
     "attention, splits without clusters": ("gqa_decode", ALL, gqa_case([2100], 2112, 4, 1)),
     "attention of a short context": ("gqa_decode", ALL, gqa_case([1, 9], 64, 4, 2)),

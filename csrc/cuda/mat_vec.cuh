@@ -247,18 +247,16 @@ __global__ void __launch_bounds__(mat_vec_threads, 1)
 }
 
 // Any width and alignment: element by element, the norm taken by every warp for itself. For shapes no model
-// has.
+// has, and without stamps.
 template <class Op>
 __global__ void __launch_bounds__(mat_vec_threads)
     mat_vec_plain_kernel(const __grid_constant__ typename Op::Params params) {
-    Stamps stamps;
     using T = typename Op::T;
     const int warp = static_cast<int>(threadIdx.x) / warp_size,
               lane = static_cast<int>(threadIdx.x) % warp_size;
     const int width = Op::width(params);
     const T* norm_weight = Op::norm_weight(params);
     wait_for_producers();
-    stamps.mark(StampPoint::producers_done);
     launch_dependents();
     for (int unit = static_cast<int>(blockIdx.x) * mat_vec_warps + warp; unit < Op::units(params);
          unit += static_cast<int>(gridDim.x) * mat_vec_warps) {
