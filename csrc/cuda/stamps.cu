@@ -100,6 +100,7 @@ void start_stamps(int device, uint32_t capacity) {
     void* ring = allocate_zeroed(sizeof(StampRing) + size_t{capacity} * sizeof(StampRecord));
     recording = {device, capacity, static_cast<StampRing*>(ring)};
     point_sinks_at(recording->ring, capacity);
+    wait_until_idle();  // copies may come later than a kernel of a stream that waits for no other
 }
 
 Stamped stop_stamps() {
