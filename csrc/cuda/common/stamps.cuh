@@ -41,35 +41,41 @@ __device__ StampSink stamp_sink;
 
 class Stamps {
   public:
-    __device__ __forceinline__ Stamps()
-        : start_ticks_(sm_clock()), sink_(load_variable(reinterpret_cast<const uint4*>(&stamp_sink))) {
+    __device__ __forceinline__ Stamps() : start_(clock()) {
+        ask_for_sink();
 #pragma unroll
-        for (uint32_t& ticks : passed_) ticks = static_cast<uint32_t>(start_ticks_) + stamp_missing;
+        for (uint32_t& ticks : passed_) ticks = start_ + stamp_missing;
     }
     Stamps(const Stamps&) = delete;
     Stamps& operator=(const Stamps&) = delete;
 
     // A point that is passed again counts where it was passed last.
     __device__ __forceinline__ void mark(StampPoint point) {
-        passed_[static_cast<int>(point) - 1] = static_cast<uint32_t>(sm_clock());
+        passed_[static_cast<int>(point) - 1] = clock();
         if (point == StampPoint::producers_done && records()) place_ = atomic_increment(&ring()->taken, ~0u);
+        if (point == StampPoint::streamed) ask_for_sink();  // again, to keep no registers through the stream
     }
 
     __device__ __forceinline__ ~Stamps() {
-        const auto end = static_cast<uint32_t>(sm_clock());
-        const uint64_t end_ns = device_clock_ns();
+        const uint64_t end = sm_clock(), end_ns = device_clock_ns();
         if (!records() || place_ >= sink_.z) return;
-        const auto start = static_cast<uint32_t>(start_ticks_);
+        const uint32_t ticks = static_cast<uint32_t>(end) - start_;
+        const uint64_t start = end - ticks;
         auto* to = reinterpret_cast<uint4*>(ring() + 1) + uint64_t{place_} * (sizeof(StampRecord) / 16);
-        store(to, make_uint4(start, static_cast<uint32_t>(start_ticks_ >> 32), static_cast<uint32_t>(end_ns),
-                             static_cast<uint32_t>(end_ns >> 32)));
+        store(to, make_uint4(static_cast<uint32_t>(start), static_cast<uint32_t>(start >> 32),
+                             static_cast<uint32_t>(end_ns), static_cast<uint32_t>(end_ns >> 32)));
         store(to + 1,
-              make_uint4(passed_[0] - start, passed_[1] - start, passed_[2] - start, passed_[3] - start));
-        store(to + 2, make_uint4(end - start, sink_.w, blockIdx.x, gridDim.x));
+              make_uint4(passed_[0] - start_, passed_[1] - start_, passed_[2] - start_, passed_[3] - start_));
+        store(to + 2, make_uint4(ticks, sink_.w, blockIdx.x, gridDim.x));
         store(to + 3, make_uint4(sm_index(), threadIdx.x / 32, 0, 0));
     }
 
   private:
+    // The clock's low half: enough for two seconds.
+    __device__ __forceinline__ static uint32_t clock() { return static_cast<uint32_t>(sm_clock()); }
+    __device__ __forceinline__ void ask_for_sink() {
+        sink_ = load_variable(reinterpret_cast<const uint4*>(&stamp_sink));
+    }
     __device__ __forceinline__ StampRing* ring() const {
         return reinterpret_cast<StampRing*>(uint64_t{sink_.y} << 32 | sink_.x);
     }
@@ -79,10 +85,10 @@ class Stamps {
         return threadIdx.x % 32 == 0 && (warp == 0 || warp == (blockDim.x - 1) / 32) && ring() != nullptr;
     }
 
-    uint64_t start_ticks_;
-    uint4 sink_;                         // a StampSink
-    uint32_t passed_[stamp_points - 2];  // the clock's low half, a tick before start where it was not
+    uint32_t start_;
+    uint32_t passed_[stamp_points - 2];  // a tick before start where it was not
     uint32_t place_ = ~0u;
+    uint4 sink_;  // a StampSink
 };
 
 #else
