@@ -8,8 +8,8 @@
 //
 // A kernel marks producers_done right behind its wait_for_producers(): there the record's place is taken.
 // Places are then in the order of the launches, since a kernel's wait ends when all before it have ended.
-// Nothing that a stamp asks of memory is waited for until `end`: where the records go is asked for at
-// `start`, and the atomic's answer has as long as the kernel has left.
+// What is asked of memory has time to come: where the records go is asked for at `start` and first needed at
+// producers_done, and the atomic's answer from there is needed at `end`.
 #pragma once
 
 #include "cuda/common/ptx.cuh"
