@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import ab, attention, compare, doctor, int4, layer, op, report, stack, step, sweep
+from bench import ab, attention, compare, doctor, inside, int4, layer, op, report, stack, step, sweep
 from bench.core import cli
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -16,6 +16,7 @@ COMMANDS = {
     "bench.op": op.command,
     "bench.int4": int4.command,
     "bench.doctor": doctor.command,
+    "bench.inside": inside.command,
     "bench.step": step.command,
     "bench.compare": compare.command,
     "bench.ab": ab.command,

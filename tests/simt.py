@@ -12,8 +12,11 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from pykernels.stamps import RECORD, Stamps
 
 _ROOT = Path(__file__).resolve().parent.parent
 _LIBRARIES = _ROOT / "build" / sysconfig.get_config_var("SOABI") / "csrc" / "simt"
@@ -52,10 +55,12 @@ STRUCTS = _structs()
 
 
 class Device:
-    """The executor built as for one architecture. Launches are queued; :meth:`synchronize` runs them."""
+    """The executor built as for one architecture. Launches are queued; :meth:`synchronize` runs them.
 
-    def __init__(self, arch: int) -> None:
-        path = _LIBRARIES / f"libpykernels_simt_sm{arch}.so"
+    `stamped`: with clock stamps, of sm_90 and a few ops alone."""
+
+    def __init__(self, arch: int, stamped: bool = False) -> None:
+        path = _LIBRARIES / f"libpykernels_simt_{'stamped_' if stamped else ''}sm{arch}.so"
         if not path.exists():
             raise FileNotFoundError(f"{path} is not built: run `make build`")
         self._library = ctypes.CDLL(str(path))
@@ -121,6 +126,22 @@ class Device:
         count = self._function(f"{op}_workspace_bytes")(ctypes.byref(self._params(op, fields)))
         return self.empty(count, dtype=torch.uint8).zero_()
 
+    @contextmanager
+    def clock_stamps(self, capacity: int) -> Iterator[Stamps]:
+        """pk.runtime.clock_stamps of a stamped build: what it records is run before it ends."""
+        stamps = Stamps()
+        self._check(self._function("start_stamps")(ctypes.c_uint32(capacity)))
+        try:
+            yield stamps
+        finally:
+            data, count, lost = ctypes.c_void_p(), ctypes.c_uint64(), ctypes.c_uint64()
+            self._check(self._function("stop_stamps")(*(ctypes.byref(value) for value in (data, count, lost))))
+        names = self._function("stamped_kernels")
+        names.restype = ctypes.c_char_p
+        stamps.kernels, stamps.lost = names().decode().split(), lost.value
+        if count.value:
+            stamps.records = np.frombuffer(ctypes.string_at(data, count.value * RECORD.itemsize), RECORD).copy()
+
     @staticmethod
     def _params(op: str, fields: dict) -> ctypes.Structure:
         params = STRUCTS[op]()
@@ -137,14 +158,16 @@ class Device:
 
 
 @cache
-def _device(arch: int) -> Device:
-    return Device(arch)
+def _device(arch: int, stamped: bool) -> Device:
+    return Device(arch, stamped)
 
 
 @contextmanager
-def device(arch: int, seed: int = 0, sm_count: int = 4, shared_bytes: int = 227 * 1024) -> Iterator[Device]:
+def device(
+    arch: int, seed: int = 0, sm_count: int = 4, shared_bytes: int = 227 * 1024, stamped: bool = False
+) -> Iterator[Device]:
     """The device, configured; its buffers are freed, and their guard zones checked, at the end."""
-    opened = _device(arch)
+    opened = _device(arch, stamped)
     opened.configure(seed, sm_count, shared_bytes)
     try:
         yield opened

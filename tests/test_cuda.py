@@ -305,6 +305,27 @@ def test_bench_step(capsys, tmp_path, batch):
     assert document["memory"]["peak_bytes"] > 0
 
 
+@pytest.mark.skipif(pk.runtime.stamps_reason() is not None, reason="needs a build with clock stamps")
+@pytest.mark.parametrize(
+    "flags", [["--fusion=block,none"], ["--batch=3"], ["--quant=int4"], ["--quant=int4", "--group=32", "--batch=3"]]
+)
+def test_bench_inside(capsys, tmp_path, flags):
+    output = tmp_path / "inside.json"
+    few = ["--model=tiny", "--ctx=300", "--steps=12", *flags, f"--json={output}"]
+    result = run_here(capsys, "bench.inside", "--device=cuda", *few)
+    assert result.status == 0, result.out + result.err
+    arms = [arm for arm in json.loads(output.read_text())["arms"] if arm["status"] != "unsupported"]
+    assert [(arm["status"], arm["reason"]) for arm in arms] == [("ok", None)] * len(arms) and arms
+    for arm in arms:
+        assert (arm["replays"], arm["replays_left_out"], arm["records_lost"]) == (12, 0, 0)
+        assert 200 < arm["sm_mhz"]["low"] <= arm["sm_mhz"]["high"] < 1.1 * arm["sm_mhz"]["low"] < 4000
+        for entry in arm["kernels"]:
+            passed = [time for time in entry["points"].values() if time]
+            assert entry["inside_us"]["p20"] > 0 and all(time["p20"] >= 0 for time in passed)
+            assert sum(time["mean"] for time in passed) == pytest.approx(entry["inside_us"]["mean"])
+        assert 0.5 < arm["accounted_us"] / arm["wall_us"]["mean"] < 1.02
+
+
 @pytest.mark.parametrize("fusion", OP_LABELS)
 def test_every_mode_gives_the_same_bits_and_positions_advance(fusion):
     spec = pk.models.get("llama-3.1-8b")

@@ -103,6 +103,14 @@ def _doubts(document: Document) -> list[str]:
     load, cpus = cpu.get("load_average_1min", 0.0), cpu.get("cpus_usable", 1)
     if load > cpus:
         lines.append(f"BUSY: load average {load:.1f} on {cpus} CPUs when this began: others' work is in the times")
+    if (
+        document["device"] == "cuda"
+        and document["kind"] != "inside"
+        and document["environment"]["pykernels"].get("stamps")
+    ):
+        lines.append(
+            "STAMPED: the kernels of this build read clocks as they go (PYKERNELS_STAMPS=ON): native is slower"
+        )
     entries = [*document.get("ops", []), *document.get("arms", [])]
     if above := [share for entry in entries if (share := entry.get("share_of_read") or 0.0) > _ABOVE_CEILING]:
         lines.append(

@@ -8,6 +8,7 @@
 
 #include "runtime/program.h"
 #include "runtime/timed_loop.h"
+#include "stamps.h"
 #ifdef PYKERNELS_CUDA
 #include "runtime/cuda_timing.h"
 #endif
@@ -185,6 +186,11 @@ py::dict build_info() {
 #else
     info["nvtx"] = false;
 #endif
+#ifdef PYKERNELS_STAMPS
+    info["stamps"] = true;
+#else
+    info["stamps"] = false;
+#endif
     info["compiler"] = PYKERNELS_COMPILER;
     info["build_type"] = PYKERNELS_BUILD_TYPE;
     return info;
@@ -259,6 +265,21 @@ PYBIND11_MODULE(_runtime, module) {
                py::arg("host"));
     module.def("cuda_timed_graphs", &cuda_timed_graphs, py::arg("graphs"), py::arg("stream"),
                py::arg("warmup"), py::arg("steps"), py::arg("repeats"), py::arg("host"));
+#endif
+
+#ifdef PYKERNELS_STAMPS
+    module.def("start_stamps", &cuda::start_stamps, py::arg("device"), py::arg("capacity"),
+               py::call_guard<py::gil_scoped_release>());
+    module.def("stop_stamps", [] {
+        cuda::Stamped stamped;
+        {
+            const py::gil_scoped_release release;
+            stamped = cuda::stop_stamps();
+        }
+        const auto* bytes = reinterpret_cast<const char*>(stamped.records.data());
+        return py::make_tuple(py::bytes(bytes, stamped.records.size() * sizeof(cuda::StampRecord)),
+                              stamped.lost, cuda::stamped_kernels());
+    });
 #endif
 
     module.def("num_threads", &cpu::num_threads);

@@ -22,6 +22,7 @@
 // one.
 #include "cuda/common/dispatch.h"
 #include "cuda/common/launch.h"
+#include "cuda/common/stamps.cuh"
 #include "cuda/gqa_decode_plan.h"
 #include "cuda/gqa_join.cuh"
 #include "cuda/gqa_stream.cuh"
@@ -50,6 +51,7 @@ template <class T, int head_dim, template <class, int> class KvStream>
 __global__ void __launch_bounds__(gqa_threads, 1)
     gqa_decode_kernel(const __grid_constant__ GqaDecodeParams params, const __grid_constant__ GqaPlan plan) {
     if (KvStream<T, head_dim>::needs_bulk_copy && !has_bulk_copy) return;  // such plans are sm_90's
+    Stamps stamps;
     constexpr int row = gqa_row_floats(head_dim);
     const int warp = static_cast<int>(threadIdx.x) / warp_size, g = lane_group(), t = lane_in_group();
     const Place at(params, plan, static_cast<int>(blockIdx.x));
@@ -97,7 +99,9 @@ __global__ void __launch_bounds__(gqa_threads, 1)
                             plan.programmatic};
     KvStream<T, head_dim> kv_stream(tiles, shared_memory() + plan.ring_offset);
     kv_stream.start();
+    stamps.mark(StampPoint::first_copies);
     wait_for_producers();
+    stamps.mark(StampPoint::producers_done);
     launch_dependents();
     if (plan.programmatic) {
         fetch_q();
@@ -109,10 +113,12 @@ __global__ void __launch_bounds__(gqa_threads, 1)
         takes_ticket ? atomic_increment(counters + at.unit, static_cast<uint32_t>(plan.splits) - 1) : 0;
     async_wait<0>();
     block_barrier();  // q is there
+    stamps.mark(StampPoint::x_ready);
     q += g * gqa_q_row_elements(head_dim) +
          t * vector_elements;  // of head g, the dimensions of this lane's part of K
     Partial<head_dim> partial;
     kv_stream.run(q, params.scale * 1.44269504f, partial);
+    stamps.mark(StampPoint::streamed);
     const int active_splits = gqa_active_splits(kv_len, plan.splits);
 
     // The warps become one. In shared memory, in q's place: [warp][head][row].

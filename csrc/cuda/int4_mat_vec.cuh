@@ -26,6 +26,7 @@
 #include "cuda/common/dispatch.h"
 #include "cuda/common/int4_decode.cuh"
 #include "cuda/common/launch.h"
+#include "cuda/common/stamps.cuh"
 #include "cuda/int4_block.cuh"
 #include "cuda/int4_one_phase.cuh"
 
@@ -102,6 +103,7 @@ template <class Op, int step_blocks>
 __global__ void __launch_bounds__(int4_max_threads, 1)
     int4_mat_vec_kernel(const __grid_constant__ typename Op::Params params,
                         const __grid_constant__ Int4MatVecPlan plan) {
+    Stamps stamps;
     using T = typename Op::T;
     unsigned char* shared = shared_memory();
     const int thread = static_cast<int>(threadIdx.x), warp = thread / warp_size, lane = thread % warp_size;
@@ -131,8 +133,10 @@ __global__ void __launch_bounds__(int4_max_threads, 1)
                              phases, warp,  stages + lane / 8 * int4_piece_pitch + lane % 8 * 16};
 #pragma unroll 1
     for (int i = 0; i < int4_stages - 1; ++i) stream.copy_next();
+    stamps.mark(StampPoint::first_copies);
 
     wait_for_producers();
+    stamps.mark(StampPoint::producers_done);
     launch_dependents();
     if (plan.programmatic) {
         position = Op::position(params, my_sequence);
@@ -165,6 +169,7 @@ __global__ void __launch_bounds__(int4_max_threads, 1)
         }
         if (index == 0 || plan.variants * plan.panels > 1) block.finish_x(phase, shared);
         block_barrier();  // x, scales and zero points are there
+        if (index == 0) stamps.mark(StampPoint::x_ready);
 
         const int item_begin = phase.first_item(warp, plan.warps),
                   item_end = phase.first_item(warp + 1, plan.warps);
@@ -247,6 +252,7 @@ __global__ void __launch_bounds__(int4_max_threads, 1)
             }
         }
 
+        stamps.mark(StampPoint::streamed);
         block_barrier();  // all warps' sums of the phase are there, and their squares
         if (!finishes) continue;
         int4_add_parts(sums, phase.tiles * phase.pieces, phase.pieces, plan.warps, my_unit, my_sequence,

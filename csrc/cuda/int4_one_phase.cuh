@@ -9,6 +9,7 @@
 // pays for every instruction on the way to either.
 #pragma once
 
+#include "cuda/common/stamps.cuh"
 #include "cuda/int4_block.cuh"
 #include "cuda/int4_pieces.cuh"
 #include "cuda/mat_vec.cuh"
@@ -105,6 +106,7 @@ template <class Op, int sequences>
 __global__ void __launch_bounds__(int4_max_threads, 1)
     int4_one_phase_kernel(const __grid_constant__ typename Op::Params params,
                           const __grid_constant__ Int4OnePhasePlan plan) {
+    Stamps stamps;
     using T = typename Op::T;
     unsigned char* shared = shared_memory();
     const int thread = static_cast<int>(threadIdx.x), warp = static_cast<int>(threadIdx.x / warp_size),
@@ -128,9 +130,11 @@ __global__ void __launch_bounds__(int4_max_threads, 1)
     Int4LineCopies<Op> copies(params, plan, share, stages);
 #pragma unroll 1
     for (int i = 0; i < plan.stages_ahead_of_x; ++i) copies.copy_next();
+    stamps.mark(StampPoint::first_copies);
 
     const Int4Places places(shared, plan);
     wait_for_producers();
+    stamps.mark(StampPoint::producers_done);
     launch_dependents();
     if (plan.programmatic) {
         position = Op::position(params, my_sequence);
@@ -178,6 +182,7 @@ __global__ void __launch_bounds__(int4_max_threads, 1)
     typename Op::Extra extra = {};
     if (my_unit < share.units) extra = Op::prepare(params, share.begin + my_unit, my_sequence, position);
     block_barrier();  // x is there, and its squares
+    stamps.mark(StampPoint::x_ready);
 
     int stage = 0;
     int4_multiply_share<T, sequences>(
@@ -188,6 +193,8 @@ __global__ void __launch_bounds__(int4_max_threads, 1)
             return Int4GroupRows<T>{static_cast<const T*>(weight.scales) + first_group,
                                     weight.zeros ? weight.zeros + first_group : nullptr};
         });
+    stamps.mark(StampPoint::streamed);
+
     const auto norm_scale = [&](int b) {
         return norm_weight
                    ? int4_norm_scale(places.squares + b * plan.warps, plan.warps, width, Op::eps(params))

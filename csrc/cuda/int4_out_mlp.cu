@@ -16,6 +16,7 @@
 
 #include "cuda/common/dispatch.h"
 #include "cuda/common/launch.h"
+#include "cuda/common/stamps.cuh"
 #include "cuda/int4_out_mlp_plan.h"
 #include "cuda/int4_pieces.cuh"
 
@@ -166,6 +167,7 @@ template <class T>
 __global__ void __launch_bounds__(int4_max_threads, 1)
     int4_out_mlp_kernel(const __grid_constant__ Params<T> params,
                         const __grid_constant__ Int4OutMlpPlan plan) {
+    Stamps stamps;  // x_ready and streamed are those of down
     unsigned char* const shared = shared_memory();
     const int thread = static_cast<int>(threadIdx.x), block = static_cast<int>(blockIdx.x),
               warp = static_cast<int>(threadIdx.x / warp_size), lane = int4_lane();
@@ -189,7 +191,9 @@ __global__ void __launch_bounds__(int4_max_threads, 1)
     const int ahead = plan.phases[0].stages_ahead_of_x;
 #pragma unroll 1
     for (int i = 0; i < ahead; ++i) copies.copy_next();
+    stamps.mark(StampPoint::first_copies);
     wait_for_producers();
+    stamps.mark(StampPoint::producers_done);
     launch_dependents();
     if (programmatic) load_x();
     const uint32_t number = load_relaxed(params.launches) + 1, flag = number << 16;
@@ -250,6 +254,7 @@ __global__ void __launch_bounds__(int4_max_threads, 1)
         const int my_unit = thread >> finish_lanes_log2;
         uint32_t residual = my_unit < share.units ? residual_of(share.begin + my_unit) : 0u;
         block_barrier();  // x is there, and its squares
+        stamps.mark(StampPoint::x_ready);
 
         int4_multiply_share<T, 1>(
             of_phase, share, 1, places, stages, stage, copies, [&](int tile, int place, int side) {
@@ -258,6 +263,7 @@ __global__ void __launch_bounds__(int4_max_threads, 1)
                 const auto& from = at.sides[side];
                 return Int4GroupRows<T>{from.scales + first, from.zeros ? from.zeros + first : nullptr};
             });
+        stamps.mark(StampPoint::streamed);
         const float scale =
             at.norm_weight ? int4_norm_scale(places.squares, int4_max_warps, width, params.eps) : 1.0f;
 

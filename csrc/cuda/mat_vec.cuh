@@ -24,6 +24,7 @@
 
 #include "cuda/common/dispatch.h"
 #include "cuda/common/launch.h"
+#include "cuda/common/stamps.cuh"
 #include "cuda/mat_vec_plan.h"
 
 namespace pykernels::cuda {
@@ -82,6 +83,7 @@ template <class Op, int batch_tile, int vectors>
 __global__ void __launch_bounds__(mat_vec_threads, 1)
     mat_vec_kernel(const __grid_constant__ typename Op::Params params,
                    const __grid_constant__ MatVecPlan plan) {
+    Stamps stamps;
     using T = typename Op::T;
     constexpr int piece = vectors * mat_vec_step;   // columns of a stage
     constexpr bool x_always_shared = vectors == 2;  // as plans are made
@@ -141,8 +143,10 @@ __global__ void __launch_bounds__(mat_vec_threads, 1)
     };
 #pragma unroll 1
     for (int i = 0; i < mat_vec_stages - 1; ++i) copy_next();
+    stamps.mark(StampPoint::first_copies);
 
     wait_for_producers();
+    stamps.mark(StampPoint::producers_done);
     launch_dependents();
     if (plan.programmatic) {
         position = Op::position(params, my_sequence);
@@ -168,6 +172,7 @@ __global__ void __launch_bounds__(mat_vec_threads, 1)
     }
     const T* x = x_always_shared || plan.x_in_shared ? x_shared : Op::x(params);
     block_barrier();  // x is there, and its squares
+    stamps.mark(StampPoint::x_ready);
 
     // [warp of a team][unit of the chunk][sequence]: the sums of rows a and b
     float2* sums = reinterpret_cast<float2*>(shared + mat_vec_sums_offset(plan));
@@ -216,6 +221,7 @@ __global__ void __launch_bounds__(mat_vec_threads, 1)
             }
         }
 
+        stamps.mark(StampPoint::streamed);
         block_barrier();  // all teams' sums of the chunk are there
         if (finishes) {
             float a = 0, b = 0, scale = 1;
@@ -241,7 +247,7 @@ __global__ void __launch_bounds__(mat_vec_threads, 1)
 }
 
 // Any width and alignment: element by element, the norm taken by every warp for itself. For shapes no model
-// has.
+// has, and without stamps.
 template <class Op>
 __global__ void __launch_bounds__(mat_vec_threads)
     mat_vec_plain_kernel(const __grid_constant__ typename Op::Params params) {

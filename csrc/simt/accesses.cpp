@@ -347,4 +347,8 @@ uint64_t clock_ns(Site site) {
     return executor().clock_ns();
 }
 
+uint32_t sm_index() {
+    return indices->block_index.x % static_cast<uint32_t>(executor().settings().sm_count);
+}
+
 }  // namespace pykernels::simt

@@ -6,6 +6,7 @@
 
 #include "ops.h"
 #include "simt/executor.h"
+#include "stamps.h"
 
 using namespace pykernels;
 
@@ -66,14 +67,41 @@ EXPORT size_t pykernels_simt_int4_out_mlp_workspace_bytes(const Int4OutMlpParams
         return sizeof(Params);                                                      \
     }
 
+// Those with clock stamps, where the build has them, and its records: pykernels/stamps.py's RECORD.
 OP(rmsnorm, RmsnormParams)
 OP(gemv, GemvParams)
-OP(rope_kv_append, RopeKvAppendParams)
 OP(gqa_decode, GqaDecodeParams)
+OP(int4_gemv, Int4GemvParams)
+#ifdef PYKERNELS_STAMPS
+namespace {
+cuda::Stamped stamped;
+std::string stamped_kernels;
+}  // namespace
+
+EXPORT int pykernels_simt_start_stamps(uint32_t capacity) {
+    return guarded([&] { cuda::start_stamps(0, capacity); });
+}
+
+EXPORT int pykernels_simt_stop_stamps(const void** records, uint64_t* count, uint64_t* lost) {
+    return guarded([&] {
+        stamped = cuda::stop_stamps();
+        *records = stamped.records.data();
+        *count = stamped.records.size();
+        *lost = stamped.lost;
+    });
+}
+
+// Their ops, separated by spaces.
+EXPORT const char* pykernels_simt_stamped_kernels() {
+    stamped_kernels.clear();
+    for (const std::string& op : cuda::stamped_kernels()) stamped_kernels += op + " ";
+    return stamped_kernels.c_str();
+}
+#else
+OP(rope_kv_append, RopeKvAppendParams)
 OP(silu_mul, SiluMulParams)
 OP(swiglu_gemv, SwigluGemvParams)
 OP(qkv_gemv, QkvGemvParams)
-OP(int4_gemv, Int4GemvParams)
 OP(int4_swiglu_gemv, Int4SwigluGemvParams)
 OP(int4_qkv_gemv, Int4QkvGemvParams)
 OP(int4_out_mlp, Int4OutMlpParams)
@@ -84,3 +112,4 @@ OP(null, NullParams)
 OP(spin, SpinParams)
 OP(ceiling_read, CeilingReadParams)
 OP(ceiling_copy, CeilingCopyParams)
+#endif

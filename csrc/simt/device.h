@@ -69,6 +69,11 @@ inline uint4 load_streamed(const uint4* pointer, Site site = Site::here()) {
     return load_from(pointer, simt::Source::streamed_global, site);
 }
 
+// Of the host's memory here: variables are no buffers of the executor.
+inline uint4 load_variable(const uint4* pointer) {
+    return copy_out(pointer);
+}
+
 inline void prefetch_l2(const void* pointer, Site site = Site::here()) {
     simt::check_prefetch(pointer, site);
 }
@@ -429,9 +434,20 @@ uint32_t select_bytes(uint32_t first, uint32_t second) {
     return result;
 }
 
+// --- clocks
+
 // The executor's own clock, a microsecond a call: what waits ten seconds is done soon.
 inline uint64_t device_clock_ns(Site site = Site::here()) {
     return simt::clock_ns(site);
+}
+
+// The same clock, a tick a nanosecond.
+inline uint64_t sm_clock(Site site = Site::here()) {
+    return simt::clock_ns(site);
+}
+
+inline uint32_t sm_index() {
+    return simt::sm_index();
 }
 
 }  // namespace pykernels::cuda

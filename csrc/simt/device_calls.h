@@ -55,5 +55,6 @@ void trigger_dependents();
 void wait_producers(Site site);
 void fence();
 uint64_t clock_ns(Site site);
+uint32_t sm_index();
 
 }  // namespace pykernels::simt

@@ -250,6 +250,32 @@ void check_controls() {
     simt::executor().synchronize();
 }
 
+// Of every thread: two readings of the SM's clock, one of the device's between, and where it ran.
+__global__ void clock_kernel(uint64_t* times, uint32_t* sms, const uint4* variable) {
+    using namespace cuda;
+    const unsigned thread = blockIdx.x * blockDim.x + threadIdx.x;
+    const uint64_t before = sm_clock(), between = device_clock_ns(), after = sm_clock();
+    store(times + 3 * thread, before);
+    store(times + 3 * thread + 1, between);
+    store(times + 3 * thread + 2, after);
+    store(sms + thread, sm_index() + load_variable(variable).z);
+}
+
+void check_clocks() {
+    constexpr int blocks = 6, sm_count = 4;
+    simt::executor().configure({0, sm_count, 227 * 1024});
+    DeviceVector<uint64_t> times(3 * blocks * lanes);
+    DeviceVector<uint32_t> sms(blocks * lanes);
+    const uint4 variable = {1, 2, 300, 4};
+    cuda::launch(clock_kernel, blocks, lanes, 0, stream, times.data(), sms.data(), &variable);
+    simt::executor().synchronize();
+    for (size_t i = 0; i < blocks * lanes; ++i) {
+        CHECK(0 < times[3 * i] && times[3 * i] < times[3 * i + 1] && times[3 * i + 1] < times[3 * i + 2],
+              "the clocks of thread %zu stand still", i);
+        CHECK(sms[i] == 300 + i / lanes % sm_count, "thread %zu ran on SM %u", i, sms[i] - 300);
+    }
+}
+
 template <class Body>
 bool throws(Body&& body) {
     try {
@@ -285,6 +311,7 @@ int main() {
     check_fma();
     check_conversions();
     check_controls();
+    check_clocks();
     check_refusals();
     return test::failed();
 }

@@ -72,6 +72,16 @@ __device__ __forceinline__ uint4 load_streamed(const uint4* pointer) {
     return value;
 }
 
+// 16 bytes of a __device__ variable that no running kernel writes: asked for here, not where they are first
+// used.
+__device__ __forceinline__ uint4 load_variable(const uint4* pointer) {
+    uint4 value;
+    asm volatile("ld.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+                 : "l"(pointer));
+    return value;
+}
+
 // --- barriers and shuffles
 
 __device__ __forceinline__ void block_barrier() {
@@ -499,11 +509,26 @@ __device__ __forceinline__ uint32_t select_bytes(uint32_t first, uint32_t second
     return __byte_perm(first, second, selector);
 }
 
+// --- clocks
+
 // Nanoseconds of the device's clock; it ticks about every microsecond or better.
 __device__ __forceinline__ uint64_t device_clock_ns() {
     uint64_t ns;
     asm volatile("mov.u64 %0, %globaltimer;" : "=l"(ns));
     return ns;
+}
+
+// Cycles of this SM's own clock. What asks memory or waits for it stays on its side of the reading.
+__device__ __forceinline__ uint64_t sm_clock() {
+    uint64_t ticks;
+    asm volatile("mov.u64 %0, %clock64;" : "=l"(ticks)::"memory");
+    return ticks;
+}
+
+__device__ __forceinline__ uint32_t sm_index() {
+    uint32_t index;
+    asm volatile("mov.u32 %0, %smid;" : "=r"(index));
+    return index;
 }
 
 }  // namespace pykernels::cuda
