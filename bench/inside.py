@@ -115,7 +115,7 @@ def command(
     batch: cli.BatchFlag = 1,
     dtype: cli.DtypeFlag = "bf16",
     device: cli.DeviceFlag = "auto",
-    fusion: Annotated[str, typer.Option("--fusion", help="none, block; with 4-bit weights block alone")] = "block",
+    fusion: Annotated[str, typer.Option("--fusion", help="none, block; with 4-bit weights block, layer")] = "block",
     quant: Annotated[str, typer.Option("--quant", help="none or int4: round the projections to 4 bits")] = "none",
     group: Annotated[
         int, typer.Option("--group", help="of --quant=int4, columns a scale: 32, 64, a multiple of 128; -1: the row")
@@ -134,9 +134,7 @@ def command(
     spec = cli.model(model, config)
     cli.choice("--quant", quant, ("none", "int4"))
     check_rounding(spec, quant, group, asymmetric)
-    fusions = cli.choices("--fusion", fusion, cli.FUSIONS)
-    if quant == "int4" and fusions != ["block"]:
-        raise flag_error("--fusion", fusion, "block: 4-bit weights have no other")
+    fusions = cli.layer_fusions(fusion, quant == "int4")
     modes = cli.choices("--mode", mode, MODES)
     on = cli.device(device)
     settings = Settings(

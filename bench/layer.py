@@ -28,7 +28,7 @@ from bench.core.run import Machine, Measurement, close, gate
 from bench.core.trace_file import check_traceable, write_trace
 from bench.quant import words
 from bench.quant.groups import check_group_size
-from pykernels.layer import INT4_OP_LABELS, OP_LABELS, available_bytes
+from pykernels.layer import available_bytes
 from pykernels.models import ModelSpec
 
 _PROGRAM = "bench.layer"
@@ -264,7 +264,10 @@ def command(
     dtype: cli.DtypeFlag = "bf16",
     device: cli.DeviceFlag = "auto",
     fusion: Annotated[
-        str, typer.Option("--fusion", help="of native: none, block. Default: both; with 4-bit weights block")
+        str,
+        typer.Option(
+            "--fusion", help="of native: none, block; with 4-bit weights block, layer. Default: none,block; block"
+        ),
     ] = "",
     quant: Annotated[
         str, typer.Option("--quant", help="none or int4: round the projections to 4 bits. A quantised folder is int4")
@@ -302,8 +305,7 @@ def command(
     check_rounding(spec, "folder" if quantised else quant, group, asymmetric)
     if layer and not weights:
         raise flag_error("--layer", layer, "given with --weights: random weights are of no layer")
-    cuts = INT4_OP_LABELS if quant == "int4" else OP_LABELS  # each alone: dense and 4-bit weights have others
-    fusions = cli.choices("--fusion", fusion or ("block" if quant == "int4" else "none,block"), tuple(cuts))
+    fusions = cli.layer_fusions(fusion or ("block" if quant == "int4" else "none,block"), quant == "int4")
     modes = cli.choices("--mode", mode, MODES)
     names, asked = parse_backends("--backend", backend, list(registry() if backend == "all" else by_name()))
     backends = {name: by_name()[name] for name in names}

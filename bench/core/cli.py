@@ -19,11 +19,13 @@ import pykernels as pk
 from bench.core import document, early_interrupt, environment
 from bench.core.early_interrupt import INTERRUPTED
 from bench.core.errors import UsageError, flag_error
+from pykernels.layer import INT4_OP_LABELS, OP_LABELS
 from pykernels.models import ModelSpec
 from pykernels.quant.int4_weight import group_size_allowed
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-FUSIONS = ("none", "block", "layer")
+FUSIONS = tuple(dict.fromkeys((*OP_LABELS, *INT4_OP_LABELS)))
+"""Of layers of any weights."""
 
 # What typer raises for arguments it cannot parse. It carries a click of its own, which has no public name.
 _ClickError = typer.BadParameter.__base__
@@ -66,6 +68,11 @@ def choices(flag: str, text: str, allowed: Sequence[str]) -> list[str]:
         if part not in allowed:
             raise flag_error(flag, part or text, f"all, or of {', '.join(allowed)}")
     return picked
+
+
+def layer_fusions(text: str, int4: bool) -> list[str]:
+    """--fusion of a layer's driver: dense and 4-bit weights have others."""
+    return choices("--fusion", text, list(INT4_OP_LABELS if int4 else OP_LABELS))
 
 
 def choice(flag: str, text: str, allowed: Sequence[str]) -> str:
