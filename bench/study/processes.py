@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -34,30 +35,31 @@ def run_module(module: str, arguments: Sequence[str], limit_s: float) -> Outcome
 
     The reason of a failure is the last line the process wrote to stderr. Ctrl-C kills it and goes on upwards.
     """
-    process = subprocess.Popen(
-        [sys.executable, "-c", _START, module, *arguments],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        _, errors = process.communicate(timeout=limit_s)
-    except subprocess.TimeoutExpired:
-        _kill(process)
-        return Outcome("hang", f"was not done after {limit_s:g} s", None)
-    except BaseException:
-        _kill(process)
-        raise
+    # A file and no pipe: what the process started and left behind would hold a pipe open, and with it this one.
+    with tempfile.TemporaryFile("w+", errors="replace") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-c", _START, module, *arguments],
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            start_new_session=True,
+        )
+        try:
+            process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            return Outcome("hang", f"was not done after {limit_s:g} s", None)
+        finally:
+            _kill(process)
+        errors.seek(0)
+        lines = errors.read().strip().splitlines()
     if process.returncode == 0:
         return Outcome("ok", None, 0)
-    lines = errors.strip().splitlines()
     if process.returncode < 0:
         return Outcome("error", f"ended by {signal.Signals(-process.returncode).name}", process.returncode)
     return Outcome("error", lines[-1] if lines else f"exit status {process.returncode}", process.returncode)
 
 
 def _kill(process: subprocess.Popen) -> None:
+    """The process where it still runs, and whatever of its group it has left behind."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    process.wait()
