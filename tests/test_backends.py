@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import sys
 
 import fake_peers
@@ -9,6 +10,7 @@ import pytest
 import torch
 from command_line import run_here
 from fake_gpu import fake_gpu
+from torch._inductor.utils import run_and_get_code
 
 import pykernels as pk
 from bench.backends import Workload, arms_of, fa3, registry
@@ -68,6 +70,16 @@ def test_compiled_backends_on_the_cpu(name):
     arm = gated(name, workload())
     assert (arm.status, arm.reason) == ("ok", None)
     assert arm.launches == len(arm.kernels)
+
+
+@pytest.mark.skipif(compiler_reason(CPU) is not None, reason="no C++ compiler")
+def test_a_call_of_flex_is_its_kernel_and_no_mask_of_its_own():
+    inputs = workload(copies=1).layers[0]
+    call = registry()["flex"]().attention(inputs).bound(inputs.x.new_ones(1, 8, 1, inputs.spec.head_dim))
+    torch._dynamo.reset()
+    with torch.inference_mode(), torch._inductor.config.patch(force_disable_caches=True):
+        _, (code,) = run_and_get_code(call)
+    assert len(re.findall(r"^ +cpp_fused\w*\(", code, re.MULTILINE)) == 1
 
 
 def test_the_compiled_need_a_compiler(monkeypatch):
