@@ -26,7 +26,7 @@ import pykernels as pk
 from bench import plugins
 from bench.backends.plugin import Journal, load_attention, parse_backends
 from bench.core import attention_aa, attention_document, attention_tables, cli, document, environment
-from bench.core.attention_arms import MANAGERS, MODES, NAMES, SECOND, DeviceLostError, Plan
+from bench.core.attention_arms import MANAGERS, MODES, NAMES, SDPA_KERNELS, SECOND, DeviceLostError, Plan
 from bench.core.attention_cases import cells, parse_heads
 from bench.core.document import Document
 from bench.core.errors import UsageError, flag_error
@@ -56,7 +56,8 @@ def make_document(settings: Settings, sessions: list[Document], planned: int, in
         "models": list(dict.fromkeys(name for cell in cells_ for name in cell.layers)),
         "ctxs": sorted({cell.ctx for cell in cells_}), "batches": sorted({cell.batch for cell in cells_}),
         "dtype": settings.dtype, "device": settings.device.type, "l2": settings.l2,
-        "calls": settings.plan.calls, "warmup": settings.plan.warmup, "flags": settings.flags,
+        "calls": settings.plan.calls, "warmup": settings.plan.warmup, "sdpa_from": list(settings.plan.sdpa_from),
+        "flags": settings.flags,
         "sessions_planned": planned, **attention_document.packed(sessions),
     }  # fmt: skip
 
@@ -86,7 +87,8 @@ def run_here(settings: Settings, path: Path | None, resume: bool) -> tuple[list[
         session = Session(settings, earlier, begin, save)
         with progress("cells", len(settings.cells) * (1 + settings.trace)) as advance:
             try:
-                session.run(advance)
+                with settings.plan.sdpa_choice():
+                    session.run(advance)
             except KeyboardInterrupt:
                 if not session.entries:
                     raise
@@ -199,6 +201,9 @@ def command(
     context_manager: Annotated[
         str, typer.Option("--context-manager", help="where SDPA's is entered: outside the timed call, inside, or both")
     ] = "outside",
+    sdpa_from: Annotated[
+        str, typer.Option("--sdpa-from", help=f"what default SDPA may choose: {', '.join(SDPA_KERNELS)}; all")
+    ] = "all",
     sessions: Annotated[int, typer.Option("--sessions", help="fresh processes; 0: in this one")] = 3,
     calls: Annotated[int, typer.Option("--calls", help="measured calls of an arm, on each clock")] = 300,
     warmup: Annotated[int, typer.Option("--warmup", help="untimed calls before them")] = 50,
@@ -248,7 +253,8 @@ def command(
     backends += map(attention_aa.second, cli.choices("--aa", aa, backends) if aa else [])
     plan = Plan(
         backends, cli.choices("--mode", mode, MODES), cli.choices("--context-manager", context_manager, MANAGERS),
-        cli.number("--calls", calls, 2, 100_000), cli.number("--warmup", warmup, 0, 10_000), watched,
+        cli.number("--calls", calls, 2, 100_000), cli.number("--warmup", warmup, 0, 10_000),
+        cli.choices("--sdpa-from", sdpa_from, list(SDPA_KERNELS)), watched,
     )  # fmt: skip
     planned = cli.number("--sessions", sessions, 0, 1000)
     cli.choice("--dtype", dtype, list(cli.DTYPES))
@@ -266,7 +272,8 @@ def command(
     shared = [
         f"--model={','.join(chosen)}", f"--heads={heads}", *(["--gate"] if gate else []),
         f"--ctx={','.join(map(str, contexts))}", f"--batch={','.join(map(str, batches))}",
-        f"--context-manager={','.join(plan.managers)}", f"--calls={calls}", f"--warmup={warmup}", f"--dtype={dtype}",
+        f"--context-manager={','.join(plan.managers)}", f"--sdpa-from={','.join(plan.sdpa_from)}",
+        f"--calls={calls}", f"--warmup={warmup}", f"--dtype={dtype}",
         f"--device={target.type}", f"--l2={l2}", f"--threads={threads}", f"--spec-gbs={spec_gbs}", f"--seed={seed}",
     ]  # fmt: skip
     untraced = [] if trace_kernels else ["--no-trace-kernels"]

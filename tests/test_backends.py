@@ -21,7 +21,8 @@ from bench.backends.torch_layer import TokenMajorCache
 from bench.core.measure import gate
 
 CPU = torch.device("cpu")
-LIBRARIES = {"fa2": "flash_attn", "fa3": "flash_attn_interface", "flashinfer": "flashinfer"}
+LIBRARIES = {"fa2": "flash_attn", "fa3": "flash_attn_interface", "flashinfer": "flashinfer",
+             "flashinfer-tc": "flashinfer"}  # fmt: skip
 
 
 def workload(*, ctx=40, position=20, batch=1, dtype=torch.bfloat16, n_heads=8, n_kv_heads=2, copies=2) -> Workload:
@@ -58,7 +59,7 @@ def any_device(monkeypatch):
 @pytest.fixture
 def fakes(monkeypatch, any_device):
     """All libraries there, as packages."""
-    modules = {package: getattr(fake_peers, package)() for package in LIBRARIES.values()}
+    modules = {package: getattr(fake_peers, package)() for package in set(LIBRARIES.values())}
     for package, module in modules.items():
         monkeypatch.setitem(sys.modules, package, module)
     return modules
@@ -96,8 +97,11 @@ def test_a_library_meets_the_oracle(fakes, name, batch, heads):
     arm = gated(name, workload(batch=batch, n_heads=heads[0], n_kv_heads=heads[1]))
     assert (arm.status, arm.reason) == ("ok", None)
     assert arm.launches == len(arm.kernels) > 20
-    if name == "flashinfer":
-        assert set(fakes["flashinfer"].seen) == {("single" if batch == 1 else "batch", heads == (7, 1))}
+    if name.startswith("flashinfer"):
+        tensor_cores = name == "flashinfer-tc" or heads == (7, 1)
+        assert set(fakes["flashinfer"].seen) == {("single" if batch == 1 else "batch", tensor_cores)}
+        words = " on tensor cores" if tensor_cores else " on CUDA cores"
+        assert sum(kernel.endswith(words) for kernel in arm.kernels) == 1
 
 
 @pytest.mark.parametrize("position", [0, 15, 16, 39])
@@ -229,5 +233,5 @@ def test_graphs_of_the_libraries(monkeypatch, capsys, tmp_path, fakes):
         )  # fmt: skip
     assert result.status == 0, result.out + result.err
     arms = json.loads((tmp_path / "layer.json").read_text())["arms"]
-    assert [(arm["mode"], arm["status"]) for arm in arms] == [("eager", "ok"), ("graph", "ok")] * 3
-    assert [arm["steps_per_graph"] for arm in arms] == [None, 8] * 3
+    assert [(arm["mode"], arm["status"]) for arm in arms] == [("eager", "ok"), ("graph", "ok")] * 4
+    assert [arm["steps_per_graph"] for arm in arms] == [None, 8] * 4

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from bench.core import attention_aa, attention_document
+from bench.core.attention_arms import SDPA_KERNELS
 from bench.core.attention_results import Entry
 from bench.core.document import Document, write_atomically
 from bench.core.tables import Grid, fit, make_table, markdown_table, microseconds
@@ -37,6 +38,8 @@ def heading(document: Document) -> list[str]:
         f"{len(sessions)} of {document['sessions_planned']} sessions",
         f"{document['device']}: {device}; torch {machine['torch']['version']}; {document['created']}",
     ]
+    if len(allowed := document.get("sdpa_from", SDPA_KERNELS)) < len(SDPA_KERNELS):
+        lines.append(f"default SDPA may choose {', '.join(allowed)} only")
     ceilings = [one for session in document["sessions"] for one in session["ceilings"].values()]
     if ceilings:
         reads = sorted(one["read_gbs"] for one in ceilings)
