@@ -162,6 +162,8 @@ def test_a_wrong_arm_fails_the_session():
     [
         ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "error", "ended by SIGSEGV"),
         ("raise ValueError('no such thing')", "error", "ValueError: no such thing"),
+        ("raise RuntimeError('CUDA error: no luck\\nCompile with DSA')", "error", "RuntimeError: CUDA error: no luck"),
+        ("import sys; print('one\\n  two', file=sys.stderr); sys.exit(3)", "error", "  two"),
         ("raise SystemExit(3)", "error", "exit status 3"),
         ("import time; time.sleep(60)", "hang", "was not done after 2 s"),
         ("", "ok", None),

@@ -127,6 +127,15 @@ def cell_grid(entries: list[Entry]) -> Grid:
     return [columns[i] for i in kept], [[row[i] for i in kept] for row in rows]
 
 
+def floors(entries: Iterable[Entry]) -> dict[int, float]:
+    """The floor at the read ceiling by context; one a context, since a plug-in's process has a ceiling of its own."""
+    found: dict[int, float] = {}
+    for entry in entries:
+        if floor_us := entry["floor_us"]["at_read"]:
+            found.setdefault(entry["ctx"], floor_us)
+    return found
+
+
 def context_grids(document: Document) -> list[tuple[str, Grid]]:
     """For each head shape and batch the wall time over contexts, a row an arm: from a graph where there are graphs."""
     mode = "graph" if document["device"] == "cuda" else "eager"
@@ -147,8 +156,8 @@ def context_grids(document: Document) -> list[tuple[str, Grid]]:
             for name, found in by_backend.items()
             if any(entry["wall_us"] for entry in found.values())
         ]
-        floors = {entry["ctx"]: entry["floor_us"]["at_read"] for entry in own}
-        rows.append(["floor at read", *(microseconds(floors[ctx]) for ctx in contexts)])
+        floors_us = floors(own)
+        rows.append(["floor at read", *(microseconds(floors_us[c]) if c in floors_us else "-" for c in contexts)])
         columns = [("backend", False), *((f"kv {ctx}", True) for ctx in contexts)]
         models = ", ".join(own[0]["layers"])
         whose = f" ({models})" if models else ""

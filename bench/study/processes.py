@@ -33,7 +33,8 @@ runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 def run_module(module: str, arguments: Sequence[str], limit_s: float) -> Outcome:
     """`python -m module arguments` in a process group of its own, which dies with it.
 
-    The reason of a failure is the last line the process wrote to stderr. Ctrl-C kills it and goes on upwards.
+    The reason of a failure is the exception that ended the process, or the last line it wrote to stderr. Ctrl-C kills
+    it and goes on upwards.
     """
     # A file and no pipe: what the process started and left behind would hold a pipe open, and with it this one.
     with tempfile.TemporaryFile("w+", errors="replace") as errors:
@@ -50,12 +51,21 @@ def run_module(module: str, arguments: Sequence[str], limit_s: float) -> Outcome
         finally:
             _kill(process)
         errors.seek(0)
-        lines = errors.read().strip().splitlines()
+        words = _last_words(errors.read())
     if process.returncode == 0:
         return Outcome("ok", None, 0)
     if process.returncode < 0:
         return Outcome("error", f"ended by {signal.Signals(-process.returncode).name}", process.returncode)
-    return Outcome("error", lines[-1] if lines else f"exit status {process.returncode}", process.returncode)
+    return Outcome("error", words or f"exit status {process.returncode}", process.returncode)
+
+
+def _last_words(text: str) -> str:
+    """Of the last traceback the exception, of whose words, as of CUDA's, the first line says what it is; else the last
+    line."""
+    lines = text.strip().splitlines()
+    tracebacks = [at for at, line in enumerate(lines) if line.startswith("Traceback (most recent call last)")]
+    raised = [line for line in lines[tracebacks[-1] + 1 :] if line[:1].strip()] if tracebacks else lines[-1:]
+    return next(iter(raised), "")
 
 
 def _kill(process: subprocess.Popen) -> None:
