@@ -158,7 +158,10 @@ def run_sessions(
                 session, how = attention_document.sessions(earlier)[0], "finished before"
             else:
                 begin = time.monotonic()
-                session = attention_plugins.add(run_session(number, settings, flags, limit_s), plugged, settings)
+                # Plug-ins first: one that is none ends the run, and should do so at once.
+                found = plugins.measure_all(plugged)
+                session = run_session(number, settings, flags, limit_s)
+                session = attention_plugins.join(session, found, plugged.limit_s, settings)
                 session["seconds"] = time.monotonic() - begin
                 how = session["status"]
                 if how == "ok":
@@ -290,9 +293,9 @@ def command(
     console = Console()
     if planned == 0:
         try:
+            measured = plugins.measure_all(plugged)
             found, interrupted = run_here(settings, path, resume)
-            if not interrupted:
-                found = [attention_plugins.add(found[0], plugged, settings)]
+            found = [attention_plugins.join(found[0], measured, plugged.limit_s, settings)]
         except DeviceLostError as error:
             print(f"bench.attention: {error.reason}", file=sys.stderr)
             return 3

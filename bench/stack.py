@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -29,7 +29,7 @@ from bench.core.errors import flag_error
 from bench.core.progress import progress
 from bench.core.run import close
 from bench.study.kept import KeepFlag, Kept, open_folder
-from bench.study.processes import run_module
+from bench.study.processes import end_all, run_module
 
 # (attention, how it is compiled): the backend of bench.layer, and the modes that are cells.
 GROUPS = {
@@ -115,7 +115,14 @@ def compile_ahead(plan: Plan, say: Callable[[str], None]) -> None:
     # The last of a repeated flag counts.
     quick = replace(plan, flags=[*plan.flags, "--warmup=0", "--steps=2"], kept=Kept())
     with ThreadPoolExecutor(plan.compile_jobs) as together:
-        list(together.map(lambda cells: run_layer(cells, quick), compiled))
+        jobs = [together.submit(run_layer, cells, quick) for cells in compiled]
+        try:
+            wait(jobs)
+        except KeyboardInterrupt:
+            together.shutdown(wait=False, cancel_futures=True)
+            while wait(jobs, timeout=0.1).not_done:
+                end_all()
+            raise
     say(f"compiled ahead: {len(compiled)} processes, {plan.compile_jobs} at a time "
         f"({time.monotonic() - begin:.0f} s)")  # fmt: skip
 

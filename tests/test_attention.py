@@ -22,6 +22,7 @@ from bench.core import (
     cli,
 )
 from bench.core.attention_arms import Plan
+from bench.core.errors import UsageError
 from bench.core.measure import Rotation
 
 SMALL = ["--model=tiny", "--device=cpu", "--ctx=33,64", "--batch=1,2", "--calls=4", "--warmup=1", "--l2=warm"]
@@ -335,6 +336,17 @@ def test_plugins_join_a_session(capsys, tmp_path):
     assert [one["backend"] for one in document["sessions"][0]["plugins"]] == [
         "attention_plugin.py:Attention", "misbehaving.py:Overruns", "misbehaving.py:Exits",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("sessions", [0, 2])
+def test_a_plugin_that_is_none_ends_the_run_before_anything_is_measured(capsys, monkeypatch, sessions):
+    begun = []
+    for name in ("run_here", "run_session"):
+        monkeypatch.setattr(attention, name, lambda *_: begun.append(1))
+    words = "--backend=x.py:X: X lacks attend"
+    monkeypatch.setattr(attention.plugins, "measure_all", lambda plan: (_ for _ in ()).throw(UsageError(words)))
+    result = run_here(capsys, "bench.attention", *SMALL, f"--sessions={sessions}")
+    assert (result.status, begun) == (2, []) and words in result.err
 
 
 @pytest.mark.parametrize(

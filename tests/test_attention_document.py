@@ -163,8 +163,8 @@ def test_the_device_s_clock_is_drawn_beside_the_others(three):
     """And what has no floor, as an arm that ended its process, does not keep the picture from being drawn."""
     sessions = [session | {"lost": {}, "ceilings": {}, "throttled": {}} for session in three]
     result = {
-        **attention_document.packed(sessions), "device": "cuda", "title": "t", "dtype": "bf16", "l2": "cold", "calls": 300,
-        "warmup": 50, "sessions_planned": 3, "interrupted": False, "created": "now",
+        **attention_document.packed(sessions), "device": "cuda", "title": "t", "dtype": "bf16", "l2": "cold",
+        "calls": 300, "warmup": 50, "sessions_planned": 3, "interrupted": False, "created": "t",
         "environment": {"gpu": {"name": "a GPU"}, "torch": {"version": "2"}},
     }  # fmt: skip
     bars, *_ = attention_plots.draw(result).axes

@@ -19,6 +19,9 @@ class Outcome:
     returncode: int | None
 
 
+# Those of every thread that wait for one.
+_running: set[subprocess.Popen] = set()
+
 # Killed with -9 a driver cannot end its child, which would then disturb the run that takes its place: the child asks
 # the kernel (PR_SET_PDEATHSIG) to be killed with it. It does so itself, not in a preexec_fn: with one, Python runs the
 # hooks of its modules at the fork, and a Ctrl-C that falls into one of them is lost.
@@ -44,11 +47,13 @@ def run_module(module: str, arguments: Sequence[str], limit_s: float) -> Outcome
             stderr=errors,
             start_new_session=True,
         )
+        _running.add(process)
         try:
             process.wait(limit_s)
         except subprocess.TimeoutExpired:
             return Outcome("hang", f"was not done after {limit_s:g} s", None)
         finally:
+            _running.discard(process)
             _kill(process)
         errors.seek(0)
         words = _last_words(errors.read())
@@ -57,6 +62,13 @@ def run_module(module: str, arguments: Sequence[str], limit_s: float) -> Outcome
     if process.returncode < 0:
         return Outcome("error", f"ended by {signal.Signals(-process.returncode).name}", process.returncode)
     return Outcome("error", words or f"exit status {process.returncode}", process.returncode)
+
+
+def end_all() -> None:
+    """Kill the processes that other threads wait for: a Ctrl-C reaches the main thread alone."""
+    for process in list(_running):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def _last_words(text: str) -> str:
