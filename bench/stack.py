@@ -120,8 +120,9 @@ def compile_ahead(plan: Plan, say: Callable[[str], None]) -> None:
             wait(jobs)
         except KeyboardInterrupt:
             together.shutdown(wait=False, cancel_futures=True)
-            while wait(jobs, timeout=0.1).not_done:
+            while not all(job.done() for job in jobs):
                 end_all()
+                time.sleep(0.05)
             raise
     say(f"compiled ahead: {len(compiled)} processes, {plan.compile_jobs} at a time "
         f"({time.monotonic() - begin:.0f} s)")  # fmt: skip
