@@ -34,7 +34,7 @@ from bench.core.progress import progress
 from bench.study import attention_plugins
 from bench.study.attention_session import Session, Settings, estimated_seconds, noted
 from bench.study.kept import KeepFlag, Kept, open_folder
-from bench.study.processes import run_module
+from bench.study.processes import Outcome, run_module
 
 # Of attention alone: no positions are turned here, so no model's limit holds.
 MAX_CTX = 131072
@@ -108,20 +108,28 @@ def _backend_flags(backends: list[str]) -> list[str]:
     return [f"--backend={','.join(dict.fromkeys(once + more))}", f"--aa={','.join(more)}"]
 
 
-def run_session(number: int, settings: Settings, arguments: list[str], limit_s: float) -> Document:
-    """A session in a fresh process. A backend whose calls end it, or hang it, is left out of what remains."""
-    backends, lost = list(settings.plan.backends), {}
+def run_session(number: int, settings: Settings, arguments: list[str], limit_s: float) -> tuple[Document, bool]:
+    """A session in a fresh process, and whether it was interrupted: then it has the cells that were done. A backend
+    whose calls end the process, or hang it, is left out of what remains."""
+    backends, lost, interrupted = list(settings.plan.backends), {}, False
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "session.json"
         while True:
             # The last of a repeated flag counts.
             chosen = [*arguments, *_backend_flags(backends), "--sessions=0", "--resume", f"--json={path}"]
-            outcome = run_module("bench.attention", chosen, limit_s)
+            try:
+                outcome = run_module("bench.attention", chosen, limit_s)
+            except KeyboardInterrupt:
+                if not path.exists():
+                    raise
+                outcome, interrupted = Outcome("error", "was interrupted", None), True
             running = path.with_suffix(".running")
             culprit = running.read_text() if running.exists() else ""
             running.unlink(missing_ok=True)
             result = document.load(path) if path.exists() else None
             ended = result is not None and not result["interrupted"]
+            if interrupted:
+                break
             if not ended and culprit:
                 lost[culprit] = f"{outcome.status}: {outcome.reason}"
             if ended or culprit not in backends or len(backends) == 1:
@@ -130,7 +138,7 @@ def run_session(number: int, settings: Settings, arguments: list[str], limit_s: 
     empty: Document = {"environment": None, "ceilings": {}, "sdpa": {}, "throttled": {}, "entries": []}
     session = attention_document.sessions(result)[0] if result else empty
     status = {"status": "ok", "reason": None} if ended else {"status": outcome.status, "reason": outcome.reason}
-    return session | status | {"session": number, "lost": lost}
+    return session | status | {"session": number, "lost": lost}, interrupted
 
 
 def to_go(session: Document, left: int) -> str:
@@ -146,8 +154,9 @@ def run_sessions(
     save: Callable[[Document], None], say: Callable[[str], None],
 ) -> tuple[list[Document], bool]:  # fmt: skip
     """The sessions, each saved when it is done; those that are kept are not measured again. Ctrl-C keeps those that are
-    done."""
+    done, and of the one that was running its cells."""
     done: list[Document] = []
+    lost: list[plugins.Found] = []
     files = [f"sha256={plugins.digest(plugin)}" for plugin in plugged.plugins]
     try:
         for number in range(planned):
@@ -158,11 +167,16 @@ def run_sessions(
                 session, how = attention_document.sessions(earlier)[0], "finished before"
             else:
                 begin = time.monotonic()
-                # Plug-ins first: one that is none ends the run, and should do so at once.
-                found = plugins.measure_all(plugged)
-                session = run_session(number, settings, flags, limit_s)
+                # Plug-ins first: one that is none ends the run, and should do so at once. One that came to nothing, in
+                # a time limit it may be, is not tried again.
+                hopeful = [one for one in plugged.plugins if one not in [found.plugin for found in lost]]
+                found = [*lost, *plugins.measure_all(replace(plugged, plugins=hopeful))]
+                lost = [one for one in found if one.document is None]
+                session, interrupted = run_session(number, settings, flags, limit_s)
                 session = attention_plugins.join(session, found, plugged.limit_s, settings)
                 session["seconds"] = time.monotonic() - begin
+                if interrupted:
+                    return [*done, session], True
                 how = session["status"]
                 if how == "ok":
                     kept.save(name, make_document(settings, [session], 1, interrupted=False), whose)

@@ -20,8 +20,9 @@ from bench.core import (
     attention_results,
     attention_tables,
     cli,
+    environment,
 )
-from bench.core.attention_arms import Plan
+from bench.core.attention_arms import AttentionArm, Plan
 from bench.core.errors import UsageError
 from bench.core.measure import Rotation
 
@@ -347,6 +348,27 @@ def test_a_plugin_that_is_none_ends_the_run_before_anything_is_measured(capsys, 
     monkeypatch.setattr(attention.plugins, "measure_all", lambda plan: (_ for _ in ()).throw(UsageError(words)))
     result = run_here(capsys, "bench.attention", *SMALL, f"--sessions={sessions}")
     assert (result.status, begun) == (2, []) and words in result.err
+
+
+def test_a_plugin_that_came_to_nothing_is_not_tried_in_every_session(capsys, monkeypatch, tmp_path):
+    tried = []
+
+    def hangs(plan, plugin):
+        tried.append(plugin.name)
+        arms = [AttentionArm(plugin.label, "eager", status="error", reason="was not done after 300 s")]
+        return attention.plugins.Found(plugin, failed=arms)
+
+    monkeypatch.setattr(attention.plugins, "measure", hangs)
+    output = tmp_path / "a.json"
+    flags = [f"--backend=native,{ROOT}/examples/attention_plugin.py:Attention", "--mode=eager", f"--json={output}"]
+    monkeypatch.setattr(attention, "run_session", lambda number, *_: (
+        {"session": number, "status": "ok", "reason": None, "lost": {}, "environment": environment.collect(),
+         "ceilings": {}, "sdpa": {}, "throttled": {}, "trace_seconds": 0.0, "entries": []}, False))  # fmt: skip
+    assert run_here(capsys, "bench.attention", *ONE[:-1], *flags, "--sessions=3").status == 0
+    assert tried == ["Attention"]
+    assert [len(session["entries"]) for session in load(output)["sessions"]] == [1, 1, 1]
+    (arm,) = load(output)["arms"]
+    assert (arm["status"], arm["reason"]) == ("error", "was not done after 300 s")
 
 
 @pytest.mark.parametrize(
