@@ -276,6 +276,7 @@ def command(
     planned = cli.number("--sessions", sessions, 0, 1000)
     cli.choice("--dtype", dtype, list(cli.DTYPES))
     cli.choice("--l2", l2, ("cold", "warm"))
+    cli.number("--seed", seed, 0, 2**31 - 1)
     cli.seconds("--limit-s", limit_s)
     if resume and (planned or not json):
         raise UsageError(

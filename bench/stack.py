@@ -243,6 +243,8 @@ def command(
     cli.choice("--l2", l2, ("cold", "warm"))
     cli.number("--warmup", warmup, 0, 10_000)
     cli.number("--steps", steps, 2, 100_000)
+    cli.number("--threads", threads, 0, 256)
+    cli.number("--seed", seed, 0, 2**31 - 1)
     cli.spec_bandwidth(spec_gbs, target)
     cli.seconds("--limit-s", limit_s)
     flags = [
@@ -270,7 +272,11 @@ def command(
 
     result = run(plan, save, lambda text: print(text, flush=True))
     writers = {"--md": stack_tables.write_markdown, "--plot": stack_tables.write_picture}
-    return close(result, outputs, show, writers=writers)
+    status = close(result, outputs, show, writers=writers)
+    if status == 0 and all(entry["status"] == "error" for entry in result["arms"]):
+        print(f"bench.stack: no cell came to its end: {result['arms'][0]['reason']}", file=sys.stderr)
+        return 1
+    return status
 
 
 if __name__ == "__main__":

@@ -381,6 +381,7 @@ def test_a_plugin_that_came_to_nothing_is_not_tried_in_every_session(capsys, mon
         ("--mode=pybind", ["--mode=pybind", "eager, graph"]),
         ("--context-manager=both", ["--context-manager=both", "outside, inside"]),
         ("--calls=1", ["--calls=1", "2.."]),
+        ("--seed=99999999999999999999", ["--seed=99999999999999999999", "0..2147483647"]),
         ("--sdpa-from=efficient", ["--sdpa-from=efficient", "flash, mem_efficient, math, cudnn"]),
         ("--limit-s=0", ["--limit-s=0", "a positive number of seconds"]),
         ("--heads=64/7", ["--heads=64/7", "a multiple of the KV heads"]),

@@ -319,6 +319,12 @@ def test_bad_arguments(capsys, flag, words):
     assert_refused(run_here(capsys, "bench.stack", *SMALL, flag), *words)
 
 
+def test_no_cell_is_no_success(capsys, monkeypatch):
+    monkeypatch.setattr(stack, "run_module", lambda *_: Outcome("error", "ended by SIGSEGV", -11))
+    result = run_here(capsys, "bench.stack", *SMALL, "--attention=native", "--compiled=eager")
+    assert result.status == 1 and "no cell came to its end: error: ended by SIGSEGV" in result.err
+
+
 def test_nothing_chosen(capsys):
     refused = run_here(capsys, "bench.stack", *SMALL, "--attention=fa2", "--compiled=reduce-overhead")
     assert_refused(refused, "--compiled=reduce-overhead", "--attention=fa2")
