@@ -202,6 +202,24 @@ def test_a_library_that_does_not_load(monkeypatch):
     assert reason.startswith("flash_attn_interface cannot be loaded") and "/no/such/library.so" in reason
 
 
+def test_a_library_of_other_ops(monkeypatch):
+    """FlashAttention-2's named for 3, say."""
+    monkeypatch.setenv("PYKERNELS_FA3_LIB", "/some/library.so")
+    monkeypatch.setattr(torch.ops, "load_library", lambda path: None)
+    reason = registry()["fa3"].library_reason()
+    assert reason.endswith("cannot be loaded: PYKERNELS_FA3_LIB=/some/library.so has no op _vllm_fa3_C::fwd")
+
+
+@pytest.mark.parametrize("error", [AttributeError("no such thing\nat all"), ZeroDivisionError()])
+def test_whatever_the_import_of_a_library_raises(monkeypatch, error):
+    def raises(name):
+        raise error
+
+    monkeypatch.setattr("bench.backends.plain.importlib.import_module", raises)
+    words = "no such thing" if error.args else "ZeroDivisionError"
+    assert registry()["flashinfer"].library_reason() == f"flashinfer cannot be loaded: {words}"
+
+
 def test_what_the_libraries_refuse(monkeypatch, fakes):
     for name in ("fa2", "fa3"):
         arm = gated(name, workload(dtype=torch.float32, copies=1))

@@ -1,4 +1,4 @@
-"""bench/gpu_peers.sh without a GPU: its commands are right for the drivers; a step that is cut off saves what it has."""
+"""bench/gpu_peers.sh without a GPU: its commands are right; a step that is cut off saves what it has."""
 
 import os
 import subprocess
