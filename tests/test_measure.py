@@ -77,6 +77,27 @@ def test_advance_is_called_for_every_arm_of_every_round():
     assert len(steps) == 3 * 4
 
 
+def test_a_turn_begins_after_what_comes_before_it():
+    bench = Bench("ab")
+    measure.alternate(bench.arms, 1, 2, before_turn=lambda: bench.log.append(("settle", 0)))
+    assert [name for name, _ in bench.log] == ["a", "b"] + ["settle", "a", "settle", "b", "settle", "b", "settle", "a"]
+
+
+@pytest.mark.parametrize(("spinning_ms", "waited_ms"), [(0, 1), (9, 10), (1000, 50)])
+def test_an_arm_s_turn_waits_until_other_threads_sleep(spinning_ms, waited_ms, monkeypatch):
+    now_s = [0.0]
+
+    def sleep(seconds: float) -> None:
+        now_s[0] += seconds
+
+    # A second thread that spins takes as much processor time as passes.
+    computed_s = lambda: min(now_s[0], spinning_ms / 1000)  # noqa: E731
+    clocks = SimpleNamespace(perf_counter=lambda: now_s[0], process_time=computed_s, sleep=sleep)
+    monkeypatch.setattr(measure, "time", clocks)
+    measure.settle()
+    assert now_s[0] == pytest.approx(waited_ms / 1000)
+
+
 @pytest.mark.parametrize("call", [1, 2, 4])
 @pytest.mark.parametrize(
     ("error", "status", "reason"),

@@ -7,7 +7,7 @@ import numpy as np
 import pynvml
 import torch
 
-from bench.core.measure import Arm, alternate
+from bench.core.measure import Arm, alternate, settle
 
 # Reasons that slow nothing down here. The power cap names itself long before it costs anything: what it takes shows
 # in the clock.
@@ -115,7 +115,7 @@ def alternate_watched(
     alternate returns, and the document's keys about it (none without a monitor).
     """
     if monitor is None:
-        return alternate(arms, warmup, rounds, advance), {}
+        return alternate(arms, warmup, rounds, advance, before_turn=settle), {}
     monitor.rounds.clear()
     finished = alternate(arms, warmup, rounds, advance, monitor.poll)
     done = max((len(arm.samples_us) for arm in arms), default=0)

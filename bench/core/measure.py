@@ -156,14 +156,29 @@ def gate(arms: Sequence[Arm], advance: Callable[[Arm], None] = lambda arm: None)
             arm.status, arm.reason = "wrong", comparison.message
 
 
+def settle() -> None:
+    """Wait until this process computes nothing, at most 50 ms.
+
+    OpenMP's threads (torch's) spin for some 9 ms behind their last parallel region. On a CPU the arm whose turn is next
+    would share their cores with them; a kernel of 20 us would be over before they sleep.
+    """
+    for _ in range(50):
+        begin, computed = time.perf_counter(), time.process_time()
+        time.sleep(0.001)
+        if time.process_time() - computed < 0.2 * (time.perf_counter() - begin):
+            return
+
+
 def alternate(
     arms: Sequence[Arm],
     warmup: int,
     rounds: int,
     advance: Callable[[], None] = lambda: None,
     after_round: Callable[[], object] = lambda: None,
+    before_turn: Callable[[], None] = lambda: None,
 ) -> bool:
-    """Measure the arms that are ok. `advance` is called after every arm of every round, `after_round` after its last.
+    """Measure the arms that are ok. `before_turn` is called before an arm's two steps, `advance` after every arm of
+    every round, `after_round` after its last.
 
     Returns False when it was interrupted (Ctrl-C): rounds that all arms finished are kept, the begun one is not.
     """
@@ -185,6 +200,7 @@ def alternate(
             for index in range(rounds):
                 order = running if index % 2 == 0 else running[::-1]
                 for arm in order:
+                    before_turn()
                     if arm.status == "ok" and (samples := step(arm, 2)) is not None:
                         arm.samples_us.append(float(samples[1]))
                     advance()
