@@ -26,7 +26,7 @@ import pykernels as pk
 from bench import plugins
 from bench.backends.plugin import Journal, load_attention, parse_backends
 from bench.core import attention_aa, attention_document, attention_tables, cli, document, environment
-from bench.core.attention_arms import MANAGERS, MODES, NAMES, SECOND, DeviceLostError, Plan
+from bench.core.attention_arms import MANAGERS, MODES, NAMES, SDPA_KERNELS, SECOND, DeviceLostError, Plan
 from bench.core.attention_cases import cells, parse_heads
 from bench.core.document import Document
 from bench.core.errors import UsageError, flag_error
@@ -34,7 +34,7 @@ from bench.core.progress import progress
 from bench.study import attention_plugins
 from bench.study.attention_session import Session, Settings, estimated_seconds, noted
 from bench.study.kept import KeepFlag, Kept, open_folder
-from bench.study.processes import run_module
+from bench.study.processes import Outcome, run_module
 
 # Of attention alone: no positions are turned here, so no model's limit holds.
 MAX_CTX = 131072
@@ -56,7 +56,8 @@ def make_document(settings: Settings, sessions: list[Document], planned: int, in
         "models": list(dict.fromkeys(name for cell in cells_ for name in cell.layers)),
         "ctxs": sorted({cell.ctx for cell in cells_}), "batches": sorted({cell.batch for cell in cells_}),
         "dtype": settings.dtype, "device": settings.device.type, "l2": settings.l2,
-        "calls": settings.plan.calls, "warmup": settings.plan.warmup, "flags": settings.flags,
+        "calls": settings.plan.calls, "warmup": settings.plan.warmup, "sdpa_from": list(settings.plan.sdpa_from),
+        "flags": settings.flags,
         "sessions_planned": planned, **attention_document.packed(sessions),
     }  # fmt: skip
 
@@ -86,7 +87,8 @@ def run_here(settings: Settings, path: Path | None, resume: bool) -> tuple[list[
         session = Session(settings, earlier, begin, save)
         with progress("cells", len(settings.cells) * (1 + settings.trace)) as advance:
             try:
-                session.run(advance)
+                with settings.plan.sdpa_choice():
+                    session.run(advance)
             except KeyboardInterrupt:
                 if not session.entries:
                     raise
@@ -106,20 +108,28 @@ def _backend_flags(backends: list[str]) -> list[str]:
     return [f"--backend={','.join(dict.fromkeys(once + more))}", f"--aa={','.join(more)}"]
 
 
-def run_session(number: int, settings: Settings, arguments: list[str], limit_s: float) -> Document:
-    """A session in a fresh process. A backend whose calls end it, or hang it, is left out of what remains."""
-    backends, lost = list(settings.plan.backends), {}
+def run_session(number: int, settings: Settings, arguments: list[str], limit_s: float) -> tuple[Document, bool]:
+    """A session in a fresh process, and whether it was interrupted: then it has the cells that were done. A backend
+    whose calls end the process, or hang it, is left out of what remains."""
+    backends, lost, interrupted = list(settings.plan.backends), {}, False
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "session.json"
         while True:
             # The last of a repeated flag counts.
             chosen = [*arguments, *_backend_flags(backends), "--sessions=0", "--resume", f"--json={path}"]
-            outcome = run_module("bench.attention", chosen, limit_s)
+            try:
+                outcome = run_module("bench.attention", chosen, limit_s)
+            except KeyboardInterrupt:
+                if not path.exists():
+                    raise
+                outcome, interrupted = Outcome("error", "was interrupted", None), True
             running = path.with_suffix(".running")
             culprit = running.read_text() if running.exists() else ""
             running.unlink(missing_ok=True)
             result = document.load(path) if path.exists() else None
             ended = result is not None and not result["interrupted"]
+            if interrupted:
+                break
             if not ended and culprit:
                 lost[culprit] = f"{outcome.status}: {outcome.reason}"
             if ended or culprit not in backends or len(backends) == 1:
@@ -128,7 +138,7 @@ def run_session(number: int, settings: Settings, arguments: list[str], limit_s: 
     empty: Document = {"environment": None, "ceilings": {}, "sdpa": {}, "throttled": {}, "entries": []}
     session = attention_document.sessions(result)[0] if result else empty
     status = {"status": "ok", "reason": None} if ended else {"status": outcome.status, "reason": outcome.reason}
-    return session | status | {"session": number, "lost": lost}
+    return session | status | {"session": number, "lost": lost}, interrupted
 
 
 def to_go(session: Document, left: int) -> str:
@@ -144,8 +154,9 @@ def run_sessions(
     save: Callable[[Document], None], say: Callable[[str], None],
 ) -> tuple[list[Document], bool]:  # fmt: skip
     """The sessions, each saved when it is done; those that are kept are not measured again. Ctrl-C keeps those that are
-    done."""
+    done, and of the one that was running its cells."""
     done: list[Document] = []
+    lost: list[plugins.Found] = []
     files = [f"sha256={plugins.digest(plugin)}" for plugin in plugged.plugins]
     try:
         for number in range(planned):
@@ -156,8 +167,16 @@ def run_sessions(
                 session, how = attention_document.sessions(earlier)[0], "finished before"
             else:
                 begin = time.monotonic()
-                session = attention_plugins.add(run_session(number, settings, flags, limit_s), plugged, settings)
+                # Plug-ins first: one that is none ends the run, and should do so at once. One that came to nothing, in
+                # a time limit it may be, is not tried again.
+                hopeful = [one for one in plugged.plugins if one not in [found.plugin for found in lost]]
+                found = [*lost, *plugins.measure_all(replace(plugged, plugins=hopeful))]
+                lost = [one for one in found if one.document is None]
+                session, interrupted = run_session(number, settings, flags, limit_s)
+                session = attention_plugins.join(session, found, plugged.limit_s, settings)
                 session["seconds"] = time.monotonic() - begin
+                if interrupted:
+                    return [*done, session], True
                 how = session["status"]
                 if how == "ok":
                     kept.save(name, make_document(settings, [session], 1, interrupted=False), whose)
@@ -199,6 +218,9 @@ def command(
     context_manager: Annotated[
         str, typer.Option("--context-manager", help="where SDPA's is entered: outside the timed call, inside, or both")
     ] = "outside",
+    sdpa_from: Annotated[
+        str, typer.Option("--sdpa-from", help=f"what default SDPA may choose: {', '.join(SDPA_KERNELS)}; all")
+    ] = "all",
     sessions: Annotated[int, typer.Option("--sessions", help="fresh processes; 0: in this one")] = 3,
     calls: Annotated[int, typer.Option("--calls", help="measured calls of an arm, on each clock")] = 300,
     warmup: Annotated[int, typer.Option("--warmup", help="untimed calls before them")] = 50,
@@ -248,11 +270,13 @@ def command(
     backends += map(attention_aa.second, cli.choices("--aa", aa, backends) if aa else [])
     plan = Plan(
         backends, cli.choices("--mode", mode, MODES), cli.choices("--context-manager", context_manager, MANAGERS),
-        cli.number("--calls", calls, 2, 100_000), cli.number("--warmup", warmup, 0, 10_000), watched,
+        cli.number("--calls", calls, 2, 100_000), cli.number("--warmup", warmup, 0, 10_000),
+        cli.choices("--sdpa-from", sdpa_from, list(SDPA_KERNELS)), watched,
     )  # fmt: skip
     planned = cli.number("--sessions", sessions, 0, 1000)
     cli.choice("--dtype", dtype, list(cli.DTYPES))
     cli.choice("--l2", l2, ("cold", "warm"))
+    cli.number("--seed", seed, 0, 2**31 - 1)
     cli.seconds("--limit-s", limit_s)
     if resume and (planned or not json):
         raise UsageError(
@@ -266,7 +290,8 @@ def command(
     shared = [
         f"--model={','.join(chosen)}", f"--heads={heads}", *(["--gate"] if gate else []),
         f"--ctx={','.join(map(str, contexts))}", f"--batch={','.join(map(str, batches))}",
-        f"--context-manager={','.join(plan.managers)}", f"--calls={calls}", f"--warmup={warmup}", f"--dtype={dtype}",
+        f"--context-manager={','.join(plan.managers)}", f"--sdpa-from={','.join(plan.sdpa_from)}",
+        f"--calls={calls}", f"--warmup={warmup}", f"--dtype={dtype}",
         f"--device={target.type}", f"--l2={l2}", f"--threads={threads}", f"--spec-gbs={spec_gbs}", f"--seed={seed}",
     ]  # fmt: skip
     untraced = [] if trace_kernels else ["--no-trace-kernels"]
@@ -283,9 +308,9 @@ def command(
     console = Console()
     if planned == 0:
         try:
+            measured = plugins.measure_all(plugged)
             found, interrupted = run_here(settings, path, resume)
-            if not interrupted:
-                found = [attention_plugins.add(found[0], plugged, settings)]
+            found = [attention_plugins.join(found[0], measured, plugged.limit_s, settings)]
         except DeviceLostError as error:
             print(f"bench.attention: {error.reason}", file=sys.stderr)
             return 3

@@ -9,11 +9,12 @@
 #   PEERS_STEPS="stack layer flex riddle" bash bench/gpu_peers.sh FOLDER
 #
 # Libraries that are not there are listed as unsupported, with the reason; docs/peers.md says how each is installed, and
-# `python -m bench.doctor` which of them this machine has. Killed and run again, the steps attention and stack go on with
-# what is missing (the rest is in FOLDER/.attention and FOLDER/.stack: delete these to measure anew).
+# `python -m bench.doctor` which of them this machine has. A step that is cut off at its limit leaves the documents of what
+# it had finished. Killed and run again, the steps of several processes go on with those that are missing (the others are
+# in FOLDER/.kept: delete it to measure anew).
 #
-# Steps, with the seconds that each may take, and those that it took on an H200 with 16 cores (2026-11-24; predicted for layer
-# and flex):
+# Steps, with the seconds that each may take, and those that it took on an H200 with 16 cores (2026-11-24, before
+# flashinfer-tc; predicted for layer, flex and the second half of riddle):
 #   compile    240  128  FlashInfer, flex and FlashAttention-2's PTX, compiled side by side, for all later processes
 #   checks     150   59  the gate at groups of 4, 7 and 8, beside the tests of CUDA plug-ins (pytest and CuPy)
 #   aa         100   43  native under two names, three sessions
@@ -21,7 +22,8 @@
 #   stack      300  199  every cell; the compiled ones ahead side by side
 #   layer      150   70  a layer of every backend
 #   flex       120   40  flex, at four contexts, one session: it compiles at every shape
-#   riddle     120   41
+#   riddle     120   41  the pinned backends and the default, and again
+#               60   20  with cuDNN out of the default's choice, as it was in the study
 #
 # Exit status: 0 where every step succeeded; the failed ones are named at the end. bench/doctor's lines come first.
 export COLUMNS=${COLUMNS:-150}
@@ -32,6 +34,7 @@ gate=(-m bench.attention --gate --l2=warm)
 heads=(--model=qwen2.5-7b,llama-3.1-8b --heads=64/8)  # groups of 7, 4 and 8
 contexts=(--ctx=1000,4096 --batch=1,4)
 flex_contexts=1024,4096,16384,65536
+kept=$out/.kept
 
 compile_all() {  # what fails here is told by the steps that need it
     local each model batch ctx
@@ -51,6 +54,7 @@ compile_all() {  # what fails here is told by the steps that need it
 
 check_all() {  # neither looks at a time
     local log plugins status
+    trap : TERM  # at the limit the gate ends by itself, and what there is gets shown
     log=$(mktemp)
     "$python" -m pytest -q -p no:cacheprovider tests/test_plugins_cuda.py >"$log" 2>&1 &
     plugins=$!
@@ -59,6 +63,7 @@ check_all() {  # neither looks at a time
     status=$?
     wait "$plugins" || status=1
     tail -30 "$log"
+    rm "$log"
     return "$status"
 }
 
@@ -70,18 +75,22 @@ declare_arrays=$(declare -p gate heads contexts)
 step compile 240 bash -c "$declare_arrays; compile_all"
 step checks 150 bash -c "$declare_arrays; check_all"
 step aa 100 "$python" -m bench.attention --sessions=3 --backend=native --aa=native --ctx=1024,8192,65536 --batch=1 \
-    --no-trace-kernels --json="$out/$gpu-attention-aa.json" --md="$out/$gpu-attention-aa.md"
-step attention 560 "$python" -m bench.attention --sessions=3 --keep="$out/.attention" --json="$out/$gpu-attention.json" \
+    --no-trace-kernels --keep="$kept/aa" --json="$out/$gpu-attention-aa.json" --md="$out/$gpu-attention-aa.md"
+step attention 560 "$python" -m bench.attention --sessions=3 --keep="$kept/attention" --json="$out/$gpu-attention.json" \
     --md="$out/$gpu-attention.md" --plot="$out/$gpu-attention.png"
-step stack 300 "$python" -m bench.stack --compile-jobs=6 --keep="$out/.stack" --json="$out/$gpu-stack.json" \
+step stack 300 "$python" -m bench.stack --compile-jobs=6 --keep="$kept/stack" --json="$out/$gpu-stack.json" \
     --md="$out/$gpu-stack.md" --plot="$out/$gpu-stack.png"
 step layer 150 "$python" -m bench.layer --model=llama-3.1-8b \
-    --backend=native,sdpa,sdpa-flash,sdpa-cudnn,fa2,fa3,flashinfer,flex,compile,compile-graphs \
+    --backend=native,sdpa,sdpa-flash,sdpa-cudnn,fa2,fa3,flashinfer,flashinfer-tc,flex,compile,compile-graphs \
     --json="$out/$gpu-peers-layer-llama-3.1-8b.json"
 step flex 120 "$python" -m bench.attention --sessions=1 --backend=native,sdpa,flex --ctx=$flex_contexts --batch=1 \
     --json="$out/$gpu-attention-flex.json" --md="$out/$gpu-attention-flex.md"
-step riddle 120 "$python" -m bench.attention --sessions=3 \
-    --backend=native,sdpa,sdpa-math,sdpa-flash,sdpa-cudnn,fa2,fa3,flashinfer \
-    --context-manager=outside,inside --model=llama-3.1-8b --ctx=2048 --batch=1 --l2=warm \
+riddle=(-m bench.attention --sessions=3 --context-manager=outside,inside --model=llama-3.1-8b --ctx=2048 --batch=1
+    --l2=warm)
+step riddle 120 "$python" "${riddle[@]}" --keep="$kept/riddle" \
+    --backend=native,sdpa,sdpa-math,sdpa-flash,sdpa-cudnn,fa2,fa3,flashinfer,flashinfer-tc \
     --json="$out/$gpu-riddle.json" --md="$out/$gpu-riddle.md"
+step "riddle without cuDNN" 60 "$python" "${riddle[@]}" --keep="$kept/riddle-without-cudnn" \
+    --backend=sdpa,sdpa-math,sdpa-flash --sdpa-from=flash,mem_efficient,math \
+    --json="$out/$gpu-riddle-without-cudnn.json" --md="$out/$gpu-riddle-without-cudnn.md"
 name_failures

@@ -239,6 +239,7 @@ def command(
     cli.number("--repeats", repeats, 0, 4096)
     spec = cli.spec_bandwidth(spec_gbs, target)
     cli.set_threads(threads)
+    cli.number("--seed", seed, 0, 2**31 - 1)
 
     names, asked = parse_backends("--backend", backend, list(MAKERS))
     makers = {name: MAKERS[name] for name in names}

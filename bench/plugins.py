@@ -73,6 +73,8 @@ def digest(plugin: Plugin) -> str:
 
 def measure_all(plan: Plan) -> list[Found]:
     """Every plug-in, one after the other. Raises UsageError where one turns out to be none."""
+    if not plan.plugins:
+        return []
     with progress("plug-ins", len(plan.plugins)) as advance:
         found = []
         for plugin in plan.plugins:

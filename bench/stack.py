@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -29,7 +29,7 @@ from bench.core.errors import flag_error
 from bench.core.progress import progress
 from bench.core.run import close
 from bench.study.kept import KeepFlag, Kept, open_folder
-from bench.study.processes import run_module
+from bench.study.processes import end_all, run_module
 
 # (attention, how it is compiled): the backend of bench.layer, and the modes that are cells.
 GROUPS = {
@@ -115,7 +115,15 @@ def compile_ahead(plan: Plan, say: Callable[[str], None]) -> None:
     # The last of a repeated flag counts.
     quick = replace(plan, flags=[*plan.flags, "--warmup=0", "--steps=2"], kept=Kept())
     with ThreadPoolExecutor(plan.compile_jobs) as together:
-        list(together.map(lambda cells: run_layer(cells, quick), compiled))
+        jobs = [together.submit(run_layer, cells, quick) for cells in compiled]
+        try:
+            wait(jobs)
+        except KeyboardInterrupt:
+            together.shutdown(wait=False, cancel_futures=True)
+            while not all(job.done() for job in jobs):
+                end_all()
+                time.sleep(0.05)
+            raise
     say(f"compiled ahead: {len(compiled)} processes, {plan.compile_jobs} at a time "
         f"({time.monotonic() - begin:.0f} s)")  # fmt: skip
 
@@ -235,6 +243,8 @@ def command(
     cli.choice("--l2", l2, ("cold", "warm"))
     cli.number("--warmup", warmup, 0, 10_000)
     cli.number("--steps", steps, 2, 100_000)
+    cli.number("--threads", threads, 0, 256)
+    cli.number("--seed", seed, 0, 2**31 - 1)
     cli.spec_bandwidth(spec_gbs, target)
     cli.seconds("--limit-s", limit_s)
     flags = [
@@ -262,7 +272,11 @@ def command(
 
     result = run(plan, save, lambda text: print(text, flush=True))
     writers = {"--md": stack_tables.write_markdown, "--plot": stack_tables.write_picture}
-    return close(result, outputs, show, writers=writers)
+    status = close(result, outputs, show, writers=writers)
+    if status == 0 and all(entry["status"] == "error" for entry in result["arms"]):
+        print(f"bench.stack: no cell came to its end: {result['arms'][0]['reason']}", file=sys.stderr)
+        return 1
+    return status
 
 
 if __name__ == "__main__":

@@ -162,6 +162,8 @@ def test_a_wrong_arm_fails_the_session():
     [
         ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "error", "ended by SIGSEGV"),
         ("raise ValueError('no such thing')", "error", "ValueError: no such thing"),
+        ("raise RuntimeError('CUDA error: no luck\\nCompile with DSA')", "error", "RuntimeError: CUDA error: no luck"),
+        ("import sys; print('one\\n  two', file=sys.stderr); sys.exit(3)", "error", "  two"),
         ("raise SystemExit(3)", "error", "exit status 3"),
         ("import time; time.sleep(60)", "hang", "was not done after 2 s"),
         ("", "ok", None),
@@ -172,6 +174,27 @@ def test_how_a_process_ends(tmp_path, monkeypatch, code, status, reason):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     outcome = run_module("victim", [], 2)
     assert (outcome.status, outcome.reason) == (status, reason)
+
+
+LEAVES_A_CHILD = """
+import subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+open(sys.argv[1], "w").write(str(child.pid))
+"""
+
+
+def test_what_a_process_leaves_behind_is_not_waited_for_and_ends_with_it(tmp_path, monkeypatch):
+    """Its child holds the process's stderr open."""
+    (tmp_path / "victim.py").write_text(LEAVES_A_CHILD)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert run_module("victim", [str(tmp_path / "pid")], 60).status == "ok"
+    status = Path("/proc", (tmp_path / "pid").read_text(), "stat")
+    for _ in range(100):  # it is killed; who inherits it may take its time to reap it
+        if not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z":
+            break
+        time.sleep(0.05)
+    else:
+        pytest.fail("the child still runs")
 
 
 @pytest.mark.parametrize(

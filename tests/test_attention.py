@@ -11,7 +11,7 @@ from fake_gpu import HOST_US, KERNEL_US, fake_gpu
 import pykernels as pk
 from bench import attention
 from bench.backends.compile import compiler_reason
-from bench.backends.sdpa import Sdpa
+from bench.backends.sdpa import Sdpa, choice_of
 from bench.core import (
     attention_aa,
     attention_arms,
@@ -20,8 +20,10 @@ from bench.core import (
     attention_results,
     attention_tables,
     cli,
+    environment,
 )
-from bench.core.attention_arms import Plan
+from bench.core.attention_arms import AttentionArm, Plan
+from bench.core.errors import UsageError
 from bench.core.measure import Rotation
 
 SMALL = ["--model=tiny", "--device=cpu", "--ctx=33,64", "--batch=1,2", "--calls=4", "--warmup=1", "--l2=warm"]
@@ -194,6 +196,43 @@ def test_sdpa_s_refusal_in_its_own_words(monkeypatch):
     assert outside.reason.startswith("No viable backend") and inside.reason == outside.reason
 
 
+def test_default_sdpa_may_choose_what_it_is_told(capsys, tmp_path):
+    output = tmp_path / "a.json"
+    flags = ["--backend=sdpa,sdpa-flash", "--sdpa-from=mem_efficient,math", "--context-manager=outside,inside"]
+    result = run_here(capsys, "bench.attention", *HERE, *flags, "--ctx=33", "--batch=1", f"--json={output}")
+    assert result.status == 0, result.err
+    document = load(output)
+    ok = {(a["backend"], a["mode"]): a["kernels"] for a in document["arms"] if a["status"] == "ok"}
+    assert set(ok) == {(name, mode) for name in ("sdpa", "sdpa-flash") for mode in ("eager", "eager-inside")}
+    assert ok["sdpa", "eager"] == ["scaled_dot_product_attention, torch's choice MATH"]
+    (state,) = document["sessions"][0]["sdpa"].values()
+    assert state["choice"] == "MATH"
+    names = ("flash", "mem_efficient", "math", "cudnn")
+    assert [state["enabled"][name] for name in names] == [False, True, True, False]
+    assert "default SDPA may choose mem_efficient, math only" in flat(result.out)
+    assert torch.backends.cuda.flash_sdp_enabled() and torch.backends.cuda.cudnn_sdp_enabled()
+
+
+def test_the_manager_inside_leaves_default_sdpa_its_choice():
+    q, k = torch.zeros(1, 8, 1, 64, dtype=torch.bfloat16), torch.zeros(1, 2, 40, 64, dtype=torch.bfloat16)
+    for allowed, choice in ((["math"], "MATH"), (["flash", "math"], "FLASH_ATTENTION"), (["mem_efficient"], "ERROR")):
+        plan = Plan(["sdpa"], ["eager"], ["inside"], 4, 1, allowed)
+        with plan.sdpa_choice():
+            assert choice_of(q, k, k) == choice
+            with attention_arms._manager(Sdpa())():
+                assert choice_of(q, k, k) == choice
+    assert choice_of(q, k, k) == "FLASH_ATTENTION"
+
+
+def test_sdpa_without_a_kernel_is_unsupported(capsys, tmp_path):
+    output = tmp_path / "a.json"
+    flags = ["--backend=native,sdpa", "--sdpa-from=mem_efficient", "--ctx=33", "--batch=1", f"--json={output}"]
+    assert run_here(capsys, "bench.attention", *HERE, *flags).status == 0
+    native, sdpa = (arm for arm in load(output)["arms"] if arm["mode"] == "eager")
+    assert (native["status"], sdpa["status"]) == ("ok", "unsupported")
+    assert sdpa["reason"].startswith("No viable backend")
+
+
 def test_over_sessions():
     def one(backend, us, status="ok", mode="eager"):
         clock = {"p20": us, "p50": us, "p80": us, "n": 3} if status == "ok" else None
@@ -300,6 +339,38 @@ def test_plugins_join_a_session(capsys, tmp_path):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("sessions", [0, 2])
+def test_a_plugin_that_is_none_ends_the_run_before_anything_is_measured(capsys, monkeypatch, sessions):
+    begun = []
+    for name in ("run_here", "run_session"):
+        monkeypatch.setattr(attention, name, lambda *_: begun.append(1))
+    words = "--backend=x.py:X: X lacks attend"
+    monkeypatch.setattr(attention.plugins, "measure_all", lambda plan: (_ for _ in ()).throw(UsageError(words)))
+    result = run_here(capsys, "bench.attention", *SMALL, f"--sessions={sessions}")
+    assert (result.status, begun) == (2, []) and words in result.err
+
+
+def test_a_plugin_that_came_to_nothing_is_not_tried_in_every_session(capsys, monkeypatch, tmp_path):
+    tried = []
+
+    def hangs(plan, plugin):
+        tried.append(plugin.name)
+        arms = [AttentionArm(plugin.label, "eager", status="error", reason="was not done after 300 s")]
+        return attention.plugins.Found(plugin, failed=arms)
+
+    monkeypatch.setattr(attention.plugins, "measure", hangs)
+    output = tmp_path / "a.json"
+    flags = [f"--backend=native,{ROOT}/examples/attention_plugin.py:Attention", "--mode=eager", f"--json={output}"]
+    monkeypatch.setattr(attention, "run_session", lambda number, *_: (
+        {"session": number, "status": "ok", "reason": None, "lost": {}, "environment": environment.collect(),
+         "ceilings": {}, "sdpa": {}, "throttled": {}, "trace_seconds": 0.0, "entries": []}, False))  # fmt: skip
+    assert run_here(capsys, "bench.attention", *ONE[:-1], *flags, "--sessions=3").status == 0
+    assert tried == ["Attention"]
+    assert [len(session["entries"]) for session in load(output)["sessions"]] == [1, 1, 1]
+    (arm,) = load(output)["arms"]
+    assert (arm["status"], arm["reason"]) == ("error", "was not done after 300 s")
+
+
 @pytest.mark.parametrize(
     ("flag", "words"),
     [
@@ -310,6 +381,8 @@ def test_plugins_join_a_session(capsys, tmp_path):
         ("--mode=pybind", ["--mode=pybind", "eager, graph"]),
         ("--context-manager=both", ["--context-manager=both", "outside, inside"]),
         ("--calls=1", ["--calls=1", "2.."]),
+        ("--seed=99999999999999999999", ["--seed=99999999999999999999", "0..2147483647"]),
+        ("--sdpa-from=efficient", ["--sdpa-from=efficient", "flash, mem_efficient, math, cudnn"]),
         ("--limit-s=0", ["--limit-s=0", "a positive number of seconds"]),
         ("--heads=64/7", ["--heads=64/7", "a multiple of the KV heads"]),
         ("--heads=64/8x4", ["--heads=64/8x4", "64/8x128"]),

@@ -5,7 +5,8 @@ import copy
 import numpy as np
 import pytest
 
-from bench.core import attention_document, attention_results, attention_tables, document
+from bench.backends import registry
+from bench.core import attention_document, attention_plots, attention_results, attention_tables, document
 from bench.core.attention_arms import AttentionArm
 from bench.core.attention_cases import cells
 from pykernels import models
@@ -151,3 +152,34 @@ def test_refusals_that_differ_in_numbers_are_one():
         "unsupported: fa2:eager, fa2:graph, fa3:eager, fa3:graph: not installed",
         "wrong: flex:eager (at kv 4096): at (0, 3): got 1.5e-03",
     ]
+
+
+def test_no_two_backends_are_drawn_alike(three):
+    names = [f"{name}{more}" for name in registry() for more in ("", "@2", " a plug-in")]
+    assert len(set(attention_plots._styles(names).values())) == len(names)
+
+
+def test_the_device_s_clock_is_drawn_beside_the_others(three):
+    """And what has no floor, as an arm that ended its process, does not keep the picture from being drawn."""
+    sessions = [session | {"lost": {}, "ceilings": {}, "throttled": {}} for session in three]
+    result = {
+        **attention_document.packed(sessions), "device": "cuda", "title": "t", "dtype": "bf16", "l2": "cold",
+        "calls": 300, "warmup": 50, "sessions_planned": 3, "interrupted": False, "created": "t",
+        "environment": {"gpu": {"name": "a GPU"}, "torch": {"version": "2"}},
+    }  # fmt: skip
+    bars, *_ = attention_plots.draw(result).axes
+    labels = bars.get_legend_handles_labels()[1]
+    assert "device, the kernels alone" in labels and "host, enqueuing alone" in labels
+    shown = attention_tables.cells(result)[attention_tables.headline(result)]
+    numbers = {text.get_text() for text in bars.texts}
+    for entry in shown:
+        if entry["device_us"]:
+            assert attention_tables.microseconds(entry["device_us"]["p50"]) in numbers
+
+
+def test_a_floor_a_context():
+    def entry(ctx, at_read):
+        return {"ctx": ctx, "floor_us": {"at_spec": 1.0, "at_read": at_read}}
+
+    found = attention_tables.floors([entry(64, None), entry(64, 2.0), entry(64, 2.1), entry(32, 1.0), entry(16, None)])
+    assert found == {64: 2.0, 32: 1.0}

@@ -1,7 +1,9 @@
 """Sessions of bench.attention: each a process, which may crash, be interrupted or be killed, and is taken up again."""
 
+import signal
+
 import pytest
-from command_line import assert_refused, flat, run_here
+from command_line import assert_refused, flat, run_here, start
 from test_attention import HERE, ONE, SMALL, arms, load
 
 from bench import attention
@@ -109,6 +111,47 @@ def test_interrupted(capsys, monkeypatch, tmp_path):
     result = run_here(capsys, "bench.attention", *ONE, "--sessions=2", f"--json={output}")
     assert result.status == 130 and "INTERRUPTED" in result.out
     assert load(output)["interrupted"] and len(load(output)["sessions"]) == 1
+
+
+def test_an_interrupted_session_leaves_its_cells(capsys, monkeypatch, tmp_path):
+    true = attention_arms.make_arms
+
+    def cut(copies, plan, rotation, begin):
+        if copies[0].ctx == 64:
+            raise KeyboardInterrupt
+        return true(copies, plan, rotation, begin)
+
+    def cut_in_its_second_cell(arguments):
+        with pytest.MonkeyPatch.context() as within:
+            within.setattr("bench.study.attention_session.make_arms", cut)
+            assert cli.run("bench.attention", attention.command, arguments) == 130
+        raise KeyboardInterrupt
+
+    Sessions(monkeypatch, [None, cut_in_its_second_cell])
+    files = [f"--json={tmp_path / 'a.json'}", f"--md={tmp_path / 'a.md'}", f"--plot={tmp_path / 'a.png'}"]
+    flags = [*SMALL, "--batch=1", "--backend=native,sdpa", "--sessions=3", f"--keep={tmp_path / 'kept'}", *files]
+    result = run_here(capsys, "bench.attention", *flags)
+    assert result.status == 130 and "session 1: error: was interrupted" in flat(result.out)
+    result = load(tmp_path / "a.json")
+    assert result["interrupted"] and [session["status"] for session in result["sessions"]] == ["ok", "error"]
+    counted = {(arm["ctx"], arm["wall_us"]["n"]) for arm in result["arms"] if arm["wall_us"]}
+    assert counted == {(33, 2), (64, 1)}
+    assert "INTERRUPTED" in (tmp_path / "a.md").read_text() and (tmp_path / "a.png").exists()
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == ["session-00.json"], "a part is not kept"
+
+
+def test_terminated_as_by_ctrl_c(tmp_path):
+    """A time limit ends a run by SIGTERM, and timeout sends it twice: what was finished is saved, as by a Ctrl-C."""
+    output = tmp_path / "a.json"
+    driver = start("bench.attention", *ONE, "--sessions=50", f"--json={output}")
+    for line in driver.stdout:
+        if line.startswith("session 1 of 50"):
+            break
+    for _ in range(2):
+        driver.send_signal(signal.SIGTERM)
+    out, err = driver.communicate(timeout=120)
+    assert driver.returncode == 130, err
+    assert "INTERRUPTED" in out and load(output)["interrupted"] and load(output)["sessions"][0]["status"] == "ok"
 
 
 def test_how_long_the_others_take():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import sys
 
 import fake_peers
@@ -9,6 +10,7 @@ import pytest
 import torch
 from command_line import run_here
 from fake_gpu import fake_gpu
+from torch._inductor.utils import run_and_get_code
 
 import pykernels as pk
 from bench.backends import Workload, arms_of, fa3, registry
@@ -19,7 +21,8 @@ from bench.backends.torch_layer import TokenMajorCache
 from bench.core.measure import gate
 
 CPU = torch.device("cpu")
-LIBRARIES = {"fa2": "flash_attn", "fa3": "flash_attn_interface", "flashinfer": "flashinfer"}
+LIBRARIES = {"fa2": "flash_attn", "fa3": "flash_attn_interface", "flashinfer": "flashinfer",
+             "flashinfer-tc": "flashinfer"}  # fmt: skip
 
 
 def workload(*, ctx=40, position=20, batch=1, dtype=torch.bfloat16, n_heads=8, n_kv_heads=2, copies=2) -> Workload:
@@ -56,7 +59,7 @@ def any_device(monkeypatch):
 @pytest.fixture
 def fakes(monkeypatch, any_device):
     """All libraries there, as packages."""
-    modules = {package: getattr(fake_peers, package)() for package in LIBRARIES.values()}
+    modules = {package: getattr(fake_peers, package)() for package in set(LIBRARIES.values())}
     for package, module in modules.items():
         monkeypatch.setitem(sys.modules, package, module)
     return modules
@@ -68,6 +71,16 @@ def test_compiled_backends_on_the_cpu(name):
     arm = gated(name, workload())
     assert (arm.status, arm.reason) == ("ok", None)
     assert arm.launches == len(arm.kernels)
+
+
+@pytest.mark.skipif(compiler_reason(CPU) is not None, reason="no C++ compiler")
+def test_a_call_of_flex_is_its_kernel_and_no_mask_of_its_own():
+    inputs = workload(copies=1).layers[0]
+    call = registry()["flex"]().attention(inputs).bound(inputs.x.new_ones(1, 8, 1, inputs.spec.head_dim))
+    torch._dynamo.reset()
+    with torch.inference_mode(), torch._inductor.config.patch(force_disable_caches=True):
+        _, (code,) = run_and_get_code(call)
+    assert len(re.findall(r"^ +cpp_fused\w*\(", code, re.MULTILINE)) == 1
 
 
 def test_the_compiled_need_a_compiler(monkeypatch):
@@ -84,8 +97,11 @@ def test_a_library_meets_the_oracle(fakes, name, batch, heads):
     arm = gated(name, workload(batch=batch, n_heads=heads[0], n_kv_heads=heads[1]))
     assert (arm.status, arm.reason) == ("ok", None)
     assert arm.launches == len(arm.kernels) > 20
-    if name == "flashinfer":
-        assert set(fakes["flashinfer"].seen) == {("single" if batch == 1 else "batch", heads == (7, 1))}
+    if name.startswith("flashinfer"):
+        tensor_cores = name == "flashinfer-tc" or heads == (7, 1)
+        assert set(fakes["flashinfer"].seen) == {("single" if batch == 1 else "batch", tensor_cores)}
+        words = " on tensor cores" if tensor_cores else " on CUDA cores"
+        assert sum(kernel.endswith(words) for kernel in arm.kernels) == 1
 
 
 @pytest.mark.parametrize("position", [0, 15, 16, 39])
@@ -186,6 +202,24 @@ def test_a_library_that_does_not_load(monkeypatch):
     assert reason.startswith("flash_attn_interface cannot be loaded") and "/no/such/library.so" in reason
 
 
+def test_a_library_of_other_ops(monkeypatch):
+    """FlashAttention-2's named for 3, say."""
+    monkeypatch.setenv("PYKERNELS_FA3_LIB", "/some/library.so")
+    monkeypatch.setattr(torch.ops, "load_library", lambda path: None)
+    reason = registry()["fa3"].library_reason()
+    assert reason.endswith("cannot be loaded: PYKERNELS_FA3_LIB=/some/library.so has no op _vllm_fa3_C::fwd")
+
+
+@pytest.mark.parametrize("error", [AttributeError("no such thing\nat all"), ZeroDivisionError()])
+def test_whatever_the_import_of_a_library_raises(monkeypatch, error):
+    def raises(name):
+        raise error
+
+    monkeypatch.setattr("bench.backends.plain.importlib.import_module", raises)
+    words = "no such thing" if error.args else "ZeroDivisionError"
+    assert registry()["flashinfer"].library_reason() == f"flashinfer cannot be loaded: {words}"
+
+
 def test_what_the_libraries_refuse(monkeypatch, fakes):
     for name in ("fa2", "fa3"):
         arm = gated(name, workload(dtype=torch.float32, copies=1))
@@ -217,5 +251,5 @@ def test_graphs_of_the_libraries(monkeypatch, capsys, tmp_path, fakes):
         )  # fmt: skip
     assert result.status == 0, result.out + result.err
     arms = json.loads((tmp_path / "layer.json").read_text())["arms"]
-    assert [(arm["mode"], arm["status"]) for arm in arms] == [("eager", "ok"), ("graph", "ok")] * 3
-    assert [arm["steps_per_graph"] for arm in arms] == [None, 8] * 3
+    assert [(arm["mode"], arm["status"]) for arm in arms] == [("eager", "ok"), ("graph", "ok")] * 4
+    assert [arm["steps_per_graph"] for arm in arms] == [None, 8] * 4

@@ -104,7 +104,8 @@ def test_groups_that_do_not_divide_the_rows(capsys):
 
 @pytest.mark.parametrize("flag", ["--seed=-1", "--threads=-1", "--threads=257"])
 def test_what_a_child_would_refuse_is_refused_before_it(capsys, tmp_path, flag):
-    for driver in (["bench.sweep", f"--out={tmp_path}/out"], ["bench.ab", f"--json={tmp_path}/ab.json"]):
+    ab, json = ["bench.ab", f"--json={tmp_path}/ab.json"], f"--json={tmp_path}/x.json"
+    for driver in (["bench.sweep", f"--out={tmp_path}/out"], ab, ["bench.stack", json]):
         assert_refused(run_here(capsys, *driver, "--model=tiny", flag), flag, "must be in 0..")
     assert os.listdir(tmp_path) == []
 

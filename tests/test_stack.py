@@ -1,7 +1,12 @@
 """bench.stack: the compiled layers around other attentions meet the oracle, and a cell's crash is its own."""
 
 import json
+import os
+import signal
 import sys
+import time
+from pathlib import Path
+from threading import Thread
 
 import fake_peers
 import pytest
@@ -16,6 +21,7 @@ from bench.backends.compile import compiler_reason
 from bench.backends.stack import _NativeCache
 from bench.backends.torch_layer import TokenMajorCache
 from bench.core import cli
+from bench.study import processes
 from bench.study.kept import Kept
 from bench.study.processes import Outcome
 
@@ -249,6 +255,30 @@ def test_compiled_ahead(monkeypatch):
     assert seen == []
 
 
+def test_interrupted_while_compiling_ahead(monkeypatch, tmp_path):
+    """Its processes, of other threads, end with it, and those that wait for their turn are not begun."""
+    victim = tmp_path / "victim.py"
+    victim.write_text(f"import os, time\nopen(f'{tmp_path}/{{os.getpid()}}.begun', 'w').close()\ntime.sleep(600)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(stack, "run_module", lambda *_: processes.run_module("victim", [], 300))
+    cells = [(name, "compile", "eager") for name in ("sdpa", "fa2", "native")]
+
+    def interrupt():
+        while len(list(tmp_path.glob("*.begun"))) < 2:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    earlier = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        Thread(target=interrupt, daemon=True).start()
+        with pytest.raises(KeyboardInterrupt):
+            stack.compile_ahead(stack.Plan(cells, [], 300, compile_jobs=2), lambda words: None)
+    finally:
+        signal.signal(signal.SIGINT, earlier)
+    begun = [path.stem for path in tmp_path.glob("*.begun")]
+    assert len(begun) == 2 and not any(Path("/proc", pid).exists() for pid in begun)
+
+
 def test_what_is_kept_is_not_compiled_ahead(monkeypatch, tmp_path):
     seen = []
     monkeypatch.setattr(stack, "run_layer", lambda cells, plan: seen.append((cells, plan.kept)))
@@ -287,6 +317,12 @@ def test_graphs_on_a_gpu(monkeypatch, capsys, tmp_path):
 )
 def test_bad_arguments(capsys, flag, words):
     assert_refused(run_here(capsys, "bench.stack", *SMALL, flag), *words)
+
+
+def test_no_cell_is_no_success(capsys, monkeypatch):
+    monkeypatch.setattr(stack, "run_module", lambda *_: Outcome("error", "ended by SIGSEGV", -11))
+    result = run_here(capsys, "bench.stack", *SMALL, "--attention=native", "--compiled=eager")
+    assert result.status == 1 and "no cell came to its end: error: ended by SIGSEGV" in result.err
 
 
 def test_nothing_chosen(capsys):

@@ -4,7 +4,7 @@ from bench.backends.base import MODES, Backend, Workload, arms_of
 from bench.backends.compile import Compile, CompileGraphs
 from bench.backends.fa2 import FlashAttention2
 from bench.backends.fa3 import FlashAttention3
-from bench.backends.flashinfer import FlashInfer
+from bench.backends.flashinfer import FlashInfer, FlashInferTensorCores
 from bench.backends.flex import Flex
 from bench.backends.native import Native
 from bench.backends.op_plugin import AttentionPlugin, OpPlugin
@@ -18,8 +18,8 @@ from bench.backends.stack import (
 )
 
 _BACKENDS: tuple[type[Backend], ...] = (
-    Native, Sdpa, SdpaMath, SdpaFlash, SdpaEfficient, SdpaCudnn, FlashAttention2, FlashAttention3, FlashInfer, Flex,
-    Compile, CompileGraphs,
+    Native, Sdpa, SdpaMath, SdpaFlash, SdpaEfficient, SdpaCudnn, FlashAttention2, FlashAttention3, FlashInfer,
+    FlashInferTensorCores, Flex, Compile, CompileGraphs,
 )  # fmt: skip
 
 

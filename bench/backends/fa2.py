@@ -15,6 +15,7 @@ class FlashAttention2(FlashAttention):
     package = "flash_attn"
     library_variable = "PYKERNELS_FA2_LIB"
     namespace = "_vllm_fa2_C"
+    op = "fwd_kvcache"
     no_dispatch = (
         "flash-attn's function is no op of torch, and the library's op returns a list, which a tape cannot hold"
     )
@@ -28,7 +29,7 @@ class FlashAttention2(FlashAttention):
         return None
 
     def kernel_name(self, layer: pk.DecodeLayer) -> str:
-        return f"{self.namespace}::fwd_kvcache" if self._has_ops() else "flash_attn.flash_attn_with_kvcache"
+        return f"{self.namespace}::{self.op}" if self._has_ops() else "flash_attn.flash_attn_with_kvcache"
 
     def _bind(self, cache: _FlashCache, layer: pk.DecodeLayer) -> Attend:
         library, kv_len = self._library(), layer.kv_len

@@ -39,6 +39,7 @@ class FlashAttention3(FlashAttention):
     package = "flash_attn_interface"
     library_variable = "PYKERNELS_FA3_LIB"
     namespace = "_vllm_fa3_C"
+    op = "fwd"
     no_dispatch = (
         "flash_attn_3's op runs Python below the dispatcher, and the library's returns a list, no tape's result"
     )
@@ -53,7 +54,7 @@ class FlashAttention3(FlashAttention):
         return None
 
     def kernel_name(self, layer: pk.DecodeLayer) -> str:
-        return f"{self.namespace}::fwd" if self._has_ops() else "flash_attn_interface.flash_attn_with_kvcache"
+        return f"{self.namespace}::{self.op}" if self._has_ops() else "flash_attn_interface.flash_attn_with_kvcache"
 
     def _bind(self, cache: _FlashCache, layer: pk.DecodeLayer) -> Attend:
         library, slots, kv_len, spec = self._library(), cache.k_cache.shape[1], layer.kv_len, layer.spec

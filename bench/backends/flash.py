@@ -79,6 +79,8 @@ class FlashAttention(LibraryLayer):
 
     library_variable: ClassVar[str]
     namespace: ClassVar[str]
+    op: ClassVar[str]
+    """Of the namespace, the one that attends."""
 
     @classmethod
     def layer_reason(cls, layer: pk.DecodeLayer) -> str | None:
@@ -91,7 +93,10 @@ class FlashAttention(LibraryLayer):
         """The package's module, or the namespace of the ops where the variable names a library."""
         if path := os.environ.get(cls.library_variable):
             torch.ops.load_library(path)
-            return getattr(torch.ops, cls.namespace)
+            library = getattr(torch.ops, cls.namespace)
+            if not hasattr(library, cls.op):
+                raise RuntimeError(f"{cls.library_variable}={path} has no op {cls.namespace}::{cls.op}")
+            return library
         return super()._library()
 
     @classmethod

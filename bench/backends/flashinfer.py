@@ -1,4 +1,4 @@
-"""`flashinfer`: FlashInfer's decode kernels.
+"""`flashinfer` and `flashinfer-tc`: FlashInfer's decode kernels, as its functions come and on tensor cores.
 
 KV layout: NHD, [kv_len, n_kv_heads, head_dim] a sequence; for a batch the same memory as pages of 16 slots,
 [batch * pages, 16, n_kv_heads, head_dim]. A copy made beforehand, to which the layer appends by torch's ops.
@@ -30,9 +30,9 @@ def needs_tensor_cores(layer: pk.DecodeLayer) -> bool:
 class _SingleDecode(TokenMajorCache):
     """single_decode_with_kv_cache: one sequence, split KV by the library's choice, no plan."""
 
-    def __init__(self, library: ModuleType, layer: pk.DecodeLayer) -> None:
+    def __init__(self, library: ModuleType, layer: pk.DecodeLayer, tensor_cores: bool) -> None:
         super().__init__(layer)
-        self._decode, self._tensor_cores = library.single_decode_with_kv_cache, needs_tensor_cores(layer)
+        self._decode, self._tensor_cores = library.single_decode_with_kv_cache, tensor_cores
 
     def over(self, q: Tensor, k_cache: Tensor, v_cache: Tensor) -> Tensor:
         kv_len = self.position + 1
@@ -53,21 +53,21 @@ class _BatchDecode(TokenMajorCache):
     Copies of a layer share a wrapper, as layers of a model do: it holds no addresses of caches.
     """
 
-    def __init__(self, library: ModuleType, layer: pk.DecodeLayer, wrappers: dict[tuple, Any]) -> None:
+    def __init__(
+        self, library: ModuleType, layer: pk.DecodeLayer, tensor_cores: bool, wrappers: dict[tuple, Any]
+    ) -> None:
         super().__init__(layer, PAGE_SIZE)
         key = (layer.spec, layer.batch, self.k_cache.shape, self.position, layer.dtype)
         if key not in wrappers:
-            wrappers[key] = self._plan(library, layer)
+            wrappers[key] = self._plan(library, layer, tensor_cores)
         self._wrapper = wrappers[key]
 
-    def _plan(self, library: ModuleType, layer: pk.DecodeLayer) -> Any:
+    def _plan(self, library: ModuleType, layer: pk.DecodeLayer, tensor_cores: bool) -> Any:
         spec, batch, kv_len = layer.spec, layer.batch, self.position + 1
         pages_each, used = self.k_cache.shape[1] // PAGE_SIZE, -(-kv_len // PAGE_SIZE)
         numbers = torch.arange(batch * pages_each, dtype=torch.int32, device=layer.device).view(batch, pages_each)
         workspace = torch.zeros(_WORKSPACE_BYTES, dtype=torch.uint8, device=layer.device)
-        wrapper = library.BatchDecodeWithPagedKVCacheWrapper(
-            workspace, "NHD", use_tensor_cores=needs_tensor_cores(layer)
-        )
+        wrapper = library.BatchDecodeWithPagedKVCacheWrapper(workspace, "NHD", use_tensor_cores=tensor_cores)
         wrapper.plan(
             torch.arange(batch + 1, dtype=torch.int32, device=layer.device) * used,
             numbers[:, :used].flatten(),
@@ -95,22 +95,39 @@ class _BatchDecode(TokenMajorCache):
 
 
 class FlashInfer(LibraryLayer):
-    """Single decode for one sequence, planned batch decode for more."""
+    """Single decode for one sequence, planned batch decode for more; on CUDA cores, the functions' default, where they
+    take the heads."""
 
     name = "flashinfer"
-    description = "FlashInfer decode"
+    description = "FlashInfer decode, on CUDA cores where it can"
     install_hint = "pip install flashinfer-python (compiles its kernels at first use: needs nvcc)"
     package = "flashinfer"
     no_dispatch = "FlashInfer's functions are no ops of torch's dispatcher"
 
-    def kernel_name(self, layer: pk.DecodeLayer) -> str:
-        function = "single_decode_with_kv_cache" if layer.batch == 1 else "BatchDecodeWithPagedKVCacheWrapper.run"
-        return f"flashinfer.{function} on {'tensor' if needs_tensor_cores(layer) else 'CUDA'} cores"
-
     def __init__(self) -> None:
         self._wrappers: dict[tuple, Any] = {}
 
+    @staticmethod
+    def _on_tensor_cores(layer: pk.DecodeLayer) -> bool:
+        return needs_tensor_cores(layer)
+
+    def kernel_name(self, layer: pk.DecodeLayer) -> str:
+        function = "single_decode_with_kv_cache" if layer.batch == 1 else "BatchDecodeWithPagedKVCacheWrapper.run"
+        return f"flashinfer.{function} on {'tensor' if self._on_tensor_cores(layer) else 'CUDA'} cores"
+
     def attention(self, layer: pk.DecodeLayer) -> Attention:
+        library, tensor_cores = self._library(), self._on_tensor_cores(layer)
         if layer.batch == 1:
-            return _SingleDecode(self._library(), layer)
-        return _BatchDecode(self._library(), layer, self._wrappers)
+            return _SingleDecode(library, layer, tensor_cores)
+        return _BatchDecode(library, layer, tensor_cores, self._wrappers)
+
+
+class FlashInferTensorCores(FlashInfer):
+    """The same with use_tensor_cores=True, which its authors call faster for large groups of heads."""
+
+    name = "flashinfer-tc"
+    description = "FlashInfer decode, on tensor cores"
+
+    @staticmethod
+    def _on_tensor_cores(layer: pk.DecodeLayer) -> bool:
+        return True

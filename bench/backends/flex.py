@@ -1,7 +1,7 @@
 """`flex`: torch's flex_attention, compiled, in a layer of plain torch ops.
 
-KV layout: the layer's own, [batch, n_kv_heads, ctx, head_dim]. Without a mask or a score function: one query sees
-the whole cache.
+KV layout: the layer's own, [batch, n_kv_heads, ctx, head_dim]. One query sees the whole cache: there is no score
+function, and the mask, made beforehand, hides nothing.
 """
 
 from collections.abc import Callable
@@ -19,6 +19,9 @@ from bench.backends.torch_layer import Attention, LayerCache
 # Torch gives up on code that it has compiled eight times, and every shape of a process is one compilation.
 _MAX_SHAPES = 512
 
+# Of the mask's one block: flex_attention's own size where it is given no mask, larger than any cache.
+_BLOCK_SIZE = 1 << 30
+
 
 class Flex(PlainLayer):
     """flex_attention through torch.compile: uncompiled it is a composition that its authors warn of.
@@ -32,8 +35,9 @@ class Flex(PlainLayer):
     no_dispatch = "flex_attention is code that torch.compile makes, no op of torch's dispatcher"
 
     def __init__(self) -> None:
-        from torch.nn.attention.flex_attention import flex_attention
+        from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
+        self._block_mask = BlockMask.from_kv_blocks
         # One function for all copies of the layer: they have one shape, and one compilation serves them.
         self._compiled: Callable[..., Any] = torch.compile(flex_attention, dynamic=False, fullgraph=True)
 
@@ -48,7 +52,13 @@ class Flex(PlainLayer):
         return "flex_attention, compiled by inductor"
 
     def attention(self, layer: pk.DecodeLayer) -> Attention:
+        # Where it is given no mask it makes this one, in every call: a kernel more.
+        one_block = torch.ones(1, 1, 1, dtype=torch.int32, device=layer.device)
+        sees_all = self._block_mask(
+            one_block, torch.zeros_like(one_block).unsqueeze(-1), BLOCK_SIZE=_BLOCK_SIZE, seq_lengths=(1, 1)
+        )
+
         def flex(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return self._compiled(q, k, v, enable_gqa=True)
+            return self._compiled(q, k, v, block_mask=sees_all, enable_gqa=True)
 
         return LayerCache(layer, flex)

@@ -102,8 +102,9 @@ class LibraryLayer(PlainLayer):
             cls._library()
         except ImportError as error:
             return f"{cls.package} is not installed: {error}"
-        except (OSError, RuntimeError) as error:
-            return f"{cls.package} cannot be loaded: {str(error).strip().splitlines()[0]}"
+        except Exception as error:  # whatever its import raises
+            words = str(error).strip() or type(error).__name__
+            return f"{cls.package} cannot be loaded: {words.splitlines()[0]}"
         return None
 
     @classmethod

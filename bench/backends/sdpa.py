@@ -21,6 +21,14 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
 
 
+def choice_of(q: Tensor, k: Tensor, v: Tensor) -> str:
+    """The backend that default SDPA takes for these, with the flags as they are; ERROR where it has none."""
+    try:
+        return SDPBackend(torch._fused_sdp_choice(q, k, v, enable_gqa=True)).name
+    except RuntimeError:  # how a CPU says so; there the words are no more than that
+        return SDPBackend.ERROR.name
+
+
 class Sdpa(PlainLayer):
     """The dispatcher's own choice of backend."""
 
@@ -46,8 +54,8 @@ class Sdpa(PlainLayer):
         if self.pinned is not None:
             return f"scaled_dot_product_attention pinned to {self.pinned.name}"
         q = layer.k_cache.new_zeros(layer.batch, layer.spec.n_heads, 1, layer.spec.head_dim)
-        choice = torch._fused_sdp_choice(q, layer.k_cache, layer.v_cache, enable_gqa=True)
-        return f"scaled_dot_product_attention, torch's choice {SDPBackend(choice).name}"
+        choice = choice_of(q, layer.k_cache, layer.v_cache)
+        return f"scaled_dot_product_attention, torch's choice {choice}"
 
     def _calls(self, layer: TorchLayer) -> list[str]:
         # As a tape has them: SDPA is one call there, and what it falls into depends on the choice.

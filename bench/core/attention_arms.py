@@ -8,7 +8,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -22,7 +22,7 @@ from bench.backends import Backend, registry
 from bench.backends.native import Native, graphs_of, without_kernels
 from bench.backends.plain import PlainLayer
 from bench.backends.plugin import WatchedAttention
-from bench.backends.sdpa import Sdpa
+from bench.backends.sdpa import Sdpa, choice_of
 from bench.backends.torch_layer import Attention
 from bench.core import measure
 from bench.core.attention_cases import Inputs
@@ -37,6 +37,12 @@ SECOND = "@2"
 
 # Of `compile` the whole layer is the point: it has no attention of its own.
 NAMES = tuple(name for name in registry() if not name.startswith("compile"))
+
+# What SDPA chooses from, as torch's flags name it.
+SDPA_KERNELS = {
+    "flash": SDPBackend.FLASH_ATTENTION, "mem_efficient": SDPBackend.EFFICIENT_ATTENTION, "math": SDPBackend.MATH,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+}  # fmt: skip
 
 # An arm whose calls would take longer than this on one clock makes fewer of them.
 ARM_LIMIT_US = 1e6
@@ -70,14 +76,21 @@ class DeviceLostError(RuntimeError):
 @dataclass(frozen=True)
 class Plan:
     """What the arms of a run are made by: `calls` to measure on every clock, in `rounds` samples, `warmup` before.
-    `watched` is the plug-in whose own process this is."""
+    `sdpa_from` of SDPA_KERNELS default SDPA may choose. `watched` is the plug-in whose own process this is."""
 
     backends: Sequence[str]
     modes: Sequence[str]
     managers: Sequence[str]
     calls: int
     warmup: int
+    sdpa_from: Sequence[str] = tuple(SDPA_KERNELS)
     watched: WatchedAttention | None = None
+
+    def sdpa_choice(self) -> AbstractContextManager:
+        """While it lasts default SDPA has `sdpa_from` to choose from; torch's flags as they come where that is all."""
+        if set(self.sdpa_from) == set(SDPA_KERNELS):
+            return nullcontext()
+        return sdpa_kernel([SDPA_KERNELS[name] for name in self.sdpa_from])
 
     def plugin(self, name: str) -> WatchedAttention | None:
         """The plug-in of that name; None where it is a backend of the registry."""
@@ -287,11 +300,10 @@ class _Maker:
 
 
 def _manager(adapter: PlainLayer) -> Callable[[], Any]:
-    """What `inside` enters: the pin, or for SDPA's own choice a manager that leaves it all its backends."""
+    """What `inside` enters: the pin, or for SDPA's own choice a manager that leaves it all that it had."""
     if adapter.pinned is not None:
         return adapter.surroundings
-    everything = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH,
-                  SDPBackend.CUDNN_ATTENTION]  # fmt: skip
+    everything = [SDPA_KERNELS[name] for name, on in _enabled().items() if on]
     return lambda: sdpa_kernel(everything)
 
 
@@ -312,16 +324,17 @@ def make_arms(
     return arms
 
 
+def _enabled() -> dict[str, bool]:
+    """torch's flags for SDPA_KERNELS, as they are now."""
+    return {name: getattr(torch.backends.cuda, f"{name}_sdp_enabled")() for name in SDPA_KERNELS}
+
+
 def sdpa_state(inputs: Inputs) -> dict[str, Any]:
     """What SDPA's chooser would take for these inputs, of which backends, in which order."""
-    q = inputs.q.unsqueeze(2)
     flags = {
-        "flash": torch.backends.cuda.flash_sdp_enabled(),
-        "mem_efficient": torch.backends.cuda.mem_efficient_sdp_enabled(),
-        "math": torch.backends.cuda.math_sdp_enabled(),
-        "cudnn": torch.backends.cuda.cudnn_sdp_enabled(),
+        **_enabled(),
         "fp16_bf16_reduction_math": torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed(),
     }
-    choice = SDPBackend(torch._fused_sdp_choice(q, inputs.k_cache, inputs.v_cache, enable_gqa=True)).name
+    choice = choice_of(inputs.q.unsqueeze(2), inputs.k_cache, inputs.v_cache)
     order = [SDPBackend(number).name for number in torch._C._get_sdp_priority_order()]
     return {"choice": choice, "enabled": flags, "priority": order}

@@ -49,10 +49,10 @@ class Cell:
         )  # fmt: skip
 
     def bytes_needed(self, dtype: torch.dtype, copies: int) -> int:
-        """Memory for a measurement, roughly: the copies, once more for each of three libraries with a layout of their
+        """Memory for a measurement, roughly: the copies, once more for each of four backends with a layout of their
         own, the float64 oracle, and the float32 copies by query head that SDPA's unfused composition makes."""
         by_query_head = self.kv_bytes(dtype) * self.specs[0].group_size * 8 // dtype.itemsize
-        return 4 * copies * self.kv_bytes(dtype) + 2 * by_query_head
+        return 5 * copies * self.kv_bytes(dtype) + 2 * by_query_head
 
 
 def parse_heads(flag: str, text: str) -> list[ModelSpec]:

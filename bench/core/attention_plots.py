@@ -17,14 +17,21 @@ from bench.core.document import Document, write_figure  # noqa: E402
 from bench.core.errors import UsageError  # noqa: E402
 from bench.core.tables import microseconds  # noqa: E402
 
-# Okabe and Ito's colours, and two for more lines than they are.
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c510a", "#888888")
+# Okabe and Ito's colours, and three for more lines than they are: as many as there are markers and one more, so that no
+# two of ninety backends look alike.
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c510a", "#888888",
+            "#5e3c99")  # fmt: skip
 _BARS = (("eager", "latency_us", "latency, one call on an idle device", "#56b4e9"),
          ("eager", "wall_us", "eager, steady state", "#0072b2"),
          ("eager", "host_us", "host, enqueuing alone", "#e69f00"),
-         ("graph", "wall_us", "graph", "#009e73"))  # fmt: skip
+         ("graph", "wall_us", "graph", "#009e73"),
+         ("eager", "device_us", "device, the kernels alone", "#cc79a7"))  # fmt: skip
 
 _MARKERS = "os^vD<>P*"
+
+_FLOOR = "floor at the read ceiling"
+
+_BAR_INCHES = 0.11  # room for its number
 
 # Times further apart than this do not fit one linear axis.
 _TOO_FAR_APART = 50
@@ -50,13 +57,8 @@ def _bars(axes: Axes, entries: list[Entry]) -> None:
         for at, (_, one) in zip(y, found, strict=True):
             axes.annotate(microseconds(one["p50"]), (one["p50"] + (one["sd"] or 0), at), xytext=(3, 0),
                           textcoords="offset points", va="center", fontsize=6)  # fmt: skip
-    axes.axvline(
-        entries[0]["floor_us"]["at_read"],
-        color="black",
-        linewidth=0.9,
-        linestyle=":",
-        label="floor at the read ceiling",
-    )
+    for floor_us in attention_tables.floors(entries).values():
+        axes.axvline(floor_us, color="black", linewidth=0.9, linestyle=":", label=_FLOOR)
     axes.set_yticks(range(len(rows)), list(rows))
     axes.invert_yaxis()
     values = [modes[mode][clock]["p50"] for modes in rows.values() for mode, clock, *_ in shown
@@ -90,8 +92,8 @@ def _lines(axes: Axes, entries: list[Entry], styles: dict[str, tuple[str, str]])
                 [e["ctx"] for e in own], times, [e["wall_us"]["sd"] or 0 for e in own], color=colour, marker=marker,
                 markersize=3.5, markerfacecolor="none", linewidth=1, label=name,
             )  # fmt: skip
-    floors = sorted({(e["ctx"], e["floor_us"]["at_read"]) for e in entries})
-    axes.plot(*zip(*floors, strict=True), color="black", linestyle=":", linewidth=1, label="floor at the read ceiling")
+    if floors := sorted(attention_tables.floors(entries).items()):
+        axes.plot(*zip(*floors, strict=True), color="black", linestyle=":", linewidth=1, label=_FLOOR)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     contexts = sorted({e["ctx"] for e in entries})
@@ -105,6 +107,13 @@ def _lines(axes: Axes, entries: list[Entry], styles: dict[str, tuple[str, str]])
     axes.set_title(f"{first['heads']}, batch {first['batch']}", fontsize=9, loc="left", fontweight="bold")
     if left_out:
         axes.annotate(f"not drawn, {'; '.join(left_out)}", (0.02, 0.97), xycoords="axes fraction", va="top", fontsize=7)
+
+
+def _styles(backends: list[str]) -> dict[str, tuple[str, str]]:
+    """A colour and a marker each."""
+    return {
+        name: (_COLOURS[index % len(_COLOURS)], _MARKERS[index % len(_MARKERS)]) for index, name in enumerate(backends)
+    }
 
 
 def measured(document: Document) -> bool:
@@ -130,13 +139,12 @@ def draw(document: Document) -> Figure:
             groups.setdefault((entry["heads"], entry["batch"]), []).append(entry)
     panels = [own for own in groups.values() if len({e["ctx"] for e in own if e["wall_us"]}) > 1]
     rows = -(-len(panels) // 2)
-    figure = plt.figure(figsize=(11, 4.5 + 3.2 * rows), layout="constrained")
-    grid = figure.add_gridspec(1 + rows, 2, height_ratios=[4.2, *[3.2] * rows])
-    _bars(figure.add_subplot(grid[0, :]), attention_tables.cells(document)[shape])
-    backends = list(dict.fromkeys(entry["backend"] for entry in document["arms"]))
-    styles = {
-        name: (_COLOURS[index % len(_COLOURS)], _MARKERS[index % len(_MARKERS)]) for index, name in enumerate(backends)
-    }
+    shown = attention_tables.cells(document)[shape]
+    height = max(4.2, 0.6 + _BAR_INCHES * len(_BARS) * len({e["backend"] for e in shown if e["wall_us"]}) / 0.8)
+    figure = plt.figure(figsize=(11, 0.3 + height + 3.2 * rows), layout="constrained")
+    grid = figure.add_gridspec(1 + rows, 2, height_ratios=[height, *[3.2] * rows])
+    _bars(figure.add_subplot(grid[0, :]), shown)
+    styles = _styles(list(dict.fromkeys(entry["backend"] for entry in document["arms"])))
     for index, own in enumerate(panels):
         axes = figure.add_subplot(grid[1 + index // 2, index % 2])
         _lines(axes, own, styles)

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from bench.core import attention_aa, attention_document
+from bench.core.attention_arms import SDPA_KERNELS
 from bench.core.attention_results import Entry
 from bench.core.document import Document, write_atomically
 from bench.core.tables import Grid, fit, make_table, markdown_table, microseconds
@@ -37,6 +38,8 @@ def heading(document: Document) -> list[str]:
         f"{len(sessions)} of {document['sessions_planned']} sessions",
         f"{document['device']}: {device}; torch {machine['torch']['version']}; {document['created']}",
     ]
+    if len(allowed := document.get("sdpa_from", SDPA_KERNELS)) < len(SDPA_KERNELS):
+        lines.append(f"default SDPA may choose {', '.join(allowed)} only")
     ceilings = [one for session in document["sessions"] for one in session["ceilings"].values()]
     if ceilings:
         reads = sorted(one["read_gbs"] for one in ceilings)
@@ -124,6 +127,15 @@ def cell_grid(entries: list[Entry]) -> Grid:
     return [columns[i] for i in kept], [[row[i] for i in kept] for row in rows]
 
 
+def floors(entries: Iterable[Entry]) -> dict[int, float]:
+    """The floor at the read ceiling by context; one a context, since a plug-in's process has a ceiling of its own."""
+    found: dict[int, float] = {}
+    for entry in entries:
+        if floor_us := entry["floor_us"]["at_read"]:
+            found.setdefault(entry["ctx"], floor_us)
+    return found
+
+
 def context_grids(document: Document) -> list[tuple[str, Grid]]:
     """For each head shape and batch the wall time over contexts, a row an arm: from a graph where there are graphs."""
     mode = "graph" if document["device"] == "cuda" else "eager"
@@ -144,8 +156,8 @@ def context_grids(document: Document) -> list[tuple[str, Grid]]:
             for name, found in by_backend.items()
             if any(entry["wall_us"] for entry in found.values())
         ]
-        floors = {entry["ctx"]: entry["floor_us"]["at_read"] for entry in own}
-        rows.append(["floor at read", *(microseconds(floors[ctx]) for ctx in contexts)])
+        floors_us = floors(own)
+        rows.append(["floor at read", *(microseconds(floors_us[c]) if c in floors_us else "-" for c in contexts)])
         columns = [("backend", False), *((f"kv {ctx}", True) for ctx in contexts)]
         models = ", ".join(own[0]["layers"])
         whose = f" ({models})" if models else ""

@@ -1,15 +1,19 @@
 """The command line that the drivers share: flags, their checks, and how a run ends.
 
 Exit status: 0 done (unsupported arms are listed, not fatal); 1 a result was wrong; 2 bad arguments, one line on
-stderr that names the flag, the value and what is allowed; 130 interrupted.
+stderr that names the flag, the value and what is allowed; 130 interrupted, by Ctrl-C or SIGTERM.
 """
 
 import functools
 import shlex
+import signal
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any, TypeVar
 
 import torch
@@ -231,6 +235,25 @@ def _refused(error: _ClickError, arguments: Sequence[str]) -> str:
     return ": ".join([*given[-1:], " ".join(error.format_message().split())])
 
 
+@contextmanager
+def _ended_as_by_ctrl_c() -> Iterator[None]:
+    """While it lasts SIGTERM, which is how timeout and schedulers end a run, is a Ctrl-C: what was finished is printed
+    and saved. Only the first, since timeout sends it twice."""
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def run(program: str, command: Callable[..., int | None], arguments: Sequence[str] | None = None) -> int:
     """Parse `arguments` with typer, run the command, and turn what goes wrong into an exit status."""
 
@@ -246,7 +269,8 @@ def run(program: str, command: Callable[..., int | None], arguments: Sequence[st
     app.command()(interruptible)
     try:
         early_interrupt.release()
-        return typer.main.get_command(app).main(args=arguments, prog_name=program, standalone_mode=False) or 0
+        with _ended_as_by_ctrl_c():
+            return typer.main.get_command(app).main(args=arguments, prog_name=program, standalone_mode=False) or 0
     except UsageError as error:
         print(f"{program}: {error}", file=sys.stderr)
     except _ClickError as error:

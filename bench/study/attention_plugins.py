@@ -35,13 +35,12 @@ def _lost(found: plugins.Found, session: Document, settings: Settings) -> list[E
     return entries
 
 
-def add(session: Document, plan: plugins.Plan, settings: Settings) -> Document:
-    """The session with every plug-in's entries. Raises UsageError where one turns out to be none."""
-    if not plan.plugins:
+def join(session: Document, measured: Sequence[plugins.Found], limit_s: float, settings: Settings) -> Document:
+    """The session with every plug-in's entries; `limit_s` is what their processes had."""
+    if not measured:
         return session
-    measured = plugins.measure_all(plan)
     entries: Sequence[Entry] = [
         entry for found in measured for entry in (*_measured(found), *_lost(found, session, settings))
     ]
-    described = [found.describe(plan.limit_s) for found in measured]
+    described = [found.describe(limit_s) for found in measured]
     return session | {"entries": [*session["entries"], *entries], "plugins": described}

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ class Outcome:
     reason: str | None
     returncode: int | None
 
+
+# Those of every thread that wait for one.
+_running: set[subprocess.Popen] = set()
 
 # Killed with -9 a driver cannot end its child, which would then disturb the run that takes its place: the child asks
 # the kernel (PR_SET_PDEATHSIG) to be killed with it. It does so itself, not in a preexec_fn: with one, Python runs the
@@ -32,32 +36,52 @@ runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 def run_module(module: str, arguments: Sequence[str], limit_s: float) -> Outcome:
     """`python -m module arguments` in a process group of its own, which dies with it.
 
-    The reason of a failure is the last line the process wrote to stderr. Ctrl-C kills it and goes on upwards.
+    The reason of a failure is the exception that ended the process, or the last line it wrote to stderr. Ctrl-C kills
+    it and goes on upwards.
     """
-    process = subprocess.Popen(
-        [sys.executable, "-c", _START, module, *arguments],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        _, errors = process.communicate(timeout=limit_s)
-    except subprocess.TimeoutExpired:
-        _kill(process)
-        return Outcome("hang", f"was not done after {limit_s:g} s", None)
-    except BaseException:
-        _kill(process)
-        raise
+    # A file and no pipe: what the process started and left behind would hold a pipe open, and with it this one.
+    with tempfile.TemporaryFile("w+", errors="replace") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-c", _START, module, *arguments],
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            start_new_session=True,
+        )
+        _running.add(process)
+        try:
+            process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            return Outcome("hang", f"was not done after {limit_s:g} s", None)
+        finally:
+            _running.discard(process)
+            _kill(process)
+        errors.seek(0)
+        words = _last_words(errors.read())
     if process.returncode == 0:
         return Outcome("ok", None, 0)
-    lines = errors.strip().splitlines()
     if process.returncode < 0:
         return Outcome("error", f"ended by {signal.Signals(-process.returncode).name}", process.returncode)
-    return Outcome("error", lines[-1] if lines else f"exit status {process.returncode}", process.returncode)
+    return Outcome("error", words or f"exit status {process.returncode}", process.returncode)
+
+
+def end_all() -> None:
+    """Kill the processes that other threads wait for: a Ctrl-C reaches the main thread alone."""
+    for process in list(_running):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def _last_words(text: str) -> str:
+    """Of the last traceback the exception, of whose words, as of CUDA's, the first line says what it is; else the last
+    line."""
+    lines = text.strip().splitlines()
+    tracebacks = [at for at, line in enumerate(lines) if line.startswith("Traceback (most recent call last)")]
+    raised = [line for line in lines[tracebacks[-1] + 1 :] if line[:1].strip()] if tracebacks else lines[-1:]
+    return next(iter(raised), "")
 
 
 def _kill(process: subprocess.Popen) -> None:
+    """The process where it still runs, and whatever of its group it has left behind."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    process.wait()
