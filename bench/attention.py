@@ -199,13 +199,42 @@ def command(
     context_manager: Annotated[
         str, typer.Option("--context-manager", help="where SDPA's is entered: outside the timed call, inside, or both")
     ] = "outside",
-    sessions: Annotated[int, typer.Option("--sessions", help="fresh processes; 0: in this one")] = 3,
-    calls: Annotated[int, typer.Option("--calls", help="measured calls of an arm, on each clock")] = 300,
-    warmup: Annotated[int, typer.Option("--warmup", help="untimed calls before them")] = 50,
-    limit_s: Annotated[float, typer.Option("--limit-s", help="seconds a session may take")] = 1800.0,
+    sessions: Annotated[
+        int,
+        typer.Option(
+            "--sessions",
+            help="fresh processes; 0: in this one",
+            callback=cli.checked(cli.number, "--sessions", 0, 1000),
+        ),
+    ] = 3,  # fmt: skip
+    calls: Annotated[
+        int,
+        typer.Option(
+            "--calls",
+            help="measured calls of an arm, on each clock",
+            callback=cli.checked(cli.number, "--calls", 2, 100_000),
+        ),
+    ] = 300,  # fmt: skip
+    warmup: Annotated[
+        int,
+        typer.Option(
+            "--warmup", help="untimed calls before them", callback=cli.checked(cli.number, "--warmup", 0, 10_000)
+        ),
+    ] = 50,
+    limit_s: Annotated[
+        float,
+        typer.Option("--limit-s", help="seconds a session may take", callback=cli.checked(cli.seconds, "--limit-s")),
+    ] = 1800.0,
     dtype: cli.DtypeFlag = "bf16",
     device: cli.DeviceFlag = "auto",
-    l2: Annotated[str, typer.Option("--l2", help="cold: rotate copies of the cache past the L2; warm: one")] = "cold",
+    l2: Annotated[
+        str,
+        typer.Option(
+            "--l2",
+            help="cold: rotate copies of the cache past the L2; warm: one",
+            callback=cli.checked(cli.choice, "--l2", ("cold", "warm")),
+        ),
+    ] = "cold",  # fmt: skip
     threads: cli.ThreadsFlag = 0,
     spec_gbs: cli.SpecFlag = 0.0,
     seed: cli.SeedFlag = 0,
@@ -230,9 +259,8 @@ def command(
     target = cli.device(device)
     on_cuda = target.type == "cuda"
     names = pk.models.names()
-    studied = [name for name in names if name != "tiny"]
     wanted = model or ("" if heads else "all" if on_cuda else "tiny")
-    chosen = studied if wanted == "all" else cli.choices("--model", wanted, names) if wanted else []
+    chosen = list(cli.STUDIED) if wanted == "all" else cli.choices("--model", wanted, names) if wanted else []
     specs = [*map(pk.models.get, chosen), *parse_heads("--heads", heads)]
     contexts = cli.numbers(
         "--ctx", ctx or ("1024,2048,4096,8192,16384,32768,65536" if on_cuda else "256,1024"), 1, MAX_CTX, int
@@ -248,12 +276,9 @@ def command(
     backends += map(attention_aa.second, cli.choices("--aa", aa, backends) if aa else [])
     plan = Plan(
         backends, cli.choices("--mode", mode, MODES), cli.choices("--context-manager", context_manager, MANAGERS),
-        cli.number("--calls", calls, 2, 100_000), cli.number("--warmup", warmup, 0, 10_000), watched,
+        calls, warmup, watched,
     )  # fmt: skip
-    planned = cli.number("--sessions", sessions, 0, 1000)
-    cli.choice("--dtype", dtype, list(cli.DTYPES))
-    cli.choice("--l2", l2, ("cold", "warm"))
-    cli.seconds("--limit-s", limit_s)
+    planned = sessions
     if resume and (planned or not json):
         raise UsageError(
             "--resume: needs --sessions=0 and --json, the document to go on with; for more sessions --keep"
@@ -272,7 +297,7 @@ def command(
     untraced = [] if trace_kernels else ["--no-trace-kernels"]
     plugged = plugins.Plan(
         "bench.attention", asked, plan.modes, [*shared, *untraced, "--sessions=0"],
-        [name for name in backends if name == "sdpa"], cli.seconds("--plugin-timeout-s", plugin_timeout_s),
+        [name for name in backends if name == "sdpa"], plugin_timeout_s,
     )  # fmt: skip
     modes = f"--mode={','.join(plan.modes)}"
     settings = Settings(

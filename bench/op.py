@@ -17,14 +17,13 @@ import numpy as np
 import torch
 import typer
 
-import pykernels as pk
 from bench import plugins
 from bench.backends.plugin import Journal, load_op, parse_backends
 from bench.core import cli, controls, device_trace, floors, gpu_state, measure, results, statistics
 from bench.core.ceiling import Ceiling
 from bench.core.copies import steps_a_sample, weight_copies
 from bench.core.document import Document
-from bench.core.errors import flag_error
+from bench.core.errors import UsageError, flag_error
 from bench.core.measure import Rotation
 from bench.core.op_arms import MAKERS, OP_MODES, Maker, make_arms, native_arm, reference_of
 from bench.core.op_cases import OPS, Case, Instance, cases
@@ -32,7 +31,6 @@ from bench.core.progress import progress
 from bench.core.run import Machine, close
 from bench.core.samplers import Samplers
 from pykernels.layer import available_bytes
-from pykernels.models import ModelSpec
 
 _PROGRAM = "bench.op"
 
@@ -61,7 +59,7 @@ def prepare(case: Case, settings: Settings) -> tuple[list[Instance], Samplers]:
     copies = weight_copies(case.cold_bytes, settings.l2, settings.device)
     needed, available = copies * case.cold_bytes, available_bytes(settings.device)
     if needed > available:
-        raise cli.UsageError(
+        raise UsageError(
             f"--op={case.op}: {case.label or case.shape} needs {needed / 2**30:.1f} GiB, "
             f"{available / 2**30:.1f} GiB are available"
         )
@@ -180,17 +178,9 @@ def _document(
     }  # fmt: skip
 
 
-def _specs(models: str, config: str) -> list[ModelSpec]:
-    if config:
-        return [cli.model("", config)]
-    return [pk.models.get(name) for name in cli.choices("--model", models, pk.models.names())]
-
-
 def command(
     op: Annotated[str, typer.Option("--op", help=", ".join((*OPS, *_CONTROLS)))] = "gemv",
-    model: Annotated[
-        str, typer.Option("--model", help="comma-separated; all")
-    ] = "qwen2.5-7b,mistral-7b-v0.3,llama-3.1-8b",
+    model: cli.ModelsFlag = cli.ALL_STUDIED,
     backend: Annotated[
         str, typer.Option("--backend", help=f"comma-separated: {', '.join(MAKERS)}, plug-ins; all: without plug-ins")
     ] = "all",
@@ -228,21 +218,14 @@ def command(
     modes = cli.choices(
         "--mode", mode or _DEFAULT_MODES[target.type], _CUDA_MODES if target.type == "cuda" else _CPU_MODES
     )
-    models = _specs(model, config)
-    contexts = cli.numbers("--ctx", ctx, 1, min(spec.max_position for spec in models), int)
-    cli.number("--batch", batch, 1, 8)
-    torch_dtype = cli.DTYPES[cli.choice("--dtype", dtype, list(cli.DTYPES))]
-    cli.choice("--l2", l2, ("cold", "warm"))
-    cli.number("--warmup", warmup, 0, 10_000)
-    cli.number("--steps", steps, 2, 100_000)
+    specs = cli.models(model, config)
+    contexts = cli.numbers("--ctx", ctx, 1, min(spec.max_position for spec in specs), int)
     durations = cli.numbers("--duration-us", duration_us, 0.1, 1e6, float)
-    cli.number("--repeats", repeats, 0, 4096)
     spec = cli.spec_bandwidth(spec_gbs, target)
     cli.set_threads(threads)
 
     names, asked = parse_backends("--backend", backend, list(MAKERS))
     makers = {name: MAKERS[name] for name in names}
-    limit_s = cli.seconds("--plugin-timeout-s", plugin_timeout_s)
     if plugin_journal:  # this process is a plug-in's own
         (plugin,), asked = asked, []
         makers[plugin.label] = load_op(plugin, Journal(Path(plugin_journal)), op)
@@ -259,7 +242,7 @@ def command(
         f"--threads={threads}", f"--spec-gbs={spec_gbs}", f"--seed={seed}",
     ]  # fmt: skip
     beside = [name for name in names if name == "torch"]
-    plugged = plugins.measure_all(plugins.Plan(_PROGRAM, asked, plugin_modes, flags, beside, limit_s))
+    plugged = plugins.measure_all(plugins.Plan(_PROGRAM, asked, plugin_modes, flags, beside, plugin_timeout_s))
     failed = [arm for found in plugged for arm in found.failed]
     settings = Settings(target, makers, modes, l2, warmup, steps, repeats, spec[0])
     machine = Machine(target)
@@ -267,7 +250,7 @@ def command(
     entries: list[Document] = []
     extra: Document = {
         "batch": batch, "dtype": dtype, "ctx": contexts, "steps": steps, "warmup": warmup,
-        "plugins": [found.describe(limit_s) for found in plugged],
+        "plugins": [found.describe(plugin_timeout_s) for found in plugged],
     }  # fmt: skip
     interrupted = False
     if op in _CONTROLS:
@@ -276,8 +259,8 @@ def command(
         # Two models with the same shapes are one case.
         swept = {
             (case.label, case.shape): case
-            for model_spec in models
-            for case in cases(op, model_spec, contexts, batch, torch_dtype, seed, target)
+            for model_spec in specs
+            for case in cases(op, model_spec, contexts, batch, cli.DTYPES[dtype], seed, target)
         }
         if aa:
             case = next(iter(swept.values()))

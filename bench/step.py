@@ -206,9 +206,7 @@ def command(
     steps: cli.StepsFlag = 30,
     threads: cli.ThreadsFlag = 0,
     spec_gbs: cli.SpecFlag = 0.0,
-    memory_limit_gb: Annotated[
-        float, typer.Option("--memory-limit-gb", help="report oom where weights and cache take more; 0: what is there")
-    ] = 0.0,
+    memory_limit_gb: cli.MemoryLimitFlag = 0.0,
     seed: cli.SeedFlag = 0,
     json: cli.JsonFlag = "",
     csv: cli.CsvFlag = "",
@@ -224,8 +222,6 @@ def command(
     full = cli.model(model, config, weights)
     if weights and shared_weights:
         raise flag_error("--shared-weights", "true", "left out with --weights, which has every layer's own")
-    if not 0 <= memory_limit_gb < float("inf"):
-        raise flag_error("--memory-limit-gb", memory_limit_gb, "a positive number, or 0 for what is there")
     if arm:
         parsed = [step_arms.parse_arm("--arm", text) for text in arm.split(",")]
         groups = [(name, [wanted], [cut] if cut else []) for name, cut, wanted in parsed]
@@ -237,13 +233,13 @@ def command(
         full_layers=full.n_layers,
         groups=groups,
         ctx=cli.number("--ctx", ctx, 1, full.max_position),
-        batch=cli.number("--batch", batch, 1, 8),
-        dtype=cli.choice("--dtype", dtype, list(cli.DTYPES)),
+        batch=batch,
+        dtype=dtype,
         device=cli.device(device),
         spec_bandwidth=cli.spec_bandwidth(spec_gbs, cli.device(device)),
-        warmup=cli.number("--warmup", warmup, 0, 10_000),
-        steps=cli.number("--steps", steps, 2, 100_000),
-        seed=cli.number("--seed", seed, 0, 2**31 - 1),
+        warmup=warmup,
+        steps=steps,
+        seed=seed,
         weights=weights,
         shared_weights=shared_weights,
         memory_limit_gb=memory_limit_gb,

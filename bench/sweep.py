@@ -159,7 +159,9 @@ def command(
         str, typer.Option("--arm", help="comma-separated backend[/fusion]:mode; default: what bench.step takes")
     ] = "",
     layers: cli.LayersFlag = 0,
-    limit_s: Annotated[float, typer.Option("--limit-s", help="seconds a cell may take")] = 1800.0,
+    limit_s: Annotated[
+        float, typer.Option("--limit-s", help="seconds a cell may take", callback=cli.checked(cli.seconds, "--limit-s"))
+    ] = 1800.0,
     again: Annotated[bool, typer.Option("--again", help="try cells again that crashed, hung or were wrong")] = False,
     dtype: cli.DtypeFlag = "bf16",
     device: cli.DeviceFlag = "auto",
@@ -167,15 +169,11 @@ def command(
     steps: cli.StepsFlag = 30,
     threads: cli.ThreadsFlag = 0,
     spec_gbs: cli.SpecFlag = 0.0,
-    memory_limit_gb: Annotated[
-        float, typer.Option("--memory-limit-gb", help="report oom where weights and cache take more; 0: what is there")
-    ] = 0.0,
+    memory_limit_gb: cli.MemoryLimitFlag = 0.0,
     seed: cli.SeedFlag = 0,
 ) -> int:
     """The matrix models x contexts x batches, one fresh process a cell."""
-    names = pk.models.names()
-    models = [name for name in names if name != "tiny"] if model == "study" else cli.choices("--model", model, names)
-    warmup, steps = cli.number("--warmup", warmup, 0, 10_000), cli.number("--steps", steps, 2, 100_000)
+    models = cli.STUDIED if model == "study" else cli.choices("--model", model, pk.models.names())
     cells = [
         Cell(name, slots, sequences)
         for name in models
@@ -184,15 +182,9 @@ def command(
     ]
     for text in arm.split(",") if arm else []:
         step_arms.parse_arm("--arm", text)
-    cli.choice("--dtype", dtype, list(cli.DTYPES))
-    cli.spec_bandwidth(spec_gbs, cli.device(device))
+    cli.device(device)
     for name in models:
         cli.number("--layers", layers, 0, pk.models.get(name).n_layers)
-    cli.seconds("--limit-s", limit_s)
-    cli.number("--threads", threads, 0, 256)
-    cli.number("--seed", seed, 0, 2**31 - 1)
-    if not 0 <= memory_limit_gb < float("inf"):
-        raise flag_error("--memory-limit-gb", memory_limit_gb, "a positive number, or 0 for what is there")
     if not out:
         raise flag_error("--out", out, "the name of a folder")
     folder = Path(out).expanduser()
