@@ -24,7 +24,7 @@ from bench.backends.plain import PlainLayer
 from bench.backends.plugin import WatchedAttention
 from bench.backends.sdpa import Sdpa
 from bench.backends.torch_layer import Attention
-from bench.core import measure
+from bench.core import gpu_state, measure
 from bench.core.attention_cases import Inputs
 from bench.core.measure import Arm, Rotation, Sampler
 from bench.core.samplers import Samplers, capture, replay_all, synchronised_sampler
@@ -136,11 +136,8 @@ def gate(arm: Arm) -> None:
 
 def survived(arm: Arm, device: torch.device) -> None:
     """Raises DeviceLostError where the arm's error took the CUDA context along."""
-    if arm.status == "error" and device.type == "cuda":
-        try:
-            torch.cuda.synchronize()
-        except RuntimeError as error:
-            raise DeviceLostError(arm.backend, str(error).strip().splitlines()[0]) from None
+    if arm.status == "error" and device.type == "cuda" and (words := gpu_state.lost_device()):
+        raise DeviceLostError(arm.backend, words)
 
 
 def inside(call: Call, manager: Callable[[], Any]) -> Call:

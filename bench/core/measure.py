@@ -17,6 +17,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from bench.core.errors import one_line
 from pykernels.reference import Comparison
 
 Item = TypeVar("Item")
@@ -69,8 +70,7 @@ class Arm:
         """Take an exception as this arm's end: its own words, one line."""
         out_of_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
         self.status = "oom" if out_of_memory else "error"
-        words = str(error).strip().splitlines()
-        self.reason = f"{type(error).__name__}: {words[0] if words else ''}".rstrip(": ")
+        self.reason = one_line(error)
         self.samples_us = []
 
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from bench.core.attention_results import Entry, key, session_entry, traced_keys
 from bench.core.ceiling import Ceiling
 from bench.core.copies import weight_copies
 from bench.core.document import Document, write_atomically
+from bench.core.errors import one_line
 from bench.core.measure import Rotation, no_garbage_collection
 from pykernels.layer import available_bytes
 
@@ -197,14 +198,14 @@ class Session:
                         traced = device_trace.traced(arm.sampler, entry["wall_us"]["p50"], arm.calls)
                     entry |= traced_keys(traced)
                 except (RuntimeError, ValueError) as error:  # the other clocks remain
-                    entry["device_reason"] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+                    entry["device_reason"] = one_line(error)
         for entry in entries.values():  # a graph holds the kernels of its eager arm, whose details stand there
             if entry["mode"] == "graph" and (twin := entries.get((cell.shape, entry["backend"], "eager"))):
                 entry["launches"] = twin["launches"]
 
 
 @contextlib.contextmanager
-def noted(path: Path | None):
+def noted(path: Path | None) -> Iterator[Callable[[str], None]]:
     """Yields what notes at `path` whose calls are tried; the file is gone when the session ends by itself."""
     if path is None:
         yield lambda name: None
