@@ -293,7 +293,7 @@ def command(
     if list_:
         print_list()
         return 0
-    outputs = cli.Outputs(json, csv, md, plot, trace)
+    outputs, target = cli.Outputs(json, csv, md, plot, trace), cli.device(device)
     spec = cli.model(model, config, weights)
     cli.choice("--quant", quant, ("none", "int4"))
     quantised = bool(weights) and cli.usage(lambda: pk.quant.quantization_of(weights)) is not None
@@ -317,7 +317,7 @@ def command(
     ]  # fmt: skip
     if plugin_journal:  # this process is a plug-in's own
         (plugin,), asked = asked, []
-        backends = {plugin.label: load_layer(plugin, Journal(Path(plugin_journal)), cli.device(device)), **backends}
+        backends = {plugin.label: load_layer(plugin, Journal(Path(plugin_journal)), target), **backends}
     settings = Settings(
         spec=spec,
         backends=backends,
@@ -329,8 +329,8 @@ def command(
         ctx=cli.number("--ctx", ctx, 1, spec.max_position),
         batch=batch,
         dtype=dtype,
-        device=cli.device(device),
-        spec_bandwidth=cli.spec_bandwidth(spec_gbs, cli.device(device)),
+        device=target,
+        spec_bandwidth=cli.spec_bandwidth(spec_gbs, target),
         l2=l2,
         warmup=warmup,
         steps=steps,

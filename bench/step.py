@@ -219,11 +219,11 @@ def command(
         print_list()
         return 0
     outputs = cli.Outputs(json, csv, md, plot)
-    full = cli.model(model, config, weights)
+    full, target = cli.model(model, config, weights), cli.device(device)
     if weights and shared_weights:
         raise flag_error("--shared-weights", "true", "left out with --weights, which has every layer's own")
     if arm:
-        parsed = [step_arms.parse_arm("--arm", text) for text in arm.split(",")]
+        parsed = step_arms.parse_arms("--arm", arm, target)
         groups = [(name, [wanted], [cut] if cut else []) for name, cut, wanted in parsed]
     else:
         modes, fusions = cli.choices("--mode", mode, MODES), cli.choices("--fusion", fusion, cli.FUSIONS)
@@ -235,8 +235,8 @@ def command(
         ctx=cli.number("--ctx", ctx, 1, full.max_position),
         batch=batch,
         dtype=dtype,
-        device=cli.device(device),
-        spec_bandwidth=cli.spec_bandwidth(spec_gbs, cli.device(device)),
+        device=target,
+        spec_bandwidth=cli.spec_bandwidth(spec_gbs, target),
         warmup=warmup,
         steps=steps,
         seed=seed,

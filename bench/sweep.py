@@ -180,9 +180,9 @@ def command(
         for sequences in cli.numbers("--batch", batch, 1, 8, int)
         for slots in cli.numbers("--ctx", ctx, 1, pk.models.get(name).max_position - max(warmup, 1) - steps, int)
     ]
-    for text in arm.split(",") if arm else []:
-        step_arms.parse_arm("--arm", text)
-    cli.device(device)
+    target = cli.device(device)
+    if arm:
+        step_arms.parse_arms("--arm", arm, target)
     for name in models:
         cli.number("--layers", layers, 0, pk.models.get(name).n_layers)
     if not out:

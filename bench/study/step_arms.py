@@ -152,6 +152,16 @@ def parse_arm(flag: str, text: str) -> tuple[str, str | None, str]:
     return name, fusion or None, mode
 
 
+def parse_arms(flag: str, text: str, device: torch.device) -> list[tuple[str, str | None, str]]:
+    """Such arms, comma-separated. Raises UsageError where none of them runs on the device: nobody need make a model to
+    find that out."""
+    parsed = [parse_arm(flag, part) for part in text.split(",")]
+    reasons = [backends()[name].reason(mode, device) for name, _, mode in parsed]
+    if all(reasons):
+        raise flag_error(flag, text, f"at least one arm that runs here: {'; '.join(dict.fromkeys(reasons))}")
+    return parsed
+
+
 def arms_of(
     backend: StepBackend, oracle: Oracle, modes: Sequence[str], fusions: Sequence[str], traced_from: int
 ) -> list[Arm]:
