@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pykernels as pk
+from bench.backends.native import drive
 from bench.backends.sdpa import sdpa
 from bench.backends.torch_layer import LayerCache, TorchLayer
 from bench.core.measure import Rotation, Sampler
@@ -94,24 +95,10 @@ class NativeDriver(Driver):
 
     def __init__(self, model: pk.DecodeModel, fusion: str, mode: str) -> None:
         super().__init__(model)
-        samplers, program = self._samplers, model.program(fusion)
-        stream, self.launches = samplers.stream, len(program)
-        self.kernels = [f"pykernels::{model.device.type}::{op}" for op in program.ops]
-        self._step: Callable[[], object]
-        if mode == "eager":
-            self._step = partial(model.forward, fusion)
-        elif mode == "pybind":
-            self._step = partial(_call_all, program.launchers(stream))
-        elif mode == "dispatch":
-            tape = model.tape(fusion)
-            self._step, self._wall, self._host_on_cuda = tape.run, samplers.tapes([tape]), samplers.host_tapes([tape])
-        elif mode == "native":
-            self._step = partial(program.run, stream)
-            self._wall, self._host_on_cuda = samplers.programs([program]), samplers.host_programs([program])
-        else:
-            graph = pk.runtime.CudaGraph([program], mode == "graph-pdl")
-            self._step = partial(graph.replay, stream)
-            self._wall, self._host_on_cuda = samplers.native_graphs([graph]), samplers.host_native_graphs([graph])
+        self.kernels = [f"pykernels::{model.device.type}::{op}" for op in model.program(fusion).ops]
+        self.launches = len(self.kernels)
+        driven = drive(mode, [partial(model.forward, fusion)], self._samplers)
+        self._step, self._wall, self._host_on_cuda = driven.step, driven.sampler, driven.host_sampler
 
     def step(self) -> None:
         self._step()
@@ -122,11 +109,6 @@ class NativeDriver(Driver):
     def _without_kernels(self, n: int) -> np.ndarray:
         with pk.runtime.launches_disabled():
             return self._wall(n)
-
-
-def _call_all(launchers: Sequence[Callable[[], None]]) -> None:
-    for launch in launchers:
-        launch()
 
 
 class TorchDriver(Driver):
