@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.text import Text
 
 from bench.backends import int4 as kernels4
+from bench.backends import modes_on
 from bench.core import cli, controls, environment
 from bench.core.ceiling import Ceiling
 from bench.core.document import Document
@@ -31,8 +32,6 @@ from bench.quant import groups, machine_code, measure, predict, show, validate
 from bench.quant.trials import GROUP_SIZES
 
 _WHAT = ("shapes", "layer")
-_CPU_MODES = ("eager", "pybind", "dispatch", "native")
-_CUDA_MODES = (*_CPU_MODES, "graph", "graph-pdl")
 _DEFAULT_MODES = {"cpu": "native,eager", "cuda": "graph,native,eager"}
 
 _PROGRAM = "bench.int4"
@@ -232,16 +231,15 @@ def command(
     group, dtype = group or 128, dtype or "bf16"
     specs = cli.models(model, config)
     parts = cli.choices("--what", what, _WHAT)
-    gpu = predict.check(predict_) if predict_ else ""
+    gpu = predict.GPUS[cli.choice("--predict", predict_, list(predict.GPUS))] if predict_ else ""
     if gpu and "layer" not in parts:
         raise flag_error("--predict", predict_, "given with --what=layer: it is the layer that is predicted")
     groups.check_group_size("--group", group, specs)
     cli.number("--ctx", ctx, 1, min(spec.max_position for spec in specs))
-    allowed = _CUDA_MODES if target.type == "cuda" else _CPU_MODES
     spec = cli.spec_bandwidth(spec_gbs, target)
     settings = groups.Settings(
         specs=specs, kernels=kernels,
-        modes=cli.choices("--mode", mode or _DEFAULT_MODES[target.type], allowed),
+        modes=cli.choices("--mode", mode or _DEFAULT_MODES[target.type], modes_on(target)),
         group_size=group, symmetric=not asymmetric, ctx=ctx,
         batch=batch, dtype=dtype,
         torch_dtype=cli.DTYPES[dtype], device=target, l2=l2, warmup=warmup, steps=steps, repeats=repeats, seed=seed,

@@ -18,6 +18,7 @@ import torch
 import typer
 
 from bench import plugins
+from bench.backends import modes_on
 from bench.backends.plugin import Journal, load_op, parse_backends
 from bench.core import cli, controls, device_trace, floors, gpu_state, measure, results, statistics
 from bench.core.ceiling import Ceiling
@@ -28,15 +29,13 @@ from bench.core.measure import Rotation
 from bench.core.op_arms import MAKERS, OP_MODES, Maker, make_arms, native_arm, reference_of
 from bench.core.op_cases import OPS, Case, Instance, cases
 from bench.core.progress import progress
-from bench.core.run import Machine, close
+from bench.core.run import Machine, close, take_rounds
 from bench.core.samplers import Samplers
 from pykernels.layer import available_bytes
 
 _PROGRAM = "bench.op"
 
 _CONTROLS = ("null", "spin")
-_CPU_MODES = ("eager", "pybind", "dispatch", "native")
-_CUDA_MODES = (*_CPU_MODES, "graph", "graph-pdl")
 _DEFAULT_MODES = {"cpu": "native,eager", "cuda": "native,graph,eager"}
 
 
@@ -81,24 +80,17 @@ def measure_case(
     instances, samplers = prepare(case, settings)
     arms = [*make_arms(case, instances, samplers, settings.modes, settings.makers), *map(replace, failed)]
     measure.gate(arms)
-    for arm in ceiling.arms:
-        arm.samples_us = []
-    finished, throttling = gpu_state.alternate_watched(
-        [*ceiling.arms, *arms], settings.warmup, settings.steps, lambda: None, monitor
-    )
-    if not finished:
-        raise KeyboardInterrupt
+    throttling = take_rounds(arms, ceiling, settings.warmup, settings.steps, monitor)
     if on_cuda:
         measure.measure_host(arms, settings.warmup, max(settings.steps, 100))
-    spec_gbs = settings.spec_gbs
-    read_gbs, copy_gbs = float(np.median(ceiling.read_gbs())), float(np.median(ceiling.copy_gbs()))
-    bandwidths = {"spec_gbs": spec_gbs, "read_gbs": read_gbs, "copy_gbs": copy_gbs}
+    bandwidths = ceiling.bandwidths(settings.spec_gbs)
+    floor_us = floors.microseconds(case.bytes, bandwidths["spec_gbs"] or bandwidths["read_gbs"])
     entries = []
     for arm in arms:
         entry = {
             "backend": arm.backend, "mode": arm.mode, "fusion": None, "op": case.op, "label": case.label,
             "shape": case.shape, "bytes": case.bytes, "status": arm.status, "reason": arm.reason,
-            "floor_us": floors.microseconds(case.bytes, spec_gbs or read_gbs), "max_rel_error": arm.max_rel_error,
+            "floor_us": floor_us, "max_rel_error": arm.max_rel_error,
             "time_us": None, "gbs": None, "share_of_spec": None, "share_of_read": None,
             "samples_us": arm.samples_us, "ceiling": bandwidths,
         }  # fmt: skip
@@ -134,11 +126,7 @@ def trace_case(case: Case, settings: Settings, entries: list[Document]) -> None:
         arm.status, arm.samples_us = entry["status"], entry["samples_us"]
     traces, untraced = device_trace.trace_arms(arms, samplers.repeats)
     for arm, entry in zip(arms, entries, strict=True):
-        if traced := traces.get(arm.label):
-            entry |= {"kernels": arm.kernels, "launches": arm.launches}
-            entry |= results.device_keys(entry, traced, None, entry["ceiling"])
-        else:
-            entry["device_reason"] = untraced.get(arm.label, arm.reason)
+        results.add_device_clock(entry, arm, traces, untraced)
 
 
 def aa_check(case: Case, settings: Settings, repeats: int) -> tuple[int, list[float]]:
@@ -215,9 +203,7 @@ def command(
         if aa or (flag == "--csv" and op in _CONTROLS):
             raise flag_error(flag, path, f"left out with {'--aa' if aa else f'--op={op}'}, which has none to write")
     target = cli.device(device)
-    modes = cli.choices(
-        "--mode", mode or _DEFAULT_MODES[target.type], _CUDA_MODES if target.type == "cuda" else _CPU_MODES
-    )
+    modes = cli.choices("--mode", mode or _DEFAULT_MODES[target.type], modes_on(target))
     specs = cli.models(model, config)
     contexts = cli.numbers("--ctx", ctx, 1, min(spec.max_position for spec in specs), int)
     durations = cli.numbers("--duration-us", duration_us, 0.1, 1e6, float)

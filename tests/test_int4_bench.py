@@ -136,7 +136,7 @@ def test_the_prediction_is_arithmetic_on_what_was_measured(finished):
 
 
 def test_what_is_predicted_for():
-    assert predict.check("rtx-4090") == "RTX 4090" and set(predict.GPUS.values()) == set(environment.GPU_SPECS)
+    assert predict.GPUS["rtx-4090"] == "RTX 4090" and set(predict.GPUS.values()) == set(environment.GPU_SPECS)
 
 
 def test_a_wrong_kernel_gets_no_time(capsys, monkeypatch, tmp_path):

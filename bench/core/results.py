@@ -84,6 +84,16 @@ def device_keys(entry: Document, traced: Traced | None, reason: str | None, ceil
     return keys
 
 
+def add_device_clock(entry: Document, arm: Arm, traces: Mapping[str, Traced], untraced: Mapping[str, str]) -> None:
+    """Put into an arm's entry of a key `ops`, which has a ceiling of its own, what its trace tells, or why there is
+    none."""
+    if traced := traces.get(arm.label):
+        entry |= {"kernels": arm.kernels, "launches": arm.launches}
+        entry |= device_keys(entry, traced, None, entry["ceiling"])
+    else:
+        entry["device_reason"] = untraced.get(arm.label, arm.reason)
+
+
 def op_document(op: floors.OpBytes, fusion: str, samples_us: np.ndarray, ceiling: Mapping[str, float]) -> Document:
     """One entry of the key `ops` of a layer: an op of the native program, timed alone."""
     clock = statistics.summary(samples_us)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from bench.core import cli, device_trace, environment, floors, gpu_state
+from bench.core import cli, device_trace, floors
 from bench.core.attention_arms import INSIDE, AttentionArm, Plan, make_arms, sdpa_state, survived
 from bench.core.attention_cases import Cell, Inputs
 from bench.core.attention_results import Entry, key, session_entry, traced_keys
@@ -17,6 +17,7 @@ from bench.core.copies import weight_copies
 from bench.core.document import Document, write_atomically
 from bench.core.errors import one_line
 from bench.core.measure import Rotation, no_garbage_collection
+from bench.core.run import Machine, take_rounds
 from pykernels.layer import available_bytes
 
 
@@ -100,12 +101,9 @@ class Session:
         self, settings: Settings, done: Document | None, begin: Callable[[str], None], save: Callable[[], None]
     ) -> None:
         self.settings, self._begin, self._save = settings, begin, save
-        self._monitor = gpu_state.Monitor(settings.device) if settings.device.type == "cuda" else None
-        machine = environment.collect()
-        if self._monitor:
-            machine["gpu_before"] = self._monitor.state()
+        self._machine = Machine(settings.device)
         self.document: Document = done or {
-            "session": 0, "status": "ok", "reason": None, "lost": {}, "environment": machine,
+            "session": 0, "status": "ok", "reason": None, "lost": {}, "environment": self._machine.before,
             "ceilings": {}, "sdpa": {}, "throttled": {}, "trace_seconds": 0.0, "entries": [],
         }  # fmt: skip
 
@@ -123,8 +121,8 @@ class Session:
                 self._cell(cell, ceiling)
                 self._save()
             advance()
-        if self._monitor:
-            self.document["environment"]["gpu_after"] = self._monitor.state()
+        if monitor := self._machine.monitor:
+            self.document["environment"]["gpu_after"] = monitor.state()
         if self.settings.trace and self.settings.device.type == "cuda":
             # After all cells: once CUPTI has traced, it stays in the process.
             begin = time.monotonic()
@@ -159,14 +157,8 @@ class Session:
     def _time(self, cell: Cell, arms: Sequence[AttentionArm], copies: int, ceiling: Ceiling) -> Document:
         """Every clock of the arms but the device's. Returns the ceiling's document."""
         settings, plan = self.settings, self.settings.plan
-        for arm in ceiling.arms:
-            arm.samples_us = []
         warmup = -(-plan.warmup // plan.calls_a_sample(0.0, max(copies, 1), settings.device.type == "cuda"))
-        finished, throttling = gpu_state.alternate_watched(
-            [*ceiling.arms, *arms], warmup, plan.rounds, lambda: None, self._monitor
-        )
-        if not finished:
-            raise KeyboardInterrupt
+        throttling = take_rounds(arms, ceiling, warmup, plan.rounds, self._machine.monitor)
         _single_clocks(arms, plan)
         if throttling:
             self.document["throttled"][cell.shape] = throttling
