@@ -19,7 +19,7 @@ import pykernels as pk
 from bench.backends import MODES
 from bench.core import cli, environment, measure, results, tables
 from bench.core.ceiling import Ceiling
-from bench.core.document import Document
+from bench.core.document import Document, program_name
 from bench.core.errors import flag_error
 from bench.core.measure import Arm
 from bench.core.run import Machine, Measurement, close, gate
@@ -101,7 +101,7 @@ def document_of(settings: Settings, found: Measurement, looked: Document, machin
     device_name = machine["gpu"]["name"] if device.type == "cuda" else machine["cpu"]["model"]
     entries = [arm_document(arm, settings, found.bandwidths, device_name, found.arms) for arm in found.arms]
     for entry in entries:
-        name = f"{entry['backend']}/{entry['fusion']}" if entry["fusion"] else entry["backend"]
+        name = program_name(entry["backend"], entry["fusion"])
         entry["launches_per_layer"] = looked["launches_per_layer"].get(name)
     if device.type == "cuda":
         found.add_device_keys(entries, device_keys)

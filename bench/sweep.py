@@ -19,10 +19,9 @@ import typer
 
 import pykernels as pk
 from bench.core import cli, document, environment
-from bench.core.document import SCHEMA, Document
+from bench.core.document import SCHEMA, Document, entry_name
 from bench.core.errors import UsageError, flag_error
 from bench.study import step_arms
-from bench.study.collect import arm_name
 from bench.study.processes import run_module
 
 
@@ -125,7 +124,7 @@ def line(plan: Plan, cell: Cell, status: str, reason: str | None) -> str:
     best = min((arm for arm in result["arms"] if arm["wall_us"]), key=lambda arm: arm["wall_us"]["p50"])
     ratio = best["paper"]["R_floor"]
     shown = "" if ratio is None else f", R_floor {ratio:.3f}"
-    return f"ok: {arm_name(best)} {best['wall_us']['p50'] / 1000:.3f} ms{shown}"
+    return f"ok: {entry_name(best)} {best['wall_us']['p50'] / 1000:.3f} ms{shown}"
 
 
 def run(plan: Plan, say: Callable[[str], None] = print) -> dict[str, int]:

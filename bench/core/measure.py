@@ -17,6 +17,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from bench.core.document import arm_name
 from bench.core.errors import one_line
 from pykernels.reference import Comparison
 
@@ -63,8 +64,7 @@ class Arm:
     @property
     def label(self) -> str:
         """backend/fusion:mode"""
-        fusion = f"/{self.fusion}" if self.fusion else ""
-        return f"{self.backend}{fusion}:{self.mode}"
+        return arm_name(self.backend, self.fusion, self.mode)
 
     def fail(self, error: BaseException) -> None:
         """Take an exception as this arm's end: its own words, one line."""

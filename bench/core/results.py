@@ -7,7 +7,7 @@ import torch
 
 from bench.core import floors, ladder, statistics
 from bench.core.device_trace import Traced
-from bench.core.document import Document
+from bench.core.document import Document, program_name
 from bench.core.measure import Arm
 from pykernels.models import ModelSpec
 from pykernels.trace import Kernel
@@ -175,7 +175,7 @@ def make_ladders(
         on_cuda = chain is ladder.CUDA_CHAIN
         host_us = {m: float(np.median(a.host_samples_us)) for m, a in measured.items() if on_cuda and a.host_samples_us}
         parts, note = ladder.ladder(clocks, read_gbs, n_bytes(fusion), spec_gbs, chain, host_us)
-        name = f"{backend}/{fusion}" if fusion else backend
+        name = program_name(backend, fusion)
         ladders[name] = [vars(part) for part in parts]
         if note:
             notes[name] = note

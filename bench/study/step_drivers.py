@@ -13,38 +13,18 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import pykernels as pk
 from bench.backends.native import drive
 from bench.backends.sdpa import sdpa
-from bench.backends.torch_layer import LayerCache, TorchLayer
+from bench.backends.torch_layer import Calls, LayerCache, TorchLayer
 from bench.core.measure import Rotation, Sampler
 from bench.core.samplers import Samplers, capture_each
 
 
-class _Calls(TorchDispatchMode):
-    """Notes the ops that compute something: neither views nor bare allocations."""
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # else torch imports its compiler, which takes a process a second and is not used here
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001 - torch's own signature
-        name = func._schema.name
-        if not func.is_view and not name.startswith("aten::empty"):
-            self.names.append(name)
-        return func(*args, **(kwargs or {}))
-
-
 def calls_of(function: Callable[[], object]) -> list[str]:
-    """What one call of the function asks of torch's dispatcher below composite ops, views and allocations left out:
-    on a GPU each of them launches at least one kernel."""
-    with torch.no_grad(), _Calls() as calls:
+    """What one call of the function asks of torch's dispatcher (torch_layer.Calls)."""
+    with torch.no_grad(), Calls() as calls:
         function()
     return calls.names
 
