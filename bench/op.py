@@ -129,6 +129,34 @@ def trace_case(case: Case, settings: Settings, entries: list[Document]) -> None:
         results.add_device_clock(entry, arm, traces, untraced)
 
 
+def sweep(
+    swept: Sequence[Case], settings: Settings, ceiling: Ceiling, monitor: gpu_state.Monitor | None,
+    plugged: Sequence[plugins.Found],
+) -> tuple[list[Document], bool]:  # fmt: skip
+    """Every case, and then on a GPU their traces. Returns the key `ops`, with what the plug-ins' own processes found,
+    and whether it was interrupted: what was finished is kept."""
+    entries: list[Document] = []
+    failed = [arm for found in plugged for arm in found.failed]
+    with progress(f"measuring {swept[0].op}", len(swept)) as advance:
+        try:
+            measured = []
+            for case in swept:
+                measured.append((case, measure_case(case, settings, ceiling, monitor, failed)))
+                entries += measured[-1][1]
+                entries += [
+                    entry
+                    for found in plugged
+                    for entry in found.entries("ops")
+                    if (entry["label"], entry["shape"]) == (case.label, case.shape)
+                ]
+                advance()
+            for case, of_case in measured if settings.device.type == "cuda" else ():
+                trace_case(case, settings, of_case)
+        except KeyboardInterrupt:
+            return entries, True
+    return entries, False
+
+
 def aa_check(case: Case, settings: Settings, repeats: int) -> tuple[int, list[float]]:
     """The same arm under two names, alternated, `repeats` times over.
 
@@ -229,7 +257,6 @@ def command(
     ]  # fmt: skip
     beside = [name for name in names if name == "torch"]
     plugged = plugins.measure_all(plugins.Plan(_PROGRAM, asked, plugin_modes, flags, beside, plugin_timeout_s))
-    failed = [arm for found in plugged for arm in found.failed]
     settings = Settings(target, makers, modes, l2, warmup, steps, repeats, spec[0])
     machine = Machine(target)
     ceiling = Ceiling(target)
@@ -256,23 +283,7 @@ def command(
                 f"repeats; relative differences of the medians {min(differences):+.4f} to {max(differences):+.4f}"
             )
             return 0
-        with progress(f"measuring {op}", len(swept)) as advance:
-            try:
-                measured = []
-                for case in swept.values():
-                    measured.append((case, measure_case(case, settings, ceiling, machine.monitor, failed)))
-                    entries += measured[-1][1]
-                    entries += [
-                        entry
-                        for found in plugged
-                        for entry in found.entries("ops")
-                        if (entry["label"], entry["shape"]) == (case.label, case.shape)
-                    ]
-                    advance()
-                for case, of_case in measured if target.type == "cuda" else ():
-                    trace_case(case, settings, of_case)
-            except KeyboardInterrupt:
-                interrupted = True
+        entries, interrupted = sweep(list(swept.values()), settings, ceiling, machine.monitor, plugged)
     return close(_document(op, entries, interrupted, ceiling, spec, settings, machine.document(), **extra), outputs)
 
 

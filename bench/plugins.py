@@ -24,10 +24,11 @@ from bench.study.processes import Outcome, run_module
 TimeoutFlag = Annotated[
     float,
     typer.Option(
-        "--plugin-timeout-s", help="seconds that the process of a plug-in may take, its start included",
+        "--plugin-timeout-s",
+        help="seconds that the process of a plug-in may take, its start included",
         callback=cli.checked(cli.seconds, "--plugin-timeout-s"),
     ),
-]  # fmt: skip
+]
 JournalFlag = Annotated[str, typer.Option("--plugin-journal", hidden=True)]
 
 

@@ -128,10 +128,11 @@ LayersFlag = Annotated[int, typer.Option("--layers", help="measure this many of 
 L2Flag = Annotated[
     str,
     typer.Option(
-        "--l2", help="cold: rotate copies of the weights past the cache; warm: one",
+        "--l2",
+        help="cold: rotate copies of the weights past the cache; warm: one",
         callback=checked(choice, "--l2", ("cold", "warm")),
     ),
-]  # fmt: skip
+]
 WarmupFlag = Annotated[
     int,
     typer.Option(
@@ -145,31 +146,35 @@ StepsFlag = Annotated[
 RepeatsFlag = Annotated[
     int,
     typer.Option(
-        "--repeats", help="steps a sample, and steps a graph holds; 0: 1 on a CPU, enough on a GPU",
+        "--repeats",
+        help="steps a sample, and steps a graph holds; 0: 1 on a CPU, enough on a GPU",
         callback=checked(number, "--repeats", 0, 4096),
     ),
-]  # fmt: skip
+]
 ThreadsFlag = Annotated[
     int,
     typer.Option(
-        "--threads", help="threads of native and of torch; 0: as they come",
+        "--threads",
+        help="threads of native and of torch; 0: as they come",
         callback=checked(number, "--threads", 0, 256),
     ),
-]  # fmt: skip
+]
 SpecFlag = Annotated[
     float,
     typer.Option(
-        "--spec-gbs", help="peak memory bandwidth, GB/s; 0: from the table",
+        "--spec-gbs",
+        help="peak memory bandwidth, GB/s; 0: from the table",
         callback=checked(gigabytes_per_second, "--spec-gbs"),
     ),
-]  # fmt: skip
+]
 MemoryLimitFlag = Annotated[
     float,
     typer.Option(
-        "--memory-limit-gb", help="report oom where weights and cache take more; 0: what is there",
+        "--memory-limit-gb",
+        help="report oom where weights and cache take more; 0: what is there",
         callback=checked(gigabytes, "--memory-limit-gb"),
     ),
-]  # fmt: skip
+]
 SeedFlag = Annotated[
     int,
     typer.Option("--seed", help="of weights, input and cache", callback=checked(number, "--seed", 0, 2**31 - 1)),
