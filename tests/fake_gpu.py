@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers import threads
+from helpers import threads, torch_threads
 from torch.overrides import TorchFunctionMode
 
 import pykernels as pk
@@ -241,10 +241,6 @@ def install(monkeypatch: pytest.MonkeyPatch, traced: bool = True) -> FakeGpu:
 @contextmanager
 def fake_gpu(monkeypatch: pytest.MonkeyPatch, traced: bool = True):
     """The fake, installed. One thread does: its times mean nothing, and threads that wait for one another take long."""
-    gpu, count = install(monkeypatch, traced), torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with threads(1), _OnCpu():
-            yield gpu
-    finally:
-        torch.set_num_threads(count)
+    gpu = install(monkeypatch, traced)
+    with torch_threads(1), threads(1), _OnCpu():
+        yield gpu

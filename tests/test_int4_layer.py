@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from helpers import check_every_way_to_drive
 
 import pykernels as pk
 from pykernels.layer import op_labels
@@ -42,20 +43,8 @@ def test_equals_the_oracle_and_appends(dtype, batch, group_size, symmetric):
 
 def test_every_mode_gives_the_same_bits():
     layer = make_layer()
-    layer.forward("block")
-    eager = layer.out.clone()
-    program, tape = layer.program("block"), layer.tape("block")
-    assert program.ops == [op for op, _ in LABELS]
+    tape = check_every_way_to_drive(layer, "block")
     assert tape.calls == [f"pykernels::{op}" for op, _ in LABELS]  # and so nothing is allocated
-
-    def pybind():
-        for launch in program.launchers():
-            launch()
-
-    for step in (program.run, tape.run, pybind):
-        layer.poison()
-        step()
-        assert torch.equal(layer.out, eager)
 
 
 def test_only_block_fusion():
