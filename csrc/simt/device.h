@@ -69,10 +69,6 @@ inline uint4 load_streamed(const uint4* pointer, Site site = Site::here()) {
     return load_from(pointer, simt::Source::streamed_global, site);
 }
 
-inline void prefetch_l2(const void* pointer, Site site = Site::here()) {
-    simt::check_prefetch(pointer, site);
-}
-
 // --- barriers, and what the lanes of a warp do together
 
 inline void block_barrier(Site site = Site::here()) {
