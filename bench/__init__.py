@@ -1,4 +1,4 @@
-"""launchtax's drivers: `python -m bench.layer`, `bench.op`, `bench.doctor`."""
+"""launchtax's drivers: `python -m bench.layer` and the others; README.md lists them."""
 
 from bench.core import early_interrupt
 

@@ -203,7 +203,10 @@ def command(
     ] = "",
     keep: KeepFlag = "",
     sessions_: Annotated[int, typer.Option("--sessions", help="fresh processes")] = 10,
-    limit_s: Annotated[float, typer.Option("--limit-s", help="seconds a session may take")] = 900.0,
+    limit_s: Annotated[
+        float,
+        typer.Option("--limit-s", help="seconds a session may take", callback=cli.checked(cli.seconds, "--limit-s")),
+    ] = 900.0,
     thresholds: Annotated[str, typer.Option("--thresholds", help="a file of registered rules; default: ours")] = "",
     rule: Annotated[str, typer.Option("--rule", help="by name; default: the first that matches the device")] = "",
     model: cli.ModelFlag = "qwen2.5-7b",
@@ -221,7 +224,7 @@ def command(
     json: cli.JsonFlag = "",
 ) -> int:
     """Two arms over fresh sessions, and what they say of a registered claim."""
-    outputs = cli.Outputs(json, "", "")
+    outputs = cli.Outputs(json)
     where = cli.device(device)
     usual = ("sdpa:eager", "sdpa:graph") if where.type == "cuda" else ("native:eager", "native:native")
     arms = {"a": arm_text("--a", a or usual[0]), "b": arm_text("--b", b or usual[1])}
@@ -235,17 +238,9 @@ def command(
     # An arm against itself is the first of its name against the last.
     places = measured.index(arms["a"]), len(measured) - 1 - measured[::-1].index(arms["b"])
     planned = cli.number("--sessions", sessions_, 1, 1000)
-    cli.choice("--dtype", dtype, list(cli.DTYPES))
-    cli.seconds("--limit-s", limit_s)
     spec = cli.model(model, config, weights)
     cli.number("--layers", layers, 0, spec.n_layers)
-    room = (
-        spec.max_position - max(cli.number("--warmup", warmup, 0, 10_000), 1) - cli.number("--steps", steps, 2, 100_000)
-    )
-    cli.number("--ctx", ctx, 1, room)
-    cli.number("--batch", batch, 1, 8)
-    cli.number("--threads", threads, 0, 256)
-    cli.number("--seed", seed, 0, 2**31 - 1)
+    cli.number("--ctx", ctx, 1, spec.max_position - max(warmup, 1) - steps)
     file = Path(thresholds).expanduser() if thresholds else sessions.DEFAULT_THRESHOLDS
     rules, digest = sessions.load_rules(file)
     if rule:  # a name is checked before the first session; a match needs the device's name, which comes with it

@@ -31,6 +31,7 @@ from bench.core.attention_cases import cells, parse_heads
 from bench.core.document import Document
 from bench.core.errors import UsageError, flag_error
 from bench.core.progress import progress
+from bench.core.run import close
 from bench.study import attention_plugins
 from bench.study.attention_session import Session, Settings, estimated_seconds, noted
 from bench.study.kept import KeepFlag, Kept, open_folder
@@ -193,6 +194,25 @@ def run_sessions(
     return done, False
 
 
+def announce(settings: Settings, planned: int, console: Console) -> None:
+    """How much there is to do, and how long it might take."""
+    words = f"{len(settings.cells)} cells, {len(settings.plan.backends)} backends, {planned} sessions"
+    if not settings.gate_only:
+        seconds = estimated_seconds(settings)
+        words += f": about {seconds:.0f} s a session, {seconds * planned / 60:.0f} min in all (a guess)"
+    console.print(Text(words))
+
+
+def finish(result: Document, outputs: cli.Outputs) -> int:
+    """Print and write the document; the exit status."""
+    writers = {"--md": attention_tables.write_markdown, "--plot": attention_tables.write_pictures}
+    status = close(result, outputs, attention_tables.print_document, writers=writers)
+    if status != cli.INTERRUPTED and not any(session["status"] == "ok" for session in result["sessions"]):
+        print(f"bench.attention: no session came to its end: {result['sessions'][-1]['reason']}", file=sys.stderr)
+        return 1
+    return status
+
+
 def command(
     model: Annotated[
         str,
@@ -221,13 +241,42 @@ def command(
     sdpa_from: Annotated[
         str, typer.Option("--sdpa-from", help=f"what default SDPA may choose: {', '.join(SDPA_KERNELS)}; all")
     ] = "all",
-    sessions: Annotated[int, typer.Option("--sessions", help="fresh processes; 0: in this one")] = 3,
-    calls: Annotated[int, typer.Option("--calls", help="measured calls of an arm, on each clock")] = 300,
-    warmup: Annotated[int, typer.Option("--warmup", help="untimed calls before them")] = 50,
-    limit_s: Annotated[float, typer.Option("--limit-s", help="seconds a session may take")] = 1800.0,
+    sessions: Annotated[
+        int,
+        typer.Option(
+            "--sessions",
+            help="fresh processes; 0: in this one",
+            callback=cli.checked(cli.number, "--sessions", 0, 1000),
+        ),
+    ] = 3,
+    calls: Annotated[
+        int,
+        typer.Option(
+            "--calls",
+            help="measured calls of an arm, on each clock",
+            callback=cli.checked(cli.number, "--calls", 2, 100_000),
+        ),
+    ] = 300,
+    warmup: Annotated[
+        int,
+        typer.Option(
+            "--warmup", help="untimed calls before them", callback=cli.checked(cli.number, "--warmup", 0, 10_000)
+        ),
+    ] = 50,
+    limit_s: Annotated[
+        float,
+        typer.Option("--limit-s", help="seconds a session may take", callback=cli.checked(cli.seconds, "--limit-s")),
+    ] = 1800.0,
     dtype: cli.DtypeFlag = "bf16",
     device: cli.DeviceFlag = "auto",
-    l2: Annotated[str, typer.Option("--l2", help="cold: rotate copies of the cache past the L2; warm: one")] = "cold",
+    l2: Annotated[
+        str,
+        typer.Option(
+            "--l2",
+            help="cold: rotate copies of the cache past the L2; warm: one",
+            callback=cli.checked(cli.choice, "--l2", ("cold", "warm")),
+        ),
+    ] = "cold",
     threads: cli.ThreadsFlag = 0,
     spec_gbs: cli.SpecFlag = 0.0,
     seed: cli.SeedFlag = 0,
@@ -252,9 +301,8 @@ def command(
     target = cli.device(device)
     on_cuda = target.type == "cuda"
     names = pk.models.names()
-    studied = [name for name in names if name != "tiny"]
     wanted = model or ("" if heads else "all" if on_cuda else "tiny")
-    chosen = studied if wanted == "all" else cli.choices("--model", wanted, names) if wanted else []
+    chosen = list(cli.STUDIED) if wanted == "all" else cli.choices("--model", wanted, names) if wanted else []
     specs = [*map(pk.models.get, chosen), *parse_heads("--heads", heads)]
     contexts = cli.numbers(
         "--ctx", ctx or ("1024,2048,4096,8192,16384,32768,65536" if on_cuda else "256,1024"), 1, MAX_CTX, int
@@ -270,19 +318,13 @@ def command(
     backends += map(attention_aa.second, cli.choices("--aa", aa, backends) if aa else [])
     plan = Plan(
         backends, cli.choices("--mode", mode, MODES), cli.choices("--context-manager", context_manager, MANAGERS),
-        cli.number("--calls", calls, 2, 100_000), cli.number("--warmup", warmup, 0, 10_000),
-        cli.choices("--sdpa-from", sdpa_from, list(SDPA_KERNELS)), watched,
+        calls, warmup, cli.choices("--sdpa-from", sdpa_from, list(SDPA_KERNELS)), watched,
     )  # fmt: skip
-    planned = cli.number("--sessions", sessions, 0, 1000)
-    cli.choice("--dtype", dtype, list(cli.DTYPES))
-    cli.choice("--l2", l2, ("cold", "warm"))
-    cli.number("--seed", seed, 0, 2**31 - 1)
-    cli.seconds("--limit-s", limit_s)
-    if resume and (planned or not json):
+    if resume and (sessions or not json):
         raise UsageError(
             "--resume: needs --sessions=0 and --json, the document to go on with; for more sessions --keep"
         )
-    if keep and not planned:
+    if keep and not sessions:
         raise flag_error("--keep", keep, "left out with --sessions=0, which has --resume")
     kept = open_folder(keep)
     spec = cli.spec_bandwidth(spec_gbs, target)
@@ -297,7 +339,7 @@ def command(
     untraced = [] if trace_kernels else ["--no-trace-kernels"]
     plugged = plugins.Plan(
         "bench.attention", asked, plan.modes, [*shared, *untraced, "--sessions=0"],
-        [name for name in backends if name == "sdpa"], cli.seconds("--plugin-timeout-s", plugin_timeout_s),
+        [name for name in backends if name == "sdpa"], plugin_timeout_s,
     )  # fmt: skip
     modes = f"--mode={','.join(plan.modes)}"
     settings = Settings(
@@ -305,8 +347,7 @@ def command(
         [*shared, modes], gate,
     )  # fmt: skip
     path = outputs.paths.get("--json")
-    console = Console()
-    if planned == 0:
+    if sessions == 0:
         try:
             measured = plugins.measure_all(plugged)
             found, interrupted = run_here(settings, path, resume)
@@ -317,32 +358,20 @@ def command(
     else:
         # What a lost backend is left out of must not keep a session from being taken up: backends are added here.
         named = ",".join([*backends, *(plugin.label for plugin in asked)])
-        whole = replace(settings, flags=[*settings.flags, f"--backend={named}"])
-        words = f"{len(settings.cells)} cells, {len(backends)} backends, {planned} sessions"
-        if not gate:
-            seconds = estimated_seconds(settings)
-            words += f": about {seconds:.0f} s a session, {seconds * planned / 60:.0f} min in all (a guess)"
-        console.print(Text(words))
+        settings = replace(settings, flags=[*settings.flags, f"--backend={named}"])
+        announce(settings, sessions, Console())
 
         def save(result: Document) -> None:
             if path:
                 document.write_json(path, result)
 
         found, interrupted = run_sessions(
-            whole, planned, untraced, plugged, kept, limit_s, save, lambda text: print(text, flush=True)
-        )  # fmt: skip
-        settings = whole
-    result = make_document(settings, found, max(planned, 1), interrupted)
+            settings, sessions, untraced, plugged, kept, limit_s, save, lambda text: print(text, flush=True)
+        )
+    result = make_document(settings, found, max(sessions, 1), interrupted)
     if aa:
         result["aa"] = attention_aa.compare([session["entries"] for session in found])
-    attention_tables.print_document(result, console)
-    outputs.write(result, writers={"--md": attention_tables.write_markdown, "--plot": attention_tables.write_pictures})
-    if interrupted:
-        return cli.INTERRUPTED
-    if not any(session["status"] == "ok" for session in found):
-        print(f"bench.attention: no session came to its end: {found[-1]['reason']}", file=sys.stderr)
-        return 1
-    return 1 if any(arm["status"] == "wrong" for arm in result["arms"]) else 0
+    return finish(result, outputs)
 
 
 if __name__ == "__main__":

@@ -196,7 +196,7 @@ def command(
     json: cli.JsonFlag = "",
 ) -> int:
     """Compare two result documents arm by arm."""
-    outputs = cli.Outputs(json, "", "")
+    outputs = cli.Outputs(json)
     if not 0 <= threshold < 10:
         raise flag_error("--threshold", threshold, "in 0..10")
     if not 0 < alpha < 1:

@@ -83,7 +83,7 @@ def _print(document: Document) -> None:
 
 def command(json: cli.JsonFlag = "") -> int:
     """What this machine has, what runs on it, and why the rest does not."""
-    outputs = cli.Outputs(json, "", "")
+    outputs = cli.Outputs(json)
     document = diagnose()
     _print(document)
     outputs.write(document)

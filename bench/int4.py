@@ -20,8 +20,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-import pykernels as pk
 from bench.backends import int4 as kernels4
+from bench.backends import modes_on
 from bench.core import cli, controls, environment
 from bench.core.ceiling import Ceiling
 from bench.core.document import Document
@@ -32,8 +32,6 @@ from bench.quant import groups, machine_code, measure, predict, show, validate
 from bench.quant.trials import GROUP_SIZES
 
 _WHAT = ("shapes", "layer")
-_CPU_MODES = ("eager", "pybind", "dispatch", "native")
-_CUDA_MODES = (*_CPU_MODES, "graph", "graph-pdl")
 _DEFAULT_MODES = {"cpu": "native,eager", "cuda": "graph,native,eager"}
 
 _PROGRAM = "bench.int4"
@@ -178,9 +176,7 @@ def command(
         str, typer.Option("--kernel", help="comma-separated names, or FILE.py:Name; all: every one that is known")
     ] = "all",
     what: Annotated[str, typer.Option("--what", help="comma-separated: shapes, layer")] = "shapes,layer",
-    model: Annotated[
-        str, typer.Option("--model", help="comma-separated; all")
-    ] = "qwen2.5-7b,mistral-7b-v0.3,llama-3.1-8b",
+    model: cli.ModelsFlag = cli.ALL_STUDIED,
     config: cli.ConfigFlag = "",
     group: Annotated[
         int,
@@ -227,32 +223,27 @@ def command(
         cli.choice("--dtype", dtype, list(cli.DTYPES))
     if group:
         cli.group_size("--group", group)
-    cli.number("--seed", seed, 0, 2**31 - 1)
     cli.set_threads(threads)
     if validate_:
         if md or csv or plot:
             raise flag_error("--validate", "true", "given with --json alone: a validation has no other file")
         return run_validation(kernels, target, dtype, group, asymmetric, seed, outputs)
     group, dtype = group or 128, dtype or "bf16"
-    specs = [cli.model("", config)] if config else [
-        pk.models.get(name) for name in cli.choices("--model", model, pk.models.names())
-    ]  # fmt: skip
+    specs = cli.models(model, config)
     parts = cli.choices("--what", what, _WHAT)
-    gpu = predict.check(predict_) if predict_ else ""
+    gpu = predict.GPUS[cli.choice("--predict", predict_, list(predict.GPUS))] if predict_ else ""
     if gpu and "layer" not in parts:
         raise flag_error("--predict", predict_, "given with --what=layer: it is the layer that is predicted")
     groups.check_group_size("--group", group, specs)
     cli.number("--ctx", ctx, 1, min(spec.max_position for spec in specs))
-    allowed = _CUDA_MODES if target.type == "cuda" else _CPU_MODES
     spec = cli.spec_bandwidth(spec_gbs, target)
     settings = groups.Settings(
         specs=specs, kernels=kernels,
-        modes=cli.choices("--mode", mode or _DEFAULT_MODES[target.type], allowed),
+        modes=cli.choices("--mode", mode or _DEFAULT_MODES[target.type], modes_on(target)),
         group_size=group, symmetric=not asymmetric, ctx=ctx,
-        batch=cli.number("--batch", batch, 1, 8), dtype=dtype,
-        torch_dtype=cli.DTYPES[dtype], device=target, l2=cli.choice("--l2", l2, ("cold", "warm")),
-        warmup=cli.number("--warmup", warmup, 0, 10_000), steps=cli.number("--steps", steps, 2, 100_000),
-        repeats=cli.number("--repeats", repeats, 0, 4096), seed=seed, spec_gbs=spec[0],
+        batch=batch, dtype=dtype,
+        torch_dtype=cli.DTYPES[dtype], device=target, l2=l2, warmup=warmup, steps=steps, repeats=repeats, seed=seed,
+        spec_gbs=spec[0],
     )  # fmt: skip
     writers = {"--md": show.write_markdown, "--plot": _bars}
     return close(run(settings, parts, spec, gpu), outputs, show.print_document, writers=writers)

@@ -296,7 +296,7 @@ def command(
     if list_:
         print_list()
         return 0
-    outputs = cli.Outputs(json, csv, md, plot, trace)
+    outputs, target = cli.Outputs(json, csv, md, plot, trace), cli.device(device)
     spec = cli.model(model, config, weights)
     cli.choice("--quant", quant, ("none", "int4"))
     quantised = bool(weights) and cli.usage(lambda: pk.quant.quantization_of(weights)) is not None
@@ -316,26 +316,27 @@ def command(
         f"--warmup={warmup}", f"--steps={steps}", f"--repeats={repeats}", f"--threads={threads}",
         f"--spec-gbs={spec_gbs}", f"--seed={seed}",
     ]  # fmt: skip
-    limit_s = cli.seconds("--plugin-timeout-s", plugin_timeout_s)
     if plugin_journal:  # this process is a plug-in's own
         (plugin,), asked = asked, []
-        backends = {plugin.label: load_layer(plugin, Journal(Path(plugin_journal)), cli.device(device)), **backends}
+        backends = {plugin.label: load_layer(plugin, Journal(Path(plugin_journal)), target), **backends}
     settings = Settings(
         spec=spec,
         backends=backends,
-        plugins=plugins.Plan(_PROGRAM, asked, modes, flags, [name for name in names if name == "sdpa"], limit_s),
+        plugins=plugins.Plan(
+            _PROGRAM, asked, modes, flags, [name for name in names if name == "sdpa"], plugin_timeout_s
+        ),
         modes=modes,
         fusions=fusions,
         ctx=cli.number("--ctx", ctx, 1, spec.max_position),
-        batch=cli.number("--batch", batch, 1, 8),
-        dtype=cli.choice("--dtype", dtype, list(cli.DTYPES)),
-        device=cli.device(device),
-        spec_bandwidth=cli.spec_bandwidth(spec_gbs, cli.device(device)),
-        l2=cli.choice("--l2", l2, ("cold", "warm")),
-        warmup=cli.number("--warmup", warmup, 0, 10_000),
-        steps=cli.number("--steps", steps, 2, 100_000),
-        repeats=cli.number("--repeats", repeats, 0, 4096),
-        seed=cli.number("--seed", seed, 0, 2**31 - 1),
+        batch=batch,
+        dtype=dtype,
+        device=target,
+        spec_bandwidth=cli.spec_bandwidth(spec_gbs, target),
+        l2=l2,
+        warmup=warmup,
+        steps=steps,
+        repeats=repeats,
+        seed=seed,
         weights=weights,
         layer=layer,
         quant=quant,

@@ -17,28 +17,25 @@ import numpy as np
 import torch
 import typer
 
-import pykernels as pk
 from bench import plugins
+from bench.backends import modes_on
 from bench.backends.plugin import Journal, load_op, parse_backends
 from bench.core import cli, controls, device_trace, floors, gpu_state, measure, results, statistics
 from bench.core.ceiling import Ceiling
 from bench.core.copies import steps_a_sample, weight_copies
 from bench.core.document import Document
-from bench.core.errors import flag_error
+from bench.core.errors import UsageError, flag_error
 from bench.core.measure import Rotation
 from bench.core.op_arms import MAKERS, OP_MODES, Maker, make_arms, native_arm, reference_of
 from bench.core.op_cases import OPS, Case, Instance, cases
 from bench.core.progress import progress
-from bench.core.run import Machine, close
+from bench.core.run import Machine, close, take_rounds
 from bench.core.samplers import Samplers
 from pykernels.layer import available_bytes
-from pykernels.models import ModelSpec
 
 _PROGRAM = "bench.op"
 
 _CONTROLS = ("null", "spin")
-_CPU_MODES = ("eager", "pybind", "dispatch", "native")
-_CUDA_MODES = (*_CPU_MODES, "graph", "graph-pdl")
 _DEFAULT_MODES = {"cpu": "native,eager", "cuda": "native,graph,eager"}
 
 
@@ -61,7 +58,7 @@ def prepare(case: Case, settings: Settings) -> tuple[list[Instance], Samplers]:
     copies = weight_copies(case.cold_bytes, settings.l2, settings.device)
     needed, available = copies * case.cold_bytes, available_bytes(settings.device)
     if needed > available:
-        raise cli.UsageError(
+        raise UsageError(
             f"--op={case.op}: {case.label or case.shape} needs {needed / 2**30:.1f} GiB, "
             f"{available / 2**30:.1f} GiB are available"
         )
@@ -83,24 +80,17 @@ def measure_case(
     instances, samplers = prepare(case, settings)
     arms = [*make_arms(case, instances, samplers, settings.modes, settings.makers), *map(replace, failed)]
     measure.gate(arms)
-    for arm in ceiling.arms:
-        arm.samples_us = []
-    finished, throttling = gpu_state.alternate_watched(
-        [*ceiling.arms, *arms], settings.warmup, settings.steps, lambda: None, monitor
-    )
-    if not finished:
-        raise KeyboardInterrupt
+    throttling = take_rounds(arms, ceiling, settings.warmup, settings.steps, monitor)
     if on_cuda:
         measure.measure_host(arms, settings.warmup, max(settings.steps, 100))
-    spec_gbs = settings.spec_gbs
-    read_gbs, copy_gbs = float(np.median(ceiling.read_gbs())), float(np.median(ceiling.copy_gbs()))
-    bandwidths = {"spec_gbs": spec_gbs, "read_gbs": read_gbs, "copy_gbs": copy_gbs}
+    bandwidths = ceiling.bandwidths(settings.spec_gbs)
+    floor_us = floors.microseconds(case.bytes, bandwidths["spec_gbs"] or bandwidths["read_gbs"])
     entries = []
     for arm in arms:
         entry = {
             "backend": arm.backend, "mode": arm.mode, "fusion": None, "op": case.op, "label": case.label,
             "shape": case.shape, "bytes": case.bytes, "status": arm.status, "reason": arm.reason,
-            "floor_us": floors.microseconds(case.bytes, spec_gbs or read_gbs), "max_rel_error": arm.max_rel_error,
+            "floor_us": floor_us, "max_rel_error": arm.max_rel_error,
             "time_us": None, "gbs": None, "share_of_spec": None, "share_of_read": None,
             "samples_us": arm.samples_us, "ceiling": bandwidths,
         }  # fmt: skip
@@ -136,11 +126,35 @@ def trace_case(case: Case, settings: Settings, entries: list[Document]) -> None:
         arm.status, arm.samples_us = entry["status"], entry["samples_us"]
     traces, untraced = device_trace.trace_arms(arms, samplers.repeats)
     for arm, entry in zip(arms, entries, strict=True):
-        if traced := traces.get(arm.label):
-            entry |= {"kernels": arm.kernels, "launches": arm.launches}
-            entry |= results.device_keys(entry, traced, None, entry["ceiling"])
-        else:
-            entry["device_reason"] = untraced.get(arm.label, arm.reason)
+        results.add_device_clock(entry, arm, traces, untraced)
+
+
+def sweep(
+    swept: Sequence[Case], settings: Settings, ceiling: Ceiling, monitor: gpu_state.Monitor | None,
+    plugged: Sequence[plugins.Found],
+) -> tuple[list[Document], bool]:  # fmt: skip
+    """Every case, and then on a GPU their traces. Returns the key `ops`, with what the plug-ins' own processes found,
+    and whether it was interrupted: what was finished is kept."""
+    entries: list[Document] = []
+    failed = [arm for found in plugged for arm in found.failed]
+    with progress(f"measuring {swept[0].op}", len(swept)) as advance:
+        try:
+            measured = []
+            for case in swept:
+                measured.append((case, measure_case(case, settings, ceiling, monitor, failed)))
+                entries += measured[-1][1]
+                entries += [
+                    entry
+                    for found in plugged
+                    for entry in found.entries("ops")
+                    if (entry["label"], entry["shape"]) == (case.label, case.shape)
+                ]
+                advance()
+            for case, of_case in measured if settings.device.type == "cuda" else ():
+                trace_case(case, settings, of_case)
+        except KeyboardInterrupt:
+            return entries, True
+    return entries, False
 
 
 def aa_check(case: Case, settings: Settings, repeats: int) -> tuple[int, list[float]]:
@@ -180,17 +194,9 @@ def _document(
     }  # fmt: skip
 
 
-def _specs(models: str, config: str) -> list[ModelSpec]:
-    if config:
-        return [cli.model("", config)]
-    return [pk.models.get(name) for name in cli.choices("--model", models, pk.models.names())]
-
-
 def command(
     op: Annotated[str, typer.Option("--op", help=", ".join((*OPS, *_CONTROLS)))] = "gemv",
-    model: Annotated[
-        str, typer.Option("--model", help="comma-separated; all")
-    ] = "qwen2.5-7b,mistral-7b-v0.3,llama-3.1-8b",
+    model: cli.ModelsFlag = cli.ALL_STUDIED,
     backend: Annotated[
         str, typer.Option("--backend", help=f"comma-separated: {', '.join(MAKERS)}, plug-ins; all: without plug-ins")
     ] = "all",
@@ -225,25 +231,16 @@ def command(
         if aa or (flag == "--csv" and op in _CONTROLS):
             raise flag_error(flag, path, f"left out with {'--aa' if aa else f'--op={op}'}, which has none to write")
     target = cli.device(device)
-    modes = cli.choices(
-        "--mode", mode or _DEFAULT_MODES[target.type], _CUDA_MODES if target.type == "cuda" else _CPU_MODES
-    )
-    models = _specs(model, config)
-    contexts = cli.numbers("--ctx", ctx, 1, min(spec.max_position for spec in models), int)
-    cli.number("--batch", batch, 1, 8)
-    torch_dtype = cli.DTYPES[cli.choice("--dtype", dtype, list(cli.DTYPES))]
-    cli.choice("--l2", l2, ("cold", "warm"))
-    cli.number("--warmup", warmup, 0, 10_000)
-    cli.number("--steps", steps, 2, 100_000)
+    modes = cli.choices("--mode", mode or _DEFAULT_MODES[target.type], modes_on(target))
+    specs = cli.models(model, config)
+    contexts = cli.numbers("--ctx", ctx, 1, min(spec.max_position for spec in specs), int)
     durations = cli.numbers("--duration-us", duration_us, 0.1, 1e6, float)
-    cli.number("--repeats", repeats, 0, 4096)
     spec = cli.spec_bandwidth(spec_gbs, target)
     cli.set_threads(threads)
     cli.number("--seed", seed, 0, 2**31 - 1)
 
     names, asked = parse_backends("--backend", backend, list(MAKERS))
     makers = {name: MAKERS[name] for name in names}
-    limit_s = cli.seconds("--plugin-timeout-s", plugin_timeout_s)
     if plugin_journal:  # this process is a plug-in's own
         (plugin,), asked = asked, []
         makers[plugin.label] = load_op(plugin, Journal(Path(plugin_journal)), op)
@@ -260,15 +257,14 @@ def command(
         f"--threads={threads}", f"--spec-gbs={spec_gbs}", f"--seed={seed}",
     ]  # fmt: skip
     beside = [name for name in names if name == "torch"]
-    plugged = plugins.measure_all(plugins.Plan(_PROGRAM, asked, plugin_modes, flags, beside, limit_s))
-    failed = [arm for found in plugged for arm in found.failed]
+    plugged = plugins.measure_all(plugins.Plan(_PROGRAM, asked, plugin_modes, flags, beside, plugin_timeout_s))
     settings = Settings(target, makers, modes, l2, warmup, steps, repeats, spec[0])
     machine = Machine(target)
     ceiling = Ceiling(target)
     entries: list[Document] = []
     extra: Document = {
         "batch": batch, "dtype": dtype, "ctx": contexts, "steps": steps, "warmup": warmup,
-        "plugins": [found.describe(limit_s) for found in plugged],
+        "plugins": [found.describe(plugin_timeout_s) for found in plugged],
     }  # fmt: skip
     interrupted = False
     if op in _CONTROLS:
@@ -277,8 +273,8 @@ def command(
         # Two models with the same shapes are one case.
         swept = {
             (case.label, case.shape): case
-            for model_spec in models
-            for case in cases(op, model_spec, contexts, batch, torch_dtype, seed, target)
+            for model_spec in specs
+            for case in cases(op, model_spec, contexts, batch, cli.DTYPES[dtype], seed, target)
         }
         if aa:
             case = next(iter(swept.values()))
@@ -288,23 +284,7 @@ def command(
                 f"repeats; relative differences of the medians {min(differences):+.4f} to {max(differences):+.4f}"
             )
             return 0
-        with progress(f"measuring {op}", len(swept)) as advance:
-            try:
-                measured = []
-                for case in swept.values():
-                    measured.append((case, measure_case(case, settings, ceiling, machine.monitor, failed)))
-                    entries += measured[-1][1]
-                    entries += [
-                        entry
-                        for found in plugged
-                        for entry in found.entries("ops")
-                        if (entry["label"], entry["shape"]) == (case.label, case.shape)
-                    ]
-                    advance()
-                for case, of_case in measured if target.type == "cuda" else ():
-                    trace_case(case, settings, of_case)
-            except KeyboardInterrupt:
-                interrupted = True
+        entries, interrupted = sweep(list(swept.values()), settings, ceiling, machine.monitor, plugged)
     return close(_document(op, entries, interrupted, ceiling, spec, settings, machine.document(), **extra), outputs)
 
 

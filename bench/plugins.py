@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from bench.backends.plugin import Journal, Plugin
-from bench.core import document
+from bench.core import cli, document
 from bench.core.document import Document
 from bench.core.errors import UsageError
 from bench.core.measure import Arm, unsupported
@@ -22,7 +22,12 @@ from bench.core.progress import progress
 from bench.study.processes import Outcome, run_module
 
 TimeoutFlag = Annotated[
-    float, typer.Option("--plugin-timeout-s", help="seconds that the process of a plug-in may take, its start included")
+    float,
+    typer.Option(
+        "--plugin-timeout-s",
+        help="seconds that the process of a plug-in may take, its start included",
+        callback=cli.checked(cli.seconds, "--plugin-timeout-s"),
+    ),
 ]
 JournalFlag = Annotated[str, typer.Option("--plugin-journal", hidden=True)]
 

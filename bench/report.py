@@ -5,9 +5,8 @@ python -m bench.report results --out=report --price=H200=4.54
 Writes report.md, figures/*.png and *.svg, and report.html: one file that opens without a network.
 """
 
-import io
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -19,21 +18,7 @@ from bench.core.document import Document, make_folder, write_atomically
 from bench.core.tables import microseconds, percent
 from bench.study import collect, cost, paper, peer_sections
 from bench.study.collect import Folder
-from bench.study.page import Grid, Section, as_html, as_markdown
-
-
-def picture(stem: str, words: str, draw: Callable) -> tuple[str, str, bytes, bytes]:
-    """Draw, as PNG and as SVG."""
-    from matplotlib import pyplot
-
-    figure = draw()
-    images = []
-    for kind in ("png", "svg"):
-        stream = io.BytesIO()
-        figure.savefig(stream, format=kind, dpi=150)
-        images.append(stream.getvalue())
-    pyplot.close(figure)
-    return stem, words, *images
+from bench.study.page import Grid, Section, as_html, as_markdown, picture
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -279,8 +264,8 @@ def make_sections(folder: Folder, prices: Sequence[str]) -> list[Section]:
     """Every part that the folder has documents for."""
     made = [
         environment_section(folder), steps_section(folder), block_section(folder), speedup_section(folder),
-        attention_section(folder), peer_sections.backends_section(folder, picture),
-        peer_sections.stack_section(folder, picture), int4_section(folder), comparison_section(folder),
+        attention_section(folder), peer_sections.backends_section(folder),
+        peer_sections.stack_section(folder), int4_section(folder), comparison_section(folder),
         cost_section(folder, prices),
     ]  # fmt: skip
     return [section for section in made if section is not None]

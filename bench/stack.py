@@ -22,7 +22,6 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-import pykernels as pk
 from bench.core import cli, document, environment, stack_tables
 from bench.core.document import Document
 from bench.core.errors import flag_error
@@ -210,7 +209,7 @@ def command(
     ] = "all",
     compiled: Annotated[str, typer.Option("--compiled", help=f"comma-separated: {', '.join(COMPILED)}; all")] = "all",
     mode: Annotated[str, typer.Option("--mode", help="comma-separated: eager (no graph), graph; all")] = "all",
-    model: Annotated[str, typer.Option("--model", help=", ".join(pk.models.names()))] = "qwen2.5-7b",
+    model: cli.ModelFlag = "qwen2.5-7b",
     ctx: Annotated[int, typer.Option("--ctx", help="slots of the cache that a step attends to")] = 2048,
     batch: cli.BatchFlag = 1,
     dtype: cli.DtypeFlag = "bf16",
@@ -218,7 +217,10 @@ def command(
     l2: cli.L2Flag = "cold",
     warmup: cli.WarmupFlag = 5,
     steps: cli.StepsFlag = 30,
-    limit_s: Annotated[float, typer.Option("--limit-s", help="seconds a process may take")] = 120.0,
+    limit_s: Annotated[
+        float,
+        typer.Option("--limit-s", help="seconds a process may take", callback=cli.checked(cli.seconds, "--limit-s")),
+    ] = 120.0,
     compile_jobs: Annotated[
         int, typer.Option("--compile-jobs", help="processes that compile side by side first; -1: one for four CPUs")
     ] = -1,
@@ -238,15 +240,6 @@ def command(
     target = cli.device(device)
     spec = cli.model(model, "")
     cli.number("--ctx", ctx, 1, spec.max_position)
-    cli.number("--batch", batch, 1, 8)
-    cli.choice("--dtype", dtype, list(cli.DTYPES))
-    cli.choice("--l2", l2, ("cold", "warm"))
-    cli.number("--warmup", warmup, 0, 10_000)
-    cli.number("--steps", steps, 2, 100_000)
-    cli.number("--threads", threads, 0, 256)
-    cli.number("--seed", seed, 0, 2**31 - 1)
-    cli.spec_bandwidth(spec_gbs, target)
-    cli.seconds("--limit-s", limit_s)
     flags = [
         f"--model={model}", f"--ctx={ctx}", f"--batch={batch}", f"--dtype={dtype}", f"--device={target.type}",
         f"--l2={l2}", f"--warmup={warmup}", f"--steps={steps}", f"--threads={threads}", f"--spec-gbs={spec_gbs}",

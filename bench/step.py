@@ -19,7 +19,7 @@ import pykernels as pk
 from bench.backends import MODES
 from bench.core import cli, environment, measure, results, tables
 from bench.core.ceiling import Ceiling
-from bench.core.document import Document
+from bench.core.document import Document, program_name
 from bench.core.errors import flag_error
 from bench.core.measure import Arm
 from bench.core.run import Machine, Measurement, close, gate
@@ -101,7 +101,7 @@ def document_of(settings: Settings, found: Measurement, looked: Document, machin
     device_name = machine["gpu"]["name"] if device.type == "cuda" else machine["cpu"]["model"]
     entries = [arm_document(arm, settings, found.bandwidths, device_name, found.arms) for arm in found.arms]
     for entry in entries:
-        name = f"{entry['backend']}/{entry['fusion']}" if entry["fusion"] else entry["backend"]
+        name = program_name(entry["backend"], entry["fusion"])
         entry["launches_per_layer"] = looked["launches_per_layer"].get(name)
     if device.type == "cuda":
         found.add_device_keys(entries, device_keys)
@@ -208,9 +208,7 @@ def command(
     steps: cli.StepsFlag = 30,
     threads: cli.ThreadsFlag = 0,
     spec_gbs: cli.SpecFlag = 0.0,
-    memory_limit_gb: Annotated[
-        float, typer.Option("--memory-limit-gb", help="report oom where weights and cache take more; 0: what is there")
-    ] = 0.0,
+    memory_limit_gb: cli.MemoryLimitFlag = 0.0,
     seed: cli.SeedFlag = 0,
     json: cli.JsonFlag = "",
     csv: cli.CsvFlag = "",
@@ -223,13 +221,11 @@ def command(
         print_list()
         return 0
     outputs = cli.Outputs(json, csv, md, plot)
-    full = cli.model(model, config, weights)
+    full, target = cli.model(model, config, weights), cli.device(device)
     if weights and shared_weights:
         raise flag_error("--shared-weights", "true", "left out with --weights, which has every layer's own")
-    if not 0 <= memory_limit_gb < float("inf"):
-        raise flag_error("--memory-limit-gb", memory_limit_gb, "a positive number, or 0 for what is there")
     if arm:
-        parsed = [step_arms.parse_arm("--arm", text) for text in arm.split(",")]
+        parsed = step_arms.parse_arms("--arm", arm, target)
         groups = [(name, [wanted], [cut] if cut else []) for name, cut, wanted in parsed]
     else:
         modes, fusions = cli.choices("--mode", mode, MODES), cli.choices("--fusion", fusion, cli.FUSIONS)
@@ -239,13 +235,13 @@ def command(
         full_layers=full.n_layers,
         groups=groups,
         ctx=cli.number("--ctx", ctx, 1, full.max_position),
-        batch=cli.number("--batch", batch, 1, 8),
-        dtype=cli.choice("--dtype", dtype, list(cli.DTYPES)),
-        device=cli.device(device),
-        spec_bandwidth=cli.spec_bandwidth(spec_gbs, cli.device(device)),
-        warmup=cli.number("--warmup", warmup, 0, 10_000),
-        steps=cli.number("--steps", steps, 2, 100_000),
-        seed=cli.number("--seed", seed, 0, 2**31 - 1),
+        batch=batch,
+        dtype=dtype,
+        device=target,
+        spec_bandwidth=cli.spec_bandwidth(spec_gbs, target),
+        warmup=warmup,
+        steps=steps,
+        seed=seed,
         weights=weights,
         shared_weights=shared_weights,
         memory_limit_gb=memory_limit_gb,

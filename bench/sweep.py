@@ -19,10 +19,9 @@ import typer
 
 import pykernels as pk
 from bench.core import cli, document, environment
-from bench.core.document import SCHEMA, Document
+from bench.core.document import SCHEMA, Document, entry_name
 from bench.core.errors import UsageError, flag_error
 from bench.study import step_arms
-from bench.study.collect import arm_name
 from bench.study.processes import run_module
 
 
@@ -125,7 +124,7 @@ def line(plan: Plan, cell: Cell, status: str, reason: str | None) -> str:
     best = min((arm for arm in result["arms"] if arm["wall_us"]), key=lambda arm: arm["wall_us"]["p50"])
     ratio = best["paper"]["R_floor"]
     shown = "" if ratio is None else f", R_floor {ratio:.3f}"
-    return f"ok: {arm_name(best)} {best['wall_us']['p50'] / 1000:.3f} ms{shown}"
+    return f"ok: {entry_name(best)} {best['wall_us']['p50'] / 1000:.3f} ms{shown}"
 
 
 def run(plan: Plan, say: Callable[[str], None] = print) -> dict[str, int]:
@@ -159,7 +158,9 @@ def command(
         str, typer.Option("--arm", help="comma-separated backend[/fusion]:mode; default: what bench.step takes")
     ] = "",
     layers: cli.LayersFlag = 0,
-    limit_s: Annotated[float, typer.Option("--limit-s", help="seconds a cell may take")] = 1800.0,
+    limit_s: Annotated[
+        float, typer.Option("--limit-s", help="seconds a cell may take", callback=cli.checked(cli.seconds, "--limit-s"))
+    ] = 1800.0,
     again: Annotated[bool, typer.Option("--again", help="try cells again that crashed, hung or were wrong")] = False,
     dtype: cli.DtypeFlag = "bf16",
     device: cli.DeviceFlag = "auto",
@@ -167,32 +168,22 @@ def command(
     steps: cli.StepsFlag = 30,
     threads: cli.ThreadsFlag = 0,
     spec_gbs: cli.SpecFlag = 0.0,
-    memory_limit_gb: Annotated[
-        float, typer.Option("--memory-limit-gb", help="report oom where weights and cache take more; 0: what is there")
-    ] = 0.0,
+    memory_limit_gb: cli.MemoryLimitFlag = 0.0,
     seed: cli.SeedFlag = 0,
 ) -> int:
     """The matrix models x contexts x batches, one fresh process a cell."""
-    names = pk.models.names()
-    models = [name for name in names if name != "tiny"] if model == "study" else cli.choices("--model", model, names)
-    warmup, steps = cli.number("--warmup", warmup, 0, 10_000), cli.number("--steps", steps, 2, 100_000)
+    models = cli.STUDIED if model == "study" else cli.choices("--model", model, pk.models.names())
     cells = [
         Cell(name, slots, sequences)
         for name in models
         for sequences in cli.numbers("--batch", batch, 1, 8, int)
         for slots in cli.numbers("--ctx", ctx, 1, pk.models.get(name).max_position - max(warmup, 1) - steps, int)
     ]
-    for text in arm.split(",") if arm else []:
-        step_arms.parse_arm("--arm", text)
-    cli.choice("--dtype", dtype, list(cli.DTYPES))
-    cli.spec_bandwidth(spec_gbs, cli.device(device))
+    target = cli.device(device)
+    if arm:
+        step_arms.parse_arms("--arm", arm, target)
     for name in models:
         cli.number("--layers", layers, 0, pk.models.get(name).n_layers)
-    cli.seconds("--limit-s", limit_s)
-    cli.number("--threads", threads, 0, 256)
-    cli.number("--seed", seed, 0, 2**31 - 1)
-    if not 0 <= memory_limit_gb < float("inf"):
-        raise flag_error("--memory-limit-gb", memory_limit_gb, "a positive number, or 0 for what is there")
     if not out:
         raise flag_error("--out", out, "the name of a folder")
     folder = Path(out).expanduser()

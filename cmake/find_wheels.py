@@ -9,6 +9,7 @@ from pathlib import Path
 
 
 def package(name: str) -> Path:
+    """The folder of an installed package. Ends the process, one line, where there is none."""
     spec = importlib.util.find_spec(name)
     if spec is None or spec.origin is None:
         sys.exit(f"{sys.executable} has no package {name}: pip install {name}")

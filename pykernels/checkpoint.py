@@ -1,9 +1,25 @@
-"""The tensors of a local Hugging Face folder: model.safetensors, or its shards and their index."""
+"""The files of a local Hugging Face folder: its configurations, and model.safetensors or its shards and their index."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A configuration, which is a JSON object. Raises ValueError, one line naming the file, where it is none."""
+    try:
+        fields = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ValueError(f"config {path}: there is no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"config {path}: cannot be read: {error}") from None
+    except (ValueError, RecursionError) as error:  # JSONDecodeError, and numbers or nesting past Python's limits
+        raise ValueError(f"config {path}: is not JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise ValueError(f"config {path}: must be a JSON object, got {type(fields).__name__}")
+    return fields
 
 
 def open_tensors(path: Path) -> safe_open:

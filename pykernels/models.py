@@ -1,6 +1,5 @@
 """Model specifications: the three of the study, `tiny`, and any GQA decoder's config.json."""
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from pykernels.checkpoint import read_config
 
 
 @dataclass(frozen=True)
@@ -105,17 +106,7 @@ class _Config:
     """A config.json whose complaints name the file and the field."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            self.fields = json.loads(path.read_text())
-        except FileNotFoundError:
-            raise ValueError(f"config {path}: there is no such file") from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"config {path}: cannot be read: {error}") from None
-        except (ValueError, RecursionError) as error:  # JSONDecodeError, and numbers or nesting past Python's limits
-            raise ValueError(f"config {path}: is not JSON: {error}") from None
-        if not isinstance(self.fields, dict):
-            raise ValueError(f"config {path}: must be a JSON object, got {type(self.fields).__name__}")
+        self.path, self.fields = path, read_config(path)
 
     def fail(self, field: str, allowed: str, value: object) -> ValueError:
         return ValueError(f"config {self.path}: {field} must be {allowed}, got {value!r}")

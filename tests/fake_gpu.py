@@ -12,12 +12,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers import threads
+from helpers import threads, torch_threads
 from torch.overrides import TorchFunctionMode
 
 import pykernels as pk
 from bench.backends import plain
-from bench.core import attention_arms, environment, gpu_state, op_arms, samplers
+from bench.core import environment, gpu_state, op_arms, samplers
 from bench.core.samplers import chains
 from bench.study import step_drivers
 from pykernels.trace import Call, Kernel
@@ -229,7 +229,7 @@ def install(monkeypatch: pytest.MonkeyPatch, traced: bool = True) -> FakeGpu:
     set_(pk.dispatch, "cuda_timed_loop", tape_loop)
     set_(pk.runtime, "trace_reason", lambda: None if traced else "CUPTI is not here", raising=False)
     set_(pk.runtime, "cuda_trace", gpu.trace, raising=False)
-    for module in (plain, op_arms, attention_arms):
+    for module in (plain, op_arms, samplers):
         set_(module, "capture", capture)
     set_(step_drivers, "capture_each", capture_each)
     set_(samplers, "event_sampler", python_sampler_of(samplers.event_sampler))
@@ -241,10 +241,6 @@ def install(monkeypatch: pytest.MonkeyPatch, traced: bool = True) -> FakeGpu:
 @contextmanager
 def fake_gpu(monkeypatch: pytest.MonkeyPatch, traced: bool = True):
     """The fake, installed. One thread does: its times mean nothing, and threads that wait for one another take long."""
-    gpu, count = install(monkeypatch, traced), torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with threads(1), _OnCpu():
-            yield gpu
-    finally:
-        torch.set_num_threads(count)
+    gpu = install(monkeypatch, traced)
+    with torch_threads(1), threads(1), _OnCpu():
+        yield gpu

@@ -94,6 +94,18 @@ def test_fewer_layers_are_said_aloud(capsys, tmp_path):
     assert arm["launches"] == 14 and arm["paper"]["weight_bytes"] == replace(TINY, n_layers=2).weight_bytes()
 
 
+@pytest.mark.parametrize("driver", ["bench.step", "bench.sweep"])
+def test_arms_none_of_which_runs_here_are_refused_before_a_model_is_made(capsys, monkeypatch, tmp_path, driver):
+    for name in ("bench.step.make_model", "bench.sweep.run_cell"):
+        monkeypatch.setattr(name, lambda *_: pytest.fail("something was begun"))
+    where = [f"--out={tmp_path}/out"] if driver == "bench.sweep" else ["--model=tiny"]
+    result = run_here(capsys, driver, *where, "--device=cpu", "--arm=native:graph,transformers:graph")
+    assert_refused(
+        result, "--arm=native:graph,transformers:graph: must be at least one arm that runs here: needs a CUDA"
+    )
+    assert "; is driven by its own Python forward only" in result.err and os.listdir(tmp_path) == []
+
+
 def test_out_of_memory_is_a_status(capsys, tmp_path):
     output = tmp_path / "step.json"
     flags = ["--backend=native,sdpa", "--mode=eager,native", "--fusion=block", "--memory-limit-gb=0.01"]
@@ -164,8 +176,7 @@ def test_arms_share_weights_and_cache():
     transformers.stand(30)
     with torch.inference_mode():
         transformers.step()
-    keys, _ = transformers._cache.layers[0].layer.k_cache, None
-    assert keys.data_ptr() in kept
+    assert transformers._cache.layers[0].layer.k_cache.data_ptr() in kept
     plain = step_drivers.TorchDriver(model)
     assert {view.k_cache.data_ptr() for view in plain._views} <= kept
 

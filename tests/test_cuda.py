@@ -193,6 +193,22 @@ def test_argmax(vocab, batch, dtype):
     assert on_device[2].tolist() == (position + 3).clamp(max=9).tolist()
 
 
+def check_step(layer: pk.DecodeLayer, fusion: str) -> None:
+    """A step at position 250, with NaN behind it, against the oracle."""
+    layer.set_position(250)
+    layer.k_cache[:, :, 251:] = float("nan")
+    layer.v_cache[:, :, 251:] = float("nan")
+    expected, k_row, v_row = pk.reference.layer(
+        layer.spec, layer.weights, layer.x, layer.k_cache, layer.v_cache, layer.cos_sin, layer.position
+    )
+    layer.poison()
+    layer.forward(fusion)
+    assert_close(layer.out, expected, layer.dtype, depth=2)
+    assert_close(layer.k_cache[:, :, 250], k_row, layer.dtype, depth=2)
+    assert_close(layer.v_cache[:, :, 250], v_row, layer.dtype, depth=2)
+    assert layer.k_cache[:, :, 251:].isnan().all()
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("fusion", OP_LABELS)
@@ -202,18 +218,7 @@ def test_layer(name, fusion, batch, dtype):
         pytest.skip("the oracle takes seconds")
     spec = pk.models.get(name)
     layer = pk.DecodeLayer(spec, pk.LayerWeights.random(spec, dtype, "cuda"), 300, batch, dtype, "cuda")
-    layer.set_position(250)
-    layer.k_cache[:, :, 251:] = float("nan")
-    layer.v_cache[:, :, 251:] = float("nan")
-    expected, k_row, v_row = pk.reference.layer(
-        spec, layer.weights, layer.x, layer.k_cache, layer.v_cache, layer.cos_sin, layer.position
-    )
-    layer.poison()
-    layer.forward(fusion)
-    assert_close(layer.out, expected, dtype, depth=2)
-    assert_close(layer.k_cache[:, :, 250], k_row, dtype, depth=2)
-    assert_close(layer.v_cache[:, :, 250], v_row, dtype, depth=2)
-    assert layer.k_cache[:, :, 251:].isnan().all()
+    check_step(layer, fusion)
 
 
 def check_every_mode(layer: pk.DecodeLayer, program: pk.runtime.Program, fusion: str) -> None:
@@ -347,18 +352,7 @@ def test_int4_layer(fusion, name, group_size, symmetric, batch, dtype):
     spec = pk.models.get(name)
     weights = pk.LayerWeights.random(spec, dtype, "cuda").quantize(group_size, symmetric)
     layer = pk.DecodeLayer(spec, weights, 300, batch, dtype, "cuda")
-    layer.set_position(250)
-    layer.k_cache[:, :, 251:] = float("nan")
-    layer.v_cache[:, :, 251:] = float("nan")
-    expected, k_row, v_row = pk.reference.layer(
-        spec, layer.weights, layer.x, layer.k_cache, layer.v_cache, layer.cos_sin, layer.position
-    )
-    layer.poison()
-    layer.forward(fusion)
-    assert_close(layer.out, expected, dtype, depth=2)
-    assert_close(layer.k_cache[:, :, 250], k_row, dtype, depth=2)
-    assert_close(layer.v_cache[:, :, 250], v_row, dtype, depth=2)
-    assert layer.k_cache[:, :, 251:].isnan().all()
+    check_step(layer, fusion)
 
 
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])

@@ -72,6 +72,14 @@ def test_a_trace_that_does_not_fit_is_refused_alone(tracing):
     assert (arm.status, arm.kernels, arm.launches) == ("ok", ["told"], 9)
 
 
+def test_an_error_without_words_is_refused_alone_too(tracing):
+    def sampler(n: int):
+        raise RuntimeError
+
+    found, refused = device_trace.trace_arms([Arm("sdpa", "eager", sampler=sampler, samples_us=[1.0])], 1)
+    assert found == {} and refused == {"sdpa:eager": "RuntimeError"}
+
+
 def test_the_sample_that_is_kept():
     """Two steps of a longer trace: their launches, and what the host called between them, but nothing outside."""
     steps = [[kernel(100, 110, correlation=3)], [kernel(112, 120, correlation=5)]]

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import DTYPES, RAGGED, check_op, isa, randn, threads
+from helpers import DTYPES, RAGGED, check_op, check_overlap_is_refused, isa, randn, threads
 from torch import Tensor
 
 import pykernels as pk
@@ -92,11 +92,4 @@ def test_bad_arguments(changes, message):
 
 @pytest.mark.parametrize("name", ["token", "table"])
 def test_out_overlaps_an_input(name):
-    given = arguments()
-    size = given[name].nbytes
-    memory = torch.zeros(4000, dtype=torch.uint8)
-    given[name] = memory[:size].view(given[name].dtype).view_as(given[name])
-    out = memory[size - 4 :][: 2 * HIDDEN * 4].view(torch.float32).view(2, HIDDEN)
-    message = f"embedding: out must be memory of its own, got memory that overlaps {name}"
-    with pytest.raises(ValueError, match=message):
-        pk.ops.embedding(**given, out=out)
+    check_overlap_is_refused("embedding", arguments(), name, 2, HIDDEN)

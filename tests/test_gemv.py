@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import DTYPES, RAGGED, check_op, isa, randn, threads
+from helpers import DTYPES, RAGGED, check_op, check_overlap_is_refused, isa, randn, threads
 
 import pykernels as pk
 
@@ -130,9 +130,4 @@ def test_bad_arguments(changes, message):
 
 @pytest.mark.parametrize("name", ["x", "weight", "bias", "residual"])
 def test_out_overlaps_an_input(name):
-    given = arguments()
-    count = given[name].numel()
-    memory = torch.zeros(4000)
-    given[name] = memory[:count].view_as(given[name]).copy_(given[name])
-    with pytest.raises(ValueError, match=f"gemv: out must be memory of its own, got memory that overlaps {name}"):
-        pk.ops.gemv(**given, out=memory[count - 1 :][: 2 * OUT].view(2, OUT))
+    check_overlap_is_refused("gemv", arguments(), name, 2, OUT)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import DTYPES, Guarded, assert_close, check_op, isa, randn, threads
+from helpers import DTYPES, Guarded, assert_close, check_op, check_overlap_is_refused, isa, randn, threads
 
 import pykernels as pk
 
@@ -216,13 +216,7 @@ def test_a_workspace_too_small():
 
 @pytest.mark.parametrize("name", ["q", "k_cache", "v_cache", "kv_len"])
 def test_out_overlaps_an_input(name):
-    given = arguments([MAX_LEN, 70])
-    count = given[name].numel()
-    memory = torch.zeros(40_000)
-    given[name] = memory[:count].view(given[name].dtype).view_as(given[name]).copy_(given[name])
-    message = f"gqa_decode: out must be memory of its own, got memory that overlaps {name}"
-    with pytest.raises(ValueError, match=message):
-        pk.ops.gqa_decode(**given, out=memory[count - 1 :][: 2 * HEADS * DIM].view(2, HEADS, DIM))
+    check_overlap_is_refused("gqa_decode", arguments([MAX_LEN, 70]), name, 2, HEADS, DIM)
 
 
 @pytest.mark.parametrize("name", ["k_cache", "v_cache"])

@@ -8,6 +8,7 @@ import subprocess
 import pytest
 import torch
 from command_line import assert_refused, flat, run_here
+from helpers import torch_threads
 
 import pykernels as pk
 from bench.backends import int4
@@ -24,10 +25,8 @@ SMALL = ["--device=cpu", "--steps=3", "--warmup=1", "--model=tiny", "--ctx=64", 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread():
     """Small products: threads would only wait for one another."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with torch_threads(1):
+        yield
 
 
 @pytest.mark.parametrize(
@@ -136,7 +135,7 @@ def test_the_prediction_is_arithmetic_on_what_was_measured(finished):
 
 
 def test_what_is_predicted_for():
-    assert predict.check("rtx-4090") == "RTX 4090" and set(predict.GPUS.values()) == set(environment.GPU_SPECS)
+    assert predict.GPUS["rtx-4090"] == "RTX 4090" and set(predict.GPUS.values()) == set(environment.GPU_SPECS)
 
 
 def test_a_wrong_kernel_gets_no_time(capsys, monkeypatch, tmp_path):

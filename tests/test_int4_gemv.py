@@ -40,6 +40,18 @@ def int4(
     return shuffled(weight) if act_order else weight
 
 
+def powers_of_two(dtype: torch.dtype, symmetric: bool) -> tuple[pk.Int4Weight, torch.Tensor, torch.Tensor]:
+    """Scales and a sparse x of powers of two, so that no sum is ever rounded: the weight, x and the exact result."""
+    generator = torch.Generator().manual_seed(4)
+    q = torch.randint(0, 16, (9, 512), generator=generator, dtype=torch.uint8)
+    zeros = None if symmetric else torch.randint(0, 16, (9, 4), generator=generator, dtype=torch.uint8)
+    scales = torch.randint(-3, 4, (9, 4), generator=generator).float().exp2().to(dtype)
+    x = torch.zeros(3, 512, dtype=dtype)
+    x[:, ::61] = torch.randint(-2, 3, (3, 9), generator=generator).float().exp2().to(dtype)
+    plain = pk.quant.QuantizedWeight(q, scales, zeros, 128)
+    return pk.Int4Weight.from_plain(plain), x, (x.double() @ plain.dequantize().T).to(dtype)
+
+
 def arguments(
     batch: int = 2,
     in_features: int = IN,
@@ -176,15 +188,9 @@ def test_all_nibbles_alike(isa_name, dtype, zero, q):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("isa_name", ISAS)
 def test_powers_of_two_are_exact(isa_name, dtype, symmetric):
-    generator = torch.Generator().manual_seed(4)
-    q = torch.randint(0, 16, (9, 512), generator=generator, dtype=torch.uint8)
-    zeros = None if symmetric else torch.randint(0, 16, (9, 4), generator=generator, dtype=torch.uint8)
-    scales = torch.randint(-3, 4, (9, 4), generator=generator).float().exp2().to(dtype)
-    x = torch.zeros(3, 512, dtype=dtype)
-    x[:, ::61] = torch.randint(-2, 3, (3, 9), generator=generator).float().exp2().to(dtype)
-    expected = x.double() @ pk.quant.QuantizedWeight(q, scales, zeros, 128).dequantize().T
+    weight, x, expected = powers_of_two(dtype, symmetric)
     with isa(isa_name):
-        assert torch.equal(exact(q, scales, zeros, 128, x), expected.to(dtype))
+        assert torch.equal(pk.ops.int4_gemv(x, weight), expected)
 
 
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])

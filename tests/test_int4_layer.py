@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from helpers import check_every_way_to_drive
 
 import pykernels as pk
 from pykernels.layer import INT4_OP_LABELS
@@ -43,19 +44,10 @@ def test_equals_the_oracle_and_appends(fusion, dtype, batch, group_size, symmetr
 def test_every_mode_gives_the_same_bits(fusion):
     layer = make_layer()
     layer.forward("block")
-    eager = layer.out.clone()
-    program, tape = layer.program(fusion), layer.tape(fusion)
-    assert program.ops == [op for op, _ in INT4_OP_LABELS[fusion]]
+    block = layer.out.clone()
+    tape = check_every_way_to_drive(layer, fusion)
+    assert torch.equal(layer.out, block)
     assert tape.calls == [f"pykernels::{op}" for op, _ in INT4_OP_LABELS[fusion]]  # and so nothing is allocated
-
-    def pybind():
-        for launch in program.launchers():
-            launch()
-
-    for step in (program.run, tape.run, pybind):
-        layer.poison()
-        step()
-        assert torch.equal(layer.out, eager)
 
 
 def test_fusions_of_these_weights():

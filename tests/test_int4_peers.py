@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import fake_int4_peers
 import pytest
 import torch
-from helpers import assert_close, randn
+from helpers import assert_close, randn, torch_threads
 
 import pykernels as pk
 from bench.backends import int4
@@ -22,10 +22,8 @@ FEW = ("random", "powers of two", "zero scale")
 @pytest.fixture(autouse=True)
 def one_thread():
     """Small products: threads would only wait for one another."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with torch_threads(1):
+        yield
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import test_qkv_gemv as dense
 import torch
-from helpers import DTYPES, Guarded, assert_close, check_op, isa, randn, threads
+from helpers import DTYPES, Guarded, assert_close, check_appended, isa, randn, threads
 from test_int4_gemv import ISAS, int4, shuffled
 
 import pykernels as pk
@@ -36,19 +36,7 @@ def arguments(
 
 def check(given: dict) -> None:
     """The rotated q, the two appended rows, and every other slot as it was."""
-    dtype = given["x"].dtype
-    before = {name: given[name] for name in CACHES}
-    guards = {name: Guarded(*before[name].shape, dtype=dtype) for name in CACHES}
-    given = given | {name: guards[name].tensor.copy_(before[name]) for name in CACHES}
-    q, *new_rows = pk.reference.int4_qkv_gemv(**dense.without_caches(given))
-    check_op(lambda out: pk.ops.int4_qkv_gemv(**given, out=out), q, dtype, DEPTH)
-    for name, row in zip(CACHES, new_rows, strict=True):
-        guards[name].check()
-        expected = before[name].clone()
-        for b, slot in enumerate(given["position"].tolist()):
-            assert_close(given[name][b, :, slot], row[b], dtype, DEPTH)
-            expected[b, :, slot] = given[name][b, :, slot]
-        assert torch.equal(given[name], expected)
+    check_appended(pk.ops.int4_qkv_gemv, pk.reference.int4_qkv_gemv, given, DEPTH)
 
 
 @pytest.mark.parametrize("weight", [dict(), dict(symmetric=False), dict(symmetric=False, act_order=True)], ids=str)

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from command_line import ROOT, assert_refused, flat, run_here
+from helpers import torch_threads
 from torch import Tensor
 
 import pykernels as pk
@@ -21,10 +22,8 @@ EXAMPLE = ROOT / "examples" / "int4_kernel.py"
 @pytest.fixture(autouse=True)
 def one_thread():
     """Small products: threads would only wait for one another."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with torch_threads(1):
+        yield
 
 
 class Right(Int4Kernel):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers import check_every_way_to_drive
 from transformers import LlamaConfig, MistralConfig, Qwen2Config
 from transformers.cache_utils import DynamicCache
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
@@ -115,20 +116,7 @@ def test_equals_the_oracle_and_appends(fusion, dtype, batch):
 def test_every_mode_gives_the_same_bits(fusion):
     spec = pk.models.get("tiny")
     layer = pk.DecodeLayer(spec, pk.LayerWeights.random(spec), 130)
-    layer.forward(fusion)
-    eager = layer.out.clone()
-    program = layer.program(fusion)
-    assert program.ops == [op for op, _ in OP_LABELS[fusion]]
-    tape = layer.tape(fusion)
-
-    def pybind():
-        for launch in program.launchers():
-            launch()
-
-    for step in (program.run, tape.run, pybind):
-        layer.poison()
-        step()
-        assert torch.equal(layer.out, eager)
+    check_every_way_to_drive(layer, fusion)
 
 
 def test_positions_advance_under_one_program():

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import DTYPES, Guarded, assert_close, check_op, isa, randn, threads
+from helpers import DTYPES, Guarded, assert_close, check_appended, isa, randn, threads
 from torch import Tensor
 
 import pykernels as pk
@@ -52,19 +52,7 @@ def without_caches(given: dict) -> dict:
 
 def check(given: dict) -> None:
     """The rotated q, the two appended rows, and every other slot as it was."""
-    dtype = given["x"].dtype
-    before = {name: given[name] for name in CACHES}
-    guards = {name: Guarded(*before[name].shape, dtype=dtype) for name in CACHES}
-    given = given | {name: guards[name].tensor.copy_(before[name]) for name in CACHES}
-    q, *new_rows = pk.reference.qkv_gemv(**without_caches(given))
-    check_op(lambda out: pk.ops.qkv_gemv(**given, out=out), q, dtype, DEPTH)
-    for name, row in zip(CACHES, new_rows, strict=True):
-        guards[name].check()
-        expected = before[name].clone()
-        for b, slot in enumerate(given["position"].tolist()):
-            assert_close(given[name][b, :, slot], row[b], dtype, DEPTH)
-            expected[b, :, slot] = given[name][b, :, slot]
-        assert torch.equal(given[name], expected)
+    check_appended(pk.ops.qkv_gemv, pk.reference.qkv_gemv, given, DEPTH)
 
 
 @pytest.mark.parametrize("hidden", [1, 7, 8, 64, 136, 1000])

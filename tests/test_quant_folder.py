@@ -188,5 +188,5 @@ def test_no_such_folder(tmp_path):
     with pytest.raises(ValueError, match="is not quantised"):
         quant.read_quantized(tmp_path / "nowhere", MODULE)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match="cannot be read as JSON"):
+    with pytest.raises(ValueError, match="is not JSON"):
         quant.quantization_of(tmp_path)

@@ -272,6 +272,14 @@ def test_act_order_with_uneven_groups():
     assert quant.equal(quant.gptq.unpack(**quant.gptq.pack(weight, 2), version=2), weight)
 
 
+def test_no_groups_at_all():
+    empty = {"qzeros": torch.zeros(0, 1, dtype=torch.int32), "scales": torch.zeros(0, 8, dtype=torch.float16)}
+    with pytest.raises(ValueError, match="group_size must be given: 64 columns are not 0 equal groups"):
+        quant.gptq.unpack(torch.zeros(8, 8, dtype=torch.int32), **empty, version=2)
+    with pytest.raises(ValueError, match="scales must have a number of rows that divides 64"):
+        quant.awq.unpack(torch.zeros(64, 1, dtype=torch.int32), **empty)
+
+
 @pytest.mark.parametrize("name", ["qweight", "qzeros", "scales", "g_idx"])
 def test_gptq_refuses_what_does_not_fit(name):
     tensors = quant.gptq.pack(plain(), 2)

@@ -223,6 +223,14 @@ def test_the_blocks_of_a_report(tmp_path):
     assert widths[1] == [10] and np.allclose(widths[0], 2 * [us for _, us in BLOCK])
 
 
+def test_a_block_of_more_kernels_than_there_are_colours():
+    kernels = [dict(label=f"k{i}", start_us=10.0 * i, end_us=10.0 * (i + 1)) for i in range(41)]
+    kernels[-1]["end_us"] = 1000.0  # wide enough for its letters
+    figure = kernel_figures.gantt([dict(title="", arm="native:graph", kernels=kernels, named=True, overlaps=False)])
+    last = [text for text in figure.axes[0].texts if text.get_text() == "k40"]
+    assert len(last) == 1 and last[0].get_color() == "black", "on grey, as all that have no colour of their own"
+
+
 def test_of_a_cell_the_fullest_document_is_drawn(tmp_path):
     few = step(arms=[arm("graph", 8_000)])
     for name, content in dict(a=few, b=step(), c=step(ctx=4096), d=step(batch=4), e=few | dict(batch=4)).items():

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import DTYPES, RAGGED, check_op, isa, randn, threads
+from helpers import DTYPES, RAGGED, check_op, check_overlap_is_refused, isa, randn, threads
 
 import pykernels as pk
 
@@ -103,11 +103,4 @@ def test_bad_arguments(changes, message):
 
 @pytest.mark.parametrize("name", ["x", "weight"])
 def test_out_overlaps_an_input(name):
-    given = arguments()
-    count = given[name].numel()
-    memory = torch.zeros(1000)
-    given[name] = memory[:count].view_as(given[name]).copy_(given[name])
-    with pytest.raises(ValueError, match=f"rmsnorm: out must be memory of its own, got memory that overlaps {name}"):
-        pk.ops.rmsnorm(**given, out=memory[count - 1 :][: 2 * HIDDEN].view(2, HIDDEN))
-    # Right behind it is no overlap.
-    pk.ops.rmsnorm(**given, out=memory[count:][: 2 * HIDDEN].view(2, HIDDEN))
+    check_overlap_is_refused("rmsnorm", arguments(), name, 2, HIDDEN)

@@ -9,7 +9,7 @@ import torch
 from bench.core import cli, measure
 from bench.core.ceiling import Ceiling
 from bench.core.measure import Arm
-from bench.core.run import Machine, Measurement, close
+from bench.core.run import Machine, Measurement, close, take_rounds
 
 SPEC = (100.0, "--spec-gbs")
 
@@ -36,6 +36,29 @@ def test_all_that_is_asked_for_is_measured(ceiling):
     found.take(1, 4, lambda: looked.append(list(arm.host_samples_us)))
     assert arm.samples_us == [3.0] * 4 and looked == [[3.0] * 4], "the host's clock comes before what is looked at"
     assert not found.interrupted and found.bandwidths["read_gbs"] > 0 and found.bandwidths["spec_gbs"] == 100.0
+
+
+def test_rounds_of_several_groups_begin_anew(ceiling):
+    for rounds in (3, 2):
+        arm = constant(3.0)
+        assert take_rounds([arm], ceiling, 1, rounds, None) == {}
+        assert arm.samples_us == [3.0] * rounds
+        assert len(ceiling.read.samples_us) == len(ceiling.copy.samples_us) == rounds
+    read_gbs = ceiling.bandwidths(100.0)["read_gbs"]
+    assert read_gbs == np.median(ceiling.read_gbs()) and ceiling.document(*SPEC)["read_gbs"] == read_gbs
+
+
+def test_ctrl_c_ends_the_rounds_of_a_group(ceiling):
+    calls = []
+
+    def cut(n: int) -> np.ndarray:
+        calls.append(n)
+        if len(calls) == 3:  # warm-up, a round, and then
+            raise KeyboardInterrupt
+        return np.full(n, 3.0)
+
+    with pytest.raises(KeyboardInterrupt):
+        take_rounds([Arm("mine", "eager", sampler=cut)], ceiling, 1, 9, None)
 
 
 def test_ctrl_c_in_the_first_round_leaves_nothing(ceiling):

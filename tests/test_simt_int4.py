@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers import assert_close, randn
 from simt import ARCHS, DTYPES, STRUCTS, Device, device
-from test_int4_gemv import GROUPS, int4, shuffled
+from test_int4_gemv import GROUPS, int4, powers_of_two, shuffled
 from torch import Tensor
 
 import pykernels as pk
@@ -224,16 +224,10 @@ def test_all_nibbles_alike(dtype, zero, q, arch):
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_powers_of_two_are_exact(dtype, symmetric, arch):
-    generator = torch.Generator().manual_seed(4)
-    q = torch.randint(0, 16, (9, 512), generator=generator, dtype=torch.uint8)
-    zeros = None if symmetric else torch.randint(0, 16, (9, 4), generator=generator, dtype=torch.uint8)
-    scales = torch.randint(-3, 4, (9, 4), generator=generator).float().exp2().to(dtype)
-    x = torch.zeros(3, 512, dtype=dtype)
-    x[:, ::61] = torch.randint(-2, 3, (3, 9), generator=generator).float().exp2().to(dtype)
-    plain = pk.quant.QuantizedWeight(q, scales, zeros, 128)
+    weight, x, expected = powers_of_two(dtype, symmetric)
     with device(arch) as dev:
-        out = run_gemv(dev, x, pk.Int4Weight.from_plain(plain))
-    assert torch.equal(out, (x.double() @ plain.dequantize().T).to(dtype))
+        out = run_gemv(dev, x, weight)
+    assert torch.equal(out, expected)
 
 
 @pytest.mark.parametrize("arch", ARCHS)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import DTYPES, RAGGED, Guarded, assert_close, check_op, isa, randn, threads
+from helpers import DTYPES, RAGGED, Guarded, assert_close, check_op, check_overlap_is_refused, isa, randn, threads
 
 import pykernels as pk
 
@@ -173,13 +173,7 @@ def test_bad_arguments(changes, message):
 
 @pytest.mark.parametrize("name", ["x", "gate_weight", "up_weight", "norm_weight"])
 def test_out_overlaps_an_input(name):
-    given = arguments()
-    count = given[name].numel()
-    memory = torch.zeros(4000)
-    given[name] = memory[:count].view_as(given[name]).copy_(given[name])
-    message = f"swiglu_gemv: out must be memory of its own, got memory that overlaps {name}"
-    with pytest.raises(ValueError, match=message):
-        pk.ops.swiglu_gemv(**given, out=memory[count - 1 :][: 2 * OUT].view(2, OUT))
+    check_overlap_is_refused("swiglu_gemv", arguments(), name, 2, OUT)
 
 
 def test_the_workspace_overlaps_a_weight():

@@ -1,7 +1,10 @@
 """A document as text: numbers, ladders and their bars, what is told of arms that did not run, and Markdown."""
 
+from io import StringIO
+
 import pytest
 from command_line import flat
+from rich.console import Console
 
 from bench.core import tables
 
@@ -32,6 +35,13 @@ PARTS = [
     make_part("gap", 0.0),
     make_part("kernel", 80.0, hidden=True),
 ]
+
+
+def as_text(document, width):
+    """What print_document prints, without colour."""
+    text = StringIO()
+    tables.print_document(document, Console(file=text, width=width))
+    return text.getvalue()
 
 
 def make_document(**changes):
@@ -176,7 +186,7 @@ def test_a_ladder_names_its_parts_for_their_colours():
 @pytest.mark.parametrize("width", [80, 100, 140, 200])
 def test_nothing_is_wider_than_the_terminal(width):
     long_parts = [make_part("dispatch", 123456.7, -123456.7, 123456.7, hidden=True), *PARTS]
-    text = tables.as_text(
+    text = as_text(
         make_document(
             ladder={"native/block": long_parts},
             arms=[ARM, make_arm("unsupported", "a reason of many words, " * 10, "graph-pdl")],
@@ -189,7 +199,7 @@ def test_nothing_is_wider_than_the_terminal(width):
 
 
 def test_columns_are_left_out_where_the_terminal_is_narrow():
-    narrow, wide = (tables.as_text(make_document(), width) for width in (80, 200))
+    narrow, wide = (as_text(make_document(), width) for width in (80, 200))
     told = [line for line in narrow.splitlines() if line.startswith("no room for: ")]
     assert len(told) == narrow.count("p20 - p80") == 2 and all("p20 - p80" in line for line in told)
     assert wide.count("p20 - p80") == 2 and "no room for" not in wide
@@ -203,7 +213,7 @@ def test_a_table_without_room_cuts_nothing_off(width):
               "ratio_to_torch": ratio}
         for backend in ("native", "a_plugin_of_a_long_name.cu:attention")
     ]  # fmt: skip
-    text = tables.as_text(make_document(ops=rows), width)
+    text = as_text(make_document(ops=rows), width)
     assert max(len(line) for line in text.splitlines()) <= width
     assert "1,183 [1,120, 1,240]" in text
     # Cells of words go on in the next line: the first column, read downwards, has every letter of the name.
@@ -236,7 +246,7 @@ def test_brackets_are_no_markup(words):
         arms=[ARM | {"mode": words}, make_arm("error", f"RuntimeError: {words}")],
         ops=[OP | {"label": words}],
     )
-    text = flat(tables.as_text(document, 300))
+    text = flat(as_text(document, 300))
     assert text.count(words) == 4
     assert "A [fast] CPU" in text and "a note [of sorts]" in text
 
@@ -256,7 +266,7 @@ def test_what_the_heading_says():
 
 def test_a_run_that_measured_nothing_has_no_tables():
     document = make_document(ops=[], arms=[make_arm("unsupported", "no GPU")], ladder={}, ladder_notes={})
-    text = tables.as_text(document, 100)
+    text = as_text(document, 100)
     assert "Ops" not in text and "Arms" not in text and "Ladder" not in text
     assert "unsupported: native (eager): no GPU" in text
 
@@ -369,7 +379,7 @@ def test_a_gpu_s_tables_fit_the_terminal(width):
             "ratio_to_torch": {"p50": 1.5, "low": 1.25, "high": 2.0},
         }
     ]
-    text = tables.as_text(gpu_document(ops=ops), width)
+    text = as_text(gpu_document(ops=ops), width)
     assert max(len(line) for line in text.splitlines()) <= width
     for words in ("12.50", "native:graph", "1.25 [1.00, 1.50]", "11.00", "host clock per step"):
         assert words in text

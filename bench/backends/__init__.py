@@ -1,6 +1,6 @@
 """The backends, by name. Each adapter is the only place that imports its library."""
 
-from bench.backends.base import MODES, Backend, Workload, arms_of
+from bench.backends.base import MODES, Backend, Workload, arms_of, modes_on
 from bench.backends.compile import Compile, CompileGraphs
 from bench.backends.fa2 import FlashAttention2
 from bench.backends.fa3 import FlashAttention3
@@ -39,4 +39,4 @@ def by_name() -> dict[str, type[Backend]]:
     return registry() | {backend.name: backend for backend in _OF_THE_STACK}
 
 
-__all__ = ["MODES", "AttentionPlugin", "Backend", "OpPlugin", "Workload", "arms_of", "by_name", "registry"]
+__all__ = ["MODES", "AttentionPlugin", "Backend", "OpPlugin", "Workload", "arms_of", "by_name", "modes_on", "registry"]

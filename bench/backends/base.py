@@ -13,6 +13,12 @@ from bench.core.samplers import Samplers
 
 MODES = ("eager", "pybind", "dispatch", "native", "graph", "graph-pdl")
 
+
+def modes_on(device: torch.device) -> tuple[str, ...]:
+    """Those that a device of that type can have at all: a CPU has nothing to capture."""
+    return MODES if device.type == "cuda" else tuple(mode for mode in MODES if not mode.startswith("graph"))
+
+
 NO_CAPTURE = "needs a CUDA device: there is nothing to capture on a CPU"
 
 # A layer rounds about ten times between its input and its output; the errors add like a random walk, and the

@@ -15,6 +15,7 @@ import pykernels as pk
 from bench.backends.cuda_source import CudaSource
 from bench.backends.op_plugin import AttentionPlugin, OpPlugin
 from bench.backends.plain import LibraryLayer
+from bench.core.errors import first_line
 
 # Above this a kernel must be allowed its dynamic shared memory by name.
 _DEFAULT_SHARED_BYTES = 48 << 10
@@ -69,7 +70,7 @@ def no_cupy_reason() -> str | None:
     try:
         cupy = importlib.import_module("cupy")
     except ImportError as error:
-        return f"{wanted}: {str(error).strip().splitlines()[0]}"
+        return f"{wanted}: {first_line(error)}"
     # Before, it could not take torch's stream by the CUDA stream protocol.
     return None if hasattr(cupy.cuda.Stream, "from_external") else f"{wanted}: found {cupy.__version__}"
 

@@ -9,6 +9,7 @@ Parameters are taken by their names (OPS), so a kernel declares those it needs, 
 """
 
 import ast
+import math
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -231,10 +232,7 @@ class CudaSource:
         every = OPS[self.op].all_sizes(sizes)
         grid, block = (tuple(part(every) for part in parts) for parts in (self.grid, self.block))
         shared = self.shared(every)
-        threads = 1
-        for count in block:
-            threads *= count
-        if min(block) < 1 or threads > MAX_THREADS:
+        if min(block) < 1 or math.prod(block) > MAX_THREADS:
             raise SourceError(f"block must be of 1..{MAX_THREADS} threads, got {_times(block)}")
         if any(not 1 <= count <= most for count, most in zip(grid, _MAX_GRID, strict=False)):
             raise SourceError(f"grid must be of 1..{_times(_MAX_GRID)} blocks, got {_times(grid)}")
@@ -270,7 +268,7 @@ def _split(text: str) -> list[str]:
 def _header(text: str) -> dict[str, str]:
     """The keys of a kernel's header, with what may be left out."""
     rest, *pieces = re.split(rf"\b({'|'.join(_KEYS)})=(?!=)", text)
-    keys = [key for key in pieces[::2]]
+    keys = pieces[::2]
     if rest.strip() or len(set(keys)) < len(keys):
         raise SourceError(f"its launchtax line must be of {', '.join(_KEYS)}, each once, got {' '.join(text.split())}")
     header = {"dtype": "bf16", "shared": "0", "require": "1"}

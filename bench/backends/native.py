@@ -1,6 +1,8 @@
 """`native`: this project's own kernels, driven in every mode there is."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -8,13 +10,15 @@ import torch
 import pykernels as pk
 from bench.backends.base import NO_CAPTURE, Backend, Workload
 from bench.core.measure import Arm, Sampler
-from bench.core.samplers import Samplers, chains, replay_all
+from bench.core.samplers import Samplers, Step, chains, replay_all
 
 CUDA_HEAD_DIMS = (64, 128)
 
 
-def _pybind_step(program: pk.runtime.Program, stream: int):
+def _pybind_step(program: pk.runtime.Program, stream: int) -> Step:
     launchers = program.launchers(stream)
+    if len(launchers) == 1:
+        return launchers[0]
 
     def step() -> None:
         for launch in launchers:
@@ -37,6 +41,43 @@ def graphs_of(programs: Sequence[pk.runtime.Program], samplers: Samplers, mode: 
     """The graphs of mode `graph` or `graph-pdl`: `repeats` programs each, going round the copies."""
     programmatic = mode == "graph-pdl"
     return [pk.runtime.CudaGraph(chain, programmatic) for chain in chains(programs, samplers.repeats)]
+
+
+def program_of(call: Step) -> pk.runtime.Program:
+    """The ops of one call through the public API, recorded."""
+    with pk.runtime.record() as program:
+        call()
+    return program
+
+
+def tape_of(call: Step) -> pk.dispatch.Tape:
+    """What such a call asks of the dispatcher, recorded. It may have defaults, which what is traced may not have."""
+    return pk.dispatch.Tape.record(lambda: call())
+
+
+@dataclass(frozen=True)
+class Driven:
+    """Our ops in one mode: one step on the first copy, the wall clock's sampler, and the host's on a CUDA device."""
+
+    step: Step
+    sampler: Sampler
+    host_sampler: Sampler
+
+
+def drive(mode: str, calls: Sequence[Step], samplers: Samplers) -> Driven:
+    """calls: one a copy, each the same ops through the public API. They are made once to be recorded, by all modes."""
+    programs = [program_of(call) for call in calls]
+    stream = samplers.stream
+    if mode in ("eager", "pybind"):
+        steps = calls if mode == "eager" else [_pybind_step(program, stream) for program in programs]
+        return Driven(steps[0], samplers.python(steps), samplers.host_python(steps, len(programs[0])))
+    if mode == "dispatch":
+        tapes = [tape_of(call) for call in calls]
+        return Driven(tapes[0].run, samplers.tapes(tapes), samplers.host_tapes(tapes))
+    if mode == "native":
+        return Driven(partial(programs[0].run, stream), samplers.programs(programs), samplers.host_programs(programs))
+    graphs = graphs_of(programs, samplers, mode)
+    return Driven(replay_all(graphs, stream), samplers.native_graphs(graphs), samplers.host_native_graphs(graphs))
 
 
 class Native(Backend):
@@ -79,37 +120,20 @@ class Native(Backend):
 
     def arm(self, workload: Workload, mode: str, fusion: str | None) -> Arm:
         layers, samplers = workload.layers, workload.samplers
-        programs = [layer.program(fusion) for layer in layers]
-        launches, stream = len(programs[0]), samplers.stream
-        is_graph = mode.startswith("graph")
-        if mode in ("eager", "pybind"):
-            if mode == "eager":
-                steps = [lambda layer=layer: layer.forward(fusion) for layer in layers]
-            else:
-                steps = [_pybind_step(program, stream) for program in programs]
-            step, sampler, on_host = steps[0], samplers.python(steps), samplers.host_python(steps, launches)
-        elif mode == "dispatch":
-            tapes = [layer.tape(fusion) for layer in layers]
-            step, sampler, on_host = tapes[0].run, samplers.tapes(tapes), samplers.host_tapes(tapes)
-        elif mode == "native":
-            step = lambda: programs[0].run(stream)  # noqa: E731
-            sampler, on_host = samplers.programs(programs), samplers.host_programs(programs)
-        else:
-            graphs = graphs_of(programs, samplers, mode)
-            step = replay_all(graphs, stream)
-            sampler, on_host = samplers.native_graphs(graphs), samplers.host_native_graphs(graphs)
+        driven = drive(mode, [lambda layer=layer: layer.forward(fusion) for layer in layers], samplers)
+        ops = layers[0].program(fusion).ops
         if samplers.on_cuda:
-            kernels = [f"pykernels::cuda::{op}" for op in programs[0].ops]
+            kernels = [f"pykernels::cuda::{op}" for op in ops]
         else:
-            kernels = [f"pykernels::cpu::{op} ({pk.runtime.isa()})" for op in programs[0].ops]
+            kernels = [f"pykernels::cpu::{op} ({pk.runtime.isa()})" for op in ops]
         return Arm(
             self.name,
             mode,
             fusion,
-            sampler,
-            workload.checker(step, lambda: layers[0].out),
-            host_sampler=on_host if samplers.on_cuda else without_kernels(sampler),
+            driven.sampler,
+            workload.checker(driven.step, lambda: layers[0].out),
+            host_sampler=driven.host_sampler if samplers.on_cuda else without_kernels(driven.sampler),
             kernels=kernels,
-            launches=launches,
-            steps_per_graph=samplers.repeats if is_graph else None,
+            launches=len(kernels),
+            steps_per_graph=samplers.repeats if mode.startswith("graph") else None,
         )

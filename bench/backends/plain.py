@@ -11,6 +11,7 @@ import torch
 
 import pykernels as pk
 from bench.backends.base import NO_CAPTURE, Backend, Workload
+from bench.backends.library import library_reason
 from bench.backends.torch_layer import Attention, TorchLayer
 from bench.core.measure import Arm
 from bench.core.samplers import capture, replay_all
@@ -44,6 +45,7 @@ class PlainLayer(Backend):
         """What is called for the attention, in words."""
 
     def surroundings(self) -> AbstractContextManager:
+        """What must hold around its steps, entered outside the timing."""
         return nullcontext()
 
     def _steps(self, layers: list[TorchLayer]) -> list[Callable[[], object]]:
@@ -98,14 +100,7 @@ class LibraryLayer(PlainLayer):
     @classmethod
     def library_reason(cls) -> str | None:
         """Why there is no library, in its own words; None where there is."""
-        try:
-            cls._library()
-        except ImportError as error:
-            return f"{cls.package} is not installed: {error}"
-        except Exception as error:  # whatever its import raises
-            words = str(error).strip() or type(error).__name__
-            return f"{cls.package} cannot be loaded: {words.splitlines()[0]}"
-        return None
+        return library_reason(cls.package, cls._library)
 
     @classmethod
     def availability(cls, device: torch.device) -> str | None:

@@ -22,7 +22,8 @@ from bench.backends.cuda_kernel import KERNELS
 from bench.backends.cuda_source import CudaSource, SourceError
 from bench.backends.op_plugin import AttentionPlugin, Guarded, OpPlugin, changed
 from bench.backends.user_file import run_file
-from bench.core import cli
+from bench.core import cli, gpu_state
+from bench.core.document import write_atomically
 from bench.core.errors import UsageError
 from bench.core.measure import Arm, unsupported
 from bench.core.op_arms import OP_MODES, Maker, plugin_arm
@@ -138,7 +139,7 @@ class Journal:
         try:
             yield
         except Exception as error:
-            if torch.cuda.is_available() and (words := _lost_device()):
+            if torch.cuda.is_available() and (words := gpu_state.lost_device()):
                 self.write("lost", f"{type(error).__name__}: {words}")
                 os._exit(1)  # nothing can be measured any more, and every other arm would take the blame
             self.note(*before)
@@ -147,22 +148,13 @@ class Journal:
 
     def write(self, name: str, value: object) -> None:
         """Leave a note of another name."""
-        (self.folder / name).write_text(json.dumps(value))
+        write_atomically(self.folder / name, json.dumps(value).encode())
 
     def read(self, name: str) -> object:
         """That note; None where there is none."""
         with suppress(OSError, ValueError):
             return json.loads((self.folder / name).read_text())
         return None
-
-
-def _lost_device() -> str | None:
-    """CUDA's words where its context is beyond use, as after an illegal access."""
-    try:
-        torch.cuda.synchronize()
-    except RuntimeError as error:
-        return str(error).strip().splitlines()[0]
-    return None
 
 
 def _noted(
@@ -255,14 +247,19 @@ def _loading(plugin: Plugin, journal: Journal) -> Iterator[type]:
             raise
 
 
+def _note_modes(journal: Journal, backend: type[Backend], device: torch.device) -> None:
+    """Leave in the journal why the backend has not each mode on the device, or null."""
+    nowhere = backend.availability(device)
+    journal.write("modes", {mode: nowhere or backend.mode_reason(mode, device) for mode in MODES})
+
+
 def load_layer(plugin: Plugin, journal: Journal, device: torch.device) -> type[Backend]:
     """The plug-in as a backend of a layer, watched; its modes on the device are noted."""
     with _loading(plugin, journal) as found:
         if not issubclass(found, Backend):
             is_op = f"computes op {found.op}, and a layer takes gqa_decode" if issubclass(found, OpPlugin) else ""
             raise plugin.error(is_op or "must be a subclass of bench.backends.AttentionPlugin or Backend")
-        nowhere = found.availability(device)
-        journal.write("modes", {mode: nowhere or found.mode_reason(mode, device) for mode in MODES})
+        _note_modes(journal, found, device)
     return watched_layer(plugin, found, journal)
 
 
@@ -290,8 +287,7 @@ def load_attention(plugin: Plugin, journal: Journal, device: torch.device) -> Wa
     with _loading(plugin, journal) as found:
         if not issubclass(found, AttentionPlugin):
             raise plugin.error("must be a subclass of bench.backends.AttentionPlugin, or a kernel of op gqa_decode")
-        nowhere = found.availability(device)
-        journal.write("modes", {mode: nowhere or found.mode_reason(mode, device) for mode in MODES})
+        _note_modes(journal, found, device)
     return WatchedAttention(plugin.label, found, journal)
 
 

@@ -104,16 +104,22 @@ def _rotate_half(x: Tensor) -> Tensor:
     return torch.cat((-x[..., half:], x[..., :half]), dim=-1)
 
 
-class _Calls(TorchDispatchMode):
-    """The names of the dispatcher's calls that compute: views are left out."""
+class Calls(TorchDispatchMode):
+    """Inside it, `names` of the dispatcher's calls below composite ops that compute something: neither views nor bare
+    allocations. On a GPU each of them launches at least one kernel."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else torch imports its compiler, which takes a process a second and is not used here
 
     def __init__(self) -> None:
         super().__init__()
         self.names: list[str] = []
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if not function.is_view:
-            self.names.append(function._schema.name)
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # torch's own signature
+        name = function._schema.name
+        if not function.is_view and not name.startswith("aten::empty"):
+            self.names.append(name)
         return function(*args, **(kwargs or {}))
 
 
@@ -164,8 +170,8 @@ class TorchLayer:
 
     def calls(self, kernel: str) -> list[str]:
         """What a step calls, with `kernel` in the attention's place: that one need not be an op of torch's."""
-        with _Calls() as before:
+        with Calls() as before:
             q = self._before_attention()
-        with _Calls() as after:
+        with Calls() as after:
             self._after_attention(q)
         return [*before.names, kernel, *after.names]

@@ -19,15 +19,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import pykernels as pk
 from bench.backends import Backend, registry
-from bench.backends.native import Native, graphs_of, without_kernels
+from bench.backends.native import Native, drive, without_kernels
 from bench.backends.plain import PlainLayer
 from bench.backends.plugin import WatchedAttention
 from bench.backends.sdpa import Sdpa, choice_of
 from bench.backends.torch_layer import Attention
-from bench.core import measure
+from bench.core import gpu_state, measure
 from bench.core.attention_cases import Inputs
 from bench.core.measure import Arm, Rotation, Sampler
-from bench.core.samplers import Samplers, capture, replay_all, synchronised_sampler
+from bench.core.samplers import Samplers, capture_results, synchronised_sampler
 
 MODES = ("eager", "graph")
 MANAGERS = ("outside", "inside")
@@ -149,11 +149,8 @@ def gate(arm: Arm) -> None:
 
 def survived(arm: Arm, device: torch.device) -> None:
     """Raises DeviceLostError where the arm's error took the CUDA context along."""
-    if arm.status == "error" and device.type == "cuda":
-        try:
-            torch.cuda.synchronize()
-        except RuntimeError as error:
-            raise DeviceLostError(arm.backend, str(error).strip().splitlines()[0]) from None
+    if arm.status == "error" and device.type == "cuda" and (words := gpu_state.lost_device()):
+        raise DeviceLostError(arm.backend, words)
 
 
 def inside(call: Call, manager: Callable[[], Any]) -> Call:
@@ -239,20 +236,15 @@ class _Maker:
         if arm.mode == "eager":
             self._python_clocks(arm, samplers, calls)
             return
-        programs = []
-        for call in calls:
-            with pk.runtime.record() as program:
-                call()
-            programs.append(program)
-        graphs = graphs_of(programs, samplers, arm.mode)
+        driven = drive(arm.mode, calls, samplers)
 
         def replayed() -> Tensor:
             outs[0].fill_(float("nan"))
-            replay_all(graphs, samplers.stream)()
+            driven.step()
             return outs[0]
 
         self._gated(arm, replayed)
-        arm.sampler, arm.host_sampler = samplers.native_graphs(graphs), samplers.host_native_graphs(graphs)
+        arm.sampler, arm.host_sampler = driven.sampler, driven.host_sampler
         arm.steps_per_graph = arm.calls
 
     def _plain(self, arm: AttentionArm) -> None:
@@ -273,18 +265,7 @@ class _Maker:
             if arm.mode != "graph":
                 self._python_clocks(arm, samplers, calls)
                 return
-            outputs = [calls[0]()]
-
-            def first() -> None:
-                outputs[0] = calls[0]()
-
-            graphs = capture([first, *calls[1:]], arm.calls)
-
-        def replayed() -> Tensor:
-            outputs[0].fill_(float("nan"))
-            replay_all(graphs)()
-            return outputs[0]
-
+            graphs, replayed = capture_results(calls, arm.calls)
         self._gated(arm, replayed)
         arm.sampler, arm.host_sampler = samplers.torch_graphs(graphs), samplers.host_torch_graphs(graphs, 1)
         arm.steps_per_graph = arm.calls

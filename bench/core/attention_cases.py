@@ -1,5 +1,6 @@
 """The cases of bench.attention: head shapes of models, over contexts and batches, and the inputs of one of them."""
 
+import copy
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -103,8 +104,7 @@ class Inputs:
 
     def copy(self) -> "Inputs":
         """The same numbers with a cache of their own."""
-        other = object.__new__(Inputs)
-        other.__dict__ |= self.__dict__
+        other = copy.copy(self)
         other.k_cache, other.v_cache = self.k_cache.clone(), self.v_cache.clone()
         return other
 

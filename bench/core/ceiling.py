@@ -14,7 +14,7 @@ from bench.core.samplers import Samplers
 _CUDA_BYTES = 2 << 30
 
 
-def aligned_bytes(n_bytes: int, device: torch.device) -> Tensor:
+def touched_bytes(n_bytes: int, device: torch.device) -> Tensor:
     """A uint8 tensor of that many bytes, written once so that its pages exist."""
     return torch.full((n_bytes,), 1, dtype=torch.uint8, device=device)
 
@@ -28,8 +28,8 @@ class Ceiling:
     def __init__(self, device: torch.device) -> None:
         least = _CUDA_BYTES if device.type == "cuda" else 256 << 20
         self.n_bytes = min(max(4 * last_level_cache_bytes(device), least), 2 << 30)
-        self._src = aligned_bytes(self.n_bytes, device)
-        self._out = aligned_bytes(self.n_bytes // 2, device)
+        self._src = touched_bytes(self.n_bytes, device)
+        self._out = touched_bytes(self.n_bytes // 2, device)
         sink = torch.zeros(8, dtype=torch.int64, device=device)
         with pk.runtime.record() as read:
             pk.ops.ceiling_read(self._src, sink)
@@ -52,13 +52,15 @@ class Ceiling:
         """The copy ceiling of every round that counts, GB/s; bytes read and bytes written both count."""
         return floors.gigabytes_per_second(self.n_bytes // 2 * 2, self.copy.kept_us)
 
-    def document(self, spec_gbs: float | None, spec_source: str) -> dict[str, object]:
-        """The key `ceiling` of a result document; read_gbs and copy_gbs are None where no round was measured."""
+    def bandwidths(self, spec_gbs: float | None) -> dict[str, float | None]:
+        """The medians beside the specification, GB/s; None where no round was measured."""
         measured = bool(self.read.samples_us)
         return {
             "spec_gbs": spec_gbs,
-            "spec_source": spec_source,
             "read_gbs": float(np.median(self.read_gbs())) if measured else None,
             "copy_gbs": float(np.median(self.copy_gbs())) if measured else None,
-            "buffer_bytes": self.n_bytes,
         }
+
+    def document(self, spec_gbs: float | None, spec_source: str) -> dict[str, object]:
+        """The key `ceiling` of a result document."""
+        return {**self.bandwidths(spec_gbs), "spec_source": spec_source, "buffer_bytes": self.n_bytes}

@@ -30,37 +30,17 @@ from pykernels.quant.int4_weight import group_size_allowed
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 FUSIONS = tuple(dict.fromkeys((*OP_LABELS, *INT4_OP_LABELS)))
 """Of layers of any weights."""
+STUDIED = tuple(name for name in pk.models.names() if name != "tiny")
+"""The models of the study."""
+ALL_STUDIED = ",".join(STUDIED)
+"""The same as the default of a comma-separated --model."""
 
 # What typer raises for arguments it cannot parse. It carries a click of its own, which has no public name.
 _ClickError = typer.BadParameter.__base__
 
 Result = TypeVar("Result")
 Number = TypeVar("Number", int, float)
-
-BackendFlag = Annotated[str, typer.Option("--backend", help="comma-separated; all: everything that runs here")]
-ModeFlag = Annotated[str, typer.Option("--mode", help="comma-separated; all")]
-ModelFlag = Annotated[str, typer.Option("--model", help=", ".join(pk.models.names()))]
-ConfigFlag = Annotated[str, typer.Option("--config", help="a Hugging Face config.json instead of --model")]
-BatchFlag = Annotated[int, typer.Option("--batch", help="sequences, 1 to 8")]
-DtypeFlag = Annotated[str, typer.Option("--dtype", help="bf16, fp16 or fp32")]
-DeviceFlag = Annotated[str, typer.Option("--device", help="auto, cpu or cuda")]
-WeightsFlag = Annotated[str, typer.Option("--weights", help="a local Hugging Face folder")]
-LayersFlag = Annotated[int, typer.Option("--layers", help="measure this many of the model's layers; 0: all")]
-L2Flag = Annotated[str, typer.Option("--l2", help="cold: rotate copies of the weights past the cache; warm: one")]
-WarmupFlag = Annotated[int, typer.Option("--warmup", help="untimed samples before an arm's first")]
-StepsFlag = Annotated[int, typer.Option("--steps", help="samples of every arm, one a round")]
-RepeatsFlag = Annotated[
-    int, typer.Option("--repeats", help="steps a sample, and steps a graph holds; 0: 1 on a CPU, enough on a GPU")
-]
-ThreadsFlag = Annotated[int, typer.Option("--threads", help="threads of native and of torch; 0: as they come")]
-SpecFlag = Annotated[float, typer.Option("--spec-gbs", help="peak memory bandwidth, GB/s; 0: from the table")]
-SeedFlag = Annotated[int, typer.Option("--seed", help="of weights, input and cache")]
-JsonFlag = Annotated[str, typer.Option("--json", help="write the result document")]
-CsvFlag = Annotated[str, typer.Option("--csv", help="write arms and ops as rows")]
-MdFlag = Annotated[str, typer.Option("--md", help="write the tables as Markdown")]
-ListFlag = Annotated[bool, typer.Option("--list", help="name what this machine can run, and why not the rest")]
-PlotFlag = Annotated[str, typer.Option("--plot", help="draw the ladder (.png, .svg or .pdf)")]
-TraceFlag = Annotated[str, typer.Option("--trace", help="write a sample of every arm for Perfetto (.json), GPU only")]
+Value = TypeVar("Value")
 
 
 def choices(flag: str, text: str, allowed: Sequence[str]) -> list[str]:
@@ -100,11 +80,18 @@ def group_size(flag: str, value: int) -> int:
     return value
 
 
-def spec_bandwidth(given_gbs: float, device: torch.device) -> tuple[float | None, str]:
-    """--spec-gbs or, where that is 0, the table's figure for the device: GB/s, and where it comes from."""
-    if given_gbs and not 0.001 <= given_gbs <= 1e6:
-        raise flag_error("--spec-gbs", given_gbs, "a positive number in 0.001..1e+06 GB/s, or 0 for the table's")
-    return (given_gbs, "--spec-gbs") if given_gbs else environment.spec_bandwidth(device)
+def gigabytes_per_second(flag: str, value: float) -> float:
+    """A flag that takes a bandwidth, or 0."""
+    if value and not 0.001 <= value <= 1e6:
+        raise flag_error(flag, value, "a positive number in 0.001..1e+06 GB/s, or 0 for the table's")
+    return value
+
+
+def gigabytes(flag: str, value: float) -> float:
+    """A flag that takes an amount of memory, or 0."""
+    if not 0 <= value < float("inf"):
+        raise flag_error(flag, value, "a positive number, or 0 for what is there")
+    return value
 
 
 def seconds(flag: str, value: float) -> float:
@@ -125,6 +112,90 @@ def numbers(flag: str, text: str, low: float, high: float, kind: type[Number]) -
         if not low <= values[-1] <= high:
             raise flag_error(flag, part, f"in {low:g}..{high:g}")
     return values
+
+
+def checked(check: Callable[..., Value], flag: str, *allowed: Any) -> Callable[[Value], Value]:
+    """One of the checks above as typer's callback for that flag: a flag that drivers share is checked where it is
+    declared, and no driver can forget it."""
+
+    def callback(value: Value) -> Value:
+        return check(flag, value, *allowed)
+
+    return callback
+
+
+BackendFlag = Annotated[str, typer.Option("--backend", help="comma-separated; all: everything that runs here")]
+ModeFlag = Annotated[str, typer.Option("--mode", help="comma-separated; all")]
+ModelFlag = Annotated[str, typer.Option("--model", help=", ".join(pk.models.names()))]
+ModelsFlag = Annotated[str, typer.Option("--model", help="comma-separated; all")]
+ConfigFlag = Annotated[str, typer.Option("--config", help="a Hugging Face config.json instead of --model")]
+BatchFlag = Annotated[int, typer.Option("--batch", help="sequences, 1 to 8", callback=checked(number, "--batch", 1, 8))]
+DtypeFlag = Annotated[
+    str, typer.Option("--dtype", help="bf16, fp16 or fp32", callback=checked(choice, "--dtype", tuple(DTYPES)))
+]
+DeviceFlag = Annotated[str, typer.Option("--device", help="auto, cpu or cuda")]
+WeightsFlag = Annotated[str, typer.Option("--weights", help="a local Hugging Face folder")]
+LayersFlag = Annotated[int, typer.Option("--layers", help="measure this many of the model's layers; 0: all")]
+L2Flag = Annotated[
+    str,
+    typer.Option(
+        "--l2",
+        help="cold: rotate copies of the weights past the cache; warm: one",
+        callback=checked(choice, "--l2", ("cold", "warm")),
+    ),
+]
+WarmupFlag = Annotated[
+    int,
+    typer.Option(
+        "--warmup", help="untimed samples before an arm's first", callback=checked(number, "--warmup", 0, 10_000)
+    ),
+]
+StepsFlag = Annotated[
+    int,
+    typer.Option("--steps", help="samples of every arm, one a round", callback=checked(number, "--steps", 2, 100_000)),
+]
+RepeatsFlag = Annotated[
+    int,
+    typer.Option(
+        "--repeats",
+        help="steps a sample, and steps a graph holds; 0: 1 on a CPU, enough on a GPU",
+        callback=checked(number, "--repeats", 0, 4096),
+    ),
+]
+ThreadsFlag = Annotated[
+    int,
+    typer.Option(
+        "--threads",
+        help="threads of native and of torch; 0: as they come",
+        callback=checked(number, "--threads", 0, 256),
+    ),
+]
+SpecFlag = Annotated[
+    float,
+    typer.Option(
+        "--spec-gbs",
+        help="peak memory bandwidth, GB/s; 0: from the table",
+        callback=checked(gigabytes_per_second, "--spec-gbs"),
+    ),
+]
+MemoryLimitFlag = Annotated[
+    float,
+    typer.Option(
+        "--memory-limit-gb",
+        help="report oom where weights and cache take more; 0: what is there",
+        callback=checked(gigabytes, "--memory-limit-gb"),
+    ),
+]
+SeedFlag = Annotated[
+    int,
+    typer.Option("--seed", help="of weights, input and cache", callback=checked(number, "--seed", 0, 2**31 - 1)),
+]
+JsonFlag = Annotated[str, typer.Option("--json", help="write the result document")]
+CsvFlag = Annotated[str, typer.Option("--csv", help="write arms and ops as rows")]
+MdFlag = Annotated[str, typer.Option("--md", help="write the tables as Markdown")]
+ListFlag = Annotated[bool, typer.Option("--list", help="name what this machine can run, and why not the rest")]
+PlotFlag = Annotated[str, typer.Option("--plot", help="draw the ladder (.png, .svg or .pdf)")]
+TraceFlag = Annotated[str, typer.Option("--trace", help="write a sample of every arm for Perfetto (.json), GPU only")]
 
 
 def device(text: str) -> torch.device:
@@ -150,6 +221,18 @@ def model(name: str, config: str, weights: str = "") -> ModelSpec:
     return pk.models.get(name)
 
 
+def models(names: str, config: str) -> list[ModelSpec]:
+    """The specs that a comma-separated --model names, or the one of --config."""
+    if config:
+        return [model("", config)]
+    return [pk.models.get(name) for name in choices("--model", names, pk.models.names())]
+
+
+def spec_bandwidth(given_gbs: float, device: torch.device) -> tuple[float | None, str]:
+    """--spec-gbs or, where that is 0, the table's figure for the device: GB/s, and where it comes from."""
+    return (given_gbs, "--spec-gbs") if given_gbs else environment.spec_bandwidth(device)
+
+
 def print_list(backends: Iterable[tuple[str, str, str | None, Sequence[str]]]) -> None:
     """What --list prints: models, fusions, and of every backend its name, its description, and why it does not run here
     or its modes."""
@@ -172,7 +255,6 @@ def usage(call: Callable[[], Result]) -> Result:
 def set_threads(count: int) -> None:
     """--threads, for our own kernels and for torch's, so that they compete with as many."""
     if count:
-        number("--threads", count, 1, 256)
         pk.runtime.set_num_threads(count)
         torch.set_num_threads(count)
 
@@ -180,7 +262,7 @@ def set_threads(count: int) -> None:
 class Outputs:
     """The files a run is asked to write: checked before it, written after it."""
 
-    def __init__(self, json: str, csv: str, md: str, plot: str = "", trace: str = "") -> None:
+    def __init__(self, json: str, csv: str = "", md: str = "", plot: str = "", trace: str = "") -> None:
         paths = {"--json": json, "--csv": csv, "--md": md, "--plot": plot, "--trace": trace}
         self.paths = {flag: Path(path).expanduser() for flag, path in paths.items() if path}
         writers: dict[Path, str] = {}

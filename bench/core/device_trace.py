@@ -13,6 +13,7 @@ import torch
 
 import pykernels as pk
 from bench.core.chrome_trace import launch_calls
+from bench.core.errors import one_line
 from bench.core.intervals import split_steps, union_ns
 from bench.core.measure import Arm, Sampler, no_garbage_collection
 from pykernels.trace import Call, Kernel
@@ -93,7 +94,7 @@ def trace_arms(arms: Sequence[Arm], repeats: int) -> tuple[dict[str, Traced], di
                 sampler = arm.tracing() if arm.tracing else arm.sampler
                 result = traced(sampler, float(np.median(arm.kept_us)), repeats, arm.steps_per_graph)
         except (RuntimeError, ValueError) as error:  # a clock that is missing does not take the others along
-            refused[arm.label] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            refused[arm.label] = one_line(error)
             continue
         found[arm.label] = result
         arm.kernels, arm.launches = result.kernels, len(result.kernels)

@@ -21,6 +21,21 @@ SCHEMA = "launchtax/1"
 Document = dict[str, Any]
 
 
+def program_name(backend: str, fusion: str | None) -> str:
+    """backend/fusion, or the backend alone where it tells no fusions apart: a ladder's name."""
+    return f"{backend}/{fusion}" if fusion else backend
+
+
+def arm_name(backend: str, fusion: str | None, mode: str) -> str:
+    """backend/fusion:mode"""
+    return f"{program_name(backend, fusion)}:{mode}"
+
+
+def entry_name(entry: Document) -> str:
+    """arm_name() of an entry of the key `arms`."""
+    return arm_name(entry["backend"], entry.get("fusion"), entry["mode"])
+
+
 def check_writable(path: Path, flag: str) -> None:
     """Raise UsageError, before the run, where `path` could not be written after it. Leaves nothing behind."""
     folder = path.parent

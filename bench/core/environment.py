@@ -9,10 +9,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import pynvml
 import torch
 
 import pykernels as pk
-from bench.core.gpu_state import reason_names
+from bench.core.gpu_state import ask, reason_names
 
 _CPU_FLAGS = ("avx2", "f16c", "avx512f", "avx512_bf16", "amx_bf16", "hypervisor")
 _LIBRARIES = ("numpy", "scipy", "nvtx", "typer", "rich", "matplotlib", "safetensors", "transformers")
@@ -32,10 +33,10 @@ GPU_SPECS = {
 
 # (vendor, family, models): channels, MT/s and what they are. A socket's figure: 8 bytes a channel and transfer.
 _CPU_SPECS = [
-    ("AuthenticAMD", 26, range(0x00, 0x20), 12, 6000, "EPYC 9005"),
+    ("AuthenticAMD", 26, range(0x20), 12, 6000, "EPYC 9005"),
     ("AuthenticAMD", 25, range(0x10, 0x20), 12, 4800, "EPYC 9004"),
     ("AuthenticAMD", 25, range(0xA0, 0xB0), 12, 4800, "EPYC 97x4"),
-    ("AuthenticAMD", 25, range(0x00, 0x10), 8, 3200, "EPYC 7003"),
+    ("AuthenticAMD", 25, range(0x10), 8, 3200, "EPYC 7003"),
     ("AuthenticAMD", 23, range(0x31, 0x32), 8, 3200, "EPYC 7002"),
     ("GenuineIntel", 6, range(207, 208), 8, 5600, "5th generation Xeon"),
     ("GenuineIntel", 6, range(143, 144), 8, 4800, "4th generation Xeon"),
@@ -129,20 +130,10 @@ def _cpu() -> dict[str, Any]:
 
 def _gpu() -> dict[str, Any] | None:
     """The first GPU as NVML sees it; None without a driver."""
-    import pynvml
-
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
         return None
-
-    def ask(function: Any, *args: Any) -> Any:
-        try:
-            value = function(*args)
-            return value.decode() if isinstance(value, bytes) else value
-        except pynvml.NVMLError:
-            return None
-
     try:
         handle = ask(pynvml.nvmlDeviceGetHandleByIndex, 0)
         if handle is None:

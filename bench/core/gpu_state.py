@@ -7,6 +7,7 @@ import numpy as np
 import pynvml
 import torch
 
+from bench.core.errors import first_line
 from bench.core.measure import Arm, alternate, settle
 
 # Reasons that slow nothing down here. The power cap names itself long before it costs anything: what it takes shows
@@ -53,6 +54,23 @@ def rounds_to_drop(states: Sequence[State | None], rounds: int) -> tuple[list[in
     return slowed, bool(slowed) and rounds - len(slowed) >= LEAST_ROUNDS
 
 
+def ask(function: Callable[..., Any], *arguments: Any) -> Any:
+    """One question to NVML; None where it does not know."""
+    try:
+        return function(*arguments)
+    except pynvml.NVMLError:
+        return None
+
+
+def lost_device() -> str | None:
+    """CUDA's words where its context is beyond use, as after an illegal access; None where it is not."""
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError as error:
+        return first_line(error)
+    return None
+
+
 class Monitor:
     """NVML's view of one torch device, until the process ends. Asking takes host time: between rounds only."""
 
@@ -66,13 +84,8 @@ class Monitor:
         except pynvml.NVMLError:
             pass  # every value is None then
 
-    def _ask(self, function: Any, *arguments: Any) -> Any:
-        if self._handle is None:
-            return None
-        try:
-            return function(self._handle, *arguments)
-        except pynvml.NVMLError:
-            return None
+    def _ask(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return None if self._handle is None else ask(function, self._handle, *arguments)
 
     def clocks(self) -> State:
         """SM clock and the reasons for it."""

@@ -17,6 +17,8 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from bench.core.document import arm_name
+from bench.core.errors import one_line
 from pykernels.reference import Comparison
 
 Item = TypeVar("Item")
@@ -62,15 +64,13 @@ class Arm:
     @property
     def label(self) -> str:
         """backend/fusion:mode"""
-        fusion = f"/{self.fusion}" if self.fusion else ""
-        return f"{self.backend}{fusion}:{self.mode}"
+        return arm_name(self.backend, self.fusion, self.mode)
 
     def fail(self, error: BaseException) -> None:
         """Take an exception as this arm's end: its own words, one line."""
         out_of_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
         self.status = "oom" if out_of_memory else "error"
-        words = str(error).strip().splitlines()
-        self.reason = f"{type(error).__name__}: {words[0] if words else ''}".rstrip(": ")
+        self.reason = one_line(error)
         self.samples_us = []
 
 

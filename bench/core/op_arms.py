@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 import pykernels as pk
-from bench.backends.native import Native, graphs_of
+from bench.backends.native import Native, drive, tape_of
 from bench.backends.op_plugin import OpPlugin
 from bench.core import measure
 from bench.core.measure import Arm
 from bench.core.op_cases import Case, Instance
-from bench.core.samplers import Samplers, capture, replay_all
+from bench.core.samplers import Samplers, capture, capture_results, replay_all
 
 Maker = Callable[[Case, list[Instance], str, Samplers], Arm | None]
 """(case, copies, mode, samplers) -> the arm of that mode; None where there is no such mode here."""
@@ -20,50 +20,23 @@ OP_MODES = ("eager", "graph")
 """The modes of a plug-in."""
 
 
-def _tape(call: Callable[[], object]) -> pk.dispatch.Tape:
-    return pk.dispatch.Tape.record(lambda: call())
-
-
-def _program(instance: Instance) -> pk.runtime.Program:
-    with pk.runtime.record() as program:
-        instance.native()
-    return program
-
-
 def native_arm(case: Case, instances: list[Instance], mode: str, samplers: Samplers) -> Arm:
     """Our op in that mode."""
-    first, stream = instances[0], samplers.stream
+    first = instances[0]
     if reason := Native.mode_reason(mode, samplers.device):
         return measure.unsupported("native", mode, reason)
     if samplers.on_cuda and case.dtype == torch.float32:
         return measure.unsupported("native", mode, Native.NO_FLOAT32)
-    if mode == "eager":
-        calls = [instance.native for instance in instances]
-        step, sampler, on_host = calls[0], samplers.python(calls), samplers.host_python(calls, 1)
-    elif mode == "dispatch":
-        tapes = [_tape(instance.native) for instance in instances]
-        step, sampler, on_host = tapes[0].run, samplers.tapes(tapes), samplers.host_tapes(tapes)
-    else:
-        programs = [_program(instance) for instance in instances]
-        step = lambda: programs[0].run(stream)  # noqa: E731
-        if mode == "pybind":
-            launches = [program.launchers(stream)[0] for program in programs]
-            step, sampler, on_host = launches[0], samplers.python(launches), samplers.host_python(launches, 1)
-        elif mode == "native":
-            sampler, on_host = samplers.programs(programs), samplers.host_programs(programs)
-        else:
-            graphs = graphs_of(programs, samplers, mode)
-            step = replay_all(graphs, stream)
-            sampler, on_host = samplers.native_graphs(graphs), samplers.host_native_graphs(graphs)
+    driven = drive(mode, [instance.native for instance in instances], samplers)
 
     def check() -> pk.reference.Comparison:
         first.out.fill_(float("nan"))
-        step()
+        driven.step()
         return case.check(first.out)
 
     return Arm(
-        "native", mode, None, sampler, check, launches=1,
-        host_sampler=on_host if samplers.on_cuda else None,
+        "native", mode, None, driven.sampler, check, launches=1,
+        host_sampler=driven.host_sampler if samplers.on_cuda else None,
         steps_per_graph=samplers.repeats if mode.startswith("graph") else None,
     )  # fmt: skip
 
@@ -75,7 +48,7 @@ def torch_arm(case: Case, instances: list[Instance], mode: str, samplers: Sample
     if instances[0].torch is None:
         return measure.unsupported("torch", mode, "torch has no such op")
     calls = [instance.torch for instance in instances]
-    tapes = [_tape(call) for call in calls] if mode == "dispatch" else []
+    tapes = [tape_of(call) for call in calls] if mode == "dispatch" else []
     launches = len(tapes[0].calls) if tapes else 1
     if mode == "eager":
         check = lambda: case.check(calls[0]())  # noqa: E731
@@ -88,19 +61,8 @@ def torch_arm(case: Case, instances: list[Instance], mode: str, samplers: Sample
 
         sampler, on_host = samplers.tapes(tapes), samplers.host_tapes(tapes)
     else:
-        outputs: list[Tensor] = [calls[0]()]
-
-        def first() -> None:
-            outputs[0] = calls[0]()
-
-        graphs = capture([first, *calls[1:]], samplers.repeats)
-        replay = replay_all(graphs)
-
-        def check() -> pk.reference.Comparison:
-            outputs[0].fill_(float("nan"))
-            replay()
-            return case.check(outputs[0])
-
+        graphs, replayed = capture_results(calls, samplers.repeats)
+        check = lambda: case.check(replayed())  # noqa: E731
         sampler, on_host = samplers.torch_graphs(graphs), samplers.host_torch_graphs(graphs, launches)
     return Arm(
         "torch", mode, None, sampler, check, launches=launches,

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import pykernels as pk
+from bench.backends.int4.tinygemm import Tinygemm
 from bench.core import floors
 from pykernels.models import ModelSpec
 from pykernels.reference import compare
@@ -96,16 +97,13 @@ def _rmsnorm(m: _Maker, _: Sequence[int]) -> list[Case]:
 
 
 def _torch_int4(weight: pk.Int4Weight, x: Tensor) -> Callable[[], Tensor] | None:
-    """Torch's own 4-bit product of the same weight in its own layout, where torch has one for it."""
-    convert = getattr(torch.ops.aten, "_convert_weight_to_int4pack_for_cpu", None)
-    if convert is None or not x.is_cpu:
+    """Torch's own 4-bit product of the same weight in its own layout, where torch has one for it. On a GPU bench.int4
+    has it."""
+    if not x.is_cpu or Tinygemm.refusal(weight, x.shape[0]):
         return None
-    plain = weight.plain()
-    packed = convert(plain.q.int(), 1)  # the second argument is one of the CUDA layout's, of no effect here
-    # It computes (q - 8) * scale + zero with a zero in the activations' dtype: 0 for a symmetric weight.
-    scales = plain.scales.T.contiguous()
-    scales_and_zeros = torch.stack((scales, torch.zeros_like(scales)), dim=-1)
-    return lambda: torch.ops.aten._weight_int4pack_mm_for_cpu(x, packed, weight.group_size, scales_and_zeros)
+    kernel = Tinygemm()
+    kernel.prepare(weight)
+    return partial(kernel.run, x)
 
 
 def _functions(op: str) -> tuple[Callable[..., Tensor], Callable[..., Any], Callable[..., int]]:

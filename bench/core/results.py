@@ -7,7 +7,7 @@ import torch
 
 from bench.core import floors, ladder, statistics
 from bench.core.device_trace import Traced
-from bench.core.document import Document
+from bench.core.document import Document, program_name
 from bench.core.measure import Arm
 from pykernels.models import ModelSpec
 from pykernels.trace import Kernel
@@ -82,6 +82,16 @@ def device_keys(entry: Document, traced: Traced | None, reason: str | None, ceil
         reached = bandwidth(entry["bytes"], keys["device_us"]["p50"], ceiling)
         keys |= {f"device_{name}": value for name, value in reached.items()}
     return keys
+
+
+def add_device_clock(entry: Document, arm: Arm, traces: Mapping[str, Traced], untraced: Mapping[str, str]) -> None:
+    """Put into an arm's entry of a key `ops`, which has a ceiling of its own, what its trace tells, or why there is
+    none."""
+    if traced := traces.get(arm.label):
+        entry |= {"kernels": arm.kernels, "launches": arm.launches}
+        entry |= device_keys(entry, traced, None, entry["ceiling"])
+    else:
+        entry["device_reason"] = untraced.get(arm.label, arm.reason)
 
 
 def op_document(op: floors.OpBytes, fusion: str, samples_us: np.ndarray, ceiling: Mapping[str, float]) -> Document:
@@ -165,7 +175,7 @@ def make_ladders(
         on_cuda = chain is ladder.CUDA_CHAIN
         host_us = {m: float(np.median(a.host_samples_us)) for m, a in measured.items() if on_cuda and a.host_samples_us}
         parts, note = ladder.ladder(clocks, read_gbs, n_bytes(fusion), spec_gbs, chain, host_us)
-        name = f"{backend}/{fusion}" if fusion else backend
+        name = program_name(backend, fusion)
         ladders[name] = [vars(part) for part in parts]
         if note:
             notes[name] = note

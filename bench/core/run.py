@@ -35,6 +35,22 @@ def gate(arms: Sequence[Arm]) -> None:
         measure.gate(runnable, lambda arm: advance())
 
 
+def take_rounds(
+    arms: Sequence[Arm], ceiling: Ceiling, warmup: int, rounds: int, monitor: gpu_state.Monitor | None
+) -> Document:
+    """The rounds of some of a run's arms beside the ceiling, whose samples begin anew.
+
+    Returns the document's keys about throttling. Raises KeyboardInterrupt where it was interrupted: of so few arms
+    nothing is kept then.
+    """
+    for arm in ceiling.arms:
+        arm.samples_us = []
+    finished, throttling = gpu_state.alternate_watched([*ceiling.arms, *arms], warmup, rounds, lambda: None, monitor)
+    if not finished:
+        raise KeyboardInterrupt
+    return throttling
+
+
 class Measurement:
     """The arms of a run measured beside the ceiling, and what a GPU's traces add to them.
 

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 import pykernels as pk
 from bench.core.measure import Rotation, Sampler, python_sampler
@@ -214,6 +215,27 @@ def capture(steps: Sequence[Step], length: int) -> list["torch.cuda.CUDAGraph"]:
         graph.steps = chain
         graphs.append(graph)
     return graphs
+
+
+def capture_results(
+    calls: Sequence[Callable[[], Tensor]], length: int
+) -> tuple[list["torch.cuda.CUDAGraph"], Callable[[], Tensor]]:
+    """capture() of calls that return their result; and a replay of every graph, which returns the first call's result,
+    poisoned before."""
+    results = [calls[0]()]
+
+    def first() -> None:
+        results[0] = calls[0]()  # in a capture: the tensor that every replay writes
+
+    graphs = capture([first, *calls[1:]], length)
+    replay = replay_all(graphs)
+
+    def replayed() -> Tensor:
+        results[0].fill_(float("nan"))
+        replay()
+        return results[0]
+
+    return graphs, replayed
 
 
 def capture_each(steps: Sequence[Step]) -> list["torch.cuda.CUDAGraph"]:

@@ -1,6 +1,7 @@
 """What bench.stack found, as a table and a picture."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.text import Text
@@ -8,6 +9,9 @@ from rich.text import Text
 from bench.core.document import Document, write_atomically, write_figure
 from bench.core.errors import UsageError
 from bench.core.tables import Grid, fit, make_table, markdown_table, microseconds, refusals
+
+if TYPE_CHECKING:  # it takes a second to import
+    from matplotlib.figure import Figure
 
 _COLOURS = {"eager": "#0072b2", "graph": "#009e73"}
 
@@ -79,7 +83,7 @@ def write_picture(path: Path, document: Document) -> None:
     write_figure(path, draw(document))
 
 
-def draw(document: Document):
+def draw(document: Document) -> "Figure":
     """Of a document that measured something: a bar a cell, those of an attention together. Returns the figure."""
     import matplotlib
 

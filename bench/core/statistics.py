@@ -12,7 +12,7 @@ from scipy import stats
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
-_SEED = 20260530
+SEED = 20260530
 
 
 def summary(samples: np.ndarray) -> dict[str, float | int]:
@@ -51,7 +51,7 @@ def interval(statistic: Callable[..., np.ndarray], *arms: np.ndarray, paired: bo
         confidence_level=CONFIDENCE,
         method="percentile",
         vectorized=True,
-        rng=np.random.default_rng(_SEED),
+        rng=np.random.default_rng(SEED),
     )
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
 

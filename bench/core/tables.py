@@ -1,7 +1,6 @@
 """A result document as tables and ladders, for a terminal and as Markdown."""
 
 from collections.abc import Iterable, Sequence
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bench.core.document import Document, write_atomically
+from bench.core.document import Document, entry_name, program_name, write_atomically
 
 # One colour a part, shared with the plots: from what software costs (warm) to what the memory must (cold).
 PART_COLOURS = {
@@ -171,9 +170,7 @@ def op_grid(document: Document) -> Grid:
     for row in document["ops"]:
         clock, on_device = row.get("time_us"), row.get("device_us")
         status = row.get("status", "ok")
-        arm = f"{row['backend']}/{row['fusion']}" if row.get("fusion") else row["backend"]
-        if row.get("mode"):
-            arm += f":{row['mode']}"
+        arm = entry_name(row) if row.get("mode") else program_name(row["backend"], row.get("fusion"))
         cells = [
             arm, row["op"], row["label"], row["shape"], bytes_words(row["bytes"]), microseconds(row["floor_us"]),
             microseconds(clock["p50"]) if clock else "-" if on_device else status, _spread(clock or on_device),
@@ -225,8 +222,7 @@ def refusals(document: Document) -> list[str]:
     by_reason: dict[tuple[str, str], dict[str, list[str]]] = {}
     for arm in [*document.get("arms", []), *document.get("ops", [])]:
         if arm.get("status", "ok") != "ok":
-            told_apart = arm["fusion"] and arm["status"] != "unsupported"
-            backend = f"{arm['backend']}/{arm['fusion']}" if told_apart else arm["backend"]
+            backend = program_name(arm["backend"], None if arm["status"] == "unsupported" else arm["fusion"])
             backends = by_reason.setdefault((arm["status"], arm["reason"]), {})
             backends.setdefault(backend, []).append(arm["mode"])
     lines = []
@@ -282,6 +278,7 @@ def _remarks(document: Document, name: str) -> list[str]:
 
 
 def make_table(title: str, grid: Grid, width: int) -> Table:
+    """The grid for a terminal of `width` columns."""
     columns, rows = grid
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     table.padding = (0, 1 if _width(grid) + 2 * len(columns) <= width else 0)
@@ -351,6 +348,7 @@ def print_document(document: Document, console: Console) -> None:
 
 
 def markdown_table(title: str, grid: Grid) -> Iterable[str]:
+    """The lines of the grid as a Markdown table under a heading."""
     columns, rows = grid
     yield from (f"### {title}", "")
     yield "| " + " | ".join(name for name, _ in columns) + " |"
@@ -374,10 +372,3 @@ def write_markdown(path: Path, document: Document) -> None:
             lines += [line, ""]
     lines += [f"Reproduce: `{document['command']}`"]
     write_atomically(path, ("\n".join(lines) + "\n").encode())
-
-
-def as_text(document: Document, width: int) -> str:
-    """print_document's output without colour."""
-    text = StringIO()
-    print_document(document, Console(file=text, width=width))
-    return text.getvalue()

@@ -202,7 +202,7 @@ def _dense_arms(data: Data, settings: Settings) -> tuple[list[Arm], Counted]:
         x.dtype,
     )  # fmt: skip
     copies = _copies(n_bytes, 1, data.shape.words, settings)
-    steps = steps_a_sample(settings.repeats, case.bytes, copies, settings.spec_gbs, settings.device)
+    steps = steps_a_sample(settings.repeats, n_bytes, copies, settings.spec_gbs, settings.device)
     samplers = Samplers(Rotation(copies), steps, settings.device)
 
     def instance(weight: Tensor) -> Instance:
@@ -281,8 +281,7 @@ def shape_group(shape: Shape, settings: Settings) -> Group:
     counted = {arm.label: of_dense for arm in arms}
     packed = data.int4.n_bytes
     copies = _copies(packed, len(settings.kernels), shape.words, settings)
-    case = Case("int4_gemv", shape.label, shape.words, packed, packed, _nothing, lambda: data.x, data.x.dtype)
-    steps = steps_a_sample(settings.repeats, case.bytes, copies, settings.spec_gbs, settings.device)
+    steps = steps_a_sample(settings.repeats, packed, copies, settings.spec_gbs, settings.device)
     samplers = Samplers(Rotation(copies), steps, settings.device)
     layout_errors, dtypes = {}, {}
     for dtype, kernels in settings.kernels_by_dtype().items():

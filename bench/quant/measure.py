@@ -8,6 +8,7 @@ from bench.core import device_trace, floors, gpu_state, measure, results, statis
 from bench.core.ceiling import Ceiling
 from bench.core.document import Document
 from bench.core.measure import Arm
+from bench.core.run import take_rounds
 from bench.quant.groups import Group, Settings
 from bench.quant.parts import Parts, split
 
@@ -17,20 +18,10 @@ def measure_group(
 ) -> list[Document]:
     """Gate and measure. Returns the entries of the key `ops`. Raises KeyboardInterrupt where it was interrupted."""
     measure.gate(group.arms)
-    for arm in ceiling.arms:
-        arm.samples_us = []
-    finished, throttling = gpu_state.alternate_watched(
-        [*ceiling.arms, *group.arms], settings.warmup, settings.steps, lambda: None, monitor
-    )
-    if not finished:
-        raise KeyboardInterrupt
+    throttling = take_rounds(group.arms, ceiling, settings.warmup, settings.steps, monitor)
     if settings.device.type == "cuda":
         measure.measure_host(group.arms, settings.warmup, max(settings.steps, 100))
-    read_gbs = float(np.median(ceiling.read_gbs()))
-    bandwidths = {
-        "spec_gbs": settings.spec_gbs, "read_gbs": read_gbs,
-        "copy_gbs": float(np.median(ceiling.copy_gbs())),
-    }  # fmt: skip
+    bandwidths = ceiling.bandwidths(settings.spec_gbs)
     entries = []
     for arm in group.arms:
         counted = group.counted[arm.label]
@@ -41,7 +32,7 @@ def measure_group(
             "max_rel_error": arm.max_rel_error, "layout_error": group.layout_errors.get(arm.backend),
             "kernels": arm.kernels, "launches": arm.launches, "time_us": None, "host_us": None, "gbs": None,
             "share_of_spec": None, "share_of_read": None,
-            "floor_us": floors.microseconds(n_bytes, settings.spec_gbs or read_gbs),
+            "floor_us": floors.microseconds(n_bytes, settings.spec_gbs or bandwidths["read_gbs"]),
             "repeats": counted.repeats, "copies": counted.copies, "samples_us": arm.samples_us, "ceiling": bandwidths,
             "null_us": null_us.get({"graph-pdl": "graph"}.get(arm.mode, arm.mode), 0.0) * group.launches,
             **throttling,
@@ -101,9 +92,5 @@ def trace_group(group: Group, entries: list[Document], settings: Settings) -> No
     # Dense and 4-bit samples are of different lengths: each arm is traced by its own.
     for arm, entry in zip(group.arms, entries, strict=True):
         traces, untraced = device_trace.trace_arms([arm], group.counted[arm.label].repeats)
-        if traced := traces.get(arm.label):
-            entry |= {"kernels": arm.kernels, "launches": arm.launches}
-            entry |= results.device_keys(entry, traced, None, entry["ceiling"])
-        else:
-            entry["device_reason"] = untraced.get(arm.label, arm.reason)
+        results.add_device_clock(entry, arm, traces, untraced)
     say_what_binds(entries, settings.dtype)

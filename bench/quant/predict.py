@@ -7,18 +7,10 @@ import torch
 
 from bench.core import environment, floors
 from bench.core.document import Document
-from bench.core.errors import flag_error
 from pykernels.models import ModelSpec
 
 GPUS = {name.lower().replace(" ", "-"): name for name in environment.GPU_SPECS}
 """What --predict takes, and the name in the table of published bandwidths."""
-
-
-def check(name: str) -> str:
-    """The GPU's name in the table. Raises UsageError where it is in none."""
-    if name not in GPUS:
-        raise flag_error("--predict", name, f"one of {', '.join(GPUS)}")
-    return GPUS[name]
 
 
 def best_layer(entries: Sequence[Document], model: str) -> Document | None:

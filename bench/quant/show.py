@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from bench.backends.int4.base import DTYPE_FLAGS
 from bench.core import tables
 from bench.core.document import Document, write_atomically
 from bench.core.tables import Grid, microseconds, percent
@@ -100,6 +101,7 @@ def predicted_lines(document: Document) -> list[str]:
 
 
 def title(document: Document) -> str:
+    """Which 4-bit weights: their groups, and whether they have zero points."""
     groups = "the whole row" if document["group_size"] == -1 else str(document["group_size"])
     return f"4-bit weights, groups of {groups}, {'symmetric' if document['symmetric'] else 'with zero points'}"
 
@@ -125,7 +127,7 @@ def write_markdown(path: Path, document: Document) -> None:
     write_atomically(path, ("\n".join(lines) + "\n").encode())
 
 
-_DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+_DTYPES = {str(dtype).removeprefix("torch."): flag for dtype, flag in DTYPE_FLAGS.items()}
 
 
 def validation_grid(found: Sequence[Found]) -> Grid:

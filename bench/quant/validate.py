@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bench.backends.int4 import Int4Kernel, gate_depth
+from bench.core.errors import one_line
 from bench.quant.trials import Trial, trials
 from pykernels.reference import compare
 
@@ -85,8 +86,7 @@ def run_trial(kernel: type[Int4Kernel], trial: Trial, device: torch.device) -> F
             instance.prepare(on_device)
             _compare_all(instance, trial, dense, device, found)
     except Exception as error:  # the kernel's failure is what is reported
-        words = str(error).strip().splitlines()
-        found.status, found.reason = "error", f"{type(error).__name__}: {words[0] if words else ''}".rstrip(": ")
+        found.status, found.reason = "error", one_line(error)
     return found
 
 

@@ -2,20 +2,22 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from bench.core import cli, device_trace, environment, floors, gpu_state
+from bench.core import cli, device_trace, floors
 from bench.core.attention_arms import INSIDE, AttentionArm, Plan, make_arms, sdpa_state, survived
 from bench.core.attention_cases import Cell, Inputs
 from bench.core.attention_results import Entry, key, session_entry, traced_keys
 from bench.core.ceiling import Ceiling
 from bench.core.copies import weight_copies
 from bench.core.document import Document, write_atomically
+from bench.core.errors import one_line
 from bench.core.measure import Rotation, no_garbage_collection
+from bench.core.run import Machine, take_rounds
 from pykernels.layer import available_bytes
 
 
@@ -99,12 +101,9 @@ class Session:
         self, settings: Settings, done: Document | None, begin: Callable[[str], None], save: Callable[[], None]
     ) -> None:
         self.settings, self._begin, self._save = settings, begin, save
-        self._monitor = gpu_state.Monitor(settings.device) if settings.device.type == "cuda" else None
-        machine = environment.collect()
-        if self._monitor:
-            machine["gpu_before"] = self._monitor.state()
+        self._machine = Machine(settings.device)
         self.document: Document = done or {
-            "session": 0, "status": "ok", "reason": None, "lost": {}, "environment": machine,
+            "session": 0, "status": "ok", "reason": None, "lost": {}, "environment": self._machine.before,
             "ceilings": {}, "sdpa": {}, "throttled": {}, "trace_seconds": 0.0, "entries": [],
         }  # fmt: skip
 
@@ -122,8 +121,8 @@ class Session:
                 self._cell(cell, ceiling)
                 self._save()
             advance()
-        if self._monitor:
-            self.document["environment"]["gpu_after"] = self._monitor.state()
+        if monitor := self._machine.monitor:
+            self.document["environment"]["gpu_after"] = monitor.state()
         if self.settings.trace and self.settings.device.type == "cuda":
             # After all cells: once CUPTI has traced, it stays in the process.
             begin = time.monotonic()
@@ -158,14 +157,8 @@ class Session:
     def _time(self, cell: Cell, arms: Sequence[AttentionArm], copies: int, ceiling: Ceiling) -> Document:
         """Every clock of the arms but the device's. Returns the ceiling's document."""
         settings, plan = self.settings, self.settings.plan
-        for arm in ceiling.arms:
-            arm.samples_us = []
         warmup = -(-plan.warmup // plan.calls_a_sample(0.0, max(copies, 1), settings.device.type == "cuda"))
-        finished, throttling = gpu_state.alternate_watched(
-            [*ceiling.arms, *arms], warmup, plan.rounds, lambda: None, self._monitor
-        )
-        if not finished:
-            raise KeyboardInterrupt
+        throttling = take_rounds(arms, ceiling, warmup, plan.rounds, self._machine.monitor)
         _single_clocks(arms, plan)
         if throttling:
             self.document["throttled"][cell.shape] = throttling
@@ -197,14 +190,14 @@ class Session:
                         traced = device_trace.traced(arm.sampler, entry["wall_us"]["p50"], arm.calls)
                     entry |= traced_keys(traced)
                 except (RuntimeError, ValueError) as error:  # the other clocks remain
-                    entry["device_reason"] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+                    entry["device_reason"] = one_line(error)
         for entry in entries.values():  # a graph holds the kernels of its eager arm, whose details stand there
             if entry["mode"] == "graph" and (twin := entries.get((cell.shape, entry["backend"], "eager"))):
                 entry["launches"] = twin["launches"]
 
 
 @contextlib.contextmanager
-def noted(path: Path | None):
+def noted(path: Path | None) -> Iterator[Callable[[str], None]]:
     """Yields what notes at `path` whose calls are tried; the file is gone when the session ends by itself."""
     if path is None:
         yield lambda name: None

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.core import document
-from bench.core.document import Document
+from bench.core.document import Document, entry_name, program_name
 from bench.core.errors import UsageError, flag_error
 
 Row = dict[str, Any]
@@ -75,12 +75,6 @@ def device_name(result: Document) -> str:
     return name or "unknown"
 
 
-def arm_name(entry: Row) -> str:
-    """backend/fusion:mode"""
-    fusion = f"/{entry['fusion']}" if entry.get("fusion") else ""
-    return f"{entry['backend']}{fusion}:{entry['mode']}"
-
-
 def model_name(result: Document) -> str:
     """The model, with what is not all of it said."""
     model, full = result["model"], result.get("full_layers")
@@ -97,7 +91,7 @@ def step_rows(folder: Folder) -> list[Row]:
                 continue
             rows.append({
                 "device_name": device_name(result), "model": model_name(result), "ctx": result["ctx"],
-                "batch": result["batch"], "arm": arm_name(arm), "backend": arm["backend"], "fusion": arm["fusion"],
+                "batch": result["batch"], "arm": entry_name(arm), "backend": arm["backend"], "fusion": arm["fusion"],
                 "mode": arm["mode"], "p50_ms": arm["paper"]["p50_ms"], "t_floor_ms": arm["paper"]["t_floor_ms"],
                 "R_floor": arm["paper"]["R_floor"], "peak_gbs": arm["paper"]["bw_peak_gbs"],
                 "share_of_read": arm["share_of_read"], "launch_gap_share": arm.get("launch_gap_share"),
@@ -129,7 +123,7 @@ def failed_cells(folder: Folder) -> list[Row]:
             if arm["status"] not in ("ok", "unsupported"):
                 memory = result.get("memory") if arm["status"] == "oom" else None
                 rows.append(
-                    cell | {"arm": arm_name(arm), "status": arm["status"], "reason": arm["reason"], "memory": memory}
+                    cell | {"arm": entry_name(arm), "status": arm["status"], "reason": arm["reason"], "memory": memory}
                 )
     return rows
 
@@ -146,10 +140,9 @@ def speedups(folder: Folder) -> list[Row]:
         for (backend, fusion), modes in times.items():
             fast = next((mode for mode in ("graph", "native") if mode in modes), None)
             if fast and "eager" in modes:
-                name = f"{backend}/{fusion}" if fusion else backend
                 rows.append({
                     "device_name": device_name(result), "model": model_name(result), "ctx": result["ctx"],
-                    "batch": result["batch"], "what": f"{name}: eager / {fast}",
+                    "batch": result["batch"], "what": f"{program_name(backend, fusion)}: eager / {fast}",
                     "speedup": modes["eager"] / modes[fast], "low": None, "high": None, "sessions": 1,
                 })  # fmt: skip
     for result in folder.of_kind("ab"):

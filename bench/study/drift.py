@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from bench.core.document import entry_name
+
 SIGNIFICANCE = 0.005
 """Of either test; a run has many arms, and each is asked."""
 
@@ -59,9 +61,8 @@ def lines(document: dict) -> list[str]:
     for arm in document["arms"]:
         drift = arm.get("drift")
         if drift and drift["drifting"]:
-            name = f"{arm['backend']}/{arm['fusion']}" if arm["fusion"] else arm["backend"]
             found.append(
-                f"drifting: {name}:{arm['mode']} changed by {100 * drift['change']:+.1f}% over its rounds "
+                f"drifting: {entry_name(arm)} changed by {100 * drift['change']:+.1f}% over its rounds "
                 f"(p {min(drift['p_trend'], drift['p_step']):.1g}): compare it by ratio only"
             )
     return found

@@ -11,7 +11,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.colors import to_rgb  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.typing import ColorType  # noqa: E402
 
 from bench.core.document import Document  # noqa: E402
 from bench.core.tables import PART_COLOURS, microseconds  # noqa: E402
@@ -40,6 +42,11 @@ def _short(device: str) -> str:
     for word in ("NVIDIA ", "AMD ", "Intel(R) ", "(R)", "(TM)", " Processor", " 80GB HBM3"):
         device = device.replace(word, "")
     return device
+
+
+def ink(colour: ColorType) -> str:
+    """The colour of letters that can be read on a bar of that colour."""
+    return "white" if np.dot(to_rgb(colour), (0.3, 0.6, 0.1)) < 0.45 else "black"
 
 
 def floor_ratio(rows: Sequence[Row]) -> Figure:
@@ -321,14 +328,13 @@ def anatomy(results: Sequence[Document]) -> Figure:
             share, colour = time / total, colours[label.partition(" x")[0]]
             axes.barh(row, share, left=left, height=0.72, color=colour, edgecolor="white", linewidth=0.4)
             if share > 0.012 * len(label):  # wide enough for its letters
-                dark = np.dot(colour, (0.3, 0.6, 0.1)) < 0.45
                 axes.annotate(
                     label,
                     (left + share / 2, row),
                     ha="center",
                     va="center",
                     fontsize=6,
-                    color="white" if dark else "black",
+                    color=ink(colour),
                 )
             left += share
         axes.annotate(f"{total / 1000:,.4g} ms", (1, row), xytext=(4, 0), textcoords="offset points", va="center",

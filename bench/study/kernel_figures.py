@@ -8,11 +8,11 @@ import matplotlib
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
 from bench.core.tables import microseconds, percent  # noqa: E402
 from bench.study.collect import Row  # noqa: E402
+from bench.study.figures import ink  # noqa: E402
 
 _OTHERS = "#b0b0b0"
 
@@ -43,10 +43,9 @@ def gantt(rows: Sequence[Row]) -> Figure:
                 middle, height = (y + 0.19 if low else y - 0.19, 0.36) if row["overlaps"] else (y, 0.72)
                 axes.barh(middle, width, left=start, height=height, color=colour, edgecolor="white", linewidth=0.3)
                 if row["named"] and width / span > 0.009 * len(kernel["label"]):
-                    dark = np.dot(colour[:3], (0.3, 0.6, 0.1)) < 0.45
                     axes.annotate(
                         kernel["label"], (start + width / 2, middle), ha="center", va="center", fontsize=6,
-                        color="white" if dark else "black",
+                        color=ink(colour),
                     )  # fmt: skip
             axes.annotate(f"{microseconds(ahead_us)} us", (ahead_us, y), xytext=(4, 0), textcoords="offset points",
                           va="center", fontsize=7)  # fmt: skip

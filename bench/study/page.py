@@ -2,22 +2,45 @@
 
 import base64
 import html
+import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # it takes a second to import
+    from matplotlib.figure import Figure
 
 Grid = tuple[list[str], list[list[str]]]
 """Headings, and rows of as many cells."""
 
 
+Picture = tuple[str, str, bytes, bytes]
+"""File stem, what it shows, PNG, SVG."""
+
+
+def picture(stem: str, words: str, draw: "Callable[[], Figure]") -> Picture:
+    """Draw, as PNG and as SVG; the figure is closed."""
+    from matplotlib import pyplot
+
+    figure = draw()
+    images = []
+    for kind in ("png", "svg"):
+        stream = io.BytesIO()
+        figure.savefig(stream, format=kind, dpi=150)
+        images.append(stream.getvalue())
+    pyplot.close(figure)
+    return stem, words, *images
+
+
 @dataclass
 class Section:
-    """One part of the report. `figures` are (file stem, what it shows, PNG, SVG)."""
+    """One part of the report."""
 
     title: str
     words: list[str] = field(default_factory=list)
     grids: list[Grid] = field(default_factory=list)
-    figures: list[tuple[str, str, bytes, bytes]] = field(default_factory=list)
+    figures: list[Picture] = field(default_factory=list)
 
 
 def as_markdown(title: str, sections: Sequence[Section]) -> str:

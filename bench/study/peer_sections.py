@@ -1,14 +1,11 @@
 """The report's parts on the peers: documents of kinds `attention` and `stack`."""
 
-from collections.abc import Callable
+from functools import partial
 
 from bench.core import attention_tables, stack_tables, tables
 from bench.study import collect
 from bench.study.collect import Folder
-from bench.study.page import Grid, Section
-
-Picture = Callable[[str, str, Callable], tuple[str, str, bytes, bytes]]
-"""bench.report.picture"""
+from bench.study.page import Grid, Section, picture
 
 
 def _plain(grid: tables.Grid) -> Grid:
@@ -21,7 +18,7 @@ def _stem(kind: str, index: int) -> str:
     return kind if index == 0 else f"{kind}-{index + 1}"
 
 
-def backends_section(folder: Folder, picture: Picture) -> Section | None:
+def backends_section(folder: Folder) -> Section | None:
     """Attention alone in every backend, over contexts: what bench.attention measured or compared."""
     documents = folder.of_kind("attention")
     if not documents:
@@ -42,12 +39,12 @@ def backends_section(folder: Folder, picture: Picture) -> Section | None:
     for index, result in enumerate(drawn):
         words = f"Attention alone on {collect.device_name(result)}: the clocks of one cell, and times over contexts"
         section.figures.append(
-            picture(_stem("attention-contexts", index), words, lambda result=result: attention_plots.draw(result))
+            picture(_stem("attention-contexts", index), words, partial(attention_plots.draw, result))
         )
     return section
 
 
-def stack_section(folder: Folder, picture: Picture) -> Section | None:
+def stack_section(folder: Folder) -> Section | None:
     """One layer, by whose attention it has, whether it is compiled and whether it is captured."""
     documents = folder.of_kind("stack")
     if not documents:
@@ -59,7 +56,5 @@ def stack_section(folder: Folder, picture: Picture) -> Section | None:
         section.grids.append(_plain(stack_tables.grid(result)))
         if any(entry["wall_us"] for entry in result["arms"]):
             words = f"The software stack on {collect.device_name(result)}"
-            section.figures.append(
-                picture(_stem("stack", index), words, lambda result=result: stack_tables.draw(result))
-            )
+            section.figures.append(picture(_stem("stack", index), words, partial(stack_tables.draw, result)))
     return section

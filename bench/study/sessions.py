@@ -12,11 +12,10 @@ import numpy as np
 from scipy import stats
 
 from bench.core.errors import UsageError
+from bench.core.statistics import CONFIDENCE, SEED
 
-CONFIDENCE = 0.95
 RESAMPLES = 10_000
 DEFAULT_THRESHOLDS = Path(__file__).parent / "thresholds.toml"
-_SEED = 20260530
 
 
 def expanded_level(n: int, confidence: float = CONFIDENCE) -> float:
@@ -41,7 +40,7 @@ def mean_interval(values: Sequence[float] | np.ndarray, expanded: bool = True) -
         return float(values.mean()), float(values.mean())
     result = stats.bootstrap(
         (values,), np.mean, n_resamples=RESAMPLES, method="percentile", vectorized=True, batch=RESAMPLES,
-        confidence_level=expanded_level(len(values)) if expanded else CONFIDENCE, rng=np.random.default_rng(_SEED),
+        confidence_level=expanded_level(len(values)) if expanded else CONFIDENCE, rng=np.random.default_rng(SEED),
     )  # fmt: skip
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
 

@@ -157,6 +157,16 @@ def _fusion_reason(model: pk.DecodeModel, fusion: str | None) -> str | None:
     return None if fusion is None or fusion in known else f"these weights have fusions {' and '.join(known)}"
 
 
+def parse_arms(flag: str, text: str, device: torch.device) -> list[tuple[str, str | None, str]]:
+    """Such arms, comma-separated. Raises UsageError where none of them runs on the device: nobody need make a model to
+    find that out."""
+    parsed = [parse_arm(flag, part) for part in text.split(",")]
+    reasons = [backends()[name].reason(mode, device) for name, _, mode in parsed]
+    if all(reasons):
+        raise flag_error(flag, text, f"at least one arm that runs here: {'; '.join(dict.fromkeys(reasons))}")
+    return parsed
+
+
 def arms_of(
     backend: StepBackend, oracle: Oracle, modes: Sequence[str], fusions: Sequence[str], traced_from: int
 ) -> list[Arm]:

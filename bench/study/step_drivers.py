@@ -13,37 +13,18 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import pykernels as pk
+from bench.backends.native import drive
 from bench.backends.sdpa import sdpa
-from bench.backends.torch_layer import LayerCache, TorchLayer
+from bench.backends.torch_layer import Calls, LayerCache, TorchLayer
 from bench.core.measure import Rotation, Sampler
 from bench.core.samplers import Samplers, capture_each
 
 
-class _Calls(TorchDispatchMode):
-    """Notes the ops that compute something: neither views nor bare allocations."""
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # else torch imports its compiler, which takes a process a second and is not used here
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001 - torch's own signature
-        name = func._schema.name
-        if not func.is_view and not name.startswith("aten::empty"):
-            self.names.append(name)
-        return func(*args, **(kwargs or {}))
-
-
 def calls_of(function: Callable[[], object]) -> list[str]:
-    """What one call of the function asks of torch's dispatcher below composite ops, views and allocations left out:
-    on a GPU each of them launches at least one kernel."""
-    with torch.no_grad(), _Calls() as calls:
+    """What one call of the function asks of torch's dispatcher (torch_layer.Calls)."""
+    with torch.no_grad(), Calls() as calls:
         function()
     return calls.names
 
@@ -94,24 +75,10 @@ class NativeDriver(Driver):
 
     def __init__(self, model: pk.DecodeModel, fusion: str, mode: str) -> None:
         super().__init__(model)
-        samplers, program = self._samplers, model.program(fusion)
-        stream, self.launches = samplers.stream, len(program)
-        self.kernels = [f"pykernels::{model.device.type}::{op}" for op in program.ops]
-        self._step: Callable[[], object]
-        if mode == "eager":
-            self._step = partial(model.forward, fusion)
-        elif mode == "pybind":
-            self._step = partial(_call_all, program.launchers(stream))
-        elif mode == "dispatch":
-            tape = model.tape(fusion)
-            self._step, self._wall, self._host_on_cuda = tape.run, samplers.tapes([tape]), samplers.host_tapes([tape])
-        elif mode == "native":
-            self._step = partial(program.run, stream)
-            self._wall, self._host_on_cuda = samplers.programs([program]), samplers.host_programs([program])
-        else:
-            graph = pk.runtime.CudaGraph([program], mode == "graph-pdl")
-            self._step = partial(graph.replay, stream)
-            self._wall, self._host_on_cuda = samplers.native_graphs([graph]), samplers.host_native_graphs([graph])
+        self.kernels = [f"pykernels::{model.device.type}::{op}" for op in model.program(fusion).ops]
+        self.launches = len(self.kernels)
+        driven = drive(mode, [partial(model.forward, fusion)], self._samplers)
+        self._step, self._wall, self._host_on_cuda = driven.step, driven.sampler, driven.host_sampler
 
     def step(self) -> None:
         self._step()
@@ -122,11 +89,6 @@ class NativeDriver(Driver):
     def _without_kernels(self, n: int) -> np.ndarray:
         with pk.runtime.launches_disabled():
             return self._wall(n)
-
-
-def _call_all(launchers: Sequence[Callable[[], None]]) -> None:
-    for launch in launchers:
-        launch()
 
 
 class TorchDriver(Driver):

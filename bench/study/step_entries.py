@@ -10,7 +10,7 @@ import torch
 import pykernels as pk
 from bench.core import cli, device_trace, ladder, results, statistics
 from bench.core.device_trace import Traced
-from bench.core.document import Document
+from bench.core.document import Document, entry_name, program_name
 from bench.core.floors import OpBytes
 from bench.core.intervals import union_ns
 from bench.core.measure import Arm
@@ -153,7 +153,6 @@ def lines(document: Document) -> list[str]:
     for entry in document["arms"]:
         if not entry["paper"]:
             continue
-        name = f"{entry['backend']}/{entry['fusion']}" if entry["fusion"] else entry["backend"]
         words = [f"R_floor {share(entry['paper']['R_floor'])}", f"{percent(entry['share_of_read'])} of the ceiling"]
         if (ratio := entry.get("speedup_over_transformers")) and entry["backend"] != "transformers":
             words.append(f"{ratio['p50']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}] times as fast as transformers")
@@ -166,7 +165,7 @@ def lines(document: Document) -> list[str]:
                 f"({profile['inflation']:.2f}x)",
                 f"cpu/cuda {profile['cpu_cuda_ratio']:.2f}",
             ]
-        found.append(f"{name}:{entry['mode']}: {', '.join(words)}")
+        found.append(f"{entry_name(entry)}: {', '.join(words)}")
     return found
 
 
@@ -190,7 +189,7 @@ def count_launches_per_layer(model: pk.DecodeModel, settings: Settings, names: C
         for fusion in backend.fusions(settings.fusions):
             with torch.inference_mode(), backend.surroundings():
                 one, two = (_launches(backend.driver(small, mode, fusion, 0)) for small in models)
-            counts[f"{name}/{fusion}" if fusion else name] = two - one
+            counts[program_name(name, fusion)] = two - one
     return counts
 
 

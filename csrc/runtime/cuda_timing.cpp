@@ -21,7 +21,8 @@ cudaStream_t as_stream(void* stream) {
 
 class Events {
   public:
-    explicit Events(size_t count) : events_(count) {
+    // Delegating, so that what was created is destroyed where a later one fails.
+    explicit Events(size_t count) : Events(std::vector<cudaEvent_t>(count)) {
         for (cudaEvent_t& event : events_) PYKERNELS_CHECK_CUDA(cudaEventCreate(&event));
     }
     ~Events() {
@@ -34,6 +35,8 @@ class Events {
     cudaEvent_t operator[](size_t i) const { return events_[i]; }
 
   private:
+    explicit Events(std::vector<cudaEvent_t> events) : events_(std::move(events)) {}
+
     std::vector<cudaEvent_t> events_;
 };
 

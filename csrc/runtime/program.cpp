@@ -41,11 +41,6 @@ struct CpuLauncher {
 };
 
 #ifdef PYKERNELS_CUDA
-[[noreturn]] void fail_without_cuda(const char* op, const char* argument) {
-    throw std::invalid_argument(std::string("pykernels::") + op + ": " + argument +
-                                " must be on the cpu: this op is not built for CUDA yet");
-}
-
 struct CudaLauncher {
     cuda::Stream stream;
     void operator()(const RmsnormParams& params) const { cuda::rmsnorm(params, stream); }

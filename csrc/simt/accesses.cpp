@@ -218,12 +218,6 @@ void check_flagged(const void* pointer, size_t bytes, bool writes, Site site) {
     executor().flagged_global(thread, pointer, bytes, writes, site);
 }
 
-void check_prefetch(const void* pointer, Site site) {
-    if (!executor().memory.find(pointer)) {
-        fail(FaultKind::out_of_bounds, site, "prefetches %p, which is in no buffer", pointer);
-    }
-}
-
 unsigned char* shared_begin() {
     return current().block->shared.begin();
 }

@@ -74,10 +74,6 @@ inline uint4 load_variable(const uint4* pointer) {
     return copy_out(pointer);
 }
 
-inline void prefetch_l2(const void* pointer, Site site = Site::here()) {
-    simt::check_prefetch(pointer, site);
-}
-
 // --- barriers, and what the lanes of a warp do together
 
 inline void block_barrier(Site site = Site::here()) {

@@ -17,7 +17,6 @@ void check_store(const void* pointer, size_t bytes, Site site);
 void check_atomic(const void* pointer, size_t bytes, Site site);
 // Words that carry their own flag: ordered between launches, not between blocks.
 void check_flagged(const void* pointer, size_t bytes, bool writes, Site site);
-void check_prefetch(const void* pointer, Site site);
 
 unsigned char* shared_begin();
 int lane_index();

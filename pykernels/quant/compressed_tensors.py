@@ -54,10 +54,6 @@ def unpack(
     n_groups = weight_scale.shape[1]
     check("weight_packed", weight_packed, (out_features, -(-in_features // 8)), (torch.int32,))
     check("weight_scale", weight_scale, (out_features, n_groups), FLOATS)
-    if group_size is None:
-        if in_features % n_groups:
-            raise ValueError(f"group_size must be given: {in_features} columns are not {n_groups} equal groups")
-        group_size = in_features // n_groups
     zeros = None
     if weight_zero_point is not None:
         check("weight_zero_point", weight_zero_point, (-(-out_features // 8), n_groups), (torch.int32,))
@@ -69,6 +65,6 @@ def unpack(
         q=unpack_words(weight_packed, in_features),
         scales=weight_scale.contiguous(),
         zeros=zeros,
-        group_size=resolve_group_size(group_size, in_features),
+        group_size=resolve_group_size(group_size, in_features, n_groups),
         g_idx=g_idx,
     )

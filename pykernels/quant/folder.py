@@ -1,6 +1,5 @@
 """Quantised layers of a local Hugging Face folder: what its configuration says, and what its tensors say."""
 
-import json
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pykernels.checkpoint import open_tensors, tensor_files
+from pykernels.checkpoint import open_tensors, read_config, tensor_files
 from pykernels.quant import awq, compressed_tensors, gptq
 from pykernels.quant.weight import QuantizedWeight
 
@@ -27,16 +26,6 @@ class Quantization:
     group_size: int | None
     gptq_version: int | None
     source: Path
-
-
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        fields = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"config {path}: cannot be read as JSON: {error}") from None
-    if not isinstance(fields, dict):
-        raise ValueError(f"config {path}: must be a JSON object, got {type(fields).__name__}")
-    return fields
 
 
 def _fail(source: Path, field: str, allowed: str, value: object) -> ValueError:
@@ -100,13 +89,13 @@ def quantization_of(folder: str | Path) -> Quantization | None:
     """
     folder = Path(folder).expanduser()
     source = folder / "config.json"
-    config = _load(source) if source.exists() else {}
+    config = read_config(source) if source.exists() else {}
     fields, method = config.get("quantization_config") or config.get("compression_config"), None
     if fields is None:
         for name, implied in (("quantize_config.json", "gptq"), ("quant_config.json", "awq")):
             if (folder / name).exists():
                 source, method = folder / name, implied
-                fields = _load(source)
+                fields = read_config(source)
                 break
         else:
             return None

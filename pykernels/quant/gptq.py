@@ -69,17 +69,13 @@ def unpack(
     check("qweight", qweight, (in_features // 8, out_features), (torch.int32,))
     check("qzeros", qzeros, (n_groups, out_features // 8), (torch.int32,))
     check("scales", scales, (n_groups, out_features), FLOATS)
-    if group_size is None:
-        if in_features % n_groups:
-            raise ValueError(f"group_size must be given: {in_features} columns are not {n_groups} equal groups")
-        group_size = in_features // n_groups
     if version == 1:
         qzeros = _shift_zeros(qzeros, _ONE_IN_EVERY_NIBBLE)
     return QuantizedWeight(
         q=unpack_words(qweight.T, in_features),
         scales=scales.T.contiguous(),
         zeros=unpack_words(qzeros, out_features).T.contiguous(),
-        group_size=resolve_group_size(group_size, in_features),
+        group_size=resolve_group_size(group_size, in_features, n_groups),
         g_idx=None if g_idx is None else g_idx.to(torch.int32),
     )
 

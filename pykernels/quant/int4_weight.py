@@ -149,18 +149,22 @@ class Int4Weight:
 
     @property
     def out_features(self) -> int:
+        """Rows."""
         return self.packed.shape[0]
 
     @property
     def in_features(self) -> int:
+        """Columns."""
         return 2 * self.packed.shape[1]
 
     @property
     def n_groups(self) -> int:
+        """Scales of a row."""
         return self.scales.shape[1]
 
     @property
     def group_size(self) -> int:
+        """Columns of a scale."""
         return self.in_features // self.n_groups
 
     @property

@@ -65,14 +65,17 @@ class QuantizedWeight:
 
     @property
     def out_features(self) -> int:
+        """Rows."""
         return self.q.shape[0]
 
     @property
     def in_features(self) -> int:
+        """Columns."""
         return self.q.shape[1]
 
     @property
     def n_groups(self) -> int:
+        """Groups of a row; the last may be short."""
         return -(-self.in_features // self.group_size)
 
     def explicit_zeros(self) -> Tensor:
@@ -104,8 +107,12 @@ def equal(a: QuantizedWeight, b: QuantizedWeight) -> bool:
     return a.group_size == b.group_size and all(same(x, y) for x, y in pairs)
 
 
-def resolve_group_size(group_size: int, in_features: int) -> int:
-    """-1 is the whole row."""
+def resolve_group_size(group_size: int | None, in_features: int, n_groups: int = 0) -> int:
+    """-1 is the whole row, None what makes `n_groups` equal groups of it. Raises ValueError, one line."""
+    if group_size is None:
+        if n_groups == 0 or in_features % n_groups:
+            raise ValueError(f"group_size must be given: {in_features} columns are not {n_groups} equal groups")
+        return in_features // n_groups
     if group_size == -1:
         return in_features
     if group_size < 1:

@@ -11,8 +11,11 @@ import torch
 from torch import Tensor
 
 import pykernels as pk
+from bench.backends.library import library_reason
+from bench.core import cli
 
-DTYPE_FLAGS = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+DTYPE_FLAGS = {dtype: flag for flag, dtype in cli.DTYPES.items()}
+"""What --dtype calls a dtype."""
 
 
 def sizes(allowed: Sequence[int]) -> str:
@@ -142,13 +145,7 @@ class LibraryKernel(Int4Kernel):
     @classmethod
     def library_reason(cls) -> str | None:
         """Why there is no library, in its own words; None where there is."""
-        try:
-            cls.library()
-        except ImportError as error:
-            return f"{cls.package} is not installed: {error}"
-        except Exception as error:  # whatever a foreign import raises is why there is no library
-            return f"{cls.package} cannot be loaded: {type(error).__name__}: {str(error).strip().splitlines()[0]}"
-        return None
+        return library_reason(cls.package, cls.library)
 
     @classmethod
     def library(cls) -> ModuleType | Any:
