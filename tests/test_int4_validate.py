@@ -125,6 +125,134 @@ class LastRowMissing(Right):
         return y
 
 
+class ScaleOfOneColumn(Right):
+    """One column takes the scale of the group beside its own."""
+
+    def prepare(self, weight):
+        plain = weight.plain()
+        self.weight, column = plain.dequantize(), plain.in_features // 3
+        group = int(plain.explicit_g_idx()[column])
+        offsets = plain.q[:, column].double() - plain.explicit_zeros()[:, group].double()
+        self.weight[:, column] = offsets * plain.scales[:, (group + 1) % plain.n_groups].double()
+        return [self.weight]
+
+
+class ZeroPointOfOneRow(Right):
+    """Off by one in row 64."""
+
+    def spoil(self, plain):
+        zeros = plain.explicit_zeros().clone()
+        zeros[64:65] += 1
+        return QuantizedWeight(plain.q, plain.scales, zeros, plain.group_size, plain.g_idx)
+
+
+class NibblesOfOneWord(Right):
+    """Two swapped in one word of the last row."""
+
+    def spoil(self, plain):
+        q = plain.q.clone()
+        q[-1, 512:514] = q[-1, 512:514].flip(0)
+        return QuantizedWeight(q, plain.scales, plain.zeros, plain.group_size, plain.g_idx)
+
+
+class LastColumnMissing(Right):
+    """Works in tiles of 128 columns, and forgets the last of what is over."""
+
+    def prepare(self, weight):
+        super().prepare(weight)
+        if self.weight.shape[1] % 128:
+            self.weight[:, -1] = 0
+        return [self.weight]
+
+
+class GroupSumsInHalf(Right):
+    """Adds up a group in float16 before it multiplies by the scale."""
+
+    def prepare(self, weight):
+        self.plain = weight.plain()
+        return super().prepare(weight)
+
+    def run(self, x):
+        offsets = self.plain.q.double() - self.plain.explicit_zeros().double().repeat_interleave(
+            self.plain.group_size, 1
+        )
+        sums = torch.einsum(
+            "bgk,ngk->bng", *(part.double().unflatten(1, (self.plain.n_groups, -1)) for part in (x, offsets))
+        ).half()
+        return (sums.double() * self.plain.scales.double()).sum(-1).to(x.dtype)
+
+
+class ReadsPastX(Right):
+    """Multiplies the element behind x by a weight of 0."""
+
+    def run(self, x):
+        past = torch.as_strided(x, (1,), (1,), x.storage_offset() + x.numel())
+        return super().run(x) + 0 * past
+
+
+class WritesBesideX(Right):
+    def run(self, x):
+        y = super().run(x)
+        torch.as_strided(x, (1,), (1,), x.storage_offset() - 1).zero_()
+        return y
+
+
+class WrongAtBatch5(Right):
+    def run(self, x):
+        y = super().run(x)
+        if x.shape[0] == 5:
+            y[2, 5] = torch.nan
+        return y
+
+
+class AlignedX(Right):
+    """Loads x by 16 bytes, and says that it takes any address."""
+
+    alignment = 2
+
+    def run(self, x):
+        return super().run(x) * (x.data_ptr() % 16 == 0)
+
+
+class MoreAlignedX(Right):
+    """Loads x by 32 bytes."""
+
+    def run(self, x):
+        return super().run(x) * (x.data_ptr() % 32 == 0)
+
+
+class RowsPastAGrid(Right):
+    """A block a row, in a dimension of the grid that ends at 65,535."""
+
+    def run(self, x):
+        y = super().run(x)
+        y[:, 65535:] = 0
+        return y
+
+
+class RowsPastSharedMemory(Right):
+    """Keeps x in 32 KB, and no more of it."""
+
+    def prepare(self, weight):
+        super().prepare(weight)
+        self.weight[:, 16384:] = 0
+        return [self.weight]
+
+
+class ZeroPointOf0(Right):
+    """Reads GPTQ v1 nibble by nibble: 0 is stored as 15 and read as 16."""
+
+    def spoil(self, plain):
+        zeros = plain.explicit_zeros().clone()
+        zeros[zeros == 0] = 16
+        return QuantizedWeight(plain.q, plain.scales, zeros, plain.group_size, plain.g_idx)
+
+
+class UnsignedScales(Right):
+    def spoil(self, plain):
+        return QuantizedWeight(plain.q, plain.scales.abs(), plain.zeros, plain.group_size, plain.g_idx)
+
+
 class Raises(Right):
     def run(self, x):
         raise RuntimeError("an illegal memory access was encountered\nand more")
@@ -144,7 +272,8 @@ def test_our_own_kernel_is_right():
     assert not validate.failed(results) and validate.right(results)
     assert {one.status for one in results} == {"ok"}
     assert {one.case for one in results} == {
-        "random", "one-hot", "powers of two", "all 0", "all 15", "zero scale", "long sum", "ragged", "act-order",
+        "random", "one-hot", "powers of two", "all 0", "all 15", "zero scale", "zero points of 0", "long sum",
+        "large inputs", "many rows", "ragged", "act-order",
     }  # fmt: skip
     random = [one for one in results if one.case == "random"]
     assert all(one.layout_error == 0 and 0.01 < one.format_error < 0.6 for one in random)
@@ -172,7 +301,7 @@ def test_a_right_kernel_passes():
         (HalfSums, {"long sum"}, "beyond the tolerance"),
         (IgnoresZeroScale, {"zero scale"}, "must be 0, got nan"),
         (FirstCallOnly, {"random", "one-hot"}, "the second call: "),
-        (WritesX, {"random", "all 0"}, "run must leave x as it is"),
+        (WritesX, {"random", "all 0"}, "run must leave x, and what lies beside it, as it is"),
         (WrongShape, {"random"}, "run must return torch.float16 [1, 128], got torch.float16 [1, 127]"),
         (WrongDtype, {"random"}, "run must return torch.float16 [1, 128], got torch.float32 [1, 128]"),
         (LastRowMissing, {"ragged"}, "beyond the tolerance"),
@@ -187,6 +316,50 @@ def test_a_planted_fault_is_found(kernel, cases, words):
     assert any(words in one.reason for one in failed)
     assert all("\n" not in one.reason for one in failed)
     assert f"WRONG in {len(failed)} of" in validate.verdict("it", results)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "case", "words"),
+    [
+        (ScaleOfOneColumn, "one-hot", "weight[0, 341], read back by a one-hot input"),
+        (ZeroPointOfOneRow, "one-hot", "weight[64, 0], read back by a one-hot input"),
+        (NibblesOfOneWord, "one-hot", "weight[127, 512], read back by a one-hot input"),
+        (LastColumnMissing, "ragged", "beyond the tolerance"),
+        (GroupSumsInHalf, "large inputs", "worst at [0, 0]: got inf, expected 4"),
+        (ReadsPastX, "random", "worst at [0, 0]: got nan"),
+        (WritesBesideX, "random", "run must leave x, and what lies beside it, as it is"),
+        (WrongAtBatch5, "random", "worst at [2, 5]: got nan"),
+        (AlignedX, "one-hot", "the second call, x at a multiple of 2 bytes: weight[0, 0]"),
+        (MoreAlignedX, "one-hot", "weight[0, 0], read back by a one-hot input"),
+        (RowsPastAGrid, "many rows", "beyond the tolerance"),
+        (RowsPastSharedMemory, "long sum", "beyond the tolerance"),
+        (RowsPastSharedMemory, "random", "beyond the tolerance"),
+        (ZeroPointOf0, "zero points of 0", "out[0, 0] must be"),
+        (UnsignedScales, "powers of two", "out[0, 0] must be"),
+    ],
+)
+def test_a_small_fault_is_found_by_the_trial_for_it_and_its_place_named(kernel, case, words):
+    of_case = [trial for trial in trials(torch.float16, (128,), (True, False), 8) if trial.case == case]
+    failed = validate.failed([validate.run_trial(kernel, trial, CPU) for trial in of_case])
+    assert failed and any(words in one.reason for one in failed), [one.reason for one in failed]
+    assert not validate.failed([validate.run_trial(Right, trial, CPU) for trial in of_case])
+
+
+def test_where_x_lies():
+    class Looks(Right):
+        seen: list[int] = []
+
+        def run(self, x):
+            self.seen.append(x.data_ptr() % 64)
+            return super().run(x)
+
+    class TakesAny(Looks):
+        alignment, seen = 1, []
+
+    trial = next(iter(trials(torch.float16, (128,), (True,), 1)))
+    for kernel in (Looks, TakesAny):
+        assert validate.run_trial(kernel, trial, CPU).status == "ok"
+    assert Looks.seen == [16, 16] and TakesAny.seen == [16, 2]
 
 
 @pytest.mark.parametrize("fault", [SwappedNibbles, ZeroPointOffByOne, NeighbouringScales])

@@ -90,20 +90,38 @@ def run_trial(kernel: type[Int4Kernel], trial: Trial, device: torch.device) -> F
     return found
 
 
+_GUARD_BYTES = 512
+"""Of NaN on either side of x. A multiple of every alignment."""
+
+
+def _guarded(x: Tensor, alignment: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """x on the device amid NaN, and all of that memory: what a kernel reads beside x it finds in its result. The address
+    of x is a multiple of `alignment` and of no more."""
+    size = x.element_size()
+    before = (_GUARD_BYTES + max(alignment, size)) // size
+    memory = torch.full((before + x.numel() + _GUARD_BYTES // size,), torch.nan, dtype=x.dtype)
+    memory[before : before + x.numel()] = x.flatten()
+    memory = memory.to(device)
+    return memory[before : before + x.numel()].view(x.shape), memory
+
+
 def _outputs(instance: Int4Kernel, trial: Trial, device: torch.device) -> tuple[list[Tensor], str | None]:
     """All results of the first calls and of the second ones, [rows, out_features] each, or what is wrong with a call's
-    manners. Twice: what a call leaves behind (locks, partial sums) shows in the next."""
+    manners. Twice: what a call leaves behind (locks, partial sums) shows in the next. The second finds x at an address
+    of the least alignment that the kernel takes, the first at one of 16 bytes where that is more."""
+    least = type(instance).alignment
     rows: tuple[list[Tensor], list[Tensor]] = ([], [])
     for x in trial.inputs:
-        x_there = x.clone().to(device)
-        for results in rows:
+        for results, alignment in zip(rows, (max(least, 16), least), strict=True):
+            x_there, memory = _guarded(x, alignment, device)
+            before = memory.cpu().clone().view(torch.uint8)
             y = instance.run(x_there)
             if (tuple(y.shape), y.dtype) != ((x.shape[0], trial.weight.out_features), x.dtype):
                 wanted = [x.shape[0], trial.weight.out_features]
                 return [], f"run must return {x.dtype} {wanted}, got {y.dtype} {list(y.shape)}"
             results.append(y.cpu().clone())
-        if not torch.equal(x_there.cpu(), x):
-            return [], "run must leave x as it is"
+            if not torch.equal(memory.cpu().view(torch.uint8), before):
+                return [], "run must leave x, and what lies beside it, as it is"
     return [torch.cat(results) for results in rows], None
 
 
@@ -114,7 +132,9 @@ def _compare_all(instance: Int4Kernel, trial: Trial, dense: Tensor, device: torc
         return
     x = torch.cat(trial.inputs)
     expected = x.double() @ dense.T
-    for call, got in zip(("", "the second call: "), outputs, strict=True):
+    least = type(instance).alignment
+    second = f"the second call, x at a multiple of {least} bytes: " if least < 16 else "the second call: "
+    for call, got in zip(("", second), outputs, strict=True):
         comparison = compare(got, expected, trial.weight.dtype, gate_depth(type(instance)))
         found.max_rel_error = max(found.max_rel_error or 0.0, comparison.max_rel_error)
         if trial.exact:
