@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from command_line import ROOT, assert_refused, flat, run_here
+from command_line import ROOT, assert_refused, flat, run, run_here
 from torch import Tensor
 
 import pykernels as pk
@@ -263,7 +263,7 @@ class RefusesAll(Right):
 
 
 def found(kernel, groups=(128,), symmetries=(True, False)):
-    return validate.validate(kernel, CPU, kernel.dtypes, groups, symmetries)
+    return list(validate.validate(kernel, CPU, kernel.dtypes, groups, symmetries))
 
 
 def test_our_own_kernel_is_right():
@@ -315,7 +315,9 @@ def test_a_planted_fault_is_found(kernel, cases, words):
     assert {one.case for one in failed} >= cases and not validate.right(results)
     assert any(words in one.reason for one in failed)
     assert all("\n" not in one.reason for one in failed)
-    assert f"WRONG in {len(failed)} of" in validate.verdict("it", results)
+    verdict = validate.verdict("it", results)
+    assert f"WRONG in {len(failed)} of" in verdict
+    assert (f"trials, {len(failed)} of which raised" in verdict) == (kernel is Raises)
 
 
 @pytest.mark.parametrize(
@@ -453,6 +455,8 @@ def test_the_command_on_a_wrong_kernel(capsys, tmp_path):
     flags = ["--validate", "--group=64", "--dtype=fp16", f"--kernel={file}:TransposedNibbles", "--device=cpu"]
     result = run_here(capsys, "bench.int4", *flags)
     assert result.status == 1 and "WRONG in" in result.out and "read back by a one-hot input" in flat(result.out)
+    listed = [line.split(":")[1].split(",")[0].strip() for line in result.out.splitlines() if line.startswith("  wrong:")]
+    assert len(listed) == len(set(listed)) == 8  # of every case the first
 
 
 def test_a_kernel_that_does_not_run_here_is_no_failure(capsys, monkeypatch):
@@ -489,6 +493,41 @@ def test_a_kernel_that_is_none(capsys, tmp_path, kernel, words):
     broken.write_text("1 / 0\n")
     flag = f"--kernel={kernel.format(file=file, broken=broken, words=words_file)}"
     assert_refused(run_here(capsys, "bench.int4", "--validate", flag), "--kernel=", words)
+
+
+def test_an_interrupted_validation_keeps_what_was_tried(capsys, monkeypatch, tmp_path):
+    tried, true = [], validate.run_trial
+
+    def cut(*arguments):
+        if len(tried) == 3:
+            raise KeyboardInterrupt
+        tried.append(true(*arguments))
+        return tried[-1]
+
+    monkeypatch.setattr(validate, "run_trial", cut)
+    output = tmp_path / "found.json"
+    flags = ["--validate", "--kernel=native,tinygemm", "--dtype=fp16", f"--json={output}", "--device=cpu"]
+    result = run_here(capsys, "bench.int4", *flags)
+    assert result.status == 130 and "interrupted in native, after 3 trials" in flat(result.out)
+    document = json.loads(output.read_text())
+    assert document["interrupted"] and [len(kernel["trials"]) for kernel in document["kernels"]] == [3]
+    monkeypatch.setattr(validate, "run_trial", lambda *arguments: cut(*arguments))
+    result = run_here(capsys, "bench.int4", *flags)
+    assert result.status == 130 and "interrupted before anything was measured" in result.err
+
+
+def test_a_validation_whose_time_is_over(tmp_path):
+    """SIGTERM, which `timeout` sends, is as Ctrl-C."""
+    (tmp_path / "mine.py").write_text(
+        EXAMPLE.read_text() + "\n    def multiplies_by(self, weight):\n        import os, signal\n"
+        "        if weight.in_features == 3584:\n            os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        return weight.dequantize()\n"
+    )
+    output = tmp_path / "found.json"
+    flags = ["--validate", f"--kernel={tmp_path}/mine.py:TransposedNibbles", "--dtype=fp16", "--device=cpu"]
+    result = run("bench.int4", *flags, f"--json={output}")
+    assert result.status == 130 and "interrupted in transposed-nibbles, after 8 trials" in flat(result.out), result.err
+    assert json.loads(output.read_text())["interrupted"]
 
 
 def test_a_validation_writes_json_alone(capsys, tmp_path):

@@ -42,9 +42,12 @@ def guard() -> None:
 
 
 def release() -> None:
-    """From here on Ctrl-C raises KeyboardInterrupt again."""
+    """From here on Ctrl-C raises KeyboardInterrupt again, and so does SIGTERM in a driver's own process: it is what
+    `timeout` sends, and what was finished by then is to be kept as well."""
     if signal.getsignal(signal.SIGINT) is _end:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if _program.startswith("bench.") and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def forget() -> None:

@@ -103,6 +103,7 @@ def trace_group(group: Group, entries: list[Document], settings: Settings) -> No
         traces, untraced = device_trace.trace_arms([arm], group.counted[arm.label].repeats)
         if traced := traces.get(arm.label):
             entry |= {"kernels": arm.kernels, "launches": arm.launches}
+            entry["null_us"] *= arm.launches / group.launches  # a library may launch more than our own arms do
             entry |= results.device_keys(entry, traced, None, entry["ceiling"])
         else:
             entry["device_reason"] = untraced.get(arm.label, arm.reason)

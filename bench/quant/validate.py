@@ -4,7 +4,7 @@ A trial ends as `ok`; as `refused`, where the kernel says beforehand that it doe
 as `error`, where it said nothing and raised.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -157,13 +157,11 @@ def validate(
     group_sizes: Sequence[int],
     symmetries: Sequence[bool],
     seed: int = 0,
-) -> list[Found]:
-    """Every trial of a kernel in those of the dtypes that it takes."""
-    found = []
+) -> Iterator[Found]:
+    """Every trial of a kernel in those of the dtypes that it takes, one after another."""
     for dtype in [dtype for dtype in dtypes if dtype in kernel.dtypes_on(device)]:
         for trial in trials(dtype, group_sizes, symmetries, kernel.max_batch, seed):
-            found.append(run_trial(kernel, trial, device))
-    return found
+            yield run_trial(kernel, trial, device)
 
 
 def failed(found: Sequence[Found]) -> list[Found]:
@@ -179,6 +177,8 @@ def verdict(name: str, found: Sequence[Found]) -> str:
         reasons = ", ".join(dict.fromkeys(one.reason for one in refused)) or "it takes none of the dtypes asked for"
         return f"{name}: NOTHING VALIDATED: {reasons}"
     state = f"WRONG in {len(bad)} of {ran} trials" if bad else f"right in all of {ran} trials"
+    if raised := sum(one.status == "error" for one in bad):
+        state += f", {raised} of which raised"
     layout = max((one.layout_error or 0.0 for one in found), default=0.0)
     loss = f"; its layout alone is up to {layout:.1e} off what the weights say" if layout > 1e-12 else ""
     return f"{name}: {state}" + (f"; {len(refused)} refused" if refused else "") + loss
