@@ -32,6 +32,8 @@ from bench.quant import groups, machine_code, measure, predict, show, validate
 from bench.quant.trials import GROUP_SIZES
 
 _WHAT = ("shapes", "layer")
+_ALL_PARTS = ",".join(_WHAT)
+_MODELS = "qwen2.5-7b,mistral-7b-v0.3,llama-3.1-8b"
 _CPU_MODES = ("eager", "pybind", "dispatch", "native")
 _CUDA_MODES = (*_CPU_MODES, "graph", "graph-pdl")
 _DEFAULT_MODES = {"cpu": "native,eager", "cuda": "graph,native,eager"}
@@ -202,10 +204,8 @@ def command(
     kernel: Annotated[
         str, typer.Option("--kernel", help="comma-separated names, or FILE.py:Name; all: every one that is known")
     ] = "all",
-    what: Annotated[str, typer.Option("--what", help="comma-separated: shapes, layer")] = "shapes,layer",
-    model: Annotated[
-        str, typer.Option("--model", help="comma-separated; all")
-    ] = "qwen2.5-7b,mistral-7b-v0.3,llama-3.1-8b",
+    what: Annotated[str, typer.Option("--what", help="comma-separated: shapes, layer")] = _ALL_PARTS,
+    model: Annotated[str, typer.Option("--model", help="comma-separated; all")] = _MODELS,
     config: cli.ConfigFlag = "",
     group: Annotated[
         int,
@@ -245,6 +245,14 @@ def command(
         print_list(target)
         return 0
     outputs = cli.Outputs(json, csv, md, plot)
+    if validate_:
+        # A validation has shapes, batches and a number of calls of its own.
+        given = {"--arch": (arch, ""), "--what": (what, _ALL_PARTS), "--model": (model, _MODELS), "--config": (config, ""),
+                 "--mode": (mode, ""), "--ctx": (ctx, 2048), "--batch": (batch, 1), "--predict": (predict_, ""),
+                 "--repeats": (repeats, 0)}  # fmt: skip
+        for flag, (value, default) in given.items():
+            if value != default:
+                raise flag_error(flag, value, "given without --validate, which has its own shapes and batches")
     if arch:
         return run_arch(cli.choice("--arch", arch, ("sm80", "sm89", "sm90a")))
     kernels = kernels4.named("--kernel", kernel)

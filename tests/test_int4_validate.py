@@ -530,6 +530,19 @@ def test_a_validation_whose_time_is_over(tmp_path):
     assert json.loads(output.read_text())["interrupted"]
 
 
+@pytest.mark.parametrize("flag", ["--what=layer", "--model=tiny", "--mode=native", "--batch=4", "--ctx=64",
+                                  "--predict=l4", "--arch=sm89", "--repeats=2"])  # fmt: skip
+def test_flags_that_a_validation_would_ignore(capsys, flag):
+    result = run_here(capsys, "bench.int4", "--validate", "--device=cpu", flag)
+    assert_refused(result, f"{flag}: must be given without --validate")
+
+
+def test_a_ragged_result_is_no_sum_that_cancels():
+    for trial in trials(torch.bfloat16, (128,), (True,), 1, seed=3):
+        if trial.case == "ragged":
+            assert float(pk.reference.int4_gemv(trial.inputs[0], trial.weight).abs().max()) > 1
+
+
 def test_a_validation_writes_json_alone(capsys, tmp_path):
     result = run_here(capsys, "bench.int4", "--validate", f"--md={tmp_path / 'x.md'}")
     assert_refused(result, "--validate", "--json alone")
