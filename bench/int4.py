@@ -247,9 +247,11 @@ def command(
     outputs = cli.Outputs(json, csv, md, plot)
     if validate_:
         # A validation has shapes, batches and a number of calls of its own.
-        given = {"--arch": (arch, ""), "--what": (what, _ALL_PARTS), "--model": (model, _MODELS), "--config": (config, ""),
-                 "--mode": (mode, ""), "--ctx": (ctx, 2048), "--batch": (batch, 1), "--predict": (predict_, ""),
-                 "--repeats": (repeats, 0)}  # fmt: skip
+        given = {
+            "--arch": (arch, ""), "--what": (what, _ALL_PARTS), "--model": (model, _MODELS), "--config": (config, ""),
+            "--mode": (mode, ""), "--ctx": (ctx, 2048), "--batch": (batch, 1), "--predict": (predict_, ""),
+            "--repeats": (repeats, 0),
+        }  # fmt: skip
         for flag, (value, default) in given.items():
             if value != default:
                 raise flag_error(flag, value, "given without --validate, which has its own shapes and batches")

@@ -62,11 +62,16 @@ def test_what_is_run(run, tmp_path):
     assert validations == [
         f"-m bench.int4 --validate --kernel={name}{less} --json={out}/h200-int4-validate-{name}.json"
         for name, less in (
-            ("awq", ""), ("gemlite", " --group=128 --dtype=bf16"), ("gptq", ""), ("marlin", ""), ("native", ""),
+            ("awq", ""),
+            ("gemlite", " --group=128 --dtype=bf16"),
+            ("gptq", ""),
+            ("marlin", ""),
+            ("native", ""),
         )
     ]
     assert "-m bench.int4 --arch=sm89" in texts
-    # What did not finish its validation, or might take the others along, is not timed; what was wrong is, to be said wrong.
+    # What did not finish its validation, or might take the others along, is not timed; what was wrong is, to be said
+    # wrong.
     assert re.findall("^not timed: (.*)", done.stdout, re.M) == [
         "gemlite: its validation did not end", "awq: it raised in its validation",
         "gptq: its validation ended with status 139",

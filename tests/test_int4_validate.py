@@ -1,6 +1,7 @@
 """`bench.int4 --validate`: kernels that are right pass, and every planted fault is found and named."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -455,7 +456,7 @@ def test_the_command_on_a_wrong_kernel(capsys, tmp_path):
     flags = ["--validate", "--group=64", "--dtype=fp16", f"--kernel={file}:TransposedNibbles", "--device=cpu"]
     result = run_here(capsys, "bench.int4", *flags)
     assert result.status == 1 and "WRONG in" in result.out and "read back by a one-hot input" in flat(result.out)
-    listed = [line.split(":")[1].split(",")[0].strip() for line in result.out.splitlines() if line.startswith("  wrong:")]
+    listed = re.findall("^  wrong: (.*?),", result.out, re.M)
     assert len(listed) == len(set(listed)) == 8  # of every case the first
 
 

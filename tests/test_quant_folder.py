@@ -142,7 +142,10 @@ def test_where_the_data_do_not_tell_the_label_is_believed(tmp_path, label):
         (GPTQ | dict(group_size=0), "group_size must be -1 or a positive integer, got 0"),
         (AWQ | dict(bits=3), "bits must be 4, got 3"),
         (AWQ | dict(version="gemv"), "version must be 'gemm', got 'gemv'"),
-        (COMPRESSED | dict(format="int-quantized"), "format must be 'pack-quantized' or 'mixed-precision', got 'int-quantized'"),
+        (
+            COMPRESSED | dict(format="int-quantized"),
+            "must be 'pack-quantized' or 'mixed-precision', got 'int-quantized'",
+        ),
         (COMPRESSED | dict(config_groups={}), "config_groups must be an object of at least one group"),
         (
             COMPRESSED | dict(config_groups=dict(a=dict(weights=dict(num_bits=8)))),
@@ -251,7 +254,8 @@ def test_compressed_tensors_of_mixed_precision(tmp_path):
     write(tmp_path, quant.compressed_tensors.pack(trained()), config)
     assert quant.equal(read(tmp_path), trained())
     assert quant.quantization_of(tmp_path).group_size == 64
-    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": config | dict(config_groups=dict(a=eight))}))
+    config |= dict(config_groups=dict(a=eight))
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": config}))
     with pytest.raises(ValueError, match=r"config_groups must be of a group that is 'pack-quantized' .*, got \['a'\]"):
         read(tmp_path)
 

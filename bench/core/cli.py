@@ -209,7 +209,6 @@ class Outputs:
             except OSError as error:
                 raise flag_error(flag, path, f"writable: {error.strerror}") from None
 
-
     def keep(self, result: document.Document) -> None:
         """Write --json alone, of a run that goes on: what is left of it should it be killed."""
         if path := self.paths.get("--json"):

@@ -18,8 +18,8 @@ GROUP_SIZES = (32, 64, 128, -1)
 """The groups of a whole validation; -1 is the whole row."""
 
 RANDOM_SHAPES = ((128, 1024), (256, 3584), (64, 18944))
-"""[out_features, in_features]: a small one, which is tried with every batch, a model's width, and the longest row of the
-three models."""
+"""[out_features, in_features]: a small one, which is tried with every batch, a model's width, and the longest row of
+the three models."""
 
 MANY_ROWS = (66048, 256)
 """More rows than a grid has blocks in its second dimension (65,535), as an lm_head has."""
@@ -153,8 +153,8 @@ def trials(
 
 
 def _large_inputs(make: _Maker) -> Trial:
-    """Activations of 256 to 512, as single channels of trained models have them. The results fit half precision; the sum
-    of a group before it is scaled does not."""
+    """Activations of 256 to 512, as single channels of trained models have them. The results fit half precision; the
+    sum of a group before it is scaled does not."""
     n, k = EXACT_SHAPE
     scales = torch.full((n, k // 128), 2.0**-6, dtype=make.dtype)
     weight = pk.Int4Weight.from_plain(QuantizedWeight(torch.full((n, k), 15, dtype=torch.uint8), scales, None, 128))

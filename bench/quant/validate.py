@@ -95,8 +95,8 @@ _GUARD_BYTES = 512
 
 
 def _guarded(x: Tensor, alignment: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """x on the device amid NaN, and all of that memory: what a kernel reads beside x it finds in its result. The address
-    of x is a multiple of `alignment` and of no more."""
+    """x on the device amid NaN, and all of that memory: what a kernel reads beside x it finds in its result. The
+    address of x is a multiple of `alignment` and of no more."""
     size = x.element_size()
     before = (_GUARD_BYTES + max(alignment, size)) // size
     memory = torch.full((before + x.numel() + _GUARD_BYTES // size,), torch.nan, dtype=x.dtype)
