@@ -5,6 +5,11 @@
 #   bash bench/gpu_int4.sh FOLDER PYTHON                   # the defaults: bench/results, python3
 #   INT4_STEPS="validate int4" INT4_KERNELS="native marlin machete awq gptq" INT4_NAME=vllm bash bench/gpu_int4.sh FOLDER
 #
+# Where a command may take 10 minutes at most, in two, with the same FOLDER: neither takes longer, by its limits.
+#
+#   INT4_STEPS="compile validate arch sanitize" bash bench/gpu_int4.sh FOLDER
+#   INT4_STEPS="int4 layer" bash bench/gpu_int4.sh FOLDER
+#
 # Steps. The first four are not timed and run side by side, each kernel in a process of its own:
 #
 # compile    GemLite's Triton kernels for the models' shapes; 240 s at most
@@ -18,8 +23,10 @@
 #
 # What there is to set, by environment variables: INT4_STEPS; INT4_KERNELS (all); INT4_MODELS; INT4_NAME, which goes into
 # the names of what bench.int4 writes, so that libraries can come in two goes; INT4_FLAGS, more flags for the timed
-# steps. A library that is not there is listed as unsupported; one that did not finish its validation is left out of
-# what is timed.
+# steps. A library that is not there is listed as unsupported. One whose validation did not end, crashed or raised is left
+# out of what is timed, and named: an illegal access would take all kernels of that process with it. FOLDER's logs say so,
+# of whatever call. One that was wrong is timed with the others, to be said wrong there. A step that is cut off keeps what
+# it has: the trials of a validation, the shapes of bench.int4 (the document says "interrupted").
 #
 # Predicted for an H200 with 16 cores, not measured: 150 s side by side (GemLite's compiling and racecheck are the long
 # ones), 120 s for int4 (INT4_FLAGS=--mode=graph leaves half of it), 15 s a layer.
@@ -48,7 +55,7 @@ start() {  # name, seconds, command
     pids+=($!)
 }
 finish() {
-    local i kernel status left=()
+    local i status
     for i in "${!jobs[@]}"; do
         wait "${pids[i]}"
         status=$?
@@ -57,10 +64,19 @@ finish() {
         ((status)) && tail -n 6 "$out/int4-${jobs[i]}.log"
         grep -E '^[a-z0-9-]+: |unsupported|^  (wrong|error|refused)|^PTX|PTX was|PTX, comp|with a problem|passed|failed|ERROR SUMM|RACECHECK SUMM' \
             "$out/int4-${jobs[i]}.log" | tail -n 20
-        ((status == 124)) || continue
-        for kernel in "${kernels[@]}"; do [[ ${jobs[i]} == "validate-$kernel" ]] || left+=("$kernel"); done
-        kernels=("${left[@]}") left=()
     done
+}
+unfit() {  # a kernel: says why its validation bars it from a process that it shares with others; nothing where none does
+    local log="$out/int4-validate-$1.log" status
+    [[ -e $log ]] || return
+    status=$(sed -n '$s/.*: status \([0-9]*\),.*/\1/p' "$log")
+    if [[ -z $status || $status == 124 ]]; then
+        echo "its validation did not end"
+    elif ((status > 2)); then
+        echo "its validation ended with status $status"
+    elif grep -q 'of which raised' "$log"; then
+        echo "it raised in its validation"
+    fi
 }
 
 begin=$SECONDS
@@ -91,8 +107,14 @@ show() {  # lines of its output that are shown, and a step
     head -n 1 "$log"
     tail -n "$(($1 + 1))" "$log"
 }
-list=$(IFS=,; echo "${kernels[*]}")
-wanted int4 && show 40 int4 300 "$python" -m bench.int4 --kernel="$list" --model="$(IFS=,; echo "${models[*]}")" \
+timed=()
+for kernel in "${kernels[@]}"; do
+    why=$(unfit "$kernel")
+    [[ -z $why ]] && timed+=("$kernel") || { wanted int4 && echo "not timed: $kernel: $why"; }
+done
+list=$(IFS=,; echo "${timed[*]}")
+wanted int4 && [[ -z $list ]] && echo "int4: no kernel is left to time" && failed+=(int4)
+wanted int4 && [[ -n $list ]] && show 40 int4 300 "$python" -m bench.int4 --kernel="$list" --model="$(IFS=,; echo "${models[*]}")" \
     --steps=15 --predict=l4 "${flags[@]}" --json="$out/$gpu-int4$name.json" --md="$out/$gpu-int4$name.md" \
     --plot="$out/$gpu-int4$name.png"
 if wanted layer; then

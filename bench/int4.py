@@ -32,6 +32,7 @@ from bench.quant import groups, machine_code, measure, predict, show, validate
 from bench.quant.trials import GROUP_SIZES
 
 _WHAT = ("shapes", "layer")
+_ALL_PARTS = ",".join(_WHAT)
 _DEFAULT_MODES = {"cpu": "native,eager", "cuda": "graph,native,eager"}
 
 _PROGRAM = "bench.int4"
@@ -43,8 +44,15 @@ _JIT_SECONDS = 540
 """For the driver to compile every kernel that a validation calls, and to run it."""
 
 
-def run(settings: groups.Settings, what: list[str], spec: tuple[float | None, str], gpu: str) -> Document:
-    """Measure. Ctrl-C ends it early: the document says so and keeps the groups that were finished."""
+def run(
+    settings: groups.Settings,
+    what: list[str],
+    spec: tuple[float | None, str],
+    gpu: str,
+    keep: Callable[[Document], None] = lambda document: None,
+) -> Document:
+    """Measure. Ctrl-C ends it early: the document says so and keeps the groups that were finished. `keep` is given that
+    document after every group, for an end that nobody can catch."""
     machine = Machine(settings.device)
     nulls = controls.null_op(settings.steps, settings.device)
     null_us = {row["mode"]: row["us"]["p50"] for row in nulls}
@@ -56,10 +64,32 @@ def run(settings: groups.Settings, what: list[str], spec: tuple[float | None, st
         makers += [lambda spec=spec: groups.layer_group(spec, settings) for spec in settings.specs]
     measured: list[tuple[Callable[[], groups.Group], list[Document]]] = []
     interrupted = False
+
+    def document(interrupted: bool) -> Document:
+        ops = [entry for _, entries in measured for entry in entries]
+        predictions = []
+        for model in settings.specs if gpu else ():
+            if entry := predict.best_layer(ops, model.name):
+                found = predict.predict(gpu, model, entry, settings.batch, settings.torch_dtype, settings.device.type)
+                predictions.append(found)
+        return {
+            **cli.head(
+                _PROGRAM, "int4", title=f"4-bit weights of {', '.join(spec.name for spec in settings.specs)}",
+                interrupted=interrupted, environment=machine.document(),
+            ),
+            "device": settings.device.type,
+            "group_size": settings.group_size, "symmetric": settings.symmetric, "ctx": settings.ctx,
+            "batch": settings.batch, "dtype": settings.dtype, "l2": settings.l2, "l2_words": f"{settings.l2} weights",
+            "warmup": settings.warmup, "steps": settings.steps, "ceiling": ceiling.document(*spec), "null": nulls,
+            "ops": ops, "arms": [], "ladder": {}, "ladder_notes": {}, "predictions": predictions,
+            "published": {name: vars(show.paper.figures()[name]) for name in show.PUBLISHED},
+        }  # fmt: skip
+
     with progress("measuring int4", len(makers)) as advance:
         try:
             for make in makers:
                 measured.append((make, measure.measure_group(make(), settings, ceiling, machine.monitor, null_us)))
+                keep(document(interrupted=True))
                 advance()
             for make, entries in measured if machine.monitor else ():
                 measure.trace_group(make(), entries, settings)
@@ -67,24 +97,7 @@ def run(settings: groups.Settings, what: list[str], spec: tuple[float | None, st
             interrupted = True
     if not measured:
         raise KeyboardInterrupt
-    ops = [entry for _, entries in measured for entry in entries]
-    predictions = []
-    for model in settings.specs if gpu else ():
-        if entry := predict.best_layer(ops, model.name):
-            found = predict.predict(gpu, model, entry, settings.batch, settings.torch_dtype, settings.device.type)
-            predictions.append(found)
-    return {
-        **cli.head(
-            _PROGRAM, "int4", title=f"4-bit weights of {', '.join(spec.name for spec in settings.specs)}",
-            interrupted=interrupted, environment=machine.document(),
-        ),
-        "device": settings.device.type,
-        "group_size": settings.group_size, "symmetric": settings.symmetric, "ctx": settings.ctx,
-        "batch": settings.batch, "dtype": settings.dtype, "l2": settings.l2, "l2_words": f"{settings.l2} weights",
-        "warmup": settings.warmup, "steps": settings.steps, "ceiling": ceiling.document(*spec), "null": nulls,
-        "ops": ops, "arms": [], "ladder": {}, "ladder_notes": {}, "predictions": predictions,
-        "published": {name: vars(show.paper.figures()[name]) for name in show.PUBLISHED},
-    }  # fmt: skip
+    return document(interrupted)
 
 
 def run_validation(
@@ -99,20 +112,33 @@ def run_validation(
     """--validate: the trials of every kernel that runs here, and the exit status."""
     dtypes = [cli.DTYPES[dtype]] if dtype else list(cli.DTYPES.values())
     sizes = [group] if group else list(GROUP_SIZES)
-    console, everything, entries = Console(), [], []
+    console, everything, entries, interrupted = Console(), [], [], False
     for name, kernel in kernels.items():
-        reason = kernel.availability(device)
-        if reason:
-            console.print(Text(f"{name}: unsupported: {reason}"))
-        found = [] if reason else validate.validate(kernel, device, dtypes, sizes, [True, False][asymmetric:], seed)
-        if not reason:
+        found: list[validate.Found] = []
+        reason = None
+        try:
+            if reason := kernel.availability(device):
+                console.print(Text(f"{name}: unsupported: {reason}"))
+            else:
+                for one in validate.validate(kernel, device, dtypes, sizes, [True, False][asymmetric:], seed):
+                    found.append(one)
+        except KeyboardInterrupt:
+            interrupted = True
+        if found or not (reason or interrupted):
             show.print_validation(name, found, console)
             everything += found
         entries.append({"kernel": name, "reason": reason, "trials": [vars(one) for one in found]})
+        if interrupted:
+            console.print(Text(f"interrupted in {name}, after {len(found)} trials: the rest was not tried"))
+            break
+    if interrupted and not everything:
+        raise KeyboardInterrupt
     outputs.write({
-        **cli.head(_PROGRAM, "int4-validation", environment=environment.collect()),
+        **cli.head(_PROGRAM, "int4-validation", interrupted=interrupted, environment=environment.collect()),
         "device": device.type, "seed": seed, "kernels": entries,
     })  # fmt: skip
+    if interrupted:
+        return cli.INTERRUPTED
     # Where kernels were offered trials, one of them must have taken one.
     offered = any(entry["reason"] is None for entry in entries)
     return 0 if validate.right(everything) or not offered else 1
@@ -175,7 +201,7 @@ def command(
     kernel: Annotated[
         str, typer.Option("--kernel", help="comma-separated names, or FILE.py:Name; all: every one that is known")
     ] = "all",
-    what: Annotated[str, typer.Option("--what", help="comma-separated: shapes, layer")] = "shapes,layer",
+    what: Annotated[str, typer.Option("--what", help="comma-separated: shapes, layer")] = _ALL_PARTS,
     model: cli.ModelsFlag = cli.ALL_STUDIED,
     config: cli.ConfigFlag = "",
     group: Annotated[
@@ -216,6 +242,16 @@ def command(
         print_list(target)
         return 0
     outputs = cli.Outputs(json, csv, md, plot)
+    if validate_:
+        # A validation has shapes, batches and a number of calls of its own.
+        given = {
+            "--arch": (arch, ""), "--what": (what, _ALL_PARTS), "--model": (model, cli.ALL_STUDIED),
+            "--config": (config, ""), "--mode": (mode, ""), "--ctx": (ctx, 2048), "--batch": (batch, 1), "--predict": (predict_, ""),
+            "--repeats": (repeats, 0),
+        }  # fmt: skip
+        for flag, (value, default) in given.items():
+            if value != default:
+                raise flag_error(flag, value, "given without --validate, which has its own shapes and batches")
     if arch:
         return run_arch(cli.choice("--arch", arch, ("sm80", "sm89", "sm90a")))
     kernels = kernels4.named("--kernel", kernel)
@@ -246,7 +282,7 @@ def command(
         spec_gbs=spec[0],
     )  # fmt: skip
     writers = {"--md": show.write_markdown, "--plot": _bars}
-    return close(run(settings, parts, spec, gpu), outputs, show.print_document, writers=writers)
+    return close(run(settings, parts, spec, gpu, outputs.keep), outputs, show.print_document, writers=writers)
 
 
 def _bars(path: Path, document: Document) -> None:

@@ -1,4 +1,5 @@
-"""The files of a local Hugging Face folder: its configurations, and model.safetensors or its shards and their index."""
+"""The files of a local Hugging Face folder: its configurations, and model.safetensors or its shards and their index.
+Where neither is there, the only file of another name."""
 
 import json
 from pathlib import Path
@@ -32,14 +33,21 @@ def open_tensors(path: Path) -> safe_open:
         raise ValueError(f"weights {path}: is not a whole safetensors file: {error}") from None
 
 
+def _named(folder: Path, ending: str) -> Path:
+    """The file of that ending by its usual name, or the only one by another, as older GPTQ writers name theirs."""
+    path, others = folder / f"model{ending}", sorted(folder.glob(f"*{ending}"))
+    return others[0] if not path.exists() and len(others) == 1 else path
+
+
 def tensor_files(folder: Path) -> dict[str, str]:
     """Which file of the folder holds each tensor. Raises ValueError, one line naming the folder or file."""
     if not folder.is_dir():
         raise ValueError(f"weights {folder}: there is no such folder")
-    index = folder / "model.safetensors.index.json"
+    index = _named(folder, ".safetensors.index.json")
     if not index.exists():
-        with open_tensors(folder / "model.safetensors") as file:
-            return dict.fromkeys(file.keys(), "model.safetensors")
+        whole = _named(folder, ".safetensors")
+        with open_tensors(whole) as file:
+            return dict.fromkeys(file.keys(), whole.name)
     try:
         files = json.loads(index.read_text())["weight_map"]
         # A name from the index must stay a name in the folder.

@@ -170,7 +170,8 @@ class LayerWeights:
         tensors: dict[str, Tensor | Int4Weight | None] = {}
         for name, shape in cls.shapes(spec).items():
             tensor_name = f"model.layers.{layer}.{_CHECKPOINT_NAMES[name]}"
-            if quantised and name in PROJECTIONS:
+            # Layers that a folder leaves as they were (modules_to_not_convert, ignore) have their dense weight there.
+            if quantised and name in PROJECTIONS and tensor_name not in files:
                 tensors[name] = _read_int4(folder, tensor_name.removesuffix(".weight"), shape, dtype).to(device)
                 continue
             if shape is None:
@@ -296,7 +297,10 @@ class ModelWeights:
 
         def read(name: str, shape: tuple[int, ...]) -> Tensor:
             if name not in files:
-                raise ValueError(f"weights {folder}: there is no tensor {name}")
+                module = name.removesuffix(".weight")
+                packed = [part for part in ("qweight", "weight_packed") if f"{module}.{part}" in files]
+                words = f", but {module}.{packed[0]}: {module} must not be quantised" if packed else ""
+                raise ValueError(f"weights {folder}: there is no tensor {name}{words}")
             return _read(folder / files[name], name, shape, dtype).to(device)
 
         table = (spec.vocab, spec.hidden)

@@ -125,6 +125,37 @@ def test_what_is_wrong_with_a_quantised_folder(capsys, tmp_path):
     assert_refused(refused, str(tmp_path), "input_layernorm.weight must be of shape [256], got [128]")
 
 
+def dense_in(path, spec, names) -> None:
+    """Those projections of the folder's layer as a writer leaves what it does not convert."""
+    tensors = load_file(path / "model.safetensors")
+    for name in names:
+        key = f"model.layers.0.{_CHECKPOINT_NAMES[name]}"
+        tensors = {other: tensor for other, tensor in tensors.items() if not other.startswith(key[: -len("weight")])}
+        tensors[key] = torch.zeros(pk.LayerWeights.shapes(spec)[name]).half()
+    save_file(tensors, path / "model.safetensors")
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+def test_projections_that_were_not_converted(capsys, tmp_path, format_):
+    """All of a layer's: it is a dense one. Some: refused, and they are named."""
+    spec, _ = folder_of(tmp_path, format_)
+    dense_in(tmp_path, spec, ["down_weight"])
+    result = run_here(capsys, "bench.layer", f"--weights={tmp_path}", "--dtype=fp16", "--ctx=32", "--device=cpu")
+    assert_refused(result, "projections must be all tensors or all Int4Weight, got Int4Weight for ['q_weight', ")
+    dense_in(tmp_path, spec, PROJECTIONS)
+    assert not pk.LayerWeights.from_folder(tmp_path, 0, spec, torch.float16).is_int4
+
+
+def test_an_lm_head_of_4_bits_is_named(tmp_path):
+    spec, _ = folder_of(tmp_path, "gptq")
+    path = tmp_path / "model.safetensors"
+    tables = {"model.embed_tokens.weight": torch.zeros(spec.vocab, spec.hidden).half(),
+              "model.norm.weight": torch.ones(spec.hidden).half(), "lm_head.qweight": torch.zeros(1)}  # fmt: skip
+    save_file(load_file(path) | tables, path)
+    with pytest.raises(ValueError, match="lm_head.weight, but lm_head.qweight: lm_head must not be quantised"):
+        pk.ModelWeights.from_folder(tmp_path, spec, torch.float16)
+
+
 def test_a_step_takes_dense_weights(capsys, tmp_path):
     spec, _ = folder_of(tmp_path, "gptq")
     tables = {

@@ -17,7 +17,7 @@ PYTHON = """\
 #!/bin/sh
 case "$*" in
 *get_device_name*) echo h200 9.0 ;;
-*registry*) echo native marlin gemlite ;;
+*registry*) echo native marlin gemlite awq gptq ;;
 -c*) ;;
 *)
     printf '%s\\n' "$*" >> {log}
@@ -25,6 +25,8 @@ case "$*" in
     case "$*" in
     *--kernel=gemlite\\ --group*) exit 124 ;;
     *--kernel=marlin\\ *) exit 1 ;;
+    *--kernel=awq\\ *) echo "awq: WRONG in 3 of 9 trials, 2 of which raised"; exit 1 ;;
+    *--kernel=gptq\\ *) kill -SEGV $$ ;;
     esac
 esac
 """
@@ -50,20 +52,44 @@ def run(tmp_path):
 def test_what_is_run(run, tmp_path):
     done, commands = run(INT4_NAME="some")
     assert done.returncode == 1, done.stderr
-    assert sorted(re.findall("^failed: (.*)", done.stdout, re.M)) == ["validate-gemlite", "validate-marlin"]
+    assert sorted(re.findall("^failed: (.*)", done.stdout, re.M)) == [
+        "validate-awq", "validate-gemlite", "validate-gptq", "validate-marlin",
+    ]  # fmt: skip
     assert "--- validate-native\nnative: right in all of 9 trials\nvalidate-native: status 0" in done.stdout
     out = tmp_path / "out"
     texts = [" ".join(command) for command in commands]
     validations = [text for text in texts if "--validate" in text]
     assert validations == [
         f"-m bench.int4 --validate --kernel={name}{less} --json={out}/h200-int4-validate-{name}.json"
-        for name, less in (("gemlite", " --group=128 --dtype=bf16"), ("marlin", ""), ("native", ""))
+        for name, less in (
+            ("awq", ""),
+            ("gemlite", " --group=128 --dtype=bf16"),
+            ("gptq", ""),
+            ("marlin", ""),
+            ("native", ""),
+        )
     ]
     assert "-m bench.int4 --arch=sm89" in texts
-    # What did not finish its validation is not timed; what was wrong is, to be said wrong.
+    # What did not finish its validation, or might take the others along, is not timed; what was wrong is, to be said
+    # wrong.
+    assert re.findall("^not timed: (.*)", done.stdout, re.M) == [
+        "gemlite: its validation did not end", "awq: it raised in its validation",
+        "gptq: its validation ended with status 139",
+    ]  # fmt: skip
     (timed,) = [text for text in texts if "--predict" in text]
     assert "--kernel=native,marlin --model=tiny" in timed and f"--json={out}/h200-int4-some.json" in timed
-    assert len(commands) == 7
+    assert len(commands) == 9
+    # Another call finds out the same from the logs in the folder.
+    again, commands = run(INT4_STEPS="int4")
+    assert again.returncode == 0 and again.stdout.count("not timed: ") == 3
+    timed = [command for command in commands if "--predict=l4" in command]
+    assert len(timed) == 2 and all("--kernel=native,marlin" in command for command in timed)
+
+
+def test_no_kernel_is_left(run):
+    run(INT4_STEPS="validate", INT4_KERNELS="awq")
+    done, commands = run(INT4_STEPS="int4", INT4_KERNELS="awq")
+    assert done.returncode == 1 and "failed: int4" in done.stdout and len(commands) == 1
 
 
 def test_the_commands_run(run, capsys):

@@ -152,6 +152,54 @@ def test_a_wrong_kernel_gets_no_time(capsys, monkeypatch, tmp_path):
     assert wrong and all(entry["status"] == "wrong" and entry["time_us"] is None for entry in wrong)
 
 
+def test_what_was_measured_is_in_the_file_at_any_time(capsys, monkeypatch, tmp_path):
+    """After every group, for an end that nobody can catch; Ctrl-C keeps the same."""
+    from bench.quant import measure
+
+    output, left, true = tmp_path / "int4.json", [], measure.measure_group
+
+    def cut(*arguments):
+        if output.exists():
+            left.append(json.loads(output.read_text()))
+        if len(left) == 2:
+            raise KeyboardInterrupt
+        return true(*arguments)
+
+    monkeypatch.setattr(measure, "measure_group", cut)
+    flags = [*SMALL, "--kernel=native", "--mode=native", "--what=shapes", f"--json={output}"]
+    result = run_here(capsys, "bench.int4", *flags)
+    assert result.status == 130 and "INTERRUPTED" in result.out
+    assert [document["interrupted"] for document in left] == [True, True]
+    assert [list(dict.fromkeys(entry["label"] for entry in one["ops"])) for one in left] == [["q"], ["q", "kv"]]
+    assert json.loads(output.read_text())["ops"] == left[-1]["ops"]
+
+
+@pytest.mark.parametrize(("launches", "null_us"), [(None, 0.5), (1, 0.5), (3, 1.5)])
+def test_a_call_of_several_kernels_waits_for_as_many_launches(monkeypatch, launches, null_us):
+    """By its trace. What they compute beyond that is the 4-bit kernel's."""
+    import numpy as np
+
+    from bench.core import device_trace
+    from bench.core import measure as core_measure
+    from bench.quant import measure
+    from bench.quant.groups import Counted, Group
+
+    arm = core_measure.Arm("padded", "graph")
+    arm.launches = launches
+    entry = {"backend": "padded", "mode": "graph", "status": "ok", "samples_us": [9.0], "bytes": 1000, "null_us": 0.5,
+             "host_us": None, "launches": None, "time_us": {"p50": 9.0}, "reason": None,
+             "ceiling": {"spec_gbs": None, "read_gbs": 1.0, "copy_gbs": 1.0}}  # fmt: skip
+    sample = device_trace.Sample(1, [], [])
+    found = device_trace.Traced(np.array([9.0]), ["a"] * (launches or 0), np.zeros((1, 1)), 1.0, sample)
+    monkeypatch.setattr(core_measure, "gate", lambda arms: None)
+    monkeypatch.setattr(
+        device_trace, "trace_arms", lambda arms, repeats: ({arm.label: found} if launches else {}, {arm.label: "why"})
+    )
+    group = Group({}, [arm], {arm.label: Counted(1000, 1, 1)}, 1)
+    measure.trace_group(group, [entry], type("Settings", (), {"dtype": "bf16"}))
+    assert entry["null_us"] == null_us and entry["parts_us"]["launch"] == null_us
+
+
 def test_a_kernel_of_the_other_half_precision_is_measured_in_it_with_ours_beside_it(capsys, monkeypatch, tmp_path):
     """The same 4-bit weights: q as they are, scales as near as that dtype has them."""
     given: dict[str, pk.Int4Weight] = {}

@@ -1,10 +1,11 @@
 """`bench.int4 --validate`: kernels that are right pass, and every planted fault is found and named."""
 
 import json
+import re
 
 import pytest
 import torch
-from command_line import ROOT, assert_refused, flat, run_here
+from command_line import ROOT, assert_refused, flat, run, run_here
 from helpers import torch_threads
 from torch import Tensor
 
@@ -124,6 +125,134 @@ class LastRowMissing(Right):
         return y
 
 
+class ScaleOfOneColumn(Right):
+    """One column takes the scale of the group beside its own."""
+
+    def prepare(self, weight):
+        plain = weight.plain()
+        self.weight, column = plain.dequantize(), plain.in_features // 3
+        group = int(plain.explicit_g_idx()[column])
+        offsets = plain.q[:, column].double() - plain.explicit_zeros()[:, group].double()
+        self.weight[:, column] = offsets * plain.scales[:, (group + 1) % plain.n_groups].double()
+        return [self.weight]
+
+
+class ZeroPointOfOneRow(Right):
+    """Off by one in row 64."""
+
+    def spoil(self, plain):
+        zeros = plain.explicit_zeros().clone()
+        zeros[64:65] += 1
+        return QuantizedWeight(plain.q, plain.scales, zeros, plain.group_size, plain.g_idx)
+
+
+class NibblesOfOneWord(Right):
+    """Two swapped in one word of the last row."""
+
+    def spoil(self, plain):
+        q = plain.q.clone()
+        q[-1, 512:514] = q[-1, 512:514].flip(0)
+        return QuantizedWeight(q, plain.scales, plain.zeros, plain.group_size, plain.g_idx)
+
+
+class LastColumnMissing(Right):
+    """Works in tiles of 128 columns, and forgets the last of what is over."""
+
+    def prepare(self, weight):
+        super().prepare(weight)
+        if self.weight.shape[1] % 128:
+            self.weight[:, -1] = 0
+        return [self.weight]
+
+
+class GroupSumsInHalf(Right):
+    """Adds up a group in float16 before it multiplies by the scale."""
+
+    def prepare(self, weight):
+        self.plain = weight.plain()
+        return super().prepare(weight)
+
+    def run(self, x):
+        offsets = self.plain.q.double() - self.plain.explicit_zeros().double().repeat_interleave(
+            self.plain.group_size, 1
+        )
+        sums = torch.einsum(
+            "bgk,ngk->bng", *(part.double().unflatten(1, (self.plain.n_groups, -1)) for part in (x, offsets))
+        ).half()
+        return (sums.double() * self.plain.scales.double()).sum(-1).to(x.dtype)
+
+
+class ReadsPastX(Right):
+    """Multiplies the element behind x by a weight of 0."""
+
+    def run(self, x):
+        past = torch.as_strided(x, (1,), (1,), x.storage_offset() + x.numel())
+        return super().run(x) + 0 * past
+
+
+class WritesBesideX(Right):
+    def run(self, x):
+        y = super().run(x)
+        torch.as_strided(x, (1,), (1,), x.storage_offset() - 1).zero_()
+        return y
+
+
+class WrongAtBatch5(Right):
+    def run(self, x):
+        y = super().run(x)
+        if x.shape[0] == 5:
+            y[2, 5] = torch.nan
+        return y
+
+
+class AlignedX(Right):
+    """Loads x by 16 bytes, and says that it takes any address."""
+
+    alignment = 2
+
+    def run(self, x):
+        return super().run(x) * (x.data_ptr() % 16 == 0)
+
+
+class MoreAlignedX(Right):
+    """Loads x by 32 bytes."""
+
+    def run(self, x):
+        return super().run(x) * (x.data_ptr() % 32 == 0)
+
+
+class RowsPastAGrid(Right):
+    """A block a row, in a dimension of the grid that ends at 65,535."""
+
+    def run(self, x):
+        y = super().run(x)
+        y[:, 65535:] = 0
+        return y
+
+
+class RowsPastSharedMemory(Right):
+    """Keeps x in 32 KB, and no more of it."""
+
+    def prepare(self, weight):
+        super().prepare(weight)
+        self.weight[:, 16384:] = 0
+        return [self.weight]
+
+
+class ZeroPointOf0(Right):
+    """Reads GPTQ v1 nibble by nibble: 0 is stored as 15 and read as 16."""
+
+    def spoil(self, plain):
+        zeros = plain.explicit_zeros().clone()
+        zeros[zeros == 0] = 16
+        return QuantizedWeight(plain.q, plain.scales, zeros, plain.group_size, plain.g_idx)
+
+
+class UnsignedScales(Right):
+    def spoil(self, plain):
+        return QuantizedWeight(plain.q, plain.scales.abs(), plain.zeros, plain.group_size, plain.g_idx)
+
+
 class Raises(Right):
     def run(self, x):
         raise RuntimeError("an illegal memory access was encountered\nand more")
@@ -134,7 +263,7 @@ class RefusesAll(Right):
 
 
 def found(kernel, groups=(128,), symmetries=(True, False)):
-    return validate.validate(kernel, CPU, kernel.dtypes, groups, symmetries)
+    return list(validate.validate(kernel, CPU, kernel.dtypes, groups, symmetries))
 
 
 def test_our_own_kernel_is_right():
@@ -143,7 +272,8 @@ def test_our_own_kernel_is_right():
     assert not validate.failed(results) and validate.right(results)
     assert {one.status for one in results} == {"ok"}
     assert {one.case for one in results} == {
-        "random", "one-hot", "powers of two", "all 0", "all 15", "zero scale", "long sum", "ragged", "act-order",
+        "random", "one-hot", "powers of two", "all 0", "all 15", "zero scale", "zero points of 0", "long sum",
+        "large inputs", "many rows", "ragged", "act-order",
     }  # fmt: skip
     random = [one for one in results if one.case == "random"]
     assert all(one.layout_error == 0 and 0.01 < one.format_error < 0.6 for one in random)
@@ -171,7 +301,7 @@ def test_a_right_kernel_passes():
         (HalfSums, {"long sum"}, "beyond the tolerance"),
         (IgnoresZeroScale, {"zero scale"}, "must be 0, got nan"),
         (FirstCallOnly, {"random", "one-hot"}, "the second call: "),
-        (WritesX, {"random", "all 0"}, "run must leave x as it is"),
+        (WritesX, {"random", "all 0"}, "run must leave x, and what lies beside it, as it is"),
         (WrongShape, {"random"}, "run must return torch.float16 [1, 128], got torch.float16 [1, 127]"),
         (WrongDtype, {"random"}, "run must return torch.float16 [1, 128], got torch.float32 [1, 128]"),
         (LastRowMissing, {"ragged"}, "beyond the tolerance"),
@@ -185,7 +315,53 @@ def test_a_planted_fault_is_found(kernel, cases, words):
     assert {one.case for one in failed} >= cases and not validate.right(results)
     assert any(words in one.reason for one in failed)
     assert all("\n" not in one.reason for one in failed)
-    assert f"WRONG in {len(failed)} of" in validate.verdict("it", results)
+    verdict = validate.verdict("it", results)
+    assert f"WRONG in {len(failed)} of" in verdict
+    assert (f"trials, {len(failed)} of which raised" in verdict) == (kernel is Raises)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "case", "words"),
+    [
+        (ScaleOfOneColumn, "one-hot", "weight[0, 341], read back by a one-hot input"),
+        (ZeroPointOfOneRow, "one-hot", "weight[64, 0], read back by a one-hot input"),
+        (NibblesOfOneWord, "one-hot", "weight[127, 512], read back by a one-hot input"),
+        (LastColumnMissing, "ragged", "beyond the tolerance"),
+        (GroupSumsInHalf, "large inputs", "worst at [0, 0]: got inf, expected 4"),
+        (ReadsPastX, "random", "worst at [0, 0]: got nan"),
+        (WritesBesideX, "random", "run must leave x, and what lies beside it, as it is"),
+        (WrongAtBatch5, "random", "worst at [2, 5]: got nan"),
+        (AlignedX, "one-hot", "the second call, x at a multiple of 2 bytes: weight[0, 0]"),
+        (MoreAlignedX, "one-hot", "weight[0, 0], read back by a one-hot input"),
+        (RowsPastAGrid, "many rows", "beyond the tolerance"),
+        (RowsPastSharedMemory, "long sum", "beyond the tolerance"),
+        (RowsPastSharedMemory, "random", "beyond the tolerance"),
+        (ZeroPointOf0, "zero points of 0", "out[0, 0] must be"),
+        (UnsignedScales, "powers of two", "out[0, 0] must be"),
+    ],
+)
+def test_a_small_fault_is_found_by_the_trial_for_it_and_its_place_named(kernel, case, words):
+    of_case = [trial for trial in trials(torch.float16, (128,), (True, False), 8) if trial.case == case]
+    failed = validate.failed([validate.run_trial(kernel, trial, CPU) for trial in of_case])
+    assert failed and any(words in one.reason for one in failed), [one.reason for one in failed]
+    assert not validate.failed([validate.run_trial(Right, trial, CPU) for trial in of_case])
+
+
+def test_where_x_lies():
+    class Looks(Right):
+        seen: list[int] = []
+
+        def run(self, x):
+            self.seen.append(x.data_ptr() % 64)
+            return super().run(x)
+
+    class TakesAny(Looks):
+        alignment, seen = 1, []
+
+    trial = next(iter(trials(torch.float16, (128,), (True,), 1)))
+    for kernel in (Looks, TakesAny):
+        assert validate.run_trial(kernel, trial, CPU).status == "ok"
+    assert Looks.seen == [16, 16] and TakesAny.seen == [16, 2]
 
 
 @pytest.mark.parametrize("fault", [SwappedNibbles, ZeroPointOffByOne, NeighbouringScales])
@@ -279,6 +455,8 @@ def test_the_command_on_a_wrong_kernel(capsys, tmp_path):
     flags = ["--validate", "--group=64", "--dtype=fp16", f"--kernel={file}:TransposedNibbles", "--device=cpu"]
     result = run_here(capsys, "bench.int4", *flags)
     assert result.status == 1 and "WRONG in" in result.out and "read back by a one-hot input" in flat(result.out)
+    listed = re.findall("^  wrong: (.*?),", result.out, re.M)
+    assert len(listed) == 8 and len(set(listed)) == len(set(listed[:7])) == 7  # of every case the first, then a second
 
 
 def test_a_kernel_that_does_not_run_here_is_no_failure(capsys, monkeypatch):
@@ -315,6 +493,54 @@ def test_a_kernel_that_is_none(capsys, tmp_path, kernel, words):
     broken.write_text("1 / 0\n")
     flag = f"--kernel={kernel.format(file=file, broken=broken, words=words_file)}"
     assert_refused(run_here(capsys, "bench.int4", "--validate", flag), "--kernel=", words)
+
+
+def test_an_interrupted_validation_keeps_what_was_tried(capsys, monkeypatch, tmp_path):
+    tried, true = [], validate.run_trial
+
+    def cut(*arguments):
+        if len(tried) == 3:
+            raise KeyboardInterrupt
+        tried.append(true(*arguments))
+        return tried[-1]
+
+    monkeypatch.setattr(validate, "run_trial", cut)
+    output = tmp_path / "found.json"
+    flags = ["--validate", "--kernel=native,tinygemm", "--dtype=fp16", f"--json={output}", "--device=cpu"]
+    result = run_here(capsys, "bench.int4", *flags)
+    assert result.status == 130 and "interrupted in native, after 3 trials" in flat(result.out)
+    document = json.loads(output.read_text())
+    assert document["interrupted"] and [len(kernel["trials"]) for kernel in document["kernels"]] == [3]
+    monkeypatch.setattr(validate, "run_trial", lambda *arguments: cut(*arguments))
+    result = run_here(capsys, "bench.int4", *flags)
+    assert result.status == 130 and "interrupted before anything was measured" in result.err
+
+
+def test_a_validation_whose_time_is_over(tmp_path):
+    """SIGTERM, which `timeout` sends, is as Ctrl-C."""
+    (tmp_path / "mine.py").write_text(
+        EXAMPLE.read_text() + "\n    def multiplies_by(self, weight):\n        import os, signal\n"
+        "        if weight.in_features == 3584:\n            os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        return weight.dequantize()\n"
+    )
+    output = tmp_path / "found.json"
+    flags = ["--validate", f"--kernel={tmp_path}/mine.py:TransposedNibbles", "--dtype=fp16", "--device=cpu"]
+    result = run("bench.int4", *flags, f"--json={output}")
+    assert result.status == 130 and "interrupted in transposed-nibbles, after 8 trials" in flat(result.out), result.err
+    assert json.loads(output.read_text())["interrupted"]
+
+
+@pytest.mark.parametrize("flag", ["--what=layer", "--model=tiny", "--mode=native", "--batch=4", "--ctx=64",
+                                  "--predict=l4", "--arch=sm89", "--repeats=2"])  # fmt: skip
+def test_flags_that_a_validation_would_ignore(capsys, flag):
+    result = run_here(capsys, "bench.int4", "--validate", "--device=cpu", flag)
+    assert_refused(result, f"{flag}: must be given without --validate")
+
+
+def test_a_ragged_result_is_no_sum_that_cancels():
+    for trial in trials(torch.bfloat16, (128,), (True,), 1, seed=3):
+        if trial.case == "ragged":
+            assert float(pk.reference.int4_gemv(trial.inputs[0], trial.weight).abs().max()) > 1
 
 
 def test_a_validation_writes_json_alone(capsys, tmp_path):

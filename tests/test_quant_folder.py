@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from test_quant_formats import plain
 
 import pykernels as pk
@@ -142,7 +142,10 @@ def test_where_the_data_do_not_tell_the_label_is_believed(tmp_path, label):
         (GPTQ | dict(group_size=0), "group_size must be -1 or a positive integer, got 0"),
         (AWQ | dict(bits=3), "bits must be 4, got 3"),
         (AWQ | dict(version="gemv"), "version must be 'gemm', got 'gemv'"),
-        (COMPRESSED | dict(format="int-quantized"), "format must be 'pack-quantized', got 'int-quantized'"),
+        (
+            COMPRESSED | dict(format="int-quantized"),
+            "must be 'pack-quantized' or 'mixed-precision', got 'int-quantized'",
+        ),
         (COMPRESSED | dict(config_groups={}), "config_groups must be an object of at least one group"),
         (
             COMPRESSED | dict(config_groups=dict(a=dict(weights=dict(num_bits=8)))),
@@ -182,6 +185,79 @@ def test_tensors_refused(tmp_path, format_, change, message):
     write(tmp_path, tensors, config)
     with pytest.raises(ValueError, match=message):
         quant.read_quantized(tmp_path, MODULE)
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_files_by_another_name(tmp_path, sharded):
+    """As AutoGPTQ names them."""
+    weight = trained()
+    write(tmp_path, quant.gptq.pack(weight, 1), GPTQ, shards=2 if sharded else 1)
+    name = "model.safetensors.index.json" if sharded else "model.safetensors"
+    (tmp_path / name).rename(tmp_path / name.replace("model", "gptq_model-4bit-64g"))
+    assert quant.equal(read(tmp_path), weight)
+    if not sharded:
+        save_file({"a": torch.zeros(1)}, tmp_path / "another.safetensors")
+        with pytest.raises(ValueError, match=r"model\.safetensors: there is no such file"):
+            read(tmp_path)
+
+
+def test_an_index_that_names_what_is_not_there(tmp_path):
+    write(tmp_path, quant.gptq.pack(trained(), 1), GPTQ, shards=2)
+    index = tmp_path / "model.safetensors.index.json"
+    files = json.loads(index.read_text())["weight_map"]
+    files[f"{MODULE}.qweight"], files[f"{MODULE}.qzeros"] = files[f"{MODULE}.qzeros"], files[f"{MODULE}.qweight"]
+    index.write_text(json.dumps({"weight_map": files}))
+    with pytest.raises(ValueError, match=f"the index names {MODULE}.qweight, which is not in it"):
+        read(tmp_path)
+    index.write_text(json.dumps({"weight_map": files | {f"{MODULE}.qweight": "../model.safetensors"}}))
+    with pytest.raises(ValueError, match="must map tensors to files in weight_map"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+def test_a_layer_that_was_not_converted(tmp_path, format_):
+    """modules_to_not_convert and ignore: the dense weight is in the folder, and named."""
+    config, pack = FORMATS[format_]
+    write(tmp_path, pack(trained()), config)
+    tensors = dict(load_file(tmp_path / "model.safetensors"), **{"lm_head.weight": torch.zeros(8, 8)})
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert quant.equal(read(tmp_path), trained())
+    with pytest.raises(ValueError, match=r"there is no tensor lm_head\.\w+, but lm_head.weight: .* is not quantised"):
+        quant.read_quantized(tmp_path, "lm_head")
+
+
+def test_gptq_with_layers_of_sizes_of_their_own(tmp_path):
+    """GPTQModel's `dynamic`: this layer has groups of 64, the configuration says 128."""
+    weight, config = trained(), GPTQ | dict(group_size=128)
+    write(tmp_path, quant.gptq.pack(weight, 1), config | dict(dynamic={r"+:.*up_proj": {"group_size": 64}}))
+    assert quant.equal(read(tmp_path), weight)
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": config}))
+    with pytest.raises(ValueError, match=r"scales must be of shape \[64, 2\], got \[64, 4\]"):
+        read(tmp_path)
+
+
+def test_a_layer_of_8_bits_is_not_taken_for_4(tmp_path):
+    """`dynamic` may say 8 bits too: then qweight has twice the rows, but the zero points twice the columns."""
+    tensors = quant.gptq.pack(trained(), 1) | {"qweight": torch.zeros(64, 64, dtype=torch.int32),
+                                               "qzeros": torch.zeros(4, 16, dtype=torch.int32)}  # fmt: skip
+    del tensors["g_idx"]
+    write(tmp_path, tensors, GPTQ | dict(dynamic={"+:.*": {"bits": 8}}))
+    with pytest.raises(ValueError, match=r"qzeros must be of shape \[4, 8\], got \[4, 16\]"):
+        read(tmp_path)
+
+
+def test_compressed_tensors_of_mixed_precision(tmp_path):
+    """Every group has its format then; the layers of those that are packed in 4 bits are read."""
+    four = COMPRESSED["config_groups"]["group_0"] | dict(format="pack-quantized")
+    eight = dict(format="float-quantized", weights=dict(num_bits=8, type="float", strategy="channel"))
+    config = COMPRESSED | dict(format="mixed-precision", config_groups=dict(a=eight, b=four))
+    write(tmp_path, quant.compressed_tensors.pack(trained()), config)
+    assert quant.equal(read(tmp_path), trained())
+    assert quant.quantization_of(tmp_path).group_size == 64
+    config |= dict(config_groups=dict(a=eight))
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": config}))
+    with pytest.raises(ValueError, match=r"config_groups must be of a group that is 'pack-quantized' .*, got \['a'\]"):
+        read(tmp_path)
 
 
 def test_no_such_folder(tmp_path):

@@ -11,7 +11,11 @@ from test_int4_gemv import GROUPS, int4, powers_of_two, shuffled
 from torch import Tensor
 
 import pykernels as pk
+from bench.backends import int4 as int4_kernels
+from bench.quant import validate
+from bench.quant.trials import trials
 
+CPU = torch.device("cpu")
 KINDS = [
     pytest.param(dict(symmetric=True), id="symmetric"),
     pytest.param(dict(symmetric=False), id="zeros"),
@@ -476,3 +480,26 @@ def test_three_weights_of_three_kinds(arch):
     check_qkv(given, arch, 1)
     given["q"] = dataclasses.replace(given["q"], perm=given["v"].perm)  # q and v read x alike now
     check_qkv(given, arch, 2)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_trials_of_a_validation(dtype, arch):
+    """`bench.int4 --validate` of the CUDA kernels on the executor: every case, few of the one-hot inputs, and without
+    the many rows, which take it minutes."""
+
+    class OnExecutor(int4_kernels.registry()["native"]):
+        def run(self, x: Tensor) -> Tensor:
+            with device(arch, seed=x.shape[0]) as dev:
+                return run_gemv(dev, x, self._weight)
+
+    found = []
+    for trial in trials(dtype, (32, 128), (True, False), 2):
+        if trial.case == "many rows" or trial.weight.out_features * trial.weight.in_features > 600_000:
+            continue
+        found.append(validate.run_trial(OnExecutor, dataclasses.replace(trial, inputs=trial.inputs[::64]), CPU))
+    assert not validate.failed(found)
+    assert {one.case for one in found} == {
+        "random", "one-hot", "powers of two", "all 0", "all 15", "zero scale", "zero points of 0", "large inputs",
+        "ragged", "act-order",
+    }  # fmt: skip

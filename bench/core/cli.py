@@ -4,6 +4,7 @@ Exit status: 0 done (unsupported arms are listed, not fatal); 1 a result was wro
 stderr that names the flag, the value and what is allowed; 130 interrupted, by Ctrl-C or SIGTERM.
 """
 
+import contextlib
 import functools
 import shlex
 import signal
@@ -300,6 +301,12 @@ class Outputs:
                 writers[flag](path, result)
             except OSError as error:
                 raise flag_error(flag, path, f"writable: {error.strerror}") from None
+
+    def keep(self, result: document.Document) -> None:
+        """Write --json alone, of a run that goes on: what is left of it should it be killed."""
+        if path := self.paths.get("--json"):
+            with contextlib.suppress(OSError):  # the end of the run says what is wrong with the file
+                document.write_json(path, result)
 
 
 class _InterruptedError(Exception):

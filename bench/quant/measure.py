@@ -93,4 +93,6 @@ def trace_group(group: Group, entries: list[Document], settings: Settings) -> No
     for arm, entry in zip(group.arms, entries, strict=True):
         traces, untraced = device_trace.trace_arms([arm], group.counted[arm.label].repeats)
         results.add_device_clock(entry, arm, traces, untraced)
+        if arm.label in traces:
+            entry["null_us"] *= arm.launches / group.launches  # a library may launch more than our own arms do
     say_what_binds(entries, settings.dtype)

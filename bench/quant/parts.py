@@ -3,8 +3,8 @@
 The rule, in this order:
 
 bandwidth       bytes / the read bandwidth measured in the same run
-launch          of what is left: the null op's time in the same mode, or time less the device's clock, or all of it
-                where the host's clock fills the time; the largest of the three
+launch          of what is left: the null op's time in the same mode for every kernel of the call, or time less the
+                device's clock, or all of it where the host's clock fills the time; the largest of the three
 kernel          of what is left then: what the dense kernel of the same shape, mode and run loses likewise
                 (ramp, drain, tail, latency); for a dense kernel all of it
 dequantisation  the rest: what the 4-bit kernel loses and the dense one does not

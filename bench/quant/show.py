@@ -163,7 +163,7 @@ def _format_error(by_dtype: dict[str, list[Found]]) -> str:
 def validation_lines(name: str, found: Sequence[Found]) -> list[str]:
     """The verdict on a kernel, what was wrong, and each reason for a refusal."""
     lines = [verdict(name, found)]
-    lines += [f"  {one.status}: {one.case}, {one.dtype}, {one.words}: {one.reason}" for one in failed(found)[:_LISTED]]
+    lines += [f"  {one.status}: {one.case}, {one.dtype}, {one.words}: {one.reason}" for one in _telling(failed(found))]
     if (more := len(failed(found)) - _LISTED) > 0:
         lines.append(f"  and {more} more like these")
     reasons: dict[str, int] = {}
@@ -175,6 +175,16 @@ def validation_lines(name: str, found: Sequence[Found]) -> list[str]:
 
 _LISTED = 8
 """Failures that are listed one by one; a broken kernel is wrong everywhere."""
+
+
+def _telling(bad: Sequence[Found]) -> list[Found]:
+    """The failures that are listed: of every case the first, then the second, ..."""
+    before: dict[str, int] = {}
+    turns = []
+    for one in bad:
+        before[one.case] = before.get(one.case, -1) + 1
+        turns.append(before[one.case])
+    return [one for _, one in sorted(zip(turns, bad, strict=True), key=lambda pair: pair[0])][:_LISTED]
 
 
 def print_validation(name: str, found: Sequence[Found], console: Console) -> None:

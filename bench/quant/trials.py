@@ -17,8 +17,12 @@ from pykernels.quant.int4_weight import group_size_allowed
 GROUP_SIZES = (32, 64, 128, -1)
 """The groups of a whole validation; -1 is the whole row."""
 
-RANDOM_SHAPES = ((128, 1024), (256, 3584), (64, 16384))
-"""[out_features, in_features]: a small one, a model's width, and a long sum."""
+RANDOM_SHAPES = ((128, 1024), (256, 3584), (64, 18944))
+"""[out_features, in_features]: a small one, which is tried with every batch, a model's width, and the longest row of
+the three models."""
+
+MANY_ROWS = (66048, 256)
+"""More rows than a grid has blocks in its second dimension (65,535), as an lm_head has."""
 
 EXACT_SHAPE = (128, 1024)
 """Fits the tiles of every kernel here."""
@@ -91,15 +95,21 @@ class _Maker:
         g_idx = (torch.randperm(k, generator=self.generator) // group).to(torch.int32)
         return pk.Int4Weight.from_plain(QuantizedWeight(plain.q, plain.scales, plain.zeros, group, g_idx), self.dtype)
 
-    def exact(self, q: Tensor, group: int, symmetric: bool, zero_every_other: bool = False) -> pk.Int4Weight:
-        """A weight of those q, scales of 1 and 1/2 (0 in every other group and in the whole first row)."""
+    def exact(
+        self, q: Tensor, group: int, symmetric: bool, zero_every_other: bool = False, least_zero: int = 1
+    ) -> pk.Int4Weight:
+        """A weight of those q, scales of 1 and 1/2 of either sign (0 in every other group and in the whole first row),
+        and zero points from `least_zero` to 15."""
         size = q.shape[1] if group == -1 else group
         shape = (q.shape[0], q.shape[1] // size)
-        scales = 1.0 / (1 + self.integers(0, 1, shape).float())
+        scales = (1.0 - 2 * self.integers(0, 1, shape).float()) / (1 + self.integers(0, 1, shape).float())
         if zero_every_other:
             scales[:, ::2] = 0
             scales[0] = 0
-        zeros = None if symmetric else self.integers(1, 15, shape)
+        zeros = None
+        if not symmetric:
+            zeros = self.integers(least_zero, 15, shape)
+            zeros[0, 0] = least_zero
         return pk.Int4Weight.from_plain(QuantizedWeight(q, scales.to(self.dtype), zeros, size))
 
 
@@ -113,7 +123,7 @@ def trials(
 ) -> Iterator[Trial]:
     """Every trial of one dtype. symmetries: of True and False; max_batch: the largest that the kernel takes."""
     make = _Maker(dtype, seed)
-    batches = sorted({1, min(3, max_batch), max_batch})
+    batches = range(1, max_batch + 1)
     for group in group_sizes:
         for symmetric in symmetries:
             for n, k in RANDOM_SHAPES:
@@ -128,11 +138,28 @@ def trials(
     scales = torch.full((n, k // 128), 2.0**-8, dtype=dtype)
     long_sum = pk.Int4Weight.from_plain(QuantizedWeight(q, scales, None, 128))
     yield Trial("long sum", long_sum, [make.normal(1, k).abs()])
+    yield _large_inputs(make)
+    weight, dense = make.quantised(*MANY_ROWS, 128, True)
+    yield Trial("many rows", weight, [make.normal(1, MANY_ROWS[1])], dense)
     for n, k, group in RAGGED:
         weight, dense = make.quantised(n, k, group, True)
-        yield Trial("ragged", weight, [make.normal(1, k)], dense)
+        # An error is taken relative to the largest result, and with few rows that may be a sum that has all but
+        # cancelled: of some inputs the one with the largest.
+        inputs = make.normal(16, k)
+        largest = int((inputs.double() @ dense.double().T).abs().amax(1).argmax())
+        yield Trial("ragged", weight, [inputs[largest : largest + 1]], dense)
     ordered = make.act_ordered(*EXACT_SHAPE, 64)
     yield Trial("act-order", ordered, one_hot(ordered.in_features, max_batch, dtype), exact=True)
+
+
+def _large_inputs(make: _Maker) -> Trial:
+    """Activations of 256 to 512, as single channels of trained models have them. The results fit half precision; the
+    sum of a group before it is scaled does not."""
+    n, k = EXACT_SHAPE
+    scales = torch.full((n, k // 128), 2.0**-6, dtype=make.dtype)
+    weight = pk.Int4Weight.from_plain(QuantizedWeight(torch.full((n, k), 15, dtype=torch.uint8), scales, None, 128))
+    x = 256 * (1 + torch.rand((1, k), generator=make.generator))
+    return Trial("large inputs", weight, [x.to(make.dtype)])
 
 
 def _exact(make: _Maker, group: int, symmetric: bool, batch: int) -> Iterator[Trial]:
@@ -148,3 +175,6 @@ def _exact(make: _Maker, group: int, symmetric: bool, batch: int) -> Iterator[Tr
     ):
         inputs = [make.signs(batch, k) for _ in range(4)]
         yield Trial(case, make.exact(q, group, symmetric, zero_every_other), inputs, exact=True)
+    if not symmetric:  # apart from the others: a format that stores one less in 4 bits cannot say 0, and refuses it
+        weight = make.exact(make.integers(0, 15, (n, k)), group, symmetric, least_zero=0)
+        yield Trial("zero points of 0", weight, [make.signs(batch, k) for _ in range(4)], exact=True)

@@ -4,7 +4,7 @@ A trial ends as `ok`; as `refused`, where the kernel says beforehand that it doe
 as `error`, where it said nothing and raised.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -90,20 +90,38 @@ def run_trial(kernel: type[Int4Kernel], trial: Trial, device: torch.device) -> F
     return found
 
 
+_GUARD_BYTES = 512
+"""Of NaN on either side of x. A multiple of every alignment."""
+
+
+def _guarded(x: Tensor, alignment: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """x on the device amid NaN, and all of that memory: what a kernel reads beside x it finds in its result. The
+    address of x is a multiple of `alignment` and of no more."""
+    size = x.element_size()
+    before = (_GUARD_BYTES + max(alignment, size)) // size
+    memory = torch.full((before + x.numel() + _GUARD_BYTES // size,), torch.nan, dtype=x.dtype)
+    memory[before : before + x.numel()] = x.flatten()
+    memory = memory.to(device)
+    return memory[before : before + x.numel()].view(x.shape), memory
+
+
 def _outputs(instance: Int4Kernel, trial: Trial, device: torch.device) -> tuple[list[Tensor], str | None]:
     """All results of the first calls and of the second ones, [rows, out_features] each, or what is wrong with a call's
-    manners. Twice: what a call leaves behind (locks, partial sums) shows in the next."""
+    manners. Twice: what a call leaves behind (locks, partial sums) shows in the next. The second finds x at an address
+    of the least alignment that the kernel takes, the first at one of 16 bytes where that is more."""
+    least = type(instance).alignment
     rows: tuple[list[Tensor], list[Tensor]] = ([], [])
     for x in trial.inputs:
-        x_there = x.clone().to(device)
-        for results in rows:
+        for results, alignment in zip(rows, (max(least, 16), least), strict=True):
+            x_there, memory = _guarded(x, alignment, device)
+            before = memory.cpu().clone().view(torch.uint8)
             y = instance.run(x_there)
             if (tuple(y.shape), y.dtype) != ((x.shape[0], trial.weight.out_features), x.dtype):
                 wanted = [x.shape[0], trial.weight.out_features]
                 return [], f"run must return {x.dtype} {wanted}, got {y.dtype} {list(y.shape)}"
             results.append(y.cpu().clone())
-        if not torch.equal(x_there.cpu(), x):
-            return [], "run must leave x as it is"
+            if not torch.equal(memory.cpu().view(torch.uint8), before):
+                return [], "run must leave x, and what lies beside it, as it is"
     return [torch.cat(results) for results in rows], None
 
 
@@ -114,7 +132,9 @@ def _compare_all(instance: Int4Kernel, trial: Trial, dense: Tensor, device: torc
         return
     x = torch.cat(trial.inputs)
     expected = x.double() @ dense.T
-    for call, got in zip(("", "the second call: "), outputs, strict=True):
+    least = type(instance).alignment
+    second = f"the second call, x at a multiple of {least} bytes: " if least < 16 else "the second call: "
+    for call, got in zip(("", second), outputs, strict=True):
         comparison = compare(got, expected, trial.weight.dtype, gate_depth(type(instance)))
         found.max_rel_error = max(found.max_rel_error or 0.0, comparison.max_rel_error)
         if trial.exact:
@@ -137,13 +157,11 @@ def validate(
     group_sizes: Sequence[int],
     symmetries: Sequence[bool],
     seed: int = 0,
-) -> list[Found]:
-    """Every trial of a kernel in those of the dtypes that it takes."""
-    found = []
+) -> Iterator[Found]:
+    """Every trial of a kernel in those of the dtypes that it takes, one after another."""
     for dtype in [dtype for dtype in dtypes if dtype in kernel.dtypes_on(device)]:
         for trial in trials(dtype, group_sizes, symmetries, kernel.max_batch, seed):
-            found.append(run_trial(kernel, trial, device))
-    return found
+            yield run_trial(kernel, trial, device)
 
 
 def failed(found: Sequence[Found]) -> list[Found]:
@@ -159,6 +177,8 @@ def verdict(name: str, found: Sequence[Found]) -> str:
         reasons = ", ".join(dict.fromkeys(one.reason for one in refused)) or "it takes none of the dtypes asked for"
         return f"{name}: NOTHING VALIDATED: {reasons}"
     state = f"WRONG in {len(bad)} of {ran} trials" if bad else f"right in all of {ran} trials"
+    if raised := sum(one.status == "error" for one in bad):
+        state += f", {raised} of which raised"
     layout = max((one.layout_error or 0.0 for one in found), default=0.0)
     loss = f"; its layout alone is up to {layout:.1e} off what the weights say" if layout > 1e-12 else ""
     return f"{name}: {state}" + (f"; {len(refused)} refused" if refused else "") + loss

@@ -44,7 +44,9 @@ def _gptq(source: Path, fields: dict[str, Any]) -> Quantization:
     label = fields.get("checkpoint_format") or fields.get("format") or "gptq"  # older writers have no such field
     if label not in ("gptq", "gptq_v2"):
         raise _fail(source, "checkpoint_format", "'gptq' or 'gptq_v2'", label)
-    return Quantization("gptq", _group_size(source, fields.get("group_size")), 2 if label == "gptq_v2" else 1, source)
+    # `dynamic` gives layers sizes of their own: every layer's shapes tell its.
+    group_size = None if fields.get("dynamic") else _group_size(source, fields.get("group_size"))
+    return Quantization("gptq", group_size, 2 if label == "gptq_v2" else 1, source)
 
 
 def _awq(source: Path, fields: dict[str, Any]) -> Quantization:
@@ -57,14 +59,22 @@ def _awq(source: Path, fields: dict[str, Any]) -> Quantization:
     return Quantization("awq", _group_size(source, fields.get("group_size", fields.get("q_group_size"))), None, source)
 
 
+def _is_packed_4_bit(group: dict[str, Any]) -> bool:
+    weights = group.get("weights")
+    return group.get("format") == "pack-quantized" and isinstance(weights, dict) and weights.get("num_bits") == 4
+
+
 def _compressed_tensors(source: Path, fields: dict[str, Any]) -> Quantization:
-    if fields.get("format") != "pack-quantized":
-        raise _fail(source, "format", "'pack-quantized'", fields.get("format"))
+    mixed = fields.get("format") == "mixed-precision"  # then every group has a format of its own
+    if not mixed and fields.get("format") != "pack-quantized":
+        raise _fail(source, "format", "'pack-quantized' or 'mixed-precision'", fields.get("format"))
     groups = fields.get("config_groups")
     if not isinstance(groups, dict) or not groups:
         raise _fail(source, "config_groups", "an object of at least one group", groups)
     sizes = set()
     for name, group in groups.items():
+        if mixed and isinstance(group, dict) and not _is_packed_4_bit(group):
+            continue
         weights = group.get("weights") if isinstance(group, dict) else None
         if not isinstance(weights, dict):
             raise _fail(source, f"config_groups.{name}.weights", "an object", weights)
@@ -73,6 +83,8 @@ def _compressed_tensors(source: Path, fields: dict[str, Any]) -> Quantization:
                 words = " or ".join(map(repr, allowed))
                 raise _fail(source, f"config_groups.{name}.weights.{field}", words, weights.get(field))
         sizes.add(-1 if weights["strategy"] == "channel" else _group_size(source, weights.get("group_size")))
+    if not sizes:
+        raise _fail(source, "config_groups", "of a group that is 'pack-quantized' with num_bits 4", [*groups])
     # Groups of layers with different sizes: every layer's shapes tell its own.
     return Quantization("compressed-tensors", sizes.pop() if len(sizes) == 1 else None, None, source)
 
@@ -118,7 +130,8 @@ def _read_tensors(folder: Path, module: str, required: list[str], optional: list
                     raise ValueError(f"weights {folder / files[name]}: the index names {name}, which is not in it")
                 found[suffix] = file.get_tensor(name)
         elif suffix in required:
-            raise ValueError(f"weights {folder}: there is no tensor {name}")
+            dense = f", but {module}.weight: that layer is not quantised" if f"{module}.weight" in files else ""
+            raise ValueError(f"weights {folder}: there is no tensor {name}{dense}")
     return found
 
 

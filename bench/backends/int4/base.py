@@ -41,6 +41,8 @@ class Int4Kernel(ABC):
     in_multiple: ClassVar[int] = 1
     out_multiple: ClassVar[int] = 1
     max_batch: ClassVar[int] = 8
+    alignment: ClassVar[int] = 16
+    """Bytes that the address of x must be a multiple of; a power of two, 256 at most. A validation gives it no more."""
     zeros: ClassVar[bool] = True
     """Takes weights with zero points of their own."""
     act_order: ClassVar[bool] = False

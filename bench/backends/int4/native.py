@@ -16,6 +16,7 @@ class Native(Int4Kernel):
     description = "launchtax's own int4_gemv"
     dtypes = (torch.bfloat16, torch.float16, torch.float32)
     act_order = True
+    alignment = 1  # x may begin at any element
 
     @classmethod
     def availability(cls, device: torch.device) -> str | None:
