@@ -246,8 +246,8 @@ def command(
         # A validation has shapes, batches and a number of calls of its own.
         given = {
             "--arch": (arch, ""), "--what": (what, _ALL_PARTS), "--model": (model, cli.ALL_STUDIED),
-            "--config": (config, ""), "--mode": (mode, ""), "--ctx": (ctx, 2048), "--batch": (batch, 1), "--predict": (predict_, ""),
-            "--repeats": (repeats, 0),
+            "--config": (config, ""), "--mode": (mode, ""), "--ctx": (ctx, 2048), "--batch": (batch, 1),
+            "--predict": (predict_, ""), "--repeats": (repeats, 0),
         }  # fmt: skip
         for flag, (value, default) in given.items():
             if value != default:
