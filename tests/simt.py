@@ -71,7 +71,8 @@ class Device:
         self._function("allocate").restype = ctypes.c_void_p
         self._function("release").argtypes = [ctypes.c_void_p]
         for op in _WITH_WORKSPACE:
-            self._function(f"{op}_workspace_bytes").restype = ctypes.c_size_t
+            if hasattr(self._library, f"{self._prefix}{op}_workspace_bytes"):  # not in every build
+                self._function(f"{op}_workspace_bytes").restype = ctypes.c_size_t
         for op, struct in STRUCTS.items():
             if not hasattr(self._library, f"{self._prefix}{op}_params_bytes"):
                 continue  # no CUDA kernel

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from bench.core.errors import first_line, one_line
+from bench.core.errors import first_line
 
 
 def library_reason(package: str, load: Callable[[], object]) -> str | None:
@@ -12,5 +12,5 @@ def library_reason(package: str, load: Callable[[], object]) -> str | None:
     except ImportError as error:
         return f"{package} is not installed: {first_line(error)}"
     except Exception as error:  # whatever a foreign import raises is why there is no library
-        return f"{package} cannot be loaded: {one_line(error)}"
+        return f"{package} cannot be loaded: {first_line(error)}"
     return None

@@ -53,10 +53,6 @@ EXPORT size_t pykernels_simt_gqa_decode_workspace_bytes(const GqaDecodeParams* p
     return cuda::gqa_decode_workspace_bytes(*params);
 }
 
-EXPORT size_t pykernels_simt_int4_out_mlp_workspace_bytes(const Int4OutMlpParams* params) {
-    return cuda::int4_out_mlp_workspace_bytes(*params);
-}
-
 // pykernels_simt_rmsnorm(params, programmatic) and so on; pykernels_simt_rmsnorm_params_bytes() is the size
 // of the struct.
 #define OP(name, Params)                                                            \
@@ -105,6 +101,11 @@ OP(qkv_gemv, QkvGemvParams)
 OP(int4_swiglu_gemv, Int4SwigluGemvParams)
 OP(int4_qkv_gemv, Int4QkvGemvParams)
 OP(int4_out_mlp, Int4OutMlpParams)
+
+EXPORT size_t pykernels_simt_int4_out_mlp_workspace_bytes(const Int4OutMlpParams* params) {
+    return cuda::int4_out_mlp_workspace_bytes(*params);
+}
+
 OP(add, AddParams)
 OP(embedding, EmbeddingParams)
 OP(argmax, ArgmaxParams)
