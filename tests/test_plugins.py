@@ -360,12 +360,12 @@ def test_a_4_bit_cuda_kernel_is_measured(monkeypatch, capsys, tmp_path, cupy, sp
     """bench.int4 as in a plug-in's own process, on a fake GPU."""
     output = tmp_path / "int4.json"
     if spoils:
-        cupy.afterwards = lambda given: tensor_at(given["out"] - 1, (1,), torch.uint8).bitwise_xor_(1)
+        cupy.afterwards = lambda given: tensor_at(given["out"] - 1, (1,), torch.uint8).fill_(1)
     with fake_gpu(monkeypatch):
         result = run_here(
             capsys, "bench.int4", "--device=cuda", "--model=tiny", "--steps=3", "--warmup=1", "--l2=warm",
-            f"--kernel={INT4_GEMV}:int4_gemv", "--what=shapes", "--mode=eager,graph", f"--plugin-journal={tmp_path}",
-            f"--json={output}",
+            f"--kernel={INT4_GEMV}:int4_gemv", "--what=shapes", "--mode=eager,graph", "--repeats=1",
+            f"--plugin-journal={tmp_path}", f"--json={output}",
         )  # fmt: skip
     assert result.status == spoils, result.out + result.err
     ops = [entry for entry in json.loads(output.read_text())["ops"] if entry["backend"] == "int4_gemv.cu:int4_gemv"]

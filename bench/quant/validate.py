@@ -99,7 +99,7 @@ def begun(trial: Trial) -> Found:
 def run_trial(kernel: type[Int4Kernel], trial: Trial, device: torch.device) -> Found:
     """One trial. The device runs the kernel and nothing else: tensors are made, moved and compared on the CPU."""
     weight, found = trial.weight, begun(trial)
-    on_device = weight.to(device)
+    on_device = weight.clone().to(device)  # on the CPU too: what is compared with must not be what a kernel can write
     if reason := kernel.refusal(on_device, trial.batch):
         found.status, found.reason = "refused", reason
         return found
