@@ -2,7 +2,7 @@
 
 python -m bench.int4                                            # every linear shape of three models, and their layers
 python -m bench.int4 --model=qwen2.5-7b --group=64 --asymmetric --json=int4.json --plot=int4.png
-python -m bench.int4 --kernel=native,mine.py:Mine,examples/int4_gemv.cu:int4_gemv --dtype=bf16
+python -m bench.int4 --kernel=native,mine.py:Mine,mine.cu:kernel --dtype=bf16   # kernels of one's own
 python -m bench.int4 --validate --kernel=mine.py:Mine           # against the oracle and in exact cases; status 1: wrong
 python -m bench.int4 --arch=sm89                                # the machine code for Ada, without an Ada card
 python -m bench.int4 --predict=l4                               # our layer on an L4, by arithmetic
