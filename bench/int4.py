@@ -2,7 +2,7 @@
 
 python -m bench.int4                                            # every linear shape of three models, and their layers
 python -m bench.int4 --model=qwen2.5-7b --group=64 --asymmetric --json=int4.json --plot=int4.png
-python -m bench.int4 --kernel=native,mine.py:Mine --dtype=fp16
+python -m bench.int4 --kernel=native,mine.py:Mine,mine.cu:kernel --dtype=bf16   # kernels of one's own
 python -m bench.int4 --validate --kernel=mine.py:Mine           # against the oracle and in exact cases; status 1: wrong
 python -m bench.int4 --arch=sm89                                # the machine code for Ada, without an Ada card
 python -m bench.int4 --predict=l4                               # our layer on an L4, by arithmetic
@@ -11,7 +11,8 @@ python -m bench.int4 --predict=l4                               # our layer on a
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -20,15 +21,17 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from bench import plugins
 from bench.backends import int4 as kernels4
 from bench.backends import modes_on
+from bench.backends.plugin import KINDS, Journal, load_int4, parse_backends
 from bench.core import cli, controls, environment
 from bench.core.ceiling import Ceiling
 from bench.core.document import Document
 from bench.core.errors import flag_error
 from bench.core.progress import progress
 from bench.core.run import Machine, close
-from bench.quant import groups, machine_code, measure, predict, show, validate
+from bench.quant import groups, machine_code, measure, plugged, predict, show, validate
 from bench.quant.trials import GROUP_SIZES
 
 _WHAT = ("shapes", "layer")
@@ -66,7 +69,7 @@ def run(
     interrupted = False
 
     def document(interrupted: bool) -> Document:
-        ops = [entry for _, entries in measured for entry in entries]
+        ops = [entry for _, entries in measured for entry in (*entries, *plugged.entries(settings.plugged, entries[0]))]
         predictions = []
         for model in settings.specs if gpu else ():
             if entry := predict.best_layer(ops, model.name):
@@ -81,6 +84,7 @@ def run(
             "group_size": settings.group_size, "symmetric": settings.symmetric, "ctx": settings.ctx,
             "batch": settings.batch, "dtype": settings.dtype, "l2": settings.l2, "l2_words": f"{settings.l2} weights",
             "warmup": settings.warmup, "steps": settings.steps, "ceiling": ceiling.document(*spec), "null": nulls,
+            "plugins": [found.describe(settings.plugin_timeout_s) for found in settings.plugged],
             "ops": ops, "arms": [], "ladder": {}, "ladder_notes": {}, "predictions": predictions,
             "published": {name: vars(show.paper.figures()[name]) for name in show.PUBLISHED},
         }  # fmt: skip
@@ -101,47 +105,33 @@ def run(
 
 
 def run_validation(
-    kernels: dict[str, type[kernels4.Int4Kernel]],
-    device: torch.device,
-    dtype: str,
-    group: int,
-    asymmetric: bool,
-    seed: int,
-    outputs: cli.Outputs,
+    attempts: Sequence[Callable[[], validate.Tried]], device: torch.device, seed: int, outputs: cli.Outputs
 ) -> int:
-    """--validate: the trials of every kernel that runs here, and the exit status."""
-    dtypes = [cli.DTYPES[dtype]] if dtype else list(cli.DTYPES.values())
-    sizes = [group] if group else list(GROUP_SIZES)
-    console, everything, entries, interrupted = Console(), [], [], False
-    for name, kernel in kernels.items():
-        found: list[validate.Found] = []
-        reason = None
-        try:
-            if reason := kernel.availability(device):
-                console.print(Text(f"{name}: unsupported: {reason}"))
-            else:
-                for one in validate.validate(kernel, device, dtypes, sizes, [True, False][asymmetric:], seed):
-                    found.append(one)
-        except KeyboardInterrupt:
-            interrupted = True
-        if found or not (reason or interrupted):
-            show.print_validation(name, found, console)
-            everything += found
-        entries.append({"kernel": name, "reason": reason, "trials": [vars(one) for one in found]})
-        if interrupted:
-            console.print(Text(f"interrupted in {name}, after {len(found)} trials: the rest was not tried"))
+    """--validate: what each attempt finds of a kernel, and the exit status."""
+    console, every, interrupted = Console(), [], False
+    for attempt in attempts:
+        every.append(tried := attempt())
+        if interrupted := tried.interrupted:
+            if tried.found:
+                show.print_validation(tried, console)
+            console.print(
+                Text(f"interrupted in {tried.kernel}, after {len(tried.found)} trials: the rest was not tried")
+            )
             break
-    if interrupted and not everything:
+        show.print_validation(tried, console)
+    found = [one for tried in every for one in tried.found]
+    if interrupted and not found:
         raise KeyboardInterrupt
     outputs.write({
         **cli.head(_PROGRAM, "int4-validation", interrupted=interrupted, environment=environment.collect()),
-        "device": device.type, "seed": seed, "kernels": entries,
+        "device": device.type, "seed": seed, "kernels": [tried.document() for tried in every],
     })  # fmt: skip
     if interrupted:
         return cli.INTERRUPTED
     # Where kernels were offered trials, one of them must have taken one.
-    offered = any(entry["reason"] is None for entry in entries)
-    return 0 if validate.right(everything) or not offered else 1
+    offered = any(tried.reason is None for tried in every)
+    ended = any(tried.ended for tried in every)
+    return 0 if (validate.right(found) or not offered) and not ended else 1
 
 
 def run_jit(device: torch.device) -> tuple[bool, str]:
@@ -195,11 +185,16 @@ def print_list(device: torch.device) -> None:
         reason = kernel.availability(device)
         print(f"{name:<10} {kernel.description}")
         print(f"{'':<10} " + (f"unsupported: {reason}" if reason else "runs here"))
+    print(f"plug-ins: {KINDS} (docs/int4.md, docs/plugins.md)")
 
 
 def command(
     kernel: Annotated[
-        str, typer.Option("--kernel", help="comma-separated names, or FILE.py:Name; all: every one that is known")
+        str,
+        typer.Option(
+            "--kernel",
+            help=f"comma-separated names, or plug-ins: {KINDS}; all: every one that is known, without plug-ins",
+        ),
     ] = "all",
     what: Annotated[str, typer.Option("--what", help="comma-separated: shapes, layer")] = _ALL_PARTS,
     model: cli.ModelsFlag = cli.ALL_STUDIED,
@@ -235,6 +230,8 @@ def command(
     md: cli.MdFlag = "",
     plot: Annotated[str, typer.Option("--plot", help="draw the parts as bars (.png, .svg or .pdf)")] = "",
     list_: Annotated[bool, typer.Option("--list", help="name the kernels, and why one does not run here")] = False,
+    plugin_timeout_s: plugins.TimeoutFlag = 300.0,
+    plugin_journal: plugins.JournalFlag = "",
 ) -> int:
     """4-bit kernels: their time, what binds them, and whether they are right."""
     target = cli.device(device)
@@ -254,16 +251,30 @@ def command(
                 raise flag_error(flag, value, "given without --validate, which has its own shapes and batches")
     if arch:
         return run_arch(cli.choice("--arch", arch, ("sm80", "sm89", "sm90a")))
-    kernels = kernels4.named("--kernel", kernel)
+    known = kernels4.registry()
+    names, asked = parse_backends("--kernel", kernel, list(known))
+    kernels = {name: known[name] for name in names}
     if dtype:
         cli.choice("--dtype", dtype, list(cli.DTYPES))
     if group:
         cli.group_size("--group", group)
     cli.set_threads(threads)
+    if validate_ and (md or csv or plot):
+        raise flag_error("--validate", "true", "given with --json alone: a validation has no other file")
+    journal = Journal(Path(plugin_journal)) if plugin_journal else None
+    if journal:  # this process is a plug-in's own
+        (plugin,), asked = asked, []
+        kernels[plugin.label] = load_int4(plugin, journal, target)
+    flags = [
+        f"--group={group}", f"--dtype={dtype}", f"--device={device}", f"--threads={threads}", f"--seed={seed}",
+        *["--asymmetric"] * asymmetric,
+    ]  # fmt: skip
     if validate_:
-        if md or csv or plot:
-            raise flag_error("--validate", "true", "given with --json alone: a validation has no other file")
-        return run_validation(kernels, target, dtype, group, asymmetric, seed, outputs)
+        dtypes = [cli.DTYPES[dtype]] if dtype else list(cli.DTYPES.values())
+        trials = (target, dtypes, [group] if group else list(GROUP_SIZES), [True, False][asymmetric:], seed, journal)
+        apart = [partial(plugged.validate, _PROGRAM, one, ["--validate", *flags], plugin_timeout_s) for one in asked]
+        here = [partial(validate.tried, name, kernel, *trials) for name, kernel in kernels.items()]
+        return run_validation([*apart, *here], target, seed, outputs)
     group, dtype = group or 128, dtype or "bf16"
     specs = cli.models(model, config)
     parts = cli.choices("--what", what, _WHAT)
@@ -273,9 +284,19 @@ def command(
     groups.check_group_size("--group", group, specs)
     cli.number("--ctx", ctx, 1, min(spec.max_position for spec in specs))
     spec = cli.spec_bandwidth(spec_gbs, target)
+    modes = cli.choices("--mode", mode or _DEFAULT_MODES[target.type], modes_on(target))
+    flags += [
+        "--what=shapes", f"--model={model}", f"--config={config}", f"--ctx={ctx}", f"--batch={batch}", f"--l2={l2}",
+        f"--warmup={warmup}", f"--steps={steps}", f"--repeats={repeats}", f"--spec-gbs={spec_gbs}",
+    ]  # fmt: skip
+    plugin_modes = [mode for mode in modes if mode in groups.PEER_MODES]
+    if asked and not plugin_modes:
+        raise flag_error("--mode", mode, f"with one of {', '.join(groups.PEER_MODES)} for {asked[0].text}")
+    if asked and "shapes" not in parts:
+        raise flag_error("--what", what, f"with shapes for {asked[0].text}: a layer has our own kernels alone")
     settings = groups.Settings(
-        specs=specs, kernels=kernels,
-        modes=cli.choices("--mode", mode or _DEFAULT_MODES[target.type], modes_on(target)),
+        specs=specs, kernels=kernels, modes=modes, journal=journal, plugin_timeout_s=plugin_timeout_s,
+        plugged=plugins.measure_all(plugins.Plan(_PROGRAM, asked, plugin_modes, flags, [], plugin_timeout_s)),
         group_size=group, symmetric=not asymmetric, ctx=ctx,
         batch=batch, dtype=dtype,
         torch_dtype=cli.DTYPES[dtype], device=target, l2=l2, warmup=warmup, steps=steps, repeats=repeats, seed=seed,

@@ -50,10 +50,12 @@ class Plan:
 
 @dataclass
 class Found:
-    """What came of one plug-in: the document of its process where one finished, and the arms that none measured."""
+    """What came of one plug-in: the document of its process where one finished, the arms that none measured, and what
+    processes that did not finish had saved by then."""
 
     plugin: Plugin
     document: Document | None = None
+    kept: list[Document] = field(default_factory=list)
     failed: list[Arm] = field(default_factory=list)
 
     def entries(self, key: str) -> list[Document]:
@@ -95,7 +97,7 @@ def measure(plan: Plan, plugin: Plugin) -> Found:
         with tempfile.TemporaryDirectory() as folder:
             journal, output = Journal(Path(folder)), Path(folder, "result.json")
             outcome = run_module(plan.driver, [
-                f"--backend={','.join([plugin.text, *plan.beside])}", f"--mode={','.join(todo)}", *plan.flags,
+                f"{plugin.flag}={','.join([plugin.text, *plan.beside])}", f"--mode={','.join(todo)}", *plan.flags,
                 f"--plugin-journal={folder}", f"--json={output}",
             ], plan.limit_s)  # fmt: skip
             if output.exists():
@@ -103,6 +105,7 @@ def measure(plan: Plan, plugin: Plugin) -> Found:
                 if not result["interrupted"]:
                     found.document = result
                     return found
+                found.kept.append(result)
             if refused := journal.read("refused"):
                 raise UsageError(refused)
             ended = _blame(plugin, journal, outcome, todo)
@@ -113,13 +116,18 @@ def measure(plan: Plan, plugin: Plugin) -> Found:
 
 def _blame(plugin: Plugin, journal: Journal, outcome: Outcome, modes: Sequence[str]) -> list[Arm]:
     """The arms of a process that did not finish: that at fault, or all where none is named; and those it has not."""
-    doing, mode = journal.state()
+    _, mode = journal.state()
     reasons = journal.read("modes") or {}
     runnable = [name for name in modes if not reasons.get(name)]
-    words = journal.read("lost") or outcome.reason or "ended with exit status 0 before it was done"
-    if doing:
-        words += f", while it was {doing}"
+    words = how_it_ended(journal, outcome)
     ended = [unsupported(plugin.label, name, reasons[name]) for name in modes if name not in runnable]
     for name in [mode] if mode in modes else runnable:
         ended.append(Arm(plugin.label, name, status="error", reason=words))
     return ended
+
+
+def how_it_ended(journal: Journal, outcome: Outcome) -> str:
+    """Of a process that did not finish."""
+    words = journal.read("lost") or outcome.reason or "ended with exit status 0 before it was done"
+    doing, _ = journal.state()
+    return words + (f", while it was {doing}" if doing else "")

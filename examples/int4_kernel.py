@@ -19,9 +19,6 @@ from bench.backends.int4 import Int4Kernel
 class TransposedNibbles(Int4Kernel):
     """Two weights a byte along in_features, in_features first: uint8 [in_features / 2, out_features]."""
 
-    name = "transposed-nibbles"
-    description = "an example: nibbles along in_features, unpacked by torch"
-
     # What it takes. A weight that does not fit is refused by these, and not tried.
     dtypes = (torch.bfloat16, torch.float16)
     group_sizes = (32, 64, 128)

@@ -4,12 +4,14 @@ So the arguments that are marshalled, their order and their types meet the oracl
 """
 
 import ctypes
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+import pykernels as pk
 from bench.backends.cuda_source import CudaSource
 
 
@@ -24,12 +26,13 @@ class CompileError(Exception):
 
 
 class FakeKernel:
-    """A kernel of op gqa_decode or gemv; `launches` are (grid, block, shared_mem, stream)."""
+    """A kernel of an op of cuda_source.OPS; `launches` are (grid, block, shared_mem, stream)."""
 
     def __init__(self, cupy: "FakeCupy", source: CudaSource, options: tuple[str, ...]) -> None:
         self.cupy, self.source, self.launches = cupy, source, []
         self.macros = dict(option[2:].split("=") for option in options if option.startswith("-D"))
         self.max_dynamic_shared_size_bytes = 48 << 10
+        self.dense: Tensor | None = None
 
     def __call__(self, grid: tuple, block: tuple, args: tuple, *, shared_mem: int = 0) -> None:
         assert isinstance(grid, tuple) and isinstance(block, tuple) and isinstance(args, tuple)
@@ -42,7 +45,8 @@ class FakeKernel:
         sizes = {name.lower(): int(value) for name, value in self.macros.items()}
         for name in sizes.keys() & given.keys():
             assert given[name] == sizes[name], f"{name} is {given[name]}, its macro {sizes[name]}"
-        (self._gemv if self.source.op == "gemv" else self._attention)(given, SimpleNamespace(**sizes))
+        compute = {"gemv": self._gemv, "int4_gemv": self._int4_gemv, "gqa_decode": self._attention}[self.source.op]
+        compute(given, SimpleNamespace(**sizes))
 
     @property
     def declared(self) -> set[str]:
@@ -65,12 +69,27 @@ class FakeKernel:
         )
         out.copy_(x.double() @ weight.double().T)
 
+    def _int4_gemv(self, given: dict, n: SimpleNamespace) -> None:
+        def at(name: str, dtype: torch.dtype, *shape: int) -> Tensor | None:
+            return tensor_at(given[name], shape, dtype) if given.get(name) else None  # null, or not declared
+
+        dtype = self.source.dtype
+        weight = pk.Int4Weight(
+            at("packed", torch.uint8, n.n_out, n.n_in // 2), at("scales", dtype, n.n_out, n.n_groups),
+            at("zeros", torch.uint8, n.n_out, n.n_groups), at("perm", torch.int32, n.n_in),
+        )  # fmt: skip
+        if self.dense is None:  # the kernel of one weight
+            self.dense = weight.dequantize()
+        at("out", dtype, n.batch, n.n_out).copy_(pk.reference.gemv(at("x", dtype, n.batch, n.n_in), self.dense))
+        self.cupy.afterwards(given)
+
 
 class FakeCupy:
     """The module: RawModule and cuda.Stream.from_external. `kernels` are those that were compiled."""
 
     def __init__(self) -> None:
         self.kernels: list[FakeKernel] = []
+        self.afterwards: Callable[[dict], object] = lambda given: None  # what else an int4_gemv does, by its arguments
         self.stream: int | None = None
         cupy = self
 

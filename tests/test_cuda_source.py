@@ -10,6 +10,7 @@ from command_line import ROOT
 from bench.backends.cuda_source import CudaSource, Expression, SourceError
 
 EXAMPLE = ROOT / "examples" / "gqa_decode_plugin.cu"
+INT4_EXAMPLE = ROOT / "examples" / "int4_gemv.cu"
 SIZES = {"batch": 2, "n_heads": 28, "n_kv_heads": 4, "head_dim": 128, "max_len": 300}
 HEADER = "// launchtax: op=gqa_decode grid=n_heads,batch block=128\n"
 KERNEL = 'extern "C" __global__ void mine(const __nv_bfloat16* q, __nv_bfloat16* out, int max_len, float scale) {}\n'
@@ -31,12 +32,64 @@ def test_the_example():
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
 @pytest.mark.parametrize("head_dim", [64, 128])
 def test_the_example_compiles(tmp_path, head_dim):
-    source = CudaSource.read(EXAMPLE, "gqa_decode")
-    command = ["nvcc", "-cubin", "-arch=sm_80", "-std=c++17", *source.macros(SIZES | {"head_dim": head_dim})]
-    result = subprocess.run(
-        [*command, "-Werror=all-warnings", "-o", tmp_path / "x.cubin", EXAMPLE], capture_output=True, text=True
-    )
+    assert_compiles(tmp_path, EXAMPLE, "sm_80", CudaSource.read(EXAMPLE, "gqa_decode"), SIZES | {"head_dim": head_dim})
+
+
+def assert_compiles(tmp_path, path, arch, source, sizes):
+    command = ["nvcc", "-cubin", f"-arch={arch}", "-std=c++17", *source.macros(sizes), "-Werror=all-warnings"]
+    result = subprocess.run([*command, "-o", tmp_path / "x.cubin", path], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+INT4_SIZES = {"batch": 3, "n_in": 4096, "n_out": 130, "group_size": 64}
+
+
+def test_the_4_bit_example():
+    source = CudaSource.read(INT4_EXAMPLE, "int4_gemv")
+    assert (source.op, source.dtype) == ("int4_gemv", torch.bfloat16)
+    assert source.parameters == ["x", "packed", "scales", "zeros", "out", "n_out"]
+    launch = source.launch(INT4_SIZES)
+    assert (launch.grid, launch.block, launch.shared_bytes) == ((33, 3), (128,), 0)
+    assert set(source.macros(INT4_SIZES)) == {
+        "-DBATCH=3", "-DN_IN=4096", "-DN_OUT=130", "-DGROUP_SIZE=64", "-DN_GROUPS=64",
+    }  # fmt: skip
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
+@pytest.mark.parametrize("arch", ["sm_89", "sm_90a"])
+@pytest.mark.parametrize("group_size", [32, 4096])
+def test_the_4_bit_example_compiles(tmp_path, arch, group_size):
+    source = CudaSource.read(INT4_EXAMPLE, "int4_gemv")
+    assert_compiles(tmp_path, INT4_EXAMPLE, arch, source, INT4_SIZES | {"group_size": group_size})
+
+
+INT4_HEADER = "// launchtax: op=int4_gemv grid=n_out,batch block=32 require=batch<=2\n"
+INT4_KERNEL = (
+    'extern "C" __global__ void mine(const __nv_bfloat16* x, const uint4* packed, const __nv_bfloat16* scales,\n'
+    "    const unsigned char* zeros, const int* perm, __nv_bfloat16* out, int n_in) {}\n"
+)
+
+
+@pytest.mark.parametrize("kind", ["unsigned", "unsigned char", "uint8_t", "uint32_t", "uint2", "uint4"])
+def test_packed_is_bytes_words_or_vectors_of_them(kind):
+    text = INT4_HEADER + INT4_KERNEL.replace("const uint4*", f"const {kind} *")
+    assert CudaSource.parse(text, "mine").parameters == ["x", "packed", "scales", "zeros", "perm", "out", "n_in"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("const uint4* packed", "const float* packed"), "must be const unsigned char* or uint8_t* or unsigned* or"),
+        (("const uint4* packed", "int packed"), "`int packed` must be const unsigned char*"),
+        (("unsigned char* zeros", "int* zeros"), "`const int* zeros` must be const unsigned char* or uint8_t* zeros"),
+        (("int n_in", "int n_groups"), "int4_gemv has no parameter n_groups: it has x, scales, packed, zeros, perm,"),
+        (("n_out,batch", "n_heads,batch"), "names n_heads, and the sizes are batch, n_in, n_out, group_size, n_groups"),
+    ],
+)  # fmt: skip
+def test_what_is_no_4_bit_kernel(change, words):
+    with pytest.raises(SourceError) as error:
+        CudaSource.parse((INT4_HEADER + INT4_KERNEL).replace(*change), "mine")
+    assert words in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +169,7 @@ def test_ways_to_write_a_kernel(kernel):
         (KERNEL, "mine has no line `// launchtax:"),
         (HEADER + KERNEL.replace("mine", "other") + KERNEL, "mine has no line `// launchtax:"),
         (HEADER.replace("block=128", "") + KERNEL, "lacks block="),
-        (HEADER.replace("gqa_decode", "attention") + KERNEL, "op must be one of gqa_decode, gemv, got attention"),
+        (HEADER.replace("gqa_decode", "attention") + KERNEL, "of gqa_decode, gemv, int4_gemv, got attention"),
         (HEADER.replace("block", "dtype=int8 block") + KERNEL, "dtype must be one of bf16, fp16, fp32, got int8"),
         (HEADER.replace("block", "block=1 block") + KERNEL, "each once"),
         (HEADER.replace("op=", "kernel=mine op=") + KERNEL, "must be of op, dtype, grid, block, shared, require"),
@@ -128,7 +181,7 @@ def test_ways_to_write_a_kernel(kernel):
         (HEADER + KERNEL.replace("float scale", "float* scale"), "`float* scale` must be float scale"),
         (HEADER + KERNEL.replace("const __nv_bfloat16* q", "const float* q"), "must be const __nv_bfloat16* q"),
         (HEADER + KERNEL.replace("__nv_bfloat16* out", "const __nv_bfloat16* out"), "must be __nv_bfloat16* out"),
-        (HEADER + KERNEL.replace("int max_len", "const float* kv_len"), "must be const int* kv_len"),
+        (HEADER + KERNEL.replace("int max_len", "const float* kv_len"), "must be const int* or int32_t* kv_len"),
         (HEADER + KERNEL.replace("__nv_bfloat16* out, ", ""), "must have a parameter out"),
         (HEADER + KERNEL.replace("int max_len", "__nv_bfloat16* q"), "each parameter once"),
         (HEADER + KERNEL.replace("float scale", "dim3 a[2]"), "cannot be read"),

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 import torch
-from command_line import assert_refused, flat, run_here
+from command_line import ROOT, assert_refused, flat, run_here
 from helpers import torch_threads
 
 import pykernels as pk
@@ -112,6 +112,50 @@ def test_what_a_run_writes(finished):
     assert "published, not measured here" in text and "PREDICTION, L4" in text and document["command"] in text
     assert "marlin" in text and "tinygemm multiplies by other weights" in text
     assert (folder / "int4.png").read_bytes().startswith(b"\x89PNG")
+
+
+PLUGINS = ROOT / "tests" / "plugins"
+
+
+def test_plugins_are_measured_in_processes_of_their_own(capsys, tmp_path):
+    output, bad = tmp_path / "int4.json", PLUGINS / "int4_misbehaving.py"
+    asked = f"native,{bad}:Right,{bad}:Dies,{PLUGINS / 'raises_at_import.py'}:X"
+    result = run_here(capsys, "bench.int4", *SMALL, "--what=shapes", f"--kernel={asked}", f"--json={output}")
+    assert result.status == 0, result.out + result.err
+    document = json.loads(output.read_text())
+    found = {(e["backend"], e["mode"], e["label"]): e for e in document["ops"]}
+    assert len(found) == len(document["ops"]) == len(floors.LINEAR_SHAPES) * (2 + 1 + 2 + 3)
+    reached = True
+    for label, sizes in floors.LINEAR_SHAPES.items():
+        right = found["int4_misbehaving.py:Right", "eager", label]
+        assert right["status"] == "ok" and right["ratio_to_dense"]["p50"] > 0 and right["binds"] in PARTS
+        # What was finished before it died is kept.
+        died = found["int4_misbehaving.py:Dies", "eager", label]
+        reached = reached and sizes(TINY)[0] != 1408
+        wanted = ("ok", None) if reached else ("error", "ended by SIGSEGV, while it was checked")
+        assert (died["status"], died["reason"]) == wanted
+        assert bool(died["time_us"]) == (died["status"] == "ok")
+        absent = found["raises_at_import.py:X", "eager", label]
+        assert (absent["status"], absent["reason"][:27]) == ("error", "ImportError: libsomething.s")
+        assert found["native", "native", label]["status"] == "ok"
+    assert (
+        not reached and found["int4_misbehaving.py:Dies", "eager", next(iter(floors.LINEAR_SHAPES))]["status"] == "ok"
+    )
+    assert [entry["backend"].split(":")[1] for entry in document["plugins"]] == ["Right", "Dies", "X"]
+    assert "error: int4_misbehaving.py:Dies (" in flat(result.out) and "ended by SIGSEGV" in flat(result.out)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--mode=native"], ["--mode=native: must be with one of eager, graph for"]),
+        (["--what=layer"], ["--what=layer: must be with shapes for", "a layer has our own kernels alone"]),
+        (["--plugin-timeout-s=0"], ["--plugin-timeout-s=0.0: must be a positive number of seconds"]),
+    ],
+)
+def test_runs_that_take_no_plugin(capsys, flags, words):
+    asked = f"--kernel={PLUGINS / 'int4_misbehaving.py'}:Right"
+    assert_refused(run_here(capsys, "bench.int4", *SMALL, asked, *flags), *words)
 
 
 def test_published_figures_are_the_paper_s(finished):

@@ -18,6 +18,8 @@ from pykernels.quant import QuantizedWeight
 
 CPU = torch.device("cpu")
 EXAMPLE = ROOT / "examples" / "int4_kernel.py"
+MISBEHAVING = ROOT / "tests" / "plugins" / "int4_misbehaving.py"
+GQA_DECODE = ROOT / "examples" / "gqa_decode_plugin.cu"
 
 
 @pytest.fixture(autouse=True)
@@ -436,17 +438,58 @@ def test_trials_are_of_every_shape_and_the_same_again():
 # The command.
 
 
-def test_the_command_on_the_example(capsys, tmp_path):
+def test_the_command_on_the_example_and_on_those_that_end_their_process(capsys, tmp_path):
     output = tmp_path / "found.json"
-    flags = ["--validate", "--group=64", "--dtype=fp16", f"--kernel={EXAMPLE}:TransposedNibbles", f"--json={output}"]
-    result = run_here(capsys, "bench.int4", *flags, "--device=cpu")
-    assert result.status == 0, result.out
-    assert "transposed-nibbles: right in all of" in flat(result.out)
+    bad = {
+        f"{MISBEHAVING}:Dies": "ended by SIGSEGV", f"{MISBEHAVING}:Exits": "exit status 3",
+        f"{MISBEHAVING}:SlipsAway": "ended with exit status 0 before it was done",
+        f"{MISBEHAVING.with_name('raises_at_import.py')}:X":
+            "ImportError: libsomething.so.1: cannot open shared object file",
+    }  # fmt: skip
+    asked = ",".join([*bad, f"{EXAMPLE}:TransposedNibbles"])
+    flags = ["--validate", "--group=64", "--dtype=fp16", "--device=cpu", f"--kernel={asked}", f"--json={output}"]
+    result = run_here(capsys, "bench.int4", *flags)
+    assert result.status == 1, result.out
     document = json.loads(output.read_text())
-    (kernel,) = document["kernels"]
-    assert (document["kind"], kernel["kernel"], kernel["reason"]) == ("int4-validation", "transposed-nibbles", None)
+    assert document["kind"] == "int4-validation"
+    *ended, kernel = document["kernels"]
+    assert [(one["reason"], one["ended"]) for one in ended] == [(None, words) for words in bad.values()]
+    names = ["int4_misbehaving.py:Dies", "int4_misbehaving.py:Exits", "int4_misbehaving.py:SlipsAway"]
+    assert [one["kernel"] for one in ended] == [*names, "raises_at_import.py:X"]
+    # Those before are kept, the one at fault is an error by the reason of the process's end.
+    for one, finished in zip(ended, (8, 0, 8), strict=False):
+        assert [trial["status"] for trial in one["trials"]] == ["ok"] * finished + ["error"]
+        assert one["trials"][-1]["reason"] == one["ended"]
+    assert (ended[0]["trials"][-1]["in_features"], ended[3]["trials"]) == (3584, [])
+    printed = flat(result.out)
+    assert (
+        "int4_misbehaving.py:Dies: WRONG in 1 of 9 trials, 1 of which raised; its process: ended by SIGSEGV: what "
+        "comes after was not tried error: random, float16, 256x3584, groups of 64, batch 1: ended by SIGSEGV"
+    ) in printed
+    assert "raises_at_import.py:X: NOTHING VALIDATED: ImportError: libsomething" in printed
+    # And the good one beside them is as ever.
+    assert "int4_kernel.py:TransposedNibbles: right in all of 40 trials; 1 refused" in printed
+    assert (kernel["kernel"], kernel["reason"], kernel["ended"]) == ("int4_kernel.py:TransposedNibbles", None, None)
     assert {trial["dtype"] for trial in kernel["trials"]} == {"float16"}
     assert {trial["group_size"] for trial in kernel["trials"] if trial["case"] == "random"} == {64}
+
+
+def test_a_kernel_that_hangs(capsys, tmp_path):
+    output = tmp_path / "found.json"
+    flags = ["--validate", "--group=64", "--dtype=fp16", "--device=cpu", "--plugin-timeout-s=12", f"--json={output}"]
+    result = run_here(capsys, "bench.int4", *flags, f"--kernel={MISBEHAVING}:Hangs")
+    (kernel,) = json.loads(output.read_text())["kernels"]
+    # On a machine that is busy enough it does not get as far.
+    assert result.status == 1 and kernel["ended"].startswith("was not done after 12 s"), result.out
+    assert [trial["status"] for trial in kernel["trials"]] in ([], *(["ok"] * n + ["error"] for n in range(9)))
+    assert "int4_misbehaving.py:Hangs: " in result.out and "was not done after 12 s" in flat(result.out)
+
+
+def test_a_kernel_alone_is_right(capsys):
+    """Exit status 0."""
+    flags = ["--validate", "--group=-1", "--asymmetric", "--dtype=fp16", "--device=cpu"]
+    result = run_here(capsys, "bench.int4", *flags, f"--kernel={MISBEHAVING}:Right")
+    assert result.status == 0 and "int4_misbehaving.py:Right: right in all of" in flat(result.out), result.out
 
 
 def test_the_command_on_a_wrong_kernel(capsys, tmp_path):
@@ -475,24 +518,22 @@ def test_a_kernel_that_took_nothing_is_a_failure(capsys, dtype, status):
 @pytest.mark.parametrize(
     ("kernel", "words"),
     [
-        ("nothing", "all, FILE.py:Name, or of native, tinygemm"),
-        ("none.py:Name", "FILE.py:Name of a file that exists"),
-        ("{file}:Absent", "a subclass of bench.backends.int4.Int4Kernel: Absent is not one"),
-        ("{file}:NotOne", "a subclass of bench.backends.int4.Int4Kernel: NotOne is not one"),
-        ("{file}:Bare", "a kernel that can be run: Bare lacks name, prepare, run"),
-        ("{words}:Name", "FILE.py:Name of a file that exists"),
-        ("{broken}:Name", "a file that can be run: ZeroDivisionError: division by zero"),
+        ("nothing", "must be all, or of native, tinygemm"),
+        ("nothing", "or FILE.py:Class or FILE.cu:kernel"),
+        ("none.py:Name", "must be a file that exists, and none.py is none"),
+        ("none.cu:name", "must be a file that exists, and none.cu is none"),
+        (f"{ROOT / 'README.md'}:Name", "FILE.py:Class or FILE.cu:kernel"),
+        (f"{MISBEHAVING}:", "must be FILE.py:Class or FILE.cu:kernel"),
+        (f"{MISBEHAVING}:Absent", "must name a class of the file, which has Right, Dies"),
+        (f"{MISBEHAVING}:NotOne", "must be a subclass of bench.backends.int4.Int4Kernel, or a kernel of op int4_gemv"),
+        (f"{MISBEHAVING}:Bare", "Bare lacks prepare, run"),
+        (f"{GQA_DECODE}:gqa_decode", "or a kernel of op int4_gemv"),
+        (f"{GQA_DECODE}:mine", "has no __global__ mine: it has gqa_decode"),
     ],
 )
-def test_a_kernel_that_is_none(capsys, tmp_path, kernel, words):
-    file, broken = tmp_path / "file.py", tmp_path / "broken.py"
-    file.write_text(
-        "from bench.backends.int4 import Int4Kernel\nclass NotOne:\n    pass\nclass Bare(Int4Kernel):\n    pass\n"
-    )
-    (words_file := tmp_path / "words.txt").write_text("no module\n")
-    broken.write_text("1 / 0\n")
-    flag = f"--kernel={kernel.format(file=file, broken=broken, words=words_file)}"
-    assert_refused(run_here(capsys, "bench.int4", "--validate", flag), "--kernel=", words)
+def test_a_kernel_that_is_none(capsys, kernel, words):
+    result = run_here(capsys, "bench.int4", "--validate", "--device=cpu", f"--kernel={kernel}")
+    assert_refused(result, f"--kernel={kernel}", words)
 
 
 def test_an_interrupted_validation_keeps_what_was_tried(capsys, monkeypatch, tmp_path):
@@ -518,16 +559,13 @@ def test_an_interrupted_validation_keeps_what_was_tried(capsys, monkeypatch, tmp
 
 def test_a_validation_whose_time_is_over(tmp_path):
     """SIGTERM, which `timeout` sends, is as Ctrl-C."""
-    (tmp_path / "mine.py").write_text(
-        EXAMPLE.read_text() + "\n    def multiplies_by(self, weight):\n        import os, signal\n"
-        "        if weight.in_features == 3584:\n            os.kill(os.getpid(), signal.SIGTERM)\n"
-        "        return weight.dequantize()\n"
-    )
     output = tmp_path / "found.json"
-    flags = ["--validate", f"--kernel={tmp_path}/mine.py:TransposedNibbles", "--dtype=fp16", "--device=cpu"]
+    flags = ["--validate", f"--kernel={MISBEHAVING}:EndsTheRun", "--dtype=fp16", "--device=cpu"]
     result = run("bench.int4", *flags, f"--json={output}")
-    assert result.status == 130 and "interrupted in transposed-nibbles, after 8 trials" in flat(result.out), result.err
-    assert json.loads(output.read_text())["interrupted"]
+    words = "interrupted in int4_misbehaving.py:EndsTheRun, after 8 trials"
+    assert result.status == 130 and words in flat(result.out), result.err
+    document = json.loads(output.read_text())
+    assert document["interrupted"] and {trial["status"] for trial in document["kernels"][0]["trials"]} == {"ok"}
 
 
 @pytest.mark.parametrize("flag", ["--what=layer", "--model=tiny", "--mode=native", "--batch=4", "--ctx=64",

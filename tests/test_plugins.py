@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from command_line import ROOT, assert_refused, run_here
-from fake_cupy import FakeCupy
+from fake_cupy import FakeCupy, tensor_at
 from fake_gpu import fake_gpu
 from test_backends import workload
 
@@ -19,11 +19,13 @@ from bench.backends import MODES, arms_of
 from bench.backends.cuda_kernel import Kernel
 from bench.backends.op_plugin import GUARD_BYTES, Guarded
 from bench.backends.plain import LibraryLayer
-from bench.backends.plugin import Journal, Plugin, load_layer, load_op
+from bench.backends.plugin import Journal, Plugin, load_int4, load_layer, load_op
 from bench.core import attention_arms
 from bench.core.measure import alternate, gate
 from bench.core.op_cases import cases
 from bench.plugins import Plan, measure
+from bench.quant import validate
+from bench.quant.trials import trials
 from bench.study.processes import Outcome
 
 CPU = torch.device("cpu")
@@ -31,6 +33,7 @@ SMALL = ["--model=tiny", "--device=cpu", "--ctx=16", "--steps=3", "--warmup=1", 
 MISBEHAVING = ROOT / "tests" / "plugins" / "misbehaving.py"
 ATTENTION = ROOT / "examples" / "attention_plugin.py"
 GQA_DECODE = ROOT / "examples" / "gqa_decode_plugin.cu"
+INT4_GEMV = ROOT / "examples" / "int4_gemv.cu"
 GEMV = ROOT / "tests" / "plugins" / "gemv.cu"
 
 
@@ -298,6 +301,89 @@ def test_a_cuda_kernel_of_one_op(tmp_path, cupy):
         assert make(case, instances, "native", samplers) is None
 
 
+def int4_trials(path, tmp_path, groups, cases=None):
+    """What comes of a CUDA kernel's trials in bf16."""
+    kernel = load_int4(plugin(path, "int4_gemv"), Journal(tmp_path), CPU)
+    given = [
+        trial
+        for trial in trials(torch.bfloat16, groups, (True, False), kernel.max_batch)
+        if cases is None or trial.case in cases
+    ]
+    return [validate.run_trial(kernel, trial, CPU) for trial in given]
+
+
+def test_a_4_bit_cuda_kernel_is_validated(tmp_path, cupy):
+    found = int4_trials(INT4_GEMV, tmp_path, (64,))
+    assert not validate.failed(found) and validate.right(found), validate.verdict("it", found)
+    assert {one.case: one.reason for one in found if one.status == "refused"} == {"act-order": "takes no act-order"}
+    assert {one.symmetric for one in found if one.status == "ok"} == {True, False}
+    launches = {launch for kernel in cupy.kernels for launch in kernel.launches}
+    assert launches >= {((32, batch), (128,), 0, 77) for batch in range(1, 9)} | {((1, 1), (128,), 0, 77)}
+
+
+def test_what_a_4_bit_cuda_kernel_declares_is_what_it_takes(tmp_path, cupy):
+    path = tmp_path / "changed.cu"
+    text = INT4_GEMV.read_text().replace("const unsigned char* zeros,", "const int* perm,")
+    path.write_text(text.replace("block=128", "block=128 require=batch<=2 and group_size>32"))
+    found = int4_trials(path, tmp_path, (32, 128), {"random", "powers of two", "act-order"})
+    assert {(one.status, one.reason) for one in found if not one.symmetric and one.case != "act-order"} == {
+        ("refused", "takes no zero points")
+    }
+    small = [one for one in found if one.symmetric and one.group_size == 32]
+    words = "requires batch<=2 and group_size>32, and batch is {}, group_size is 32"
+    assert {one.reason for one in small} == {words.format(1), words.format(2)}
+    taken = [one for one in found if one.symmetric and one.group_size == 128]
+    assert {one.status for one in taken} == {"ok"} and {one.batch for one in taken} == {1, 2}
+
+
+@pytest.mark.parametrize(
+    ("spoiled", "offset", "words"),
+    [
+        ("out", 2 * 128, "wrote outside out: 1 bytes changed, the first 0 bytes past its end"),
+        ("out", -1, "wrote outside out: 1 bytes changed, the first 0 bytes before its begin"),
+        ("packed", 0, "wrote into packed: 1 elements changed, the first at [0, 0]"),
+        ("x", 0, "run must leave x, and what lies beside it, as it is"),
+    ],
+)
+def test_a_4_bit_cuda_kernel_that_writes_what_is_not_its_own(tmp_path, cupy, spoiled, offset, words):
+    def spoil(given):
+        tensor_at(given[spoiled] + offset, (1,), torch.uint8).bitwise_xor_(1)
+
+    cupy.afterwards = spoil
+    trial = next(iter(trials(torch.bfloat16, (128,), (True,), 1)))
+    found = validate.run_trial(load_int4(plugin(INT4_GEMV, "int4_gemv"), Journal(tmp_path), CPU), trial, CPU)
+    assert (found.status, found.reason) == ("wrong", words)
+
+
+@pytest.mark.parametrize(("spoils", "status"), [(False, "ok"), (True, "wrong")])
+def test_a_4_bit_cuda_kernel_is_measured(monkeypatch, capsys, tmp_path, cupy, spoils, status):
+    """bench.int4 as in a plug-in's own process, on a fake GPU."""
+    output = tmp_path / "int4.json"
+    if spoils:
+        cupy.afterwards = lambda given: tensor_at(given["out"] - 1, (1,), torch.uint8).fill_(1)
+    with fake_gpu(monkeypatch):
+        result = run_here(
+            capsys, "bench.int4", "--device=cuda", "--model=tiny", "--steps=3", "--warmup=1", "--l2=warm",
+            f"--kernel={INT4_GEMV}:int4_gemv", "--what=shapes", "--mode=eager,graph", "--repeats=1",
+            f"--plugin-journal={tmp_path}", f"--json={output}",
+        )  # fmt: skip
+    assert result.status == spoils, result.out + result.err
+    ops = [entry for entry in json.loads(output.read_text())["ops"] if entry["backend"] == "int4_gemv.cu:int4_gemv"]
+    assert {(entry["mode"], entry["status"]) for entry in ops} == {("eager", status), ("graph", status)}
+    assert not spoils or {entry["reason"] for entry in ops} == {
+        "wrote outside out: 1 bytes changed, the first 0 bytes before its begin"
+    }
+
+
+def test_a_4_bit_cuda_kernel_needs_a_gpu(capsys, tmp_path):
+    output = tmp_path / "found.json"
+    asked = f"--kernel={INT4_GEMV}:int4_gemv"
+    result = run_here(capsys, "bench.int4", "--validate", "--device=cpu", asked, f"--json={output}")
+    assert result.status == 0 and "int4_gemv.cu:int4_gemv: unsupported: needs a CUDA device" in result.out
+    (kernel,) = json.loads(output.read_text())["kernels"]
+    assert kernel["reason"].startswith("needs a CUDA device") and kernel["trials"] == []
+
+
 def test_more_shared_memory_than_the_default_is_asked_for(tmp_path, cupy):
     path = tmp_path / "large.cu"
     path.write_text(GQA_DECODE.read_text().replace("block=256", "block=256 shared=100*1024"))
@@ -421,6 +507,7 @@ def test_a_file_without_the_class_is_refused_by_the_run(capsys, tmp_path):
         (MISBEHAVING, "Incomplete", "Incomplete lacks attend"),
         (MISBEHAVING, "OtherArguments", "attend must take q, k_cache, v_cache, kv_len, out"),
         (GEMV, "gemv", "computes op gemv, and a layer takes gqa_decode"),
+        (INT4_GEMV, "int4_gemv", "computes op int4_gemv, and a layer takes gqa_decode"),
     ],
 )
 def test_a_class_of_another_interface(tmp_path, path, name, words):
@@ -433,6 +520,7 @@ def test_a_class_of_another_interface(tmp_path, path, name, words):
     ("path", "name", "op", "words"),
     [
         (GQA_DECODE, "gqa_decode", "gemv", "computes op gqa_decode, and --op is gemv"),
+        (INT4_GEMV, "int4_gemv", "int4_gemv", "is a 4-bit kernel, which bench.int4 takes, by --kernel"),
         (
             MISBEHAVING,
             "DiesInOneMode",

@@ -13,12 +13,13 @@ from command_line import ROOT, run
 
 import pykernels as pk
 from bench.backends import Workload, arms_of
-from bench.backends.plugin import Journal, Plugin, load_attention, load_layer, load_op
+from bench.backends.plugin import Journal, Plugin, load_attention, load_int4, load_layer, load_op
 from bench.core import attention_arms, attention_cases
 from bench.core.attention_arms import Plan
 from bench.core.measure import Rotation, alternate, gate
 from bench.core.op_cases import cases
 from bench.core.samplers import Samplers
+from bench.quant import validate
 
 pytest.importorskip("cupy", exc_type=ImportError)
 pytestmark = pytest.mark.skipif(
@@ -27,6 +28,7 @@ pytestmark = pytest.mark.skipif(
 
 GQA_DECODE = ROOT / "examples" / "gqa_decode_plugin.cu"
 ATTENTION = ROOT / "examples" / "attention_plugin.py"
+INT4_GEMV = ROOT / "examples" / "int4_gemv.cu"
 PLUGINS = ROOT / "tests" / "plugins"
 GPU = torch.device("cuda", 0)
 
@@ -56,6 +58,25 @@ def test_the_examples_in_a_layer(tmp_path, path, kernel, name, batch):
     gate(arms)
     assert alternate(arms, 1, 3)
     assert [(arm.status, arm.reason, len(arm.samples_us)) for arm in arms] == [("ok", None, 3)] * 2
+
+
+@pytest.mark.parametrize("group", [32, 128, -1])
+def test_the_4_bit_example(tmp_path, group):
+    kernel = load_int4(plugin(INT4_GEMV, "int4_gemv"), Journal(tmp_path), GPU)
+    found = list(validate.validate(kernel, GPU, kernel.dtypes, (group,), (True, False)))
+    assert validate.right(found), "\n".join(one.reason for one in validate.failed(found))
+    assert {one.case for one in found if one.status == "refused"} == {"act-order"}
+
+
+@pytest.mark.parametrize("mode", ["eager", "graph"])
+def test_the_4_bit_example_is_timed(tmp_path, mode):
+    output, asked = tmp_path / "int4.json", f"{INT4_GEMV}:int4_gemv"
+    flags = ["--what=shapes", "--model=tiny", f"--mode={mode}", "--steps=3", f"--json={output}"]
+    result = run("bench.int4", f"--kernel=native,{asked}", *flags)
+    assert result.status == 0, result.out + result.err
+    own = [e for e in json.loads(output.read_text())["ops"] if e["backend"] == "int4_gemv.cu:int4_gemv"]
+    assert own and {(e["status"], e["reason"]) for e in own} == {("ok", None)}
+    assert all(e["device_us"] and e["ratio_to_dense"] for e in own)
 
 
 @pytest.mark.parametrize("mode", ["eager", "graph"])

@@ -3,7 +3,7 @@
 import importlib
 import os
 import sysconfig
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,7 +13,8 @@ from torch import Tensor
 
 import pykernels as pk
 from bench.backends.cuda_source import CudaSource
-from bench.backends.op_plugin import AttentionPlugin, OpPlugin
+from bench.backends.int4.base import Int4Kernel
+from bench.backends.op_plugin import AttentionPlugin, Guarded, OpPlugin, changed
 from bench.backends.plain import LibraryLayer
 from bench.core.errors import first_line
 
@@ -54,13 +55,16 @@ class Kernel:
         # A tensor's place is filled in at each call: torch may hand out another address.
         self._arguments = [(name, numbers.get(name)) for name in source.parameters]
 
-    def __call__(self, tensors: Mapping[str, Tensor]) -> None:
-        """Enqueue one launch; `tensors` by the parameters' names."""
+    def __call__(self, tensors: Mapping[str, Tensor | None]) -> None:
+        """Enqueue one launch; `tensors` by the parameters' names, None for a null pointer."""
         stream = torch.cuda.current_stream()
         if Kernel._current is None or Kernel._current[0] != stream.cuda_stream:  # a capture has one of its own
             Kernel._current = (stream.cuda_stream, self._cupy.cuda.Stream.from_external(stream))
             Kernel._current[1].use()
-        arguments = tuple(tensors[name].data_ptr() if number is None else number for name, number in self._arguments)
+        arguments = tuple(
+            number if number is not None else 0 if (tensor := tensors[name]) is None else tensor.data_ptr()
+            for name, number in self._arguments
+        )
         self._kernel(self._grid, self._block, arguments, shared_mem=self._shared_bytes)
 
 
@@ -87,17 +91,21 @@ def sizes_of(inputs: Mapping[str, Tensor]) -> dict[str, int]:
     }  # fmt: skip
 
 
-class _CudaOp(OpPlugin):
-    """A kernel on its op's inputs. Compiled at the first call for those sizes, which no clock sees."""
+class _FromSource:
+    """What every kernel of a source has."""
 
     source: ClassVar[CudaSource]
-
-    def __init__(self) -> None:
-        self._compiled: Kernel | None = None
 
     @classmethod
     def availability(cls, device: torch.device) -> str | None:
         return LibraryLayer.device_reason(device) or no_cupy_reason()
+
+
+class _CudaOp(_FromSource, OpPlugin):
+    """A kernel on its op's inputs. Compiled at the first call for those sizes, which no clock sees."""
+
+    def __init__(self) -> None:
+        self._compiled: Kernel | None = None
 
     @classmethod
     def inputs_reason(cls, inputs: Mapping[str, Tensor]) -> str | None:
@@ -121,6 +129,54 @@ class CudaGemv(_CudaOp):
     op = "gemv"
 
 
+class CudaInt4Gemv(_FromSource, Int4Kernel):
+    """A kernel of op int4_gemv, on launchtax's own layout. Compiled for a weight at its first call of a batch."""
+
+    description = "a user's CUDA int4 kernel"
+
+    def __init_subclass__(cls) -> None:
+        cls.dtypes = (cls.source.dtype,)
+        cls.zeros, cls.act_order = ("zeros" in cls.source.parameters, "perm" in cls.source.parameters)
+        # A validation gives exact cases the largest batch that is taken: one that `require` rules out is not.
+        usual = {"n_in": 1024, "n_out": 128, "group_size": 128}
+        taken = [batch for batch in range(1, 9) if not cls.source.unmet(usual | {"batch": batch})]
+        cls.max_batch = max(taken, default=8)
+
+    def __init__(self) -> None:
+        self._compiled: dict[int, tuple[Kernel, Guarded]] = {}
+
+    @staticmethod
+    def _sizes(weight: pk.Int4Weight, batch: int) -> dict[str, int]:
+        sizes = {"n_in": weight.in_features, "n_out": weight.out_features, "group_size": weight.group_size}
+        return {"batch": batch, **sizes}
+
+    @classmethod
+    def refusal(cls, weight: pk.Int4Weight, batch: int) -> str | None:
+        return super().refusal(weight, batch) or cls.source.unmet(cls._sizes(weight, batch))
+
+    def prepare(self, weight: pk.Int4Weight) -> Sequence[Tensor]:
+        self._weight = weight
+        self._inputs = {name: getattr(weight, name) for name in ("packed", "scales", "zeros", "perm")}
+        return [tensor for tensor in self._inputs.values() if tensor is not None]
+
+    def run(self, x: Tensor) -> Tensor:
+        batch = x.shape[0]
+        if batch not in self._compiled:
+            out = Guarded("out", (batch, self._weight.out_features), x.dtype, x.device)
+            self._compiled[batch] = Kernel(self.source, self._sizes(self._weight, batch), {}), out
+        kernel, out = self._compiled[batch]
+        kernel({**self._inputs, "x": x, "out": out.tensor})
+        return out.tensor
+
+    def trespass(self, weight: pk.Int4Weight) -> str | None:
+        found = [out.overrun() for _, out in self._compiled.values()]
+        found += [
+            changed(name, tensor.cpu(), getattr(weight, name).cpu())
+            for name, tensor in self._inputs.items() if tensor is not None
+        ]  # fmt: skip
+        return next(filter(None, found), None)
+
+
 class CudaAttention(_CudaOp, AttentionPlugin):
     """A kernel of op gqa_decode, also as a layer of plain torch ops with it as its attention."""
 
@@ -138,5 +194,5 @@ class CudaAttention(_CudaOp, AttentionPlugin):
         self.run({"q": q, "k_cache": k_cache, "v_cache": v_cache, "kv_len": kv_len}, out)
 
 
-KERNELS: dict[str, type[_CudaOp]] = {kernel.op: kernel for kernel in (CudaAttention, CudaGemv)}
+KERNELS: dict[str, type[_FromSource]] = {kernel.op: kernel for kernel in (CudaAttention, CudaGemv, CudaInt4Gemv)}
 """What runs a source, by its op."""

@@ -21,13 +21,14 @@ import torch
 
 @dataclass(frozen=True)
 class KernelOp:
-    """What a kernel of that op can ask for: pointers (const ones of the dtype unless said), sizes, floats.
+    """What a kernel of that op can ask for: const pointers of the dtype and, by the types that they may be of, others;
+    sizes, floats.
 
     `derived` are sizes for expressions and macros that follow from the others.
     """
 
     tensors: Sequence[str]
-    integer_tensors: Sequence[str]
+    typed_tensors: Mapping[str, Sequence[str]]
     sizes: Sequence[str]
     floats: Sequence[str]
     derived: Mapping[str, Callable[[Mapping[str, int]], int]]
@@ -35,22 +36,31 @@ class KernelOp:
     @property
     def names(self) -> list[str]:
         """Every parameter's name, in the order of the documentation."""
-        return [*self.tensors, *self.integer_tensors, "out", *self.sizes, *self.floats]
+        return [*self.tensors, *self.typed_tensors, "out", *self.sizes, *self.floats]
 
     def all_sizes(self, sizes: Mapping[str, int]) -> dict[str, int]:
         """The sizes with the derived ones."""
         return {**sizes, **{name: derive(sizes) for name, derive in self.derived.items()}}
 
 
+_INT, _BYTE = ("int", "int32_t"), ("unsigned char", "uint8_t")
+
 OPS = {
     "gqa_decode": KernelOp(
-        ("q", "k_cache", "v_cache"), ("kv_len",), ("batch", "n_heads", "n_kv_heads", "head_dim", "max_len"), ("scale",),
+        ("q", "k_cache", "v_cache"), {"kv_len": _INT},
+        ("batch", "n_heads", "n_kv_heads", "head_dim", "max_len"), ("scale",),
         {"group": lambda sizes: sizes["n_heads"] // sizes["n_kv_heads"]},
     ),
-    "gemv": KernelOp(("x", "weight"), (), ("batch", "n_in", "n_out"), (), {}),
+    "gemv": KernelOp(("x", "weight"), {}, ("batch", "n_in", "n_out"), (), {}),
+    "int4_gemv": KernelOp(
+        ("x", "scales"), {"packed": (*_BYTE, "unsigned", "uint32_t", "uint2", "uint4"), "zeros": _BYTE, "perm": _INT},
+        ("batch", "n_in", "n_out", "group_size"), (), {"n_groups": lambda sizes: sizes["n_in"] // sizes["group_size"]},
+    ),
 }  # fmt: skip
 """q, out [batch, n_heads, head_dim]; k_cache, v_cache [batch, n_kv_heads, max_len, head_dim]; kv_len int32 [batch].
-x [batch, n_in]; weight [n_out, n_in]; out [batch, n_out]."""
+x [batch, n_in]; weight [n_out, n_in]; out [batch, n_out].
+packed uint8 [n_out, n_in / 2], scales [n_out, n_groups], zeros uint8 [n_out, n_groups] or null, perm int32 [n_in] or
+null: the layout of docs/int4.md."""
 
 DTYPES = {
     "bf16": (torch.bfloat16, ("__nv_bfloat16", "nv_bfloat16")),
@@ -287,18 +297,21 @@ def _parameters(text: str, op_name: str, dtype: str, spellings: Sequence[str]) -
     op, names = OPS[op_name], []
     for declaration in text.split(","):
         declared = re.sub(r"\b(__restrict__|__restrict|volatile)\b", " ", declaration)
-        parsed = re.fullmatch(r"\s*(const\s+)?(\w+)(?:\s+const)?\s*(\*?)\s*(?:const\s+)?(\w+)\s*", declared)
+        parsed = re.fullmatch(
+            r"\s*(const\s+)?((?:unsigned\s+)?\w+)(?:\s+const)?\s*(\*?)\s*(?:const\s+)?(\w+)\s*", declared
+        )
         if not parsed:
             raise SourceError(f"parameter `{' '.join(declaration.split())}` cannot be read: TYPE* NAME or TYPE NAME")
         constant, kind, pointer, name = parsed.groups()
+        kind = " ".join(kind.split())
         if name not in op.names:
             raise SourceError(f"{op_name} has no parameter {name}: it has {', '.join(op.names)}")
         if name in op.sizes:
             right, wanted = not pointer and kind == "int", f"int {name}"
         elif name in op.floats:
             right, wanted = not pointer and kind == "float", f"float {name}"
-        elif name in op.integer_tensors:
-            right, wanted = bool(pointer) and kind in ("int", "int32_t"), f"const int* {name}"
+        elif allowed := op.typed_tensors.get(name):
+            right, wanted = bool(pointer) and kind in allowed, f"const {'* or '.join(allowed)}* {name}"
         else:
             of_dtype = kind in spellings or kind not in _BUILT_IN
             right = bool(pointer) and of_dtype and not (name == "out" and constant)

@@ -49,7 +49,7 @@ def changed(name: str, tensor: Tensor, before: Tensor, slot: int | None = None) 
 
     slot: of a cache [batch, n_kv_heads, slots, head_dim], the one that a step may write.
     """
-    bits = {2: torch.int16, 4: torch.int32}[tensor.element_size()]  # a NaN is equal to itself
+    bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32}[tensor.element_size()]  # a NaN is equal to itself
     different = tensor.view(bits) != before.view(bits)
     if slot is not None:
         different[:, :, slot] = False

@@ -20,6 +20,7 @@ import pykernels as pk
 from bench.backends.base import MODES, Backend, Workload
 from bench.backends.cuda_kernel import KERNELS
 from bench.backends.cuda_source import CudaSource, SourceError
+from bench.backends.int4.base import Int4Kernel
 from bench.backends.op_plugin import AttentionPlugin, Guarded, OpPlugin, changed
 from bench.backends.user_file import run_file
 from bench.core import cli, gpu_state
@@ -35,11 +36,12 @@ KINDS = "FILE.py:Class or FILE.cu:kernel"
 
 @dataclass(frozen=True)
 class Plugin:
-    """One plug-in as it was asked for. `label` is its backend's name in tables: the file's name without its folder."""
+    """One plug-in as it was asked for, by `flag`. `label` is its name in tables: the file's name without its folder."""
 
     path: Path
     name: str
     text: str
+    flag: str = "--backend"
 
     @property
     def label(self) -> str:
@@ -48,7 +50,7 @@ class Plugin:
 
     def error(self, words: object) -> UsageError:
         """`--backend=FILE.py:Class: words`"""
-        return UsageError(f"--backend={self.text}: {words}")
+        return UsageError(f"{self.flag}={self.text}: {words}")
 
     def source(self) -> CudaSource | None:
         """The checked source of a .cu; None of a .py. Raises UsageError where there is no such file or kernel."""
@@ -65,12 +67,12 @@ class Plugin:
 
 
 def parse_backends(flag: str, text: str, allowed: Sequence[str]) -> tuple[list[str], list[Plugin]]:
-    """A comma-separated --backend as names and plug-ins. Raises UsageError for what is neither, or is not there."""
+    """A comma-separated flag as names and plug-ins. Raises UsageError for what is neither, or is not there."""
     names, plugins = [], {}
     for part in text.split(","):
         path, _, name = part.strip().rpartition(":")
         if path.endswith((".py", ".cu")):
-            plugin = Plugin(Path(path).expanduser(), name, part.strip())
+            plugin = Plugin(Path(path).expanduser(), name, part.strip(), flag)
             if not name.isidentifier():
                 raise plugin.error(f"must be {KINDS}")
             plugin.source()
@@ -108,7 +110,8 @@ class Journal:
     """Files in which a plug-in's process says where it stands, for the process that waits for it.
 
     `modes`: why it has not each mode, or null; `refused`: why it is no plug-in; `lost`: the error that took the device
-    along; `state`: what is being done to which mode. That last one is a write of a few bytes between timed regions.
+    along; `begun` and `trials`: of a validation, what it began and how that ended; `state`: what is being done to which
+    mode. That last one is a write of a few bytes between timed regions.
     """
 
     _WIDTH = 64
@@ -139,12 +142,28 @@ class Journal:
         try:
             yield
         except Exception as error:
-            if torch.cuda.is_available() and (words := gpu_state.lost_device()):
-                self.write("lost", f"{type(error).__name__}: {words}")
-                os._exit(1)  # nothing can be measured any more, and every other arm would take the blame
+            self.end_if_lost(type(error).__name__)
             self.note(*before)
             raise
         self.note(*before)
+
+    def end_if_lost(self, error: str) -> None:
+        """End the process where an error of that class took the device along: nothing can be measured any more, and
+        everything else would take the blame."""
+        if torch.cuda.is_available() and (words := gpu_state.lost_device()):
+            self.write("lost", f"{error}: {words}")
+            os._exit(1)
+
+    def append(self, name: str, value: object) -> None:
+        """Add a line to the notes of that name: it outlives the process, and costs no wait for the disk."""
+        with (self.folder / name).open("a") as file:
+            file.write(json.dumps(value) + "\n")
+
+    def lines(self, name: str) -> list[Any]:
+        """Those lines, less one that was cut off."""
+        with suppress(OSError):
+            return [json.loads(line) for line in (self.folder / name).read_text().splitlines(True) if line[-1] == "\n"]
+        return []
 
     def write(self, name: str, value: object) -> None:
         """Leave a note of another name."""
@@ -181,10 +200,16 @@ def _watch_runs(arm: Arm, journal: Journal) -> None:
     arm.surroundings = surroundings
 
 
-def _watch(arm: Arm, check: Callable[[], pk.reference.Comparison], plugin: Plugin, journal: Journal) -> Arm:
-    """The arm under the plug-in's label, with `check`; its runs are noted in the journal."""
-    arm.backend, arm.check = plugin.label, _noted(check, arm.mode, journal)
+def watch(arm: Arm, journal: Journal) -> None:
+    """Have the arm's check and runs noted in the journal."""
+    arm.check = _noted(arm.check, arm.mode, journal)
     _watch_runs(arm, journal)
+
+
+def _watch(arm: Arm, check: Callable[[], pk.reference.Comparison], plugin: Plugin, journal: Journal) -> Arm:
+    """The arm under the plug-in's label, with `check`; both are noted in the journal."""
+    arm.backend, arm.check = plugin.label, check
+    watch(arm, journal)
     return arm
 
 
@@ -257,7 +282,7 @@ def load_layer(plugin: Plugin, journal: Journal, device: torch.device) -> type[B
     """The plug-in as a backend of a layer, watched; its modes on the device are noted."""
     with _loading(plugin, journal) as found:
         if not issubclass(found, Backend):
-            is_op = f"computes op {found.op}, and a layer takes gqa_decode" if issubclass(found, OpPlugin) else ""
+            is_op = issubclass(found, OpPlugin | Int4Kernel) and f"computes op {found.op}, and a layer takes gqa_decode"
             raise plugin.error(is_op or "must be a subclass of bench.backends.AttentionPlugin or Backend")
         _note_modes(journal, found, device)
     return watched_layer(plugin, found, journal)
@@ -294,6 +319,8 @@ def load_attention(plugin: Plugin, journal: Journal, device: torch.device) -> Wa
 def load_op(plugin: Plugin, journal: Journal, op: str) -> Maker:
     """The plug-in as a maker of the arms of bench.op, watched."""
     with _loading(plugin, journal) as found:
+        if issubclass(found, Int4Kernel):
+            raise plugin.error("is a 4-bit kernel, which bench.int4 takes, by --kernel")
         if not issubclass(found, OpPlugin):
             raise plugin.error("must be a subclass of bench.backends.AttentionPlugin or OpPlugin")
         if found.op != op:
@@ -310,3 +337,13 @@ def load_op(plugin: Plugin, journal: Journal, op: str) -> Maker:
         return _watch(arm, guarded_check(arm.check, outs, instances[0].inputs), plugin, journal)
 
     return make
+
+
+def load_int4(plugin: Plugin, journal: Journal, device: torch.device) -> type[Int4Kernel]:
+    """The plug-in as a kernel of bench.int4, called by its label; whether it runs on the device is noted."""
+    with _loading(plugin, journal) as found:
+        if not issubclass(found, Int4Kernel):
+            raise plugin.error("must be a subclass of bench.backends.int4.Int4Kernel, or a kernel of op int4_gemv")
+        found.name = plugin.label
+        journal.write("modes", dict.fromkeys(OP_MODES, found.availability(device)))
+    return found

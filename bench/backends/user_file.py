@@ -1,4 +1,4 @@
-"""A user's Python file as a module: how plug-ins and 4-bit kernels of one's own are loaded."""
+"""A user's Python file as a module: how plug-ins are loaded."""
 
 import importlib.util
 import sys

@@ -1,17 +1,20 @@
 """The arms of bench.int4, by group: a linear shape or a whole layer, dense and 4-bit."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 import pykernels as pk
+from bench import plugins
 from bench.backends import Workload, arms_of
 from bench.backends import native as layer_backend
 from bench.backends.int4 import Int4Kernel, gate_depth
 from bench.backends.int4.base import DTYPE_FLAGS
+from bench.backends.plugin import Journal, watch
 from bench.core import floors
 from bench.core.copies import layers_a_sample, steps_a_sample, weight_copies
 from bench.core.document import Document
@@ -20,6 +23,7 @@ from bench.core.measure import Arm, Rotation, unsupported
 from bench.core.op_arms import native_arm, torch_arm
 from bench.core.op_cases import Case, Instance
 from bench.core.samplers import Samplers
+from bench.quant import plugged
 from bench.quant.validate import relative
 from pykernels.layer import available_bytes
 from pykernels.models import ModelSpec
@@ -33,7 +37,7 @@ _OTHER_DTYPE = {torch.bfloat16: torch.float16, torch.float16: torch.bfloat16}
 
 @dataclass
 class Settings:
-    """The checked flags of one run."""
+    """The checked flags of one run, what its plug-ins' processes found, and in a plug-in's own process its journal."""
 
     specs: list[ModelSpec]
     kernels: dict[str, type[Int4Kernel]]
@@ -51,6 +55,9 @@ class Settings:
     repeats: int
     seed: int
     spec_gbs: float | None
+    plugged: Sequence[plugins.Found] = ()
+    plugin_timeout_s: float = 0.0
+    journal: Journal | None = None
 
     @cached_property
     def unavailable(self) -> dict[str, str | None]:
@@ -111,9 +118,12 @@ class _KernelCase(Case):
     """A case whose gate allows what the kernel says of itself."""
 
     depth: int = 1
+    trespass: Callable[[], str | None] = lambda: None
 
     def check(self, got: Tensor) -> pk.reference.Comparison:
-        return pk.reference.compare(got.reshape(self._oracle.shape), self._oracle, self.dtype, self.depth)
+        comparison = pk.reference.compare(got.reshape(self._oracle.shape), self._oracle, self.dtype, self.depth)
+        words = self.trespass()
+        return replace(comparison, ok=False, message=words) if words else comparison
 
 
 @dataclass(frozen=True)
@@ -220,13 +230,18 @@ def _nothing() -> Instance:
     raise AssertionError("the instances of this case are made beside it")
 
 
-def _made(name: str, modes: Sequence[str], make: Callable[[str], Arm | None]) -> list[Arm]:
-    """The arms of one kernel by that name. What fails while it is made is an `error` arm."""
+def _made(
+    name: str, modes: Sequence[str], make: Callable[[str], Arm | None], journal: Journal | None = None
+) -> list[Arm]:
+    """The arms of one kernel by that name, noted in the journal of a plug-in. What fails while it is made is an `error`
+    arm."""
     arms = []
     for mode in modes:
         try:
-            with torch.inference_mode():
+            with journal.during("made", mode) if journal else nullcontext(), torch.inference_mode():
                 arm = make(mode)
+            if arm is not None and journal:
+                watch(arm, journal)
         except Exception as error:  # the library's own words are the result
             arm = Arm(name, mode)
             arm.fail(error)
@@ -245,7 +260,8 @@ def _kernel_arms(
     modes = settings.modes if own else [mode for mode in settings.modes if mode in PEER_MODES]
     if reason := settings.unavailable[kernel.name] or kernel.refusal(weight, settings.batch):
         return [unsupported(name, mode, reason) for mode in modes], 0
-    counted = 0
+    counted, journal = 0, settings.journal
+    prepared: list[Int4Kernel] = []
 
     def instance(weight: pk.Int4Weight) -> Instance:
         nonlocal counted
@@ -254,12 +270,12 @@ def _kernel_arms(
             workspace = pk.ops.int4_gemv_workspace(x, weight)
             counted = weight.n_bytes + data.vector_bytes
             return Instance(lambda: pk.ops.int4_gemv(x, weight, out=out, workspace=workspace), None, out)
-        prepared = kernel()
-        counted = sum(t.numel() * t.element_size() for t in prepared.prepare(weight)) + data.vector_bytes
-        return Instance(_nothing, lambda: prepared.run(x), x)
+        prepared.append(one := kernel())
+        counted = sum(t.numel() * t.element_size() for t in one.prepare(weight)) + data.vector_bytes
+        return Instance(_nothing, lambda: one.run(x), x)
 
     try:
-        with torch.inference_mode():
+        with journal.during("prepared") if journal else nullcontext(), torch.inference_mode():
             instances = [instance(weight.clone()) for _ in range(copies)]
     except Exception as error:
         arms = [Arm(name, mode) for mode in modes]
@@ -269,13 +285,15 @@ def _kernel_arms(
     case = _KernelCase(
         "int4_gemv", data.shape.label, data.shape.words, counted, counted, _nothing,
         lambda: data.expected_of(kernel), x.dtype, gate_depth(kernel),
+        lambda: prepared[0].trespass(weight) if prepared else None,
     )  # fmt: skip
     make = native_arm if own else torch_arm
-    return _made(name, modes, lambda mode: make(case, instances, mode, samplers)), counted
+    return _made(name, modes, lambda mode: make(case, instances, mode, samplers), journal), counted
 
 
 def shape_group(shape: Shape, settings: Settings) -> Group:
     """The arms of one linear shape, not yet checked. The dense ones rotate their copies, the 4-bit ones theirs."""
+    what = {"op": "int4_gemv", "label": shape.label, "shape": f"{settings.batch}x{shape.words}", "models": shape.models}
     data = Data.of(shape, settings)
     arms, of_dense = _dense_arms(data, settings)
     counted = {arm.label: of_dense for arm in arms}
@@ -294,7 +312,8 @@ def shape_group(shape: Shape, settings: Settings) -> Group:
             # Only of what was prepared: an oracle on a kernel's own weights is not asked for one that does not run.
             if any(arm.status == "ok" for arm in of_kernel):
                 layout_errors[name] = relative(given.expected_of(kernel), given.expected)
-    what = {"op": "int4_gemv", "label": shape.label, "shape": f"{settings.batch}x{shape.words}", "models": shape.models}
+    arms += (failed := plugged.failed(settings.plugged, what))
+    counted |= {arm.label: Counted(0, samplers.repeats, copies) for arm in failed}
     return Group(what, arms, counted, 1, layout_errors, dtypes)
 
 

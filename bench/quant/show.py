@@ -11,7 +11,7 @@ from bench.core import tables
 from bench.core.document import Document, write_atomically
 from bench.core.tables import Grid, microseconds, percent
 from bench.quant.machine_code import Kernel, demangled
-from bench.quant.validate import Found, failed, verdict
+from bench.quant.validate import Found, Tried, failed, verdict
 from bench.study import paper
 
 PUBLISHED = ("l4_bf16", "l4_nf4", "l4_awq", "l4_exl2", "floor_l4_int4")
@@ -160,9 +160,10 @@ def _format_error(by_dtype: dict[str, list[Found]]) -> str:
     return f"{max(errors):.1e}" if errors else "-"
 
 
-def validation_lines(name: str, found: Sequence[Found]) -> list[str]:
+def validation_lines(tried: Tried) -> list[str]:
     """The verdict on a kernel, what was wrong, and each reason for a refusal."""
-    lines = [verdict(name, found)]
+    found = tried.found
+    lines = [verdict(tried.kernel, found, tried.ended)]
     lines += [f"  {one.status}: {one.case}, {one.dtype}, {one.words}: {one.reason}" for one in _telling(failed(found))]
     if (more := len(failed(found)) - _LISTED) > 0:
         lines.append(f"  and {more} more like these")
@@ -187,13 +188,15 @@ def _telling(bad: Sequence[Found]) -> list[Found]:
     return [one for _, one in sorted(zip(turns, bad, strict=True), key=lambda pair: pair[0])][:_LISTED]
 
 
-def print_validation(name: str, found: Sequence[Found], console: Console) -> None:
-    """All trials of a kernel, and the verdict."""
-    if found:
-        console.print(
-            tables.make_table(f"{name}: relative error against float64", validation_grid(found), console.width)
-        )
-    for line in validation_lines(name, found):
+def print_validation(tried: Tried, console: Console) -> None:
+    """All trials of a kernel and the verdict, or why there are none."""
+    if tried.reason:
+        console.print(Text(f"{tried.kernel}: unsupported: {tried.reason}"))
+        return
+    if tried.found:
+        heading = f"{tried.kernel}: relative error against float64"
+        console.print(tables.make_table(heading, validation_grid(tried.found), console.width))
+    for line in validation_lines(tried):
         console.print(Text(line))
 
 

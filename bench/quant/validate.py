@@ -5,12 +5,14 @@ as `error`, where it said nothing and raised.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from bench.backends.int4 import Int4Kernel, gate_depth
+from bench.backends.plugin import Journal
+from bench.core.document import Document
 from bench.core.errors import one_line
 from bench.quant.trials import Trial, trials
 from pykernels.reference import compare
@@ -35,6 +37,23 @@ class Found:
     max_rel_error: float | None = None
     layout_error: float | None = None
     format_error: float | None = None
+
+
+@dataclass
+class Tried:
+    """What came of a kernel's validation. reason: why it does not run here; ended: what ended the process of a plug-in
+    before it was done."""
+
+    kernel: str
+    reason: str | None = None
+    ended: str | None = None
+    found: list[Found] = field(default_factory=list)
+    interrupted: bool = False
+
+    def document(self) -> Document:
+        """Its entry of the key `kernels`."""
+        trials = [vars(one) for one in self.found]
+        return {"kernel": self.kernel, "reason": self.reason, "ended": self.ended, "trials": trials}
 
 
 def relative(a: Tensor, b: Tensor) -> float:
@@ -67,15 +86,20 @@ def _inexact(trial: Trial, got: Tensor, expected: Tensor, x: Tensor, kernel: typ
     )
 
 
-def run_trial(kernel: type[Int4Kernel], trial: Trial, device: torch.device) -> Found:
-    """One trial. The device runs the kernel and nothing else: tensors are made, moved and compared on the CPU."""
+def begun(trial: Trial) -> Found:
+    """A trial of which nothing is known yet."""
     weight = trial.weight
     dtype = str(weight.dtype).removeprefix("torch.")
-    found = Found(
+    return Found(
         trial.case, dtype, weight.out_features, weight.in_features, weight.group_size, weight.zeros is None,
         trial.batch, trial.words, "ok",
     )  # fmt: skip
-    on_device = weight.to(device)
+
+
+def run_trial(kernel: type[Int4Kernel], trial: Trial, device: torch.device) -> Found:
+    """One trial. The device runs the kernel and nothing else: tensors are made, moved and compared on the CPU."""
+    weight, found = trial.weight, begun(trial)
+    on_device = weight.clone().to(device)  # on the CPU too: what is compared with must not be what a kernel can write
     if reason := kernel.refusal(on_device, trial.batch):
         found.status, found.reason = "refused", reason
         return found
@@ -122,6 +146,8 @@ def _outputs(instance: Int4Kernel, trial: Trial, device: torch.device) -> tuple[
             results.append(y.cpu().clone())
             if not torch.equal(memory.cpu().view(torch.uint8), before):
                 return [], "run must leave x, and what lies beside it, as it is"
+            if trespass := instance.trespass(trial.weight):
+                return [], trespass
     return [torch.cat(results) for results in rows], None
 
 
@@ -157,11 +183,42 @@ def validate(
     group_sizes: Sequence[int],
     symmetries: Sequence[bool],
     seed: int = 0,
+    journal: Journal | None = None,
 ) -> Iterator[Found]:
-    """Every trial of a kernel in those of the dtypes that it takes, one after another."""
+    """Every trial of a kernel in those of the dtypes that it takes, one after another; noted in the journal where this
+    is a plug-in's own process."""
     for dtype in [dtype for dtype in dtypes if dtype in kernel.dtypes_on(device)]:
         for trial in trials(dtype, group_sizes, symmetries, kernel.max_batch, seed):
-            yield run_trial(kernel, trial, device)
+            if journal:
+                journal.append("begun", vars(begun(trial)))
+            found = run_trial(kernel, trial, device)
+            if journal:
+                if found.status == "error":
+                    journal.end_if_lost(found.reason.partition(":")[0])
+                journal.append("trials", vars(found))
+            yield found
+
+
+def tried(
+    name: str,
+    kernel: type[Int4Kernel],
+    device: torch.device,
+    dtypes: Sequence[torch.dtype],
+    group_sizes: Sequence[int],
+    symmetries: Sequence[bool],
+    seed: int = 0,
+    journal: Journal | None = None,
+) -> Tried:
+    """Every trial of a kernel in this process; Ctrl-C ends it early."""
+    of_kernel = Tried(name)
+    try:
+        of_kernel.reason = kernel.availability(device)
+        if not of_kernel.reason:
+            for one in validate(kernel, device, dtypes, group_sizes, symmetries, seed, journal):
+                of_kernel.found.append(one)
+    except KeyboardInterrupt:
+        of_kernel.interrupted = True
+    return of_kernel
 
 
 def failed(found: Sequence[Found]) -> list[Found]:
@@ -169,19 +226,20 @@ def failed(found: Sequence[Found]) -> list[Found]:
     return [one for one in found if one.status in ("wrong", "error")]
 
 
-def verdict(name: str, found: Sequence[Found]) -> str:
-    """One line about a kernel."""
+def verdict(name: str, found: Sequence[Found], ended: str | None = None) -> str:
+    """One line about a kernel; ended: as in Tried."""
     bad, refused = failed(found), [one for one in found if one.status == "refused"]
     ran = len(found) - len(refused)
     if not ran:
         reasons = ", ".join(dict.fromkeys(one.reason for one in refused)) or "it takes none of the dtypes asked for"
-        return f"{name}: NOTHING VALIDATED: {reasons}"
+        return f"{name}: NOTHING VALIDATED: {ended or reasons}"
     state = f"WRONG in {len(bad)} of {ran} trials" if bad else f"right in all of {ran} trials"
     if raised := sum(one.status == "error" for one in bad):
         state += f", {raised} of which raised"
     layout = max((one.layout_error or 0.0 for one in found), default=0.0)
     loss = f"; its layout alone is up to {layout:.1e} off what the weights say" if layout > 1e-12 else ""
-    return f"{name}: {state}" + (f"; {len(refused)} refused" if refused else "") + loss
+    rest = f"; its process: {ended}: what comes after was not tried" if ended else ""
+    return f"{name}: {state}" + (f"; {len(refused)} refused" if refused else "") + loss + rest
 
 
 def right(found: Sequence[Found]) -> bool:

@@ -30,6 +30,7 @@ class Int4Kernel(ABC):
     The class attributes say what it takes; `refusal` holds a weight against them. Group size -1 is the whole row.
     """
 
+    op: ClassVar[str] = "int4_gemv"
     name: ClassVar[str]
     description: ClassVar[str]
     install_hint: ClassVar[str | None] = None
@@ -97,6 +98,13 @@ class Int4Kernel(ABC):
     @abstractmethod
     def run(self, x: Tensor) -> Tensor:
         """x [batch, in_features] of the scales' dtype -> [batch, out_features], enqueued on torch's current stream."""
+
+    def trespass(self, weight: pk.Int4Weight) -> str | None:
+        """Where `run` has written what is not its result, in words; None where it has not, or where nobody can tell.
+
+        weight: what was prepared, as it was then.
+        """
+        return None
 
     def multiplies_by(self, weight: pk.Int4Weight) -> Tensor:
         """float64 [out_features, in_features]: what the layout of that weight says, which `run` is held against.
