@@ -7,7 +7,6 @@ Writes report.md, figures/*.png and *.svg, and report.html: one file that opens 
 
 import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -286,7 +285,8 @@ def command(
     target = Path(out).expanduser() if out else folder.path / "report"
     make_folder(target / "figures", "--out", target)
     sections = make_sections(folder, price or [])
-    dated = f"{title}, {datetime.now(UTC).date().isoformat()}"
+    # Of what was measured, whenever it is written up.
+    dated = f"{title}, {max(result['created'] for result in folder.documents)[:10]}"
     for stem, _, png, vectors in (figure for section in sections for figure in section.figures):
         write_atomically(target / "figures" / f"{stem}.png", png)
         if svg:

@@ -172,6 +172,7 @@ def test_the_whole_report(capsys, folder):
     files = {path.name for path in (folder / "out" / "figures").iterdir()}
     assert files == {f"{stem}.{kind}" for stem in stems for kind in ("png", "svg")}
     markdown = (folder / "out" / "report.md").read_text()
+    assert markdown.startswith("# A <title>, 2026-11-24\n"), "the day of the documents"
     for words in (
         "Not result documents, left out: other.json",
         "| measured | NVIDIA H100 80GB HBM3 | qwen2.5-7b | 2048 | 1 | "
