@@ -34,7 +34,9 @@ def raising(error):
 def test_what_is_said_of_a_library():
     assert library_reason("thing", lambda: object()) is None
     assert library_reason("thing", raising(ImportError("no thing\nreinstall it"))) == "thing is not installed: no thing"
-    assert library_reason("thing", raising(OSError("x.so: no such file"))) == "thing cannot be loaded: x.so: no such file"
+    assert (
+        library_reason("thing", raising(OSError("x.so: no such file"))) == "thing cannot be loaded: x.so: no such file"
+    )
     assert library_reason("thing", raising(AssertionError())) == "thing cannot be loaded: AssertionError"
 
 
