@@ -198,9 +198,7 @@ def command(
     batch: cli.BatchFlag = 1,
     dtype: cli.DtypeFlag = "bf16",
     device: cli.DeviceFlag = "auto",
-    fusion: Annotated[
-        str, typer.Option("--fusion", help="of native: none, block; of 4-bit weights block, layer")
-    ] = "none,block",
+    fusion: Annotated[str, typer.Option("--fusion", help="of native: none, block")] = "none,block",
     arm: Annotated[
         str, typer.Option("--arm", help="exactly these, comma-separated backend[/fusion]:mode, instead of the above")
     ] = "",

@@ -202,7 +202,7 @@ def test_what_a_process_leaves_behind_is_not_waited_for_and_ends_with_it(tmp_pat
     [
         ("--a=native", ["--a=native", "backend[/fusion]:mode"]),
         ("--a=cuda:native", ["--a=cuda:native", "native, sdpa"]),
-        ("--b=native/all:native", ["--b=native/all:native", "none, block, layer"]),
+        ("--b=native/layer:native", ["--b=native/layer:native", "none, block"]),
         ("--b=sdpa/none:eager", ["--b=sdpa/none:eager", "without a fusion"]),
         ("--b=native:graph", ["--b=native/block:graph", "CUDA device"]),
         ("--sessions=0", ["--sessions=0", "1..1000"]),

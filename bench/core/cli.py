@@ -29,8 +29,8 @@ from pykernels.models import ModelSpec
 from pykernels.quant.int4_weight import group_size_allowed
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-FUSIONS = tuple(dict.fromkeys((*OP_LABELS, *INT4_OP_LABELS)))
-"""Of layers of any weights."""
+FUSIONS = tuple(OP_LABELS)
+"""Of dense weights, which alone make a step; a layer of 4-bit ones has others (layer_fusions)."""
 STUDIED = tuple(name for name in pk.models.names() if name != "tiny")
 """The models of the study."""
 ALL_STUDIED = ",".join(STUDIED)
@@ -238,7 +238,7 @@ def print_list(backends: Iterable[tuple[str, str, str | None, Sequence[str]]]) -
     """What --list prints: models, fusions, and of every backend its name, its description, and why it does not run here
     or its modes."""
     print("models:  ", ", ".join(pk.models.names()), "(or --config=PATH)")
-    print("fusions: ", ", ".join(FUSIONS))
+    print("fusions: ", ", ".join(FUSIONS) + f"; of a layer's 4-bit weights {', '.join(INT4_OP_LABELS)}")
     print("backends:")
     for name, description, reason, modes in backends:
         print(f"  {name:<15} {description}")

@@ -152,11 +152,6 @@ def parse_arm(flag: str, text: str) -> tuple[str, str | None, str]:
     return name, fusion or None, mode
 
 
-def _fusion_reason(model: pk.DecodeModel, fusion: str | None) -> str | None:
-    known = model.layers[0].fusions
-    return None if fusion is None or fusion in known else f"these weights have fusions {' and '.join(known)}"
-
-
 def parse_arms(flag: str, text: str, device: torch.device) -> list[tuple[str, str | None, str]]:
     """Such arms, comma-separated. Raises UsageError where none of them runs on the device: nobody need make a model to
     find that out."""
@@ -176,7 +171,7 @@ def arms_of(
     lacking = Native.layer_reason(model.layers[0]) if backend.name == "native" else None
     for fusion in backend.fusions(fusions):
         for mode in modes:
-            if reason := backend.reason(mode, model.device) or lacking or _fusion_reason(model, fusion):
+            if reason := backend.reason(mode, model.device) or lacking:
                 arms.append(unsupported(backend.name, mode, reason, fusion))
                 continue
             try:
