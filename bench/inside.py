@@ -116,11 +116,9 @@ def command(
     dtype: cli.DtypeFlag = "bf16",
     device: cli.DeviceFlag = "auto",
     fusion: Annotated[str, typer.Option("--fusion", help="none, block; with 4-bit weights block, layer")] = "block",
-    quant: Annotated[str, typer.Option("--quant", help="none or int4: round the projections to 4 bits")] = "none",
-    group: Annotated[
-        int, typer.Option("--group", help="of --quant=int4, columns a scale: 32, 64, a multiple of 128; -1: the row")
-    ] = 128,
-    asymmetric: Annotated[bool, typer.Option("--asymmetric", help="of --quant=int4: with zero points")] = False,
+    quant: cli.QuantFlag = "none",
+    group: cli.GroupFlag = 128,
+    asymmetric: cli.AsymmetricFlag = False,
     l2: cli.L2Flag = "cold",
     warmup: cli.WarmupFlag = 5,
     steps: Annotated[int, typer.Option("--steps", help="replays that are recorded of every mode")] = 30,
@@ -130,9 +128,8 @@ def command(
     md: cli.MdFlag = "",
 ) -> int:
     """Where the time inside each kernel of a decode layer goes."""
-    outputs = cli.Outputs(json, "", md)
+    outputs = cli.Outputs(json, md=md)
     spec = cli.model(model, config)
-    cli.choice("--quant", quant, ("none", "int4"))
     check_rounding(spec, quant, group, asymmetric)
     fusions = cli.layer_fusions(fusion, quant == "int4")
     modes = cli.choices("--mode", mode, MODES)
@@ -144,15 +141,15 @@ def command(
         modes=modes,
         fusions=fusions,
         ctx=cli.number("--ctx", ctx, 1, spec.max_position),
-        batch=cli.number("--batch", batch, 1, 8),
-        dtype=cli.choice("--dtype", dtype, list(cli.DTYPES)),
+        batch=batch,
+        dtype=dtype,
         device=on,
         spec_bandwidth=cli.spec_bandwidth(0.0, on),
-        l2=cli.choice("--l2", l2, ("cold", "warm")),
-        warmup=cli.number("--warmup", warmup, 0, 10_000),
+        l2=l2,
+        warmup=warmup,
         steps=cli.number("--steps", steps, 2, 1000),
         repeats=cli.number("--repeats", repeats, 0, 512),
-        seed=cli.number("--seed", seed, 0, 2**31 - 1),
+        seed=seed,
         weights="",
         layer=0,
         quant=quant,

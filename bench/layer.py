@@ -269,13 +269,9 @@ def command(
             "--fusion", help="of native: none, block; with 4-bit weights block, layer. Default: none,block; block"
         ),
     ] = "",
-    quant: Annotated[
-        str, typer.Option("--quant", help="none or int4: round the projections to 4 bits. A quantised folder is int4")
-    ] = "none",
-    group: Annotated[
-        int, typer.Option("--group", help="of --quant=int4, columns a scale: 32, 64, a multiple of 128; -1: the row")
-    ] = 128,
-    asymmetric: Annotated[bool, typer.Option("--asymmetric", help="of --quant=int4: with zero points")] = False,
+    quant: cli.QuantFlag = "none",
+    group: cli.GroupFlag = 128,
+    asymmetric: cli.AsymmetricFlag = False,
     l2: cli.L2Flag = "cold",
     warmup: cli.WarmupFlag = 5,
     steps: cli.StepsFlag = 30,
@@ -298,7 +294,6 @@ def command(
         return 0
     outputs, target = cli.Outputs(json, csv, md, plot, trace), cli.device(device)
     spec = cli.model(model, config, weights)
-    cli.choice("--quant", quant, ("none", "int4"))
     quantised = bool(weights) and cli.usage(lambda: pk.quant.quantization_of(weights)) is not None
     if quantised:
         quant = "int4"

@@ -237,7 +237,6 @@ def command(
     durations = cli.numbers("--duration-us", duration_us, 0.1, 1e6, float)
     spec = cli.spec_bandwidth(spec_gbs, target)
     cli.set_threads(threads)
-    cli.number("--seed", seed, 0, 2**31 - 1)
 
     names, asked = parse_backends("--backend", backend, list(MAKERS))
     makers = {name: MAKERS[name] for name in names}

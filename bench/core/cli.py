@@ -191,6 +191,18 @@ SeedFlag = Annotated[
     int,
     typer.Option("--seed", help="of weights, input and cache", callback=checked(number, "--seed", 0, 2**31 - 1)),
 ]
+QuantFlag = Annotated[
+    str,
+    typer.Option(
+        "--quant",
+        help="none or int4: round the projections to 4 bits. A quantised folder of --weights is int4",
+        callback=checked(choice, "--quant", ("none", "int4")),
+    ),
+]
+GroupFlag = Annotated[
+    int, typer.Option("--group", help="of --quant=int4, columns a scale: 32, 64, a multiple of 128; -1: the row")
+]
+AsymmetricFlag = Annotated[bool, typer.Option("--asymmetric", help="of --quant=int4: with zero points")]
 JsonFlag = Annotated[str, typer.Option("--json", help="write the result document")]
 CsvFlag = Annotated[str, typer.Option("--csv", help="write arms and ops as rows")]
 MdFlag = Annotated[str, typer.Option("--md", help="write the tables as Markdown")]
