@@ -200,7 +200,12 @@ inline Int4OnePhasePlan plan_int4_one_phase(const Int4MatVecSizes& sizes, bool i
     if (items * int4_max_warps * items >= int64_t{1} << 32) return plan;
     for (const int i : {0, 1})
         plan.by_items[i] = int4_divisor(int4_tiles(plan.block_units + i) * plan.pieces);
-    for (plan.warps_log2 = 4; plan.warps_log2 >= 2; --plan.warps_log2) {
+    // At most four pieces a warp, and no norm ahead of them, as o's behind attention: half of the warps are
+    // as fast, and leave registers of an SM for another kernel's block. In programmatic launches this one
+    // then begins, and asks for its weights, while that one is still at work.
+    const bool shares_sm =
+        programmatic && !sizes.norm && items > int4_max_warps && items <= 4 * int4_max_warps;
+    for (plan.warps_log2 = shares_sm ? 3 : 4; plan.warps_log2 >= 2; --plan.warps_log2) {
         plan.warps = 1 << plan.warps_log2;
         // A tile's pieces lie with so many warps, one more where they begin in the middle of a share.
         const int64_t parts = int64_t{plan.pieces} * plan.warps / items + 2;
@@ -215,10 +220,16 @@ inline Int4OnePhasePlan plan_int4_one_phase(const Int4MatVecSizes& sizes, bool i
         if (plan.fits) break;
     }
     // x comes behind what is asked for before it. Where it is long, or the stream short, all else waits for
-    // it.
-    plan.stages_ahead_of_x = items <= 4 * plan.warps || sizes.width > mat_vec_x_step ? 1 : 2;
-    // As in the other mat-vecs two blocks never share an SM.
-    plan.shared_bytes = mat_vec_bytes_alone(plan.shared_bytes, device);
+    // it; but where the kernel before leaves time.
+    const bool x_first = sizes.width > mat_vec_x_step || items <= 4 * plan.warps;
+    plan.stages_ahead_of_x = x_first && !shares_sm ? 1 : 2;
+    // As in the other mat-vecs two blocks never share an SM; or two do, and three never.
+    if (shares_sm) {
+        const int more_than_a_third = device.shared_bytes / 3 + 1024;
+        if (plan.shared_bytes < more_than_a_third) plan.shared_bytes = more_than_a_third;
+    } else {
+        plan.shared_bytes = mat_vec_bytes_alone(plan.shared_bytes, device);
+    }
     return plan;
 }
 

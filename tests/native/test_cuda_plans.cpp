@@ -181,13 +181,14 @@ void test_int4_plan(const char* what, const Int4MatVecSizes& sizes, const Device
     }
 }
 
-void test_int4_one_phase_plan(const char* what, const Int4MatVecSizes& sizes, const Device& device) {
+void test_int4_one_phase_plan(const char* what, const Int4MatVecSizes& sizes, bool programmatic,
+                              const Device& device) {
     const MatVecDevice limits = {device.sm_count, device.shared_bytes};
-    const Int4OnePhasePlan plan = plan_int4_one_phase(sizes, true, true, limits);
+    const Int4OnePhasePlan plan = plan_int4_one_phase(sizes, true, programmatic, limits);
     const auto context = [&](const char* part) {
         static char text[200];
-        std::snprintf(text, sizeof text, "%s: %s, batch %d, %d groups, %s", part, what, sizes.batch,
-                      sizes.n_groups, device.name);
+        std::snprintf(text, sizeof text, "%s: %s, batch %d, %d groups, %s%s", part, what, sizes.batch,
+                      sizes.n_groups, device.name, programmatic ? ", programmatic" : "");
         return text;
     };
     CHECK(!plan_int4_one_phase(sizes, false, true, limits).fits, "%s", context("only x in order"));
@@ -203,10 +204,16 @@ void test_int4_one_phase_plan(const char* what, const Int4MatVecSizes& sizes, co
         CHECK(chunk >> plan.group_shift == chunk * 128 / group_size, "%s: chunk %d", context("group"), chunk);
     CHECK(plan.pieces * int4_piece >= sizes.width && (plan.pieces - 1) * int4_piece < sizes.width, "%s",
           context("pieces"));
-    // The parts follow one another, each as long as what it holds; and no second block fits beside this one.
+    // The parts follow one another, each as long as what it holds; and no second block fits beside this one,
+    // or no third where half of the warps leave room for another kernel's.
     const int most = plan.block_units + (plan.longer_blocks > 0), tiles = int4_tiles(most);
     CHECK(plan.warps >= 4 && plan.warps <= int4_max_warps && plan.warps == 1 << plan.warps_log2, "%s: %d",
           context("warps"), plan.warps);
+    // o, as behind attention.
+    const bool half_of_warps = programmatic && device.sm_count >= 108 && sizes.batch == 1 &&
+                               sizes.width == 2 * sizes.units && !sizes.norm;
+    if (half_of_warps)
+        CHECK(plan.warps == int4_max_warps / 2, "%s: %d", context("half of the warps"), plan.warps);
     CHECK(plan.sums_offset >= plan.warps * int4_one_phase_stages * 16 * (128 + 4), "%s", context("stream"));
     CHECK(plan.squares_offset - plan.sums_offset >= (plan.warps + tiles - 1) * 16 * sizes.batch * 16 &&
               plan.sums_offset % 16 == 0,
@@ -218,7 +225,8 @@ void test_int4_one_phase_plan(const char* what, const Int4MatVecSizes& sizes, co
               plan.x_offset % 16 == 0,
           "%s", context("factors"));
     CHECK(plan.x_offset + 3 * sizes.width * sizes.batch <= plan.shared_bytes &&
-              plan.shared_bytes <= device.shared_bytes && 2 * plan.shared_bytes > device.shared_bytes,
+              plan.shared_bytes <= device.shared_bytes &&
+              (plan.warps < int4_max_warps ? 3 : 2) * plan.shared_bytes > device.shared_bytes,
           "%s: %d", context("shared memory"), plan.shared_bytes);
     // Every unit has one block, and no block more than one unit more than another.
     CHECK(plan.blocks * plan.block_units + plan.longer_blocks == sizes.units &&
@@ -287,8 +295,10 @@ void test_int4_plans(const Device& device) {
                     const auto test = [&](const char* what, int units, int width, bool norm) {
                         const int n_groups = group_size ? std::max(width / group_size, 1) : 1;
                         test_int4_plan(what, {units, width, batch, n_groups, 1, norm, zeros}, device);
-                        test_int4_one_phase_plan(what, {units, width, batch, n_groups, 1, norm, zeros},
-                                                 device);
+                        for (const bool programmatic : {false, true}) {
+                            test_int4_one_phase_plan(what, {units, width, batch, n_groups, 1, norm, zeros},
+                                                     programmatic, device);
+                        }
                     };
                     test("q", q / 2, model.hidden, false);
                     test("k", kv / 2, model.hidden, false);
