@@ -97,7 +97,7 @@ fi
 wanted arch && start arch 420 "$python" -m bench.int4 --arch=sm89
 wanted sanitize && start sanitize 300 make sanitize PYTHON="$python" SANITIZED="not fp16 and (int4_gemv and \
 (544-131 or 3584-512) and (1-bf16 or 3-bf16) or int4_swiglu and (544-33 or 512-1408) and (1-bf16 or 3-bf16) and not two \
-or int4_out_mlp and 512-512-1024 or int4_layer and (tiny-32 or tiny-128) and (1-bf16 or 3-bf16))"
+or int4_layer and (tiny-32 or tiny-128) and (1-bf16 or 3-bf16))"
 finish
 echo "--- side by side: $((SECONDS - begin)) s"
 
@@ -119,8 +119,8 @@ wanted int4 && [[ -n $list ]] && show 40 int4 300 "$python" -m bench.int4 --kern
     --plot="$out/$gpu-int4$name.png"
 if wanted layer; then
     for model in "${models[@]}"; do
-        show 12 "layer $model" 90 "$python" -m bench.layer --quant=int4 --fusion=block,layer --backend=native \
-            --model="$model" "${flags[@]}" --json="$out/$gpu-int4-layer-$model.json" --plot="$out/$gpu-int4-layer-$model.png"
+        show 12 "layer $model" 90 "$python" -m bench.layer --quant=int4 --backend=native --model="$model" "${flags[@]}" \
+            --json="$out/$gpu-int4-layer-$model.json" --plot="$out/$gpu-int4-layer-$model.png"
     done
 fi
 name_failures

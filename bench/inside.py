@@ -115,7 +115,7 @@ def command(
     batch: cli.BatchFlag = 1,
     dtype: cli.DtypeFlag = "bf16",
     device: cli.DeviceFlag = "auto",
-    fusion: Annotated[str, typer.Option("--fusion", help="none, block; with 4-bit weights block, layer")] = "block",
+    fusion: Annotated[str, typer.Option("--fusion", help="none, block; with 4-bit weights block alone")] = "block",
     quant: cli.QuantFlag = "none",
     group: cli.GroupFlag = 128,
     asymmetric: cli.AsymmetricFlag = False,

@@ -264,10 +264,7 @@ def command(
     dtype: cli.DtypeFlag = "bf16",
     device: cli.DeviceFlag = "auto",
     fusion: Annotated[
-        str,
-        typer.Option(
-            "--fusion", help="of native: none, block; with 4-bit weights block, layer. Default: none,block; block"
-        ),
+        str, typer.Option("--fusion", help="of native: none, block. Default: both; with 4-bit weights block")
     ] = "",
     quant: cli.QuantFlag = "none",
     group: cli.GroupFlag = 128,

@@ -20,7 +20,6 @@ void qkv_gemv(const QkvGemvParams& params);
 void int4_gemv(const Int4GemvParams& params);
 void int4_swiglu_gemv(const Int4SwigluGemvParams& params);
 void int4_qkv_gemv(const Int4QkvGemvParams& params);
-void int4_out_mlp(const Int4OutMlpParams& params);
 void add(const AddParams& params);
 void embedding(const EmbeddingParams& params);
 void argmax(const ArgmaxParams& params);
@@ -38,7 +37,6 @@ size_t qkv_gemv_workspace_bytes(const QkvGemvParams& params);
 size_t int4_gemv_workspace_bytes(const Int4GemvParams& params);
 size_t int4_swiglu_gemv_workspace_bytes(const Int4SwigluGemvParams& params);
 size_t int4_qkv_gemv_workspace_bytes(const Int4QkvGemvParams& params);
-size_t int4_out_mlp_workspace_bytes(const Int4OutMlpParams& params);
 
 // The instruction sets the kernels are compiled for, each a superset of the one before. At start the best
 // one of this CPU is taken, or the one that PYKERNELS_CPU_ISA names; tests walk through all of them.
@@ -64,8 +62,7 @@ struct Stream {
     bool programmatic;
 };
 
-// dtypes bfloat16 and float16; head_dim 64 and 128; int4_out_mlp at batch 1, of no perm and of groups of a
-// power of two times 128 columns or of a row. Anything else, and a launch that fails, is an exception.
+// dtypes bfloat16 and float16; head_dim 64 and 128. Anything else, and a launch that fails, is an exception.
 void rmsnorm(const RmsnormParams& params, const Stream& stream);
 void gemv(const GemvParams& params, const Stream& stream);
 void rope_kv_append(const RopeKvAppendParams& params, const Stream& stream);
@@ -76,7 +73,6 @@ void qkv_gemv(const QkvGemvParams& params, const Stream& stream);
 void int4_gemv(const Int4GemvParams& params, const Stream& stream);
 void int4_swiglu_gemv(const Int4SwigluGemvParams& params, const Stream& stream);
 void int4_qkv_gemv(const Int4QkvGemvParams& params, const Stream& stream);
-void int4_out_mlp(const Int4OutMlpParams& params, const Stream& stream);
 void add(const AddParams& params, const Stream& stream);
 void embedding(const EmbeddingParams& params, const Stream& stream);
 void argmax(const ArgmaxParams& params, const Stream& stream);
@@ -102,9 +98,8 @@ class DeviceScope {
     int before_, device_;
 };
 
-// These workspaces are zeroed once before their first use; every launch leaves its own fit for the next.
+// gqa_decode's workspace is zeroed once before its first use; every launch leaves it fit for the next.
 size_t gqa_decode_workspace_bytes(const GqaDecodeParams& params);
-size_t int4_out_mlp_workspace_bytes(const Int4OutMlpParams& params);
 
 }  // namespace pykernels::cuda
 #endif

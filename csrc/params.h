@@ -172,24 +172,6 @@ struct Int4QkvGemvParams {
     Dtype dtype;
 };
 
-// What follows attention in a layer, with 4-bit weights: h = x @ o^T + residual;
-// out = swiglu(rmsnorm(h, norm_weight, eps)) @ down^T + h, swiglu as in int4_swiglu_gemv. h and swiglu's
-// result are rounded to dtype.
-struct Int4OutMlpParams {
-    const void* x;            // [batch, in_features]: the heads' outputs
-    const void* residual;     // [batch, hidden]
-    Int4WeightParams o;       // hidden x in_features
-    const void* norm_weight;  // [hidden]
-    Int4WeightParams gate;    // intermediate x hidden
-    Int4WeightParams up;      // intermediate x hidden
-    Int4WeightParams down;    // hidden x intermediate
-    void* out;                // [batch, hidden]
-    void* workspace;          // int4_out_mlp_workspace_bytes() bytes, 64-byte aligned
-    int32_t batch, in_features, hidden, intermediate;
-    float eps;
-    Dtype dtype;
-};
-
 // out = a + b
 struct AddParams {
     const void* a;  // [count]

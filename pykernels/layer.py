@@ -38,21 +38,12 @@ OP_LABELS = {
 }
 """For each fusion, the ops in order, as (op, what it does in the layer)."""
 
-INT4_OP_LABELS = {
-    "block": [(f"int4_{op}" if op.endswith("gemv") else op, label) for op, label in OP_LABELS["block"]],
-    # As little of it as can be is launched: what follows attention is one persistent kernel.
-    "layer": [
-        ("int4_qkv_gemv", "norm+qkv+rope"),
-        ("gqa_decode", "attention"),
-        ("int4_out_mlp", "o+norm+gate+up+down"),
-    ],
-}
-"""The same for a layer whose projections are of 4 bits."""
-
 
 def op_labels(fusion: str, int4: bool = False) -> list[tuple[str, str]]:
-    """OP_LABELS or INT4_OP_LABELS of a fusion."""
-    return (INT4_OP_LABELS if int4 else OP_LABELS)[fusion]
+    """OP_LABELS of a fusion, for a layer whose projections are of 4 bits where `int4` says so: only "block" has one."""
+    if not int4:
+        return OP_LABELS[fusion]
+    return [(f"int4_{op}" if op.endswith("gemv") else op, label) for op, label in OP_LABELS[fusion]]
 
 
 def available_bytes(device: torch.device) -> int:
@@ -110,8 +101,7 @@ class DecodeLayer(Steps):
     ) -> None:
         """A layer whose cache has `ctx` slots, filled with random K and V of unit scale, as is `x`.
 
-        It stands at position ctx - 1. The weights say which `fusions` there are: those of OP_LABELS
-        for dense ones, of INT4_OP_LABELS for 4-bit projections.
+        It stands at position ctx - 1. Weights with 4-bit projections run at fusion "block" alone.
 
         Raises ValueError where ctx is not in 1..max_position of the model, where
         the batch is not in 1..8, and where the cache does not fit the memory that is there.
@@ -167,18 +157,10 @@ class DecodeLayer(Steps):
                 ops.int4_gemv_workspace(self._activated, w.down_weight),
                 key=len,
             )
-            self._out_mlp_workspace = ops.int4_out_mlp_workspace(
-                self._attended_flat, w.o_weight, w.gate_weight, w.up_weight, w.down_weight
-            )
-            self._forward = {"block": self._forward_block_int4, "layer": self._forward_layer_int4}
+            self._forward = {"block": self._forward_block_int4}
         else:
             self._norm_workspace = ops.qkv_gemv_workspace(self.x)
             self._forward = {"none": self._forward_none, "block": self._forward_block}
-
-    @property
-    def fusions(self) -> tuple[str, ...]:
-        """What :meth:`forward` takes."""
-        return tuple(self._forward)
 
     def set_position(self, position: int) -> None:
         """Stand at `position` (0 to ctx - 1): the next step writes that slot and attends up to it."""
@@ -199,8 +181,6 @@ class DecodeLayer(Steps):
         ):  # fmt: skip
             setattr(self, name, getattr(before, name))
         self._norm_workspace = max(before._norm_workspace, self._norm_workspace, key=len)
-        if self.weights.is_int4 and before.weights.is_int4:
-            self._out_mlp_workspace = max(before._out_mlp_workspace, self._out_mlp_workspace, key=len)
 
     def forward(self, fusion: str) -> Tensor:
         """One step through the public ops (mode `eager`). Returns `out`."""
@@ -248,34 +228,21 @@ class DecodeLayer(Steps):
         )
         return ops.gemv(self._activated, w.down_weight, residual=self._h, out=self.out)
 
-    def _attend_int4(self) -> None:
-        w = self.weights
+    def _forward_block_int4(self) -> Tensor:
+        w, eps, workspace = self.weights, self.spec.rms_eps, self._norm_workspace
         ops.int4_qkv_gemv(
-            self.x, w.input_norm, self.spec.rms_eps, w.q_weight, w.k_weight, w.v_weight, self.cos_sin, self.position,
-            self.k_cache, self.v_cache, w.q_bias, w.k_bias, w.v_bias,
-            out=self._q_turned, workspace=self._norm_workspace,
+            self.x, w.input_norm, eps, w.q_weight, w.k_weight, w.v_weight, self.cos_sin, self.position,
+            self.k_cache, self.v_cache, w.q_bias, w.k_bias, w.v_bias, out=self._q_turned, workspace=workspace,
         )  # fmt: skip
         ops.gqa_decode(
             self._q_turned, self.k_cache, self.v_cache, self.kv_len,
             out=self._attended, workspace=self._attention_workspace,
         )  # fmt: skip
-
-    def _forward_block_int4(self) -> Tensor:
-        w, eps, workspace = self.weights, self.spec.rms_eps, self._norm_workspace
-        self._attend_int4()
         ops.int4_gemv(self._attended_flat, w.o_weight, residual=self.x, out=self._h, workspace=workspace)
         ops.int4_swiglu_gemv(
             self._h, w.gate_weight, w.up_weight, w.post_norm, eps, out=self._activated, workspace=workspace
         )
         return ops.int4_gemv(self._activated, w.down_weight, residual=self._h, out=self.out, workspace=workspace)
-
-    def _forward_layer_int4(self) -> Tensor:
-        w = self.weights
-        self._attend_int4()
-        return ops.int4_out_mlp(
-            self._attended_flat, self.x, w.o_weight, w.post_norm, self.spec.rms_eps, w.gate_weight, w.up_weight,
-            w.down_weight, out=self.out, workspace=self._out_mlp_workspace,
-        )  # fmt: skip
 
     def poison(self) -> None:
         """Fill every buffer that a step writes with NaN: what is not written shows."""
@@ -284,9 +251,6 @@ class DecodeLayer(Steps):
             self._h, self._gate, self._up, self._activated,
         ):  # fmt: skip
             tensor.fill_(float("nan"))
-        if self.device.type == "cpu":  # on CUDA workspaces hold counters
-            workspaces = [self._attention_workspace, self._norm_workspace]
-            if self.weights.is_int4:
-                workspaces.append(self._out_mlp_workspace)
-            for workspace in workspaces:
+        if self.device.type == "cpu":  # on CUDA the attention's workspace holds counters
+            for workspace in (self._attention_workspace, self._norm_workspace):
                 workspace.fill_(0xFF)  # all ones is a NaN in every float type

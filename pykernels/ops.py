@@ -23,7 +23,6 @@ from pykernels.ranges import ranged
 from pykernels.workspaces import (  # noqa: F401
     gqa_decode_workspace,
     int4_gemv_workspace,
-    int4_out_mlp_workspace,
     int4_qkv_gemv_workspace,
     int4_swiglu_gemv_workspace,
     qkv_gemv_workspace,
@@ -41,7 +40,6 @@ _qkv_gemv = _ops.qkv_gemv.default
 _int4_gemv = _ops.int4_gemv.default
 _int4_swiglu_gemv = _ops.int4_swiglu_gemv.default
 _int4_qkv_gemv = _ops.int4_qkv_gemv.default
-_int4_out_mlp = _ops.int4_out_mlp.default
 _add = _ops.add.default
 _embedding = _ops.embedding.default
 _argmax = _ops.argmax.default
@@ -270,36 +268,6 @@ def int4_qkv_gemv(
     return out
 
 
-def int4_out_mlp(
-    x: Tensor,
-    residual: Tensor,
-    o: Int4Weight,
-    norm_weight: Tensor,
-    eps: float,
-    gate: Int4Weight,
-    up: Int4Weight,
-    down: Int4Weight,
-    out: Tensor | None = None,
-    workspace: Tensor | None = None,
-) -> Tensor:
-    """What follows attention in a layer, with 4-bit weights.
-
-    ``h = int4_gemv(x, o, residual=residual)``, then
-    ``int4_gemv(int4_swiglu_gemv(h, gate, up, norm_weight, eps), down, residual=h)``. On CUDA it is one persistent
-    kernel, for batch 1 and weights without ``perm``, whose groups are of 128 columns, a power of two times 128, or a
-    whole row; two launches at once, on two streams, would wait for one another.
-
-    x: [batch, in_features]; residual: [batch, hidden]; norm_weight: [hidden]; o: hidden rows; gate, up: intermediate
-    rows of hidden columns; down: hidden rows of intermediate columns. Returns [batch, hidden].
-    """
-    if out is None:
-        out = torch.empty_like(residual)
-    _int4_out_mlp(
-        x, residual, *o.tensors(), norm_weight, eps, *gate.tensors(), *up.tensors(), *down.tensors(), out, workspace
-    )
-    return out
-
-
 def add(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     """``a + b``; a, b and the result of one shape."""
     if out is None:
@@ -371,8 +339,7 @@ def _register_fake(name: str) -> None:
 
 for _name in (
     "rmsnorm", "gemv", "rope_kv_append", "gqa_decode", "silu_mul", "swiglu_gemv", "qkv_gemv", "int4_gemv",
-    "int4_swiglu_gemv", "int4_qkv_gemv", "int4_out_mlp", "add", "embedding", "argmax", "null", "spin", "ceiling_read",
-    "ceiling_copy",
+    "int4_swiglu_gemv", "int4_qkv_gemv", "add", "embedding", "argmax", "null", "spin", "ceiling_read", "ceiling_copy",
 ):  # fmt: skip
     _register_fake(_name)
     globals()[_name] = ranged(globals()[_name], _name)

@@ -132,21 +132,6 @@ def int4_qkv_gemv(
     return qkv_gemv(x, norm_weight, eps, *weights, cos_sin, position, head_dim, q_bias, k_bias, v_bias)
 
 
-def int4_out_mlp(
-    x: Tensor,
-    residual: Tensor,
-    o: "Int4Weight",
-    norm_weight: Tensor,
-    eps: float,
-    gate: "Int4Weight",
-    up: "Int4Weight",
-    down: "Int4Weight",
-) -> Tensor:
-    """[batch, hidden], on the dequantised weights; nothing between them is rounded."""
-    h = int4_gemv(x, o, residual=residual)
-    return int4_gemv(int4_swiglu_gemv(h, gate, up, norm_weight, eps), down, residual=h)
-
-
 def add(a: Tensor, b: Tensor) -> Tensor:
     """Of the shape of a and b."""
     return a.double() + b.double()

@@ -49,14 +49,3 @@ def int4_qkv_gemv_workspace(x: Tensor, q: Int4Weight, k: Int4Weight, v: Int4Weig
     if not x.is_cuda:
         size = _runtime.int4_qkv_gemv_workspace_bytes(*x.shape, q.n_groups, k.n_groups, v.n_groups, x.element_size())
     return torch.empty(size, dtype=torch.uint8, device=x.device)
-
-
-def int4_out_mlp_workspace(x: Tensor, o: Int4Weight, gate: Int4Weight, up: Int4Weight, down: Int4Weight) -> Tensor:
-    """A workspace for calls of :func:`int4_out_mlp` of these shapes alone: uint8 [bytes].
-
-    On CUDA all of it is zero before the first call, and no two calls may use it at once.
-    """
-    groups = [weight.n_groups for weight in (o, gate, up, down)]
-    size = _runtime.int4_out_mlp_workspace_bytes(*x.shape, o.out_features, gate.out_features, groups, x.element_size(),
-                                                 x.is_cuda)  # fmt: skip
-    return torch.zeros(size, dtype=torch.uint8, device=x.device)

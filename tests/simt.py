@@ -24,8 +24,6 @@ ARCHS = [80, 90]
 DTYPES = [torch.bfloat16, torch.float16]
 BATCHES = [1, 2, 3, 8]
 
-_WITH_WORKSPACE = ("gqa_decode", "int4_out_mlp")
-
 _C_TYPES = {
     "int32_t": ctypes.c_int32,
     "int64_t": ctypes.c_int64,
@@ -70,9 +68,7 @@ class Device:
         self._function("allocate").argtypes = [ctypes.c_size_t, ctypes.c_size_t]
         self._function("allocate").restype = ctypes.c_void_p
         self._function("release").argtypes = [ctypes.c_void_p]
-        for op in _WITH_WORKSPACE:
-            if hasattr(self._library, f"{self._prefix}{op}_workspace_bytes"):  # not in every build
-                self._function(f"{op}_workspace_bytes").restype = ctypes.c_size_t
+        self._function("gqa_decode_workspace_bytes").restype = ctypes.c_size_t
         for op, struct in STRUCTS.items():
             if not hasattr(self._library, f"{self._prefix}{op}_params_bytes"):
                 continue  # no CUDA kernel
@@ -122,9 +118,9 @@ class Device:
         """Run what is queued. RuntimeError with the executor's report where a thread did what it must not."""
         self._check(self._function("synchronize")())
 
-    def workspace(self, op: str, **fields) -> Tensor:
-        """Of an op in _WITH_WORKSPACE; zeroed, as the launchers ask."""
-        count = self._function(f"{op}_workspace_bytes")(ctypes.byref(self._params(op, fields)))
+    def gqa_decode_workspace(self, **fields) -> Tensor:
+        """Zeroed, as the launcher asks."""
+        count = self._function("gqa_decode_workspace_bytes")(ctypes.byref(self._params("gqa_decode", fields)))
         return self.empty(count, dtype=torch.uint8).zero_()
 
     @contextmanager

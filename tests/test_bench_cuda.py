@@ -219,8 +219,7 @@ def test_an_op_against_torch(capsys, tmp_path, gpu):
 
 
 @pytest.mark.parametrize("op", ["rmsnorm", "rope_kv_append", "gqa_decode", "silu_mul", "swiglu_gemv", "qkv_gemv", "add",
-                                "embedding", "int4_gemv", "int4_swiglu_gemv", "int4_qkv_gemv",
-                                "int4_out_mlp"])  # fmt: skip
+                                "embedding", "int4_gemv", "int4_swiglu_gemv", "int4_qkv_gemv"])  # fmt: skip
 def test_every_op(capsys, tmp_path, gpu, op):
     _, document = measure(
         capsys, tmp_path, "bench.op", "--device=cuda", f"--op={op}", "--model=tiny", "--steps=2", "--warmup=0",

@@ -145,7 +145,7 @@ def test_a_machine_without_a_gpu(capsys, monkeypatch):
     ("flags", "words"),
     [
         (["--mode=eager"], ["--mode=eager", "graph, graph-pdl"]),
-        (["--quant=int4", "--fusion=none"], ["--fusion=none", "block"]),
+        (["--quant=int4", "--fusion=none"], ["--fusion=none", "block: 4-bit weights have no other"]),
         (["--quant=int8"], ["--quant=int8", "none, int4"]),
         (["--group=64"], ["--group=64", "--quant=int4"]),
         (["--steps=1"], ["--steps=1", "2..1000"]),

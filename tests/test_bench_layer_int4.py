@@ -46,7 +46,7 @@ def test_a_dense_layer_says_so(capsys, tmp_path):
     ("flags", "words"),
     [
         (["--quant=int8"], ("--quant=int8", "none, int4")),
-        (["--quant=int4", "--fusion=none"], ("--fusion=none", "block, layer")),
+        (["--quant=int4", "--fusion=none"], ("--fusion=none", "block: 4-bit weights have no other")),
         (["--quant=int4", "--group=33"], ("--group=33", "32, 64, a multiple of 128")),
         (["--quant=int4", "--group=1024"], ("--group=1024", "a divisor of in_features")),
     ],

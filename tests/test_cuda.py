@@ -13,7 +13,7 @@ from test_int4_gemv import int4
 
 import pykernels as pk
 from bench.core import device_trace
-from pykernels.layer import INT4_OP_LABELS, OP_LABELS
+from pykernels.layer import OP_LABELS, op_labels
 
 pytestmark = pytest.mark.skipif(
     not (pk.runtime.build_info()["cuda"] and torch.cuda.is_available()), reason="needs a CUDA build and a GPU"
@@ -128,32 +128,6 @@ def test_int4_swiglu_gemv(n_in, n_out, group_size, kind, share, batch, dtype):
     out = poisoned(batch, n_out, dtype=dtype)
     pk.ops.int4_swiglu_gemv(x, gate, up, norm_weight, out=out)
     assert_close(out, pk.reference.int4_swiglu_gemv(x, gate, up, norm_weight), dtype, depth=2)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
-@pytest.mark.parametrize(
-    ("n_in", "hidden", "intermediate", "group_size"),
-    [(512, 512, 1024, 128), (256, 768, 2048, -1), (3584, 3584, 18944, 128), (4096, 4096, 14336, 256)],
-)
-def test_int4_out_mlp(n_in, hidden, intermediate, group_size, symmetric, dtype):
-    """Three launches of one workspace, each with another residual: their words lie in one another's way."""
-    x, norm_weight = on_gpu(randn(1, n_in, dtype=dtype), randn(hidden, dtype=dtype, seed=1))
-    sizes = dict(o=(hidden, n_in), gate=(intermediate, hidden), up=(intermediate, hidden), down=(hidden, intermediate))
-    weights = {
-        name: int4(*shape, group_size, symmetric, dtype, seed=2 + i).to("cuda")
-        for i, (name, shape) in enumerate(sizes.items())
-    }
-    workspace = pk.ops.int4_out_mlp_workspace(x, *weights.values())
-    for seed in range(3):
-        (residual,) = on_gpu(randn(1, hidden, dtype=dtype, seed=10 + seed))
-        given = dict(x=x, residual=residual, norm_weight=norm_weight, eps=1e-6, **weights)
-        out = poisoned(1, hidden, dtype=dtype)
-        pk.ops.int4_out_mlp(**given, out=out, workspace=workspace)
-        h = pk.ops.int4_gemv(x, weights["o"], residual=residual)
-        activated = pk.ops.int4_swiglu_gemv(h, weights["gate"], weights["up"], norm_weight, 1e-6)
-        assert torch.equal(out, pk.ops.int4_gemv(activated, weights["down"], residual=h))
-    assert_close(out, pk.reference.int4_out_mlp(**given), dtype, depth=3)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -343,27 +317,23 @@ def test_every_mode_gives_the_same_bits_and_positions_advance(fusion):
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
 @pytest.mark.parametrize("group_size", [32, 64, 128, -1])
 @pytest.mark.parametrize("name", ["tiny", "qwen2.5-7b", "llama-3.1-8b"])
-@pytest.mark.parametrize("fusion", INT4_OP_LABELS)
-def test_int4_layer(fusion, name, group_size, symmetric, batch, dtype):
-    if fusion == "layer" and (batch > 1 or group_size in (32, 64)):
-        pytest.skip("there is no persistent kernel for it")
+def test_int4_layer(name, group_size, symmetric, batch, dtype):
     if name != "tiny" and (batch not in (1, 3) or dtype != torch.bfloat16 or group_size not in (32, 128)):
         pytest.skip("the oracle takes seconds")
     spec = pk.models.get(name)
     weights = pk.LayerWeights.random(spec, dtype, "cuda").quantize(group_size, symmetric)
     layer = pk.DecodeLayer(spec, weights, 300, batch, dtype, "cuda")
-    check_step(layer, fusion)
+    check_step(layer, "block")
 
 
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
-@pytest.mark.parametrize("fusion", INT4_OP_LABELS)
-def test_every_mode_of_a_4_bit_layer_gives_the_same_bits_and_positions_advance(fusion, symmetric):
+def test_every_mode_of_a_4_bit_layer_gives_the_same_bits_and_positions_advance(symmetric):
     spec = pk.models.get("llama-3.1-8b")
     weights = pk.LayerWeights.random(spec, device="cuda").quantize(128, symmetric)
     layer = pk.DecodeLayer(spec, weights, 300, device="cuda")
-    program = layer.program(fusion)
-    assert program.ops == [op for op, _ in INT4_OP_LABELS[fusion]]
-    check_every_mode(layer, program, fusion)
+    program = layer.program("block")
+    assert program.ops == [op for op, _ in op_labels("block", int4=True)]
+    check_every_mode(layer, program, "block")
 
 
 def test_float32_is_refused():

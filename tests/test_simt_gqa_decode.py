@@ -29,7 +29,7 @@ def launch(dev, given, scale=None, **launch_options):
         q=q, k_cache=k, v_cache=v, kv_len=kv_len, out=out, batch=q.shape[0], n_heads=q.shape[1], n_kv_heads=k.shape[1],
         head_dim=q.shape[2], max_len=k.shape[2], scale=q.shape[2] ** -0.5 if scale is None else scale, dtype=q.dtype,
     )  # fmt: skip
-    workspace = dev.workspace("gqa_decode", **fields)
+    workspace = dev.gqa_decode_workspace(**fields)
     fields |= dict(workspace=workspace, workspace_bytes=workspace.numel())
     dev.launch("gqa_decode", **fields, **launch_options)
     return out, fields

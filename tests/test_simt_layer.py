@@ -48,7 +48,7 @@ class Layer:
             q=self.buffers["q_turned"], k_cache=self.k, v_cache=self.v, kv_len=self.kv_len,
             out=self.buffers["attended"], batch=batch, scale=spec.head_dim**-0.5, dtype=dtype, **self.heads,
         )  # fmt: skip
-        workspace = dev.workspace("gqa_decode", **self.attention)
+        workspace = dev.gqa_decode_workspace(**self.attention)
         self.attention |= dict(workspace=workspace, workspace_bytes=workspace.numel())
 
     def launch(self, op: str, **fields) -> None:

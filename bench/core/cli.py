@@ -24,13 +24,13 @@ import pykernels as pk
 from bench.core import document, early_interrupt, environment
 from bench.core.early_interrupt import INTERRUPTED
 from bench.core.errors import UsageError, flag_error
-from pykernels.layer import INT4_OP_LABELS, OP_LABELS
+from pykernels.layer import OP_LABELS
 from pykernels.models import ModelSpec
 from pykernels.quant.int4_weight import group_size_allowed
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 FUSIONS = tuple(OP_LABELS)
-"""Of dense weights, which alone make a step; a layer of 4-bit ones has others (layer_fusions)."""
+"""Of dense weights, which alone make a step; a layer of 4-bit ones has `block` alone (layer_fusions)."""
 STUDIED = tuple(name for name in pk.models.names() if name != "tiny")
 """The models of the study."""
 ALL_STUDIED = ",".join(STUDIED)
@@ -56,8 +56,12 @@ def choices(flag: str, text: str, allowed: Sequence[str]) -> list[str]:
 
 
 def layer_fusions(text: str, int4: bool) -> list[str]:
-    """--fusion of a layer's driver: dense and 4-bit weights have others."""
-    return choices("--fusion", text, list(INT4_OP_LABELS if int4 else OP_LABELS))
+    """--fusion of a layer's driver: of 4-bit weights `block` alone."""
+    if not int4:
+        return choices("--fusion", text, FUSIONS)
+    if text not in ("block", "all"):
+        raise flag_error("--fusion", text, "block: 4-bit weights have no other")
+    return ["block"]
 
 
 def choice(flag: str, text: str, allowed: Sequence[str]) -> str:
@@ -250,7 +254,7 @@ def print_list(backends: Iterable[tuple[str, str, str | None, Sequence[str]]]) -
     """What --list prints: models, fusions, and of every backend its name, its description, and why it does not run here
     or its modes."""
     print("models:  ", ", ".join(pk.models.names()), "(or --config=PATH)")
-    print("fusions: ", ", ".join(FUSIONS) + f"; of a layer's 4-bit weights {', '.join(INT4_OP_LABELS)}")
+    print("fusions: ", ", ".join(FUSIONS) + "; of a layer's 4-bit weights block")
     print("backends:")
     for name, description, reason, modes in backends:
         print(f"  {name:<15} {description}")

@@ -68,17 +68,6 @@ def int4_swiglu_gemv(b: int, n_in: int, n_out: int, e: int, norm: bool = True, *
     return 2 * int4_weight(n_in, n_out, e, **weight) + (norm * n_in + b * n_in + b * n_out) * e
 
 
-def int4_out_mlp(b: int, n_in: int, hidden: int, intermediate: int, e: int, **weight: dict[str, int | bool]) -> int:
-    """Four weights (of each the keywords of :func:`int4_weight`), the norm's weight, x, residual, out. What the
-    mat-vecs hand to one another stays in the second-level cache."""
-    weights = (
-        int4_weight(n_in, hidden, e, **weight["o"])
-        + 2 * int4_weight(hidden, intermediate, e, **weight["gate_up"])
-        + int4_weight(intermediate, hidden, e, **weight["down"])
-    )
-    return weights + (hidden + b * n_in + 2 * b * hidden) * e
-
-
 def int4_qkv_gemv(
     b: int, hidden: int, n_heads: int, n_kv_heads: int, head_dim: int, e: int, bias: bool, **weight: int | bool
 ) -> int:
@@ -124,7 +113,7 @@ def layer_ops(
     int4_zeros: bool = False,
     int4_perm: bool = False,
 ) -> list[OpBytes]:
-    """Every op of one layer at that fusion, in order; with 4-bit projections of that group size, with
+    """Every op of one layer at that fusion, in order; at fusion block with 4-bit projections of that group size, with
     zero points or act-order where told."""
     b, e = batch, dtype.itemsize
     hidden, intermediate = spec.hidden, spec.intermediate
@@ -172,12 +161,6 @@ def layer_ops(
         ),
         "down+residual": mat_vec(intermediate, hidden, residual=True),
     }
-    if four_bit:
-        of_weights = dict(o=weight(q_rows), gate_up=weight(hidden), down=weight(intermediate))
-        by_label["o+norm+gate+up+down"] = (
-            f"{b}x{q_rows} -> {hidden} -> 2x{intermediate} -> {hidden}",
-            int4_out_mlp(b, q_rows, hidden, intermediate, e, **of_weights),
-        )
     return [OpBytes(op, label, *by_label[label]) for op, label in op_labels(fusion, four_bit)]
 
 

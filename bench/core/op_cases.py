@@ -289,33 +289,6 @@ def _qkv_gemv(m: _Maker, contexts: Sequence[int], int4: bool = False) -> list[Ca
     return [Case(op, "norm+qkv+rope", shape, n_bytes, n_bytes, make, expected, m.dtype)]
 
 
-def _int4_out_mlp(m: _Maker, _: Sequence[int]) -> list[Case]:
-    spec, eps, q_rows = m.spec, m.spec.rms_eps, m.spec.n_heads * m.spec.head_dim
-    x, residual, norm = (
-        m.random(m.batch, q_rows),
-        m.random(m.batch, spec.hidden),
-        m.random(spec.hidden, mean=1.0, std=0.1),
-    )
-    o, gate, up, down = (
-        m.int4(*shape)
-        for shape in ((spec.hidden, q_rows), *2 * ((spec.intermediate, spec.hidden),), (spec.hidden, spec.intermediate))
-    )
-
-    def make() -> Instance:
-        out, (o_, gate_, up_, down_) = m.poisoned(m.batch, spec.hidden), (w.clone() for w in (o, gate, up, down))
-        workspace = pk.ops.int4_out_mlp_workspace(x, o_, gate_, up_, down_)
-        native = lambda: pk.ops.int4_out_mlp(  # noqa: E731
-            x, residual, o_, norm, eps, gate_, up_, down_, out=out, workspace=workspace
-        )
-        return Instance(native, None, out)
-
-    weights = dict.fromkeys(("o", "gate_up", "down"), {})
-    n_bytes = floors.int4_out_mlp(m.batch, q_rows, spec.hidden, spec.intermediate, m.dtype.itemsize, **weights)
-    shape = f"{m.batch}x{q_rows} -> {spec.hidden} -> 2x{spec.intermediate} -> {spec.hidden}"
-    expected = lambda: pk.reference.int4_out_mlp(x, residual, o, norm, eps, gate, up, down)  # noqa: E731
-    return [Case("int4_out_mlp", "o+norm+gate+up+down", shape, n_bytes, n_bytes, make, expected, m.dtype)]
-
-
 _MAKERS: dict[str, Callable[[_Maker, Sequence[int]], list[Case]]] = {
     "rmsnorm": _rmsnorm,
     "gemv": _gemv,
@@ -327,7 +300,6 @@ _MAKERS: dict[str, Callable[[_Maker, Sequence[int]], list[Case]]] = {
     "int4_gemv": partial(_gemv, int4=True),
     "int4_swiglu_gemv": partial(_swiglu_gemv, int4=True),
     "int4_qkv_gemv": partial(_qkv_gemv, int4=True),
-    "int4_out_mlp": _int4_out_mlp,
     "add": _add,
     "embedding": _embedding,
 }

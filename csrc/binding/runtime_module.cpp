@@ -348,23 +348,4 @@ PYBIND11_MODULE(_runtime, module) {
                    params.dtype = element_bytes == 4 ? Dtype::float32 : Dtype::bfloat16;
                    return cpu::int4_qkv_gemv_workspace_bytes(params);
                });
-    module.def("int4_out_mlp_workspace_bytes",
-               [](int batch, int in_features, int hidden, int intermediate, const std::array<int, 4>& groups,
-                  int element_bytes, bool on_cuda) {
-                   Int4OutMlpParams params{};
-                   params.batch = batch;
-                   params.in_features = in_features;
-                   params.hidden = hidden;
-                   params.intermediate = intermediate;
-                   params.o.n_groups = groups[0];
-                   params.gate.n_groups = groups[1];
-                   params.up.n_groups = groups[2];
-                   params.down.n_groups = groups[3];
-                   params.dtype = element_bytes == 4 ? Dtype::float32 : Dtype::bfloat16;
-#ifdef PYKERNELS_CUDA
-                   if (on_cuda) return cuda::int4_out_mlp_workspace_bytes(params);
-#endif
-                   (void)on_cuda;
-                   return cpu::int4_out_mlp_workspace_bytes(params);
-               });
 }

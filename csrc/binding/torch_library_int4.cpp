@@ -26,19 +26,12 @@ class Int4Argument {
           zeros(op, names.zeros, zeros_),
           perm(op, names.perm, perm_) {}
 
-    // Of a weight that multiplies x. -1 rows: any number.
+    // -1 rows: any number.
     void check(const Argument& x, int64_t rows) const {
-        if (x.size(1) % block != 0) {
-            x.fail("of a multiple of " + std::to_string(block) + " columns",
-                   std::to_string(x.size(1)) + " columns");
-        }
-        check_sizes(x, rows, x.size(1));
-    }
-    // Of one that multiplies what has no tensor: `in_features` columns, like x in all else.
-    void check_sizes(const Argument& x, int64_t rows, int64_t in_features) const {
+        const int64_t in_features = x.size(1);
         if (in_features % block != 0) {
-            packed.fail("of rows for a multiple of " + std::to_string(block) + " columns",
-                        std::to_string(in_features) + " columns");
+            x.fail("of a multiple of " + std::to_string(block) + " columns",
+                   std::to_string(in_features) + " columns");
         }
         packed.type(ScalarType::Byte).same_device(x).shape({rows, in_features / 2});
         if (reinterpret_cast<uintptr_t>(packed.data()) % 16 != 0) {
@@ -214,90 +207,6 @@ void int4_qkv_gemv(const Tensor& x_, const Tensor& norm_weight_, double eps, con
                     pointer(workspace_)});
 }
 
-size_t workspace_bytes(const Int4OutMlpParams& params, const Tensor& x) {
-#ifdef PYKERNELS_CUDA
-    if (!x.is_cpu()) return cuda::int4_out_mlp_workspace_bytes(params);
-#endif
-    (void)x;
-    return cpu::int4_out_mlp_workspace_bytes(params);
-}
-
-void int4_out_mlp(const Tensor& x_, const Tensor& residual_, const Tensor& o_packed_, const Tensor& o_scales_,
-                  const MaybeTensor& o_zeros_, const MaybeTensor& o_perm_, const Tensor& norm_weight_,
-                  double eps, const Tensor& gate_packed_, const Tensor& gate_scales_,
-                  const MaybeTensor& gate_zeros_, const MaybeTensor& gate_perm_, const Tensor& up_packed_,
-                  const Tensor& up_scales_, const MaybeTensor& up_zeros_, const MaybeTensor& up_perm_,
-                  const Tensor& down_packed_, const Tensor& down_scales_, const MaybeTensor& down_zeros_,
-                  const MaybeTensor& down_perm_, const Tensor& out_, MaybeTensor workspace_) {
-    const char* op = "int4_out_mlp";
-    Argument x(op, "x", x_), residual(op, "residual", residual_),
-        norm_weight(op, "norm_weight", norm_weight_), out(op, "out", out_);
-    const Int4Argument o(op, {"o_packed", "o_scales", "o_zeros", "o_perm"}, o_packed_, o_scales_, o_zeros_,
-                         o_perm_);
-    const Int4Argument gate(op, {"gate_packed", "gate_scales", "gate_zeros", "gate_perm"}, gate_packed_,
-                            gate_scales_, gate_zeros_, gate_perm_);
-    const Int4Argument up(op, {"up_packed", "up_scales", "up_zeros", "up_perm"}, up_packed_, up_scales_,
-                          up_zeros_, up_perm_);
-    const Int4Argument down(op, {"down_packed", "down_scales", "down_zeros", "down_perm"}, down_packed_,
-                            down_scales_, down_zeros_, down_perm_);
-    const Dtype dtype = x.shape({-1, -1}).dtype();
-    check_batch(x);
-    o.check(x, -1);
-    residual.like(x).shape({x.size(0), o.rows()});
-    norm_weight.like(x).shape({o.rows()});
-    // What the other weights multiply has the residual's columns, and as many as gate has rows.
-    gate.check(residual, -1);
-    up.check(residual, gate.rows());
-    out.like(x).shape_of(residual);
-    down.check_sizes(x, o.rows(), gate.rows());
-    check_eps(op, eps);
-    check_no_overlap(out, {&x, &residual, &norm_weight});
-    for (const Int4Argument* weight : {&o, &gate, &up, &down}) weight->check_apart(out);
-    Int4OutMlpParams params{x.data(),
-                            residual.data(),
-                            o.params(),
-                            norm_weight.data(),
-                            gate.params(),
-                            up.params(),
-                            down.params(),
-                            out.data(),
-                            nullptr,
-                            narrow(x.size(0)),
-                            narrow(x.size(1)),
-                            narrow(o.rows()),
-                            narrow(gate.rows()),
-                            static_cast<float>(eps),
-                            dtype};
-    params.workspace = Workspace(op, workspace_, workspace_bytes(params, x_), x,
-                                 {&x,           &residual,        &norm_weight,    &o.packed,
-                                  &o.scales,    o.zeros.get(),    o.perm.get(),    &gate.packed,
-                                  &gate.scales, gate.zeros.get(), gate.perm.get(), &up.packed,
-                                  &up.scales,   up.zeros.get(),   up.perm.get(),   &down.packed,
-                                  &down.scales, down.zeros.get(), down.perm.get(), &out})
-                           .data();
-    submit(params, {&x_,
-                    &residual_,
-                    &o_packed_,
-                    &o_scales_,
-                    pointer(o_zeros_),
-                    pointer(o_perm_),
-                    &norm_weight_,
-                    &gate_packed_,
-                    &gate_scales_,
-                    pointer(gate_zeros_),
-                    pointer(gate_perm_),
-                    &up_packed_,
-                    &up_scales_,
-                    pointer(up_zeros_),
-                    pointer(up_perm_),
-                    &down_packed_,
-                    &down_scales_,
-                    pointer(down_zeros_),
-                    pointer(down_perm_),
-                    &out_,
-                    pointer(workspace_)});
-}
-
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(pykernels, library) {
@@ -317,21 +226,12 @@ STABLE_TORCH_LIBRARY_FRAGMENT(pykernels, library) {
         "Tensor v_scales, Tensor? v_zeros, Tensor? v_perm, Tensor? q_bias, Tensor? k_bias, Tensor? v_bias, "
         "Tensor cos_sin, Tensor position, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor(c!) out, "
         "Tensor(d!)? workspace) -> ()");
-    library.def(
-        "int4_out_mlp(Tensor x, Tensor residual, Tensor o_packed, Tensor o_scales, Tensor? o_zeros, Tensor? "
-        "o_perm, "
-        "Tensor norm_weight, float eps, Tensor gate_packed, Tensor gate_scales, Tensor? gate_zeros, Tensor? "
-        "gate_perm, "
-        "Tensor up_packed, Tensor up_scales, Tensor? up_zeros, Tensor? up_perm, Tensor down_packed, Tensor "
-        "down_scales, "
-        "Tensor? down_zeros, Tensor? down_perm, Tensor(a!) out, Tensor(b!)? workspace) -> ()");
 }
 
 #define PYKERNELS_INT4_IMPLEMENTATIONS(library)                     \
     library.impl("int4_gemv", TORCH_BOX(&int4_gemv));               \
     library.impl("int4_swiglu_gemv", TORCH_BOX(&int4_swiglu_gemv)); \
-    library.impl("int4_qkv_gemv", TORCH_BOX(&int4_qkv_gemv));       \
-    library.impl("int4_out_mlp", TORCH_BOX(&int4_out_mlp));
+    library.impl("int4_qkv_gemv", TORCH_BOX(&int4_qkv_gemv));
 
 STABLE_TORCH_LIBRARY_IMPL(pykernels, CPU, library){PYKERNELS_INT4_IMPLEMENTATIONS(library)}
 #ifdef PYKERNELS_CUDA

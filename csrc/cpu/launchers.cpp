@@ -1,5 +1,4 @@
 // The launchers of ops.h: the chosen instruction set's kernel, and the ops that need none.
-#include <algorithm>
 #include <chrono>
 #include <cstring>
 
@@ -62,16 +61,6 @@ void embedding(const EmbeddingParams& params) {
     }
 }
 
-void int4_out_mlp(const Int4OutMlpParams& p) {
-    auto* const h = static_cast<unsigned char*>(p.workspace);
-    auto* const activated = h + aligned(p.batch * int64_t{p.hidden} * dtype_bytes(p.dtype));
-    auto* const workspace = activated + aligned(p.batch * int64_t{p.intermediate} * dtype_bytes(p.dtype));
-    int4_gemv({p.x, p.o, nullptr, p.residual, h, workspace, p.batch, p.in_features, p.hidden, p.dtype});
-    int4_swiglu_gemv({h, p.norm_weight, p.gate, p.up, activated, workspace, p.batch, p.hidden, p.intermediate,
-                      p.eps, p.dtype});
-    int4_gemv({activated, p.down, nullptr, h, p.out, workspace, p.batch, p.intermediate, p.hidden, p.dtype});
-}
-
 void null(const NullParams&) {}
 
 void spin(const SpinParams& params) {
@@ -109,17 +98,6 @@ size_t int4_qkv_gemv_workspace_bytes(const Int4QkvGemvParams& params) {
                    int4_x_bytes(params.batch, params.hidden, params.q.n_groups) +
                    int4_x_bytes(params.batch, params.hidden, params.k.n_groups) +
                    int4_x_bytes(params.batch, params.hidden, params.v.n_groups));
-}
-
-size_t int4_out_mlp_workspace_bytes(const Int4OutMlpParams& p) {
-    // The three mat-vecs share one of theirs: they run one after another.
-    const size_t most = std::max({aligned(int4_x_bytes(p.batch, p.in_features, p.o.n_groups)),
-                                  aligned(int4_normed_bytes(p.batch, p.hidden, p.dtype) +
-                                          int4_x_bytes(p.batch, p.hidden, p.gate.n_groups) +
-                                          int4_x_bytes(p.batch, p.hidden, p.up.n_groups)),
-                                  aligned(int4_x_bytes(p.batch, p.intermediate, p.down.n_groups))});
-    return aligned(p.batch * int64_t{p.hidden} * dtype_bytes(p.dtype)) +
-           aligned(p.batch * int64_t{p.intermediate} * dtype_bytes(p.dtype)) + most;
 }
 
 }  // namespace pykernels::cpu

@@ -12,10 +12,12 @@ namespace pykernels {
 namespace {
 
 constexpr const char* op_names[] = {
-    "rmsnorm",      "gemv",         "rope_kv_append", "gqa_decode",       "silu_mul",
-    "swiglu_gemv",  "qkv_gemv",     "int4_gemv",      "int4_swiglu_gemv", "int4_qkv_gemv",
-    "int4_out_mlp", "add",          "embedding",      "argmax",           "null",
-    "spin",         "ceiling_read", "ceiling_copy",
+    "rmsnorm",       "gemv",         "rope_kv_append",
+    "gqa_decode",    "silu_mul",     "swiglu_gemv",
+    "qkv_gemv",      "int4_gemv",    "int4_swiglu_gemv",
+    "int4_qkv_gemv", "add",          "embedding",
+    "argmax",        "null",         "spin",
+    "ceiling_read",  "ceiling_copy",
 };
 static_assert(std::size(op_names) == std::variant_size_v<Op>);
 
@@ -30,7 +32,6 @@ struct CpuLauncher {
     void operator()(const Int4GemvParams& params) const { cpu::int4_gemv(params); }
     void operator()(const Int4SwigluGemvParams& params) const { cpu::int4_swiglu_gemv(params); }
     void operator()(const Int4QkvGemvParams& params) const { cpu::int4_qkv_gemv(params); }
-    void operator()(const Int4OutMlpParams& params) const { cpu::int4_out_mlp(params); }
     void operator()(const AddParams& params) const { cpu::add(params); }
     void operator()(const EmbeddingParams& params) const { cpu::embedding(params); }
     void operator()(const ArgmaxParams& params) const { cpu::argmax(params); }
@@ -53,7 +54,6 @@ struct CudaLauncher {
     void operator()(const Int4GemvParams& params) const { cuda::int4_gemv(params, stream); }
     void operator()(const Int4SwigluGemvParams& params) const { cuda::int4_swiglu_gemv(params, stream); }
     void operator()(const Int4QkvGemvParams& params) const { cuda::int4_qkv_gemv(params, stream); }
-    void operator()(const Int4OutMlpParams& params) const { cuda::int4_out_mlp(params, stream); }
     void operator()(const AddParams& params) const { cuda::add(params, stream); }
     void operator()(const EmbeddingParams& params) const { cuda::embedding(params, stream); }
     void operator()(const ArgmaxParams& params) const { cuda::argmax(params, stream); }

@@ -17,8 +17,8 @@ namespace pykernels {
 // The order is that of op_names in program.cpp.
 using Op = std::variant<RmsnormParams, GemvParams, RopeKvAppendParams, GqaDecodeParams, SiluMulParams,
                         SwigluGemvParams, QkvGemvParams, Int4GemvParams, Int4SwigluGemvParams,
-                        Int4QkvGemvParams, Int4OutMlpParams, AddParams, EmbeddingParams, ArgmaxParams,
-                        NullParams, SpinParams, CeilingReadParams, CeilingCopyParams>;
+                        Int4QkvGemvParams, AddParams, EmbeddingParams, ArgmaxParams, NullParams, SpinParams,
+                        CeilingReadParams, CeilingCopyParams>;
 
 const char* op_name(const Op& op);
 

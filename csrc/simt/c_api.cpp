@@ -100,12 +100,6 @@ OP(swiglu_gemv, SwigluGemvParams)
 OP(qkv_gemv, QkvGemvParams)
 OP(int4_swiglu_gemv, Int4SwigluGemvParams)
 OP(int4_qkv_gemv, Int4QkvGemvParams)
-OP(int4_out_mlp, Int4OutMlpParams)
-
-EXPORT size_t pykernels_simt_int4_out_mlp_workspace_bytes(const Int4OutMlpParams* params) {
-    return cuda::int4_out_mlp_workspace_bytes(*params);
-}
-
 OP(add, AddParams)
 OP(embedding, EmbeddingParams)
 OP(argmax, ArgmaxParams)

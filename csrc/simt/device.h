@@ -253,23 +253,6 @@ void clear_flagged(T* pointer, Site site = Site::here()) {
     std::memset(static_cast<void*>(pointer), 0, sizeof(T));
 }
 
-template <class T>
-void store_relaxed(T* pointer, T value, Site site = Site::here()) {
-    uint32_t words[sizeof(T) / sizeof(uint32_t)];
-    std::memcpy(words, &value, sizeof(T));
-    for (size_t i = 0; i < sizeof(T) / sizeof(uint32_t); ++i) {
-        uint32_t* const word = reinterpret_cast<uint32_t*>(pointer) + i;
-        simt::check_flagged(word, sizeof(uint32_t), true, site);
-        std::memcpy(word, &words[i], sizeof(uint32_t));
-    }
-}
-
-template <class T>
-T load_relaxed(const T* pointer, Site site = Site::here()) {
-    simt::check_flagged(pointer, sizeof(T), false, site);
-    return copy_out(pointer);
-}
-
 inline void fence_device() {
     simt::fence();
 }

@@ -10,7 +10,6 @@
 #include "cuda/argmax_plan.h"
 #include "cuda/gqa_decode_plan.h"
 #include "cuda/int4_mat_vec_plan.h"
-#include "cuda/int4_out_mlp_plan.h"
 #include "cuda/mat_vec_plan.h"
 
 namespace {
@@ -247,49 +246,10 @@ void test_int4_one_phase_plan(const char* what, const Int4MatVecSizes& sizes, bo
     }
 }
 
-void test_int4_out_mlp_plan(const Model& model, int batch, int group_size, const Device& device) {
-    const int q = model.n_heads * head_dim;
-    const Int4MatVecSizes sizes[] = {
-        {model.hidden / 2, q, batch, q / group_size, 1, false, false},
-        {model.intermediate, model.hidden, batch, model.hidden / group_size, 1, true, false},
-        {model.hidden / 2, model.intermediate, batch, model.intermediate / group_size, 1, false, false}};
-    const MatVecDevice limits = {device.sm_count, device.shared_bytes};
-    const Int4OutMlpPlan plan = plan_int4_out_mlp(sizes, true, true, limits);
-    const auto context = [&](const char* part) {
-        static char text[200];
-        std::snprintf(text, sizeof text, "%s: out_mlp of %s, batch %d, groups of %d, %s", part, model.name,
-                      batch, group_size, device.name);
-        return text;
-    };
-    CHECK(!plan_int4_out_mlp(sizes, false, true, limits).fits, "%s", context("only x in order"));
-    CHECK(plan.fits == (batch == 1 && group_size == 128 && device.shared_bytes >= 227 * 1024) ||
-              device.shared_bytes < 227 * 1024,
-          "%s", context("the models' case"));
-    if (!plan.fits) return;
-    CHECK(plan.blocks <= device.sm_count && plan.shared_bytes <= device.shared_bytes, "%s",
-          context("all blocks at once"));
-    const Int4OnePhasePlan& first = plan.phases[0];
-    for (int i = 0; i < int4_out_mlp_phases; ++i) {
-        const Int4OnePhasePlan& phase = plan.phases[i];
-        const int tiles = int4_tiles(phase.block_units + (phase.longer_blocks > 0));
-        CHECK(phase.blocks == plan.blocks && phase.block_units > 0 && phase.warps == int4_max_warps, "%s",
-              context("blocks and warps alike"));
-        CHECK(phase.sums_offset == first.sums_offset && phase.squares_offset == first.squares_offset &&
-                  phase.factors_offset == first.factors_offset && phase.x_offset == first.x_offset,
-              "%s", context("one layout"));
-        CHECK(phase.squares_offset - phase.sums_offset >= (phase.warps + tiles - 1) * 16 * 16 &&
-                  phase.factors_offset - phase.squares_offset >= phase.warps * 4 &&
-                  phase.x_offset - phase.factors_offset >= sizes[i].width / 128 * 32 &&
-                  plan.shared_bytes - phase.x_offset >= 3 * sizes[i].width,
-              "%s", context("room for each"));
-    }
-}
-
 void test_int4_plans(const Device& device) {
     for (const Model& model : models) {
         const int q = model.n_heads * head_dim, kv = model.n_kv_heads * head_dim;
         for (int batch = 1; batch <= max_batch; ++batch) {
-            for (const int group_size : {64, 128}) test_int4_out_mlp_plan(model, batch, group_size, device);
             for (const int group_size : {32, 64, 128, 0}) {
                 for (const bool zeros : {false, true}) {
                     const auto test = [&](const char* what, int units, int width, bool norm) {

@@ -173,44 +173,6 @@ void int4(int batch, int n_in, int n_out, int group_size) {
     compare("int4_swiglu_gemv", activated, expected);
 }
 
-// Twice with one workspace: the second launch must not take the first one's words for its own.
-void int4_out_mlp(int n_in, int hidden, int intermediate, int group_size) {
-    constexpr int batch = 1;
-    Tensor x(size_t(batch * n_in), 1), norm_weight(size_t(hidden), 1), residual(size_t(batch * hidden), 1),
-        other_residual(residual.size(), 1), out(residual.size()), other_out(residual.size());
-    const Int4Weight o(n_in, hidden, group_size), gate(hidden, intermediate, group_size),
-        up(hidden, intermediate, group_size), down(intermediate, hidden, group_size);
-    Int4OutMlpParams params = {x,         residual,    o.params,     norm_weight, gate.params,
-                               up.params, down.params, out,          nullptr,     batch,
-                               n_in,      hidden,      intermediate, 1e-6f,       dtype};
-    Numbers<uint8_t> workspace(std::vector<uint8_t>(cuda::int4_out_mlp_workspace_bytes(params)));
-    params.workspace = workspace.data();
-    cuda::int4_out_mlp(params, stream());
-    params.residual = other_residual;
-    params.out = other_out;
-    cuda::int4_out_mlp(params, stream());
-    simt::executor().synchronize();
-    const auto expected_of = [&](const Tensor& more) {
-        auto h = product(x, o.values, batch, n_in);
-        for (size_t i = 0; i < h.size(); ++i) h[i] += more[i];
-        auto n = h;
-        for (int b = 0; b < batch; ++b) {
-            double squares = 0;
-            for (int i = 0; i < hidden; ++i) squares += h[size_t(b * hidden + i)] * h[size_t(b * hidden + i)];
-            for (int i = 0; i < hidden; ++i)
-                n[size_t(b * hidden + i)] *= norm_weight[size_t(i)] / std::sqrt(squares / hidden + 1e-6);
-        }
-        const auto g = product(n, gate.values, batch, hidden), u = product(n, up.values, batch, hidden);
-        auto activated = g;
-        for (size_t i = 0; i < g.size(); ++i) activated[i] = g[i] / (1 + std::exp(-g[i])) * u[i];
-        auto expected = product(activated, down.values, batch, intermediate);
-        for (size_t i = 0; i < h.size(); ++i) expected[i] += h[i];
-        return expected;
-    };
-    compare("int4_out_mlp", out, expected_of(residual));
-    compare("int4_out_mlp again", other_out, expected_of(other_residual));
-}
-
 void norm_and_swiglu(int batch, int n_in, int n_out) {
     Tensor x(size_t(batch * n_in), 1), weight(size_t(n_in), 1), gate(size_t(n_in * n_out), scale_of(n_in)),
         up(size_t(n_in * n_out), scale_of(n_in)), normed(x.size()), out(size_t(batch * n_out)),
@@ -407,8 +369,6 @@ int main() {
         gemv(batch, 50, 9);
         int4(batch, 544, 37, 32);
         int4(batch, 1280, 21, 128);
-        int4_out_mlp(256, 512, 768, 128);
-        int4_out_mlp(512, 256, 4352, 256);
         norm_and_swiglu(batch, 520, 35);
         norm_and_swiglu(batch, 33, 6);
         embedding_and_add(batch, 72);

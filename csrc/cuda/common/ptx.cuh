@@ -339,42 +339,6 @@ __device__ __forceinline__ void clear_flagged(float4* pointer) {
     asm volatile("st.relaxed.gpu.global.v4.f32 [%0], {%1, %1, %1, %1};" ::"l"(pointer), "f"(0.0f) : "memory");
 }
 
-// Words that blocks of one launch hand to one another: each is whole, and says by its own content whether it
-// is the one that was waited for. Nothing else is ordered by them. They come from and go to the second-level
-// cache, where all SMs meet.
-__device__ __forceinline__ void store_relaxed(uint32_t* pointer, uint32_t value) {
-    asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(pointer), "r"(value) : "memory");
-}
-
-__device__ __forceinline__ void store_relaxed(uint2* pointer, uint2 value) {
-    asm volatile("st.relaxed.gpu.global.v2.u32 [%0], {%1, %2};" ::"l"(pointer), "r"(value.x), "r"(value.y)
-                 : "memory");
-}
-
-__device__ __forceinline__ uint32_t load_relaxed(const uint32_t* pointer) {
-    uint32_t value;
-    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(pointer) : "memory");
-    return value;
-}
-
-__device__ __forceinline__ uint2 load_relaxed(const uint2* pointer) {
-    uint2 value;
-    asm volatile("ld.relaxed.gpu.global.v2.u32 {%0, %1}, [%2];"
-                 : "=r"(value.x), "=r"(value.y)
-                 : "l"(pointer)
-                 : "memory");
-    return value;
-}
-
-__device__ __forceinline__ uint4 load_relaxed(const uint4* pointer) {
-    uint4 value;
-    asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
-                 : "l"(pointer)
-                 : "memory");
-    return value;
-}
-
 __device__ __forceinline__ void fence_device() {
     __threadfence();
 }
