@@ -202,10 +202,11 @@ inline Int4OnePhasePlan plan_int4_one_phase(const Int4MatVecSizes& sizes, bool i
         plan.by_items[i] = int4_divisor(int4_tiles(plan.block_units + i) * plan.pieces);
     // At most four pieces a warp, and no norm ahead of them, as o's behind attention: half of the warps are
     // as fast, and leave registers of an SM for another kernel's block. In programmatic launches this one
-    // then begins, and asks for its weights, while that one is still at work.
-    const bool shares_sm =
-        programmatic && !sizes.norm && items > int4_max_warps && items <= 4 * int4_max_warps;
-    for (plan.warps_log2 = shares_sm ? 3 : 4; plan.warps_log2 >= 2; --plan.warps_log2) {
+    // then begins, and asks for its weights, while that one is still at work. In others too, for the same
+    // bits.
+    const bool half_of_warps = !sizes.norm && items > int4_max_warps && items <= 4 * int4_max_warps;
+    const bool shares_sm = half_of_warps && programmatic;
+    for (plan.warps_log2 = half_of_warps ? 3 : 4; plan.warps_log2 >= 2; --plan.warps_log2) {
         plan.warps = 1 << plan.warps_log2;
         // A tile's pieces lie with so many warps, one more where they begin in the middle of a share.
         const int64_t parts = int64_t{plan.pieces} * plan.warps / items + 2;
