@@ -107,7 +107,7 @@ gpu-int4: build
 	bash bench/gpu_int4.sh $(OUT) $(python)
 
 report: build
-	$(python) -m bench.report bench/results --out=docs/report --title="launchtax: measured on an H200" --no-svg $(ARGS)
+	$(python) -m bench.report bench/results --out=docs/report --title="launchtax: measured on an H200 and an H100" --no-svg $(ARGS)
 
 clean:
 	rm -rf build dist *.egg-info pykernels/*.so
