@@ -225,12 +225,7 @@ inline Int4OnePhasePlan plan_int4_one_phase(const Int4MatVecSizes& sizes, bool i
     const bool x_first = sizes.width > mat_vec_x_step || items <= 4 * plan.warps;
     plan.stages_ahead_of_x = x_first && !shares_sm ? 1 : 2;
     // As in the other mat-vecs two blocks never share an SM; or two do, and three never.
-    if (shares_sm) {
-        const int more_than_a_third = device.shared_bytes / 3 + 1024;
-        if (plan.shared_bytes < more_than_a_third) plan.shared_bytes = more_than_a_third;
-    } else {
-        plan.shared_bytes = mat_vec_bytes_alone(plan.shared_bytes, device);
-    }
+    plan.shared_bytes = mat_vec_bytes_alone(plan.shared_bytes, device, shares_sm ? 2 : 1);
     return plan;
 }
 

@@ -184,9 +184,8 @@ __global__ void __launch_bounds__(int4_max_threads, 1)
     block_barrier();  // x is there, and its squares
     stamps.mark(StampPoint::x_ready);
 
-    int stage = 0;
     int4_multiply_share<T, sequences>(
-        plan, share, batch, places, stages, stage, copies, [&](int tile, int place, int side) {
+        plan, share, batch, places, stages, copies, [&](int tile, int place, int side) {
             const Int4Row at = copies.row(tile, place, side);
             const Int4WeightParams& weight = Op::weight(params, at.weight);
             const int64_t first_group = int64_t{at.row} * weight.n_groups;

@@ -94,12 +94,12 @@ struct Int4Places {
 
 // A warp's share of the block's pieces, multiplied: sums of its parts of tiles go to shared memory,
 // [part][row][sequence][lane of four]. `copies` brings pieces in their order, one for each that was used up;
-// they lie in `stages`, the first at `stage`, which goes on. groups(tile, unit of the tile, side) says where
-// the scales and zero points of a row begin.
+// they lie in `stages`. groups(tile, unit of the tile, side) says where the scales and zero points of a row
+// begin.
 template <class T, int sequences, class Copies, class Groups>
 __device__ __forceinline__ void int4_multiply_share(const Int4OnePhasePlan& plan, const Int4Share& share,
                                                     int batch, const Int4Places& places,
-                                                    const unsigned char* stages, int& stage, Copies& copies,
+                                                    const unsigned char* stages, Copies& copies,
                                                     const Groups& groups) {
     const int warp = static_cast<int>(threadIdx.x / warp_size), lane = int4_lane();
     const int g = lane / 4, t = lane % 4;
@@ -110,7 +110,7 @@ __device__ __forceinline__ void int4_multiply_share(const Int4OnePhasePlan& plan
     Int4GroupRows<T> rows_of[2] = {};
     float eighths[2][2] = {{1, 1}, {1, 1}};  // zero points over 8, of both sides' chunks
     float acc[2][sequences] = {};
-    int tile = share.first_tile, piece = share.first_piece;
+    int tile = share.first_tile, piece = share.first_piece, stage = 0;
 #pragma unroll 1
     for (int item = share.first_item; item < share.last_item; ++item) {
         uint32_t scales[2];

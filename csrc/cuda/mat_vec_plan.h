@@ -52,10 +52,10 @@ constexpr int mat_vec_x_offset(const MatVecPlan& plan, int batch) {
 // x may take this much of a block's shared memory; a larger one is read through the first-level cache.
 constexpr int mat_vec_max_x_bytes = 64 * 1024;
 
-// So much shared memory that no second block fits an SM beside this one.
-constexpr int mat_vec_bytes_alone(int shared_bytes, const MatVecDevice& device) {
-    const int more_than_half = device.shared_bytes / 2 + 1024;
-    return shared_bytes < more_than_half ? more_than_half : shared_bytes;
+// So much shared memory that no second block fits an SM beside this one; or, of so many, that no more do.
+constexpr int mat_vec_bytes_alone(int shared_bytes, const MatVecDevice& device, int blocks = 1) {
+    const int more_than_fits = device.shared_bytes / (blocks + 1) + 1024;
+    return shared_bytes < more_than_fits ? more_than_fits : shared_bytes;
 }
 
 // One block an SM. Where the next kernel may start early (programmatic dependent launch), its blocks must not
