@@ -274,7 +274,10 @@ def command(
         dtypes = [cli.DTYPES[dtype]] if dtype else list(cli.DTYPES.values())
         trials = (target, dtypes, [group] if group else list(GROUP_SIZES), [True, False][asymmetric:], seed, journal)
         apart = [partial(plugged.validate, _PROGRAM, one, ["--validate", *flags], plugin_timeout_s) for one in asked]
-        here = [partial(validate.tried, name, kernel, *trials) for name, kernel in kernels.items()]
+        here = [
+            partial(validate.tried, name, kernel, target, validate.validate(kernel, *trials))
+            for name, kernel in kernels.items()
+        ]
         return run_validation([*apart, *here], target, seed, outputs)
     group, dtype = group or 128, dtype or "bf16"
     specs = cli.models(model, config)

@@ -4,7 +4,7 @@ A trial ends as `ok`; as `refused`, where the kernel says beforehand that it doe
 as `error`, where it said nothing and raised.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -199,22 +199,13 @@ def validate(
             yield found
 
 
-def tried(
-    name: str,
-    kernel: type[Int4Kernel],
-    device: torch.device,
-    dtypes: Sequence[torch.dtype],
-    group_sizes: Sequence[int],
-    symmetries: Sequence[bool],
-    seed: int = 0,
-    journal: Journal | None = None,
-) -> Tried:
-    """Every trial of a kernel in this process; Ctrl-C ends it early."""
+def tried(name: str, kernel: type[Int4Kernel], device: torch.device, found: Iterable[Found]) -> Tried:
+    """What came of a kernel in this process, by its trials as :func:`validate` makes them; Ctrl-C ends them early."""
     of_kernel = Tried(name)
     try:
         of_kernel.reason = kernel.availability(device)
         if not of_kernel.reason:
-            for one in validate(kernel, device, dtypes, group_sizes, symmetries, seed, journal):
+            for one in found:
                 of_kernel.found.append(one)
     except KeyboardInterrupt:
         of_kernel.interrupted = True
