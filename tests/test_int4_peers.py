@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import fake_int4_peers
 import pytest
 import torch
-from helpers import assert_close, randn, torch_threads
+from helpers import assert_close, randn
 
 import pykernels as pk
 from bench.backends import int4
@@ -18,12 +18,7 @@ CPU = torch.device("cpu")
 PEERS = ("torchao", "bnb-nf4", "marlin", "machete", "awq", "gptq", "exllamav2", "gemlite")
 FEW = ("random", "powers of two", "zero scale")
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small products: threads would only wait for one another."""
-    with torch_threads(1):
-        yield
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

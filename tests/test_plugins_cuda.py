@@ -1,6 +1,6 @@
 """CUDA plug-ins on a GPU, compiled by NVRTC through CuPy. Skipped without a GPU or without CuPy.
 
-Without them the same arguments go through a fake (tests/test_plugins.py), and nvcc compiles the example.
+Without them the same arguments go through a fake (tests/test_plugins_fake_cupy.py), and nvcc compiles the example.
 """
 
 import json

@@ -1,0 +1,11 @@
+"""Fixtures of several test files."""
+
+import pytest
+from helpers import torch_threads
+
+
+@pytest.fixture
+def one_thread():
+    """Small products: threads would only wait for one another."""
+    with torch_threads(1):
+        yield
