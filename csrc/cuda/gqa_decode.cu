@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(gqa_threads, 1)
     unsigned char* const behind_rows = shared_memory() + gqa_rows_bytes(head_dim);
     const PushedShares pushed(behind_rows, items, at.n_heads * plan.cluster_items);
     if (plan.cluster_splits > 1) {
-        if (threadIdx.x == 0) pushed.expect();
+        pushed.expect();
         warp_barrier();  // all lanes arrive together
         cluster_arrive();
     }

@@ -120,11 +120,14 @@ struct PushedShares {
           items(items),
           part(part) {}
 
-    // By one thread. Others push once the cluster's barrier has shown it to them.
+    // By whole warps; one thread does it. Others push once the cluster's barrier has shown it to them.
     __device__ __forceinline__ void expect() const {
-        barrier_init(all_here, 1);
-        barriers_ready();
-        barrier_expect(all_here, static_cast<uint32_t>(items * gqa_share_bytes));
+        if (threadIdx.x == 0) {
+            barrier_init(all_here, 1);
+            barriers_ready();
+        }
+        warp_barrier();  // one thread's order needs none, but racecheck warns without
+        if (threadIdx.x == 0) barrier_expect(all_here, static_cast<uint32_t>(items * gqa_share_bytes));
     }
 
     // The share of the cluster's block `block`, to the block that joins the item.
