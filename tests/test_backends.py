@@ -83,6 +83,17 @@ def test_a_call_of_flex_is_its_kernel_and_no_mask_of_its_own():
     assert len(re.findall(r"^ +cpp_fused\w*\(", code, re.MULTILINE)) == 1
 
 
+def test_the_mask_of_flex_has_blocks_for_the_splits_of_its_decoding_kernel():
+    """Of a mask of one block the first split has all keys to itself, and the others none."""
+    backend, masks = registry()["flex"](), []
+    backend._compiled = lambda *inputs, block_mask, enable_gqa: masks.append(block_mask)
+    inputs = workload(copies=1, position=299, ctx=400).layers[0]
+    backend.attention(inputs).bound(inputs.x.new_ones(1, 8, 1, inputs.spec.head_dim))()
+    (mask,) = masks
+    assert mask.BLOCK_SIZE == (128, 128) and mask.shape[-2:] == (1, 300)
+    assert mask.to_dense().tolist() == [[[[1, 1, 1]]]]
+
+
 def test_the_compiled_need_a_compiler(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     for name in ("flex", "compile"):

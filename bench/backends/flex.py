@@ -1,9 +1,11 @@
 """`flex`: torch's flex_attention, compiled, in a layer of plain torch ops.
 
 KV layout: the layer's own, [batch, n_kv_heads, ctx, head_dim]. One query sees the whole cache: there is no score
-function, and the mask, made beforehand, hides nothing.
+function, and the mask, made beforehand, hides nothing. It is there for its blocks: by them the decoding kernel divides
+the keys among its splits.
 """
 
+import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -19,9 +21,6 @@ from bench.backends.torch_layer import Attention, LayerCache
 # Torch gives up on code that it has compiled eight times, and every shape of a process is one compilation.
 _MAX_SHAPES = 512
 
-# Of the mask's one block: flex_attention's own size where it is given no mask, larger than any cache.
-_BLOCK_SIZE = 1 << 30
-
 
 class Flex(PlainLayer):
     """flex_attention through torch.compile: uncompiled it is a composition that its authors warn of.
@@ -35,9 +34,9 @@ class Flex(PlainLayer):
     no_dispatch = "flex_attention is code that torch.compile makes, no op of torch's dispatcher"
 
     def __init__(self) -> None:
-        from torch.nn.attention.flex_attention import BlockMask, flex_attention
+        from torch.nn.attention.flex_attention import create_block_mask, flex_attention, noop_mask
 
-        self._block_mask = BlockMask.from_kv_blocks
+        self._mask = functools.partial(create_block_mask, noop_mask, B=None, H=None, Q_LEN=1)
         # One function for all copies of the layer: they have one shape, and one compilation serves them.
         self._compiled: Callable[..., Any] = torch.compile(flex_attention, dynamic=False, fullgraph=True)
 
@@ -52,11 +51,9 @@ class Flex(PlainLayer):
         return "flex_attention, compiled by inductor"
 
     def attention(self, layer: pk.DecodeLayer) -> Attention:
-        # Where it is given no mask it makes this one, in every call: a kernel more.
-        one_block = torch.ones(1, 1, 1, dtype=torch.int32, device=layer.device)
-        sees_all = self._block_mask(
-            one_block, torch.zeros_like(one_block).unsqueeze(-1), BLOCK_SIZE=_BLOCK_SIZE, seq_lengths=(1, 1)
-        )
+        # Where it is given no mask it makes one in every call, of a single block, which goes to the first split whole:
+        # a block a KV head then reads all keys.
+        sees_all = self._mask(KV_LEN=int(layer.position[0]) + 1, device=layer.device)
 
         def flex(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return self._compiled(q, k, v, block_mask=sees_all, enable_gqa=True)
