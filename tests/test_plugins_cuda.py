@@ -75,7 +75,7 @@ def test_the_4_bit_example_is_timed(tmp_path, mode):
     result = run("bench.int4", f"--kernel=native,{asked}", *flags)
     assert result.status == 0, result.out + result.err
     own = [e for e in json.loads(output.read_text())["ops"] if e["backend"] == "int4_gemv.cu:int4_gemv"]
-    assert own and {(e["status"], e["reason"]) for e in own} == {("ok", None)}
+    assert own and {(e["status"], e["reason"], e["device_reason"]) for e in own} == {("ok", None, None)}
     assert all(e["device_us"] and e["ratio_to_dense"] for e in own)
 
 
@@ -101,7 +101,7 @@ def test_one_op(tmp_path, path, kernel, op, dtype, mode):
 @pytest.mark.parametrize(("path", "kernel"), [(GQA_DECODE, "gqa_decode"), (ATTENTION, "Attention")])
 def test_the_examples_alone(tmp_path, path, kernel):
     watched = load_attention(plugin(path, kernel), Journal(tmp_path), GPU)
-    plan = Plan([watched.label], ["eager", "graph"], ["outside"], 30, 1, watched)
+    plan = Plan([watched.label], ["eager", "graph"], ["outside"], 30, 1, watched=watched)
     (cell,) = attention_cases.cells([pk.models.get("qwen2.5-7b")], [333], [2])
     inputs = attention_cases.Inputs(cell, torch.bfloat16, GPU, 0)
     arms = attention_arms.make_arms([inputs, inputs.copy()], plan, Rotation(2), lambda name: None)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from command_line import run_here
 from fake_cupy import FakeCupy, tensor_at
-from fake_gpu import fake_gpu
+from fake_gpu import KERNEL_US, fake_gpu
 from test_backends import workload
 from test_plugins import CPU, GEMV, GQA_DECODE, INT4_GEMV, gated, plugin
 
@@ -113,24 +113,45 @@ def test_a_4_bit_cuda_kernel_that_writes_what_is_not_its_own(tmp_path, cupy, spo
     assert (found.status, found.reason) == ("wrong", words)
 
 
+def timed_int4(capsys, tmp_path, *flags):
+    """bench.int4 as in a plug-in's own process. Returns its run, and the plug-in's entries."""
+    output = tmp_path / "int4.json"
+    result = run_here(
+        capsys, "bench.int4", "--device=cuda", "--model=tiny", "--steps=3", "--warmup=1", "--what=shapes",
+        f"--kernel={INT4_GEMV}:int4_gemv", f"--plugin-journal={tmp_path}", f"--json={output}", *flags,
+    )  # fmt: skip
+    ops = [entry for entry in json.loads(output.read_text())["ops"] if entry["backend"] == "int4_gemv.cu:int4_gemv"]
+    return result, ops
+
+
 @pytest.mark.parametrize(("spoils", "status"), [(False, "ok"), (True, "wrong")])
 def test_a_4_bit_cuda_kernel_is_measured(monkeypatch, capsys, tmp_path, cupy, spoils, status):
-    """bench.int4 as in a plug-in's own process, on a fake GPU."""
-    output = tmp_path / "int4.json"
     if spoils:
         cupy.afterwards = lambda given: tensor_at(given["out"] - 1, (1,), torch.uint8).fill_(1)
     with fake_gpu(monkeypatch):
-        result = run_here(
-            capsys, "bench.int4", "--device=cuda", "--model=tiny", "--steps=3", "--warmup=1", "--l2=warm",
-            f"--kernel={INT4_GEMV}:int4_gemv", "--what=shapes", "--mode=eager,graph", "--repeats=1",
-            f"--plugin-journal={tmp_path}", f"--json={output}",
-        )  # fmt: skip
+        result, ops = timed_int4(capsys, tmp_path, "--mode=eager,graph", "--l2=warm", "--repeats=1")
     assert result.status == spoils, result.out + result.err
-    ops = [entry for entry in json.loads(output.read_text())["ops"] if entry["backend"] == "int4_gemv.cu:int4_gemv"]
     assert {(entry["mode"], entry["status"]) for entry in ops} == {("eager", status), ("graph", status)}
     assert not spoils or {entry["reason"] for entry in ops} == {
         "wrote outside out: 1 bytes changed, the first 0 bytes before its begin"
     }
+
+
+def test_what_a_first_call_launches_is_not_traced(monkeypatch, capsys, tmp_path, cupy):
+    """A kernel's out is made, and its surroundings are filled, when a copy of the weight is first used."""
+    compiled = 0
+    with fake_gpu(monkeypatch) as gpu:
+
+        def fill(given):
+            nonlocal compiled
+            if compiled < len(cupy.kernels):
+                compiled += 1
+                gpu.launch("fill")
+
+        cupy.afterwards = fill
+        _, ops = timed_int4(capsys, tmp_path, "--mode=eager", "--l2=cold", "--repeats=3")
+    assert {entry["copies"] > 3 for entry in ops} == {True}
+    assert {(entry["device_us"] or {}).get("p50") for entry in ops} == {KERNEL_US}, ops[0]["device_reason"]
 
 
 def test_a_4_bit_cuda_kernel_needs_a_gpu(capsys, tmp_path):

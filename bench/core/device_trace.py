@@ -82,8 +82,11 @@ def traced(sampler: Sampler, untraced_us: float, repeats: int, steps_per_graph: 
     )
 
 
-def trace_arms(arms: Sequence[Arm], repeats: int) -> tuple[dict[str, Traced], dict[str, str]]:
-    """Trace every arm that was measured. Returns what was found and what was refused, by the arm's label."""
+def trace_arms(arms: Sequence[Arm], repeats: int, warmup: int = 0) -> tuple[dict[str, Traced], dict[str, str]]:
+    """Trace every arm that was measured. Returns what was found and what was refused, by the arm's label.
+
+    warmup: samples before, of arms that have not run since they were made: what a first call does is not traced.
+    """
     measured = [arm for arm in arms if arm.status == "ok" and arm.sampler is not None and len(arm.kept_us)]
     if why := reason():
         return {}, {arm.label: why for arm in measured}
@@ -92,6 +95,8 @@ def trace_arms(arms: Sequence[Arm], repeats: int) -> tuple[dict[str, Traced], di
         try:
             with no_garbage_collection(), torch.inference_mode(), arm.surroundings():
                 sampler = arm.tracing() if arm.tracing else arm.sampler
+                if warmup:
+                    sampler(warmup)
                 result = traced(sampler, float(np.median(arm.kept_us)), repeats, arm.steps_per_graph)
         except (RuntimeError, ValueError) as error:  # a clock that is missing does not take the others along
             refused[arm.label] = one_line(error)

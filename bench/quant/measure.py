@@ -1,5 +1,6 @@
 """The clocks of bench.int4, by group, and what two arms of a group say about each other."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -89,9 +90,11 @@ def trace_group(group: Group, entries: list[Document], settings: Settings) -> No
     measure.gate(group.arms)
     for arm, entry in zip(group.arms, entries, strict=True):
         arm.status, arm.samples_us = entry["status"], entry["samples_us"]
-    # Dense and 4-bit samples are of different lengths: each arm is traced by its own.
+    # Dense and 4-bit samples are of different lengths: each arm is traced by its own, once all of its copies have run.
     for arm, entry in zip(group.arms, entries, strict=True):
-        traces, untraced = device_trace.trace_arms([arm], group.counted[arm.label].repeats)
+        counted = group.counted[arm.label]
+        warmup = math.ceil(counted.copies / counted.repeats)
+        traces, untraced = device_trace.trace_arms([arm], counted.repeats, warmup)
         results.add_device_clock(entry, arm, traces, untraced)
         if arm.label in traces:
             entry["null_us"] *= arm.launches / group.launches  # a library may launch more than our own arms do
