@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import scipy
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from scipy import stats
 
 from bench.core import cli, document
 from bench.core.document import Document
@@ -103,7 +103,7 @@ def corrected(p_values: np.ndarray, correction: str) -> np.ndarray:
     """holm, or bh: Benjamini and Hochberg's (1995), scipy's, which bounds the share of false alarms among alarms."""
     if len(p_values) == 0:
         return p_values
-    return holm(p_values) if correction == "holm" else stats.false_discovery_control(p_values, method="bh")
+    return holm(p_values) if correction == "holm" else scipy.stats.false_discovery_control(p_values, method="bh")
 
 
 def verdict(low: float, high: float, p: float, alpha: float, threshold: float) -> str:
@@ -120,7 +120,7 @@ def compare(a: Document, b: Document, alpha: float, threshold: float, correction
     """The arms that both documents have, in A's order. The test is Mann and Whitney's U, two-sided (scipy)."""
     ours, theirs = series(a), series(b)
     shared = [key for key in ours if key in theirs]
-    raw = np.array([stats.mannwhitneyu(ours[key], theirs[key], alternative="two-sided").pvalue for key in shared])
+    raw = np.array([scipy.stats.mannwhitneyu(ours[key], theirs[key], alternative="two-sided").pvalue for key in shared])
     p_values = corrected(np.nan_to_num(raw, nan=1.0), correction)
     rows = []
     for key, p in zip(shared, p_values, strict=True):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from bench.core import statistics
 from bench.core.attention_arms import SECOND
@@ -44,7 +44,7 @@ def compare(sessions: Sequence[Sequence[Entry]]) -> list[dict[str, Any]]:
         values = [session["difference_us"] for session in of_cell["sessions"]]
         of_cell |= {"mean_us": float(np.mean(values)), "low_us": None, "high_us": None, "held": None}
         if len(values) > 1:
-            half = float(stats.t.ppf((1 + statistics.CONFIDENCE) / 2, len(values) - 1) * stats.sem(values))
+            half = float(scipy.stats.t.ppf((1 + statistics.CONFIDENCE) / 2, len(values) - 1) * scipy.stats.sem(values))
             low, high = of_cell["mean_us"] - half, of_cell["mean_us"] + half
             of_cell |= {"low_us": low, "high_us": high, "held": low <= 0 <= high}
     return list(found.values())

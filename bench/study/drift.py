@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from bench.core.document import entry_name
 
@@ -39,8 +39,8 @@ def test(samples: Sequence[float] | np.ndarray) -> Drift:
     n = len(values)
     if n < 8 or np.ptp(values) == 0:
         return Drift(False, 0.0, 1.0, 1.0, 0, 0.0)
-    tau, p_trend = stats.kendalltau(np.arange(n), values)
-    ranks = stats.rankdata(values)
+    tau, p_trend = scipy.stats.kendalltau(np.arange(n), values)
+    ranks = scipy.stats.rankdata(values)
     # Pettitt's U of every cut: 2 * (sum of the ranks before it) - cut * (n + 1).
     cuts = np.arange(1, n)
     scores = np.abs(2 * np.cumsum(ranks)[:-1] - cuts * (n + 1))

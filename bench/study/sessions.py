@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from bench.core.errors import UsageError
 from bench.core.statistics import CONFIDENCE, SEED
@@ -25,8 +25,8 @@ def expanded_level(n: int, confidence: float = CONFIDENCE) -> float:
     at n = 10 a plain 95% interval covers about 90%. The expanded percentile interval (Hesterberg, 2015) asks for the
     level that makes up for both.
     """
-    t = stats.t.ppf((1 + confidence) / 2, n - 1)
-    return float(1 - 2 * stats.norm.sf(math.sqrt(n / (n - 1)) * t))
+    t = scipy.stats.t.ppf((1 + confidence) / 2, n - 1)
+    return float(1 - 2 * scipy.stats.norm.sf(math.sqrt(n / (n - 1)) * t))
 
 
 def mean_interval(values: Sequence[float] | np.ndarray, expanded: bool = True) -> tuple[float, float]:
@@ -38,7 +38,7 @@ def mean_interval(values: Sequence[float] | np.ndarray, expanded: bool = True) -
     values = np.asarray(values, dtype=np.float64)
     if len(values) < 2 or np.ptp(values) == 0:
         return float(values.mean()), float(values.mean())
-    result = stats.bootstrap(
+    result = scipy.stats.bootstrap(
         (values,), np.mean, n_resamples=RESAMPLES, method="percentile", vectorized=True, batch=RESAMPLES,
         confidence_level=expanded_level(len(values)) if expanded else CONFIDENCE, rng=np.random.default_rng(SEED),
     )  # fmt: skip
@@ -66,7 +66,7 @@ def spread(values: Sequence[float] | np.ndarray) -> Spread:
     sd = float(values.std(ddof=1)) if len(values) > 1 else 0.0
     mean = float(values.mean())
     return Spread(
-        len(values), mean, sd, float(stats.variation(values, ddof=1)) if len(values) > 1 else 0.0,
+        len(values), mean, sd, float(scipy.stats.variation(values, ddof=1)) if len(values) > 1 else 0.0,
         *mean_interval(values), *mean_interval(values, expanded=False),
     )  # fmt: skip
 
