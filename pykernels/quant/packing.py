@@ -21,15 +21,16 @@ AWQ orders the columns of its words so; our kernel layout orders the elements of
 
 def pack_words(values: Tensor, order: Sequence[int] = IN_ORDER) -> Tensor:
     """Pack the last dimension: uint8 [..., n] of 0..15 to int32 [..., ceil(n / 8)], padded with zeros."""
-    values = F.pad(values, (0, -values.shape[-1] % 8))
-    words = values.unflatten(-1, (-1, 8))[..., list(order)]
-    return (words[..., 0::2] | words[..., 1::2] << 4).contiguous().view(torch.int32).squeeze(-1)
+    elements = F.pad(values, (0, -values.shape[-1] % 8)).unflatten(-1, (-1, 8))
+    words = torch.zeros(elements.shape[:-1], dtype=torch.int32, device=values.device)
+    for nibble, element in enumerate(order):
+        words |= elements[..., element].int() << 4 * nibble
+    return words
 
 
 def unpack_words(words: Tensor, count: int, order: Sequence[int] = IN_ORDER) -> Tensor:
     """Undo :func:`pack_words`: int32 [..., m] to the first `count` of 8m values, uint8 [..., count]."""
-    halves = words.contiguous().unsqueeze(-1).view(torch.uint8)
-    nibbles = torch.stack((halves & 15, halves >> 4), dim=-1).flatten(-2)
-    elements = torch.empty_like(nibbles)
-    elements[..., list(order)] = nibbles
+    elements = torch.empty((*words.shape, 8), dtype=torch.uint8, device=words.device)
+    for nibble, element in enumerate(order):
+        elements[..., element] = words >> 4 * nibble & 15
     return elements.flatten(-2)[..., :count].contiguous()

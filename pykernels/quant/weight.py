@@ -90,9 +90,14 @@ class QuantizedWeight:
 
     def dequantize(self, dtype: torch.dtype = torch.float64) -> Tensor:
         """[out_features, in_features]; computed in float64, rounded once to `dtype`."""
-        groups = self.explicit_g_idx().long()
-        scales = self.scales.double()[:, groups]
-        return ((self.q.double() - self.explicit_zeros().double()[:, groups]) * scales).to(dtype)
+        dense, zeros, scales = self.q.double(), self.explicit_zeros().double(), self.scales.double()
+        if self.g_idx is None and self.in_features % self.group_size == 0:
+            groups = dense.unflatten(1, (self.n_groups, self.group_size))
+            groups.sub_(zeros.unsqueeze(-1)).mul_(scales.unsqueeze(-1))
+        else:
+            of_column = self.explicit_g_idx().long()
+            dense.sub_(zeros[:, of_column]).mul_(scales[:, of_column])
+        return dense.to(dtype)
 
 
 def equal(a: QuantizedWeight, b: QuantizedWeight) -> bool:
