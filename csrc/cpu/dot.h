@@ -15,9 +15,10 @@ namespace pykernels::cpu::PYKERNELS_ISA {
 // bridges them. Measured on Zen 5: 2 to 4 KB are alike, none loses a tenth.
 constexpr int64_t prefetch_bytes = 3072;
 
-// sums[b] = dot(weight[0..k), x[b * k .. b * k + k)) for b in [0, batch)
+// sums[b] = dot(weight[0..k), x[b * k .. b * k + k)) for b in [0, batch). A row is long: one copy of this for
+// all its callers costs nothing but a call.
 template <int batch, class T>
-inline void dot_row(const T* weight, const T* x, int64_t k, float* sums) {
+[[gnu::noinline]] inline void dot_row(const T* weight, const T* x, int64_t k, float* sums) {
     // Several sums a row hide the latency of the multiply-add; with more rows of x there is enough to
     // interleave.
     constexpr int chains = batch == 1 ? 4 : batch == 2 ? 2 : 1;
