@@ -121,7 +121,7 @@ def test_throttled_rounds(layer):
     assert document["environment"]["gpu_before"]["sm_mhz"] == document["environment"]["gpu_after"]["sm_mhz"] == 1980
 
 
-TRACED = [flag for flag in LAYER if not flag.startswith(("--mode", "--steps"))] + [
+TRACED = [flag for flag in LAYER if not flag.startswith(("--mode=", "--steps"))] + [
     "--mode=eager,native,graph", "--fusion=block", "--steps=2", "--repeats=3"]  # fmt: skip
 
 
@@ -189,7 +189,7 @@ def test_no_half_of_a_trace_is_left(capsys, tmp_path, monkeypatch, error, status
 @pytest.mark.parametrize("repeats", [1, 3])
 def test_steps_and_copies_of_a_graph(capsys, tmp_path, monkeypatch, repeats):
     with fake_gpu(monkeypatch) as gpu:
-        cold = [flag for flag in LAYER if not flag.startswith(("--l2", "--mode", "--backend", "--steps"))]
+        cold = [flag for flag in LAYER if not flag.startswith(("--l2", "--mode=", "--backend", "--steps"))]
         monkeypatch.setattr("bench.layer.weight_copies", lambda *args: 4)
         _, document = measure(
             capsys, tmp_path, "bench.layer", *cold, "--backend=native,sdpa", "--mode=graph", "--fusion=block",

@@ -236,9 +236,8 @@ def test_a_call_of_several_kernels_waits_for_as_many_launches(monkeypatch, launc
     sample = device_trace.Sample(1, [], [])
     found = device_trace.Traced(np.array([9.0]), ["a"] * (launches or 0), np.zeros((1, 1)), 1.0, sample)
     monkeypatch.setattr(core_measure, "gate", lambda arms: None)
-    monkeypatch.setattr(
-        device_trace, "trace_arms", lambda arms, repeats, warmup: ({arm.label: found} if launches else {}, {arm.label: "why"})
-    )
+    traces = {arm.label: found} if launches else {}
+    monkeypatch.setattr(device_trace, "trace_arms", lambda arms, repeats, warmup: (traces, {arm.label: "why"}))
     group = Group({}, [arm], {arm.label: Counted(1000, 1, 1)}, 1)
     measure.trace_group(group, [entry], type("Settings", (), {"dtype": "bf16"}))
     assert entry["null_us"] == null_us and entry["parts_us"]["launch"] == null_us
