@@ -14,16 +14,16 @@
 # in FOLDER/.kept: delete it to measure anew).
 #
 # Steps, with the seconds that each may take, and those that it took on an H200 with 16 cores (2026-11-24, before
-# flashinfer-tc; attention with it, on an H100; predicted for layer, flex and the second half of riddle):
+# flashinfer-tc; attention with it, on an H100; flex and the second half of riddle on 2026-11-28; predicted for layer):
 #   compile    240  128  FlashInfer, flex and FlashAttention-2's PTX, compiled side by side, for all later processes
 #   checks     150   59  the gate at groups of 4, 7 and 8, beside the tests of CUDA plug-ins (pytest and CuPy)
 #   aa         100   43  native under two names, three sessions
 #   attention  560  470  the default of bench.attention: three sessions of 155 s, batch 1 and 4
 #   stack      300  199  every cell; the compiled ones ahead side by side
 #   layer      150   70  a layer of every backend
-#   flex       120   40  flex, at four contexts, one session: it compiles at every shape
+#   flex       120   52  flex, at four contexts, one session: it compiles at every shape
 #   riddle     120   41  the pinned backends and the default, and again
-#               60   20  with cuDNN out of the default's choice, as it was in the study
+#               60   34  with cuDNN out of the default's choice, as it was in the study
 #
 # Exit status: 0 where every step succeeded; the failed ones are named at the end. bench/doctor's lines come first.
 export COLUMNS=${COLUMNS:-150}
