@@ -39,8 +39,8 @@ layer: build
 TEST_JOBS ?= 2
 test: build lint
 	ctest --test-dir $(build_folder) --output-on-failure --parallel $(TEST_JOBS)
-	OMP_NUM_THREADS=1 $(python) -m pytest --numprocesses=$(TEST_JOBS) --dist=loadfile --ignore=tests/test_controls.py
-	$(python) -m pytest tests/test_controls.py
+	OMP_NUM_THREADS=1 $(python) -m pytest --numprocesses=$(TEST_JOBS) --dist=loadfile --ignore=tests/package/test_controls.py
+	$(python) -m pytest tests/package/test_controls.py
 
 build: $(setup)
 	$(build_command)
@@ -88,7 +88,7 @@ sanitize: build
 
 sanitize-%:
 	PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $* --error-exitcode 1 \
-	  $(python) -m pytest -q -x tests/test_cuda.py -k "$(SANITIZED)"
+	  $(python) -m pytest -q -x tests/gpu/test_cuda.py -k "$(SANITIZED)"
 
 # From the build's own commands. They are all that is needed of it: a build that fails for a spill leaves them too.
 resources: $(setup)

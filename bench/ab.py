@@ -19,16 +19,17 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from bench.backends.steps import arms as step_arms
 from bench.core import cli, document, environment
 from bench.core.document import Document
 from bench.core.errors import flag_error
+from bench.core.kept import KeepFlag, Kept, open_folder
+from bench.core.processes import run_module
 from bench.core.progress import progress
 from bench.core.run import close
 from bench.core.tables import microseconds
-from bench.study import sessions, step_arms
-from bench.study.collect import device_name
-from bench.study.kept import KeepFlag, Kept, open_folder
-from bench.study.processes import run_module
+from bench.report.collect import device_name
+from bench.study import sessions
 
 Session = dict[str, Any]
 

@@ -52,8 +52,8 @@ def _print(document: Document) -> None:
     )
     spec = f"{document['spec_gbs']:g} GB/s" if document["spec_gbs"] else "unknown, give --spec-gbs"
     cuda = "with CUDA kernels" if kernels["cuda"] else "CPU only: no CUDA kernels in this build"
-    if kernels["stamps"]:
-        cuda += " that carry clock stamps, for bench.inside, and are slower"
+    if kernels["timestamps"]:
+        cuda += " that carry in-kernel timestamps, for bench.inside, and are slower"
     nvtx = "in C++ and Python" if kernels["nvtx"] else "in Python only: no nvtx3 headers when it was built"
     print(f"cpu       {cpu['model']}, {cpu['cpus_usable']} usable, {caches}, {cpu['memory_bytes'] / 2**30:.0f} GiB")
     print(f"          flags {' '.join(cpu['flags'])}; kernels run {kernels['isa']} of {', '.join(document['isas'])}")

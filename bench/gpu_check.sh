@@ -12,9 +12,9 @@ ask_gpu
 tests() {
     local part pids=() status=0
     for part in int4_layer "int4 and not int4_layer" gqa_decode "not int4 and not gqa_decode"; do
-        "$python" -m pytest -q tests/test_cuda.py -k "$part" & pids+=($!)
+        "$python" -m pytest -q tests/gpu/test_cuda.py -k "$part" & pids+=($!)
     done
-    "$python" -m pytest -q tests/test_cupti.py & pids+=($!)
+    "$python" -m pytest -q tests/package/test_cupti.py & pids+=($!)
     for pid in "${pids[@]}"; do wait "$pid" || status=1; done
     return $status
 }

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# The peers on a GPU, in one go: every adapter against the oracle, plug-ins, one backend under two names, attention alone,
-# the software stack's matrix, a layer of every backend, the riddle of the pinned backends. Result documents, tables and
+# The peers on a GPU, in one go: every adapter against the reference, plug-ins, one backend under two names, attention alone,
+# the software stack's matrix, a layer of every backend, the pinned-SDPA anomaly of the pinned backends. Result documents, tables and
 # pictures go to the folder given.
 #
 #   bash bench/gpu_peers.sh FOLDER PYTHON                 # the defaults: bench/results, python3
 #   PEERS_STEPS="compile checks aa" bash bench/gpu_peers.sh FOLDER
 #   PEERS_STEPS="attention" bash bench/gpu_peers.sh FOLDER
-#   PEERS_STEPS="stack layer flex riddle" bash bench/gpu_peers.sh FOLDER
+#   PEERS_STEPS="stack layer flex pinned-sdpa" bash bench/gpu_peers.sh FOLDER
 #
 # Libraries that are not there are listed as unsupported, with the reason; docs/peers.md says how each is installed, and
 # `python -m bench.doctor` which of them this machine has. A step that is cut off at its limit leaves the documents of what
@@ -14,7 +14,7 @@
 # in FOLDER/.kept: delete it to measure anew).
 #
 # Steps, with the seconds that each may take, and those that it took on an H200 with 16 cores (2026-11-24, before
-# flashinfer-tc; attention with it, on an H100; flex and the second half of riddle on 2026-11-28; predicted for layer):
+# flashinfer-tc; attention with it, on an H100; flex and the second half of pinned-sdpa on 2026-11-28; predicted for layer):
 #   compile    240  128  FlashInfer, flex and FlashAttention-2's PTX, compiled side by side, for all later processes
 #   checks     150   59  the gate at groups of 4, 7 and 8, beside the tests of CUDA plug-ins (pytest and CuPy)
 #   aa         100   43  native under two names, three sessions
@@ -22,13 +22,13 @@
 #   stack      300  199  every cell; the compiled ones ahead side by side
 #   layer      150   70  a layer of every backend
 #   flex       120   52  flex, at four contexts, one session: it compiles at every shape
-#   riddle     120   41  the pinned backends and the default, and again
+#   pinned-sdpa     120   41  the pinned backends and the default, and again
 #               60   34  with cuDNN out of the default's choice, as it was in the study
 #
 # Exit status: 0 where every step succeeded; the failed ones are named at the end. bench/doctor's lines come first.
 export COLUMNS=${COLUMNS:-150}
 . "$(dirname "$0")/gpu_steps.sh" || exit 2
-steps=${PEERS_STEPS:-compile checks aa attention stack layer flex riddle}
+steps=${PEERS_STEPS:-compile checks aa attention stack layer flex pinned-sdpa}
 
 gate=(-m bench.attention --gate --l2=warm)
 heads=(--model=qwen2.5-7b,llama-3.1-8b --heads=64/8)  # groups of 7, 4 and 8
@@ -56,7 +56,7 @@ check_all() {  # neither looks at a time
     local log plugins status
     trap : TERM  # at the limit the gate ends by itself, and what there is gets shown
     log=$(mktemp)
-    "$python" -m pytest -q -p no:cacheprovider tests/test_plugins_cuda.py >"$log" 2>&1 &
+    "$python" -m pytest -q -p no:cacheprovider tests/gpu/test_plugins_cuda.py >"$log" 2>&1 &
     plugins=$!
     "$python" "${gate[@]}" --sessions=1 --backend=all "${heads[@]}" "${contexts[@]}" \
         --json="$out/$gpu-attention-gate.json" --md="$out/$gpu-attention-gate.md"
@@ -85,12 +85,12 @@ step layer 150 "$python" -m bench.layer --model=llama-3.1-8b \
     --json="$out/$gpu-peers-layer-llama-3.1-8b.json"
 step flex 120 "$python" -m bench.attention --sessions=1 --backend=native,sdpa,flex --ctx=$flex_contexts --batch=1 \
     --json="$out/$gpu-attention-flex.json" --md="$out/$gpu-attention-flex.md"
-riddle=(-m bench.attention --sessions=3 --context-manager=outside,inside --model=llama-3.1-8b --ctx=2048 --batch=1
+pinned=(-m bench.attention --sessions=3 --context-manager=outside,inside --model=llama-3.1-8b --ctx=2048 --batch=1
     --l2=warm)
-step riddle 120 "$python" "${riddle[@]}" --keep="$kept/riddle" \
+step pinned-sdpa 120 "$python" "${pinned[@]}" --keep="$kept/pinned-sdpa" \
     --backend=native,sdpa,sdpa-math,sdpa-flash,sdpa-cudnn,fa2,fa3,flashinfer,flashinfer-tc \
-    --json="$out/$gpu-riddle.json" --md="$out/$gpu-riddle.md"
-step "riddle without cuDNN" 60 "$python" "${riddle[@]}" --keep="$kept/riddle-without-cudnn" \
+    --json="$out/$gpu-pinned-sdpa.json" --md="$out/$gpu-pinned-sdpa.md"
+step "pinned-sdpa without cuDNN" 60 "$python" "${pinned[@]}" --keep="$kept/pinned-sdpa-without-cudnn" \
     --backend=sdpa,sdpa-math,sdpa-flash --sdpa-from=flash,mem_efficient,math \
-    --json="$out/$gpu-riddle-without-cudnn.json" --md="$out/$gpu-riddle-without-cudnn.md"
+    --json="$out/$gpu-pinned-sdpa-without-cudnn.json" --md="$out/$gpu-pinned-sdpa-without-cudnn.md"
 name_failures

@@ -15,10 +15,9 @@ import torch
 import typer
 
 import pykernels as pk
-from bench import plugins
 from bench.backends import MODES, Backend, Workload, arms_of, by_name, registry
-from bench.backends.plugin import KINDS, Journal, load_layer, parse_backends
 from bench.core import cli, controls, environment, floors, ladder, measure, results
+from bench.core import quant_words as words
 from bench.core.ceiling import Ceiling
 from bench.core.copies import layers_a_sample, weight_copies
 from bench.core.device_trace import Traced
@@ -26,8 +25,9 @@ from bench.core.document import Document
 from bench.core.errors import flag_error
 from bench.core.run import Machine, Measurement, close, gate
 from bench.core.trace_file import check_traceable, write_trace
-from bench.quant import words
-from bench.quant.groups import check_group_size
+from bench.int4.groups import check_group_size
+from bench.plugins import plan as plugins
+from bench.plugins.loading import KINDS, Journal, load_layer, parse_backends
 from pykernels.layer import available_bytes
 from pykernels.models import ModelSpec
 

@@ -17,20 +17,20 @@ import numpy as np
 import torch
 import typer
 
-from bench import plugins
 from bench.backends import modes_on
-from bench.backends.plugin import Journal, load_op, parse_backends
+from bench.backends.op_arms import MAKERS, OP_MODES, Maker, make_arms, native_arm, reference_of
+from bench.backends.op_cases import OPS, Case, Instance, cases
 from bench.core import cli, controls, device_trace, floors, gpu_state, measure, results, statistics
 from bench.core.ceiling import Ceiling
 from bench.core.copies import steps_a_sample, weight_copies
 from bench.core.document import Document
 from bench.core.errors import UsageError, flag_error
 from bench.core.measure import Rotation
-from bench.core.op_arms import MAKERS, OP_MODES, Maker, make_arms, native_arm, reference_of
-from bench.core.op_cases import OPS, Case, Instance, cases
 from bench.core.progress import progress
 from bench.core.run import Machine, close, take_rounds
 from bench.core.samplers import Samplers
+from bench.plugins import plan as plugins
+from bench.plugins.loading import Journal, load_op, parse_backends
 from pykernels.layer import available_bytes
 
 _PROGRAM = "bench.op"

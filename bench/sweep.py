@@ -18,11 +18,11 @@ from typing import Annotated, Any
 import typer
 
 import pykernels as pk
+from bench.backends.steps import arms as step_arms
 from bench.core import cli, document, environment
 from bench.core.document import SCHEMA, Document, entry_name
 from bench.core.errors import UsageError, flag_error
-from bench.study import step_arms
-from bench.study.processes import run_module
+from bench.core.processes import run_module
 
 
 @dataclass(frozen=True)

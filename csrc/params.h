@@ -93,7 +93,7 @@ struct SwigluGemvParams {
     Dtype dtype;
 };
 
-// The attention half's mat-vec: n = rmsnorm(x, norm_weight, eps); q, k, v = n @ weight^T + bias;
+// The attention half's GEMV: n = rmsnorm(x, norm_weight, eps); q, k, v = n @ weight^T + bias;
 // then rope_kv_append on them.
 struct QkvGemvParams {
     const void* x;            // [batch, hidden]

@@ -1,4 +1,4 @@
-// A 4-bit mat-vec in CUDA source, as bench.int4 takes it: copy this file and put your kernel here.
+// A 4-bit GEMV in CUDA source, as bench.int4 takes it: copy this file and put your kernel here.
 //
 //   python -m bench.int4 --validate --kernel=examples/int4_gemv.cu:int4_gemv
 //   python -m bench.int4 --kernel=native,examples/int4_gemv.cu:int4_gemv --model=llama-3.1-8b --mode=graph

@@ -1,4 +1,4 @@
-"""launchtax's decode kernels: ops, their oracle, the layer made of them, and the runtime that times it."""
+"""launchtax's decode kernels: ops, their reference, the layer made of them, and the runtime that times it."""
 
 from pathlib import Path
 

@@ -148,7 +148,7 @@ class DecodeLayer(Steps):
         self._gate, self._up, self._activated = (buffer(batch, spec.intermediate) for _ in range(3))
         self._attention_workspace = ops.gqa_decode_workspace(self._q_turned, self.k_cache)
         if weights.is_int4:
-            # One for all four mat-vecs: they run one after another.
+            # One for all four GEMVs: they run one after another.
             w = weights
             self._norm_workspace = max(
                 ops.int4_qkv_gemv_workspace(self.x, w.q_weight, w.k_weight, w.v_weight),
@@ -171,7 +171,7 @@ class DecodeLayer(Steps):
 
     def follow(self, before: "DecodeLayer") -> None:
         """Become the next layer of the same step: read what `before` writes, stand where it stands, and share its
-        angles and scratch buffers. Weights, cache and `out` stay its own, and the mat-vecs' workspace where theirs is
+        angles and scratch buffers. Weights, cache and `out` stay its own, and the GEMVs' workspace where theirs is
         too small: 4-bit weights of other groups ask for another."""
         self.x = before.out
         for name in (

@@ -1,4 +1,4 @@
-"""The oracle: every op in plain torch, in float64. Slow, and meant to be read.
+"""The reference: every op in plain torch, in float64. Slow, and meant to be read.
 
 Arguments are those of `pykernels.ops` less `out` and `workspace`. Results are float64; nothing is written to,
 except that :func:`rope_kv_append` and :func:`qkv_gemv` return the new cache rows instead of storing them.

@@ -17,8 +17,8 @@ from contextlib import contextmanager
 import numpy as np
 
 from pykernels import _runtime
-from pykernels.stamps import clock_stamps as clock_stamps
-from pykernels.stamps import stamps_reason as stamps_reason
+from pykernels.timestamps import kernel_timestamps as kernel_timestamps
+from pykernels.timestamps import timestamps_reason as timestamps_reason
 from pykernels.trace import cuda_trace as cuda_trace
 from pykernels.trace import trace_reason as trace_reason
 

@@ -1,7 +1,7 @@
 """Fixtures of several test files."""
 
 import pytest
-from helpers import torch_threads
+from inputs.helpers import torch_threads
 
 
 @pytest.fixture

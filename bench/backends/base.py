@@ -28,7 +28,7 @@ LAYER_DEPTH = 2
 
 @dataclass
 class Workload:
-    """What every backend computes: the layer, as copies with weights of their own to rotate through, and the oracle.
+    """What every backend computes: the layer, as copies with weights of their own to rotate through, and the reference.
 
     One copy where the layer is larger than the cache anyhow, or where warm weights are wanted.
     """
@@ -41,7 +41,7 @@ class Workload:
 
     @classmethod
     def of(cls, layers: list[pk.DecodeLayer], repeats: int = 1) -> "Workload":
-        """Ask the oracle for the output and the appended rows (all copies hold the same numbers).
+        """Ask the reference for the output and the appended rows (all copies hold the same numbers).
 
         repeats: the steps of a sample, and of a graph.
         """
@@ -54,7 +54,7 @@ class Workload:
     def checker(
         self, step: Callable[[], object], output: Callable[[], Tensor], rows: tuple[Tensor, Tensor] | None = None
     ) -> Callable[[], pk.reference.Comparison]:
-        """One step on the first copy, with everything it writes poisoned before, against the oracle.
+        """One step on the first copy, with everything it writes poisoned before, against the reference.
 
         rows: views [batch, n_kv_heads, head_dim] of the K and V slots that the step writes, where they are not those
         of the layer's own cache.

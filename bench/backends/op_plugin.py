@@ -77,7 +77,7 @@ class OpPlugin(ABC):
 
     @abstractmethod
     def run(self, inputs: Mapping[str, Tensor], out: Tensor) -> None:
-        """Write the op's result into `out`; inputs by their names in bench.backends.cuda_source.OPS.
+        """Write the op's result into `out`; inputs by their names in bench.plugins.cuda_source.OPS.
 
         On a GPU: enqueue on torch's current stream, and do not wait.
         """

@@ -31,7 +31,7 @@ Sampler = Callable[[int], np.ndarray]
 class Arm:
     """One arm of a run. `status` is ok, unsupported, wrong, oom or error, each but ok with a reason.
 
-    `sampler` drives it; `check` runs one step and compares its output with the oracle; `surroundings` makes the
+    `sampler` drives it; `check` runs one step and compares its output with the reference; `surroundings` makes the
     context that must hold around both (a pinned SDPA backend, inference mode), entered outside the timing. A graph
     holds `steps_per_graph` steps. `tracing`, where it is given, makes the arm ready for a traced pass and returns the
     sampler that is traced then, in place of `sampler`. Rounds in `dropped_rounds` stay out of the summaries
@@ -140,7 +140,7 @@ def python_sampler(steps_of: Sequence[Callable[[], object]], rotation: Rotation,
 
 
 def gate(arms: Sequence[Arm], advance: Callable[[Arm], None] = lambda arm: None) -> None:
-    """Compare every runnable arm's output with the oracle. A mismatch becomes `wrong`: it is never timed."""
+    """Compare every runnable arm's output with the reference. A mismatch becomes `wrong`: it is never timed."""
     for arm in arms:
         if arm.status != "ok" or arm.check is None:
             continue

@@ -105,10 +105,10 @@ def _doubts(document: Document) -> list[str]:
     if (
         document["device"] == "cuda"
         and document["kind"] != "inside"
-        and document["environment"]["pykernels"].get("stamps")
+        and document["environment"]["pykernels"].get("timestamps")
     ):
         lines.append(
-            "STAMPED: the kernels of this build read clocks as they go (PYKERNELS_STAMPS=ON): native is slower"
+            "STAMPED: the kernels of this build read clocks as they go (PYKERNELS_TIMESTAMPS=ON): native is slower"
         )
     entries = [*document.get("ops", []), *document.get("arms", [])]
     if above := [share for entry in entries if (share := entry.get("share_of_read") or 0.0) > _ABOVE_CEILING]:

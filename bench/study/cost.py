@@ -72,7 +72,7 @@ def published(known: Sequence[Price]) -> list[Cost]:
 
 
 def measured(steps: Iterable[dict], known: Sequence[Price]) -> list[Cost]:
-    """Rows of `bench.study.collect.step_rows` on devices that have a price."""
+    """Rows of `bench.report.collect.step_rows` on devices that have a price."""
     rows = []
     for step in steps:
         if price := price_of(step["device_name"], known):

@@ -28,7 +28,7 @@ void check_batch(const Argument& x);
 void check_eps(const char* op, double eps);
 void check_heads(const Argument& q, int64_t n_heads, int64_t n_kv_heads, int64_t head_dim);
 
-// The cache, the angles and the position, as rope_kv_append and the qkv mat-vecs share them.
+// The cache, the angles and the position, as rope_kv_append and the qkv GEMVs share them.
 struct RopeArguments {
     Argument cos_sin, position, k_cache, v_cache;
 

@@ -8,7 +8,7 @@
 
 #include "runtime/program.h"
 #include "runtime/timed_loop.h"
-#include "stamps.h"
+#include "timestamps.h"
 #ifdef PYKERNELS_CUDA
 #include "runtime/cuda_timing.h"
 #endif
@@ -186,10 +186,10 @@ py::dict build_info() {
 #else
     info["nvtx"] = false;
 #endif
-#ifdef PYKERNELS_STAMPS
-    info["stamps"] = true;
+#ifdef PYKERNELS_TIMESTAMPS
+    info["timestamps"] = true;
 #else
-    info["stamps"] = false;
+    info["timestamps"] = false;
 #endif
     info["compiler"] = PYKERNELS_COMPILER;
     info["build_type"] = PYKERNELS_BUILD_TYPE;
@@ -267,18 +267,18 @@ PYBIND11_MODULE(_runtime, module) {
                py::arg("warmup"), py::arg("steps"), py::arg("repeats"), py::arg("host"));
 #endif
 
-#ifdef PYKERNELS_STAMPS
-    module.def("start_stamps", &cuda::start_stamps, py::arg("device"), py::arg("capacity"),
+#ifdef PYKERNELS_TIMESTAMPS
+    module.def("start_timestamps", &cuda::start_timestamps, py::arg("device"), py::arg("capacity"),
                py::call_guard<py::gil_scoped_release>());
-    module.def("stop_stamps", [] {
-        cuda::Stamped stamped;
+    module.def("stop_timestamps", [] {
+        cuda::Timestamped timestamped;
         {
             const py::gil_scoped_release release;
-            stamped = cuda::stop_stamps();
+            timestamped = cuda::stop_timestamps();
         }
-        const auto* bytes = reinterpret_cast<const char*>(stamped.records.data());
-        return py::make_tuple(py::bytes(bytes, stamped.records.size() * sizeof(cuda::StampRecord)),
-                              stamped.lost, cuda::stamped_kernels());
+        const auto* bytes = reinterpret_cast<const char*>(timestamped.records.data());
+        return py::make_tuple(py::bytes(bytes, timestamped.records.size() * sizeof(cuda::StampRecord)),
+                              timestamped.lost, cuda::timestamped_kernels());
     });
 #endif
 

@@ -1,5 +1,5 @@
 // The memory's own speed. ceiling_read sums every 64-bit word; ceiling_copy copies. All threads, each on
-// linear runs of 1 MB, with the mat-vecs' own prefetch: no kernel here may beat it by knowing a trick it
+// linear runs of 1 MB, with the GEMVs' own prefetch: no kernel here may beat it by knowing a trick it
 // lacks. It is the fastest of the forms tried (1 to 8 lines a turn, runs of 256 KB to 128 MB, every kind of
 // prefetch), which lie within a tenth of one another.
 //

@@ -1,4 +1,4 @@
-// Dot products of one weight row with the 1 to 8 rows of x: the inner loop of every mat-vec.
+// Dot products of one weight row with the 1 to 8 rows of x: the inner loop of every GEMV.
 //
 // A thread walks its rows in the order they lie in memory, one at a time, so that what memory sees is a
 // single linear stream; x stays in the first-level cache. The bf16 instruction (two products a lane, summed

@@ -2,8 +2,8 @@
 //
 // A chunk is a run of rows that one thread streams in the order they lie in memory (dot.h). Bytes: the weight
 // once for all rows of x; the rest is small. Limit: memory bandwidth.
+#include "cpu/gemv_rows.h"
 #include "cpu/kernels.h"
-#include "cpu/mat_vec.h"
 
 namespace pykernels::cpu::PYKERNELS_ISA {
 namespace {

@@ -1,4 +1,4 @@
-// Dot products of 4-bit rows with the 1 to 8 rows of x: the inner loop of the int4 mat-vecs.
+// Dot products of 4-bit rows with the 1 to 8 rows of x: the inner loop of the int4 GEMVs.
 //
 //   out = sum over groups of scale * (sum of (q - 8) * x  -  (zero - 8) * sum of x)
 //
@@ -102,7 +102,7 @@ inline F32 int4_scales(const T* scales) {
     }
 }
 
-// The rows of one weight, against one prepared x: a Rows of mat_vec.h.
+// The rows of one weight, against one prepared x: a Rows of gemv.h.
 //
 // x is four times the bytes of a row or more, and often larger than the first-level cache: a few rows at once
 // share its loads, as many as the registers hold sums for.

@@ -4,9 +4,9 @@
 // The caller's thread lays x out (int4_x.h); then a chunk is a run of rows that one thread streams in the
 // order they lie in memory (int4_dot.h). Bytes: the packed weight, scales and zeros once for all rows of x;
 // the rest is small. Limit: memory bandwidth.
+#include "cpu/gemv_rows.h"
 #include "cpu/int4_dot.h"
 #include "cpu/kernels.h"
-#include "cpu/mat_vec.h"
 
 namespace pykernels::cpu::PYKERNELS_ISA {
 namespace {

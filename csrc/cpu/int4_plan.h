@@ -1,4 +1,4 @@
-// How much memory the int4 mat-vecs keep x in, laid out as they read it (int4_x.h). The same for every
+// How much memory the int4 GEMVs keep x in, laid out as they read it (int4_x.h). The same for every
 // instruction set, so that a workspace outlives a change of it.
 #pragma once
 

@@ -4,9 +4,9 @@
 // As swiglu_gemv: the caller's thread normalises x (as the op's dtype, as a separate rmsnorm would) and lays
 // it out (int4_x.h), then the threads stream runs of rows of both weights. Bytes: both packed weights, scales
 // and zeros once. Limit: memory bandwidth.
+#include "cpu/gemv_rows.h"
 #include "cpu/int4_dot.h"
 #include "cpu/kernels.h"
-#include "cpu/mat_vec.h"
 #include "cpu/rmsnorm.h"
 
 namespace pykernels::cpu::PYKERNELS_ISA {

@@ -2,7 +2,7 @@
 // share.
 #pragma once
 
-#include "cpu/mat_vec.h"
+#include "cpu/gemv_rows.h"
 #include "cpu/rope.h"
 
 namespace pykernels::cpu::PYKERNELS_ISA {
@@ -76,7 +76,7 @@ class QkvRows {
     int64_t dim_, pairs_, chunks_per_head_;
 };
 
-// q out, k and v appended to the cache. A Rows is a weight as mat_vec.h has it.
+// q out, k and v appended to the cache. A Rows is a weight as gemv.h has it.
 template <int batch, class T, class Rows, class Params>
 inline void qkv_rows(const Params& params, const Rows& q, const Rows& k, const Rows& v, int64_t row_bytes) {
     const QkvRows<batch, T, Rows, Params> kernel(params, q, k, v, row_bytes);

@@ -1,4 +1,4 @@
-// RMSNorm of one row, shared by the op and by the mat-vecs that take their norm in.
+// RMSNorm of one row, shared by the op and by the GEMVs that take their norm in.
 #pragma once
 
 #include "cpu/simd.h"

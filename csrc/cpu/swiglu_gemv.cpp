@@ -3,8 +3,8 @@
 //
 // The caller's thread normalises x into the workspace (as the op's dtype, as a separate rmsnorm would), then
 // the threads stream runs of rows of both weights. Bytes: both weights once. Limit: memory bandwidth.
+#include "cpu/gemv_rows.h"
 #include "cpu/kernels.h"
-#include "cpu/mat_vec.h"
 #include "cpu/rmsnorm.h"
 
 namespace pykernels::cpu::PYKERNELS_ISA {

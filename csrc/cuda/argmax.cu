@@ -17,7 +17,7 @@
 #include "cuda/argmax_plan.h"
 #include "cuda/common/dispatch.h"
 #include "cuda/common/launch.h"
-#include "cuda/common/stamps.cuh"
+#include "cuda/common/timestamps.cuh"
 
 namespace pykernels::cuda {
 namespace {
@@ -60,9 +60,9 @@ struct Best {
 template <class T, bool vectors>
 __global__ void __launch_bounds__(argmax_threads)
     argmax_kernel(const __grid_constant__ ArgmaxParams params, const __grid_constant__ ArgmaxPlan plan) {
-    Stamps stamps;
+    Timestamps timestamps;
     wait_for_producers();
-    stamps.mark(StampPoint::producers_done);
+    timestamps.mark(TimestampPoint::producers_done);
     launch_dependents();
     auto* results = reinterpret_cast<float4*>(shared_memory());  // of every warp, then of the block
     const int thread = static_cast<int>(threadIdx.x), lane = thread % warp_size, warp = thread / warp_size;

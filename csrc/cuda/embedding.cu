@@ -2,7 +2,7 @@
 // vectors.
 #include "cuda/common/dispatch.h"
 #include "cuda/common/launch.h"
-#include "cuda/common/stamps.cuh"
+#include "cuda/common/timestamps.cuh"
 
 namespace pykernels::cuda {
 namespace {
@@ -12,9 +12,9 @@ constexpr int threads = 256;
 template <class Element>
 __global__ void __launch_bounds__(threads)
     embedding_kernel(const __grid_constant__ EmbeddingParams params, int row_elements) {
-    Stamps stamps;
+    Timestamps timestamps;
     wait_for_producers();
-    stamps.mark(StampPoint::producers_done);
+    timestamps.mark(TimestampPoint::producers_done);
     launch_dependents();
     const int64_t token = load(params.token + blockIdx.x);
     const auto* row = static_cast<const Element*>(params.table) + token * row_elements;

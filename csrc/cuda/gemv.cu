@@ -1,6 +1,6 @@
 // gemv: out = x @ weight^T + bias + residual. A unit is rows 2u and 2u + 1 of the weight.
-#include "cuda/mat_vec.cuh"
-#include "cuda/mat_vec_epilogues.cuh"
+#include "cuda/gemv_epilogues.cuh"
+#include "cuda/gemv_mainloop.cuh"
 
 namespace pykernels::cuda {
 namespace {
@@ -26,8 +26,8 @@ struct Gemv : GemvEpilogue<Element, GemvParams> {
 
 void gemv(const GemvParams& params, const Stream& stream) {
     with_type("gemv", params.dtype, [&](auto type) {
-        launch_mat_vec<Gemv<decltype(type)>>(params, are_vectors(params.in_features, params.x, params.weight),
-                                             stream);
+        launch_gemv<Gemv<decltype(type)>>(params, are_vectors(params.in_features, params.x, params.weight),
+                                          stream);
     });
 }
 

@@ -2,7 +2,7 @@
 //
 // A block takes one KV head, up to eight of its query heads (K and V are read once for all of them) and one
 // split of the KV axis; its warps deal its tiles of 16 keys out among themselves (gqa_decode_plan.h). Both
-// products run on the matrix unit, turned so that the eight heads are its narrow side:
+// products run on the tensor core, turned so that the eight heads are its narrow side:
 //   S   = K Q^T   16 keys x 8 heads,     summed over head_dim
 //   O^T = V^T P^T head_dim x 8 heads,    summed over the 16 keys
 // K and V go from memory to registers in 16-byte loads, or in long contexts by bulk copies through shared
@@ -22,9 +22,9 @@
 // one.
 #include "cuda/common/dispatch.h"
 #include "cuda/common/launch.h"
-#include "cuda/common/stamps.cuh"
+#include "cuda/common/timestamps.cuh"
+#include "cuda/gqa_combine.cuh"
 #include "cuda/gqa_decode_plan.h"
-#include "cuda/gqa_join.cuh"
 #include "cuda/gqa_stream.cuh"
 
 namespace pykernels::cuda {
@@ -51,7 +51,7 @@ template <class T, int head_dim, template <class, int> class KvStream>
 __global__ void __launch_bounds__(gqa_threads, 1)
     gqa_decode_kernel(const __grid_constant__ GqaDecodeParams params, const __grid_constant__ GqaPlan plan) {
     if (KvStream<T, head_dim>::needs_bulk_copy && !has_bulk_copy) return;  // such plans are sm_90's
-    Stamps stamps;
+    Timestamps timestamps;
     constexpr int row = gqa_row_floats(head_dim);
     const int warp = static_cast<int>(threadIdx.x) / warp_size, g = lane_group(), t = lane_in_group();
     const Place at(params, plan, static_cast<int>(blockIdx.x));
@@ -99,9 +99,9 @@ __global__ void __launch_bounds__(gqa_threads, 1)
                             plan.programmatic};
     KvStream<T, head_dim> kv_stream(tiles, shared_memory() + plan.ring_offset);
     kv_stream.start();
-    stamps.mark(StampPoint::first_copies);
+    timestamps.mark(TimestampPoint::first_copies);
     wait_for_producers();
-    stamps.mark(StampPoint::producers_done);
+    timestamps.mark(TimestampPoint::producers_done);
     launch_dependents();
     if (plan.programmatic) {
         fetch_q();
@@ -113,12 +113,12 @@ __global__ void __launch_bounds__(gqa_threads, 1)
         takes_ticket ? atomic_increment(counters + at.unit, static_cast<uint32_t>(plan.splits) - 1) : 0;
     async_wait<0>();
     block_barrier();  // q is there
-    stamps.mark(StampPoint::x_ready);
+    timestamps.mark(TimestampPoint::x_ready);
     q += g * gqa_q_row_elements(head_dim) +
          t * vector_elements;  // of head g, the dimensions of this lane's part of K
     Partial<head_dim> partial;
     kv_stream.run(q, params.scale * 1.44269504f, partial);
-    stamps.mark(StampPoint::streamed);
+    timestamps.mark(TimestampPoint::streamed);
     const int active_splits = gqa_active_splits(kv_len, plan.splits);
 
     // The warps become one. In shared memory, in q's place: [warp][head][row].

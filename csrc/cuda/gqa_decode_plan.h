@@ -10,7 +10,7 @@ namespace pykernels::cuda {
 
 constexpr int gqa_warps = 8;
 constexpr int gqa_threads = 32 * gqa_warps;
-// Query heads a block takes at once: the width of the matrix unit's product.
+// Query heads a block takes at once: the width of the tensor core's product.
 constexpr int gqa_tile_heads = 8;
 // Keys a warp works on at once: its depth. The KV axis is dealt out in tiles of this many keys.
 constexpr int gqa_tile_keys = 16;
@@ -133,7 +133,7 @@ inline GqaPlan plan_gqa_decode(const GqaDecodeParams& params, int sm_count, int 
     const int with_ring = plan.ring_offset + gqa_ring_bytes(params.head_dim);
     const bool long_cache =
         plan.cluster_splits == 1 && params.max_len >= gqa_min_bulk_tiles * plan.splits * gqa_min_split_keys;
-    // Right behind a mat-vec an SM still has little first-level cache, through which loads to registers pass.
+    // Right behind a GEMV an SM still has little first-level cache, through which loads to registers pass.
     // Few clusters, which wait for SMs in one place, lose by it; with more of them the ring costs more.
     const bool few_clusters = programmatic && plan.cluster_splits > 1 &&
                               plan.units * gqa_max_cluster_splits <= gqa_max_cluster_blocks;

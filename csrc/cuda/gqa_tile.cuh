@@ -10,7 +10,7 @@ namespace pykernels::cuda::gqa {
 // Finite, so that an empty share's factor exp2(lowest - maximum) is 0 and not NaN.
 constexpr float lowest = -1e30f;
 
-// A lane's place in the matrix unit's layouts (common/ptx.cuh).
+// A lane's place in the tensor core's layouts (common/ptx.cuh).
 __device__ __forceinline__ int lane_group() {
     return static_cast<int>(threadIdx.x) % warp_size / 4;
 }

@@ -1,9 +1,9 @@
-// What a block of an int4 mat-vec (int4_mat_vec.cuh) needs beside the stream of its weights: which rows are
+// What a block of an int4 GEMV (int4_gemv.cuh) needs beside the stream of its weights: which rows are
 // its own in a phase, their scales and zero points in shared memory, and x there.
 #pragma once
 
 #include "cuda/common/numeric.cuh"
-#include "cuda/int4_mat_vec_plan.h"
+#include "cuda/int4_gemv_plan.h"
 #include "params.h"
 
 namespace pykernels::cuda {
@@ -13,13 +13,12 @@ struct Int4Row {
     int weight, row;
 };
 
-// One phase (int4_mat_vec_plan.h) of a block.
+// One phase (int4_gemv_plan.h) of a block.
 struct Int4Phase {
     int first_unit, units, tiles, variant, column, columns, pieces;
     bool first_of_units, last_of_units, counts_squares;
 
-    __device__ __forceinline__ Int4Phase(const Int4MatVecPlan& plan, int width, int begin, int end,
-                                         int index) {
+    __device__ __forceinline__ Int4Phase(const Int4GemvPlan& plan, int width, int begin, int end, int index) {
         // Divisions are spared where they are the rule: the stream waits for this.
         const int of_units = plan.variants * plan.panels;
         const int chunk = of_units == 1 ? index : index / of_units, rest = index - chunk * of_units;
@@ -70,7 +69,7 @@ struct Int4GroupRow {
     }
 };
 
-// A warp's sums of its part of a tile, as the matrix unit leaves them, to the part's slot [row][sequence];
+// A warp's sums of its part of a tile, as the tensor core leaves them, to the part's slot [row][sequence];
 // they begin anew.
 __device__ __forceinline__ void int4_keep_part(float* sums, int part, int batch, float (&acc)[4]) {
     const int lane = static_cast<int>(threadIdx.x) % warp_size, g = lane / 4, t = lane % 4;
@@ -101,7 +100,7 @@ struct Int4Block {
     using T = typename Op::T;
     using Params = typename Op::Params;
     const Params& params;
-    const Int4MatVecPlan& plan;
+    const Int4GemvPlan& plan;
 
     // Row `place` of a tile: the units' first rows, then their second ones. -1: none, or one that reads x in
     // another way than the phase's.

@@ -1,6 +1,6 @@
 // int4_gemv: out = x @ w^T + bias + residual, w of 4 bits. A unit is rows 2u and 2u + 1 of the weight.
-#include "cuda/int4_mat_vec.cuh"
-#include "cuda/mat_vec_epilogues.cuh"
+#include "cuda/gemv_epilogues.cuh"
+#include "cuda/int4_gemv_general.cuh"
 
 namespace pykernels::cuda {
 namespace {
@@ -29,7 +29,7 @@ struct Int4Gemv : GemvEpilogue<Element, Int4GemvParams> {
 
 void int4_gemv(const Int4GemvParams& params, const Stream& stream) {
     with_type("int4_gemv", params.dtype,
-              [&](auto type) { launch_int4_mat_vec<Int4Gemv<decltype(type)>>(params, stream); });
+              [&](auto type) { launch_int4_gemv<Int4Gemv<decltype(type)>>(params, stream); });
 }
 
 }  // namespace pykernels::cuda

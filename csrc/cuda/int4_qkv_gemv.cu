@@ -1,7 +1,7 @@
 // int4_qkv_gemv: q, k, v = rmsnorm(x) @ w^T + bias, w of 4 bits; q and k turned by RoPE; k and v into the
-// cache. Units are those of mat_vec_epilogues.cuh.
-#include "cuda/int4_mat_vec.cuh"
-#include "cuda/mat_vec_epilogues.cuh"
+// cache. Units are those of gemv_epilogues.cuh.
+#include "cuda/gemv_epilogues.cuh"
+#include "cuda/int4_gemv_general.cuh"
 
 namespace pykernels::cuda {
 namespace {
@@ -36,7 +36,7 @@ struct Int4QkvGemv : QkvEpilogue<Element, Int4QkvGemvParams> {
 
 void int4_qkv_gemv(const Int4QkvGemvParams& params, const Stream& stream) {
     with_type("int4_qkv_gemv", params.dtype,
-              [&](auto type) { launch_int4_mat_vec<Int4QkvGemv<decltype(type)>>(params, stream); });
+              [&](auto type) { launch_int4_gemv<Int4QkvGemv<decltype(type)>>(params, stream); });
 }
 
 }  // namespace pykernels::cuda

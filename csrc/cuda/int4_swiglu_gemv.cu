@@ -1,7 +1,7 @@
 // int4_swiglu_gemv: out = silu(n @ gate^T) * (n @ up^T), n = rmsnorm(x) or x, gate and up of 4 bits. A unit
 // is row u of both weights.
-#include "cuda/int4_mat_vec.cuh"
-#include "cuda/mat_vec_epilogues.cuh"
+#include "cuda/gemv_epilogues.cuh"
+#include "cuda/int4_gemv_general.cuh"
 
 namespace pykernels::cuda {
 namespace {
@@ -31,7 +31,7 @@ struct Int4SwigluGemv : SwigluEpilogue<Element, Int4SwigluGemvParams> {
 
 void int4_swiglu_gemv(const Int4SwigluGemvParams& params, const Stream& stream) {
     with_type("int4_swiglu_gemv", params.dtype,
-              [&](auto type) { launch_int4_mat_vec<Int4SwigluGemv<decltype(type)>>(params, stream); });
+              [&](auto type) { launch_int4_gemv<Int4SwigluGemv<decltype(type)>>(params, stream); });
 }
 
 }  // namespace pykernels::cuda

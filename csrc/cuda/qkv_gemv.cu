@@ -1,7 +1,7 @@
 // qkv_gemv: q, k, v = rmsnorm(x) @ weight^T + bias; q and k turned by RoPE; k and v into the cache. Units are
-// those of mat_vec_epilogues.cuh.
-#include "cuda/mat_vec.cuh"
-#include "cuda/mat_vec_epilogues.cuh"
+// those of gemv_epilogues.cuh.
+#include "cuda/gemv_epilogues.cuh"
+#include "cuda/gemv_mainloop.cuh"
 
 namespace pykernels::cuda {
 namespace {
@@ -31,11 +31,10 @@ struct QkvGemv : QkvEpilogue<Element, QkvGemvParams> {
 
 void qkv_gemv(const QkvGemvParams& params, const Stream& stream) {
     with_type("qkv_gemv", params.dtype, [&](auto type) {
-        launch_mat_vec<QkvGemv<decltype(type)>>(
-            params,
-            are_vectors(params.hidden, params.x, params.norm_weight, params.q_weight, params.k_weight,
-                        params.v_weight),
-            stream);
+        launch_gemv<QkvGemv<decltype(type)>>(params,
+                                             are_vectors(params.hidden, params.x, params.norm_weight,
+                                                         params.q_weight, params.k_weight, params.v_weight),
+                                             stream);
     });
 }
 

@@ -2,7 +2,7 @@
 // thread keeps its part of x in registers between the sum and the product.
 #include "cuda/common/dispatch.h"
 #include "cuda/common/launch.h"
-#include "cuda/common/stamps.cuh"
+#include "cuda/common/timestamps.cuh"
 
 namespace pykernels::cuda {
 namespace {
@@ -13,7 +13,7 @@ constexpr int kept = 2;
 
 template <class T>
 __global__ void __launch_bounds__(threads) rmsnorm_kernel(const __grid_constant__ RmsnormParams params) {
-    Stamps stamps;
+    Timestamps timestamps;
     auto* scratch = reinterpret_cast<float*>(shared_memory());
     const T* weight = static_cast<const T*>(params.weight);
     const T* x = static_cast<const T*>(params.x) + int64_t{blockIdx.x} * params.hidden;
@@ -26,9 +26,9 @@ __global__ void __launch_bounds__(threads) rmsnorm_kernel(const __grid_constant_
         if (first + k * step < params.hidden)
             weights[k] = load(reinterpret_cast<const uint4*>(weight + first + k * step));
     }
-    stamps.mark(StampPoint::first_copies);
+    timestamps.mark(TimestampPoint::first_copies);
     wait_for_producers();
-    stamps.mark(StampPoint::producers_done);
+    timestamps.mark(TimestampPoint::producers_done);
     launch_dependents();
     Floats8 mine[kept];
     float squares = 0;
@@ -62,13 +62,13 @@ __global__ void __launch_bounds__(threads) rmsnorm_kernel(const __grid_constant_
 template <class T>
 __global__ void __launch_bounds__(threads)
     rmsnorm_plain_kernel(const __grid_constant__ RmsnormParams params) {
-    Stamps stamps;
+    Timestamps timestamps;
     auto* scratch = reinterpret_cast<float*>(shared_memory());
     const T* weight = static_cast<const T*>(params.weight);
     const T* x = static_cast<const T*>(params.x) + int64_t{blockIdx.x} * params.hidden;
     T* out = static_cast<T*>(params.out) + int64_t{blockIdx.x} * params.hidden;
     wait_for_producers();
-    stamps.mark(StampPoint::producers_done);
+    timestamps.mark(TimestampPoint::producers_done);
     launch_dependents();
     float squares = 0;
     for (int i = static_cast<int>(threadIdx.x); i < params.hidden; i += threads)

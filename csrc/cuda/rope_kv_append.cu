@@ -3,7 +3,7 @@
 #include "cuda/common/dispatch.h"
 #include "cuda/common/launch.h"
 #include "cuda/common/rope.cuh"
-#include "cuda/common/stamps.cuh"
+#include "cuda/common/timestamps.cuh"
 
 namespace pykernels::cuda {
 namespace {
@@ -13,9 +13,9 @@ constexpr int threads = 128;
 template <class T>
 __global__ void __launch_bounds__(threads)
     rope_kv_append_kernel(const __grid_constant__ RopeKvAppendParams params) {
-    Stamps stamps;
+    Timestamps timestamps;
     wait_for_producers();
-    stamps.mark(StampPoint::producers_done);
+    timestamps.mark(TimestampPoint::producers_done);
     launch_dependents();
     const int half = params.head_dim / 2, heads = params.n_heads + 2 * params.n_kv_heads;
     const int index = static_cast<int>(blockIdx.x) * threads + static_cast<int>(threadIdx.x);

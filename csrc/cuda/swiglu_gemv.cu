@@ -1,6 +1,6 @@
 // swiglu_gemv: out = silu(n @ gate^T) * (n @ up^T), n = rmsnorm(x) or x. A unit is row u of both weights.
-#include "cuda/mat_vec.cuh"
-#include "cuda/mat_vec_epilogues.cuh"
+#include "cuda/gemv_epilogues.cuh"
+#include "cuda/gemv_mainloop.cuh"
 
 namespace pykernels::cuda {
 namespace {
@@ -28,11 +28,10 @@ struct SwigluGemv : SwigluEpilogue<Element, SwigluGemvParams> {
 
 void swiglu_gemv(const SwigluGemvParams& params, const Stream& stream) {
     with_type("swiglu_gemv", params.dtype, [&](auto type) {
-        launch_mat_vec<SwigluGemv<decltype(type)>>(
-            params,
-            are_vectors(params.in_features, params.x, params.gate_weight, params.up_weight,
-                        params.norm_weight),
-            stream);
+        launch_gemv<SwigluGemv<decltype(type)>>(params,
+                                                are_vectors(params.in_features, params.x, params.gate_weight,
+                                                            params.up_weight, params.norm_weight),
+                                                stream);
     });
 }
 

@@ -47,7 +47,7 @@ struct Warp {
     Site site = {};
     unsigned round = 0;           // of exchanges: two sets of slots take turns
     uint32_t memory_epoch = 0;    // barriers of this warp so far
-    std::vector<int> seen_since;  // transaction barriers whose phases a lane has seen since the last one
+    std::vector<int> seen_since;  // mbarriers whose phases a lane has seen since the last one
     alignas(16) unsigned char slots[2][warp_lanes][exchange_slot_bytes];
 };
 
@@ -79,7 +79,7 @@ struct BulkBarrier {
     int maker;                   // the thread
     int64_t bytes = 0;           // expected and not yet landed
     uint32_t phase = 0;          // phases that have ended
-    bool ready = false;          // the copy engine sees it
+    bool ready = false;          // the TMA unit sees it
     std::vector<Copy> copies;
     std::vector<uint32_t> seen;  // the last phase each thread knows to have ended
 };

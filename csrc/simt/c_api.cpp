@@ -1,12 +1,12 @@
-// The executor for Python's ctypes (tests/simt.py). Functions that can fail return 0, or 1 with the reason in
-// pykernels_simt_error().
+// The executor for Python's ctypes (tests/inputs/simt.py). Functions that can fail return 0, or 1 with the
+// reason in pykernels_simt_error().
 #include <cstring>
 #include <exception>
 #include <string>
 
 #include "ops.h"
 #include "simt/executor.h"
-#include "stamps.h"
+#include "timestamps.h"
 
 using namespace pykernels;
 
@@ -63,35 +63,36 @@ EXPORT size_t pykernels_simt_gqa_decode_workspace_bytes(const GqaDecodeParams* p
         return sizeof(Params);                                                      \
     }
 
-// Those with clock stamps, where the build has them, and its records: pykernels/stamps.py's RECORD.
+// Those with in-kernel timestamps, where the build has them, and its records: pykernels/timestamps.py's
+// RECORD.
 OP(rmsnorm, RmsnormParams)
 OP(gemv, GemvParams)
 OP(gqa_decode, GqaDecodeParams)
 OP(int4_gemv, Int4GemvParams)
-#ifdef PYKERNELS_STAMPS
+#ifdef PYKERNELS_TIMESTAMPS
 namespace {
-cuda::Stamped stamped;
-std::string stamped_kernels;
+cuda::Timestamped timestamped;
+std::string timestamped_kernels;
 }  // namespace
 
-EXPORT int pykernels_simt_start_stamps(uint32_t capacity) {
-    return guarded([&] { cuda::start_stamps(0, capacity); });
+EXPORT int pykernels_simt_start_timestamps(uint32_t capacity) {
+    return guarded([&] { cuda::start_timestamps(0, capacity); });
 }
 
-EXPORT int pykernels_simt_stop_stamps(const void** records, uint64_t* count, uint64_t* lost) {
+EXPORT int pykernels_simt_stop_timestamps(const void** records, uint64_t* count, uint64_t* lost) {
     return guarded([&] {
-        stamped = cuda::stop_stamps();
-        *records = stamped.records.data();
-        *count = stamped.records.size();
-        *lost = stamped.lost;
+        timestamped = cuda::stop_timestamps();
+        *records = timestamped.records.data();
+        *count = timestamped.records.size();
+        *lost = timestamped.lost;
     });
 }
 
 // Their ops, separated by spaces.
-EXPORT const char* pykernels_simt_stamped_kernels() {
-    stamped_kernels.clear();
-    for (const std::string& op : cuda::stamped_kernels()) stamped_kernels += op + " ";
-    return stamped_kernels.c_str();
+EXPORT const char* pykernels_simt_timestamped_kernels() {
+    timestamped_kernels.clear();
+    for (const std::string& op : cuda::timestamped_kernels()) timestamped_kernels += op + " ";
+    return timestamped_kernels.c_str();
 }
 #else
 OP(rope_kv_append, RopeKvAppendParams)

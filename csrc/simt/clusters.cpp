@@ -57,7 +57,7 @@ void Block::read_of_cluster(Thread& thread, int rank, const void* own, size_t by
 void Block::push(Thread& thread, int rank, const void* own, const void* value, size_t bytes,
                  const void* barrier, Site site) {
     const size_t offset = shared_offset(own, bytes, bytes, "push", site);
-    const size_t barrier_offset = shared_offset(barrier, 8, 8, "a transaction barrier", site);
+    const size_t barrier_offset = shared_offset(barrier, 8, 8, "a mbarrier", site);
     Block& other = block_of_cluster(rank, "push to", site);
     if (&other == this) {
         shared.use_barrier(thread, barrier_offset, site);
@@ -94,12 +94,12 @@ void SharedMemory::use_barrier_from_outside(const Thread& thread, const Block& o
                                             Site site) const {
     const Granule& granule = granules_[offset / granule_bytes];
     if (granule.state != State::barrier) {
-        fail(FaultKind::misuse, site,
-             "no transaction barrier was made at byte %zu of the other block's shared memory", offset);
+        fail(FaultKind::misuse, site, "no mbarrier was made at byte %zu of the other block's shared memory",
+             offset);
     }
     if (!shown_to_cluster(thread, owner, granule)) {
         fail(FaultKind::misuse, site,
-             "uses another block's transaction barrier, made at %s:%d, with no cluster_arrive and "
+             "uses another block's mbarrier, made at %s:%d, with no cluster_arrive and "
              "cluster_wait between",
              files_[granule.file], int{granule.line});
     }

@@ -92,7 +92,7 @@ void Block::barriers_ready(Thread& thread) {
 }
 
 int Block::barrier_index(Thread& thread, const void* address, Site site) {
-    const size_t offset = shared_offset(address, 8, 8, "a transaction barrier", site);
+    const size_t offset = shared_offset(address, 8, 8, "a mbarrier", site);
     shared.use_barrier(thread, offset, site);
     return barrier_at[offset];
 }

@@ -333,7 +333,7 @@ inline uint32_t fma_fp16x2(uint32_t a, uint32_t b, uint32_t c) {
     return fma_halves(a, b, c, simt::fp16_to_float, simt::float_to_fp16);
 }
 
-// --- the matrix unit, in ptx.cuh's layouts
+// --- the tensor core, in ptx.cuh's layouts
 
 struct MatrixOperands {
     uint32_t a[4], b[2];

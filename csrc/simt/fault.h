@@ -22,7 +22,7 @@ enum class FaultKind {
     pending_copy,        // shared memory touched, or left, while an asynchronous copy into it is under way
     shared_race,         // two threads of a block, one writing, with no barrier between
     divergent_barrier,   // threads that must meet are elsewhere, or have ended
-    deadlock,            // a transaction barrier that nobody completes
+    deadlock,            // a mbarrier that nobody completes
     unordered_launches,  // memory shared with a launch that wait_for_producers() has not waited for
     unordered_blocks,    // memory shared between blocks of one launch without fence, atomic and fresh load
     misuse,              // a call that the hardware's rules forbid

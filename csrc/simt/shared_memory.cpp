@@ -8,7 +8,7 @@
 namespace pykernels::simt {
 namespace {
 
-// In place of a thread's number: a copy of the copy engine, or several readers.
+// In place of a thread's number: a copy of the TMA unit, or several readers.
 constexpr uint16_t nobody = 0xffff, bulk_copy = 0xfffe, several_warps = 0xfffd, several_lanes = 0x8000;
 
 size_t first_granule(size_t offset) {
@@ -62,8 +62,8 @@ void SharedMemory::report_writer(const Granule& granule, size_t offset, const ch
              "%s shared memory at byte %zu while the copy of %s:%d is under way", action, offset, file, line);
     }
     if (granule.state == State::barrier) {
-        fail(FaultKind::misuse, site, "%s the transaction barrier of %s:%d at byte %zu of shared memory",
-             action, file, line, offset);
+        fail(FaultKind::misuse, site, "%s the mbarrier of %s:%d at byte %zu of shared memory", action, file,
+             line, offset);
     }
     if (granule.writer == bulk_copy) {
         fail(FaultKind::pending_copy, site,
@@ -199,12 +199,12 @@ void SharedMemory::make_barrier(const Thread& thread, size_t offset, Site site) 
 void SharedMemory::use_barrier(const Thread& thread, size_t offset, Site site) {
     const Granule& granule = granules_[first_granule(offset)];
     if (granule.state != State::barrier) {
-        fail(FaultKind::misuse, site, "no transaction barrier was made at byte %zu of shared memory", offset);
+        fail(FaultKind::misuse, site, "no mbarrier was made at byte %zu of shared memory", offset);
     }
     if (!ordered(thread, granule.writer, granule.write_epoch, granule.write_warp_epoch)) {
         fail(FaultKind::shared_race, site,
-             "uses a transaction barrier that thread %d made at %s:%d, with no barrier between",
-             int{granule.writer}, files_[granule.file], int{granule.line});
+             "uses a mbarrier that thread %d made at %s:%d, with no barrier between", int{granule.writer},
+             files_[granule.file], int{granule.line});
     }
 }
 

@@ -40,12 +40,12 @@ class SharedMemory {
     // A copy is begun by a thread, which must be in order with all who used the memory. Until it lands nobody
     // may touch it.
     void begin_copy(const Thread& thread, size_t offset, size_t bytes, Site site);
-    // It lands as if the thread wrote it now (cp.async), or as the given phase of a transaction barrier, seen
+    // It lands as if the thread wrote it now (cp.async), or as the given phase of a mbarrier, seen
     // by those who have seen the phase.
     void land(const Thread& thread, size_t offset, size_t bytes);
     void land(int barrier, uint32_t phase, size_t offset, size_t bytes);
 
-    // Eight bytes become a transaction barrier; from then on only the functions of barriers use them.
+    // Eight bytes become a mbarrier; from then on only the functions of barriers use them.
     void make_barrier(const Thread& thread, size_t offset, Site site);
     // The thread is in order with whoever made the barrier there.
     void use_barrier(const Thread& thread, size_t offset, Site site);

@@ -1,6 +1,6 @@
-// A libcupti without a GPU, for tests/test_cupti.py: what csrc/runtime/cupti_*.cpp calls, by CUPTI's rules,
-// over launches that the test makes up. Unkind where CUPTI may be: buffers are a thread's own, records end at
-// buffers' ends, and the names of kernels are gone once their buffers are handed over.
+// A libcupti without a GPU, for tests/package/test_cupti.py: what csrc/runtime/cupti_*.cpp calls, by CUPTI's
+// rules, over launches that the test makes up. Unkind where CUPTI may be: buffers are a thread's own, records
+// end at buffers' ends, and the names of kernels are gone once their buffers are handed over.
 #include <cupti.h>
 #include <unistd.h>
 

@@ -8,9 +8,9 @@
 
 #include "check.h"
 #include "cuda/argmax_plan.h"
+#include "cuda/gemv_plan.h"
 #include "cuda/gqa_decode_plan.h"
-#include "cuda/int4_mat_vec_plan.h"
-#include "cuda/mat_vec_plan.h"
+#include "cuda/int4_gemv_plan.h"
 
 namespace {
 
@@ -45,13 +45,13 @@ constexpr int head_dim = 128;
 
 // Every unit is taken once, by blocks whose shares differ by one at most and are never empty.
 void test_units_are_taken_once(int units, const Device& device) {
-    const MatVecPlan plan = plan_mat_vec(units, 4096, 1, true, false, {device.sm_count, device.shared_bytes});
+    const GemvPlan plan = plan_gemv(units, 4096, 1, true, false, {device.sm_count, device.shared_bytes});
     CHECK(plan.blocks >= 1 && plan.blocks <= device.sm_count, "%d blocks of %d units on %s", plan.blocks,
           units, device.name);
     int next = 0;
     for (int block = 0; block < plan.blocks; ++block) {
-        const int begin = mat_vec_first_unit(units, block, plan.blocks);
-        const int end = mat_vec_first_unit(units, block + 1, plan.blocks);
+        const int begin = gemv_first_unit(units, block, plan.blocks);
+        const int end = gemv_first_unit(units, block + 1, plan.blocks);
         CHECK(begin == next, "block %d of %d begins at unit %d, not %d", block, plan.blocks, begin, next);
         const int share = units / plan.blocks;
         CHECK(end - begin == share || end - begin == share + 1, "block %d of %d has %d of %d units", block,
@@ -61,9 +61,9 @@ void test_units_are_taken_once(int units, const Device& device) {
     CHECK(next == units, "%d of %d units are taken", next, units);
 }
 
-void test_mat_vec_plan(const char* what, int units, int width, int batch, const Device& device) {
-    const MatVecDevice limits = {device.sm_count, device.shared_bytes};
-    const MatVecPlan plan = plan_mat_vec(units, width, batch, true, true, limits);
+void test_gemv_plan(const char* what, int units, int width, int batch, const Device& device) {
+    const GemvDevice limits = {device.sm_count, device.shared_bytes};
+    const GemvPlan plan = plan_gemv(units, width, batch, true, true, limits);
     CHECK(plan.streamed, "%s, batch %d: not streamed on %s", what, batch, device.name);
     CHECK(plan.shared_bytes > 0 && plan.shared_bytes <= device.shared_bytes, "%s, batch %d: %d bytes on %s",
           what, batch, plan.shared_bytes, device.name);
@@ -77,50 +77,50 @@ void test_mat_vec_plan(const char* what, int units, int width, int batch, const 
     if (device.sm_90 && batch == 1) CHECK(plan.vectors == 2, "%s on %s", what, device.name);
     // A thread finishes a unit of one sequence, every sum of a chunk has a place, and a chunk is whole rounds
     // of the teams.
-    CHECK(plan.chunk_units >= mat_vec_teams && plan.chunk_units % mat_vec_teams == 0 &&
-              plan.chunk_units * batch <= mat_vec_threads,
+    CHECK(plan.chunk_units >= gemv_teams && plan.chunk_units % gemv_teams == 0 &&
+              plan.chunk_units * batch <= gemv_threads,
           "%s, batch %d: chunks of %d", what, batch, plan.chunk_units);
 
     // The parts follow one another, each as long as what it holds and aligned as it is read.
-    const int sums = mat_vec_sums_offset(plan), squares = mat_vec_squares_offset(plan);
-    const int x = mat_vec_x_offset(plan, batch);
-    CHECK(sums >= mat_vec_stages * 2 * plan.vectors * mat_vec_threads * 16 && sums % 16 == 0,
-          "%s: sums at %d", what, sums);
-    CHECK(squares - sums >= mat_vec_team_warps * plan.chunk_units * batch * 8, "%s: squares at %d", what,
+    const int sums = gemv_sums_offset(plan), squares = gemv_squares_offset(plan);
+    const int x = gemv_x_offset(plan, batch);
+    CHECK(sums >= gemv_stages * 2 * plan.vectors * gemv_threads * 16 && sums % 16 == 0, "%s: sums at %d",
+          what, sums);
+    CHECK(squares - sums >= gemv_team_warps * plan.chunk_units * batch * 8, "%s: squares at %d", what,
           squares);
-    CHECK(x - squares >= batch * mat_vec_warps * 4 && x % 16 == 0, "%s: x at %d", what, x);
+    CHECK(x - squares >= batch * gemv_warps * 4 && x % 16 == 0, "%s: x at %d", what, x);
     const int64_t end = x + (plan.x_in_shared ? int64_t{batch} * width * 2 : 0);
     CHECK(end <= plan.shared_bytes, "%s, batch %d: ends at %lld of %d bytes", what, batch,
           static_cast<long long>(end), plan.shared_bytes);
 
-    const MatVecPlan plain = plan_mat_vec(units, width, batch, false, true, limits);
+    const GemvPlan plain = plan_gemv(units, width, batch, false, true, limits);
     CHECK(!plain.streamed && plain.shared_bytes == 0 && plain.blocks == plan.blocks, "%s without vectors",
           what);
 }
 
-void test_mat_vecs(const Device& device) {
+void test_gemv_shapes(const Device& device) {
     for (int units = 1; units <= 600; ++units) test_units_are_taken_once(units, device);
     for (const Model& model : models) {
         const int q = model.n_heads * head_dim, kv = model.n_kv_heads * head_dim;
         for (const int units : {q / 2, kv / 2, (q + 2 * kv) / 2, model.hidden / 2, model.intermediate})
             test_units_are_taken_once(units, device);
         for (int batch = 1; batch <= max_batch; ++batch) {
-            test_mat_vec_plan("q", q / 2, model.hidden, batch, device);
-            test_mat_vec_plan("k", kv / 2, model.hidden, batch, device);
-            test_mat_vec_plan("gate", model.intermediate / 2, model.hidden, batch, device);
-            test_mat_vec_plan("down", model.hidden / 2, model.intermediate, batch, device);
-            test_mat_vec_plan("qkv_gemv", (q + 2 * kv) / 2, model.hidden, batch, device);
-            test_mat_vec_plan("swiglu_gemv", model.intermediate, model.hidden, batch, device);
+            test_gemv_plan("q", q / 2, model.hidden, batch, device);
+            test_gemv_plan("k", kv / 2, model.hidden, batch, device);
+            test_gemv_plan("gate", model.intermediate / 2, model.hidden, batch, device);
+            test_gemv_plan("down", model.hidden / 2, model.intermediate, batch, device);
+            test_gemv_plan("qkv_gemv", (q + 2 * kv) / 2, model.hidden, batch, device);
+            test_gemv_plan("swiglu_gemv", model.intermediate, model.hidden, batch, device);
         }
     }
     // An x that no block can hold stays where it is.
-    const MatVecPlan wide =
-        plan_mat_vec(100, 1 << 20, max_batch, true, false, {device.sm_count, device.shared_bytes});
+    const GemvPlan wide =
+        plan_gemv(100, 1 << 20, max_batch, true, false, {device.sm_count, device.shared_bytes});
     CHECK(wide.streamed && !wide.x_in_shared, "%d bytes of shared memory", wide.shared_bytes);
 }
 
-void test_int4_plan(const char* what, const Int4MatVecSizes& sizes, const Device& device) {
-    const Int4MatVecPlan plan = plan_int4_mat_vec(sizes, true, {device.sm_count, device.shared_bytes});
+void test_int4_plan(const char* what, const Int4GemvSizes& sizes, const Device& device) {
+    const Int4GemvPlan plan = plan_int4_gemv(sizes, true, {device.sm_count, device.shared_bytes});
     const auto context = [&](const char* part) {
         static char text[200];
         std::snprintf(text, sizeof text, "%s: %s, batch %d, %d groups%s, %s", part, what, sizes.batch,
@@ -180,17 +180,17 @@ void test_int4_plan(const char* what, const Int4MatVecSizes& sizes, const Device
     }
 }
 
-void test_int4_one_phase_plan(const char* what, const Int4MatVecSizes& sizes, bool programmatic,
+void test_int4_gemv_fast_plan(const char* what, const Int4GemvSizes& sizes, bool programmatic,
                               const Device& device) {
-    const MatVecDevice limits = {device.sm_count, device.shared_bytes};
-    const Int4OnePhasePlan plan = plan_int4_one_phase(sizes, true, programmatic, limits);
+    const GemvDevice limits = {device.sm_count, device.shared_bytes};
+    const Int4GemvFastPlan plan = plan_int4_gemv_fast(sizes, true, programmatic, limits);
     const auto context = [&](const char* part) {
         static char text[200];
         std::snprintf(text, sizeof text, "%s: %s, batch %d, %d groups, %s%s", part, what, sizes.batch,
                       sizes.n_groups, device.name, programmatic ? ", programmatic" : "");
         return text;
     };
-    CHECK(!plan_int4_one_phase(sizes, false, true, limits).fits, "%s", context("only x in order"));
+    CHECK(!plan_int4_gemv_fast(sizes, false, true, limits).fits, "%s", context("only x in order"));
     const int group_size = sizes.width / sizes.n_groups;
     // What an H200 runs at batch 1 of the models; and never what it cannot.
     if (device.shared_bytes >= 227 * 1024 && device.sm_count >= 132 && sizes.batch == 1 &&
@@ -212,10 +212,10 @@ void test_int4_one_phase_plan(const char* what, const Int4MatVecSizes& sizes, bo
     if (device.sm_count >= 108 && sizes.batch == 1 && sizes.width == 2 * sizes.units && !sizes.norm)
         CHECK(plan.warps == int4_max_warps / 2, "%s: %d", context("half of the warps"), plan.warps);
     // Sums are the same to the bit however a kernel is launched.
-    CHECK(plan.warps == plan_int4_one_phase(sizes, true, !programmatic, limits).warps, "%s: %d",
+    CHECK(plan.warps == plan_int4_gemv_fast(sizes, true, !programmatic, limits).warps, "%s: %d",
           context("warps of the other launches"), plan.warps);
     const bool may_share = programmatic && plan.warps == int4_max_warps / 2;
-    CHECK(plan.sums_offset >= plan.warps * int4_one_phase_stages * 16 * (128 + 4), "%s", context("stream"));
+    CHECK(plan.sums_offset >= plan.warps * int4_gemv_fast_stages * 16 * (128 + 4), "%s", context("stream"));
     CHECK(plan.squares_offset - plan.sums_offset >= (plan.warps + tiles - 1) * 16 * sizes.batch * 16 &&
               plan.sums_offset % 16 == 0,
           "%s", context("sums"));
@@ -258,7 +258,7 @@ void test_int4_plans(const Device& device) {
                         const int n_groups = group_size ? std::max(width / group_size, 1) : 1;
                         test_int4_plan(what, {units, width, batch, n_groups, 1, norm, zeros}, device);
                         for (const bool programmatic : {false, true}) {
-                            test_int4_one_phase_plan(what, {units, width, batch, n_groups, 1, norm, zeros},
+                            test_int4_gemv_fast_plan(what, {units, width, batch, n_groups, 1, norm, zeros},
                                                      programmatic, device);
                         }
                     };
@@ -404,7 +404,7 @@ void test_where_bulk_copies_are_taken() {
     CHECK(!taken(llama, 4, 4096) && taken(llama, 4, 16384), "llama, batch 4");
     CHECK(!taken(llama, 1, 65535), "a tile that is not whole");
     CHECK(!taken(llama, 1, 65536, 99 * 1024), "no room for the ring");
-    // Few clusters, behind a mat-vec.
+    // Few clusters, behind a GEMV.
     for (const int max_len : {1088, 2048, 4096}) {
         CHECK(taken(qwen, 1, max_len, 227 * 1024, true), "qwen, programmatic, %d slots", max_len);
         CHECK(!taken(qwen, 1, max_len), "qwen, %d slots", max_len);
@@ -464,7 +464,7 @@ void test_argmax(int vocab, bool vectors, const Device& device) {
 
 int main() {
     for (const Device& device : devices) {
-        test_mat_vecs(device);
+        test_gemv_shapes(device);
         for (const bool vectors : {false, true}) {
             for (int vocab = 8; vocab <= 40'000; vocab += 8) test_argmax(vocab, vectors, device);
             for (const int vocab : {128'256, 152'064}) test_argmax(vocab, vectors, device);

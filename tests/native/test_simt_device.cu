@@ -1,4 +1,4 @@
-// The executor's own arithmetic: the matrix unit and the warp functions by ptx.cuh's layouts, written out
+// The executor's own arithmetic: the tensor core and the warp functions by ptx.cuh's layouts, written out
 // element by element; 16-bit floats; the clock; what is refused.
 #include <cmath>
 #include <cstring>

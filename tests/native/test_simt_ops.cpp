@@ -1,5 +1,5 @@
 // The CUDA launchers on the SIMT executor under AddressSanitizer and UndefinedBehaviorSanitizer, against
-// loops in double. The Python tests (tests/test_simt_*.py) go through more shapes without the sanitizers.
+// loops in double. The Python tests (tests/simt) go through more shapes without the sanitizers.
 #include <algorithm>
 #include <cmath>
 #include <cstring>

@@ -3,7 +3,7 @@
 
 #include "cuda/common/dispatch.h"
 #include "cuda/common/launch.h"
-#include "cuda/common/stamps.cuh"
+#include "cuda/common/timestamps.cuh"
 
 namespace pykernels::cuda {
 
@@ -12,9 +12,9 @@ constexpr int elementwise_threads = 256;
 template <class T, class Function>
 __global__ void __launch_bounds__(elementwise_threads)
     elementwise_kernel(const T* a, const T* b, T* out, int64_t count, Function function) {
-    Stamps stamps;
+    Timestamps timestamps;
     wait_for_producers();
-    stamps.mark(StampPoint::producers_done);
+    timestamps.mark(TimestampPoint::producers_done);
     launch_dependents();
     const int64_t i = (int64_t{blockIdx.x} * elementwise_threads + threadIdx.x) * vector_elements;
     if (i >= count) return;
@@ -28,9 +28,9 @@ __global__ void __launch_bounds__(elementwise_threads)
 template <class T, class Function>
 __global__ void __launch_bounds__(elementwise_threads)
     elementwise_plain_kernel(const T* a, const T* b, T* out, int64_t count, Function function) {
-    Stamps stamps;
+    Timestamps timestamps;
     wait_for_producers();
-    stamps.mark(StampPoint::producers_done);
+    timestamps.mark(TimestampPoint::producers_done);
     launch_dependents();
     const int64_t i = int64_t{blockIdx.x} * elementwise_threads + threadIdx.x;
     if (i < count) store1(out + i, function(load1(a + i), load1(b + i)));

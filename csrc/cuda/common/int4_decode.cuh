@@ -1,4 +1,4 @@
-// Words of a 4-bit weight (docs/int4.md) to pairs of 16-bit floats, as the matrix unit takes them.
+// Words of a 4-bit weight (docs/int4.md) to pairs of 16-bit floats, as the tensor core takes them.
 //
 // A nibble q alone in the lowest bits of a 16-bit float is a subnormal number: q of its smallest steps. In
 // the next four bits it is 16 q of them: of bf16 the last bit is the exponent's lowest, which the smallest

@@ -53,7 +53,7 @@ __device__ __forceinline__ uint32_t pack(float low, float high) {
     return from_float<T>(low).bits | static_cast<uint32_t>(from_float<T>(high).bits) << 16;
 }
 
-// c += a b on the matrix unit, laid out as common/ptx.cuh says.
+// c += a b on the tensor core, laid out as common/ptx.cuh says.
 template <class T>
 __device__ __forceinline__ void matrix_multiply_add(float (&c)[4], const uint32_t (&a)[4],
                                                     const uint32_t (&b)[2]);

@@ -103,13 +103,13 @@ __device__ __forceinline__ T shuffle_index(T value, int lane) {
     return __shfl_sync(0xffffffffu, value, lane);
 }
 
-// --- transaction barriers (sm_90): a phase ends when its arrivals and its bytes have come. Other blocks of
-// the cluster push them (below), or the copy engine brings them, a bulk copy. Small or unaligned copies are
+// --- mbarriers (sm_90): a phase ends when its arrivals and its bytes have come. Other blocks of
+// the cluster push them (below), or the TMA unit brings them, a bulk copy. Small or unaligned copies are
 // slow (docs/kernels.md has the measurement).
 
 using TransactionBarrier = uint64_t;
 
-// `arrivals` threads arrive in a phase. One thread calls it; barriers_ready() shows it to the copy engine,
+// `arrivals` threads arrive in a phase. One thread calls it; barriers_ready() shows it to the TMA unit,
 // and behind that a barrier to the other threads, the cluster's barrier to the cluster.
 __device__ __forceinline__ void barrier_init(TransactionBarrier* barrier, uint32_t arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals)
@@ -269,7 +269,7 @@ __device__ __forceinline__ ClusterPlace place_in(int rank, const void* own) {
     return place;
 }
 
-// Stores there, and tells a transaction barrier of the same block how many bytes have come (sm_90). That
+// Stores there, and tells a mbarrier of the same block how many bytes have come (sm_90). That
 // block has shown its barrier to the cluster, uses the place no more, and does not end, until it has waited
 // for all it expects.
 __device__ __forceinline__ void push(ClusterPlace to, float4 value, ClusterPlace barrier) {
@@ -415,7 +415,7 @@ __device__ __forceinline__ uint32_t fma_fp16x2(uint32_t a, uint32_t b, uint32_t 
     return result;
 }
 
-// --- the matrix unit: c += a b for a of 16 x 16, b of 16 x 8, c of 16 x 8, held by a warp. With g = lane / 4
+// --- the tensor core: c += a b for a of 16 x 16, b of 16 x 8, c of 16 x 8, held by a warp. With g = lane / 4
 // and t = lane % 4, a register of two elements or a float holds
 //   a[0], a[1], a[2], a[3]: columns 2t, 2t + 1 of rows g, g + 8, and columns 2t + 8, 2t + 9 of rows g, g + 8
 //   b[0], b[1]:             rows 2t, 2t + 1 and rows 2t + 8, 2t + 9 of column g

@@ -1,0 +1,1 @@
+"""python -m bench.attention: attention alone, in every backend."""

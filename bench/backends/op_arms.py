@@ -1,0 +1,125 @@
+"""The arms of one case of bench.op: our op, torch's and plug-ins', in every mode that drives them."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+import pykernels as pk
+from bench.backends.native import Native, drive, tape_of
+from bench.backends.op_cases import Case, Instance
+from bench.backends.op_plugin import OpPlugin
+from bench.core import measure
+from bench.core.measure import Arm
+from bench.core.samplers import Samplers, capture, capture_results, replay_all
+
+Maker = Callable[[Case, list[Instance], str, Samplers], Arm | None]
+"""(case, copies, mode, samplers) -> the arm of that mode; None where there is no such mode here."""
+
+OP_MODES = ("eager", "graph")
+"""The modes of a plug-in."""
+
+
+def native_arm(case: Case, instances: list[Instance], mode: str, samplers: Samplers) -> Arm:
+    """Our op in that mode."""
+    first = instances[0]
+    if reason := Native.mode_reason(mode, samplers.device):
+        return measure.unsupported("native", mode, reason)
+    if samplers.on_cuda and case.dtype == torch.float32:
+        return measure.unsupported("native", mode, Native.NO_FLOAT32)
+    driven = drive(mode, [instance.native for instance in instances], samplers)
+
+    def check() -> pk.reference.Comparison:
+        first.out.fill_(float("nan"))
+        driven.step()
+        return case.check(first.out)
+
+    return Arm(
+        "native", mode, None, driven.sampler, check, launches=1,
+        host_sampler=driven.host_sampler if samplers.on_cuda else None,
+        steps_per_graph=samplers.repeats if mode.startswith("graph") else None,
+    )  # fmt: skip
+
+
+def torch_arm(case: Case, instances: list[Instance], mode: str, samplers: Samplers) -> Arm | None:
+    """torch's op in that mode; None where torch has no such mode here."""
+    if mode not in (("eager", "dispatch", "graph") if samplers.on_cuda else ("eager", "dispatch")):
+        return None
+    if instances[0].torch is None:
+        return measure.unsupported("torch", mode, "torch has no such op")
+    calls = [instance.torch for instance in instances]
+    tapes = [tape_of(call) for call in calls] if mode == "dispatch" else []
+    launches = len(tapes[0].calls) if tapes else 1
+    if mode == "eager":
+        check = lambda: case.check(calls[0]())  # noqa: E731
+        sampler, on_host = samplers.python(calls), samplers.host_python(calls, launches)
+    elif mode == "dispatch":
+
+        def check() -> pk.reference.Comparison:
+            tapes[0].run()
+            return case.check(tapes[0].outputs()[0])
+
+        sampler, on_host = samplers.tapes(tapes), samplers.host_tapes(tapes)
+    else:
+        graphs, replayed = capture_results(calls, samplers.repeats)
+        check = lambda: case.check(replayed())  # noqa: E731
+        sampler, on_host = samplers.torch_graphs(graphs), samplers.host_torch_graphs(graphs, launches)
+    return Arm(
+        "torch", mode, None, sampler, check, launches=launches,
+        host_sampler=on_host if samplers.on_cuda else None,
+        steps_per_graph=samplers.repeats if mode == "graph" else None,
+    )  # fmt: skip
+
+
+def plugin_arm(
+    plugin: OpPlugin, case: Case, instances: list[Instance], outs: list[Tensor], mode: str, samplers: Samplers
+) -> Arm:
+    """A plug-in's op in a mode of OP_MODES, writing into `outs`, one a copy."""
+    calls = [
+        lambda inputs=instance.inputs, out=out: plugin.run(inputs, out)
+        for instance, out in zip(instances, outs, strict=True)
+    ]
+    if mode == "eager":
+        step, sampler, on_host = calls[0], samplers.python(calls), samplers.host_python(calls, 1)
+    else:
+        graphs = capture(calls, samplers.repeats)
+        step, sampler = replay_all(graphs), samplers.torch_graphs(graphs)
+        on_host = samplers.host_torch_graphs(graphs, 1)
+
+    def check() -> pk.reference.Comparison:
+        step()
+        return case.check(outs[0])
+
+    return Arm(
+        type(plugin).__name__, mode, None, sampler, check, launches=1,
+        host_sampler=on_host if samplers.on_cuda else None,
+        steps_per_graph=samplers.repeats if mode == "graph" else None,
+    )  # fmt: skip
+
+
+MAKERS: dict[str, Maker] = {"native": native_arm, "torch": torch_arm}
+"""The backends of every op."""
+
+
+def make_arms(
+    case: Case, instances: list[Instance], samplers: Samplers, modes: list[str], makers: Mapping[str, Maker]
+) -> list[Arm]:
+    """The arms of a case in the order of `makers`. What fails while it is made is an `error` arm."""
+    arms = []
+    for backend, make in makers.items():
+        for mode in modes:
+            try:
+                with torch.inference_mode():
+                    arm = make(case, instances, mode, samplers)
+            except Exception as error:  # the library's own words are the result
+                arm = Arm(backend, mode)
+                arm.fail(error)
+            if arm is not None:
+                arms.append(arm)
+    return arms
+
+
+def reference_of(arm: Arm, arms: list[Arm], on_cuda: bool) -> Arm | None:
+    """The torch arm that an arm is held against: eager on a CPU; on a GPU like with like, a graph with a graph."""
+    mode = {"graph-pdl": "graph"}.get(arm.mode, arm.mode) if on_cuda else "eager"
+    return next((a for a in arms if (a.backend, a.mode, a.status) == ("torch", mode, "ok")), None)

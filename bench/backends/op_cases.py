@@ -1,0 +1,321 @@
+"""The cases of bench.op: every op over the shapes that the models need, with torch's equivalent beside it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import pykernels as pk
+from bench.backends.int4.tinygemm import Tinygemm
+from bench.core import floors
+from pykernels.models import ModelSpec
+from pykernels.reference import compare
+
+Item = TypeVar("Item")
+
+
+@dataclass
+class Instance:
+    """One copy of a case's data: the native call, torch's call (None where torch has no such op), and the result.
+
+    `inputs` are named where plug-ins can have the op (bench.plugins.cuda_source.OPS).
+    """
+
+    native: Callable[[], object]
+    torch: Callable[[], Tensor] | None
+    out: Tensor
+    inputs: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class Case:
+    """One shape of one op. `make` builds a copy with weights of its own; `expected` asks the reference.
+
+    `cold_bytes` are the bytes of weights or cache, which a decode step finds cold; 0 for ops on activations alone.
+    """
+
+    op: str
+    label: str
+    shape: str
+    bytes: int
+    cold_bytes: int
+    make: Callable[[], Instance]
+    expected: Callable[[], Tensor]
+    dtype: torch.dtype
+
+    def check(self, got: Tensor) -> pk.reference.Comparison:
+        """Compare with the reference."""
+        return compare(got.reshape(self._reference.shape), self._reference, self.dtype, 1)
+
+    @property
+    def _reference(self) -> Tensor:
+        if not hasattr(self, "_cached"):
+            self._cached = self.expected()
+        return self._cached
+
+
+class _Maker:
+    """Data of a realistic scale. Case k's reference must see copy 0's inputs, so every copy holds the same numbers."""
+
+    def __init__(self, spec: ModelSpec, batch: int, dtype: torch.dtype, seed: int, device: torch.device) -> None:
+        self.spec, self.batch, self.dtype, self.device = spec, batch, dtype, device
+        self.generator = torch.Generator(device).manual_seed(seed)
+
+    def random(self, *shape: int, std: float = 1.0, mean: float = 0.0) -> Tensor:
+        return torch.empty(shape, dtype=self.dtype, device=self.device).normal_(mean, std, generator=self.generator)
+
+    def weight(self, n_out: int, n_in: int) -> Tensor:
+        return self.random(n_out, n_in, std=n_in**-0.5)
+
+    def int4(self, n_out: int, n_in: int) -> pk.Int4Weight:
+        """Symmetric, in groups of 128, rounded to nearest."""
+        return pk.Int4Weight.quantize(self.weight(n_out, n_in))
+
+    def poisoned(self, *shape: int) -> Tensor:
+        return torch.full(shape, float("nan"), dtype=self.dtype, device=self.device)
+
+    def same(self, value: int) -> Tensor:
+        """One int32 a sequence: a position or a kv_len."""
+        return torch.full((self.batch,), value, dtype=torch.int32, device=self.device)
+
+
+def _rmsnorm(m: _Maker, _: Sequence[int]) -> list[Case]:
+    spec, eps = m.spec, m.spec.rms_eps
+    x, weight = m.random(m.batch, spec.hidden), m.random(spec.hidden, mean=1.0, std=0.1)
+
+    def make() -> Instance:
+        a, w, out = x.clone(), weight.clone(), m.poisoned(*x.shape)
+        return Instance(lambda: pk.ops.rmsnorm(a, w, eps, out=out), lambda: F.rms_norm(a, (spec.hidden,), w, eps), out)
+
+    n_bytes = floors.rmsnorm(m.batch, spec.hidden, m.dtype.itemsize)
+    shape = f"{m.batch}x{spec.hidden}"
+    return [Case("rmsnorm", "", shape, n_bytes, 0, make, lambda: pk.reference.rmsnorm(x, weight, eps), m.dtype)]
+
+
+def _torch_int4(weight: pk.Int4Weight, x: Tensor) -> Callable[[], Tensor] | None:
+    """Torch's own 4-bit product of the same weight in its own layout, where torch has one for it. On a GPU bench.int4
+    has it."""
+    if not x.is_cpu or Tinygemm.refusal(weight, x.shape[0]):
+        return None
+    kernel = Tinygemm()
+    kernel.prepare(weight)
+    return partial(kernel.run, x)
+
+
+def _functions(op: str) -> tuple[Callable[..., Tensor], Callable[..., Any], Callable[..., int]]:
+    """The op, its reference, and the bytes it must move. An op and its 4-bit twin take the same arguments."""
+    return getattr(pk.ops, op), getattr(pk.reference, op), getattr(floors, op)
+
+
+def _gemv(m: _Maker, _: Sequence[int], int4: bool = False) -> list[Case]:
+    op = "int4_gemv" if int4 else "gemv"
+    call, reference, count_bytes = _functions(op)
+    cases = []
+    for label, sizes in floors.LINEAR_SHAPES.items():
+        n_in, n_out = sizes(m.spec)
+
+        def case(label: str = label, n_in: int = n_in, n_out: int = n_out) -> Case:
+            x, weight = m.random(m.batch, n_in), (m.int4 if int4 else m.weight)(n_out, n_in)
+
+            def make() -> Instance:
+                w, out = weight.clone(), m.poisoned(m.batch, n_out)
+                if int4:
+                    workspace = pk.ops.int4_gemv_workspace(x, w)
+                    return Instance(lambda: call(x, w, out=out, workspace=workspace), _torch_int4(w, x), out)
+                return Instance(lambda: call(x, w, out=out), lambda: F.linear(x, w), out, {"x": x, "weight": w})
+
+            n_bytes = count_bytes(m.batch, n_in, n_out, m.dtype.itemsize)
+            shape = f"{m.batch}x{n_in} -> {n_out}"
+            return Case(op, label, shape, n_bytes, n_bytes, make, lambda: reference(x, weight), m.dtype)
+
+        cases.append(case())
+    return cases
+
+
+def _swiglu_gemv(m: _Maker, _: Sequence[int], int4: bool = False) -> list[Case]:
+    op = "int4_swiglu_gemv" if int4 else "swiglu_gemv"
+    call, reference, count_bytes = _functions(op)
+    spec, eps = m.spec, m.spec.rms_eps
+    x, norm = m.random(m.batch, spec.hidden), m.random(spec.hidden, mean=1.0, std=0.1)
+    gate, up = ((m.int4 if int4 else m.weight)(spec.intermediate, spec.hidden) for _ in range(2))
+
+    def make() -> Instance:
+        g, u, out = gate.clone(), up.clone(), m.poisoned(m.batch, spec.intermediate)
+        workspace = pk.ops.int4_swiglu_gemv_workspace(x, g, u) if int4 else pk.ops.swiglu_gemv_workspace(x, norm)
+
+        def by_torch() -> Tensor:
+            normed = F.rms_norm(x, (spec.hidden,), norm, eps)
+            return F.silu(F.linear(normed, g)) * F.linear(normed, u)
+
+        native = lambda: call(x, g, u, norm, eps, out=out, workspace=workspace)  # noqa: E731
+        return Instance(native, None if int4 else by_torch, out)
+
+    n_bytes = count_bytes(m.batch, spec.hidden, spec.intermediate, m.dtype.itemsize)
+    shape = f"{m.batch}x{spec.hidden} -> 2x{spec.intermediate}"
+    expected = lambda: reference(x, gate, up, norm, eps)  # noqa: E731
+    return [Case(op, "norm+gate+up", shape, n_bytes, n_bytes, make, expected, m.dtype)]
+
+
+def _gqa_decode(m: _Maker, contexts: Sequence[int]) -> list[Case]:
+    spec = m.spec
+    cases = []
+    for ctx in contexts:
+
+        def case(ctx: int = ctx) -> Case:
+            q = m.random(m.batch, spec.n_heads, spec.head_dim)
+            k, v = (m.random(m.batch, spec.n_kv_heads, ctx, spec.head_dim) for _ in range(2))
+            kv_len = m.same(ctx)
+
+            def make() -> Instance:
+                keys, values, out = k.clone(), v.clone(), m.poisoned(*q.shape)
+                workspace = pk.ops.gqa_decode_workspace(q, keys)
+                query = q.unsqueeze(2)
+                return Instance(
+                    lambda: pk.ops.gqa_decode(q, keys, values, kv_len, out=out, workspace=workspace),
+                    lambda: F.scaled_dot_product_attention(query, keys, values, enable_gqa=True),
+                    out,
+                    {"q": q, "k_cache": keys, "v_cache": values, "kv_len": kv_len},
+                )
+
+            n_bytes = floors.gqa_decode(m.batch, spec.n_heads, spec.n_kv_heads, spec.head_dim, ctx, m.dtype.itemsize)
+            shape = f"{spec.n_heads}/{spec.n_kv_heads}x{spec.head_dim}, kv {ctx}"
+            expected = lambda: pk.reference.gqa_decode(q, k, v, kv_len)  # noqa: E731
+            return Case("gqa_decode", "attention", shape, n_bytes, n_bytes, make, expected, m.dtype)
+
+        cases.append(case())
+    return cases
+
+
+def _silu_mul(m: _Maker, _: Sequence[int]) -> list[Case]:
+    gate, up = (m.random(m.batch, m.spec.intermediate) for _ in range(2))
+
+    def make() -> Instance:
+        g, u, out = gate.clone(), up.clone(), m.poisoned(*gate.shape)
+        return Instance(lambda: pk.ops.silu_mul(g, u, out=out), lambda: F.silu(g) * u, out)
+
+    n_bytes = floors.silu_mul(m.batch, m.spec.intermediate, m.dtype.itemsize)
+    shape = f"{m.batch}x{m.spec.intermediate}"
+    return [Case("silu_mul", "", shape, n_bytes, 0, make, lambda: pk.reference.silu_mul(gate, up), m.dtype)]
+
+
+def _add(m: _Maker, _: Sequence[int]) -> list[Case]:
+    a, b = (m.random(m.batch, m.spec.hidden) for _ in range(2))
+
+    def make() -> Instance:
+        x, y, out = a.clone(), b.clone(), m.poisoned(*a.shape)
+        return Instance(lambda: pk.ops.add(x, y, out=out), lambda: x + y, out)
+
+    n_bytes = floors.add(a.numel(), m.dtype.itemsize)
+    shape = f"{m.batch}x{m.spec.hidden}"
+    return [Case("add", "", shape, n_bytes, 0, make, lambda: pk.reference.add(a, b), m.dtype)]
+
+
+def _embedding(m: _Maker, _: Sequence[int]) -> list[Case]:
+    spec = m.spec
+    table, token = m.random(spec.vocab, spec.hidden), torch.arange(m.batch, device=m.device) * (spec.vocab // m.batch)
+
+    def make() -> Instance:
+        out = m.poisoned(m.batch, spec.hidden)
+        return Instance(lambda: pk.ops.embedding(token, table, out=out), lambda: F.embedding(token, table), out)
+
+    n_bytes = floors.embedding(m.batch, spec.hidden, m.dtype.itemsize)
+    shape = f"{m.batch} of {spec.vocab}x{spec.hidden}"
+    expected = lambda: pk.reference.embedding(token, table)  # noqa: E731
+    return [Case("embedding", "", shape, n_bytes, 0, make, expected, m.dtype)]
+
+
+def _rope_cache(m: _Maker, ctx: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    spec = m.spec
+    k_cache, v_cache = (m.random(m.batch, spec.n_kv_heads, ctx, spec.head_dim) for _ in range(2))
+    return k_cache, v_cache, pk.models.cos_sin_table(spec, ctx, m.device), m.same(ctx - 1)
+
+
+def _rope_kv_append(m: _Maker, contexts: Sequence[int]) -> list[Case]:
+    spec = m.spec
+    q = m.random(m.batch, spec.n_heads, spec.head_dim)
+    k, v = (m.random(m.batch, spec.n_kv_heads, spec.head_dim) for _ in range(2))
+    k_cache, v_cache, cos_sin, position = _rope_cache(m, contexts[0])
+    half = spec.head_dim // 2
+    last = contexts[0] - 1
+    angles = cos_sin[last].to(m.dtype)
+    cosine, sine = angles[:half].repeat(2), angles[half:].repeat(2)
+
+    def turn(x: Tensor) -> Tensor:
+        return x * cosine + torch.cat((-x[..., half:], x[..., :half]), dim=-1) * sine
+
+    def make() -> Instance:
+        keys, values, out = k_cache.clone(), v_cache.clone(), m.poisoned(*q.shape)
+
+        def by_torch() -> Tensor:
+            keys[:, :, last] = turn(k)
+            values[:, :, last] = v
+            return turn(q)
+
+        return Instance(lambda: pk.ops.rope_kv_append(q, k, v, cos_sin, position, keys, values, out=out), by_torch, out)
+
+    n_bytes = floors.rope_kv_append(m.batch, spec.n_heads, spec.n_kv_heads, spec.head_dim, m.dtype.itemsize)
+    shape = f"{spec.n_heads}/{spec.n_kv_heads}x{spec.head_dim}"
+    expected = lambda: pk.reference.rope_kv_append(q, k, v, cos_sin, position)[0]  # noqa: E731
+    return [Case("rope_kv_append", "", shape, n_bytes, 0, make, expected, m.dtype)]
+
+
+def _qkv_gemv(m: _Maker, contexts: Sequence[int], int4: bool = False) -> list[Case]:
+    op = "int4_qkv_gemv" if int4 else "qkv_gemv"
+    call, reference, count_bytes = _functions(op)
+    spec, eps = m.spec, m.spec.rms_eps
+    q_rows, kv_rows = spec.n_heads * spec.head_dim, spec.n_kv_heads * spec.head_dim
+    x, norm = m.random(m.batch, spec.hidden), m.random(spec.hidden, mean=1.0, std=0.1)
+    weights = [(m.int4 if int4 else m.weight)(rows, spec.hidden) for rows in (q_rows, kv_rows, kv_rows)]
+    biases = [m.random(rows) if spec.qkv_bias else None for rows in (q_rows, kv_rows, kv_rows)]
+    k_cache, v_cache, cos_sin, position = _rope_cache(m, contexts[0])
+
+    def make() -> Instance:
+        copies, out = [w.clone() for w in weights], m.poisoned(m.batch, spec.n_heads, spec.head_dim)
+        workspace = pk.ops.int4_qkv_gemv_workspace(x, *copies) if int4 else pk.ops.qkv_gemv_workspace(x)
+        native = lambda: call(  # noqa: E731
+            x, norm, eps, *copies, cos_sin, position, k_cache, v_cache, *biases, out=out, workspace=workspace
+        )
+        return Instance(native, None, out)
+
+    n_bytes = count_bytes(
+        m.batch, spec.hidden, spec.n_heads, spec.n_kv_heads, spec.head_dim, m.dtype.itemsize, spec.qkv_bias
+    )
+    shape = f"{m.batch}x{spec.hidden} -> {q_rows}+2x{kv_rows}"
+    expected = lambda: reference(x, norm, eps, *weights, cos_sin, position, spec.head_dim, *biases)[0]  # noqa: E731
+    return [Case(op, "norm+qkv+rope", shape, n_bytes, n_bytes, make, expected, m.dtype)]
+
+
+_MAKERS: dict[str, Callable[[_Maker, Sequence[int]], list[Case]]] = {
+    "rmsnorm": _rmsnorm,
+    "gemv": _gemv,
+    "rope_kv_append": _rope_kv_append,
+    "gqa_decode": _gqa_decode,
+    "silu_mul": _silu_mul,
+    "swiglu_gemv": _swiglu_gemv,
+    "qkv_gemv": _qkv_gemv,
+    "int4_gemv": partial(_gemv, int4=True),
+    "int4_swiglu_gemv": partial(_swiglu_gemv, int4=True),
+    "int4_qkv_gemv": partial(_qkv_gemv, int4=True),
+    "add": _add,
+    "embedding": _embedding,
+}
+
+OPS = tuple(_MAKERS)
+"""The ops that bench.op sweeps."""
+
+
+def cases(
+    op: str,
+    spec: ModelSpec,
+    contexts: Sequence[int],
+    batch: int,
+    dtype: torch.dtype,
+    seed: int,
+    device: torch.device,
+) -> list[Case]:
+    """The cases of one op for one model. Attention has one a context; the others have one a shape."""
+    return _MAKERS[op](_Maker(spec, batch, dtype, seed, device), contexts)

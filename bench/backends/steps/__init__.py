@@ -1,0 +1,1 @@
+"""What drives a whole decode step: the arms of bench.step, bench.ab and bench.sweep."""

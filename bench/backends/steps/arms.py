@@ -1,0 +1,192 @@
+"""The arms of a whole decode step: which there are, how kv_len grows while they are measured, and their gate."""
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+
+import numpy as np
+import torch
+from torch.nn.attention import sdpa_kernel
+
+import pykernels as pk
+from bench.backends import MODES, registry
+from bench.backends.native import Native
+from bench.backends.sdpa import Sdpa
+from bench.backends.steps.drivers import Driver, NativeDriver, TorchDriver, TorchGraphDriver
+from bench.backends.steps.transformers import TransformersDriver, mode_reason
+from bench.core.cli import FUSIONS
+from bench.core.errors import flag_error
+from bench.core.measure import Arm, Sampler, unsupported
+
+
+class Course:
+    """Where an arm stands. Every call of `sample` goes on one step before it stopped, so that the untimed step that
+    opens a round repeats a position and the timed ones follow one another: ctx + warmup, ctx + warmup + 1, ..."""
+
+    def __init__(self, driver: Driver, ctx: int) -> None:
+        self._driver, self._next = driver, ctx
+
+    def sample(self, n: int) -> np.ndarray:
+        """n steps: float64 [n], microseconds."""
+        self._driver.stand(self._next)
+        self._next += n - 1
+        return self._driver.run(n)
+
+    def tracing(self, position: int) -> Sampler:
+        """Stand at `position`; what steps on from there enqueues nothing but steps."""
+        self._driver.stand(position)
+        return self._driver.run
+
+
+class Reference:
+    """What one step of a model at `position` must give, by the float64 reference on the model's own device. Worked out
+    when it is first asked for: all arms of the model take the same step, over the slots before `position`, which none
+    of them writes."""
+
+    def __init__(self, model: pk.DecodeModel, position: int) -> None:
+        self.model, self.position = model, position
+        self.token = torch.arange(model.batch, device=model.device) * 7 % model.spec.vocab
+
+    @cached_property
+    def expected(self) -> tuple[torch.Tensor, list[tuple[torch.Tensor, torch.Tensor]]]:
+        """As `pykernels.reference.step` returns them."""
+        model = self.model
+        caches = [(layer.k_cache, layer.v_cache) for layer in model.layers]
+        where = torch.full_like(model.position, self.position)
+        return pk.reference.step(model.spec, model.weights, self.token, caches, model.layers[0].cos_sin, where)
+
+
+def checker(driver: Driver, reference: Reference) -> Callable[[], pk.reference.Comparison]:
+    """One step with what it writes poisoned before, against the reference: logits, the rows that every layer appends,
+    and the token."""
+
+    def check() -> pk.reference.Comparison:
+        model, position = reference.model, reference.position
+        expected, rows = reference.expected
+        model.poison()
+        for cache in (cache for layer in model.layers for cache in (layer.k_cache, layer.v_cache)):
+            cache[:, :, position] = float("nan")
+        model.token.copy_(reference.token)
+        driver.stand(position)
+        driver.step()
+        # Errors of the layers add like a random walk.
+        depth = math.ceil(2 * math.sqrt(model.spec.n_layers))
+        found = [pk.reference.compare(driver.logits(), expected, model.dtype, depth)]
+        for layer, (k_row, v_row) in zip(model.layers, rows, strict=True):
+            found.append(pk.reference.compare(layer.k_cache[:, :, position], k_row, model.dtype, depth))
+            found.append(pk.reference.compare(layer.v_cache[:, :, position], v_row, model.dtype, depth))
+        worst = max(found, key=lambda comparison: comparison.max_rel_error / comparison.tolerance)
+        if worst.ok and not torch.equal(model.token, best := driver.logits().argmax(-1)):
+            words = f"token must be the argmax of the logits, {best.tolist()}, got {model.token.tolist()}"
+            return replace(worst, ok=False, message=words)
+        return worst
+
+    return check
+
+
+@dataclass(frozen=True)
+class StepBackend:
+    """A backend of `bench.step`: what `driver(model, mode, fusion, first)` makes for steps at positions from `first`
+    on, and what must hold around its steps."""
+
+    name: str
+    description: str
+    driver: Callable[[pk.DecodeModel, str, str | None, int], Driver]
+    surroundings: Callable[[], AbstractContextManager] = nullcontext
+
+    def reason(self, mode: str, device: torch.device) -> str | None:
+        """None where this mode runs on the device, else why not."""
+        if self.name == "transformers":
+            return mode_reason(mode)
+        layer = registry()[self.name]
+        reason = layer.availability(device) or layer.mode_reason(mode, device)
+        if reason is None and self.name != "native" and mode == "dispatch":
+            return "takes the position as a Python number: a recorded step could not go on to the next"
+        return reason
+
+    def fusions(self, wanted: Sequence[str]) -> Sequence[str | None]:
+        """Which of the wanted fusions it tells apart."""
+        return wanted if self.name == "native" else [None]
+
+
+def _plain_driver(model: pk.DecodeModel, mode: str, _: str | None, first: int) -> Driver:
+    return TorchGraphDriver(model, first) if mode == "graph" else TorchDriver(model)
+
+
+def backends() -> dict[str, StepBackend]:
+    """Every backend of a whole step by name, in the order of the tables."""
+    listed = [
+        StepBackend(
+            "native", "launchtax's own kernels", lambda model, mode, fusion, _: NativeDriver(model, fusion, mode)
+        )
+    ]  # fmt: skip
+    for name, backend in registry().items():
+        if issubclass(backend, Sdpa):
+            pinned = backend.pinned
+            around = nullcontext if pinned is None else partial(sdpa_kernel, pinned)
+            listed.append(StepBackend(name, backend.description, _plain_driver, around))
+    listed.append(
+        StepBackend("transformers", "transformers' model, SDPA attention", lambda model, *_: TransformersDriver(model))
+    )
+    return {backend.name: backend for backend in listed}
+
+
+DEFAULT_FUSION = "block"
+
+
+def parse_arm(flag: str, text: str) -> tuple[str, str | None, str]:
+    """`backend[/fusion]:mode` as (backend, fusion, mode). Native's fusion is block where none is given."""
+    name, _, mode = text.partition(":")
+    name, _, fusion = name.partition("/")
+    known = backends()
+    if name not in known or mode not in MODES:
+        raise flag_error(flag, text, f"backend[/fusion]:mode, of {', '.join(known)} and of {', '.join(MODES)}")
+    if name == "native":
+        fusion = fusion or DEFAULT_FUSION
+        if fusion not in FUSIONS:
+            raise flag_error(flag, text, f"of a fusion in {', '.join(FUSIONS)}")
+    elif fusion:
+        raise flag_error(flag, text, f"without a fusion: {name} has none")
+    return name, fusion or None, mode
+
+
+def parse_arms(flag: str, text: str, device: torch.device) -> list[tuple[str, str | None, str]]:
+    """Such arms, comma-separated. Raises UsageError where none of them runs on the device: nobody need make a model to
+    find that out."""
+    parsed = [parse_arm(flag, part) for part in text.split(",")]
+    reasons = [backends()[name].reason(mode, device) for name, _, mode in parsed]
+    if all(reasons):
+        raise flag_error(flag, text, f"at least one arm that runs here: {'; '.join(dict.fromkeys(reasons))}")
+    return parsed
+
+
+def arms_of(
+    backend: StepBackend, reference: Reference, modes: Sequence[str], fusions: Sequence[str], traced_from: int
+) -> list[Arm]:
+    """All arms of a backend for steps from the reference's position on, unsupported ones with their reason. A traced
+    pass begins at the position `traced_from`."""
+    model, first, arms = reference.model, reference.position, []
+    lacking = Native.layer_reason(model.layers[0]) if backend.name == "native" else None
+    for fusion in backend.fusions(fusions):
+        for mode in modes:
+            if reason := backend.reason(mode, model.device) or lacking:
+                arms.append(unsupported(backend.name, mode, reason, fusion))
+                continue
+            try:
+                with torch.inference_mode(), backend.surroundings():
+                    driver = backend.driver(model, mode, fusion, first)
+            except Exception as error:  # the library's own words are the result
+                arms.append(Arm(backend.name, mode, fusion))
+                arms[-1].fail(error)
+                continue
+            course = Course(driver, first)
+            arms.append(
+                Arm(
+                    backend.name, mode, fusion, course.sample, checker(driver, reference), backend.surroundings,
+                    driver.host_sampler(), partial(course.tracing, traced_from), driver.kernels, driver.launches,
+                    steps_per_graph=1 if mode.startswith("graph") else None,
+                )
+            )  # fmt: skip
+    return arms

@@ -1,0 +1,1 @@
+"""python -m bench.inside: inside each kernel, by in-kernel timestamps."""

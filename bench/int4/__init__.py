@@ -1,0 +1,1 @@
+"""python -m bench.int4: 4-bit kernels, ours and the libraries'."""

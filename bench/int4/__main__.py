@@ -1,0 +1,321 @@
+"""4-bit kernels: how fast each is, what binds it, and whether it computes what its weights say.
+
+python -m bench.int4                                            # every linear shape of three models, and their layers
+python -m bench.int4 --model=qwen2.5-7b --group=64 --asymmetric --json=int4.json --plot=int4.png
+python -m bench.int4 --kernel=native,mine.py:Mine,mine.cu:kernel --dtype=bf16   # kernels of one's own
+python -m bench.int4 --validate --kernel=mine.py:Mine           # against the reference and exact cases; status 1: wrong
+python -m bench.int4 --arch=sm89                                # the SASS for Ada, without an Ada card
+python -m bench.int4 --predict=l4                               # our layer on an L4, by arithmetic
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from bench.backends import int4 as kernels4
+from bench.backends import modes_on
+from bench.core import cli, controls, environment
+from bench.core.ceiling import Ceiling
+from bench.core.document import Document
+from bench.core.errors import flag_error
+from bench.core.progress import progress
+from bench.core.run import Machine, close
+from bench.int4 import groups, measure, plugged, predict, show, validate
+from bench.int4 import sass as sass
+from bench.int4.trials import GROUP_SIZES
+from bench.plugins import plan as plugins
+from bench.plugins.loading import KINDS, Journal, load_int4, parse_backends
+
+_WHAT = ("shapes", "layer")
+_ALL_PARTS = ",".join(_WHAT)
+_DEFAULT_MODES = {"cpu": "native,eager", "cuda": "graph,native,eager"}
+
+_PROGRAM = "bench.int4"
+
+_PTX_OF, _WITH_PTX = "sm_89", "CMAKE_ARGS='-DPYKERNELS_CUDA_ARCHITECTURES=89-virtual;90a-real'"
+"""The architecture whose PTX a build can carry, and how one for Hopper comes to carry it."""
+
+_JIT_SECONDS = 540
+"""For the driver to compile every kernel that a validation calls, and to run it."""
+
+
+def run(
+    settings: groups.Settings,
+    what: list[str],
+    spec: tuple[float | None, str],
+    gpu: str,
+    keep: Callable[[Document], None] = lambda document: None,
+) -> Document:
+    """Measure. Ctrl-C ends it early: the document says so and keeps the groups that were finished. `keep` is given that
+    document after every group, for an end that nobody can catch."""
+    machine = Machine(settings.device)
+    nulls = controls.null_op(settings.steps, settings.device)
+    null_us = {row["mode"]: row["us"]["p50"] for row in nulls}
+    ceiling = Ceiling(settings.device)
+    makers: list[Callable[[], groups.Group]] = []
+    if "shapes" in what:
+        makers += [lambda shape=shape: groups.shape_group(shape, settings) for shape in groups.shapes(settings.specs)]
+    if "layer" in what:
+        makers += [lambda spec=spec: groups.layer_group(spec, settings) for spec in settings.specs]
+    measured: list[tuple[Callable[[], groups.Group], list[Document]]] = []
+    interrupted = False
+
+    def document(interrupted: bool) -> Document:
+        ops = [entry for _, entries in measured for entry in (*entries, *plugged.entries(settings.plugged, entries[0]))]
+        predictions = []
+        for model in settings.specs if gpu else ():
+            if entry := predict.best_layer(ops, model.name):
+                found = predict.predict(gpu, model, entry, settings.batch, settings.torch_dtype, settings.device.type)
+                predictions.append(found)
+        return {
+            **cli.head(
+                _PROGRAM, "int4", title=f"4-bit weights of {', '.join(spec.name for spec in settings.specs)}",
+                interrupted=interrupted, environment=machine.document(),
+            ),
+            "device": settings.device.type,
+            "group_size": settings.group_size, "symmetric": settings.symmetric, "ctx": settings.ctx,
+            "batch": settings.batch, "dtype": settings.dtype, "l2": settings.l2, "l2_words": f"{settings.l2} weights",
+            "warmup": settings.warmup, "steps": settings.steps, "ceiling": ceiling.document(*spec), "null": nulls,
+            "plugins": [found.describe(settings.plugin_timeout_s) for found in settings.plugged],
+            "ops": ops, "arms": [], "ladder": {}, "ladder_notes": {}, "predictions": predictions,
+            "published": {name: vars(show.paper.figures()[name]) for name in show.PUBLISHED},
+        }  # fmt: skip
+
+    with progress("measuring int4", len(makers)) as advance:
+        try:
+            for make in makers:
+                measured.append((make, measure.measure_group(make(), settings, ceiling, machine.monitor, null_us)))
+                keep(document(interrupted=True))
+                advance()
+            for make, entries in measured if machine.monitor else ():
+                measure.trace_group(make(), entries, settings)
+        except KeyboardInterrupt:
+            interrupted = True
+    if not measured:
+        raise KeyboardInterrupt
+    return document(interrupted)
+
+
+def run_validation(
+    attempts: Sequence[Callable[[], validate.Tried]], device: torch.device, seed: int, outputs: cli.Outputs
+) -> int:
+    """--validate: what each attempt finds of a kernel, and the exit status."""
+    console, every, interrupted = Console(), [], False
+    for attempt in attempts:
+        every.append(tried := attempt())
+        if interrupted := tried.interrupted:
+            if tried.found:
+                show.print_validation(tried, console)
+            console.print(
+                Text(f"interrupted in {tried.kernel}, after {len(tried.found)} trials: the rest was not tried")
+            )
+            break
+        show.print_validation(tried, console)
+    found = [one for tried in every for one in tried.found]
+    if interrupted and not found:
+        raise KeyboardInterrupt
+    outputs.write({
+        **cli.head(_PROGRAM, "int4-validation", interrupted=interrupted, environment=environment.collect()),
+        "device": device.type, "seed": seed, "kernels": [tried.document() for tried in every],
+    })  # fmt: skip
+    if interrupted:
+        return cli.INTERRUPTED
+    # Where kernels were offered trials, one of them must have taken one.
+    offered = any(tried.reason is None for tried in every)
+    ended = any(tried.ended for tried in every)
+    return 0 if (validate.right(found) or not offered) and not ended else 1
+
+
+def run_jit(device: torch.device) -> tuple[bool, str]:
+    """Run the compute_89 PTX on the GPU that is here, in a process whose driver must compile it. Is it right, and one
+    line about it."""
+    command = [sys.executable, "-m", _PROGRAM, "--validate", "--kernel=native", "--device=cuda"]
+    # torch's own kernels have no PTX for most GPUs and cannot run so: a validation runs none of them.
+    name = torch.cuda.get_device_name(device)
+    try:
+        done = subprocess.run(
+            command, env=os.environ | {"CUDA_FORCE_PTX_JIT": "1"}, capture_output=True, text=True, timeout=_JIT_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        return False, f"the compute_89 PTX, compiled by the driver for {name}: no end after {_JIT_SECONDS} s"
+    lines = (done.stdout + done.stderr).strip().splitlines()
+    # The verdict, which comes last: the title of the table begins with the kernel's name too.
+    words = next((line for line in reversed(lines) if line.startswith("native:")), lines[-1] if lines else "no output")
+    return done.returncode == 0, f"the compute_89 PTX, compiled by the driver for {name}: {words}"
+
+
+def run_arch(architecture: str) -> int:
+    """--arch: the SASS for that GPU and, for sm_89 where a newer GPU is there, its PTX run on that."""
+    console = Console()
+    name = f"sm_{architecture.removeprefix('sm')}"
+    good, reason = True, sass.reason()
+    ptx = sass.built_with_ptx(name)
+    if reason is None:
+        try:
+            kernels, ptx = sass.inspect(name), sass.has_ptx(name)
+            good = show.print_sass(name, kernels, console)
+        except RuntimeError as error:
+            reason = str(error)
+    if reason:
+        console.print(Text(f"--arch={architecture}: unsupported: {reason}"))
+    if name != _PTX_OF:
+        return 0 if good else 1
+    if not reason or ptx:
+        console.print(Text(f"PTX for {name}: {'there, so that a newer GPU can run it' if ptx else 'MISSING'}"))
+    device = cli.device("auto")
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) <= (8, 9) or not ptx:
+        needs = "a GPU newer than compute capability 8.9" if ptx else f"a build that has it: {_WITH_PTX}"
+        console.print(Text(f"the PTX was not run: that needs {needs}"))
+        return 0 if good and (ptx or reason) else 1
+    jit_right, words = run_jit(device)
+    console.print(Text(words))
+    return 0 if good and jit_right else 1
+
+
+def print_list(device: torch.device) -> None:
+    """What --list prints: every kernel, and why it does not run here."""
+    for name, kernel in kernels4.registry().items():
+        reason = kernel.availability(device)
+        print(f"{name:<10} {kernel.description}")
+        print(f"{'':<10} " + (f"unsupported: {reason}" if reason else "runs here"))
+    print(f"plug-ins: {KINDS} (docs/int4.md, docs/plugins.md)")
+
+
+def command(
+    kernel: Annotated[
+        str,
+        typer.Option(
+            "--kernel",
+            help=f"comma-separated names, or plug-ins: {KINDS}; all: every one that is known, without plug-ins",
+        ),
+    ] = "all",
+    what: Annotated[str, typer.Option("--what", help="comma-separated: shapes, layer")] = _ALL_PARTS,
+    model: cli.ModelsFlag = cli.ALL_STUDIED,
+    config: cli.ConfigFlag = "",
+    group: Annotated[
+        int,
+        typer.Option("--group", help="columns a scale: 32, 64, multiples of 128; -1: the row. 0: 128, or all of them"),
+    ] = 0,
+    asymmetric: Annotated[bool, typer.Option("--asymmetric", help="give every group a zero point of its own")] = False,
+    mode: Annotated[
+        str, typer.Option("--mode", help="comma-separated; all. Default: native,eager; on a GPU graph too")
+    ] = "",
+    ctx: Annotated[int, typer.Option("--ctx", help="slots of the layer's cache")] = 2048,
+    batch: cli.BatchFlag = 1,
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="bf16, fp16 or fp32. Default: bf16, or all of them for --validate")
+    ] = "",
+    device: cli.DeviceFlag = "auto",
+    l2: cli.L2Flag = "cold",
+    warmup: cli.WarmupFlag = 3,
+    steps: cli.StepsFlag = 30,
+    repeats: cli.RepeatsFlag = 0,
+    threads: cli.ThreadsFlag = 0,
+    spec_gbs: cli.SpecFlag = 0.0,
+    seed: cli.SeedFlag = 0,
+    validate_: Annotated[bool, typer.Option("--validate", help="are the kernels right? Exit status 1: no")] = False,
+    arch: Annotated[str, typer.Option("--arch", help="sm89: check our SASS for that GPU, without one")] = "",
+    predict_: Annotated[
+        str, typer.Option("--predict", help="predict our layer on that GPU: " + ", ".join(predict.GPUS))
+    ] = "",
+    json: cli.JsonFlag = "",
+    csv: cli.CsvFlag = "",
+    md: cli.MdFlag = "",
+    plot: Annotated[str, typer.Option("--plot", help="draw the parts as bars (.png, .svg or .pdf)")] = "",
+    list_: Annotated[bool, typer.Option("--list", help="name the kernels, and why one does not run here")] = False,
+    plugin_timeout_s: plugins.TimeoutFlag = 300.0,
+    plugin_journal: plugins.JournalFlag = "",
+) -> int:
+    """4-bit kernels: their time, what binds them, and whether they are right."""
+    target = cli.device(device)
+    if list_:
+        print_list(target)
+        return 0
+    outputs = cli.Outputs(json, csv, md, plot)
+    if validate_:
+        # A validation has shapes, batches and a number of calls of its own.
+        given = {
+            "--arch": (arch, ""), "--what": (what, _ALL_PARTS), "--model": (model, cli.ALL_STUDIED),
+            "--config": (config, ""), "--mode": (mode, ""), "--ctx": (ctx, 2048), "--batch": (batch, 1),
+            "--predict": (predict_, ""), "--repeats": (repeats, 0),
+        }  # fmt: skip
+        for flag, (value, default) in given.items():
+            if value != default:
+                raise flag_error(flag, value, "given without --validate, which has its own shapes and batches")
+    if arch:
+        return run_arch(cli.choice("--arch", arch, ("sm80", "sm89", "sm90a")))
+    known = kernels4.registry()
+    names, asked = parse_backends("--kernel", kernel, list(known))
+    kernels = {name: known[name] for name in names}
+    if dtype:
+        cli.choice("--dtype", dtype, list(cli.DTYPES))
+    if group:
+        cli.group_size("--group", group)
+    cli.set_threads(threads)
+    if validate_ and (md or csv or plot):
+        raise flag_error("--validate", "true", "given with --json alone: a validation has no other file")
+    journal = Journal(Path(plugin_journal)) if plugin_journal else None
+    if journal:  # this process is a plug-in's own
+        (plugin,), asked = asked, []
+        kernels[plugin.label] = load_int4(plugin, journal, target)
+    flags = [
+        f"--group={group}", f"--dtype={dtype}", f"--device={device}", f"--threads={threads}", f"--seed={seed}",
+        *["--asymmetric"] * asymmetric,
+    ]  # fmt: skip
+    if validate_:
+        dtypes = [cli.DTYPES[dtype]] if dtype else list(cli.DTYPES.values())
+        trials = (target, dtypes, [group] if group else list(GROUP_SIZES), [True, False][asymmetric:], seed, journal)
+        apart = [partial(plugged.validate, _PROGRAM, one, ["--validate", *flags], plugin_timeout_s) for one in asked]
+        here = [
+            partial(validate.tried, name, kernel, target, validate.validate(kernel, *trials))
+            for name, kernel in kernels.items()
+        ]
+        return run_validation([*apart, *here], target, seed, outputs)
+    group, dtype = group or 128, dtype or "bf16"
+    specs = cli.models(model, config)
+    parts = cli.choices("--what", what, _WHAT)
+    gpu = predict.GPUS[cli.choice("--predict", predict_, list(predict.GPUS))] if predict_ else ""
+    if gpu and "layer" not in parts:
+        raise flag_error("--predict", predict_, "given with --what=layer: it is the layer that is predicted")
+    groups.check_group_size("--group", group, specs)
+    cli.number("--ctx", ctx, 1, min(spec.max_position for spec in specs))
+    spec = cli.spec_bandwidth(spec_gbs, target)
+    modes = cli.choices("--mode", mode or _DEFAULT_MODES[target.type], modes_on(target))
+    flags += [
+        "--what=shapes", f"--model={model}", f"--config={config}", f"--ctx={ctx}", f"--batch={batch}", f"--l2={l2}",
+        f"--warmup={warmup}", f"--steps={steps}", f"--repeats={repeats}", f"--spec-gbs={spec_gbs}",
+    ]  # fmt: skip
+    plugin_modes = [mode for mode in modes if mode in groups.PEER_MODES]
+    if asked and not plugin_modes:
+        raise flag_error("--mode", mode, f"with one of {', '.join(groups.PEER_MODES)} for {asked[0].text}")
+    if asked and "shapes" not in parts:
+        raise flag_error("--what", what, f"with shapes for {asked[0].text}: a layer has our own kernels alone")
+    settings = groups.Settings(
+        specs=specs, kernels=kernels, modes=modes, journal=journal, plugin_timeout_s=plugin_timeout_s,
+        plugged=plugins.measure_all(plugins.Plan(_PROGRAM, asked, plugin_modes, flags, [], plugin_timeout_s)),
+        group_size=group, symmetric=not asymmetric, ctx=ctx,
+        batch=batch, dtype=dtype,
+        torch_dtype=cli.DTYPES[dtype], device=target, l2=l2, warmup=warmup, steps=steps, repeats=repeats, seed=seed,
+        spec_gbs=spec[0],
+    )  # fmt: skip
+    writers = {"--md": show.write_markdown, "--plot": _bars}
+    return close(run(settings, parts, spec, gpu, outputs.keep), outputs, show.print_document, writers=writers)
+
+
+def _bars(path: Path, document: Document) -> None:
+    from bench.int4 import bars  # matplotlib takes a second: only where a picture is asked for
+
+    bars.write_bars(path, document)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(_PROGRAM, command))

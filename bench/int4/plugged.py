@@ -1,0 +1,67 @@
+"""Plug-ins in bench.int4: each is validated and measured in a process of its own, and joins the others' tables."""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from bench.core import document
+from bench.core.document import Document
+from bench.core.errors import UsageError
+from bench.core.measure import Arm
+from bench.core.processes import run_module
+from bench.int4.validate import Found, Tried
+from bench.plugins import plan as plugins
+from bench.plugins.loading import Journal, Plugin
+
+
+def validate(driver: str, plugin: Plugin, flags: Sequence[str], limit_s: float) -> Tried:
+    """Its trials in a process of its own. Where that ends early, the trial that it was at is an error, and those before
+    are kept. Raises UsageError where the plug-in turns out to be none."""
+    tried = Tried(plugin.label)
+    with tempfile.TemporaryDirectory() as folder:
+        journal, output = Journal(Path(folder)), Path(folder, "result.json")
+        arguments = [f"{plugin.flag}={plugin.text}", *flags, f"--plugin-journal={folder}", f"--json={output}"]
+        try:
+            outcome = run_module(driver, arguments, limit_s)
+        except KeyboardInterrupt:
+            tried.interrupted = True
+        tried.found = [Found(**trial) for trial in journal.lines("trials")]
+        if tried.interrupted:
+            return tried
+        if refused := journal.read("refused"):
+            raise UsageError(refused)
+        if output.exists() and not (result := document.load(output))["interrupted"]:
+            tried.reason = result["kernels"][0]["reason"]
+            return tried
+        tried.ended = plugins.how_it_ended(journal, outcome)
+        for unfinished in journal.lines("begun")[len(tried.found) :]:
+            tried.found.append(Found(**unfinished | {"status": "error", "reason": tried.ended}))
+    return tried
+
+
+def _entries(found: plugins.Found, what: Document) -> dict[tuple[str, str], Document]:
+    """By backend and mode: what its processes found of the shape `what`; of a mode that ended one, what was saved."""
+    documents = [*found.kept, *([found.document] if found.document else [])]
+    return {
+        (entry["backend"], entry["mode"]): entry
+        for of_process in documents
+        for entry in of_process["ops"]
+        if (entry["label"], entry["shape"]) == (what["label"], what["shape"])
+        # One that takes only the other half precision is called so; the dense kernels beside it are not wanted.
+        and entry["backend"].startswith(found.plugin.label)
+    }
+
+
+def entries(measured: Sequence[plugins.Found], what: Document) -> list[Document]:
+    """The plug-ins' entries of a shape. what: its keys `label` and `shape`."""
+    return [entry for found in measured for entry in _entries(found, what).values()]
+
+
+def failed(measured: Sequence[plugins.Found], what: Document) -> list[Arm]:
+    """The arms that ended their process before that shape was measured."""
+    arms = []
+    for found in measured:
+        finished = {mode for _, mode in _entries(found, what)}
+        arms += [replace(arm) for arm in found.failed if arm.mode not in finished]
+    return arms

@@ -1,0 +1,1 @@
+"""Users' kernels, in processes of their own."""

@@ -1,0 +1,62 @@
+"""The report's parts on the peers: documents of kinds `attention` and `stack`."""
+
+from functools import partial
+
+from bench.attention import tables as attention_tables
+from bench.core import tables
+from bench.report import collect
+from bench.report.collect import Folder
+from bench.report.page import Grid, Section, picture
+from bench.stack import tables as stack_tables
+
+
+def _plain(grid: tables.Grid) -> Grid:
+    """A table of the drivers as one of the page: its columns are not aligned there."""
+    columns, rows = grid
+    return [name for name, _ in columns], rows
+
+
+def _stem(kind: str, index: int) -> str:
+    return kind if index == 0 else f"{kind}-{index + 1}"
+
+
+def backends_section(folder: Folder) -> Section | None:
+    """Attention alone in every backend, over contexts: what bench.attention measured or compared."""
+    documents = folder.of_kind("attention")
+    if not documents:
+        return None
+    from bench.attention import plots as attention_plots  # matplotlib takes a second
+
+    section = Section("Attention alone, over contexts")
+    drawn = [result for result in documents if attention_plots.measured(result)]
+    for result in documents:
+        section.words.append(". ".join(attention_tables.heading(result)[:3]) + ".")
+        if result.get("gate_only"):
+            section.words.append(attention_tables.gate_title(result) + ".")
+            section.grids.append(_plain(attention_tables.gate_grid(result)))
+        for title, (columns, rows) in attention_tables.context_grids(result):
+            whose = f"{collect.device_name(result)}: {title}"
+            section.grids.append(_plain(([(whose, False), *columns[1:]], rows)))
+        section.words += attention_tables.aa_lines(result)
+    for index, result in enumerate(drawn):
+        words = f"Attention alone on {collect.device_name(result)}: the clocks of one cell, and times over contexts"
+        section.figures.append(
+            picture(_stem("attention-contexts", index), words, partial(attention_plots.draw, result))
+        )
+    return section
+
+
+def stack_section(folder: Folder) -> Section | None:
+    """One layer, by whose attention it has, whether it is compiled and whether it is captured."""
+    documents = folder.of_kind("stack")
+    if not documents:
+        return None
+    section = Section("The software stack of one layer")
+    for index, result in enumerate(documents):
+        section.words.append(". ".join(stack_tables.heading(result)) + ".")
+        section.words += tables.refusals(result)
+        section.grids.append(_plain(stack_tables.grid(result)))
+        if any(entry["wall_us"] for entry in result["arms"]):
+            words = f"The software stack on {collect.device_name(result)}"
+            section.figures.append(picture(_stem("stack", index), words, partial(stack_tables.draw, result)))
+    return section

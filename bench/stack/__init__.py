@@ -1,0 +1,1 @@
+"""python -m bench.stack: a layer, attention x compiled x captured."""

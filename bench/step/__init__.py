@@ -1,0 +1,1 @@
+"""python -m bench.step: whole decode steps."""

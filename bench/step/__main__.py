@@ -1,0 +1,256 @@
+"""A whole decode step: embedding, every layer, final norm, lm_head and argmax, by the study's protocol.
+
+python -m bench.step --backend=native,transformers --model=tiny --ctx=2048 --json=step.json
+
+Each step decodes the next token: kv_len grows by one a step, in graphs too, as in the study (5 warm-up steps, 30
+measured ones, the median). The cache before ctx holds random K and V.
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+
+import pykernels as pk
+from bench.backends import MODES
+from bench.backends.steps import arms as step_arms
+from bench.core import cli, environment, measure, results, tables
+from bench.core.ceiling import Ceiling
+from bench.core.document import Document, program_name
+from bench.core.errors import flag_error
+from bench.core.measure import Arm
+from bench.core.run import Machine, Measurement, close, gate
+from bench.step import drift
+from bench.step.entries import (
+    Settings,
+    anatomy,
+    arm_document,
+    block_timelines,
+    count_launches_per_layer,
+    device_keys,
+    lines,
+    make_ladders,
+    step_bytes,
+    title,
+    traced_anatomy,
+)
+from pykernels.layer import available_bytes
+
+_PROGRAM = "bench.step"
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most memory this process has held: of the device's allocator, or resident on the host."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    # Not getrusage's ru_maxrss: that outlives exec, and so tells of the process this one was forked from.
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
+
+
+def make_model(settings: Settings) -> pk.DecodeModel:
+    """Weights and caches. Raises MemoryError where they do not fit what is there (or --memory-limit-gb)."""
+    spec, dtype, device = settings.spec, settings.torch_dtype, settings.device
+    asked, available = settings.bytes_asked()["asked_bytes"], available_bytes(device)
+    if settings.memory_limit_gb:
+        available = min(available, int(settings.memory_limit_gb * 1e9))
+    if asked > available:
+        raise MemoryError(f"weights and cache ask for {asked / 1e9:.2f} GB, {available / 1e9:.2f} GB are available")
+    if settings.weights:
+        weights = cli.usage(lambda: pk.ModelWeights.from_folder(settings.weights, spec, dtype, device))
+        if weights.layers[0].is_int4:
+            raise flag_error("--weights", settings.weights, "of dense weights: 4-bit ones are measured by bench.layer")
+    else:
+        weights = pk.ModelWeights.random(spec, dtype, device, settings.seed, settings.shared_weights)
+    return cli.usage(
+        lambda: pk.DecodeModel(spec, weights, settings.max_len, settings.batch, dtype, device, settings.seed)
+    )
+
+
+def out_of_memory_arms(settings: Settings, error: BaseException) -> list[Arm]:
+    """Every wanted arm, none of which had room."""
+    arms = []
+    for name, modes, fusions in settings.groups:
+        backend = step_arms.backends()[name]
+        for fusion in backend.fusions(fusions):
+            for mode in modes:
+                if reason := backend.reason(mode, settings.device):
+                    arms.append(measure.unsupported(name, mode, reason, fusion))
+                else:
+                    arms.append(Arm(name, mode, fusion))
+                    arms[-1].fail(error)
+    return arms
+
+
+def check(arms: list[Arm], device: torch.device) -> None:
+    """The gate. What the reference took is given back, and does not count for the peak."""
+    gate(arms)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def document_of(settings: Settings, found: Measurement, looked: Document, machine: Document) -> Document:
+    """The result document; `looked` holds what was measured after the rounds."""
+    spec, dtype, device = settings.spec, settings.torch_dtype, settings.device
+    asked, cache = settings.bytes_asked(), environment.last_level_cache_bytes(device)
+    l2 = "cold" if asked["weight_bytes"] >= 2 * cache else "warm"
+    device_name = machine["gpu"]["name"] if device.type == "cuda" else machine["cpu"]["model"]
+    entries = [arm_document(arm, settings, found.bandwidths, device_name, found.arms) for arm in found.arms]
+    for entry in entries:
+        name = program_name(entry["backend"], entry["fusion"])
+        entry["launches_per_layer"] = looked["launches_per_layer"].get(name)
+    if device.type == "cuda":
+        found.add_device_keys(entries, device_keys)
+    head = cli.head(_PROGRAM, "step", title=title(settings), interrupted=found.interrupted, environment=machine)
+    return head | {
+        "model": results.model_document(spec),
+        "full_layers": settings.full_layers,
+        "shared_weights": settings.shared_weights,
+        "weights": "checkpoint" if settings.weights else "random",
+        "cache": "random K and V of unit scale before ctx; nothing was prefilled",
+        "ctx": settings.ctx, "batch": settings.batch, "dtype": settings.dtype, "device": device.type,
+        "l2": l2,
+        "l2_words": f"{l2} by size: {asked['weight_bytes'] / 1e9:.3g} GB of weights, "
+                    f"last-level cache {cache / 1e6:.0f} MB",
+        "warmup": settings.warmup, "steps": settings.steps, **found.throttling,
+        "kv_len": {"first": settings.kv_lens(1)[0], "last": settings.kv_lens(settings.steps)[-1]},
+        "memory": {**asked, "peak_bytes": peak_bytes(device)},
+        "ceiling": found.bandwidths,
+        "bytes": {
+            "step_streamed": {fusion: step_bytes(settings, fusion) for fusion in settings.fusions},
+            "paper": results.paper_bytes(spec, settings.ctx, settings.batch, dtype),
+        },
+        "ops": looked["ops"],
+        "timelines": looked["timelines"],
+        "arms": entries,
+        **make_ladders(found, settings),
+    }  # fmt: skip
+
+
+def run(settings: Settings) -> Document:
+    """Measure. Ctrl-C after the first round ends it early: the document says so and keeps what was finished."""
+    machine = Machine(settings.device)
+    ceiling, model = None, None
+    try:
+        model = make_model(settings)
+        reference = step_arms.Reference(model, settings.ctx)
+        arms = [
+            arm
+            for name, modes, fusions in settings.groups
+            for arm in step_arms.arms_of(step_arms.backends()[name], reference, modes, fusions, settings.traced_from)
+        ]
+        check(arms, settings.device)
+        ceiling = Ceiling(settings.device)
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        arms = out_of_memory_arms(settings, error)
+    found = Measurement(arms, ceiling, settings.spec_bandwidth, machine.monitor)
+    looked: Document = {"ops": [], "timelines": {}, "launches_per_layer": {}}
+
+    def look_closer() -> None:
+        if settings.device.type == "cuda":
+            found.trace(repeats=1)
+            looked["ops"] = traced_anatomy(arms, found.traces, settings, found.bandwidths)
+            looked["timelines"] = block_timelines(arms, found.traces, settings)
+        elif "native" in settings.backends:
+            looked["ops"] = anatomy(model, settings, found.bandwidths)
+        ran = dict.fromkeys(arm.backend for arm in arms if arm.status == "ok")
+        looked["launches_per_layer"] = count_launches_per_layer(model, settings, ran)
+
+    found.take(settings.warmup, settings.steps, look_closer)
+    return document_of(settings, found, looked, machine.document())
+
+
+def show(document: Document, console: Console) -> None:
+    """The tables, a line an arm, and the arms that drifted."""
+    tables.print_document(document, console)
+    if measured := lines(document):
+        print("\n" + "\n".join(measured))
+    if any(arm["drift"] and arm["drift"]["drifting"] for arm in document["arms"]):
+        print("\n".join(drift.lines(document)))
+
+
+def print_list() -> None:
+    """What --list prints: models, and every backend with what it needs here."""
+    device = cli.device("auto")
+
+    def entry(name: str, backend: step_arms.StepBackend) -> tuple[str, str, str | None, list[str]]:
+        modes = [mode for mode in MODES if not backend.reason(mode, device)]
+        return name, backend.description, None if modes else backend.reason("eager", device), modes
+
+    cli.print_list(entry(name, backend) for name, backend in step_arms.backends().items())
+
+
+def command(
+    backend: cli.BackendFlag = "native,sdpa,transformers",
+    mode: cli.ModeFlag = "all",
+    model: cli.ModelFlag = "qwen2.5-7b",
+    config: cli.ConfigFlag = "",
+    weights: cli.WeightsFlag = "",
+    layers: cli.LayersFlag = 0,
+    shared_weights: Annotated[
+        bool, typer.Option("--shared-weights", help="give all layers one set of random weights")
+    ] = False,
+    ctx: Annotated[int, typer.Option("--ctx", help="slots of the cache that are filled before the first step")] = 2048,
+    batch: cli.BatchFlag = 1,
+    dtype: cli.DtypeFlag = "bf16",
+    device: cli.DeviceFlag = "auto",
+    fusion: Annotated[str, typer.Option("--fusion", help="of native: none, block")] = "none,block",
+    arm: Annotated[
+        str, typer.Option("--arm", help="exactly these, comma-separated backend[/fusion]:mode, instead of the above")
+    ] = "",
+    warmup: cli.WarmupFlag = 5,
+    steps: cli.StepsFlag = 30,
+    threads: cli.ThreadsFlag = 0,
+    spec_gbs: cli.SpecFlag = 0.0,
+    memory_limit_gb: cli.MemoryLimitFlag = 0.0,
+    seed: cli.SeedFlag = 0,
+    json: cli.JsonFlag = "",
+    csv: cli.CsvFlag = "",
+    md: cli.MdFlag = "",
+    plot: cli.PlotFlag = "",
+    list_: cli.ListFlag = False,
+) -> int:
+    """A whole decode step in every backend and mode, by the study's protocol."""
+    if list_:
+        print_list()
+        return 0
+    outputs = cli.Outputs(json, csv, md, plot)
+    full, target = cli.model(model, config, weights), cli.device(device)
+    if weights and shared_weights:
+        raise flag_error("--shared-weights", "true", "left out with --weights, which has every layer's own")
+    if arm:
+        parsed = step_arms.parse_arms("--arm", arm, target)
+        groups = [(name, [wanted], [cut] if cut else []) for name, cut, wanted in parsed]
+    else:
+        modes, fusions = cli.choices("--mode", mode, MODES), cli.choices("--fusion", fusion, cli.FUSIONS)
+        groups = [(name, modes, fusions) for name in cli.choices("--backend", backend, list(step_arms.backends()))]
+    settings = Settings(
+        spec=replace(full, n_layers=cli.number("--layers", layers, 0, full.n_layers) or full.n_layers),
+        full_layers=full.n_layers,
+        groups=groups,
+        ctx=cli.number("--ctx", ctx, 1, full.max_position),
+        batch=batch,
+        dtype=dtype,
+        device=target,
+        spec_bandwidth=cli.spec_bandwidth(spec_gbs, target),
+        warmup=warmup,
+        steps=steps,
+        seed=seed,
+        weights=weights,
+        shared_weights=shared_weights,
+        memory_limit_gb=memory_limit_gb,
+    )
+    if settings.max_len > full.max_position:
+        room = full.max_position - max(settings.warmup, 1) - settings.steps
+        raise flag_error("--ctx", ctx, f"in 1..{room}: {full.name} has {full.max_position} positions, one a step")
+    cli.set_threads(threads)
+    return close(run(settings), outputs, show)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(_PROGRAM, command))

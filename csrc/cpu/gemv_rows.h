@@ -1,0 +1,95 @@
+// What the GEMVs do with their rows, whatever a row is made of: a Rows has dot(n, sums), the dot products
+// of row n with the rows of x.
+#pragma once
+
+#include "cpu/dot.h"
+#include "cpu/thread_pool.h"
+#include "ops.h"
+
+namespace pykernels::cpu::PYKERNELS_ISA {
+
+// Rows of the op's own dtype: [rows, k] against x [batch, k].
+template <int batch, class T>
+struct DenseRows {
+    const T* weight;
+    const T* x;
+    int64_t k;
+    static constexpr int at_once = 1;
+    void dot(int64_t n, int64_t, int64_t, float (*sums)[batch]) const {
+        dot_row<batch>(weight + n * k, x, k, sums[0]);
+    }
+};
+
+// store(n, sums) of every row n in [first, last), sums[b] = row n . x[b].
+//
+// The rows taken at once are far apart: each walks a part of the run in the order it lies in memory, so that
+// what memory sees is at_once linear streams, not one whose next line is in turn here and there.
+template <int batch, class Rows, class Store>
+inline void dot_run(const Rows& weight, int64_t first, int64_t last, Store&& store) {
+    const int64_t stride = ceil_div(last - first, Rows::at_once);
+    for (int64_t n = first; n < first + stride; ++n) {
+        const int64_t count = ceil_div(last - n, stride);
+        float sums[Rows::at_once][batch];
+        weight.dot(n, stride, count, sums);
+        for (int64_t i = 0; i < count; ++i) store(n + i * stride, sums[i]);
+    }
+}
+
+// Rows of a chunk: about rows_per_chunk(), but as many chunks for every thread, so that of a small matrix no
+// thread gets one more than another. Chunks of less than 32 KB are not worth waking a thread for.
+inline int64_t even_rows_per_chunk(int64_t n_rows, int64_t row_bytes) {
+    const int64_t threads = num_threads(),
+                  chunks = larger<int64_t>(1, ceil_div(n_rows, rows_per_chunk(row_bytes)));
+    const int64_t most = larger(chunks, n_rows * row_bytes / (32 << 10));
+    return ceil_div(n_rows, smaller(ceil_div(chunks, threads) * threads, most));
+}
+
+// out[b, n] = row n . x[b] + bias[n] + residual[b, n]. A chunk is a run of rows that one thread streams.
+template <int batch, class T, class Rows>
+inline void gemv_rows(const Rows& weight, int64_t n_rows, int64_t row_bytes, const T* bias, const T* residual,
+                      T* out) {
+    const int64_t rows = even_rows_per_chunk(n_rows, row_bytes);
+    parallel_chunks(ceil_div(n_rows, rows), [=, &weight](int64_t chunk) {
+        dot_run<batch>(weight, chunk * rows, smaller(n_rows, (chunk + 1) * rows),
+                       [=](int64_t n, const float* sums) {
+                           for (int b = 0; b < batch; ++b) {
+                               float value = sums[b];
+                               if (bias) value += to_float(bias[n]);
+                               if (residual) value += to_float(residual[b * n_rows + n]);
+                               from_float(value, out + b * n_rows + n);
+                           }
+                       });
+    });
+}
+
+// out[b, n] = silu(gate row n . x[b]) * (up row n . x[b])
+template <int batch, class T, class Rows>
+inline void swiglu_rows(const Rows& gate_weight, const Rows& up_weight, int64_t n_rows, int64_t row_bytes,
+                        T* out) {
+    // Rows whose sums are kept before the activation is taken of all of them at once, as vectors: enough for
+    // each of the rows taken at once to walk a while.
+    constexpr int64_t block = 16 * Rows::at_once;
+    const int64_t rows = ceil_div(rows_per_chunk(2 * row_bytes), block) * block;
+    parallel_chunks(ceil_div(n_rows, rows), [=, &gate_weight, &up_weight](int64_t chunk) {
+        const int64_t end = smaller(n_rows, (chunk + 1) * rows);
+        for (int64_t first = chunk * rows; first < end; first += block) {
+            const int64_t count = smaller(block, end - first);
+            float gate[batch][block] = {}, up[batch][block] = {};
+            // One weight after the other: two linear streams, not one that alternates between them.
+            dot_run<batch>(gate_weight, first, first + count, [&](int64_t n, const float* sums) {
+                for (int b = 0; b < batch; ++b) gate[b][n - first] = sums[b];
+            });
+            dot_run<batch>(up_weight, first, first + count, [&](int64_t n, const float* sums) {
+                for (int b = 0; b < batch; ++b) up[b][n - first] = sums[b];
+            });
+            for (int b = 0; b < batch; ++b) {
+                for (int64_t i = 0; i < block; i += lanes) {
+                    store(gate[b] + i, silu(load(gate[b] + i)) * load(up[b] + i));
+                }
+                for (int64_t i = 0; i < count; ++i) from_float(gate[b][i], out + b * n_rows + first + i);
+            }
+        }
+    });
+}
+
+}  // namespace pykernels::cpu::PYKERNELS_ISA

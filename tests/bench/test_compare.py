@@ -1,0 +1,148 @@
+"""bench.compare: arms are matched, effects found, noise left alone, differences of the machine listed first."""
+
+import json
+import math
+from copy import deepcopy
+
+import numpy as np
+import pytest
+from inputs.command_line import assert_refused, flat, run_here
+from scipy import stats
+
+from bench import compare
+
+
+def samples(seed: int, centre: float = 100.0, n: int = 30, noise: float = 0.02) -> list[float]:
+    return (centre * np.exp(noise * np.random.default_rng(seed).standard_normal(n))).tolist()
+
+
+def arm(mode: str, values: list[float]) -> dict:
+    return dict(backend="native", mode=mode, fusion="none", status="ok", samples_us=values)
+
+
+def document(seed: int = 0, **centres: float) -> dict:
+    arms = [arm(mode, samples(seed + i, centre)) for i, (mode, centre) in enumerate(centres.items())]
+    environment = dict(cpu=dict(model="A CPU", mhz_now=1000 + seed), torch=dict(version="2.13.0"))
+    return dict(schema="launchtax/1", kind="layer", ctx=64, model=dict(name="tiny"), environment=environment, arms=arms)
+
+
+@pytest.fixture
+def files(tmp_path):
+    def write(a: dict, b: dict) -> list[str]:
+        paths = [tmp_path / "a.json", tmp_path / "b.json"]
+        for path, content in zip(paths, (a, b), strict=True):
+            path.write_text(json.dumps(content))
+        return [str(path) for path in paths]
+
+    return write
+
+
+def verdicts(a: dict, b: dict, threshold: float = 0.03, correction: str = "holm") -> dict[str, str]:
+    return {row.key.split()[-1]: row.verdict for row in compare.compare(a, b, 0.05, threshold, correction)}
+
+
+def test_verdicts():
+    a = document(0, eager=100, native=100, dispatch=100)
+    b = document(50, eager=120, native=80, dispatch=100)
+    assert verdicts(a, b) == {"eager": "SLOWER", "native": "FASTER", "dispatch": "SAME"}
+
+
+def test_noise_is_unclear():
+    a, b = document(0, native=100), document(1, native=100)
+    for side, seed in ((a, 2), (b, 3)):
+        side["arms"][0]["samples_us"] = samples(seed, noise=0.5)
+    assert verdicts(a, b) == {"native": "UNCLEAR"}
+
+
+@pytest.mark.parametrize("correction", compare.CORRECTIONS)
+def test_a_run_against_itself_raises_no_alarm(correction):
+    alarms = 0
+    for seed in range(100):
+        a, b = (document(1000 * side + 20 * seed, **{f"m{i}": 100 for i in range(8)}) for side in (1, 200))
+        alarms += any(v in ("SLOWER", "FASTER") for v in verdicts(a, b, correction=correction).values())
+    assert alarms <= 10  # 5 are allowed for on average
+
+
+def test_p_values_and_corrections():
+    a, b = document(0, eager=100, native=100), document(9, eager=103, native=101)
+    raw = [
+        stats.mannwhitneyu(x["samples_us"], y["samples_us"]).pvalue for x, y in zip(a["arms"], b["arms"], strict=True)
+    ]
+    rows = compare.compare(a, b, 0.05, 0.03, "bh")
+    np.testing.assert_allclose([row.p for row in rows], stats.false_discovery_control(raw))
+    np.testing.assert_allclose(compare.holm(np.array([0.01, 0.04, 0.03, 0.005])), [0.03, 0.06, 0.06, 0.02])
+    np.testing.assert_allclose(compare.holm(np.array([0.9, 0.8])), [1.0, 1.0])
+    assert len(compare.corrected(np.array([]), "holm")) == 0
+
+
+def test_the_interval_covers_the_ratio():
+    draws, true = 400, 1.05
+    generator = np.random.default_rng(5)
+    covered = 0
+    for _ in range(draws):
+        a, b = (100 * np.exp(0.05 * generator.standard_normal(30)) for _ in range(2))
+        low, high = compare.ratio_interval(true * b, a, paired=False)
+        covered += low <= true <= high
+    assert 0.92 <= covered / draws <= 0.985
+
+
+def test_series_of_every_kind():
+    layer = document(0, eager=1)
+    assert list(compare.series(layer)) == ["native none eager"]
+    op = dict(
+        kind="op", ops=[dict(backend="native", mode="eager", op="gemv", label="q", shape="1x8", samples_us=[1.0])]
+    )
+    assert list(compare.series(op)) == ["native eager gemv q 1x8"]
+    cell = dict(arch="qwen", step_times_ms=[1.5, 2.5])
+    np.testing.assert_array_equal(compare.series(cell)["step"], [1500.0, 2500.0])
+    step = dict(arms=[arm("eager", [1.0]) | {"paper": {"step_times_ms": [0.001]}}])
+    assert list(compare.series(step)) == ["native none eager"]
+    twice = dict(arms=[arm("eager", [1.0]), arm("eager", [2.0])])
+    assert list(compare.series(twice)) == ["native none eager", "native none eager #2"]
+    assert compare.series(dict(kind="doctor", samples_us=[])) == {}
+
+
+def test_differences_come_first_and_fleeting_ones_not_at_all(capsys, files):
+    a, b = document(0, eager=100), document(40, eager=100)
+    b["environment"]["torch"]["version"] = "2.14.0"
+    b["ctx"] = 128
+    result = run_here(capsys, "bench.compare", *files(a, b))
+    lines = result.out.splitlines()
+    assert lines[:2] == ["differs: ctx: 64 | 128", "differs: environment.torch.version: 2.13.0 | 2.14.0"]
+    assert "mhz_now" not in result.out
+
+
+def test_exit_status(capsys, files, tmp_path):
+    a = document(0, eager=100, native=100)
+    slower = files(a, document(50, eager=105, native=100))
+    output = tmp_path / "compare.json"
+    result = run_here(capsys, "bench.compare", *slower, "--threshold=0.02", f"--json={output}")
+    assert result.status == 1 and "slower by more than 2%: native none eager" in flat(result.out)
+    written = json.loads(output.read_text())
+    assert written["kind"] == "compare" and written["slower_past_threshold"] == ["native none eager"]
+    assert run_here(capsys, "bench.compare", *slower, "--threshold=0.2").status == 0
+    assert run_here(capsys, "bench.compare", *slower[::-1], "--threshold=0.02").status == 0
+
+
+def test_arms_of_one_side(capsys, files):
+    result = run_here(capsys, "bench.compare", *files(document(0, eager=1, native=1), document(0, eager=1, pybind=1)))
+    assert "only in A: native none native" in result.out and "only in B: native none pybind" in result.out
+
+
+def test_what_is_refused(capsys, files, tmp_path):
+    a = document(0, eager=1)
+    empty = deepcopy(a) | {"arms": []}
+    assert_refused(run_here(capsys, "bench.compare", *files(a, empty)), "b.json", "no samples")
+    assert_refused(run_here(capsys, "bench.compare", *files(a, document(0, native=1))), "no arm in common")
+    for bad, words in ((0.0, "above 0, got 0"), (-1.0, "got -1"), (math.inf, "Infinity is no JSON")):
+        spoilt = deepcopy(a)
+        spoilt["arms"][0]["samples_us"][3] = bad
+        assert_refused(run_here(capsys, "bench.compare", *files(spoilt, a)), "a.json", words)
+    spoilt["arms"][0]["samples_us"][3] = math.nan
+    assert_refused(run_here(capsys, "bench.compare", *files(a, spoilt)), "b.json", "NaN is no JSON")
+    spoilt["arms"][0]["samples_us"] = [True] * 30
+    assert_refused(run_here(capsys, "bench.compare", *files(a, spoilt)), "b.json", "no samples")
+    paths = files(a, a)
+    assert_refused(run_here(capsys, "bench.compare", paths[0], str(tmp_path / "none.json")), "none.json")
+    for flag in ("--threshold=-1", "--alpha=1", "--correction=none"):
+        assert_refused(run_here(capsys, "bench.compare", *paths, flag), flag)

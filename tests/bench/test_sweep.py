@@ -1,0 +1,128 @@
+"""bench.sweep: one document a cell; killed and run again, finished cells stay; a bad cell costs itself alone."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from inputs.command_line import assert_refused, run_here, start
+
+from bench import sweep
+from bench.core.processes import Outcome
+
+SMALL = ["--model=tiny", "--batch=1", "--steps=2", "--warmup=1", "--arm=native/block:native"]
+
+
+def cells(folder: Path) -> dict[str, dict]:
+    return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("tiny*.json"))}
+
+
+def test_killed_and_run_again(capsys, tmp_path):
+    flags = [*SMALL, "--ctx=8,16,24", f"--out={tmp_path}"]
+    process = start("bench.sweep", *flags)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("tiny*.json")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.kill()
+    process.communicate()
+    before = cells(tmp_path)
+    assert 1 <= len(before) < 3
+    for cell in before.values():
+        assert cell["command"].startswith("python -m bench.step --model=tiny") and str(tmp_path) not in cell["command"]
+        assert cell["arms"][0]["status"] == "ok" and len(cell["arms"][0]["paper"]["step_times_ms"]) == 2
+    stamps = {path: path.stat().st_mtime_ns for path in tmp_path.glob("tiny*.json")}
+    second = run_here(capsys, "bench.sweep", *flags)
+    assert second.status == 0, second.err
+    assert f"{len(before)} of 3 cells were finished before" in second.out
+    assert "left]" in second.out and second.out.endswith("3 ok\n")
+    assert list(cells(tmp_path)) == sorted(f"tiny_ctx{ctx}_b1" for ctx in (8, 16, 24))
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps, "a finished cell was measured again"
+    assert sorted(os.listdir(tmp_path)) == [f"{name}.json" for name in sorted(cells(tmp_path))], "something was left"
+
+
+def test_a_hang_and_a_crash_cost_themselves_alone(capsys, monkeypatch, tmp_path):
+    true = sweep.run_module
+
+    def sometimes(module, arguments, limit_s):
+        if "--ctx=8" in arguments:
+            return true(module, arguments, 0.05)
+        if "--ctx=16" in arguments:
+            return Outcome("error", "ended by SIGSEGV", -signal.SIGSEGV)
+        return true(module, arguments, limit_s)
+
+    monkeypatch.setattr(sweep, "run_module", sometimes)
+    flags = [*SMALL, "--ctx=8,16,24", f"--out={tmp_path}"]
+    result = run_here(capsys, "bench.sweep", *flags)
+    assert result.status == 0 and "1 hang, 1 error, 1 ok" in result.out
+    assert "tiny_ctx8_b1: hang: was not done after 0.05 s" in result.out
+    assert "tiny_ctx16_b1: error: ended by SIGSEGV" in result.out
+    assert "3 of 3 cells were finished before" in run_here(capsys, "bench.sweep", *flags).out
+    monkeypatch.setattr(sweep, "run_module", true)
+    result = run_here(capsys, "bench.sweep", *flags, "--again")
+    assert "1 of 3 cells were finished before" in result.out and "3 ok" in result.out
+
+
+def test_a_sweep_of_which_nothing_came_fails(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(sweep, "run_module", lambda *_: Outcome("error", "ended by SIGSEGV", -signal.SIGSEGV))
+    result = run_here(capsys, "bench.sweep", *SMALL, "--ctx=8,16", f"--out={tmp_path}")
+    assert result.status == 1 and "2 error" in result.out
+
+
+def test_out_of_memory_is_a_status(capsys, tmp_path):
+    flags = [*SMALL, "--ctx=8,4000", "--memory-limit-gb=0.026", f"--out={tmp_path}"]
+    result = run_here(capsys, "bench.sweep", *flags)
+    assert result.status == 0 and "1 ok, 1 oom" in result.out
+    assert "tiny_ctx4000_b1: oom: " in result.out and "asked 0.03 GB, peak 0." in result.out
+    memory = cells(tmp_path)["tiny_ctx4000_b1"]["memory"]
+    assert memory["asked_bytes"] == memory["weight_bytes"] + memory["kv_bytes"] > 0.026e9
+    assert "2 of 2 cells were finished before" in run_here(capsys, "bench.sweep", *flags).out
+
+
+def test_two_arms_fit_where_one_fits(capsys, tmp_path):
+    # The limit is that of one arm to the byte: weights and one cache. What an arm kept for itself would not fit.
+    one = run_here(capsys, "bench.sweep", *SMALL, "--ctx=8", f"--out={tmp_path / 'one'}")
+    asked = cells(tmp_path / "one")["tiny_ctx8_b1"]["memory"]["asked_bytes"]
+    limit = f"--memory-limit-gb={asked / 1e9 + 1e-9:.9f}"
+    both = ["--arm=native/block:native,native/none:native,sdpa:eager,transformers:eager", "--ctx=8", limit]
+    two = run_here(capsys, "bench.sweep", *SMALL[:-1], *both, f"--out={tmp_path / 'two'}")
+    assert (one.status, two.status) == (0, 0)
+    cell = cells(tmp_path / "two")["tiny_ctx8_b1"]
+    assert [arm["status"] for arm in cell["arms"]] == ["ok"] * 4 and cell["memory"]["asked_bytes"] == asked
+
+
+def test_other_flags_are_another_cell(capsys, tmp_path):
+    flags = [*SMALL, "--ctx=8", f"--out={tmp_path}"]
+    run_here(capsys, "bench.sweep", *flags)
+    assert "were finished before" not in run_here(capsys, "bench.sweep", *flags, "--seed=1").out
+    (tmp_path / "tiny_ctx8_b1.json").write_text("{ torn")
+    assert "were finished before" not in run_here(capsys, "bench.sweep", *flags).out
+
+
+def test_the_study_s_matrix():
+    models = ("qwen2.5-7b", "mistral-7b-v0.3", "llama-3.1-8b")
+    names = {sweep.Cell(model, ctx, batch).name for model in models for ctx in (2048, 16384) for batch in (1, 4)}
+    assert len(names) == 12 and "qwen2.5-7b_ctx2048_b1" in names
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(5, "0:05"), (65.4, "1:05"), (3723, "1:02:03")])
+def test_duration(seconds, text):
+    assert sweep.duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("--model=gpt-2", ["--model=gpt-2", "qwen2.5-7b"]),
+        ("--ctx=0", ["--ctx=0", "1..32765"]),
+        ("--ctx=a", ["--ctx=a", "an integer"]),
+        ("--batch=9", ["--batch=9", "1..8"]),
+        ("--arm=x", ["--arm=x", "backend[/fusion]:mode"]),
+        ("--limit-s=0", ["--limit-s=0", "a positive number of seconds"]),
+        ("--layers=9", ["--layers=9", "0..4"]),
+        ("--out=/proc/nowhere", ["--out=/proc/nowhere", "can be made"]),
+    ],
+)
+def test_bad_arguments(capsys, tmp_path, flag, words):
+    assert_refused(run_here(capsys, "bench.sweep", *SMALL, f"--out={tmp_path / 'new'}", flag), *words)

@@ -1,0 +1,246 @@
+"""A GPU that is none: what the drivers do with one, tried where there is none.
+
+Tensors stay on the CPU under another name, programs run on the CPU kernels, and a clock of whole microseconds goes on
+by a fixed time a kernel. So every number that comes out can be told beforehand.
+"""
+
+import threading
+from collections.abc import Callable
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch.overrides import TorchFunctionMode
+
+import pykernels as pk
+from bench.backends import op_arms, plain
+from bench.backends.steps import drivers as step_drivers
+from bench.core import environment, gpu_state, samplers
+from bench.core.samplers import chains
+from inputs.helpers import threads, torch_threads
+from pykernels.trace import Call, Kernel
+
+KERNEL_US, GAP_US, HOST_US = 10, 2, 3
+L2_BYTES = 1 << 20
+
+
+class _OnCpu(TorchFunctionMode):
+    """Factories that are asked for `cuda` give CPU tensors."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        if kwargs.get("device") is not None and torch.device(kwargs["device"]).type == "cuda":
+            kwargs["device"] = "cpu"
+        if function is torch.Tensor.to:
+            args = ["cpu" if isinstance(arg, torch.device) and arg.type == "cuda" else arg for arg in args]
+        return function(*args, **kwargs)
+
+
+class FakeGpu:
+    """The clock, what ran, and what was traced. `held` is the number of streams held now."""
+
+    def __init__(self) -> None:
+        self.now_us = 0
+        self.kernels: list[Kernel] = []
+        self.calls: list[Call] = []
+        self.held = 0
+        self.replaying = False
+        self.queued = self.most_queued = 0
+        self.graphs: list[FakeGraph] = []
+
+    def call(self, name: str) -> None:
+        """A call of the host's, in the first half of a gap; what is launched until the next is this one's."""
+        start_ns = 1000 * self.now_us
+        thread = threading.get_native_id()
+        self.calls.append(Call(name, start_ns, start_ns + 500 * GAP_US, len(self.calls) + 1, thread, False))
+
+    def launch(self, name: str) -> None:
+        """One kernel after the other, a gap between them; with a call of its own where no graph launches it."""
+        if not self.replaying:
+            self.call("cudaLaunchKernelExC")
+        self.now_us += GAP_US
+        begin = self.now_us
+        self.now_us += KERNEL_US
+        self.kernels.append(
+            Kernel(name, 1000 * begin, 1000 * self.now_us, 0, 7, len(self.calls), 0, (1, 1, 1), (32, 1, 1), 32, 0, 0)
+        )
+        if self.held:
+            self.queued += 1
+            self.most_queued = max(self.most_queued, self.queued)
+
+    def run(self, program) -> None:
+        """A program's ops, on the CPU, as kernels of the clock."""
+        if not {"null", "spin"} & set(program.ops):
+            program.run()
+        for op in program.ops:
+            self.launch(op)
+
+    def enqueue(self, step) -> None:
+        """A step of a C++ loop."""
+        if isinstance(step, FakeGraph):
+            step.replay(0)
+        elif isinstance(step, pk.dispatch.Tape):
+            step.run()
+            for call in step.calls:
+                self.launch(call)
+        else:
+            self.run(step)
+
+    def timed_loop(self, steps, stream, warmup, samples, repeats=1):
+        """pk.runtime.cuda_timed_loop, and pk.dispatch.cuda_timed_loop."""
+        turn, times = 0, []
+        for _ in range(samples):
+            begin = self.now_us
+            for _ in range(repeats):
+                self.enqueue(steps[turn % len(steps)])
+                turn += 1
+            times.append((self.now_us - begin) / repeats)
+        return np.array(times, dtype=np.float64)
+
+    def host_loop(self, steps, stream, warmup, samples):
+        """pk.runtime.cuda_host_loop."""
+        for i in range(samples):
+            self.enqueue(steps[i % len(steps)])
+        return np.full(samples, float(HOST_US))
+
+    @contextmanager
+    def trace(self):
+        """pk.runtime.cuda_trace."""
+        trace = SimpleNamespace(kernels=[], calls=[])
+        first_kernel, first_call = len(self.kernels), len(self.calls)
+        yield trace
+        trace.kernels, trace.calls = self.kernels[first_kernel:], self.calls[first_call:]
+
+
+class FakeGraph:
+    """pk.runtime.CudaGraph; and torch's, of steps in place of programs."""
+
+    def __init__(self, gpu: FakeGpu, run: Callable, items: list, programmatic: bool) -> None:
+        self.gpu, self.run, self.items, self.programmatic, self.replays = gpu, run, items, programmatic, 0
+        gpu.graphs.append(self)
+
+    def replay(self, stream: int = 0) -> None:
+        self.replays += 1
+        self.gpu.call("cudaGraphLaunch")
+        self.gpu.replaying = True
+        for item in self.items:
+            self.run(item)
+        self.gpu.replaying = False
+
+
+def install(monkeypatch: pytest.MonkeyPatch, traced: bool = True) -> FakeGpu:
+    """Put the fake in the place of a GPU, until the test ends (the caller enters `_OnCpu` by `fake_gpu`)."""
+    gpu = FakeGpu()
+    stream = SimpleNamespace(cuda_stream=0, device_index=0)
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+            self.at = None
+
+        def record(self, on) -> None:
+            assert on is stream and not gpu.held
+            self.at = gpu.now_us
+
+        def synchronize(self) -> None:
+            assert self.at is not None
+
+        def elapsed_time(self, end) -> float:
+            return (end.at - self.at) / 1000
+
+    class Hold:
+        def __init__(self, device: int, handle: int) -> None:
+            assert (device, handle) == (0, 0)
+
+        def hold(self) -> None:
+            assert not gpu.held
+            gpu.held, gpu.queued = 1, 0
+
+        def release(self) -> None:
+            gpu.held = 0
+
+    class Monitor:
+        def __init__(self, device: torch.device) -> None:
+            self.rounds: list = []
+
+        def state(self):
+            return {"sm_mhz": 1980, "clock_event_reasons": ["GpuIdle"], "temperature_c": 40}
+
+        def poll(self) -> None:
+            self.rounds.append({"sm_mhz": 1000 if len(self.rounds) == 1 else 1980, "clock_event_reasons": []})
+
+    def launching(step: Callable) -> Callable:
+        """An eager step is one kernel of the clock, whatever it does; a graph's replay has its own."""
+        if isinstance(getattr(step, "__self__", None), FakeGraph):
+            return step
+
+        def run() -> None:
+            step()
+            gpu.launch("eager")
+
+        return run
+
+    def python_sampler_of(true: Callable) -> Callable:
+        return lambda steps, *rest: true([launching(step) for step in steps], *rest)
+
+    def capture(steps, length):
+        return [FakeGraph(gpu, lambda step: launching(step)(), chain, False) for chain in chains(steps, length)]
+
+    def capture_each(steps):
+        return [graph for step in steps for graph in capture([step], 1)]
+
+    def native_graph(programs, programmatic=False):
+        return FakeGraph(gpu, gpu.run, programs, programmatic)
+
+    def tape_loop(tapes, on, warmup, steps, repeats=1, host=False):
+        assert on is stream
+        if host:
+            return gpu.host_loop(tapes, on, warmup, steps)
+        return gpu.timed_loop(tapes, on, warmup, steps, repeats)
+
+    set_ = monkeypatch.setattr
+    set_(pk.runtime, "build_info", lambda: {**pk.runtime._runtime.build_info(), "cuda": True})
+    set_(torch.cuda, "is_available", lambda: True)
+    set_(torch.cuda, "current_stream", lambda device=None: stream)
+    set_(torch.cuda, "synchronize", lambda device=None: None)
+    set_(torch.cuda, "Event", Event)
+    set_(torch.cuda, "empty_cache", lambda: None)
+    set_(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+    set_(torch.cuda, "max_memory_allocated", lambda device: 5_000_000)
+    set_(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    set_(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    set_(torch.cuda, "mem_get_info", lambda device: (1 << 40, 1 << 40))
+    set_(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(L2_cache_size=L2_BYTES, uuid="0-1"))
+    true_generator = torch.Generator
+
+    class Generator:
+        def __new__(cls, device=None):
+            return true_generator()
+
+    set_(torch, "Generator", Generator)
+    set_(environment, "_gpu", lambda: {"name": "NVIDIA H200", "driver": "1.2"})
+    set_(gpu_state, "Monitor", Monitor)
+    set_(pk.runtime, "StreamHold", Hold, raising=False)
+    set_(pk.runtime, "CudaGraph", native_graph, raising=False)
+    set_(pk.runtime, "cuda_timed_loop", gpu.timed_loop)
+    set_(pk.runtime, "cuda_host_loop", gpu.host_loop)
+    set_(pk.dispatch, "cuda_timed_loop", tape_loop)
+    set_(pk.runtime, "trace_reason", lambda: None if traced else "CUPTI is not here", raising=False)
+    set_(pk.runtime, "cuda_trace", gpu.trace, raising=False)
+    for module in (plain, op_arms, samplers):
+        set_(module, "capture", capture)
+    set_(step_drivers, "capture_each", capture_each)
+    set_(samplers, "event_sampler", python_sampler_of(samplers.event_sampler))
+    set_(samplers, "held_sampler", python_sampler_of(samplers.held_sampler))
+    set_("bench.core.ceiling._CUDA_BYTES", 1 << 20)
+    return gpu
+
+
+@contextmanager
+def fake_gpu(monkeypatch: pytest.MonkeyPatch, traced: bool = True):
+    """The fake, installed. One thread does: its times mean nothing, and threads that wait for one another take long."""
+    gpu = install(monkeypatch, traced)
+    with torch_threads(1), threads(1), _OnCpu():
+        yield gpu
