@@ -9,19 +9,16 @@ from inputs.fake_gpu import HOST_US, KERNEL_US, fake_gpu
 
 import pykernels as pk
 from bench.attention import __main__ as attention
+from bench.attention import aa as attention_aa
+from bench.attention import arms as attention_arms
+from bench.attention import cases as attention_cases
+from bench.attention import document as attention_document
+from bench.attention import results as attention_results
+from bench.attention import tables as attention_tables
 from bench.attention.arms import AttentionArm, Plan
 from bench.backends.compile import compiler_reason
 from bench.backends.sdpa import Sdpa, choice_of
-from bench.core import (
-    attention_aa,
-    attention_arms,
-    attention_cases,
-    attention_document,
-    attention_results,
-    attention_tables,
-    cli,
-    environment,
-)
+from bench.core import cli, environment
 from bench.core.errors import UsageError
 from bench.core.measure import Rotation
 

@@ -12,11 +12,11 @@ from inputs.fake_gpu import fake_gpu
 from inputs.user_plugins import ATTENTION, CPU, GEMV, GQA_DECODE, INT4_GEMV, gated, plugin
 from inputs.workloads import workload
 
-import bench.plugins
 from bench.backends.op_plugin import GUARD_BYTES, Guarded
 from bench.core.processes import Outcome
-from bench.plugins import Plan, measure
+from bench.plugins import plan as plugins
 from bench.plugins.loading import Journal, load_layer, load_op
+from bench.plugins.plan import Plan, measure
 
 SMALL = ["--model=tiny", "--device=cpu", "--ctx=16", "--steps=3", "--warmup=1", "--l2=warm", "--threads=1"]
 MISBEHAVING = ROOT / "tests" / "inputs" / "plugins" / "misbehaving.py"
@@ -112,10 +112,10 @@ def blamed(monkeypatch, leave, modes=("eager", "dispatch", "graph"), returncode=
     def run_module(driver, flags, limit_s):
         given = dict(flag.removeprefix("--").split("=", 1) for flag in flags)
         asked.append(given["mode"].split(","))
-        leave(Journal(bench.plugins.Path(given["plugin-journal"])), asked[-1])
+        leave(Journal(plugins.Path(given["plugin-journal"])), asked[-1])
         return Outcome("error", reason, returncode)
 
-    monkeypatch.setattr(bench.plugins, "run_module", run_module)
+    monkeypatch.setattr(plugins, "run_module", run_module)
     plan = Plan("bench.layer", [], modes, [], [], 10.0)
     found = measure(plan, plugin(MISBEHAVING, "Right"))
     return {arm.mode: (arm.status, arm.reason) for arm in found.failed}, asked
@@ -123,7 +123,7 @@ def blamed(monkeypatch, leave, modes=("eager", "dispatch", "graph"), returncode=
 
 def test_on_a_gpu_an_op_that_failed_stands_beside_those_that_were_traced(monkeypatch, capsys, tmp_path):
     ended = Outcome("error", "ended by SIGSEGV", -11)
-    monkeypatch.setattr(bench.plugins, "run_module", lambda *arguments: ended)
+    monkeypatch.setattr(plugins, "run_module", lambda *arguments: ended)
     with fake_gpu(monkeypatch):
         document, _ = measured(
             capsys, tmp_path, 0, "bench.op", "--op=gqa_decode", "--model=tiny", "--device=cuda", "--ctx=32,40",
