@@ -125,7 +125,7 @@ def layer_ops(
     def weight(n_in: int) -> dict[str, int | bool]:
         return dict(group_size=n_in if int4_group_size == -1 else int4_group_size, zeros=int4_zeros, perm=int4_perm)
 
-    def gemv(n_in: int, n_out: int, **extra: bool) -> tuple[str, int]:
+    def projection(n_in: int, n_out: int, **extra: bool) -> tuple[str, int]:
         count = int4_gemv(b, n_in, n_out, e, **extra, **weight(n_in)) if four_bit else gemv(b, n_in, n_out, e, **extra)
         return f"{b}x{n_in} -> {n_out}", count
 
@@ -137,29 +137,29 @@ def layer_ops(
     residual = f"{b}x{hidden}", add(b * hidden, e)
     by_label: dict[str, tuple[str, int]] = {
         "input_norm": norm,
-        "q": gemv(hidden, q_rows, bias=spec.qkv_bias),
-        "k": gemv(hidden, kv_rows, bias=spec.qkv_bias),
-        "v": gemv(hidden, kv_rows, bias=spec.qkv_bias),
+        "q": projection(hidden, q_rows, bias=spec.qkv_bias),
+        "k": projection(hidden, kv_rows, bias=spec.qkv_bias),
+        "v": projection(hidden, kv_rows, bias=spec.qkv_bias),
         "rope": (f"{heads}/{kv_heads}x{dim}", rope_kv_append(b, heads, kv_heads, dim, e)),
         "attention": attention,
-        "o": gemv(q_rows, hidden),
+        "o": projection(q_rows, hidden),
         "attention_residual": residual,
         "post_norm": norm,
-        "gate": gemv(hidden, intermediate),
-        "up": gemv(hidden, intermediate),
+        "gate": projection(hidden, intermediate),
+        "up": projection(hidden, intermediate),
         "activation": (f"{b}x{intermediate}", silu_mul(b, intermediate, e)),
-        "down": gemv(intermediate, hidden),
+        "down": projection(intermediate, hidden),
         "mlp_residual": residual,
         "norm+qkv+rope": (
             f"{b}x{hidden} -> {q_rows}+2x{kv_rows}",
             int4_qkv_gemv(*qkv_sizes, **weight(hidden)) if four_bit else qkv_gemv(*qkv_sizes),
         ),
-        "o+residual": gemv(q_rows, hidden, residual=True),
+        "o+residual": projection(q_rows, hidden, residual=True),
         "norm+gate+up": (
             f"{b}x{hidden} -> 2x{intermediate}",
             int4_swiglu_gemv(*swiglu_sizes, **weight(hidden)) if four_bit else swiglu_gemv(*swiglu_sizes),
         ),
-        "down+residual": gemv(intermediate, hidden, residual=True),
+        "down+residual": projection(intermediate, hidden, residual=True),
     }
     return [OpBytes(op, label, *by_label[label]) for op, label in op_labels(fusion, four_bit)]
 

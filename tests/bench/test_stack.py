@@ -13,7 +13,7 @@ import torch
 from inputs import fake_peers
 from inputs.command_line import assert_refused, flat, run_here
 from inputs.fake_gpu import fake_gpu
-from inputs.workloads import CPU, any_device, gated, workload  # noqa: F401 - a fixture
+from inputs.workloads import CPU, gated, workload
 
 from bench import layer
 from bench.backends import by_name, registry

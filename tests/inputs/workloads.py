@@ -2,12 +2,10 @@
 
 import dataclasses
 
-import pytest
 import torch
 
 import pykernels as pk
 from bench.backends import Workload, arms_of, registry
-from bench.backends.plain import LibraryLayer
 from bench.core.measure import gate
 
 CPU = torch.device("cpu")
@@ -33,12 +31,3 @@ def gated(name: str, of: Workload, mode: str = "eager"):
         with torch.inference_mode():
             assert (arm.sampler(4) > 0).all()
     return arm
-
-
-@pytest.fixture
-def any_device(monkeypatch):
-    """Libraries for CUDA run on the CPU: their fakes do."""
-    monkeypatch.setattr(LibraryLayer, "device_reason", classmethod(lambda cls, device: None))
-    for backend in ("fa2", "fa3"):
-        monkeypatch.setattr(registry()[backend], "device_reason", classmethod(lambda cls, device: None))
-        monkeypatch.delenv(registry()[backend].library_variable, raising=False)

@@ -1,0 +1,15 @@
+"""Fixtures of several tests of bench."""
+
+import pytest
+
+from bench.backends import registry
+from bench.backends.plain import LibraryLayer
+
+
+@pytest.fixture
+def any_device(monkeypatch):
+    """Libraries for CUDA run on the CPU: their fakes do."""
+    monkeypatch.setattr(LibraryLayer, "device_reason", classmethod(lambda cls, device: None))
+    for backend in ("fa2", "fa3"):
+        monkeypatch.setattr(registry()[backend], "device_reason", classmethod(lambda cls, device: None))
+        monkeypatch.delenv(registry()[backend].library_variable, raising=False)
