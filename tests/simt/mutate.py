@@ -1,0 +1,232 @@
+"""Removes each wait, barrier and fence of the CUDA kernels in turn, and runs the executor's tests: each must fail.
+
+    python tests/simt/mutate.py                      every mutation; 1 where a test passes that should not
+    python tests/simt/mutate.py --list               what there is
+    python tests/simt/mutate.py --only=rmsnorm       of those whose name matches a regular expression
+    python tests/simt/mutate.py --results=FILE       JSON lines; what is in it already is not run again
+
+A mutation is found by what it is, a statement that calls one of FUNCTIONS, so that no line number is kept. It is made
+in a copy of csrc; the objects of pykernels_simt_sm90 (then sm80, if nothing was found) that include the file are
+compiled anew with the build's own command, and linked with the others. docs/simt.md has the result.
+"""
+
+import argparse
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+BUILD = ROOT / "build" / sysconfig.get_config_var("SOABI")
+KERNELS = ROOT / "csrc" / "cuda"
+TIME_LIMIT_S = 900  # a mutant may wait for ever
+
+# The statements that are removed.
+FUNCTIONS = (
+    "wait_for_producers", "block_barrier", "warp_barrier", "cluster_arrive", "cluster_wait", "async_commit",
+    "async_wait", "barrier_wait", "barrier_expect", "barriers_ready", "wait_for_pushes", "fence_device",
+)  # fmt: skip
+# What is replaced: (pattern, replacement, what it is called).
+REPLACED = (
+    (r"\basync_wait<([^>;]+)>\(\)", r"async_wait<(\1) + 1>()", "one group more may be pending"),
+    (r"\bis_written\(outs\[i\]\) && ", "", "one flag for two words"),
+    (r"\bclear_flagged\([^;]*;", ";", "flags left set"),
+    (r"\bstore_flagged\(", "store(", "a plain store for the flagged one"),
+    (r"\bload_flagged\(", "load(", "a plain load for the flagged one"),
+    (r"\bload_fresh\(", "load(", "a plain load for the fresh one"),
+)
+# Of a header that many ops include, the one that is tried first, where it is not the one of the shortest name.
+FIRST = {"numeric.cuh": "rmsnorm"}
+# What no test of the executor can find, and why. The key is a mutation's name without its number.
+NOT_FOUND: dict[str, str] = {}
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """`begin` to `end` of the file is replaced."""
+
+    file: Path
+    what: str
+    number: int  # of those alike in the file, from 1
+    begin: int
+    end: int
+    replacement: str
+
+    @property
+    def kind(self) -> str:
+        return f"{self.file.relative_to(KERNELS)}: {self.what}"
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind} #{self.number}"
+
+    @property
+    def line(self) -> int:
+        return self.file.read_text().count("\n", 0, self.begin) + 1
+
+
+def mutations() -> list[Mutation]:
+    """Every one, file by file."""
+    found = []
+    patterns = [(rf"(?<!\w )\b{name}(<[^;>]*>)?\([^;{{]*\);", ";", f"without {name}") for name in FUNCTIONS]
+    for file in sorted({*KERNELS.rglob("*.cu"), *KERNELS.rglob("*.cuh")}):
+        if file.name == "ptx.cuh":  # their definitions
+            continue
+        code = re.sub(r"//[^\n]*", lambda comment: " " * len(comment[0]), file.read_text())
+        for pattern, replacement, what in (*patterns, *REPLACED):
+            for number, match in enumerate(re.finditer(pattern, code), 1):
+                found.append(Mutation(file, what, number, *match.span(), match.expand(replacement)))
+    return found
+
+
+def includes(file: Path) -> set[Path]:
+    """The file and all of csrc that it includes."""
+    reached, left = set(), [file]
+    while left:
+        one = left.pop()
+        if one in reached or not one.exists():
+            continue
+        reached.add(one)
+        left += [ROOT / "csrc" / name for name in re.findall(r'#include "([^"]+)"', one.read_text())]
+    return reached
+
+
+def tests_of(ops: set[str]) -> list[str]:
+    """The executor's test files that run them, those that find most first."""
+    files = ["test_simt_chained.py"]
+    for stem, name in (("int4", "int4"), ("gqa_decode", "gqa_decode"), ("gemv", "gemv")):
+        if any(stem in op and (stem == "int4" or "int4" not in op) for op in ops):
+            files.append(f"test_simt_{name}.py")
+    if any("int4" not in op and op not in ("gemv", "swiglu_gemv", "qkv_gemv", "gqa_decode") for op in ops):
+        files.append("test_simt_elementwise.py")
+    if any("int4" not in op for op in ops):
+        files.append("test_simt_layer.py")
+    return [f"tests/simt/{file}" for file in files]
+
+
+def build(mutation: Mutation | None, arch: int, ops: set[str], folder: Path) -> None:
+    """A library of the architecture in the folder, with the mutation (None: without) in these ops' objects."""
+    shutil.copytree(ROOT / "csrc", folder / "csrc", dirs_exist_ok=True)
+    if mutation:
+        text = mutation.file.read_text()
+        (folder / mutation.file.relative_to(ROOT)).write_text(
+            text[: mutation.begin] + mutation.replacement + text[mutation.end :]
+        )
+    target = f"pykernels_simt_sm{arch}.dir"
+    objects = {file.name: file for file in (BUILD / "csrc" / "simt" / "CMakeFiles" / target).rglob("*.o")}
+    for entry in json.loads((BUILD / "compile_commands.json").read_text()):
+        source = Path(entry["file"])
+        if target not in entry["output"] or source.stem not in ops or source.suffix != ".cu":
+            continue
+        root = source.parents[2]  # of the tree that was configured
+        command = shlex.split(entry["command"])
+        output = folder / f"{source.name}.o"
+        command[command.index("-o") + 1] = str(output)
+        command = [
+            part.replace(f"{root}/csrc", f"{folder}/csrc").replace(f"{root}/=", f"{folder}/=") for part in command
+        ]
+        command = ["-O1" if part in ("-O2", "-O3") else part for part in command]
+        subprocess.run(command, check=True, cwd=folder, capture_output=True, text=True)
+        objects[f"{source.name}.o"] = output
+    library = folder / f"libpykernels_simt_sm{arch}.so"
+    subprocess.run(["c++", "-shared", "-o", library, *objects.values(), "-ldl"], check=True)
+
+
+def run_tests(folder: str, arch: str, ops: str) -> int:
+    """In a process of its own: the tests of one architecture and these ops, on the folder's library."""
+    import pytest
+
+    class Chosen:
+        def pytest_collection_modifyitems(self, items):
+            def belongs(item) -> bool:
+                parameters = item.callspec.params if hasattr(item, "callspec") else {}
+                chained = item.path.stem == "test_simt_chained"
+                op = item.module.MADE[parameters["name"]].op if chained and "name" in parameters else None
+                return parameters.get("arch", 90) == int(arch) and (op is None or op in ops.split(","))
+
+            items[:] = filter(belongs, items)
+
+        def pytest_sessionstart(self):
+            from inputs import simt
+
+            simt._LIBRARIES = Path(folder)
+
+    files = tests_of(set(ops.split(",")))
+    return pytest.main(["-x", "-p", "no:cacheprovider", "--tb=short", *files], plugins=[Chosen()])
+
+
+def what_found(mutation: Mutation | None, arch: int, ops: set[str]) -> str:
+    """What found the mutation, or ''."""
+    with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
+        build(mutation, arch, ops, Path(folder))
+        command = [sys.executable, __file__, "--run-tests", folder, str(arch), ",".join(sorted(ops))]
+        try:
+            ended = subprocess.run(
+                command, cwd=ROOT, capture_output=True, text=True, timeout=TIME_LIMIT_S, start_new_session=True,
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            return f"no end within {TIME_LIMIT_S} s"
+    if ended.returncode == 0:
+        return ""
+    if ended.returncode != 1:
+        return f"the tests ended with {ended.returncode}: {(ended.stdout + ended.stderr)[-300:]}"
+    report = re.search(r"^E +(?:\w*Error: )?(.*)", ended.stdout, re.MULTILINE)
+    failed = re.search(r"^FAILED \S+::(\S+)", ended.stdout, re.MULTILINE)
+    kind = re.split(r" at |:|, expected", report[1])[0] if report else "failed"
+    return f"{kind} ({failed[1] if failed else '?'})"
+
+
+def attempts(file: Path) -> list[tuple[int, set[str]]]:
+    """Architectures and ops to try a mutation of the file on, until one finds it: of a header that many ops include
+    first one op alone, which compiles sooner."""
+    ops = sorted((source.stem for source in KERNELS.glob("*.cu") if file in includes(source)), key=len)
+    whole = [(90, set(ops)), (80, set(ops))]
+    return whole if len(ops) == 1 else [(90, {FIRST.get(file.name, ops[0])}), *whole]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--list", action="store_true", help="print the mutations")
+    parser.add_argument("--only", default="", help="a regular expression")
+    parser.add_argument("--results", type=Path, help="JSON lines")
+    chosen = parser.parse_args()
+    all_of_them = [one for one in mutations() if re.search(chosen.only, one.name)]
+    if chosen.list:
+        for one in all_of_them:
+            print(f"{one.name} (line {one.line})")
+        return 0
+    done = {}
+    if chosen.results and chosen.results.exists():
+        done = {entry["name"]: entry for entry in map(json.loads, chosen.results.read_text().splitlines())}
+    missed = 0
+    for one in all_of_them:
+        if one.name not in done:
+            begin = time.monotonic()
+            found = next(filter(None, (what_found(one, *attempt) for attempt in attempts(one.file))), "")
+            done[one.name] = {"name": one.name, "found": found, "seconds": round(time.monotonic() - begin)}
+            if chosen.results:
+                with chosen.results.open("a") as file:
+                    file.write(json.dumps(done[one.name]) + "\n")
+        found = done[one.name]["found"]
+        missed += not found and one.kind not in NOT_FOUND
+        print(
+            f"{one.name}: {found or 'NOT FOUND' + (': ' + NOT_FOUND[one.kind] if one.kind in NOT_FOUND else '')}",
+            flush=True,
+        )
+    print(f"{len(all_of_them)} mutations, {missed} not found")
+    return int(missed > 0)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--run-tests"]:
+        sys.exit(run_tests(*sys.argv[2:]))
+    sys.exit(main())
