@@ -59,7 +59,7 @@ check_all() {  # neither looks at a time
     "$python" -m pytest -q -p no:cacheprovider tests/gpu/test_plugins_cuda.py >"$log" 2>&1 &
     plugins=$!
     "$python" "${gate[@]}" --sessions=1 --backend=all "${heads[@]}" "${contexts[@]}" \
-        --json="$out/$gpu-attention-gate.json" --md="$out/$gpu-attention-gate.md"
+        --json="$out/$gpu-attention-gate.json.gz" --md="$out/$gpu-attention-gate.md"
     status=$?
     wait "$plugins" || status=1
     tail -30 "$log"
@@ -76,7 +76,7 @@ step compile 240 bash -c "$declare_arrays; compile_all"
 step checks 150 bash -c "$declare_arrays; check_all"
 step aa 100 "$python" -m bench.attention --sessions=3 --backend=native --aa=native --ctx=1024,8192,65536 --batch=1 \
     --no-trace-kernels --keep="$kept/aa" --json="$out/$gpu-attention-aa.json" --md="$out/$gpu-attention-aa.md"
-step attention 560 "$python" -m bench.attention --sessions=3 --keep="$kept/attention" --json="$out/$gpu-attention.json" \
+step attention 560 "$python" -m bench.attention --sessions=3 --keep="$kept/attention" --json="$out/$gpu-attention.json.gz" \
     --md="$out/$gpu-attention.md" --plot="$out/$gpu-attention.png"
 step stack 300 "$python" -m bench.stack --compile-jobs=6 --keep="$kept/stack" --json="$out/$gpu-stack.json" \
     --md="$out/$gpu-stack.md" --plot="$out/$gpu-stack.png"

@@ -17,7 +17,7 @@ from bench.core.document import Document, make_folder, write_atomically
 from bench.core.tables import microseconds, percent
 from bench.report import collect, peer_sections
 from bench.report.collect import Folder
-from bench.report.page import Grid, Section, as_html, as_markdown, picture
+from bench.report.page import Grid, Section, as_html, as_markdown, drawn
 from bench.study import cost, paper
 
 
@@ -83,14 +83,14 @@ def steps_section(folder: Folder) -> Section | None:
             [[row["model"], str(row["ctx"]), str(row["batch"]), row["arm"], row["status"], str(row["reason"]), gb]
              for row, gb in zip(failed, asked, strict=True)],
         ))  # fmt: skip
-    section.figures.append(picture("floor-ratio", "R_floor over peak bandwidth", lambda: figures.floor_ratio(rows)))
+    section.figures.append(drawn("floor-ratio", "R_floor over peak bandwidth", lambda: figures.floor_ratio(rows)))
     steps = collect.distinct_steps(folder.of_kind("step"))
     with_ladder = [result for result in steps if result.get("ladder")]
     if with_ladder:
-        section.figures.append(picture("ladder", "The ladder of every step", lambda: figures.ladders(with_ladder)))
+        section.figures.append(drawn("ladder", "The ladder of every step", lambda: figures.ladders(with_ladder)))
     with_ops = [result for result in steps if result.get("ops")]
     if with_ops:
-        section.figures.append(picture("anatomy", "Anatomy of a native step", lambda: figures.anatomy(with_ops)))
+        section.figures.append(drawn("anatomy", "Anatomy of a native step", lambda: figures.anatomy(with_ops)))
     return section
 
 
@@ -148,14 +148,14 @@ def speedup_section(folder: Folder) -> Section | None:
     ]  # fmt: skip
     headings = ["", "device", "model", "ctx", "batch", "what", "speed-up", "95%", "sessions"]
     section = Section("Speed-up", grids=[(headings, grid)])
-    section.figures.append(picture("speedup", "Speed-up over the context", lambda: figures.speedup(rows)))
+    section.figures.append(drawn("speedup", "Speed-up over the context", lambda: figures.speedup(rows)))
     analysed = [result for result in folder.of_kind("ab") if result["analysis"]["speedup"]]
     for result in analysed:
         words, grid = _verdict(result)
         section.words.append(words)
         section.grids.append(grid)
     if analysed:
-        section.figures.append(picture("sessions", "Medians of every session", lambda: figures.distributions(analysed)))
+        section.figures.append(drawn("sessions", "Medians of every session", lambda: figures.distributions(analysed)))
     return section
 
 
@@ -187,7 +187,7 @@ def attention_section(folder: Folder) -> Section | None:
     ] + [["published", one.gpu, one.arm, f"{one.model}, ctx {one.ctx}", number(one.value, 2)]
          for one in paper.published("attention_us")]  # fmt: skip
     section = Section("Attention alone", grids=[(["", "device", "arm", "shape", "us"], grid)])
-    section.figures.append(picture("attention", "Attention of one layer alone", lambda: figures.attention(rows)))
+    section.figures.append(drawn("attention", "Attention of one layer alone", lambda: figures.attention(rows)))
     return section
 
 
@@ -200,7 +200,7 @@ def block_section(folder: Folder) -> Section | None:
         return None
     section = Section("One block, kernel by kernel")
     section.words.append("Of each device and model the smallest batch and context; the other documents have theirs.")
-    section.figures.append(picture("gantt", "When each kernel of a block ran", lambda: kernel_figures.gantt(rows)))
+    section.figures.append(drawn("gantt", "When each kernel of a block ran", lambda: kernel_figures.gantt(rows)))
     return section
 
 
@@ -218,7 +218,7 @@ def int4_section(folder: Folder) -> Section | None:
     ]  # fmt: skip
     headings = ["", "what", "kernel", "us", "of read", "dense / this", "95%", "by bytes", "bound by"]
     section = Section("4-bit weights", grids=[(headings, grid)])
-    section.figures.append(picture("int4", "4-bit weights against dense ones", lambda: kernel_figures.int4(rows)))
+    section.figures.append(drawn("int4", "4-bit weights against dense ones", lambda: kernel_figures.int4(rows)))
     return section
 
 
@@ -256,7 +256,7 @@ def cost_section(folder: Folder, flags: Sequence[str]) -> Section:
         [[r.origin, r.gpu, r.model, str(r.ctx), str(r.batch), r.arm, number(r.step_ms), number(r.price.usd_per_hour, 2),
           number(r.usd_per_million_tokens, 2)] for r in rows],
     ))  # fmt: skip
-    section.figures.append(picture("cost", "USD a million tokens", lambda: figures.cost(rows)))
+    section.figures.append(drawn("cost", "USD a million tokens", lambda: figures.cost(rows)))
     return section
 
 

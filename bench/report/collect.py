@@ -15,7 +15,8 @@ Row = dict[str, Any]
 
 @dataclass
 class Folder:
-    """The documents of a folder by kind, by their names (numbers in them by value), and the files that are none."""
+    """The documents of a folder in the order of their names (numbers in them by value), and the files that are none.
+    The key `file` of a document is its name below the folder, without suffix and with - for /."""
 
     path: Path
     documents: list[Document]
@@ -52,7 +53,7 @@ def load_folder(path: Path) -> Folder:
     if not path.is_dir():
         raise flag_error("DIR", path, "a folder that exists")
     documents, skipped = [], []
-    for file in sorted(path.rglob("*.json"), key=_natural):
+    for file in sorted(document.files(path), key=_natural):
         if any(part.startswith(".") for part in file.relative_to(path).parts):
             continue
         try:
@@ -60,11 +61,12 @@ def load_folder(path: Path) -> Folder:
         except UsageError:
             result = {}
         if _whole(result):
-            documents.append(result)
+            name = document.stem(file)
+            documents.append(result | {"file": "-".join([*file.relative_to(path).parts[:-1], name])})
         else:
             skipped.append(str(file.relative_to(path)))
     if not documents:
-        raise flag_error("DIR", path, "a folder with result documents (.json) in it")
+        raise flag_error("DIR", path, "a folder with result documents (.json, .json.gz) in it")
     return Folder(path, documents, skipped)
 
 

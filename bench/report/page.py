@@ -2,11 +2,12 @@
 
 import base64
 import html
-import io
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from bench.core.document import picture
 
 if TYPE_CHECKING:  # it takes a second to import
     from matplotlib.figure import Figure
@@ -19,18 +20,14 @@ Picture = tuple[str, str, bytes, bytes]
 """File stem, what it shows, PNG, SVG."""
 
 
-def picture(stem: str, words: str, draw: "Callable[[], Figure]") -> Picture:
+def drawn(stem: str, words: str, draw: "Callable[[], Figure]") -> Picture:
     """Draw, as PNG and as SVG; the figure is closed."""
     from matplotlib import pyplot
 
     figure = draw()
-    images = []
-    for kind in ("png", "svg"):
-        stream = io.BytesIO()
-        figure.savefig(stream, format=kind, dpi=150)
-        images.append(stream.getvalue())
+    png, svg = (picture(figure, kind) for kind in ("png", "svg"))
     pyplot.close(figure)
-    return stem, words, *images
+    return stem, words, png, svg
 
 
 @dataclass

@@ -6,7 +6,7 @@ from bench.attention import tables as attention_tables
 from bench.core import tables
 from bench.report import collect
 from bench.report.collect import Folder
-from bench.report.page import Grid, Section, picture
+from bench.report.page import Grid, Section, drawn
 from bench.stack import tables as stack_tables
 
 
@@ -14,10 +14,6 @@ def _plain(grid: tables.Grid) -> Grid:
     """A table of the drivers as one of the page: its columns are not aligned there."""
     columns, rows = grid
     return [name for name, _ in columns], rows
-
-
-def _stem(kind: str, index: int) -> str:
-    return kind if index == 0 else f"{kind}-{index + 1}"
 
 
 def backends_section(folder: Folder) -> Section | None:
@@ -28,7 +24,7 @@ def backends_section(folder: Folder) -> Section | None:
     from bench.attention import plots as attention_plots  # matplotlib takes a second
 
     section = Section("Attention alone, over contexts")
-    drawn = [result for result in documents if attention_plots.measured(result)]
+    measured = [result for result in documents if attention_plots.measured(result)]
     for result in documents:
         section.words.append(". ".join(attention_tables.heading(result)[:3]) + ".")
         if result.get("gate_only"):
@@ -38,11 +34,9 @@ def backends_section(folder: Folder) -> Section | None:
             whose = f"{collect.device_name(result)}: {title}"
             section.grids.append(_plain(([(whose, False), *columns[1:]], rows)))
         section.words += attention_tables.aa_lines(result)
-    for index, result in enumerate(drawn):
+    for result in measured:
         words = f"Attention alone on {collect.device_name(result)}: the clocks of one cell, and times over contexts"
-        section.figures.append(
-            picture(_stem("attention-contexts", index), words, partial(attention_plots.draw, result))
-        )
+        section.figures.append(drawn(f"contexts-{result['file']}", words, partial(attention_plots.draw, result)))
     return section
 
 
@@ -52,11 +46,11 @@ def stack_section(folder: Folder) -> Section | None:
     if not documents:
         return None
     section = Section("The software stack of one layer")
-    for index, result in enumerate(documents):
+    for result in documents:
         section.words.append(". ".join(stack_tables.heading(result)) + ".")
         section.words += tables.refusals(result)
         section.grids.append(_plain(stack_tables.grid(result)))
         if any(entry["wall_us"] for entry in result["arms"]):
             words = f"The software stack on {collect.device_name(result)}"
-            section.figures.append(picture(_stem("stack", index), words, partial(stack_tables.draw, result)))
+            section.figures.append(drawn(f"stack-{result['file']}", words, partial(stack_tables.draw, result)))
     return section

@@ -61,8 +61,8 @@ def test_on_the_cpu(capsys, tmp_path):
     assert (
         "## Attention alone, over contexts" in report and ": 8/2x64 (tiny), batch 2: eager, us a call | kv 33" in report
     )
-    assert "figures/attention-contexts.png" in report
-    assert (tmp_path / "report" / "figures" / "attention-contexts.svg").read_text().count("<svg") == 1
+    assert "figures/contexts-a.png" in report
+    assert (tmp_path / "report" / "figures" / "contexts-a.svg").read_text().count("<svg") == 1
 
 
 @pytest.fixture(scope="module")

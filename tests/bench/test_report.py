@@ -1,5 +1,6 @@
 """bench.report: every kind of document finds its table and picture, published figures are marked, the page is whole."""
 
+import gzip
 import json
 import re
 from html.parser import HTMLParser
@@ -306,6 +307,16 @@ def test_bad_prices(capsys, folder, flag):
 def test_bad_folders(capsys, tmp_path):
     assert_refused(run_here(capsys, "bench.report", str(tmp_path / "none")), "DIR", "a folder that exists")
     assert_refused(run_here(capsys, "bench.report", str(tmp_path)), "DIR", "result documents")
+
+
+def test_compressed_documents_are_read_like_others(capsys, folder):
+    packed, plain = folder / "layer.json.gz", folder / "layer.json"
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    plain.unlink()
+    assert {result["file"] for result in collect.load_folder(folder).documents} == {
+        "ab", "cells-hung", "cells-step", "int4", "layer", "op"
+    }  # fmt: skip
+    assert run_here(capsys, "bench.report", str(folder), "--no-svg").out.startswith("6 documents")
 
 
 def test_documents_that_lack_what_is_read_are_left_out(capsys, tmp_path):

@@ -151,7 +151,7 @@ def test_on_the_cpu(capsys, tmp_path, monkeypatch):
     assert run_here(capsys, "bench.report", str(tmp_path)).status == 0
     report = (tmp_path / "report" / "report.md").read_text()
     assert "## The software stack of one layer" in report and "| native | compile | no | " in report
-    assert "figures/stack.png" in report
+    assert "figures/stack-s.png" in report
 
 
 def test_a_crash_costs_its_cell_alone(capsys, monkeypatch, tmp_path):
