@@ -64,7 +64,7 @@ def test_the_commands_are_right(monkeypatch, capsys, tmp_path):
 
 
 def test_only_the_steps_that_are_wanted(tmp_path):
-    given = commands(tmp_path, PEERS_STEPS="riddle")
+    given = commands(tmp_path, PEERS_STEPS="pinned-sdpa")
     assert [words[1] for words in given] == ["bench.doctor", "bench.attention", "bench.attention"]
 
 
