@@ -1,4 +1,4 @@
-// The launchers: every op on every device, named alike.
+// The launchers: every op of op_list.h on every device, named alike.
 //
 // A CPU launcher runs the op on the kernel library's own threads and returns when it is done; a CUDA launcher
 // enqueues it. Parameters are trusted: binding/ checks what a user gives.
@@ -6,37 +6,20 @@
 
 #include <cstddef>
 
+#include "op_list.h"
 #include "params.h"
 
 namespace pykernels::cpu {
 
-void rmsnorm(const RmsnormParams& params);
-void gemv(const GemvParams& params);
-void rope_kv_append(const RopeKvAppendParams& params);
-void gqa_decode(const GqaDecodeParams& params);
-void silu_mul(const SiluMulParams& params);
-void swiglu_gemv(const SwigluGemvParams& params);
-void qkv_gemv(const QkvGemvParams& params);
-void int4_gemv(const Int4GemvParams& params);
-void int4_swiglu_gemv(const Int4SwigluGemvParams& params);
-void int4_qkv_gemv(const Int4QkvGemvParams& params);
-void add(const AddParams& params);
-void embedding(const EmbeddingParams& params);
-void argmax(const ArgmaxParams& params);
-
-void null(const NullParams& params);
-void spin(const SpinParams& params);
-void ceiling_read(const CeilingReadParams& params);
-void ceiling_copy(const CeilingCopyParams& params);
+#define PYKERNELS_DECLARE(op, Params) void op(const Params& params);
+PYKERNELS_OPS(PYKERNELS_DECLARE)
+#undef PYKERNELS_DECLARE
 
 // How large `workspace` must be. They read the sizes and dtype of `params` and no pointer, and depend
 // on the number of threads: ask again after set_num_threads().
-size_t gqa_decode_workspace_bytes(const GqaDecodeParams& params);
-size_t swiglu_gemv_workspace_bytes(const SwigluGemvParams& params);
-size_t qkv_gemv_workspace_bytes(const QkvGemvParams& params);
-size_t int4_gemv_workspace_bytes(const Int4GemvParams& params);
-size_t int4_swiglu_gemv_workspace_bytes(const Int4SwigluGemvParams& params);
-size_t int4_qkv_gemv_workspace_bytes(const Int4QkvGemvParams& params);
+#define PYKERNELS_DECLARE(op, Params) size_t op##_workspace_bytes(const Params& params);
+PYKERNELS_WORKSPACES(PYKERNELS_DECLARE)
+#undef PYKERNELS_DECLARE
 
 // The instruction sets the kernels are compiled for, each a superset of the one before. At start the best
 // one of this CPU is taken, or the one that PYKERNELS_CPU_ISA names; tests walk through all of them.
@@ -63,24 +46,9 @@ struct Stream {
 };
 
 // dtypes bfloat16 and float16; head_dim 64 and 128. Anything else, and a launch that fails, is an exception.
-void rmsnorm(const RmsnormParams& params, const Stream& stream);
-void gemv(const GemvParams& params, const Stream& stream);
-void rope_kv_append(const RopeKvAppendParams& params, const Stream& stream);
-void gqa_decode(const GqaDecodeParams& params, const Stream& stream);
-void silu_mul(const SiluMulParams& params, const Stream& stream);
-void swiglu_gemv(const SwigluGemvParams& params, const Stream& stream);
-void qkv_gemv(const QkvGemvParams& params, const Stream& stream);
-void int4_gemv(const Int4GemvParams& params, const Stream& stream);
-void int4_swiglu_gemv(const Int4SwigluGemvParams& params, const Stream& stream);
-void int4_qkv_gemv(const Int4QkvGemvParams& params, const Stream& stream);
-void add(const AddParams& params, const Stream& stream);
-void embedding(const EmbeddingParams& params, const Stream& stream);
-void argmax(const ArgmaxParams& params, const Stream& stream);
-
-void null(const NullParams& params, const Stream& stream);
-void spin(const SpinParams& params, const Stream& stream);
-void ceiling_read(const CeilingReadParams& params, const Stream& stream);
-void ceiling_copy(const CeilingCopyParams& params, const Stream& stream);
+#define PYKERNELS_DECLARE(op, Params) void op(const Params& params, const Stream& stream);
+PYKERNELS_OPS(PYKERNELS_DECLARE)
+#undef PYKERNELS_DECLARE
 
 // Keeps the stream busy until *released (mapped host memory) is not 0, ten seconds at most: what is enqueued
 // meanwhile is timed on the host without the device's help or hindrance.

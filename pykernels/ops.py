@@ -14,6 +14,8 @@ Inside ``pykernels.runtime.record()`` a call is checked and appended to the prog
 """
 
 import math
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -30,23 +32,23 @@ from pykernels.workspaces import (  # noqa: F401
 )
 
 _ops = torch.ops.pykernels
-_rmsnorm = _ops.rmsnorm.default
-_gemv = _ops.gemv.default
-_rope_kv_append = _ops.rope_kv_append.default
-_gqa_decode = _ops.gqa_decode.default
-_silu_mul = _ops.silu_mul.default
-_swiglu_gemv = _ops.swiglu_gemv.default
-_qkv_gemv = _ops.qkv_gemv.default
-_int4_gemv = _ops.int4_gemv.default
-_int4_swiglu_gemv = _ops.int4_swiglu_gemv.default
-_int4_qkv_gemv = _ops.int4_qkv_gemv.default
-_add = _ops.add.default
-_embedding = _ops.embedding.default
-_argmax = _ops.argmax.default
-_null = _ops.null.default
-_spin = _ops.spin.default
-_ceiling_read = _ops.ceiling_read.default
-_ceiling_copy = _ops.ceiling_copy.default
+_Function = TypeVar("_Function", bound=Callable)
+
+
+def _op(function: _Function) -> _Function:
+    """Decorates the function of the torch op of its name: gives the op its fake and the function its NVTX range."""
+    name = function.__name__
+
+    # Every op writes into arguments and returns nothing, so a fake has only to refuse what the dispatcher
+    # sends here by mistake: a call that mixes meta tensors with real ones.
+    def fake(*args: object) -> None:
+        devices = {arg.device for arg in args if isinstance(arg, Tensor)}
+        if len(devices) > 1:
+            listed = ", ".join(sorted(str(device) for device in devices))
+            raise ValueError(f"pykernels::{name}: all tensors must be on one device, got {listed}")
+
+    torch.library.register_fake(f"pykernels::{name}", fake)
+    return ranged(function, name)
 
 
 def _size(tensor: Tensor, dim: int) -> int:
@@ -54,6 +56,10 @@ def _size(tensor: Tensor, dim: int) -> int:
     return tensor.shape[dim] if tensor.dim() > dim else 0
 
 
+_rmsnorm = _ops.rmsnorm.default
+
+
+@_op
 def rmsnorm(x: Tensor, weight: Tensor, eps: float, out: Tensor | None = None) -> Tensor:
     """``x / sqrt(mean(x^2) + eps) * weight`` over the last dimension (Zhang and Sennrich, 2019).
 
@@ -65,6 +71,10 @@ def rmsnorm(x: Tensor, weight: Tensor, eps: float, out: Tensor | None = None) ->
     return out
 
 
+_gemv = _ops.gemv.default
+
+
+@_op
 def gemv(
     x: Tensor,
     weight: Tensor,
@@ -83,6 +93,10 @@ def gemv(
     return out
 
 
+_rope_kv_append = _ops.rope_kv_append.default
+
+
+@_op
 def rope_kv_append(
     q: Tensor,
     k: Tensor,
@@ -108,6 +122,10 @@ def rope_kv_append(
     return out
 
 
+_gqa_decode = _ops.gqa_decode.default
+
+
+@_op
 def gqa_decode(
     q: Tensor,
     k_cache: Tensor,
@@ -134,6 +152,10 @@ def gqa_decode(
     return out
 
 
+_silu_mul = _ops.silu_mul.default
+
+
+@_op
 def silu_mul(gate: Tensor, up: Tensor, out: Tensor | None = None) -> Tensor:
     """``silu(gate) * up``; gate, up and the result: [batch, features]."""
     if out is None:
@@ -142,6 +164,10 @@ def silu_mul(gate: Tensor, up: Tensor, out: Tensor | None = None) -> Tensor:
     return out
 
 
+_swiglu_gemv = _ops.swiglu_gemv.default
+
+
+@_op
 def swiglu_gemv(
     x: Tensor,
     gate_weight: Tensor,
@@ -164,6 +190,10 @@ def swiglu_gemv(
     return out
 
 
+_qkv_gemv = _ops.qkv_gemv.default
+
+
+@_op
 def qkv_gemv(
     x: Tensor,
     norm_weight: Tensor,
@@ -198,6 +228,10 @@ def qkv_gemv(
     return out
 
 
+_int4_gemv = _ops.int4_gemv.default
+
+
+@_op
 def int4_gemv(
     x: Tensor,
     weight: Int4Weight,
@@ -217,6 +251,10 @@ def int4_gemv(
     return out
 
 
+_int4_swiglu_gemv = _ops.int4_swiglu_gemv.default
+
+
+@_op
 def int4_swiglu_gemv(
     x: Tensor,
     gate: Int4Weight,
@@ -236,6 +274,10 @@ def int4_swiglu_gemv(
     return out
 
 
+_int4_qkv_gemv = _ops.int4_qkv_gemv.default
+
+
+@_op
 def int4_qkv_gemv(
     x: Tensor,
     norm_weight: Tensor,
@@ -268,6 +310,10 @@ def int4_qkv_gemv(
     return out
 
 
+_add = _ops.add.default
+
+
+@_op
 def add(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     """``a + b``; a, b and the result of one shape."""
     if out is None:
@@ -276,6 +322,10 @@ def add(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     return out
 
 
+_embedding = _ops.embedding.default
+
+
+@_op
 def embedding(token: Tensor, table: Tensor, out: Tensor | None = None) -> Tensor:
     """Rows ``token`` of ``table``; token: int64 [batch]; table: [vocab, hidden]. Returns [batch, hidden]."""
     if out is None:
@@ -284,6 +334,10 @@ def embedding(token: Tensor, table: Tensor, out: Tensor | None = None) -> Tensor
     return out
 
 
+_argmax = _ops.argmax.default
+
+
+@_op
 def argmax(
     logits: Tensor,
     position: Tensor | None = None,
@@ -302,16 +356,28 @@ def argmax(
     return out
 
 
+_null = _ops.null.default
+
+
+@_op
 def null(x: Tensor) -> None:
     """Do nothing: what is left is the cost of the call. ``x`` names the device."""
     _null(x)
 
 
+_spin = _ops.spin.default
+
+
+@_op
 def spin(x: Tensor, duration_us: float) -> None:
     """Busy-wait ``duration_us`` microseconds (0 to 1e7): it proves the timer. ``x`` names the device."""
     _spin(x, duration_us)
 
 
+_ceiling_read = _ops.ceiling_read.default
+
+
+@_op
 def ceiling_read(src: Tensor, sink: Tensor) -> None:
     """Read every byte of ``src`` once, as fast as it goes.
 
@@ -320,26 +386,10 @@ def ceiling_read(src: Tensor, sink: Tensor) -> None:
     _ceiling_read(src, sink)
 
 
+_ceiling_copy = _ops.ceiling_copy.default
+
+
+@_op
 def ceiling_copy(src: Tensor, out: Tensor) -> None:
     """Copy ``src`` to ``out`` (uint8 [bytes], aligned as in ceiling_read): moves ``2 * bytes`` bytes."""
     _ceiling_copy(src, out)
-
-
-def _register_fake(name: str) -> None:
-    # Every op writes into arguments and returns nothing, so a fake has only to refuse what the dispatcher
-    # sends here by mistake: a call that mixes meta tensors with real ones.
-    def fake(*args: object) -> None:
-        devices = {arg.device for arg in args if isinstance(arg, Tensor)}
-        if len(devices) > 1:
-            listed = ", ".join(sorted(str(device) for device in devices))
-            raise ValueError(f"pykernels::{name}: all tensors must be on one device, got {listed}")
-
-    torch.library.register_fake(f"pykernels::{name}", fake)
-
-
-for _name in (
-    "rmsnorm", "gemv", "rope_kv_append", "gqa_decode", "silu_mul", "swiglu_gemv", "qkv_gemv", "int4_gemv",
-    "int4_swiglu_gemv", "int4_qkv_gemv", "add", "embedding", "argmax", "null", "spin", "ceiling_read", "ceiling_copy",
-):  # fmt: skip
-    _register_fake(_name)
-    globals()[_name] = ranged(globals()[_name], _name)

@@ -288,6 +288,7 @@ PYBIND11_MODULE(_runtime, module) {
     module.def("set_isa", &set_isa_by_name, py::arg("name"));
     module.def("supported_isas", &supported_isas);
     module.def("build_info", &build_info);
+    module.def("op_names", &op_names);
 
     module.def("gqa_decode_workspace_bytes", [](int batch, int n_heads, int n_kv_heads, int head_dim,
                                                 int max_len, int element_bytes, bool on_cuda) {

@@ -4,12 +4,12 @@
 //
 // While the calling thread records a program (runtime/program.h), the checked parameters are appended to it
 // and nothing is launched.
-#include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <cmath>
 
 #include "binding/op_arguments.h"
+#include "binding/register_op.h"
 
 namespace pykernels::binding {
 namespace {
@@ -44,6 +44,8 @@ void rmsnorm(const Tensor& x_, const Tensor& weight_, double eps, const Tensor& 
            {&x_, &weight_, &out_});
 }
 
+PYKERNELS_TORCH_OP(rmsnorm, "(Tensor x, Tensor weight, float eps, Tensor(a!) out) -> ()")
+
 void gemv(const Tensor& x_, const Tensor& weight_, const MaybeTensor& bias_, const MaybeTensor& residual_,
           const Tensor& out_) {
     Argument x("gemv", "x", x_), weight("gemv", "weight", weight_), out("gemv", "out", out_);
@@ -59,6 +61,8 @@ void gemv(const Tensor& x_, const Tensor& weight_, const MaybeTensor& bias_, con
                       narrow(x.size(1)), narrow(weight.size(0)), dtype},
            {&x_, &weight_, pointer(bias_), pointer(residual_), &out_});
 }
+
+PYKERNELS_TORCH_OP(gemv, "(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, Tensor(a!) out) -> ()")
 
 void rope_kv_append(const Tensor& q_, const Tensor& k_, const Tensor& v_, const Tensor& cos_sin_,
                     const Tensor& position_, const Tensor& k_cache_, const Tensor& v_cache_,
@@ -83,6 +87,10 @@ void rope_kv_append(const Tensor& q_, const Tensor& k_, const Tensor& v_, const 
                               dtype},
            {&q_, &k_, &v_, &cos_sin_, &position_, &k_cache_, &v_cache_, &out_});
 }
+
+PYKERNELS_TORCH_OP(rope_kv_append,
+                   "(Tensor q, Tensor k, Tensor v, Tensor cos_sin, Tensor position, Tensor(a!) k_cache, "
+                   "Tensor(b!) v_cache, Tensor(c!) out) -> ()")
 
 void gqa_decode(const Tensor& q_, const Tensor& k_cache_, const Tensor& v_cache_, const Tensor& kv_len_,
                 double scale, const Tensor& out_, MaybeTensor workspace_) {
@@ -122,6 +130,10 @@ void gqa_decode(const Tensor& q_, const Tensor& k_cache_, const Tensor& v_cache_
     submit(params, {&q_, &k_cache_, &v_cache_, &kv_len_, &out_, pointer(workspace_)});
 }
 
+PYKERNELS_TORCH_OP(gqa_decode,
+                   "(Tensor q, Tensor k_cache, Tensor v_cache, Tensor kv_len, float scale, Tensor(a!) out, "
+                   "Tensor(b!)? workspace) -> ()")
+
 void silu_mul(const Tensor& gate_, const Tensor& up_, const Tensor& out_) {
     Argument gate("silu_mul", "gate", gate_), up("silu_mul", "up", up_), out("silu_mul", "out", out_);
     const Dtype dtype = gate.shape({-1, -1}).dtype();
@@ -133,6 +145,8 @@ void silu_mul(const Tensor& gate_, const Tensor& up_, const Tensor& out_) {
         SiluMulParams{gate.data(), up.data(), out.data(), narrow(gate.size(0)), narrow(gate.size(1)), dtype},
         {&gate_, &up_, &out_});
 }
+
+PYKERNELS_TORCH_OP(silu_mul, "(Tensor gate, Tensor up, Tensor(a!) out) -> ()")
 
 void swiglu_gemv(const Tensor& x_, const Tensor& gate_weight_, const Tensor& up_weight_,
                  const MaybeTensor& norm_weight_, double eps, const Tensor& out_, MaybeTensor workspace_) {
@@ -164,6 +178,11 @@ void swiglu_gemv(const Tensor& x_, const Tensor& gate_weight_, const Tensor& up_
                            .data();
     submit(params, {&x_, &gate_weight_, &up_weight_, pointer(norm_weight_), &out_, pointer(workspace_)});
 }
+
+PYKERNELS_TORCH_OP(
+    swiglu_gemv,
+    "(Tensor x, Tensor gate_weight, Tensor up_weight, Tensor? norm_weight, float eps, Tensor(a!) "
+    "out, Tensor(b!)? workspace) -> ()")
 
 void qkv_gemv(const Tensor& x_, const Tensor& norm_weight_, double eps, const Tensor& q_weight_,
               const Tensor& k_weight_, const Tensor& v_weight_, const MaybeTensor& q_bias_,
@@ -199,6 +218,12 @@ void qkv_gemv(const Tensor& x_, const Tensor& norm_weight_, double eps, const Te
             pointer(v_bias_), &cos_sin_, &position_, &k_cache_, &v_cache_, &out_, pointer(workspace_)});
 }
 
+PYKERNELS_TORCH_OP(
+    qkv_gemv,
+    "(Tensor x, Tensor norm_weight, float eps, Tensor q_weight, Tensor k_weight, Tensor v_weight, "
+    "Tensor? q_bias, Tensor? k_bias, Tensor? v_bias, Tensor cos_sin, Tensor position, Tensor(a!) "
+    "k_cache, Tensor(b!) v_cache, Tensor(c!) out, Tensor(d!)? workspace) -> ()")
+
 void add(const Tensor& a_, const Tensor& b_, const Tensor& out_) {
     Argument a("add", "a", a_), b("add", "b", b_), out("add", "out", out_);
     const Dtype dtype = a.shape_of(a).dtype();
@@ -208,6 +233,8 @@ void add(const Tensor& a_, const Tensor& b_, const Tensor& out_) {
     submit(AddParams{a.data(), b.data(), out.data(), a.bytes() / dtype_bytes(dtype), dtype},
            {&a_, &b_, &out_});
 }
+
+PYKERNELS_TORCH_OP(add, "(Tensor a, Tensor b, Tensor(a!) out) -> ()")
 
 void embedding(const Tensor& token_, const Tensor& table_, const Tensor& out_) {
     Argument token("embedding", "token", token_), table("embedding", "table", table_),
@@ -222,6 +249,8 @@ void embedding(const Tensor& token_, const Tensor& table_, const Tensor& out_) {
                            narrow(table.size(1)), narrow(table.size(0)), dtype},
            {&token_, &table_, &out_});
 }
+
+PYKERNELS_TORCH_OP(embedding, "(Tensor token, Tensor table, Tensor(a!) out) -> ()")
 
 void argmax(const Tensor& logits_, const MaybeTensor& position_, const MaybeTensor& kv_len_, int64_t max_len,
             const Tensor& out_) {
@@ -250,11 +279,16 @@ void argmax(const Tensor& logits_, const MaybeTensor& position_, const MaybeTens
            {&logits_, pointer(position_), pointer(kv_len_), &out_});
 }
 
+PYKERNELS_TORCH_OP(
+    argmax, "(Tensor logits, Tensor(a!)? position, Tensor(b!)? kv_len, int max_len, Tensor(c!) out) -> ()")
+
 // The controls. `x` only names the device.
 
 void null(const Tensor& x_) {
     submit(NullParams{}, {&x_});
 }
+
+PYKERNELS_TORCH_OP(null, "(Tensor x) -> ()")
 
 void spin(const Tensor& x_, double duration_us) {
     if (!(duration_us >= 0 && duration_us <= 1e7)) {
@@ -262,6 +296,8 @@ void spin(const Tensor& x_, double duration_us) {
     }
     submit(SpinParams{duration_us}, {&x_});
 }
+
+PYKERNELS_TORCH_OP(spin, "(Tensor x, float duration_us) -> ()")
 
 void check_stream(const Argument& stream) {
     stream.shape({-1}).type(ScalarType::Byte);
@@ -277,6 +313,8 @@ void ceiling_read(const Tensor& src_, const Tensor& sink_) {
     submit(CeilingReadParams{src.data(), sink.data(), src.bytes()}, {&src_, &sink_});
 }
 
+PYKERNELS_TORCH_OP(ceiling_read, "(Tensor src, Tensor(a!) sink) -> ()")
+
 void ceiling_copy(const Tensor& src_, const Tensor& out_) {
     Argument src("ceiling_copy", "src", src_), out("ceiling_copy", "out", out_);
     check_stream(src);
@@ -286,58 +324,7 @@ void ceiling_copy(const Tensor& src_, const Tensor& out_) {
     submit(CeilingCopyParams{src.data(), out.data(), src.bytes()}, {&src_, &out_});
 }
 
+PYKERNELS_TORCH_OP(ceiling_copy, "(Tensor src, Tensor(a!) out) -> ()")
+
 }  // namespace
-
-STABLE_TORCH_LIBRARY(pykernels, library) {
-    library.def("rmsnorm(Tensor x, Tensor weight, float eps, Tensor(a!) out) -> ()");
-    library.def("gemv(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, Tensor(a!) out) -> ()");
-    library.def(
-        "rope_kv_append(Tensor q, Tensor k, Tensor v, Tensor cos_sin, Tensor position, Tensor(a!) k_cache, "
-        "Tensor(b!) v_cache, Tensor(c!) out) -> ()");
-    library.def(
-        "gqa_decode(Tensor q, Tensor k_cache, Tensor v_cache, Tensor kv_len, float scale, Tensor(a!) out, "
-        "Tensor(b!)? workspace) -> ()");
-    library.def("silu_mul(Tensor gate, Tensor up, Tensor(a!) out) -> ()");
-    library.def(
-        "swiglu_gemv(Tensor x, Tensor gate_weight, Tensor up_weight, Tensor? norm_weight, float eps, "
-        "Tensor(a!) out, Tensor(b!)? workspace) -> ()");
-    library.def(
-        "qkv_gemv(Tensor x, Tensor norm_weight, float eps, Tensor q_weight, Tensor k_weight, Tensor "
-        "v_weight, "
-        "Tensor? q_bias, Tensor? k_bias, Tensor? v_bias, Tensor cos_sin, Tensor position, Tensor(a!) "
-        "k_cache, "
-        "Tensor(b!) v_cache, Tensor(c!) out, Tensor(d!)? workspace) -> ()");
-    library.def("add(Tensor a, Tensor b, Tensor(a!) out) -> ()");
-    library.def("embedding(Tensor token, Tensor table, Tensor(a!) out) -> ()");
-    library.def(
-        "argmax(Tensor logits, Tensor(a!)? position, Tensor(b!)? kv_len, int max_len, Tensor(c!) out) -> ()");
-    library.def("null(Tensor x) -> ()");
-    library.def("spin(Tensor x, float duration_us) -> ()");
-    library.def("ceiling_read(Tensor src, Tensor(a!) sink) -> ()");
-    library.def("ceiling_copy(Tensor src, Tensor(a!) out) -> ()");
-}
-
-#define PYKERNELS_IMPLEMENTATIONS(library)                      \
-    library.impl("rmsnorm", TORCH_BOX(&rmsnorm));               \
-    library.impl("gemv", TORCH_BOX(&gemv));                     \
-    library.impl("rope_kv_append", TORCH_BOX(&rope_kv_append)); \
-    library.impl("gqa_decode", TORCH_BOX(&gqa_decode));         \
-    library.impl("silu_mul", TORCH_BOX(&silu_mul));             \
-    library.impl("swiglu_gemv", TORCH_BOX(&swiglu_gemv));       \
-    library.impl("qkv_gemv", TORCH_BOX(&qkv_gemv));             \
-    library.impl("add", TORCH_BOX(&add));                       \
-    library.impl("embedding", TORCH_BOX(&embedding));           \
-    library.impl("argmax", TORCH_BOX(&argmax));                 \
-    library.impl("null", TORCH_BOX(&null));                     \
-    library.impl("spin", TORCH_BOX(&spin));                     \
-    library.impl("ceiling_read", TORCH_BOX(&ceiling_read));     \
-    library.impl("ceiling_copy", TORCH_BOX(&ceiling_copy));
-
-STABLE_TORCH_LIBRARY_IMPL(pykernels, CPU, library){PYKERNELS_IMPLEMENTATIONS(library)}
-#ifdef PYKERNELS_CUDA
-STABLE_TORCH_LIBRARY_IMPL(pykernels, CUDA, library) {
-    PYKERNELS_IMPLEMENTATIONS(library)
-}
-#endif
-
 }  // namespace pykernels::binding

@@ -1,11 +1,11 @@
 // The int4 ops of the torch library: schemas, checks, and the way to the launcher, as torch_library.cpp has
 // them for the others. A 4-bit weight is four arguments, those of pykernels.Int4Weight: packed, scales,
 // zeros, perm.
-#include <torch/csrc/stable/library.h>
 
 #include <algorithm>
 
 #include "binding/op_arguments.h"
+#include "binding/register_op.h"
 
 namespace pykernels::binding {
 namespace {
@@ -104,6 +104,11 @@ void int4_gemv(const Tensor& x_, const Tensor& packed_, const Tensor& scales_, c
                     pointer(residual_), &out_, pointer(workspace_)});
 }
 
+PYKERNELS_TORCH_OP(
+    int4_gemv,
+    "(Tensor x, Tensor packed, Tensor scales, Tensor? zeros, Tensor? perm, Tensor? bias, Tensor? "
+    "residual, Tensor(a!) out, Tensor(b!)? workspace) -> ()")
+
 void int4_swiglu_gemv(const Tensor& x_, const Tensor& gate_packed_, const Tensor& gate_scales_,
                       const MaybeTensor& gate_zeros_, const MaybeTensor& gate_perm_, const Tensor& up_packed_,
                       const Tensor& up_scales_, const MaybeTensor& up_zeros_, const MaybeTensor& up_perm_,
@@ -140,6 +145,12 @@ void int4_swiglu_gemv(const Tensor& x_, const Tensor& gate_packed_, const Tensor
                     &up_scales_, pointer(up_zeros_), pointer(up_perm_), pointer(norm_weight_), &out_,
                     pointer(workspace_)});
 }
+
+PYKERNELS_TORCH_OP(
+    int4_swiglu_gemv,
+    "(Tensor x, Tensor gate_packed, Tensor gate_scales, Tensor? gate_zeros, Tensor? gate_perm, "
+    "Tensor up_packed, Tensor up_scales, Tensor? up_zeros, Tensor? up_perm, Tensor? norm_weight, "
+    "float eps, Tensor(a!) out, Tensor(b!)? workspace) -> ()")
 
 void int4_qkv_gemv(const Tensor& x_, const Tensor& norm_weight_, double eps, const Tensor& q_packed_,
                    const Tensor& q_scales_, const MaybeTensor& q_zeros_, const MaybeTensor& q_perm_,
@@ -207,37 +218,13 @@ void int4_qkv_gemv(const Tensor& x_, const Tensor& norm_weight_, double eps, con
                     pointer(workspace_)});
 }
 
+PYKERNELS_TORCH_OP(
+    int4_qkv_gemv,
+    "(Tensor x, Tensor norm_weight, float eps, Tensor q_packed, Tensor q_scales, Tensor? q_zeros, "
+    "Tensor? q_perm, Tensor k_packed, Tensor k_scales, Tensor? k_zeros, Tensor? k_perm, Tensor "
+    "v_packed, Tensor v_scales, Tensor? v_zeros, Tensor? v_perm, Tensor? q_bias, Tensor? k_bias, "
+    "Tensor? v_bias, Tensor cos_sin, Tensor position, Tensor(a!) k_cache, Tensor(b!) v_cache, "
+    "Tensor(c!) out, Tensor(d!)? workspace) -> ()")
+
 }  // namespace
-
-STABLE_TORCH_LIBRARY_FRAGMENT(pykernels, library) {
-    library.def(
-        "int4_gemv(Tensor x, Tensor packed, Tensor scales, Tensor? zeros, Tensor? perm, Tensor? bias, "
-        "Tensor? residual, Tensor(a!) out, Tensor(b!)? workspace) -> ()");
-    library.def(
-        "int4_swiglu_gemv(Tensor x, Tensor gate_packed, Tensor gate_scales, Tensor? gate_zeros, Tensor? "
-        "gate_perm, "
-        "Tensor up_packed, Tensor up_scales, Tensor? up_zeros, Tensor? up_perm, Tensor? norm_weight, float "
-        "eps, "
-        "Tensor(a!) out, Tensor(b!)? workspace) -> ()");
-    library.def(
-        "int4_qkv_gemv(Tensor x, Tensor norm_weight, float eps, Tensor q_packed, Tensor q_scales, Tensor? "
-        "q_zeros, "
-        "Tensor? q_perm, Tensor k_packed, Tensor k_scales, Tensor? k_zeros, Tensor? k_perm, Tensor v_packed, "
-        "Tensor v_scales, Tensor? v_zeros, Tensor? v_perm, Tensor? q_bias, Tensor? k_bias, Tensor? v_bias, "
-        "Tensor cos_sin, Tensor position, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor(c!) out, "
-        "Tensor(d!)? workspace) -> ()");
-}
-
-#define PYKERNELS_INT4_IMPLEMENTATIONS(library)                     \
-    library.impl("int4_gemv", TORCH_BOX(&int4_gemv));               \
-    library.impl("int4_swiglu_gemv", TORCH_BOX(&int4_swiglu_gemv)); \
-    library.impl("int4_qkv_gemv", TORCH_BOX(&int4_qkv_gemv));
-
-STABLE_TORCH_LIBRARY_IMPL(pykernels, CPU, library){PYKERNELS_INT4_IMPLEMENTATIONS(library)}
-#ifdef PYKERNELS_CUDA
-STABLE_TORCH_LIBRARY_IMPL(pykernels, CUDA, library) {
-    PYKERNELS_INT4_IMPLEMENTATIONS(library)
-}
-#endif
-
 }  // namespace pykernels::binding

@@ -7,6 +7,7 @@
 
 #include <cstddef>
 #include <memory>
+#include <string>
 #include <variant>
 #include <vector>
 
@@ -14,12 +15,16 @@
 
 namespace pykernels {
 
-// The order is that of op_names in program.cpp.
-using Op = std::variant<RmsnormParams, GemvParams, RopeKvAppendParams, GqaDecodeParams, SiluMulParams,
-                        SwigluGemvParams, QkvGemvParams, Int4GemvParams, Int4SwigluGemvParams,
-                        Int4QkvGemvParams, AddParams, EmbeddingParams, ArgmaxParams, NullParams, SpinParams,
-                        CeilingReadParams, CeilingCopyParams>;
+// std::variant of the parameters of every op, in the order of op_list.h.
+template <class, class... Params>
+struct OpVariant {
+    using type = std::variant<Params...>;
+};
+#define PYKERNELS_PARAMS(op, Params) , Params
+using Op = OpVariant<void PYKERNELS_OPS(PYKERNELS_PARAMS)>::type;
+#undef PYKERNELS_PARAMS
 
+std::vector<std::string> op_names();  // in the order of op_list.h
 const char* op_name(const Op& op);
 
 // Where ops run: the CPU, or a stream of a CUDA device.

@@ -2,6 +2,7 @@
 // reason in pykernels_simt_error().
 #include <cstring>
 #include <exception>
+#include <stdexcept>
 #include <string>
 
 #include "ops.h"
@@ -54,22 +55,24 @@ EXPORT size_t pykernels_simt_gqa_decode_workspace_bytes(const GqaDecodeParams* p
 }
 
 // pykernels_simt_rmsnorm(params, programmatic) and so on; pykernels_simt_rmsnorm_params_bytes() is the size
-// of the struct.
-#define OP(name, Params)                                                            \
-    EXPORT int pykernels_simt_##name(const Params* params, int programmatic) {      \
-        return guarded([&] { cuda::name(*params, {nullptr, programmatic != 0}); }); \
-    }                                                                               \
-    EXPORT size_t pykernels_simt_##name##_params_bytes() {                          \
-        return sizeof(Params);                                                      \
+// of the struct. Weak, because the build with timestamps has the kernels of a few ops only.
+#define PYKERNELS_ENTRIES(op, Params)                                                        \
+    namespace pykernels::cuda {                                                              \
+    __attribute__((weak)) void op(const Params& params, const Stream& stream);               \
+    }                                                                                        \
+    EXPORT int pykernels_simt_##op(const Params* params, int programmatic) {                 \
+        return guarded([&] {                                                                 \
+            if (&cuda::op == nullptr) throw std::runtime_error(#op " is not in this build"); \
+            cuda::op(*params, {nullptr, programmatic != 0});                                 \
+        });                                                                                  \
+    }                                                                                        \
+    EXPORT size_t pykernels_simt_##op##_params_bytes() {                                     \
+        return sizeof(Params);                                                               \
     }
+PYKERNELS_OPS(PYKERNELS_ENTRIES)
 
-// Those with in-kernel timestamps, where the build has them, and its records: pykernels/timestamps.py's
-// RECORD.
-OP(rmsnorm, RmsnormParams)
-OP(gemv, GemvParams)
-OP(gqa_decode, GqaDecodeParams)
-OP(int4_gemv, Int4GemvParams)
 #ifdef PYKERNELS_TIMESTAMPS
+// In-kernel timestamps: the records are those of pykernels/timestamps.py's RECORD.
 namespace {
 cuda::Timestamped timestamped;
 std::string timestamped_kernels;
@@ -94,18 +97,4 @@ EXPORT const char* pykernels_simt_timestamped_kernels() {
     for (const std::string& op : cuda::timestamped_kernels()) timestamped_kernels += op + " ";
     return timestamped_kernels.c_str();
 }
-#else
-OP(rope_kv_append, RopeKvAppendParams)
-OP(silu_mul, SiluMulParams)
-OP(swiglu_gemv, SwigluGemvParams)
-OP(qkv_gemv, QkvGemvParams)
-OP(int4_swiglu_gemv, Int4SwigluGemvParams)
-OP(int4_qkv_gemv, Int4QkvGemvParams)
-OP(add, AddParams)
-OP(embedding, EmbeddingParams)
-OP(argmax, ArgmaxParams)
-OP(null, NullParams)
-OP(spin, SpinParams)
-OP(ceiling_read, CeilingReadParams)
-OP(ceiling_copy, CeilingCopyParams)
 #endif
