@@ -20,15 +20,14 @@ from rich.console import Console
 from rich.text import Text
 
 from bench.backends.steps import arms as step_arms
-from bench.core import cli, document, environment
-from bench.core.document import Document
+from bench.core import cli, document, environment, results
+from bench.core.document import Document, device_name
 from bench.core.errors import flag_error
 from bench.core.kept import KeepFlag, Kept, open_folder
 from bench.core.processes import run_module
 from bench.core.progress import progress
 from bench.core.run import close
 from bench.core.tables import microseconds
-from bench.report.collect import device_name
 from bench.study import sessions
 
 Session = dict[str, Any]
@@ -57,7 +56,7 @@ def read_session(number: int, result: Document, places: tuple[int, int]) -> Sess
         device = arm["device_us"]["p50"] if arm["device_us"] else None
         session[side] = {
             "p50_us": wall, "times_us": arm["samples_us"], "host_us": host, "device_us": device,
-            "hidden_us": sessions.hidden_us(host, wall, device), "launches": arm["launches"],
+            "hidden_us": results.hidden_us(host, wall, device), "launches": arm["launches"],
             "drifting": bool(arm["drift"] and arm["drift"]["drifting"]),
         }  # fmt: skip
     session["speedup"] = session["a"]["p50_us"] / session["b"]["p50_us"]

@@ -7,120 +7,84 @@ python -m bench.layer --backend=sdpa,examples/attention_plugin.py:Attention --mo
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Annotated
-
-import torch
-import typer
 
 import pykernels as pk
 from bench.backends import MODES, Backend, Workload, arms_of, by_name, registry
-from bench.core import cli, controls, environment, floors, ladder, measure, results
+from bench.core import cli, controls, ladder, measure, results
 from bench.core import quant_words as words
 from bench.core.ceiling import Ceiling
-from bench.core.copies import layers_a_sample, weight_copies
+from bench.core.copies import layers_a_sample
 from bench.core.device_trace import Traced
 from bench.core.document import Document
-from bench.core.errors import flag_error
+from bench.core.layer_settings import LayerSettings, l2_words, layer_ops, make_layers, streamed_bytes
 from bench.core.run import Machine, Measurement, close, gate
+from bench.core.settings import command as make_command
 from bench.core.trace_file import check_traceable, write_trace
-from bench.int4.groups import check_group_size
+from bench.drivers import takes
 from bench.plugins import plan as plugins
-from bench.plugins.loading import KINDS, Journal, load_layer, parse_backends
-from pykernels.layer import available_bytes
-from pykernels.models import ModelSpec
+from bench.plugins.loading import KINDS, Journal, Plugin, load_layer, parse_backends
 
 _PROGRAM = "bench.layer"
 
 
-@dataclass
-class Settings:
-    """The checked flags of one run."""
+@dataclass(kw_only=True)
+class Settings(LayerSettings):
+    """The flags of one run, and what they come to."""
 
-    spec: ModelSpec
-    backends: dict[str, type[Backend]]
-    plugins: plugins.Plan
-    modes: list[str]
-    fusions: list[str]
-    ctx: int
-    batch: int
-    dtype: str
-    device: torch.device
-    l2: str
-    warmup: int
-    steps: int
-    seed: int
-    spec_bandwidth: tuple[float | None, str]
-    weights: str
-    layer: int
-    repeats: int
-    quant: str
-    group_size: int
-    symmetric: bool
-    int4_format: tuple[int, bool, bool] | None = None
-    """Of the weights (LayerWeights.int4_format), set once they are made; None where they are dense."""
+    backend: cli.BackendFlag = "all"
+    mode: cli.ModeFlag = "all"
+    threads: cli.ThreadsFlag = 0
+    spec_gbs: cli.SpecFlag = 0.0
+    json: cli.JsonFlag = ""
+    csv: cli.CsvFlag = ""
+    md: cli.MdFlag = ""
+    plot: cli.PlotFlag = ""
+    trace: cli.TraceFlag = ""
+    plugin_timeout_s: plugins.TimeoutFlag = 300.0
+    plugin_journal: plugins.JournalFlag = ""
+    list_: cli.ListFlag = False
+
+    @cached_property
+    def modes(self) -> list[str]:
+        """--mode."""
+        return cli.modes("--mode", self.mode, MODES)
+
+    @cached_property
+    def named(self) -> tuple[list[str], list[Plugin]]:
+        """--backend: names, and plug-ins."""
+        return parse_backends("--backend", self.backend, list(registry() if self.backend == "all" else by_name()))
+
+    @cached_property
+    def backends(self) -> dict[str, type[Backend]]:
+        """What this process measures: in a plug-in's own process that plug-in first."""
+        names, found = self.named
+        backends = {name: by_name()[name] for name in names}
+        if not self.plugin_journal:
+            return backends
+        (plugin,) = found
+        return {plugin.label: load_layer(plugin, Journal(Path(self.plugin_journal)), self.target), **backends}
 
     @property
-    def torch_dtype(self) -> torch.dtype:
-        """--dtype as torch names it."""
-        return cli.DTYPES[self.dtype]
-
-
-def check_rounding(spec: ModelSpec, quant: str, group: int, asymmetric: bool) -> None:
-    """Raise UsageError unless the groups divide every row, and where something else than the flags says how weights are
-    rounded; quant is none, int4 or folder."""
-    check_group_size("--group", cli.group_size("--group", group), [spec] if quant == "int4" else [])
-    if quant != "int4":
-        allowed = "given with --quant=int4" if quant == "none" else "left out: the weights of --weights have their own"
-        if group != 128:
-            raise flag_error("--group", group, allowed)
-        if asymmetric:
-            raise flag_error("--asymmetric", "true", allowed)
-
-
-def check_memory(settings: Settings, layer_bytes: int, copies: int) -> None:
-    """Raise UsageError unless so many copies of a layer fit the memory that is there."""
-    spec = settings.spec
-    needed = copies * (layer_bytes + spec.layer_kv_bytes(settings.ctx, settings.batch, settings.torch_dtype))
-    available = available_bytes(settings.device)
-    if needed > available:
-        raise flag_error(
-            "--ctx", settings.ctx,
-            f"small enough for the memory available ({available / 2**30:.1f} GiB): "
-            f"weights and cache need {needed / 2**30:.1f} GiB",
+    def plugins(self) -> plugins.Plan:
+        """The plug-ins that processes of their own measure."""
+        names, found = self.named
+        return plugins.Plan(
+            _PROGRAM, [] if self.plugin_journal else found, self.modes, self.shared_flags({"backend", "mode"}),
+            [name for name in names if name == "sdpa"], self.plugin_timeout_s,
         )  # fmt: skip
 
+    @cached_property
+    def spec_bandwidth(self) -> tuple[float | None, str]:
+        """The specified bandwidth, GB/s, and where it comes from."""
+        return cli.spec_bandwidth(self.spec_gbs, self.target)
 
-def make_layers(settings: Settings) -> list[pk.DecodeLayer]:
-    """The layer and its copies. Raises ValueError where they do not fit the memory that is there."""
-    spec, dtype = settings.spec, settings.torch_dtype
-    dense_bytes = spec.layer_weight_elements * dtype.itemsize
-    four_bit = settings.quant == "int4"
-    # 4-bit weights are made of dense ones, one copy; how many copies they need is known afterwards.
-    check_memory(settings, dense_bytes, 1 if four_bit else weight_copies(dense_bytes, settings.l2, settings.device))
-    if settings.weights:
-        weights = pk.LayerWeights.from_folder(settings.weights, settings.layer, spec, dtype, settings.device)
-    else:
-        weights = pk.LayerWeights.random(spec, dtype, settings.device, settings.seed)
-    if four_bit and not weights.is_int4:
-        weights = weights.quantize(settings.group_size, settings.symmetric)
-    copies = weight_copies(weights.n_bytes, settings.l2, settings.device)
-    check_memory(settings, weights.n_bytes, copies)
-    shared = (settings.ctx, settings.batch, dtype, settings.device, settings.seed)
-    return [pk.DecodeLayer(spec, weights.clone() if copy else weights, *shared) for copy in range(copies)]
-
-
-def layer_ops(settings: Settings, fusion: str | None) -> list[floors.OpBytes]:
-    """The ops of a step and their bytes; the plain torch layer is held to the unfused sequence."""
-    int4 = settings.int4_format or ()
-    fusion = fusion or ("block" if int4 else "none")
-    return floors.layer_ops(settings.spec, fusion, settings.batch, settings.ctx, settings.torch_dtype, *int4)
-
-
-def streamed_bytes(settings: Settings, fusion: str | None) -> int:
-    """What a step must move."""
-    return sum(op.bytes for op in layer_ops(settings, fusion))
+    def check(self) -> None:
+        """Raise UsageError for the first flag that does not fit the others."""
+        super().check()
+        assert self.modes and self.backends is not None
+        check_traceable(self.trace, self.target)
 
 
 def time_ops(layers: list[pk.DecodeLayer], settings: Settings, ceiling: dict[str, float]) -> list[Document]:
@@ -149,10 +113,8 @@ def document_of(
     settings: Settings, layers: list[pk.DecodeLayer], found: Measurement, looked: Document, plugged: list[plugins.Found]
 ) -> Document:
     """The result document, less its head; `looked` holds the keys that were measured after the rounds."""
-    spec, dtype, device = settings.spec, settings.torch_dtype, settings.device
+    spec, dtype, device = settings.spec, settings.torch_dtype, settings.target
     on_cuda = device.type == "cuda"
-    layer_bytes, cache_mb = layers[0].weights.n_bytes, environment.last_level_cache_bytes(device) / 1e6
-    rotation = "1 copy" if len(layers) == 1 else f"{len(layers)} copies in rotation"
     repeats = layers_a_sample(settings.repeats, len(layers), device)
     streamed = partial(streamed_bytes, settings)
     entries = [results.arm_document(arm, streamed(arm.fusion), found.bandwidths, found.arms) for arm in found.arms]
@@ -172,8 +134,7 @@ def document_of(
         "quant": words.quant_document(settings.int4_format),
         "ctx": settings.ctx, "batch": settings.batch, "dtype": settings.dtype, "device": device.type,
         "l2": settings.l2,
-        "l2_words": f"{settings.l2}: {layer_bytes / 1e6:.0f} MB of weights, {rotation}, "
-                    f"against a last-level cache of {cache_mb:.0f} MB",
+        "l2_words": l2_words(settings, layers),
         "weight_copies": len(layers),
         "warmup": settings.warmup, "steps": settings.steps,
         **({"repeats": repeats} if on_cuda or repeats > 1 else {}), **found.throttling,
@@ -181,7 +142,7 @@ def document_of(
         "bytes": {
             "ops": {fusion: [vars(op) for op in layer_ops(settings, fusion)] for fusion in settings.fusions},
             "layer_streamed": {fusion: streamed(fusion) for fusion in settings.fusions},
-            "paper": results.paper_bytes(spec, settings.ctx, settings.batch, dtype, layer_bytes),
+            "paper": results.paper_bytes(spec, settings.ctx, settings.batch, dtype, layers[0].weights.n_bytes),
         },
         **looked,
         "arms": entries,
@@ -195,12 +156,10 @@ def run(settings: Settings) -> tuple[Document, Measurement]:
 
     Plug-ins come first, while nothing of this process is on the device.
     """
-    device = settings.device
+    device = settings.target
     plugged = plugins.measure_all(settings.plugins)
     machine = Machine(device)
     layers = cli.usage(lambda: make_layers(settings))
-    if layers[0].weights.is_int4:
-        settings.int4_format = cli.usage(layers[0].weights.int4_format)
     repeats = layers_a_sample(settings.repeats, len(layers), device)
     workload = Workload.of(layers, repeats)
     arms = [
@@ -252,94 +211,20 @@ def print_list() -> None:
     print(f"plug-ins: {KINDS} (docs/plugins.md)")
 
 
-def command(
-    backend: cli.BackendFlag = "all",
-    mode: cli.ModeFlag = "all",
-    model: cli.ModelFlag = "qwen2.5-7b",
-    config: cli.ConfigFlag = "",
-    weights: Annotated[str, typer.Option("--weights", help="a local Hugging Face folder to take one layer from")] = "",
-    layer: Annotated[int, typer.Option("--layer", help="which layer of --weights")] = 0,
-    ctx: Annotated[int, typer.Option("--ctx", help="slots of the cache that a step attends to")] = 2048,
-    batch: cli.BatchFlag = 1,
-    dtype: cli.DtypeFlag = "bf16",
-    device: cli.DeviceFlag = "auto",
-    fusion: Annotated[
-        str, typer.Option("--fusion", help="of native: none, block. Default: both; with 4-bit weights block")
-    ] = "",
-    quant: cli.QuantFlag = "none",
-    group: cli.GroupFlag = 128,
-    asymmetric: cli.AsymmetricFlag = False,
-    l2: cli.L2Flag = "cold",
-    warmup: cli.WarmupFlag = 5,
-    steps: cli.StepsFlag = 30,
-    repeats: cli.RepeatsFlag = 0,
-    threads: cli.ThreadsFlag = 0,
-    spec_gbs: cli.SpecFlag = 0.0,
-    seed: cli.SeedFlag = 0,
-    json: cli.JsonFlag = "",
-    csv: cli.CsvFlag = "",
-    md: cli.MdFlag = "",
-    plot: cli.PlotFlag = "",
-    trace: cli.TraceFlag = "",
-    plugin_timeout_s: plugins.TimeoutFlag = 300.0,
-    plugin_journal: plugins.JournalFlag = "",
-    list_: cli.ListFlag = False,
-) -> int:
+def main(settings: Settings) -> int:
     """One decode layer in every backend and mode, and where its time goes."""
-    if list_:
+    if settings.list_:
         print_list()
         return 0
-    outputs, target = cli.Outputs(json, csv, md, plot, trace), cli.device(device)
-    spec = cli.model(model, config, weights)
-    quantised = bool(weights) and cli.usage(lambda: pk.quant.quantization_of(weights)) is not None
-    if quantised:
-        quant = "int4"
-    check_rounding(spec, "folder" if quantised else quant, group, asymmetric)
-    if layer and not weights:
-        raise flag_error("--layer", layer, "given with --weights: random weights are of no layer")
-    fusions = cli.layer_fusions(fusion or ("block" if quant == "int4" else "none,block"), quant == "int4")
-    modes = cli.choices("--mode", mode, MODES)
-    names, asked = parse_backends("--backend", backend, list(registry() if backend == "all" else by_name()))
-    backends = {name: by_name()[name] for name in names}
-    flags = [
-        f"--model={model}", f"--config={config}", f"--weights={weights}", f"--layer={layer}", f"--ctx={ctx}",
-        f"--batch={batch}", f"--dtype={dtype}", f"--device={device}", f"--fusion={','.join(fusions)}",
-        f"--quant={quant}", f"--group={group}", *(["--asymmetric"] if asymmetric else []), f"--l2={l2}",
-        f"--warmup={warmup}", f"--steps={steps}", f"--repeats={repeats}", f"--threads={threads}",
-        f"--spec-gbs={spec_gbs}", f"--seed={seed}",
-    ]  # fmt: skip
-    if plugin_journal:  # this process is a plug-in's own
-        (plugin,), asked = asked, []
-        backends = {plugin.label: load_layer(plugin, Journal(Path(plugin_journal)), target), **backends}
-    settings = Settings(
-        spec=spec,
-        backends=backends,
-        plugins=plugins.Plan(
-            _PROGRAM, asked, modes, flags, [name for name in names if name == "sdpa"], plugin_timeout_s
-        ),
-        modes=modes,
-        fusions=fusions,
-        ctx=cli.number("--ctx", ctx, 1, spec.max_position),
-        batch=batch,
-        dtype=dtype,
-        device=target,
-        spec_bandwidth=cli.spec_bandwidth(spec_gbs, target),
-        l2=l2,
-        warmup=warmup,
-        steps=steps,
-        repeats=repeats,
-        seed=seed,
-        weights=weights,
-        layer=layer,
-        quant=quant,
-        group_size=group,
-        symmetric=not asymmetric,
-    )
-    check_traceable(trace, settings.device)
-    cli.set_threads(threads)
+    outputs = cli.Outputs(settings.json, settings.csv, settings.md, settings.plot, settings.trace)
+    settings.check()
+    cli.set_threads(settings.threads)
     document, found = run(settings)
     status = close(document, outputs, write_trace=trace_writer(found, settings))
-    return 2 if trace and not found.traces and status != cli.INTERRUPTED else status
+    return 2 if settings.trace and not found.traces and status != cli.INTERRUPTED else status
+
+
+command = make_command(main, Settings, takes("layer"))
 
 
 if __name__ == "__main__":

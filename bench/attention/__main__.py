@@ -206,9 +206,15 @@ def announce(settings: Settings, planned: int, console: Console) -> None:
     console.print(Text(words))
 
 
+def _write_pictures(path: Path, result: Document) -> None:
+    from bench.attention import plots  # matplotlib takes a second: only where a picture is asked for
+
+    plots.write(path, result)
+
+
 def finish(result: Document, outputs: cli.Outputs) -> int:
     """Print and write the document; the exit status."""
-    writers = {"--md": attention_tables.write_markdown, "--plot": attention_tables.write_pictures}
+    writers = {"--md": attention_tables.write_markdown, "--plot": _write_pictures}
     status = close(result, outputs, attention_tables.print_document, writers=writers)
     if status != cli.INTERRUPTED and not any(session["status"] == "ok" for session in result["sessions"]):
         print(f"bench.attention: no session came to its end: {result['sessions'][-1]['reason']}", file=sys.stderr)

@@ -324,10 +324,3 @@ def write_markdown(path: Path, document: Document) -> None:
     said = (*refusals(document), *aa_lines(document))
     lines += [*(f"- {line.strip()}" for line in said), "", f"Reproduce: `{document['command']}`"]
     write_atomically(path, ("\n".join(lines) + "\n").encode())
-
-
-def write_pictures(path: Path, document: Document) -> None:
-    """Bars of the headline cell, and lines over contexts below them."""
-    from bench.attention import plots as attention_plots  # matplotlib takes a second
-
-    attention_plots.write(path, document)

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 import pykernels as pk
+from bench.core.cli import MODES
 from bench.core.measure import Arm, Rotation, unsupported
 from bench.core.samplers import Samplers
-
-MODES = ("eager", "pybind", "dispatch", "native", "graph", "graph-pdl")
 
 
 def modes_on(device: torch.device) -> tuple[str, ...]:

@@ -55,6 +55,24 @@ def choices(flag: str, text: str, allowed: Sequence[str]) -> list[str]:
     return picked
 
 
+MODES = ("eager", "pybind", "dispatch", "native", "graph", "graph-pdl")
+"""Who drives a step, from Python's loop to a replayed graph."""
+
+MODE_WORDS = {"cpp": "native"}
+"""Other words for a mode. The mode `native`, a C++ loop over the launchers, is called like the backend `native`,
+launchtax's own kernels: `cpp` is the same mode by a name of its own. Documents say `native`."""
+
+
+def mode(text: str) -> str:
+    """One mode by the name that documents have."""
+    return MODE_WORDS.get(text, text)
+
+
+def modes(flag: str, text: str, allowed: Sequence[str]) -> list[str]:
+    """A comma-separated --mode: choices(), and cpp for native."""
+    return choices(flag, ",".join(mode(part.strip()) for part in text.split(",")), allowed)
+
+
 def layer_fusions(text: str, int4: bool) -> list[str]:
     """--fusion of a layer's driver: of 4-bit weights `block` alone."""
     if not int4:
@@ -129,17 +147,40 @@ def checked(check: Callable[..., Value], flag: str, *allowed: Any) -> Callable[[
     return callback
 
 
-BackendFlag = Annotated[str, typer.Option("--backend", help="comma-separated; all: everything that runs here")]
-ModeFlag = Annotated[str, typer.Option("--mode", help="comma-separated; all")]
+MODE_HELP = (
+    "comma-separated, or all: who drives. eager: a Python loop over the ops; pybind: a Python loop over the launchers; "
+    "dispatch: a C++ loop through PyTorch's dispatcher; native, or cpp: a C++ loop over the launchers (not the backend "
+    "native, which computes); graph: a replayed CUDA graph; graph-pdl: the same with programmatic dependent launches"
+)
+
+BackendFlag = Annotated[
+    str,
+    typer.Option(
+        "--backend",
+        help="comma-separated, or all: who computes. native: launchtax's own kernels; --list names the others",
+    ),
+]
+ModeFlag = Annotated[str, typer.Option("--mode", help=MODE_HELP)]
 ModelFlag = Annotated[str, typer.Option("--model", help=", ".join(pk.models.names()))]
 ModelsFlag = Annotated[str, typer.Option("--model", help="comma-separated; all")]
 ConfigFlag = Annotated[str, typer.Option("--config", help="a Hugging Face config.json instead of --model")]
+CtxFlag = Annotated[int, typer.Option("--ctx", help="slots of the cache that a step attends to")]
+StepCtxFlag = Annotated[int, typer.Option("--ctx", help="slots of the cache that are filled before the first step")]
 BatchFlag = Annotated[int, typer.Option("--batch", help="sequences, 1 to 8", callback=checked(number, "--batch", 1, 8))]
 DtypeFlag = Annotated[
     str, typer.Option("--dtype", help="bf16, fp16 or fp32", callback=checked(choice, "--dtype", tuple(DTYPES)))
 ]
 DeviceFlag = Annotated[str, typer.Option("--device", help="auto, cpu or cuda")]
 WeightsFlag = Annotated[str, typer.Option("--weights", help="a local Hugging Face folder")]
+LayerWeightsFlag = Annotated[str, typer.Option("--weights", help="a local Hugging Face folder to take one layer from")]
+LayerFlag = Annotated[int, typer.Option("--layer", help="which layer of --weights")]
+LayerFusionFlag = Annotated[
+    str,
+    typer.Option(
+        "--fusion",
+        help="how native cuts the layer into ops: none (one an op), block (five). Default: both; 4-bit weights: block",
+    ),
+]
 LayersFlag = Annotated[int, typer.Option("--layers", help="measure this many of the model's layers; 0: all")]
 L2Flag = Annotated[
     str,

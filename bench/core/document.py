@@ -199,3 +199,10 @@ def write_csv(path: Path, document: Document) -> None:
     writer.writeheader()
     writer.writerows(rows(document))
     write_atomically(path, text.getvalue().encode())
+
+
+def device_name(result: Document) -> str:
+    """The GPU's or the CPU's name."""
+    machine = result["environment"]
+    name = machine["gpu"]["name"] if result.get("device") == "cuda" else machine["cpu"]["model"]
+    return name or "unknown"

@@ -164,6 +164,19 @@ def layer_ops(
     return [OpBytes(op, label, *by_label[label]) for op, label in op_labels(fusion, four_bit)]
 
 
+def step_ops(spec: ModelSpec, fusion: str, batch: int, kv_len: int, dtype: torch.dtype) -> list[OpBytes]:
+    """Every op of a whole step (`pykernels.DecodeModel.labels`) with its bytes, in order."""
+    e, hidden, vocab = dtype.itemsize, spec.hidden, spec.vocab
+    layer = layer_ops(spec, fusion, batch, kv_len, dtype)
+    return [
+        OpBytes("embedding", "embedding", f"{batch} of {vocab}x{hidden}", embedding(batch, hidden, e)),
+        *(layer * spec.n_layers),
+        OpBytes("rmsnorm", "final_norm", f"{batch}x{hidden}", rmsnorm(batch, hidden, e)),
+        OpBytes("gemv", "lm_head", f"{batch}x{hidden} -> {vocab}", gemv(batch, hidden, vocab, e)),
+        OpBytes("argmax", "argmax", f"{batch}x{vocab}", argmax(batch, vocab, e)),
+    ]
+
+
 def microseconds(n_bytes: float, gbs: float) -> float:
     """The time of that many bytes at gbs * 10^9 bytes a second."""
     return n_bytes / (gbs * 1e3)

@@ -180,3 +180,11 @@ def make_ladders(
         if note:
             notes[name] = note
     return {"ladder": ladders, "ladder_notes": notes}
+
+
+def hidden_us(host_us: float | None, wall_us: float, device_us: float | None) -> float | None:
+    """How much of the host's launch time the device's work covers: what is left of it when the time in which the
+    device stands idle (wall - device) is taken off. None where one of the clocks is missing."""
+    if host_us is None or device_us is None:
+        return None
+    return max(host_us - max(wall_us - device_us, 0.0), 0.0)

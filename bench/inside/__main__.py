@@ -8,6 +8,8 @@ points that their kernel marks. docs/measuring.md says what the stamps cost and 
 """
 
 import sys
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated
 
 import torch
@@ -16,22 +18,59 @@ import typer
 import pykernels as pk
 from bench.backends import Workload, arms_of
 from bench.backends.native import Native
-from bench.core import cli, environment, results, statistics
+from bench.core import cli, results, statistics
 from bench.core import quant_words as words
 from bench.core.copies import layers_a_sample
 from bench.core.document import Document
 from bench.core.errors import UsageError, flag_error
+from bench.core.layer_settings import LayerSettings, l2_words, make_layers
 from bench.core.measure import Arm, no_garbage_collection
 from bench.core.progress import progress
 from bench.core.run import Machine, close, gate
+from bench.core.settings import command as make_command
+from bench.drivers import takes
 from bench.inside import tables as inside_tables
 from bench.inside import timestamps as stamps
-from bench.layer import Settings, check_rounding, make_layers
-from bench.plugins import plan as plugins
 from pykernels.layer import op_labels
 
 _PROGRAM = "bench.inside"
 MODES = ("graph", "graph-pdl")
+
+
+@dataclass(kw_only=True)
+class Settings(LayerSettings):
+    """The flags of one run, and what they come to."""
+
+    mode: Annotated[str, typer.Option("--mode", help="comma-separated: graph, graph-pdl")] = "graph,graph-pdl"
+    steps: Annotated[
+        int,
+        typer.Option(
+            "--steps",
+            help="replays that are recorded of every mode",
+            callback=cli.checked(cli.number, "--steps", 2, 1000),
+        ),
+    ] = 30
+    repeats: Annotated[
+        int,
+        typer.Option(
+            "--repeats",
+            help="layers of a replay; 0: eight or more",
+            callback=cli.checked(cli.number, "--repeats", 0, 512),
+        ),
+    ] = 0
+    fusion: cli.LayerFusionFlag = "block"
+    json: cli.JsonFlag = ""
+    md: cli.MdFlag = ""
+
+    @cached_property
+    def modes(self) -> list[str]:
+        """--mode."""
+        return cli.modes("--mode", self.mode, MODES)
+
+    def check(self) -> None:
+        """Raise UsageError for the first flag that does not fit the others."""
+        super().check()
+        assert self.modes
 
 
 def record(arm: Arm, layer: list[tuple[str, str]], layers: int, warmup: int, replays: int, device: int) -> Document:
@@ -66,11 +105,9 @@ def arm_document(arm: Arm) -> Document:
 
 def run(settings: Settings) -> Document:
     """Check, measure, and sum up."""
-    spec, device = settings.spec, settings.device
+    spec, device = settings.spec, settings.target
     machine = Machine(device)
     layers = cli.usage(lambda: make_layers(settings))
-    if layers[0].weights.is_int4:
-        settings.int4_format = cli.usage(layers[0].weights.int4_format)
     chain = layers_a_sample(settings.repeats, len(layers), device)
     arms = arms_of(Native, Workload.of(layers, chain), settings.modes, settings.fusions)
     gate(arms)
@@ -86,9 +123,7 @@ def run(settings: Settings) -> Document:
                     arm.fail(error)
             entries.append(arm_document(arm) | measured)
             advance()
-    layer_bytes, cache_mb = layers[0].weights.n_bytes, environment.last_level_cache_bytes(device) / 1e6
-    copies = f"{len(layers)} {'copy' if len(layers) == 1 else 'copies in rotation'}"
-    spec_gbs, source = settings.spec_bandwidth
+    spec_gbs, source = cli.spec_bandwidth(0.0, device)
     return {
         **cli.head(
             _PROGRAM, "inside", interrupted=False, environment=machine.document(),
@@ -96,12 +131,11 @@ def run(settings: Settings) -> Document:
                   f"ctx {settings.ctx}",
         ),
         "model": results.model_document(spec),
-        "weights": "random",
+        "weights": "checkpoint" if settings.weights else "random",
         "quant": words.quant_document(settings.int4_format),
         "ctx": settings.ctx, "batch": settings.batch, "dtype": settings.dtype, "device": device.type,
         "l2": settings.l2,
-        "l2_words": f"{settings.l2}: {layer_bytes / 1e6:.0f} MB of weights, {copies}, "
-                    f"against a last-level cache of {cache_mb:.0f} MB",
+        "l2_words": l2_words(settings, layers),
         "weight_copies": len(layers),
         "warmup": settings.warmup, "steps": settings.steps, "repeats": chain,
         "ceiling": {"spec_gbs": spec_gbs, "spec_source": source, "read_gbs": None, "copy_gbs": None},
@@ -109,60 +143,20 @@ def run(settings: Settings) -> Document:
     }  # fmt: skip
 
 
-def command(
-    mode: Annotated[str, typer.Option("--mode", help="comma-separated: graph, graph-pdl")] = "graph,graph-pdl",
-    model: cli.ModelFlag = "qwen2.5-7b",
-    config: cli.ConfigFlag = "",
-    ctx: Annotated[int, typer.Option("--ctx", help="slots of the cache that a step attends to")] = 2048,
-    batch: cli.BatchFlag = 1,
-    dtype: cli.DtypeFlag = "bf16",
-    device: cli.DeviceFlag = "auto",
-    fusion: Annotated[str, typer.Option("--fusion", help="none, block; with 4-bit weights block alone")] = "block",
-    quant: cli.QuantFlag = "none",
-    group: cli.GroupFlag = 128,
-    asymmetric: cli.AsymmetricFlag = False,
-    l2: cli.L2Flag = "cold",
-    warmup: cli.WarmupFlag = 5,
-    steps: Annotated[int, typer.Option("--steps", help="replays that are recorded of every mode")] = 30,
-    repeats: Annotated[int, typer.Option("--repeats", help="layers of a replay; 0: eight or more")] = 0,
-    seed: cli.SeedFlag = 0,
-    json: cli.JsonFlag = "",
-    md: cli.MdFlag = "",
-) -> int:
+def main(settings: Settings) -> int:
     """Where the time inside each kernel of a decode layer goes."""
-    outputs = cli.Outputs(json, md=md)
-    spec = cli.model(model, config)
-    check_rounding(spec, quant, group, asymmetric)
-    fusions = cli.layer_fusions(fusion, quant == "int4")
-    modes = cli.choices("--mode", mode, MODES)
-    on = cli.device(device)
-    settings = Settings(
-        spec=spec,
-        backends={Native.name: Native},
-        plugins=plugins.Plan(_PROGRAM, [], modes, [], [], 0.0),
-        modes=modes,
-        fusions=fusions,
-        ctx=cli.number("--ctx", ctx, 1, spec.max_position),
-        batch=batch,
-        dtype=dtype,
-        device=on,
-        spec_bandwidth=cli.spec_bandwidth(0.0, on),
-        l2=l2,
-        warmup=warmup,
-        steps=cli.number("--steps", steps, 2, 1000),
-        repeats=cli.number("--repeats", repeats, 0, 512),
-        seed=seed,
-        weights="",
-        layer=0,
-        quant=quant,
-        group_size=group,
-        symmetric=not asymmetric,
-    )
+    outputs = cli.Outputs(settings.json, md=settings.md)
+    settings.check()
     if reason := pk.runtime.timestamps_reason():
         raise UsageError(reason)
-    if on.type != "cuda":
-        raise flag_error("--device", device, "cuda, with a GPU that torch sees: kernels on a CPU have no timestamps")
+    if settings.target.type != "cuda":
+        raise flag_error(
+            "--device", settings.device, "cuda, with a GPU that torch sees: kernels on a CPU have no timestamps"
+        )
     return close(run(settings), outputs, inside_tables.print_document, writers={"--md": inside_tables.write_markdown})
+
+
+command = make_command(main, Settings, takes("inside"))
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from bench.core import cli, controls, environment
 from bench.core.ceiling import Ceiling
 from bench.core.document import Document
 from bench.core.errors import flag_error
+from bench.core.layer_settings import check_group_size
 from bench.core.progress import progress
 from bench.core.run import Machine, close
 from bench.int4 import groups, measure, plugged, predict, show, validate
@@ -286,7 +287,7 @@ def command(
     gpu = predict.GPUS[cli.choice("--predict", predict_, list(predict.GPUS))] if predict_ else ""
     if gpu and "layer" not in parts:
         raise flag_error("--predict", predict_, "given with --what=layer: it is the layer that is predicted")
-    groups.check_group_size("--group", group, specs)
+    check_group_size("--group", group, specs)
     cli.number("--ctx", ctx, 1, min(spec.max_position for spec in specs))
     spec = cli.spec_bandwidth(spec_gbs, target)
     modes = cli.choices("--mode", mode or _DEFAULT_MODES[target.type], modes_on(target))

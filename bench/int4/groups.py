@@ -105,14 +105,6 @@ def shapes(specs: Sequence[ModelSpec]) -> list[Shape]:
     return [Shape(*key, tuple(models)) for key, models in found.items()]
 
 
-def check_group_size(flag: str, group_size: int, specs: Sequence[ModelSpec]) -> None:
-    """Raise UsageError unless the groups divide the rows of every linear shape of the models."""
-    for spec in specs if group_size != -1 else ():
-        for label, sizes in floors.LINEAR_SHAPES.items():
-            if (n_in := sizes(spec)[0]) % group_size:
-                raise flag_error(flag, group_size, f"a divisor of in_features, which is {n_in} ({spec.name}, {label})")
-
-
 @dataclass
 class _KernelCase(Case):
     """A case whose gate allows what the kernel says of itself."""

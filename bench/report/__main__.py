@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from bench.core import cli
-from bench.core.document import Document, make_folder, write_atomically
+from bench.core.document import Document, device_name, make_folder, write_atomically
 from bench.core.tables import microseconds, percent
 from bench.report import collect, peer_sections
 from bench.report.collect import Folder
@@ -34,7 +34,7 @@ def environment_section(folder: Folder) -> Section:
             continue
         machine = result["environment"]
         commit = (machine.get("commit") or "unknown")[:9] + (" dirty" if machine.get("commit_dirty") else "")
-        key = (collect.device_name(result), machine["torch"]["version"], commit)
+        key = (device_name(result), machine["torch"]["version"], commit)
         rows.setdefault(key, []).append(result)
     grid = [
         [*key, str(len(results)), ", ".join(sorted({result["kind"] for result in results})),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.core import document
-from bench.core.document import Document, entry_name, program_name
+from bench.core.document import Document, device_name, entry_name, program_name
 from bench.core.errors import UsageError, flag_error
 
 Row = dict[str, Any]
@@ -68,13 +68,6 @@ def load_folder(path: Path) -> Folder:
     if not documents:
         raise flag_error("DIR", path, "a folder with result documents (.json, .json.gz) in it")
     return Folder(path, documents, skipped)
-
-
-def device_name(result: Document) -> str:
-    """The GPU's or the CPU's name."""
-    machine = result["environment"]
-    name = machine["gpu"]["name"] if result.get("device") == "cuda" else machine["cpu"]["model"]
-    return name or "unknown"
 
 
 def model_name(result: Document) -> str:

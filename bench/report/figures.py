@@ -15,7 +15,7 @@ from matplotlib.colors import to_rgb  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.typing import ColorType  # noqa: E402
 
-from bench.core.document import Document  # noqa: E402
+from bench.core.document import Document, device_name  # noqa: E402
 from bench.core.tables import PART_COLOURS, microseconds  # noqa: E402
 from bench.report import collect  # noqa: E402
 from bench.report.collect import Row  # noqa: E402
@@ -270,10 +270,10 @@ def _bars(axes: Axes, bars: Sequence[tuple], text) -> None:
 
 def _cells(results: Sequence[Document]) -> list[tuple[str, Document]]:
     """The documents of whole steps with what each is of; the device where they are of several."""
-    several = len({collect.device_name(result) for result in results}) > 1
+    several = len({device_name(result) for result in results}) > 1
     return [
         (
-            f"{_short(collect.device_name(result)) + ', ' if several else ''}{collect.model_name(result)}, "
+            f"{_short(device_name(result)) + ', ' if several else ''}{collect.model_name(result)}, "
             f"ctx {result['ctx']}, b{result['batch']}",
             result,
         )

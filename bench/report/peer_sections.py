@@ -4,7 +4,7 @@ from functools import partial
 
 from bench.attention import tables as attention_tables
 from bench.core import tables
-from bench.report import collect
+from bench.core.document import device_name
 from bench.report.collect import Folder
 from bench.report.page import Grid, Section, drawn
 from bench.stack import tables as stack_tables
@@ -31,11 +31,11 @@ def backends_section(folder: Folder) -> Section | None:
             section.words.append(attention_tables.gate_title(result) + ".")
             section.grids.append(_plain(attention_tables.gate_grid(result)))
         for title, (columns, rows) in attention_tables.context_grids(result):
-            whose = f"{collect.device_name(result)}: {title}"
+            whose = f"{device_name(result)}: {title}"
             section.grids.append(_plain(([(whose, False), *columns[1:]], rows)))
         section.words += attention_tables.aa_lines(result)
     for result in measured:
-        words = f"Attention alone on {collect.device_name(result)}: the clocks of one cell, and times over contexts"
+        words = f"Attention alone on {device_name(result)}: the clocks of one cell, and times over contexts"
         section.figures.append(drawn(f"contexts-{result['file']}", words, partial(attention_plots.draw, result)))
     return section
 
@@ -51,6 +51,6 @@ def stack_section(folder: Folder) -> Section | None:
         section.words += tables.refusals(result)
         section.grids.append(_plain(stack_tables.grid(result)))
         if any(entry["wall_us"] for entry in result["arms"]):
-            words = f"The software stack on {collect.device_name(result)}"
+            words = f"The software stack on {device_name(result)}"
             section.figures.append(drawn(f"stack-{result['file']}", words, partial(stack_tables.draw, result)))
     return section

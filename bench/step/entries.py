@@ -10,7 +10,7 @@ import torch
 import pykernels as pk
 from bench.backends.steps import arms as step_arms
 from bench.backends.steps.drivers import Driver
-from bench.core import cli, device_trace, ladder, results, statistics
+from bench.core import cli, device_trace, floors, ladder, results, statistics
 from bench.core.device_trace import Traced
 from bench.core.document import Document, entry_name, program_name
 from bench.core.floors import OpBytes
@@ -93,7 +93,7 @@ def step_bytes(settings: Settings, fusion: str | None) -> int:
 def step_ops(settings: Settings, fusion: str | None) -> list[OpBytes]:
     """The ops of a step in order, at the average kv_len of the timed steps."""
     kv_len = round(float(np.mean(settings.kv_lens(settings.steps))))
-    return accounting.step_ops(settings.spec, fusion or "none", settings.batch, kv_len, settings.torch_dtype)
+    return floors.step_ops(settings.spec, fusion or "none", settings.batch, kv_len, settings.torch_dtype)
 
 
 def arm_document(arm: Arm, settings: Settings, ceiling: Document, device_name: str, arms: list[Arm]) -> Document:

@@ -6,23 +6,9 @@ import numpy as np
 import torch
 
 from bench.core import floors
-from bench.core.floors import OpBytes
 from pykernels.models import ModelSpec
 
 Cell = dict[str, object]
-
-
-def step_ops(spec: ModelSpec, fusion: str, batch: int, kv_len: int, dtype: torch.dtype) -> list[OpBytes]:
-    """Every op of a whole step (`pykernels.DecodeModel.labels`) with its bytes, in order."""
-    e, hidden, vocab = dtype.itemsize, spec.hidden, spec.vocab
-    layer = floors.layer_ops(spec, fusion, batch, kv_len, dtype)
-    return [
-        OpBytes("embedding", "embedding", f"{batch} of {vocab}x{hidden}", floors.embedding(batch, hidden, e)),
-        *(layer * spec.n_layers),
-        OpBytes("rmsnorm", "final_norm", f"{batch}x{hidden}", floors.rmsnorm(batch, hidden, e)),
-        OpBytes("gemv", "lm_head", f"{batch}x{hidden} -> {vocab}", floors.gemv(batch, hidden, vocab, e)),
-        OpBytes("argmax", "argmax", f"{batch}x{vocab}", floors.argmax(batch, vocab, e)),
-    ]
 
 
 def floor_ms(weight_bytes: float, kv_bytes: float, peak_gbs: float) -> float:

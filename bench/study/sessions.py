@@ -1,7 +1,6 @@
 """Statistics over sessions: what N fresh processes say of two arms, and what that means for a registered claim."""
 
 import hashlib
-import math
 import re
 import tomllib
 from collections.abc import Sequence
@@ -9,66 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import scipy
 
 from bench.core.errors import UsageError
-from bench.core.statistics import CONFIDENCE, SEED
+from bench.core.spread import Spread, spread
 
-RESAMPLES = 10_000
 DEFAULT_THRESHOLDS = Path(__file__).parent / "thresholds.toml"
-
-
-def expanded_level(n: int, confidence: float = CONFIDENCE) -> float:
-    """The level at which a percentile bootstrap of n values covers their mean `confidence` of the time.
-
-    A resampled mean spreads by sqrt((n - 1) / n) of what it should, and as a normal where the truth is Student's t:
-    at n = 10 a plain 95% interval covers about 90%. The expanded percentile interval (Hesterberg, 2015) asks for the
-    level that makes up for both.
-    """
-    t = scipy.stats.t.ppf((1 + confidence) / 2, n - 1)
-    return float(1 - 2 * scipy.stats.norm.sf(math.sqrt(n / (n - 1)) * t))
-
-
-def mean_interval(values: Sequence[float] | np.ndarray, expanded: bool = True) -> tuple[float, float]:
-    """The 95% bootstrap interval of the mean: scipy's, percentile, 10,000 resamples.
-
-    `expanded` corrects for few values (:func:`expanded_level`); without it the interval is the study's. One value,
-    or equal ones, give a point.
-    """
-    values = np.asarray(values, dtype=np.float64)
-    if len(values) < 2 or np.ptp(values) == 0:
-        return float(values.mean()), float(values.mean())
-    result = scipy.stats.bootstrap(
-        (values,), np.mean, n_resamples=RESAMPLES, method="percentile", vectorized=True, batch=RESAMPLES,
-        confidence_level=expanded_level(len(values)) if expanded else CONFIDENCE, rng=np.random.default_rng(SEED),
-    )  # fmt: skip
-    return float(result.confidence_interval.low), float(result.confidence_interval.high)
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Of one quantity over sessions. `sd` is the sample's (n - 1); `cv` = sd / mean; `low` to `high` the interval of
-    the mean, `plain_low` to `plain_high` the study's, which covers too little at few sessions."""
-
-    n: int
-    mean: float
-    sd: float
-    cv: float
-    low: float
-    high: float
-    plain_low: float
-    plain_high: float
-
-
-def spread(values: Sequence[float] | np.ndarray) -> Spread:
-    """Mean, SD, CV and intervals of at least one value."""
-    values = np.asarray(values, dtype=np.float64)
-    sd = float(values.std(ddof=1)) if len(values) > 1 else 0.0
-    mean = float(values.mean())
-    return Spread(
-        len(values), mean, sd, float(scipy.stats.variation(values, ddof=1)) if len(values) > 1 else 0.0,
-        *mean_interval(values), *mean_interval(values, expanded=False),
-    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -141,14 +85,6 @@ def judge(rule: Rule, speedups: Sequence[float], found: Spread) -> tuple[str, st
     if found.low > rule.threshold if above else found.high < rule.threshold:
         return "supported", f"the interval {interval} lies {rule.expectation} {rule.threshold:g}"
     return "undecided", f"the interval {interval} holds {rule.threshold:g}"
-
-
-def hidden_us(host_us: float | None, wall_us: float, device_us: float | None) -> float | None:
-    """How much of the host's launch time the device's work covers: what is left of it when the time in which the
-    device stands idle (wall - device) is taken off. None where one of the clocks is missing."""
-    if host_us is None or device_us is None:
-        return None
-    return max(host_us - max(wall_us - device_us, 0.0), 0.0)
 
 
 def analyse(a_us: Sequence[float], b_us: Sequence[float], rule: Rule) -> dict[str, object]:

@@ -134,7 +134,7 @@ def test_an_arm_against_itself_through_the_whole_path(monkeypatch, tmp_path):
         return Outcome("ok", None, 0)
 
     monkeypatch.setattr(ab, "run_module", process)
-    monkeypatch.setattr(sessions, "RESAMPLES", 500)
+    monkeypatch.setattr("bench.core.spread.RESAMPLES", 500)
     rules, digest = sessions.load_rules(sessions.DEFAULT_THRESHOLDS)
     arms = dict(a="native/block:graph", b="native/block:graph")
     plan = ab.Plan(arms, list(arms.values()), (0, 1), Kept(), 5, 1.0, rules, "", dict(sha256=digest), 2048, 1, [])

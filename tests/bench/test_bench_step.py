@@ -15,8 +15,7 @@ from bench.backends import MODES
 from bench.backends.steps import arms as step_arms
 from bench.backends.steps import drivers as step_drivers
 from bench.backends.steps import transformers as transformers_driver
-from bench.core import measure
-from bench.study import accounting
+from bench.core import floors, measure
 
 SMALL = ["--model=tiny", "--ctx=32", "--steps=8", "--warmup=2"]
 PAPER_KEYS = {
@@ -237,7 +236,7 @@ def test_the_timed_steps_follow_one_another():
 
 def test_step_bytes_are_those_of_the_whole_model():
     spec = pk.models.get("qwen2.5-7b")
-    total = sum(op.bytes for op in accounting.step_ops(spec, "block", 1, 2048, torch.bfloat16))
+    total = sum(op.bytes for op in floors.step_ops(spec, "block", 1, 2048, torch.bfloat16))
     # The weights less the embedding table, the cache, and activations of well under a thousandth.
     expected = spec.weight_bytes() - 2 * spec.vocab * spec.hidden + spec.kv_bytes(2048)
     assert 1 < total / expected < 1.001

@@ -163,7 +163,7 @@ def test_a_folder_without_permission(capsys, tmp_path):
 
 
 def test_a_context_beyond_memory(capsys, monkeypatch):
-    monkeypatch.setattr("bench.layer.available_bytes", lambda device: 1 << 20)
+    monkeypatch.setattr("bench.core.layer_settings.available_bytes", lambda device: 1 << 20)
     result = run_here(capsys, "bench.layer", "--model=tiny", "--ctx=32768")
     assert_refused(result, "--ctx=32768", "small enough for the memory available (0.0 GiB)")
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bench.core import statistics
+from bench.core import results, statistics
+from bench.core import spread as spread_of
 from bench.core.errors import UsageError
 from bench.study import sessions
 from bench.study.sessions import Rule
@@ -35,7 +36,7 @@ def covered(draw, truth: float, interval) -> float:
     ids=["normal", "lognormal", "uniform"],
 )
 def test_the_interval_of_the_mean_covers_it(draw, truth):
-    assert 0.93 <= covered(draw, truth, sessions.mean_interval) <= 0.97
+    assert 0.93 <= covered(draw, truth, spread_of.mean_interval) <= 0.97
 
 
 def test_the_interval_of_a_median_covers_it():
@@ -45,12 +46,12 @@ def test_the_interval_of_a_median_covers_it():
 
 def test_the_plain_interval_covers_too_little():
     # Why it is not the one that is used.
-    plain = lambda values: sessions.mean_interval(values, expanded=False)  # noqa: E731
+    plain = lambda values: spread_of.mean_interval(values, expanded=False)  # noqa: E731
     assert covered(lambda g: 1.25 + 0.0125 * g.standard_normal(10), 1.25, plain) < 0.93
 
 
 def test_the_spread_is_scipy_s():
-    found = sessions.spread(RECORDED)
+    found = spread_of.spread(RECORDED)
     values = np.array(RECORDED)
     assert found.mean == pytest.approx(stats.tmean(values)) and found.sd == pytest.approx(stats.tstd(values))
     assert found.cv == pytest.approx(stats.variation(values, ddof=1))
@@ -64,14 +65,14 @@ def test_the_spread_is_scipy_s():
 
 def test_the_study_s_interval_is_found_again():
     # 1.259 [1.253, 1.267]: its own data are not in its text, so a set of that mean, CV and range has to do.
-    found = sessions.spread(RECORDED)
+    found = spread_of.spread(RECORDED)
     assert (found.mean, found.cv) == (pytest.approx(1.259, abs=0.001), pytest.approx(0.009, abs=0.0005))
     assert (found.plain_low, found.plain_high) == (pytest.approx(1.253, abs=0.001), pytest.approx(1.267, abs=0.001))
 
 
 def test_one_session_and_equal_ones_give_a_point():
-    assert sessions.mean_interval([1.5]) == (1.5, 1.5) and sessions.mean_interval([2.0] * 5) == (2.0, 2.0)
-    found = sessions.spread([1.5])
+    assert spread_of.mean_interval([1.5]) == (1.5, 1.5) and spread_of.mean_interval([2.0] * 5) == (2.0, 2.0)
+    found = spread_of.spread([1.5])
     assert (found.sd, found.cv, found.low, found.high) == (0.0, 0.0, 1.5, 1.5)
 
 
@@ -133,7 +134,7 @@ def test_what_lies_at_the_threshold_is_seldom_decided():
     ],
 )
 def test_the_rules(rule, speedups, expected, words):
-    verdict, because = sessions.judge(BY_NAME[rule], speedups, sessions.spread(speedups))
+    verdict, because = sessions.judge(BY_NAME[rule], speedups, spread_of.spread(speedups))
     assert verdict == expected and words in because
 
 
@@ -191,7 +192,7 @@ def test_a_bad_file(tmp_path, text, words):
     ],
 )
 def test_hidden_launch_time(host, wall, device, hidden):
-    assert sessions.hidden_us(host, wall, device) == hidden
+    assert results.hidden_us(host, wall, device) == hidden
 
 
 def test_no_session_at_all():

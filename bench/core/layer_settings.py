@@ -1,0 +1,151 @@
+"""The flags of the drivers of one decode layer (bench.layer, bench.inside), and the layer that they describe."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+
+import pykernels as pk
+from bench.core import cli, environment, floors
+from bench.core.copies import weight_copies
+from bench.core.errors import flag_error
+from bench.core.settings import Settings
+from pykernels.layer import available_bytes
+from pykernels.models import ModelSpec
+
+
+def check_group_size(flag: str, group_size: int, specs: list[ModelSpec]) -> None:
+    """Raise UsageError unless the groups divide the rows of every linear shape of the models."""
+    for spec in specs if group_size != -1 else ():
+        for label, sizes in floors.LINEAR_SHAPES.items():
+            if (n_in := sizes(spec)[0]) % group_size:
+                raise flag_error(flag, group_size, f"a divisor of in_features, which is {n_in} ({spec.name}, {label})")
+
+
+@dataclass(kw_only=True)
+class LayerSettings(Settings):
+    """The flags of one layer, and what they come to."""
+
+    model: cli.ModelFlag = "qwen2.5-7b"
+    config: cli.ConfigFlag = ""
+    weights: cli.LayerWeightsFlag = ""
+    layer: cli.LayerFlag = 0
+    ctx: cli.CtxFlag = 2048
+    batch: cli.BatchFlag = 1
+    dtype: cli.DtypeFlag = "bf16"
+    device: cli.DeviceFlag = "auto"
+    fusion: cli.LayerFusionFlag = ""
+    quant: cli.QuantFlag = "none"
+    group: cli.GroupFlag = 128
+    asymmetric: cli.AsymmetricFlag = False
+    l2: cli.L2Flag = "cold"
+    warmup: cli.WarmupFlag = 5
+    steps: cli.StepsFlag = 30
+    repeats: cli.RepeatsFlag = 0
+    seed: cli.SeedFlag = 0
+
+    int4_format: tuple[int, bool, bool] | None = field(default=None, init=False)
+    """Of the weights (LayerWeights.int4_format), set once they are made; None where they are dense."""
+
+    @cached_property
+    def spec(self) -> ModelSpec:
+        """The model."""
+        return cli.model(self.model, self.config, self.weights)
+
+    @cached_property
+    def target(self) -> torch.device:
+        """--device."""
+        return cli.device(self.device)
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """--dtype as torch names it."""
+        return cli.DTYPES[self.dtype]
+
+    @cached_property
+    def from_quantised_folder(self) -> bool:
+        """Whether --weights holds quantised weights already."""
+        return bool(self.weights) and cli.usage(lambda: pk.quant.quantization_of(self.weights)) is not None
+
+    @property
+    def four_bit(self) -> bool:
+        """Whether the layer multiplies by 4-bit weights."""
+        return self.quant == "int4" or self.from_quantised_folder
+
+    @cached_property
+    def fusions(self) -> list[str]:
+        """--fusion of native."""
+        return cli.layer_fusions(self.fusion or ("block" if self.four_bit else "none,block"), self.four_bit)
+
+    def check(self) -> None:
+        """Raise UsageError for the first of the layer's flags that does not fit the others."""
+        cli.number("--ctx", self.ctx, 1, self.spec.max_position)
+        check_group_size(
+            "--group", cli.group_size("--group", self.group),
+            [self.spec] if self.quant == "int4" and not self.from_quantised_folder else [],
+        )  # fmt: skip
+        if self.from_quantised_folder or self.quant == "none":
+            folder = self.from_quantised_folder
+            allowed = "left out: the weights of --weights have their own" if folder else "given with --quant=int4"
+            if self.group != 128:
+                raise flag_error("--group", self.group, allowed)
+            if self.asymmetric:
+                raise flag_error("--asymmetric", "true", allowed)
+        if self.layer and not self.weights:
+            raise flag_error("--layer", self.layer, "given with --weights: random weights are of no layer")
+        assert self.fusions
+
+
+def check_memory(settings: LayerSettings, layer_bytes: int, copies: int) -> None:
+    """Raise UsageError unless so many copies of a layer fit the memory that is there."""
+    spec = settings.spec
+    needed = copies * (layer_bytes + spec.layer_kv_bytes(settings.ctx, settings.batch, settings.torch_dtype))
+    available = available_bytes(settings.target)
+    if needed > available:
+        raise flag_error(
+            "--ctx", settings.ctx,
+            f"small enough for the memory available ({available / 2**30:.1f} GiB): "
+            f"weights and cache need {needed / 2**30:.1f} GiB",
+        )  # fmt: skip
+
+
+def make_layers(settings: LayerSettings) -> list[pk.DecodeLayer]:
+    """The layer and its copies; sets `int4_format`. Raises ValueError where they do not fit the memory that is there,
+    or a folder's tensors are not this model's."""
+    spec, dtype, device = settings.spec, settings.torch_dtype, settings.target
+    dense_bytes = spec.layer_weight_elements * dtype.itemsize
+    # 4-bit weights are made of dense ones, one copy; how many copies they need is known afterwards.
+    check_memory(settings, dense_bytes, 1 if settings.four_bit else weight_copies(dense_bytes, settings.l2, device))
+    if settings.weights:
+        weights = pk.LayerWeights.from_folder(settings.weights, settings.layer, spec, dtype, device)
+    else:
+        weights = pk.LayerWeights.random(spec, dtype, device, settings.seed)
+    if settings.four_bit and not weights.is_int4:
+        weights = weights.quantize(settings.group, not settings.asymmetric)
+    copies = weight_copies(weights.n_bytes, settings.l2, device)
+    check_memory(settings, weights.n_bytes, copies)
+    settings.int4_format = weights.int4_format() if weights.is_int4 else None
+    shared = (settings.ctx, settings.batch, dtype, device, settings.seed)
+    return [pk.DecodeLayer(spec, weights.clone() if copy else weights, *shared) for copy in range(copies)]
+
+
+def l2_words(settings: LayerSettings, layers: list[pk.DecodeLayer]) -> str:
+    """`cold: 436 MB of weights, 1 copy, against a last-level cache of 63 MB`"""
+    layer_bytes, cache_mb = layers[0].weights.n_bytes, environment.last_level_cache_bytes(settings.target) / 1e6
+    rotation = "1 copy" if len(layers) == 1 else f"{len(layers)} copies in rotation"
+    return (
+        f"{settings.l2}: {layer_bytes / 1e6:.0f} MB of weights, {rotation}, "
+        f"against a last-level cache of {cache_mb:.0f} MB"
+    )
+
+
+def layer_ops(settings: LayerSettings, fusion: str | None) -> list[floors.OpBytes]:
+    """The ops of a step and their bytes; the plain torch layer is held to the unfused sequence."""
+    int4 = settings.int4_format or ()
+    fusion = fusion or ("block" if int4 else "none")
+    return floors.layer_ops(settings.spec, fusion, settings.batch, settings.ctx, settings.torch_dtype, *int4)
+
+
+def streamed_bytes(settings: LayerSettings, fusion: str | None) -> int:
+    """What a step must move."""
+    return sum(op.bytes for op in layer_ops(settings, fusion))

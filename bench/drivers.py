@@ -1,0 +1,71 @@
+"""The drivers by name, what each answers in one line, and how long it takes. Nothing is imported to list them."""
+
+import runpy
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+ABOUT = """launchtax  the project: where the time of one LLM decode layer goes
+pykernels  its Python package of C++ and CUDA kernels, which other code can import
+bench      its drivers: each is one benchmark, `python -m bench.NAME`"""
+
+
+@dataclass(frozen=True)
+class Driver:
+    """One driver, `python -m bench.NAME`. `takes` is a duration that was measured: of which command, on what."""
+
+    name: str
+    answers: str
+    takes: str
+
+    @property
+    def module(self) -> str:
+        """What `python -m` takes."""
+        return f"bench.{self.name}"
+
+
+_DRIVERS = (
+    Driver("layer", "where the time of one decode layer goes, in every backend and mode (the main job)", ""),
+    Driver("op", "one op over the shapes of the models, against torch's own", ""),
+    Driver("step", "a whole decode step of a model, by the study's protocol", ""),
+    Driver("attention", "attention alone, in every backend, over contexts and batches", ""),
+    Driver("stack", "one layer: whose attention, compiled or not, captured or not", ""),
+    Driver("int4", "4-bit kernels: how fast, what binds them, are they right", ""),
+    Driver("inside", "inside each kernel, by in-kernel timestamps (a GPU, and a build with them)", ""),
+    Driver("sweep", "bench.step over models x contexts x batches, one fresh process a cell", ""),
+    Driver("ab", "two arms of a step over fresh sessions, and a verdict", ""),
+    Driver("compare", "two result documents arm by arm: which became slower", ""),
+    Driver("report", "tables and pictures of a folder of result documents", ""),
+    Driver("doctor", "what this machine has, what runs on it, and what to install for the rest", ""),
+)
+
+DRIVERS = {driver.name: driver for driver in _DRIVERS}
+"""By name, in the order in which they are listed."""
+
+
+def takes(name: str) -> str:
+    """A driver's expected duration."""
+    return DRIVERS[name].takes
+
+
+def listing(prefix: str = "python -m bench.") -> str:
+    """One line a driver."""
+    width = max(map(len, DRIVERS)) + len(prefix) + 2
+    return "\n".join(f"{prefix + driver.name:<{width}}{driver.answers}" for driver in _DRIVERS)
+
+
+def main(arguments: Sequence[str], prefix: str = "python -m bench.") -> int:
+    """List the drivers where no argument names one, else run the one that the first argument names on the others.
+
+    Returns an exit status: 2 for a name that no driver has. A driver ends the process with its own.
+    """
+    if not arguments or arguments[0] in ("--help", "--list", "-h"):
+        print(f"{ABOUT}\n\n{listing(prefix)}\n\n{prefix}NAME --help names the flags of one, and how long it takes.")
+        return 0
+    name = arguments[0].removeprefix("bench.")
+    if name not in DRIVERS:
+        print(f"bench: {arguments[0]}: must be one of {', '.join(DRIVERS)}", file=sys.stderr)
+        return 2
+    sys.argv = [DRIVERS[name].module, *arguments[1:]]
+    runpy.run_module(DRIVERS[name].module, run_name="__main__", alter_sys=True)
+    return 0
