@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,11 +24,13 @@ from bench.backends.steps import arms as step_arms
 from bench.core import cli, document, environment, results
 from bench.core.document import Document, device_name
 from bench.core.errors import flag_error
+from bench.core.flags import Flags, make_command
 from bench.core.kept import KeepFlag, Kept, open_folder
 from bench.core.processes import run_module
 from bench.core.progress import progress
 from bench.core.run import close
 from bench.core.tables import microseconds
+from bench.drivers import takes
 from bench.study import sessions
 
 Session = dict[str, Any]
@@ -41,9 +44,9 @@ def arm_text(flag: str, text: str) -> str:
     return f"{backend}/{fusion}:{mode}" if fusion else f"{backend}:{mode}"
 
 
-def read_session(number: int, result: Document, places: tuple[int, int]) -> Session:
-    """One finished session from its document of kind `step`; places: where a and b are among its arms."""
-    arms = {side: result["arms"][place] for side, place in zip("ab", places, strict=True)}
+def read_session(number: int, result: Document, indices: tuple[int, int]) -> Session:
+    """One finished session from its document of kind `step`; indices: where a and b are among its arms."""
+    arms = {side: result["arms"][index] for side, index in zip("ab", indices, strict=True)}
     failed = {side: arm for side, arm in arms.items() if arm["status"] != "ok" or not arm["wall_us"]}
     if failed:
         side, arm = next(iter(failed.items()))
@@ -66,11 +69,11 @@ def read_session(number: int, result: Document, places: tuple[int, int]) -> Sess
 @dataclass
 class Plan:
     """The checked flags of one run. `arguments` are those of every session, which measures all of `measured`, a and b
-    at `places` among them."""
+    at `indices` among them."""
 
     arms: dict[str, str]
     measured: list[str]
-    places: tuple[int, int]
+    indices: tuple[int, int]
     kept: Kept
     sessions: int
     limit_s: float
@@ -87,7 +90,7 @@ def run_session(plan: Plan, number: int) -> tuple[Session, Document | None]:
     session's status."""
     name = f"session-{number:02}"
     if kept := plan.kept.load(name, plan.arguments):
-        return read_session(number, kept, plan.places), kept
+        return read_session(number, kept, plan.indices), kept
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "step.json"
         outcome = run_module("bench.step", [*plan.arguments, f"--json={path}"], plan.limit_s)
@@ -95,7 +98,7 @@ def run_session(plan: Plan, number: int) -> tuple[Session, Document | None]:
             return {"session": number, "status": outcome.status, "reason": outcome.reason}, None
         result = document.load(path)
     plan.kept.save(name, result, plan.arguments)
-    return read_session(number, result, plan.places), result
+    return read_session(number, result, plan.indices), result
 
 
 def median_of(values: list[float | None]) -> float | None:
@@ -193,69 +196,108 @@ def show(result: Document, console: Console) -> None:
     console.print(Text("\n".join(lines(result))), soft_wrap=True)
 
 
-def command(
+@dataclass(kw_only=True)
+class Settings(Flags):
+    """The flags of one run, and what they come to."""
+
+    NOT_SHARED = Flags.NOT_SHARED | {
+        "a", "b", "arms", "keep", "sessions", "limit_s", "thresholds", "rule",
+    }  # fmt: skip
+
     a: Annotated[
         str, typer.Option("--a", help="backend[/fusion]:mode; default: sdpa:eager on a GPU, else native:eager")
-    ] = "",
-    b: Annotated[str, typer.Option("--b", help="default: sdpa:graph on a GPU, else native:native")] = "",
-    arms_: Annotated[
+    ] = ""
+    b: Annotated[
+        str,
+        typer.Option("--b", help="default: sdpa:graph on a GPU, else native:cpp, our kernels in a C++ loop"),
+    ] = ""
+    arms: Annotated[
         str, typer.Option("--arms", help="what a session measures, comma-separated, a and b among it; default: those")
-    ] = "",
-    keep: KeepFlag = "",
-    sessions_: Annotated[int, typer.Option("--sessions", help="fresh processes")] = 10,
+    ] = ""
+    keep: KeepFlag = ""
+    sessions: Annotated[
+        int, typer.Option("--sessions", help="fresh processes", callback=cli.checked(cli.number, "--sessions", 1, 1000))
+    ] = 10
     limit_s: Annotated[
         float,
         typer.Option("--limit-s", help="seconds a session may take", callback=cli.checked(cli.seconds, "--limit-s")),
-    ] = 900.0,
-    thresholds: Annotated[str, typer.Option("--thresholds", help="a file of registered rules; default: ours")] = "",
-    rule: Annotated[str, typer.Option("--rule", help="by name; default: the first that matches the device")] = "",
-    model: cli.ModelFlag = "qwen2.5-7b",
-    config: cli.ConfigFlag = "",
-    weights: cli.WeightsFlag = "",
-    layers: cli.LayersFlag = 0,
-    ctx: Annotated[int, typer.Option("--ctx", help="slots of the cache that are filled before the first step")] = 2048,
-    batch: cli.BatchFlag = 1,
-    dtype: cli.DtypeFlag = "bf16",
-    device: cli.DeviceFlag = "auto",
-    warmup: cli.WarmupFlag = 5,
-    steps: cli.StepsFlag = 30,
-    threads: cli.ThreadsFlag = 0,
-    seed: cli.SeedFlag = 0,
-    json: cli.JsonFlag = "",
-) -> int:
+    ] = 900.0
+    thresholds: Annotated[str, typer.Option("--thresholds", help="a file of registered rules; default: ours")] = ""
+    rule: Annotated[str, typer.Option("--rule", help="by name; default: the first that matches the device")] = ""
+    model: cli.ModelFlag = "qwen2.5-7b"
+    config: cli.ConfigFlag = ""
+    weights: cli.WeightsFlag = ""
+    layers: cli.LayersFlag = 0
+    ctx: cli.StepCtxFlag = 2048
+    batch: cli.BatchFlag = 1
+    dtype: cli.DtypeFlag = "bf16"
+    device: cli.DeviceFlag = "auto"
+    warmup: cli.WarmupFlag = 5
+    steps: cli.StepsFlag = 30
+    threads: cli.ThreadsFlag = 0
+    seed: cli.SeedFlag = 0
+    json: cli.JsonFlag = ""
+    list_: cli.ListFlag = False
+
+    @cached_property
+    def sides(self) -> dict[str, str]:
+        """The arms a and b, spelled out."""
+        on_cuda = cli.device(self.device).type == "cuda"
+        default = ("sdpa:eager", "sdpa:graph") if on_cuda else ("native:eager", "native:native")
+        return {"a": arm_text("--a", self.a or default[0]), "b": arm_text("--b", self.b or default[1])}
+
+    @cached_property
+    def measured(self) -> list[str]:
+        """The arms of a session, spelled out."""
+        given = self.arms.split(",") if self.arms else []
+        return [arm_text("--arms", text) for text in given] or list(self.sides.values())
+
+    @property
+    def indices(self) -> tuple[int, int]:
+        """Where a and b are among the measured: of an arm against itself the first of its name and the last."""
+        a, b = self.sides.values()
+        return self.measured.index(a), len(self.measured) - 1 - self.measured[::-1].index(b)
+
+    def check(self) -> None:
+        """Raise UsageError for the first flag that does not fit the others."""
+        device = cli.device(self.device)
+        named = [("--a", self.sides["a"]), ("--b", self.sides["b"]), *(("--arms", text) for text in self.measured)]
+        for flag, text in named:
+            backend, _, mode = step_arms.parse_arm(flag, text)
+            if text not in self.measured:
+                raise flag_error(flag, text, f"one of --arms: {', '.join(self.measured)}")
+            if reason := step_arms.backends()[backend].reason(mode, device):
+                raise flag_error(flag, text, f"an arm that runs here: {reason}")
+        spec = cli.model(self.model, self.config, self.weights)
+        cli.number("--layers", self.layers, 0, spec.n_layers)
+        cli.number("--ctx", self.ctx, 1, spec.max_position - max(self.warmup, 1) - self.steps)
+
+
+def main(settings: Settings) -> int:
     """Two arms over fresh sessions, and what they say of a registered claim."""
-    outputs = cli.Outputs(json)
-    where = cli.device(device)
-    usual = ("sdpa:eager", "sdpa:graph") if where.type == "cuda" else ("native:eager", "native:native")
-    arms = {"a": arm_text("--a", a or usual[0]), "b": arm_text("--b", b or usual[1])}
-    measured = [arm_text("--arms", text) for text in arms_.split(",")] if arms_ else list(arms.values())
-    for flag, text in [("--a", arms["a"]), ("--b", arms["b"]), *(("--arms", text) for text in measured)]:
-        backend, _, mode = step_arms.parse_arm(flag, text)
-        if text not in measured:
-            raise flag_error(flag, text, f"one of --arms: {', '.join(measured)}")
-        if reason := step_arms.backends()[backend].reason(mode, where):
-            raise flag_error(flag, text, f"an arm that runs here: {reason}")
-    # An arm against itself is the first of its name against the last.
-    places = measured.index(arms["a"]), len(measured) - 1 - measured[::-1].index(arms["b"])
-    planned = cli.number("--sessions", sessions_, 1, 1000)
-    spec = cli.model(model, config, weights)
-    cli.number("--layers", layers, 0, spec.n_layers)
-    cli.number("--ctx", ctx, 1, spec.max_position - max(warmup, 1) - steps)
-    file = Path(thresholds).expanduser() if thresholds else sessions.DEFAULT_THRESHOLDS
+    if settings.list_:
+        step_arms.print_list()
+        return 0
+    outputs = cli.Outputs(settings.json)
+    settings.check()
+    file = Path(settings.thresholds).expanduser() if settings.thresholds else sessions.DEFAULT_THRESHOLDS
     rules, digest = sessions.load_rules(file)
-    if rule:  # a name is checked before the first session; a match needs the device's name, which comes with it
-        sessions.choose_rule(rules, rule, "", ctx)
-    kept = open_folder(keep)
-    arguments = [
-        f"--arm={','.join(measured)}", f"--ctx={ctx}", f"--batch={batch}", f"--dtype={dtype}", f"--device={device}",
-        f"--warmup={warmup}", f"--steps={steps}", f"--threads={threads}", f"--seed={seed}", f"--layers={layers}",
-        f"--model={model}", f"--config={config}", f"--weights={weights}",
-    ]  # fmt: skip
-    registered = {"file": file.name, "sha256": digest}
-    plan = Plan(arms, measured, places, kept, planned, limit_s, rules, rule, registered, ctx, batch, arguments)
+    if (
+        settings.rule
+    ):  # a name is checked before the first session; a match needs the device's name, which comes with it
+        sessions.choose_rule(rules, settings.rule, "", settings.ctx)
+    kept = open_folder(settings.keep)
+    arguments = [f"--arm={','.join(settings.measured)}", *settings.shared_flags()]
+    plan = Plan(
+        settings.sides, settings.measured, settings.indices, kept, settings.sessions, settings.limit_s, rules,
+        settings.rule, {"file": file.name, "sha256": digest}, settings.ctx, settings.batch, arguments,
+    )  # fmt: skip
     result = run(plan, outputs.write)
     # An error that ended every session is worth no verdict.
     return close(result, outputs, show) or (0 if any(one["status"] == "ok" for one in result["sessions"]) else 1)
+
+
+command = make_command(main, Settings, takes("ab"))
 
 
 if __name__ == "__main__":

@@ -21,8 +21,10 @@ from rich.text import Text
 from bench.core import cli, document
 from bench.core.document import Document
 from bench.core.errors import UsageError, flag_error
+from bench.core.flags import Flags, make_command
 from bench.core.statistics import ratio_interval
 from bench.core.tables import microseconds
+from bench.drivers import takes
 
 CORRECTIONS = ("holm", "bh")
 
@@ -133,6 +135,9 @@ def compare(a: Document, b: Document, alpha: float, threshold: float, correction
     return rows
 
 
+_KINDS = ("layer", "op", "step", "ab", "attention", "stack", "int4")
+"""Of the documents that carry samples."""
+
 _SETTINGS = (
     "kind", "model.name", "model.n_layers", "ctx", "batch", "dtype", "device", "l2", "weights", "shared_weights",
     "warmup", "steps", "group_size", "symmetric", "quant.group_size", "quant.zero_points", "quant.act_order",
@@ -185,18 +190,32 @@ def print_comparison(result: Document, console: Console) -> None:
             console.print(Text(f"only in {side.upper()}: {', '.join(only)}"))
 
 
-def command(
-    a: Annotated[str, typer.Argument(metavar="A.json", help="the run before")],
-    b: Annotated[str, typer.Argument(metavar="B.json", help="the run after")],
-    threshold: Annotated[
-        float, typer.Option("--threshold", help="a slow-down that fails, as a share of the time")
-    ] = 0.03,
-    alpha: Annotated[float, typer.Option("--alpha", help="significance of the corrected test")] = 0.05,
-    correction: Annotated[str, typer.Option("--correction", help="for many arms: holm or bh")] = "holm",
-    json: cli.JsonFlag = "",
-) -> int:
+@dataclass(kw_only=True)
+class Settings(Flags):
+    """The flags of one run."""
+
+    a: Annotated[str, typer.Argument(metavar="A.json", help="the run before")] = ""
+    b: Annotated[str, typer.Argument(metavar="B.json", help="the run after")] = ""
+    threshold: Annotated[float, typer.Option("--threshold", help="a slow-down that fails, as a share of the time")] = (
+        0.03
+    )
+    alpha: Annotated[float, typer.Option("--alpha", help="significance of the corrected test")] = 0.05
+    correction: Annotated[str, typer.Option("--correction", help="for many arms: holm or bh")] = "holm"
+    json: cli.JsonFlag = ""
+    list_: Annotated[bool, typer.Option("--list", help="name the kinds of documents that can be compared")] = False
+
+
+def main(settings: Settings) -> int:
     """Compare two result documents arm by arm."""
-    outputs = cli.Outputs(json)
+    if settings.list_:
+        print(f"kinds of documents that carry samples: {', '.join(_KINDS)}")
+        return 0
+    a, b, threshold, alpha, correction = (
+        settings.a, settings.b, settings.threshold, settings.alpha, settings.correction,
+    )  # fmt: skip
+    if not (a and b):
+        raise UsageError("A.json B.json: must be two result documents")
+    outputs = cli.Outputs(settings.json)
     if not 0 <= threshold < 10:
         raise flag_error("--threshold", threshold, "in 0..10")
     if not 0 < alpha < 1:
@@ -222,6 +241,9 @@ def command(
         print(f"slower by more than {100 * threshold:g}%: {', '.join(failed)}")
     outputs.write(result)
     return 1 if failed else 0
+
+
+command = make_command(main, Settings, takes("compare"))
 
 
 if __name__ == "__main__":

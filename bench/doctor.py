@@ -4,11 +4,17 @@ python -m bench.doctor
 """
 
 import sys
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
 
 import pykernels as pk
 from bench.backends import int4, registry
 from bench.core import cli, device_trace, environment
 from bench.core.document import Document
+from bench.core.flags import Flags, make_command
+from bench.drivers import takes
 
 
 def diagnose() -> Document:
@@ -81,13 +87,24 @@ def _print(document: Document) -> None:
             print(f"{'':<15} install: {kernel['install_hint']}")
 
 
-def command(json: cli.JsonFlag = "") -> int:
+@dataclass(kw_only=True)
+class Settings(Flags):
+    """The flags of one run."""
+
+    json: cli.JsonFlag = ""
+    list_: Annotated[bool, typer.Option("--list", help="the same as without it: doctor does nothing but list")] = False
+
+
+def main(settings: Settings) -> int:
     """What this machine has, what runs on it, and why the rest does not."""
-    outputs = cli.Outputs(json)
+    outputs = cli.Outputs(settings.json)
     document = diagnose()
     _print(document)
     outputs.write(document)
     return 0
+
+
+command = make_command(main, Settings, takes("doctor"))
 
 
 if __name__ == "__main__":

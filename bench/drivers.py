@@ -25,19 +25,30 @@ class Driver:
 
 
 _DRIVERS = (
-    Driver("layer", "where the time of one decode layer goes, in every backend and mode (the main job)", ""),
-    Driver("op", "one op over the shapes of the models, against torch's own", ""),
-    Driver("step", "a whole decode step of a model, by the study's protocol", ""),
-    Driver("attention", "attention alone, in every backend, over contexts and batches", ""),
-    Driver("stack", "one layer: whose attention, compiled or not, captured or not", ""),
-    Driver("int4", "4-bit kernels: how fast, what binds them, are they right", ""),
-    Driver("inside", "inside each kernel, by in-kernel timestamps (a GPU, and a build with them)", ""),
-    Driver("sweep", "bench.step over models x contexts x batches, one fresh process a cell", ""),
-    Driver("ab", "two arms of a step over fresh sessions, and a verdict", ""),
-    Driver("compare", "two result documents arm by arm: which became slower", ""),
-    Driver("report", "tables and pictures of a folder of result documents", ""),
-    Driver("doctor", "what this machine has, what runs on it, and what to install for the rest", ""),
-)
+    Driver(
+        "layer", "where the time of one decode layer goes, in every backend and mode (the main job)",
+        "TODO",
+    ),
+    Driver("op", "one op over the shapes of the models, against torch's own", "TODO"),
+    Driver("step", "a whole decode step of a model, by the study's protocol", "40 s on an H200; TODO"),
+    Driver(
+        "attention", "attention alone, in every backend, over contexts and batches",
+        "155 s a session, and 470 s in all, on an H200; TODO",
+    ),
+    Driver(
+        "stack", "one layer: whose attention, compiled or not, captured or not",
+        "199 s on an H200; TODO",
+    ),
+    Driver("int4", "4-bit kernels: how fast, what binds them, are they right", "17 s a model on an H100; TODO"),
+    Driver("inside", "inside each kernel, by in-kernel timestamps (a GPU, and a build with them)", "TODO"),
+    Driver(
+        "sweep", "bench.step over models x contexts x batches, one fresh process a cell", "20 s a cell on an H200; TODO"
+    ),
+    Driver("ab", "two arms of a step over fresh sessions, and a verdict", "18 s a session on an H200; TODO"),
+    Driver("compare", "two result documents arm by arm: which became slower", "TODO"),
+    Driver("report", "tables and pictures of a folder of result documents", "TODO"),
+    Driver("doctor", "what this machine has, what runs on it, and what to install for the rest", "TODO"),
+)  # fmt: skip
 
 DRIVERS = {driver.name: driver for driver in _DRIVERS}
 """By name, in the order in which they are listed."""

@@ -18,9 +18,9 @@ from bench.core.ceiling import Ceiling
 from bench.core.copies import layers_a_sample
 from bench.core.device_trace import Traced
 from bench.core.document import Document
+from bench.core.flags import make_command
 from bench.core.layer_settings import LayerSettings, l2_words, layer_ops, make_layers, streamed_bytes
 from bench.core.run import Machine, Measurement, close, gate
-from bench.core.settings import command as make_command
 from bench.core.trace_file import check_traceable, write_trace
 from bench.drivers import takes
 from bench.plugins import plan as plugins
@@ -67,7 +67,7 @@ class Settings(LayerSettings):
         return {plugin.label: load_layer(plugin, Journal(Path(self.plugin_journal)), self.target), **backends}
 
     @property
-    def plugins(self) -> plugins.Plan:
+    def plugin_plan(self) -> plugins.Plan:
         """The plug-ins that processes of their own measure."""
         names, found = self.named
         return plugins.Plan(
@@ -146,7 +146,7 @@ def document_of(
         },
         **looked,
         "arms": entries,
-        "plugins": [of_plugin.describe(settings.plugins.limit_s) for of_plugin in plugged],
+        "plugins": [of_plugin.describe(settings.plugin_timeout_s) for of_plugin in plugged],
         **ladders,
     }  # fmt: skip
 
@@ -157,7 +157,7 @@ def run(settings: Settings) -> tuple[Document, Measurement]:
     Plug-ins come first, while nothing of this process is on the device.
     """
     device = settings.target
-    plugged = plugins.measure_all(settings.plugins)
+    plugged = plugins.measure_all(settings.plugin_plan)
     machine = Machine(device)
     layers = cli.usage(lambda: make_layers(settings))
     repeats = layers_a_sample(settings.repeats, len(layers), device)

@@ -10,6 +10,7 @@ python -m bench.op --op=gemv --model=tiny --aa=20
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 import typer
 
+import pykernels as pk
 from bench.backends import modes_on
 from bench.backends.op_arms import MAKERS, OP_MODES, Maker, make_arms, native_arm, reference_of
 from bench.backends.op_cases import OPS, Case, Instance, cases
@@ -25,13 +27,16 @@ from bench.core.ceiling import Ceiling
 from bench.core.copies import steps_a_sample, weight_copies
 from bench.core.document import Document
 from bench.core.errors import UsageError, flag_error
+from bench.core.flags import Flags, make_command
 from bench.core.measure import Rotation
 from bench.core.progress import progress
 from bench.core.run import Machine, close, take_rounds
 from bench.core.samplers import Samplers
+from bench.drivers import takes
 from bench.plugins import plan as plugins
-from bench.plugins.loading import Journal, load_op, parse_backends
+from bench.plugins.loading import KINDS, Journal, Plugin, load_op, parse_backends
 from pykernels.layer import available_bytes
+from pykernels.models import ModelSpec
 
 _PROGRAM = "bench.op"
 
@@ -39,24 +44,127 @@ _CONTROLS = ("null", "spin")
 _DEFAULT_MODES = {"cpu": "native,eager", "cuda": "native,graph,eager"}
 
 
-@dataclass
-class Settings:
-    """The checked flags of one run that a case depends on."""
+@dataclass(kw_only=True)
+class Settings(Flags):
+    """The flags of one run, and what they come to."""
 
-    device: torch.device
-    makers: dict[str, Maker]
-    modes: list[str]
-    l2: str
-    warmup: int
-    steps: int
-    repeats: int
-    spec_gbs: float | None
+    op: Annotated[
+        str,
+        typer.Option(
+            "--op", help=", ".join((*OPS, *_CONTROLS)) + ". null: does nothing, what a call alone costs; spin: "
+            "busy-waits a known time, which proves the timer",
+        ),
+    ] = "gemv"  # fmt: skip
+    model: cli.ModelsFlag = cli.ALL_STUDIED
+    backend: Annotated[
+        str, typer.Option("--backend", help=f"comma-separated: {', '.join(MAKERS)}, plug-ins; all: without plug-ins")
+    ] = "all"
+    config: cli.ConfigFlag = ""
+    mode: Annotated[str, typer.Option("--mode", help=f"{cli.MODE_HELP}. Default: native,eager; on a GPU graph too")] = (
+        ""
+    )
+    ctx: Annotated[str, typer.Option("--ctx", help="comma-separated contexts; for the ops that have one")] = (
+        "2048,8192,16384"
+    )
+    batch: cli.BatchFlag = 1
+    dtype: cli.DtypeFlag = "bf16"
+    device: cli.DeviceFlag = "auto"
+    l2: cli.L2Flag = "cold"
+    warmup: cli.WarmupFlag = 3
+    steps: cli.StepsFlag = 30
+    repeats: cli.RepeatsFlag = 0
+    duration_us: Annotated[str, typer.Option("--duration-us", help="of --op=spin; comma-separated")] = "10,100,1000"
+    aa: Annotated[
+        int,
+        typer.Option(
+            "--aa", help="A/A control: the same arm twice, this many times over",
+            callback=cli.checked(cli.number, "--aa", 0, 1000),
+        ),
+    ] = 0  # fmt: skip
+    threads: cli.ThreadsFlag = 0
+    spec_gbs: cli.SpecFlag = 0.0
+    seed: cli.SeedFlag = 0
+    json: cli.JsonFlag = ""
+    csv: cli.CsvFlag = ""
+    md: cli.MdFlag = ""
+    plugin_timeout_s: plugins.TimeoutFlag = 300.0
+    plugin_journal: plugins.JournalFlag = ""
+    list_: cli.ListFlag = False
+
+    @cached_property
+    def target(self) -> torch.device:
+        """--device."""
+        return cli.device(self.device)
+
+    @cached_property
+    def modes(self) -> list[str]:
+        """--mode."""
+        return cli.modes("--mode", self.mode or _DEFAULT_MODES[self.target.type], modes_on(self.target))
+
+    @cached_property
+    def specs(self) -> list[ModelSpec]:
+        """--model."""
+        return cli.models(self.model, self.config)
+
+    @cached_property
+    def contexts(self) -> list[int]:
+        """--ctx."""
+        return cli.numbers("--ctx", self.ctx, 1, min(spec.max_position for spec in self.specs), int)
+
+    @cached_property
+    def durations_us(self) -> list[float]:
+        """--duration-us."""
+        return cli.numbers("--duration-us", self.duration_us, 0.1, 1e6, float)
+
+    @cached_property
+    def spec_bandwidth(self) -> tuple[float | None, str]:
+        """The specified bandwidth, GB/s, and where it comes from."""
+        return cli.spec_bandwidth(self.spec_gbs, self.target)
+
+    @cached_property
+    def named(self) -> tuple[list[str], list[Plugin]]:
+        """--backend: names, and plug-ins."""
+        return parse_backends("--backend", self.backend, list(MAKERS))
+
+    @property
+    def plugin_plan(self) -> plugins.Plan:
+        """The plug-ins that processes of their own measure."""
+        names, found = self.named
+        return plugins.Plan(
+            _PROGRAM, [] if self.plugin_journal else found, [mode for mode in self.modes if mode in OP_MODES],
+            self.shared_flags({"backend", "mode"}), [name for name in names if name == "torch"], self.plugin_timeout_s,
+        )  # fmt: skip
+
+    @cached_property
+    def makers(self) -> dict[str, Maker]:
+        """What this process measures: in a plug-in's own process that plug-in last."""
+        names, found = self.named
+        makers = {name: MAKERS[name] for name in names}
+        if self.plugin_journal:
+            (plugin,) = found
+            makers[plugin.label] = load_op(plugin, Journal(Path(self.plugin_journal)), self.op)
+        return makers
+
+    def check(self) -> None:
+        """Raise UsageError for the first flag that does not fit the others."""
+        cli.choice("--op", self.op, (*OPS, *_CONTROLS))
+        assert self.modes and self.contexts and self.durations_us and self.spec_bandwidth
+        asked = self.plugin_plan.plugins
+        names, _ = self.named
+        torch_modes = {"eager", "dispatch", "graph"} & set(self.modes)
+        if not asked and names == ["torch"] and not self.plugin_journal and not torch_modes:
+            raise flag_error("--mode", self.mode, "with one of eager, dispatch, graph for torch")
+        if asked and (self.op in _CONTROLS or self.aa):
+            raise asked[0].error("must be left out with --aa, --op=null and --op=spin")
+        if asked and not self.plugin_plan.modes:
+            raise flag_error("--mode", self.mode, f"with one of {', '.join(OP_MODES)} for {asked[0].text}")
+        assert self.makers is not None
 
 
 def prepare(case: Case, settings: Settings) -> tuple[list[Instance], Samplers]:
     """Copies of a case's data, enough that a cold step finds none of it in the cache, and how they are sampled."""
-    copies = weight_copies(case.cold_bytes, settings.l2, settings.device)
-    needed, available = copies * case.cold_bytes, available_bytes(settings.device)
+    copies = weight_copies(case.cold_bytes, settings.l2, settings.target)
+    needed, available = copies * case.cold_bytes, available_bytes(settings.target)
     if needed > available:
         raise UsageError(
             f"--op={case.op}: {case.label or case.shape} needs {needed / 2**30:.1f} GiB, "
@@ -64,8 +172,8 @@ def prepare(case: Case, settings: Settings) -> tuple[list[Instance], Samplers]:
         )
     with torch.inference_mode():
         instances = [case.make() for _ in range(copies)]
-    steps = steps_a_sample(settings.repeats, case.bytes, copies, settings.spec_gbs, settings.device)
-    return instances, Samplers(Rotation(copies), steps, settings.device)
+    steps = steps_a_sample(settings.repeats, case.bytes, copies, settings.spec_bandwidth[0], settings.target)
+    return instances, Samplers(Rotation(copies), steps, settings.target)
 
 
 def measure_case(
@@ -76,14 +184,14 @@ def measure_case(
     failed: Sequence[measure.Arm],
 ) -> list[Document]:
     """Gate and measure one case. Returns its entries of the key `ops`, with those of arms that failed elsewhere."""
-    on_cuda = settings.device.type == "cuda"
+    on_cuda = settings.target.type == "cuda"
     instances, samplers = prepare(case, settings)
     arms = [*make_arms(case, instances, samplers, settings.modes, settings.makers), *map(replace, failed)]
     measure.gate(arms)
     throttling = take_rounds(arms, ceiling, settings.warmup, settings.steps, monitor)
     if on_cuda:
         measure.measure_host(arms, settings.warmup, max(settings.steps, 100))
-    bandwidths = ceiling.bandwidths(settings.spec_gbs)
+    bandwidths = ceiling.bandwidths(settings.spec_bandwidth[0])
     floor_us = floors.microseconds(case.bytes, bandwidths["spec_gbs"] or bandwidths["read_gbs"])
     entries = []
     for arm in arms:
@@ -150,7 +258,7 @@ def sweep(
                     if (entry["label"], entry["shape"]) == (case.label, case.shape)
                 ]
                 advance()
-            for case, of_case in measured if settings.device.type == "cuda" else ():
+            for case, of_case in measured if settings.target.type == "cuda" else ():
                 trace_case(case, settings, of_case)
         except KeyboardInterrupt:
             return entries, True
@@ -177,114 +285,85 @@ def aa_check(case: Case, settings: Settings, repeats: int) -> tuple[int, list[fl
 
 
 def _document(
-    op: str,
-    entries: list[Document],
-    interrupted: bool,
-    ceiling: Ceiling,
-    spec: tuple[float | None, str],
-    settings: Settings,
-    machine: Document,
-    **extra: object,
+    settings: Settings, entries: list[Document], interrupted: bool, ceiling: Ceiling, machine: Document, extra: Document
 ) -> Document:
     return {
-        **cli.head(_PROGRAM, "op", title=f"op {op}", interrupted=interrupted, environment=machine),
-        "device": settings.device.type, "l2": settings.l2,
-        "l2_words": f"{settings.l2} weights", "ceiling": ceiling.document(*spec),
-        "ops": entries, "arms": [], "ladder": {}, "ladder_notes": {}, **extra,
+        **cli.head(_PROGRAM, "op", title=f"op {settings.op}", interrupted=interrupted, environment=machine),
+        "device": settings.target.type, "l2": settings.l2,
+        "l2_words": f"{settings.l2} weights", "ceiling": ceiling.document(*settings.spec_bandwidth),
+        "ops": entries, "arms": [], "ladder": {}, "ladder_notes": {},
+        "batch": settings.batch, "dtype": settings.dtype, "ctx": settings.contexts, "steps": settings.steps,
+        "warmup": settings.warmup, **extra,
     }  # fmt: skip
 
 
-def command(
-    op: Annotated[str, typer.Option("--op", help=", ".join((*OPS, *_CONTROLS)))] = "gemv",
-    model: cli.ModelsFlag = cli.ALL_STUDIED,
-    backend: Annotated[
-        str, typer.Option("--backend", help=f"comma-separated: {', '.join(MAKERS)}, plug-ins; all: without plug-ins")
-    ] = "all",
-    config: cli.ConfigFlag = "",
-    mode: Annotated[
-        str, typer.Option("--mode", help="comma-separated; all. Default: native,eager; on a GPU graph too")
-    ] = "",
-    ctx: Annotated[str, typer.Option("--ctx", help="comma-separated; for the ops that have one")] = "2048,8192,16384",
-    batch: cli.BatchFlag = 1,
-    dtype: cli.DtypeFlag = "bf16",
-    device: cli.DeviceFlag = "auto",
-    l2: cli.L2Flag = "cold",
-    warmup: cli.WarmupFlag = 3,
-    steps: cli.StepsFlag = 30,
-    repeats: cli.RepeatsFlag = 0,
-    duration_us: Annotated[str, typer.Option("--duration-us", help="of --op=spin; comma-separated")] = "10,100,1000",
-    aa: Annotated[int, typer.Option("--aa", help="A/A control: the same arm twice, this many times over")] = 0,
-    threads: cli.ThreadsFlag = 0,
-    spec_gbs: cli.SpecFlag = 0.0,
-    seed: cli.SeedFlag = 0,
-    json: cli.JsonFlag = "",
-    csv: cli.CsvFlag = "",
-    md: cli.MdFlag = "",
-    plugin_timeout_s: plugins.TimeoutFlag = 300.0,
-    plugin_journal: plugins.JournalFlag = "",
-) -> int:
+def _cases(settings: Settings) -> list[Case]:
+    """What is swept. Two models with the same shapes are one case."""
+    swept = {
+        (case.label, case.shape): case
+        for spec in settings.specs
+        for case in cases(
+            settings.op, spec, settings.contexts, settings.batch, cli.DTYPES[settings.dtype], settings.seed,
+            settings.target,
+        )
+    }  # fmt: skip
+    return list(swept.values())
+
+
+def _print_aa(settings: Settings) -> None:
+    case = _cases(settings)[0]
+    held, differences = aa_check(case, settings, settings.aa)
+    print(
+        f"A/A, {settings.op} {case.shape}, {settings.modes[0]}: the 95% interval of the difference held zero in {held} "
+        f"of {settings.aa} repeats; relative differences of the medians {min(differences):+.4f} to "
+        f"{max(differences):+.4f}"
+    )
+
+
+def print_list() -> None:
+    """What --list prints: ops, backends, modes."""
+    modes = ", ".join(modes_on(cli.device("auto")))
+    print("ops:     ", ", ".join(OPS))
+    print("controls:", ", ".join(_CONTROLS))
+    print("models:  ", ", ".join(pk.models.names()), "(or --config=PATH)")
+    print("backends:", ", ".join(MAKERS))
+    print("modes:   ", f"{modes} (native is also called cpp)")
+    print(f"plug-ins: {KINDS} (docs/plugins.md)")
+
+
+def main(settings: Settings) -> int:
     """One op over shapes and modes, native against torch."""
-    outputs = cli.Outputs(json, csv, md)
-    cli.choice("--op", op, (*OPS, *_CONTROLS))
-    cli.number("--aa", aa, 0, 1000)
+    if settings.list_:
+        print_list()
+        return 0
+    outputs = cli.Outputs(settings.json, settings.csv, settings.md)
+    op, aa = settings.op, settings.aa
+    settings.check()
     for flag, path in outputs.paths.items():
         if aa or (flag == "--csv" and op in _CONTROLS):
             raise flag_error(flag, path, f"left out with {'--aa' if aa else f'--op={op}'}, which has none to write")
-    target = cli.device(device)
-    modes = cli.choices("--mode", mode or _DEFAULT_MODES[target.type], modes_on(target))
-    specs = cli.models(model, config)
-    contexts = cli.numbers("--ctx", ctx, 1, min(spec.max_position for spec in specs), int)
-    durations = cli.numbers("--duration-us", duration_us, 0.1, 1e6, float)
-    spec = cli.spec_bandwidth(spec_gbs, target)
-    cli.set_threads(threads)
-
-    names, asked = parse_backends("--backend", backend, list(MAKERS))
-    makers = {name: MAKERS[name] for name in names}
-    if plugin_journal:  # this process is a plug-in's own
-        (plugin,), asked = asked, []
-        makers[plugin.label] = load_op(plugin, Journal(Path(plugin_journal)), op)
-    if not asked and names == ["torch"] and not {"eager", "dispatch", "graph"} & set(modes):
-        raise flag_error("--mode", mode, "with one of eager, dispatch, graph for torch")
-    if asked and (op in _CONTROLS or aa):
-        raise asked[0].error("must be left out with --aa, --op=null and --op=spin")
-    plugin_modes = [mode for mode in modes if mode in OP_MODES]
-    if asked and not plugin_modes:
-        raise flag_error("--mode", mode, f"with one of {', '.join(OP_MODES)} for {asked[0].text}")
-    flags = [
-        f"--op={op}", f"--model={model}", f"--config={config}", f"--ctx={ctx}", f"--batch={batch}", f"--dtype={dtype}",
-        f"--device={device}", f"--l2={l2}", f"--warmup={warmup}", f"--steps={steps}", f"--repeats={repeats}",
-        f"--threads={threads}", f"--spec-gbs={spec_gbs}", f"--seed={seed}",
-    ]  # fmt: skip
-    beside = [name for name in names if name == "torch"]
-    plugged = plugins.measure_all(plugins.Plan(_PROGRAM, asked, plugin_modes, flags, beside, plugin_timeout_s))
-    settings = Settings(target, makers, modes, l2, warmup, steps, repeats, spec[0])
+    target = settings.target
+    cli.set_threads(settings.threads)
+    plugged = plugins.measure_all(settings.plugin_plan)
     machine = Machine(target)
     ceiling = Ceiling(target)
     entries: list[Document] = []
-    extra: Document = {
-        "batch": batch, "dtype": dtype, "ctx": contexts, "steps": steps, "warmup": warmup,
-        "plugins": [found.describe(plugin_timeout_s) for found in plugged],
-    }  # fmt: skip
+    extra: Document = {"plugins": [found.describe(settings.plugin_timeout_s) for found in plugged]}
     interrupted = False
     if op in _CONTROLS:
-        extra |= {"null": controls.null_op(steps, target), "spin": controls.spin(durations, max(steps, 10), target)}
-    else:
-        # Two models with the same shapes are one case.
-        swept = {
-            (case.label, case.shape): case
-            for model_spec in specs
-            for case in cases(op, model_spec, contexts, batch, cli.DTYPES[dtype], seed, target)
+        extra |= {
+            "null": controls.null_op(settings.steps, target),
+            "spin": controls.spin(settings.durations_us, max(settings.steps, 10), target),
         }
-        if aa:
-            case = next(iter(swept.values()))
-            held, differences = aa_check(case, settings, aa)
-            print(
-                f"A/A, {op} {case.shape}, {modes[0]}: the 95% interval of the difference held zero in {held} of {aa} "
-                f"repeats; relative differences of the medians {min(differences):+.4f} to {max(differences):+.4f}"
-            )
-            return 0
-        entries, interrupted = sweep(list(swept.values()), settings, ceiling, machine.monitor, plugged)
-    return close(_document(op, entries, interrupted, ceiling, spec, settings, machine.document(), **extra), outputs)
+    elif aa:
+        _print_aa(settings)
+        return 0
+    else:
+        entries, interrupted = sweep(_cases(settings), settings, ceiling, machine.monitor, plugged)
+    return close(_document(settings, entries, interrupted, ceiling, machine.document(), extra), outputs)
+
+
+command = make_command(main, Settings, takes("op"))
 
 
 if __name__ == "__main__":

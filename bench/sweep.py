@@ -22,7 +22,9 @@ from bench.backends.steps import arms as step_arms
 from bench.core import cli, document, environment
 from bench.core.document import SCHEMA, Document, entry_name
 from bench.core.errors import UsageError, flag_error
+from bench.core.flags import Flags, make_command
 from bench.core.processes import run_module
+from bench.drivers import takes
 
 
 @dataclass(frozen=True)
@@ -147,56 +149,74 @@ def run(plan: Plan, say: Callable[[str], None] = print) -> dict[str, int]:
     return counts
 
 
-def command(
-    out: Annotated[str, typer.Option("--out", help="the folder of the cells' documents; made where it is not there")],
+@dataclass(kw_only=True)
+class Settings(Flags):
+    """The flags of one run, and what they come to."""
+
+    NOT_SHARED = Flags.NOT_SHARED | {"out", "model", "ctx", "batch", "limit_s", "again"}
+
+    out: Annotated[
+        str, typer.Option("--out", help="the folder of the cells' documents; made where it is not there")
+    ] = ""
     model: Annotated[
         str, typer.Option("--model", help=f"comma-separated: {', '.join(pk.models.names())}; study: its three")
-    ] = "study",
-    ctx: Annotated[str, typer.Option("--ctx", help="comma-separated contexts")] = "2048,4096,8192,16384",
-    batch: Annotated[str, typer.Option("--batch", help="comma-separated batches")] = "1,4",
+    ] = "study"
+    ctx: Annotated[str, typer.Option("--ctx", help="comma-separated contexts")] = "2048,4096,8192,16384"
+    batch: Annotated[str, typer.Option("--batch", help="comma-separated batches")] = "1,4"
     arm: Annotated[
         str, typer.Option("--arm", help="comma-separated backend[/fusion]:mode; default: what bench.step takes")
-    ] = "",
-    layers: cli.LayersFlag = 0,
+    ] = ""
+    layers: cli.LayersFlag = 0
     limit_s: Annotated[
         float, typer.Option("--limit-s", help="seconds a cell may take", callback=cli.checked(cli.seconds, "--limit-s"))
-    ] = 1800.0,
-    again: Annotated[bool, typer.Option("--again", help="try cells again that crashed, hung or were wrong")] = False,
-    dtype: cli.DtypeFlag = "bf16",
-    device: cli.DeviceFlag = "auto",
-    warmup: cli.WarmupFlag = 5,
-    steps: cli.StepsFlag = 30,
-    threads: cli.ThreadsFlag = 0,
-    spec_gbs: cli.SpecFlag = 0.0,
-    memory_limit_gb: cli.MemoryLimitFlag = 0.0,
-    seed: cli.SeedFlag = 0,
-) -> int:
+    ] = 1800.0
+    again: Annotated[bool, typer.Option("--again", help="try cells again that crashed, hung or were wrong")] = False
+    dtype: cli.DtypeFlag = "bf16"
+    device: cli.DeviceFlag = "auto"
+    warmup: cli.WarmupFlag = 5
+    steps: cli.StepsFlag = 30
+    threads: cli.ThreadsFlag = 0
+    spec_gbs: cli.SpecFlag = 0.0
+    memory_limit_gb: cli.MemoryLimitFlag = 0.0
+    seed: cli.SeedFlag = 0
+    list_: cli.ListFlag = False
+
+    def cells(self) -> list[Cell]:
+        """The matrix, every cell once."""
+        names = cli.STUDIED if self.model == "study" else cli.choices("--model", self.model, pk.models.names())
+        specs = [pk.models.get(name) for name in names]
+        beyond = max(self.warmup, 1) + self.steps
+        found = [
+            Cell(spec.name, slots, sequences)
+            for spec in specs
+            for sequences in cli.numbers("--batch", self.batch, 1, 8, int)
+            for slots in cli.numbers("--ctx", self.ctx, 1, spec.max_position - beyond, int)
+        ]
+        for spec in specs:
+            cli.number("--layers", self.layers, 0, spec.n_layers)
+        return list(dict.fromkeys(found))
+
+
+def main(settings: Settings) -> int:
     """The matrix models x contexts x batches, one fresh process a cell."""
-    models = cli.STUDIED if model == "study" else cli.choices("--model", model, pk.models.names())
-    cells = [
-        Cell(name, slots, sequences)
-        for name in models
-        for sequences in cli.numbers("--batch", batch, 1, 8, int)
-        for slots in cli.numbers("--ctx", ctx, 1, pk.models.get(name).max_position - max(warmup, 1) - steps, int)
-    ]
-    target = cli.device(device)
-    if arm:
-        step_arms.parse_arms("--arm", arm, target)
-    for name in models:
-        cli.number("--layers", layers, 0, pk.models.get(name).n_layers)
-    if not out:
-        raise flag_error("--out", out, "the name of a folder")
-    folder = Path(out).expanduser()
-    document.make_folder(folder, "--out", out)
+    if settings.list_:
+        step_arms.print_list()
+        return 0
+    cells, target = settings.cells(), cli.device(settings.device)
+    if settings.arm:
+        step_arms.parse_arms("--arm", settings.arm, target)
+    if not settings.out:
+        raise flag_error("--out", settings.out, "the name of a folder")
+    folder = Path(settings.out).expanduser()
+    document.make_folder(folder, "--out", settings.out)
     document.check_writable(folder / "cell.json", "--out")
-    flags = [
-        *([f"--arm={arm}"] if arm else []), f"--layers={layers}", f"--dtype={dtype}", f"--device={device}",
-        f"--warmup={warmup}", f"--steps={steps}", f"--threads={threads}", f"--spec-gbs={spec_gbs}",
-        f"--memory-limit-gb={memory_limit_gb}", f"--seed={seed}",
-    ]  # fmt: skip
-    counts = run(Plan(folder, list(dict.fromkeys(cells)), flags, limit_s, again), lambda text: print(text, flush=True))
+    plan = Plan(folder, cells, settings.shared_flags(), settings.limit_s, settings.again)
+    counts = run(plan, lambda text: print(text, flush=True))
     print(", ".join(f"{count} {status}" for status, count in counts.items()))
     return 1 if counts.get("wrong") or not counts.keys() & {"ok", "oom"} else 0
+
+
+command = make_command(main, Settings, takes("sweep"))
 
 
 if __name__ == "__main__":

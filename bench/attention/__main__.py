@@ -16,53 +16,49 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
 
-import typer
 from rich.console import Console
 from rich.text import Text
 
-import pykernels as pk
 from bench.attention import aa as attention_aa
 from bench.attention import document as attention_document
 from bench.attention import plugins as attention_plugins
 from bench.attention import tables as attention_tables
-from bench.attention.arms import MANAGERS, MODES, NAMES, SDPA_KERNELS, SECOND, DeviceLostError, Plan
-from bench.attention.cases import cells, parse_heads
-from bench.attention.session import Session, Settings, estimated_seconds, noted
+from bench.attention.arms import MODES, NAMES, SECOND, DeviceLostError
+from bench.attention.session import Session, estimated_seconds, noted
+from bench.attention.settings import Settings
+from bench.backends import registry
 from bench.core import cli, document, environment
 from bench.core.document import Document
-from bench.core.errors import UsageError, flag_error
-from bench.core.kept import KeepFlag, Kept, open_folder
+from bench.core.errors import flag_error
+from bench.core.flags import make_command
+from bench.core.kept import Kept, open_folder
 from bench.core.processes import Outcome, run_module
-from bench.core.progress import progress
+from bench.core.progress import about, progress, seconds_since_start
 from bench.core.run import close
+from bench.drivers import takes
 from bench.plugins import plan as plugins
-from bench.plugins.loading import Journal, load_attention, parse_backends
-
-# Of attention alone: no positions are turned here, so no model's limit holds.
-MAX_CTX = 131072
-# It compiles at every shape, which takes longer than measuring it.
-_ASKED_FOR = ("flex",)
+from bench.plugins.loading import KINDS
 
 
-def make_document(settings: Settings, sessions: list[Document], planned: int, interrupted: bool) -> Document:
-    """The document of kind `attention`, of as many sessions as there are; their entries are whole."""
+def make_document(settings: Settings, sessions: list[Document], interrupted: bool, planned: int = 0) -> Document:
+    """The document of kind `attention`, of as many sessions as there are; their entries are whole. planned: sessions;
+    0: those of the settings."""
     first = sessions[0] if sessions else None
     cells_ = settings.cells
     return {
         **cli.head(
             "bench.attention", "attention",
-            title="attention alone, " + ("compared with the reference" if settings.gate_only else "one decode call"),
+            title="attention alone, " + ("compared with the reference" if settings.gate else "one decode call"),
             interrupted=interrupted, environment=(first and first["environment"]) or environment.collect(),
         ),
-        "gate_only": settings.gate_only,
+        "gate_only": settings.gate,
         "models": list(dict.fromkeys(name for cell in cells_ for name in cell.layers)),
         "ctxs": sorted({cell.ctx for cell in cells_}), "batches": sorted({cell.batch for cell in cells_}),
-        "dtype": settings.dtype, "device": settings.device.type, "l2": settings.l2,
+        "dtype": settings.dtype, "device": settings.target.type, "l2": settings.l2,
         "calls": settings.plan.calls, "warmup": settings.plan.warmup, "sdpa_from": list(settings.plan.sdpa_from),
-        "flags": settings.flags,
-        "sessions_planned": planned, **attention_document.packed(sessions),
+        "flags": settings.run_flags if settings.sessions else settings.session_flags,
+        "sessions_planned": planned or max(settings.sessions, 1), **attention_document.packed(sessions),
     }  # fmt: skip
 
 
@@ -71,25 +67,25 @@ def taken_up(path: Path | None, settings: Settings) -> Document | None:
     if path is None or not path.exists():
         return None
     result = document.load(path)
-    if result.get("kind") != "attention" or result["flags"] != settings.flags:
+    if result.get("kind") != "attention" or result["flags"] != settings.session_flags:
         raise flag_error("--resume", path, f"of a run with the same flags, and its were {result.get('flags')}")
     return attention_document.sessions(result)[0]
 
 
-def run_here(settings: Settings, path: Path | None, resume: bool) -> tuple[list[Document], bool]:
+def run_here(settings: Settings, path: Path | None) -> tuple[list[Document], bool]:
     """One session in this process. Returns it, in a list, and whether it was interrupted.
 
     With a path its document is written after every cell, and beside it (.running) whose calls are tried.
     """
-    earlier = taken_up(path, settings) if resume else None
+    earlier = taken_up(path, settings) if settings.resume else None
     with noted(path.with_suffix(".running") if path else None) as begin:
 
         def save() -> None:
             if path:
-                document.write_json(path, make_document(settings, [session.document], 1, interrupted=True))
+                document.write_json(path, make_document(settings, [session.document], interrupted=True))
 
         session = Session(settings, earlier, begin, save)
-        with progress("cells", len(settings.cells) * (1 + settings.trace)) as advance:
+        with progress("cells", len(settings.cells) * (1 + settings.traces)) as advance:
             try:
                 with settings.plan.sdpa_choice():
                     session.run(advance)
@@ -112,17 +108,21 @@ def _backend_flags(backends: list[str]) -> list[str]:
     return [f"--backend={','.join(dict.fromkeys(once + more))}", f"--aa={','.join(more)}"]
 
 
-def run_session(number: int, settings: Settings, arguments: list[str], limit_s: float) -> tuple[Document, bool]:
+def run_session(number: int, settings: Settings, arguments: list[str]) -> tuple[Document, bool]:
     """A session in a fresh process, and whether it was interrupted: then it has the cells that were done. A backend
     whose calls end the process, or hang it, is left out of what remains."""
     backends, lost, interrupted = list(settings.plan.backends), {}, False
+    empty: Document = {"environment": None, "ceilings": {}, "sdpa": {}, "throttled": {}, "entries": []}
+    if not backends:  # plug-ins alone were named, and those have processes of their own
+        done = {"status": "ok", "reason": None, "trace_seconds": 0.0}
+        return empty | done | {"session": number, "lost": lost}, False
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "session.json"
         while True:
             # The last of a repeated flag counts.
             chosen = [*arguments, *_backend_flags(backends), "--sessions=0", "--resume", f"--json={path}"]
             try:
-                outcome = run_module("bench.attention", chosen, limit_s)
+                outcome = run_module("bench.attention", chosen, settings.limit_s)
             except KeyboardInterrupt:
                 if not path.exists():
                     raise
@@ -139,7 +139,6 @@ def run_session(number: int, settings: Settings, arguments: list[str], limit_s: 
             if ended or culprit not in backends or len(backends) == 1:
                 break
             backends.remove(culprit)
-    empty: Document = {"environment": None, "ceilings": {}, "sdpa": {}, "throttled": {}, "entries": []}
     session = attention_document.sessions(result)[0] if result else empty
     status = {"status": "ok", "reason": None} if ended else {"status": outcome.status, "reason": outcome.reason}
     return session | status | {"session": number, "lost": lost}, interrupted
@@ -150,22 +149,22 @@ def to_go(session: Document, left: int) -> str:
     if session["status"] != "ok" or not left:
         return ""
     seconds = left * (session["seconds"] - session["trace_seconds"])
-    return f"; {left} more: about {f'{seconds:.0f} s' if seconds < 100 else f'{seconds / 60:.0f} min'} at its rate"
+    return f"; {left} more: about {about(seconds)} at its rate"
 
 
 def run_sessions(
-    settings: Settings, planned: int, untraced: list[str], plugged: plugins.Plan, kept: Kept, limit_s: float,
-    save: Callable[[Document], None], say: Callable[[str], None],
-) -> tuple[list[Document], bool]:  # fmt: skip
+    settings: Settings, kept: Kept, save: Callable[[Document], None], say: Callable[[str], None]
+) -> tuple[list[Document], bool]:
     """The sessions, each saved when it is done; those that are kept are not measured again. Ctrl-C keeps those that are
     done, and of the one that was running its cells."""
     done: list[Document] = []
     lost: list[plugins.Found] = []
+    planned, plugged = settings.sessions, settings.plugin_plan
     files = [f"sha256={plugins.digest(plugin)}" for plugin in plugged.plugins]
     try:
         for number in range(planned):
             # Which kernels run is the same in all sessions; to trace them takes as long as to measure.
-            flags = [*settings.flags, *(untraced if number == 0 else ["--no-trace-kernels"])]
+            flags = [*settings.run_flags, *(settings.untraced if number == 0 else ["--no-trace-kernels"])]
             name, whose = f"session-{number:02}", [*flags, *files]
             if earlier := kept.load(name, whose):
                 session, how = attention_document.sessions(earlier)[0], "finished before"
@@ -176,18 +175,18 @@ def run_sessions(
                 hopeful = [one for one in plugged.plugins if one not in [found.plugin for found in lost]]
                 found = [*lost, *plugins.measure_all(replace(plugged, plugins=hopeful))]
                 lost = [one for one in found if one.document is None]
-                session, interrupted = run_session(number, settings, flags, limit_s)
+                session, interrupted = run_session(number, settings, flags)
                 session = attention_plugins.join(session, found, plugged.limit_s, settings)
                 session["seconds"] = time.monotonic() - begin
                 if interrupted:
                     return [*done, session], True
                 how = session["status"]
                 if how == "ok":
-                    kept.save(name, make_document(settings, [session], 1, interrupted=False), whose)
+                    kept.save(name, make_document(settings, [session], interrupted=False, planned=1), whose)
                 else:
                     how += f" ({session['reason']})"
             done.append(session)
-            save(make_document(settings, done, planned, interrupted=len(done) < planned))
+            save(make_document(settings, done, interrupted=len(done) < planned))
             left = to_go(session, planned - len(done))
             say(f"session {len(done)} of {planned}: {how}, {session['seconds']:.0f} s{left}")
     except KeyboardInterrupt:
@@ -197,12 +196,15 @@ def run_sessions(
     return done, False
 
 
-def announce(settings: Settings, planned: int, console: Console) -> None:
+def announce(settings: Settings, console: Console) -> None:
     """How much there is to do, and how long it might take."""
-    words = f"{len(settings.cells)} cells, {len(settings.plan.backends)} backends, {planned} sessions"
-    if not settings.gate_only:
-        seconds = estimated_seconds(settings)
-        words += f": about {seconds:.0f} s a session, {seconds * planned / 60:.0f} min in all (a guess)"
+    words = f"{len(settings.cells)} cells, {len(settings.plan.backends)} backends, {settings.sessions} sessions"
+    if not settings.gate:
+        # What a process needs to begin is what this one needed; the calls' share of it is made of bytes and bandwidth.
+        processes = 1 + len(settings.plugin_plan.plugins)
+        seconds = estimated_seconds(settings) + processes * seconds_since_start()
+        words += f": about {about(seconds)} a session, {about(seconds * settings.sessions)} in all, predicted; "
+        words += "what a session took is said when it is done"
     console.print(Text(words))
 
 
@@ -222,165 +224,45 @@ def finish(result: Document, outputs: cli.Outputs) -> int:
     return status
 
 
-def command(
-    model: Annotated[
-        str,
-        typer.Option(
-            "--model",
-            help=f"comma-separated: {', '.join(pk.models.names())}; all: but tiny. Default: all; on a CPU tiny",
-        ),
-    ] = "",
-    ctx: Annotated[
-        str, typer.Option("--ctx", help="comma-separated contexts. Default: 1024 to 65536; on a CPU 256,1024")
-    ] = "",
-    heads: Annotated[
-        str, typer.Option("--heads", help="comma-separated: other heads than the models', as 64/8 or 64/8x128")
-    ] = "",
-    batch: Annotated[str, typer.Option("--batch", help="comma-separated batches")] = "1,4",
-    backend: Annotated[
-        str,
-        typer.Option("--backend", help=f"comma-separated: {', '.join(NAMES)}, plug-ins; all. Default: all but flex"),
-    ] = "",
-    aa: Annotated[str, typer.Option("--aa", help="A/A control: backends to register once more, as NAME@2")] = "",
-    gate: Annotated[bool, typer.Option("--gate", help="compare every arm with the reference; time nothing")] = False,
-    mode: Annotated[str, typer.Option("--mode", help=f"comma-separated: {', '.join(MODES)}; all")] = "all",
-    context_manager: Annotated[
-        str, typer.Option("--context-manager", help="where SDPA's is entered: outside the timed call, inside, or both")
-    ] = "outside",
-    sdpa_from: Annotated[
-        str, typer.Option("--sdpa-from", help=f"what default SDPA may choose: {', '.join(SDPA_KERNELS)}; all")
-    ] = "all",
-    sessions: Annotated[
-        int,
-        typer.Option(
-            "--sessions",
-            help="fresh processes; 0: in this one",
-            callback=cli.checked(cli.number, "--sessions", 0, 1000),
-        ),
-    ] = 3,
-    calls: Annotated[
-        int,
-        typer.Option(
-            "--calls",
-            help="measured calls of an arm, on each clock",
-            callback=cli.checked(cli.number, "--calls", 2, 100_000),
-        ),
-    ] = 300,
-    warmup: Annotated[
-        int,
-        typer.Option(
-            "--warmup", help="untimed calls before them", callback=cli.checked(cli.number, "--warmup", 0, 10_000)
-        ),
-    ] = 50,
-    limit_s: Annotated[
-        float,
-        typer.Option("--limit-s", help="seconds a session may take", callback=cli.checked(cli.seconds, "--limit-s")),
-    ] = 1800.0,
-    dtype: cli.DtypeFlag = "bf16",
-    device: cli.DeviceFlag = "auto",
-    l2: Annotated[
-        str,
-        typer.Option(
-            "--l2",
-            help="cold: rotate copies of the cache past the L2; warm: one",
-            callback=cli.checked(cli.choice, "--l2", ("cold", "warm")),
-        ),
-    ] = "cold",
-    threads: cli.ThreadsFlag = 0,
-    spec_gbs: cli.SpecFlag = 0.0,
-    seed: cli.SeedFlag = 0,
-    trace_kernels: Annotated[
-        bool, typer.Option("--trace-kernels/--no-trace-kernels", help="name the kernels, and time them by CUPTI")
-    ] = True,
-    keep: KeepFlag = "",
-    resume: Annotated[
-        bool, typer.Option("--resume", help="with --sessions=0: go on with the cells that --json has")
-    ] = False,
-    plugin_timeout_s: plugins.TimeoutFlag = 300.0,
-    plugin_journal: plugins.JournalFlag = "",
-    json: cli.JsonFlag = "",
-    csv: cli.CsvFlag = "",
-    md: cli.MdFlag = "",
-    plot: Annotated[str, typer.Option("--plot", help="draw bars, and times over contexts (.png, .svg or .pdf)")] = "",
-) -> int:
+def print_list(settings: Settings) -> None:
+    """What --list prints: models, and every backend with what it needs here."""
+    device = settings.target
+    cli.print_list(
+        (name, registry()[name].description, registry()[name].availability(device),
+         [mode for mode in MODES if mode in registry()[name].modes(device)])
+        for name in NAMES
+    )  # fmt: skip
+    print(f"plug-ins: {KINDS} (docs/plugins.md)")
+
+
+def main(settings: Settings) -> int:
     """Attention alone, in every backend, on four clocks."""
-    outputs = cli.Outputs(json, csv, md, plot)
-    if gate and plot:
-        raise flag_error("--plot", plot, "left out with --gate, which times nothing")
-    target = cli.device(device)
-    on_cuda = target.type == "cuda"
-    names = pk.models.names()
-    wanted = model or ("" if heads else "all" if on_cuda else "tiny")
-    chosen = list(cli.STUDIED) if wanted == "all" else cli.choices("--model", wanted, names) if wanted else []
-    specs = [*map(pk.models.get, chosen), *parse_heads("--heads", heads)]
-    contexts = cli.numbers(
-        "--ctx", ctx or ("1024,2048,4096,8192,16384,32768,65536" if on_cuda else "256,1024"), 1, MAX_CTX, int
-    )
-    batches = cli.numbers("--batch", batch, 1, 8, int)
-    default = ",".join(name for name in NAMES if name not in _ASKED_FOR)
-    backends, asked = parse_backends("--backend", backend or default, NAMES)
-    watched = None
-    if plugin_journal:  # this process is a plug-in's own
-        (plugin,), asked = asked, []
-        watched = load_attention(plugin, Journal(Path(plugin_journal)), target)
-        backends = [watched.label, *backends]
-    backends += map(attention_aa.second, cli.choices("--aa", aa, backends) if aa else [])
-    plan = Plan(
-        backends, cli.choices("--mode", mode, MODES), cli.choices("--context-manager", context_manager, MANAGERS),
-        calls, warmup, cli.choices("--sdpa-from", sdpa_from, list(SDPA_KERNELS)), watched,
-    )  # fmt: skip
-    if resume and (sessions or not json):
-        raise UsageError(
-            "--resume: needs --sessions=0 and --json, the document to go on with; for more sessions --keep"
-        )
-    if keep and not sessions:
-        raise flag_error("--keep", keep, "left out with --sessions=0, which has --resume")
-    kept = open_folder(keep)
-    spec = cli.spec_bandwidth(spec_gbs, target)
-    cli.set_threads(threads)
-    shared = [
-        f"--model={','.join(chosen)}", f"--heads={heads}", *(["--gate"] if gate else []),
-        f"--ctx={','.join(map(str, contexts))}", f"--batch={','.join(map(str, batches))}",
-        f"--context-manager={','.join(plan.managers)}", f"--sdpa-from={','.join(plan.sdpa_from)}",
-        f"--calls={calls}", f"--warmup={warmup}", f"--dtype={dtype}",
-        f"--device={target.type}", f"--l2={l2}", f"--threads={threads}", f"--spec-gbs={spec_gbs}", f"--seed={seed}",
-    ]  # fmt: skip
-    untraced = [] if trace_kernels else ["--no-trace-kernels"]
-    plugged = plugins.Plan(
-        "bench.attention", asked, plan.modes, [*shared, *untraced, "--sessions=0"],
-        [name for name in backends if name == "sdpa"], plugin_timeout_s,
-    )  # fmt: skip
-    modes = f"--mode={','.join(plan.modes)}"
-    settings = Settings(
-        cells(specs, contexts, batches), plan, dtype, target, l2, seed, spec, trace_kernels and on_cuda and not gate,
-        [*shared, modes], gate,
-    )  # fmt: skip
-    path = outputs.paths.get("--json")
+    if settings.list_:
+        print_list(settings)
+        return 0
+    outputs = cli.Outputs(settings.json, settings.csv, settings.md, settings.plot)
+    settings.check()
+    kept = open_folder(settings.keep)
+    cli.set_threads(settings.threads)
+    path, sessions = outputs.paths.get("--json"), settings.sessions
     if sessions == 0:
         try:
-            measured = plugins.measure_all(plugged)
-            found, interrupted = run_here(settings, path, resume)
-            found = [attention_plugins.join(found[0], measured, plugged.limit_s, settings)]
+            measured = plugins.measure_all(settings.plugin_plan)
+            found, interrupted = run_here(settings, path)
+            found = [attention_plugins.join(found[0], measured, settings.plugin_timeout_s, settings)]
         except DeviceLostError as error:
             print(f"bench.attention: {error.reason}", file=sys.stderr)
             return 3
     else:
-        # What a lost backend is left out of must not keep a session from being taken up: backends are added here.
-        named = ",".join([*backends, *(plugin.label for plugin in asked)])
-        settings = replace(settings, flags=[*settings.flags, f"--backend={named}"])
-        announce(settings, sessions, Console())
-
-        def save(result: Document) -> None:
-            if path:
-                document.write_json(path, result)
-
-        found, interrupted = run_sessions(
-            settings, sessions, untraced, plugged, kept, limit_s, save, lambda text: print(text, flush=True)
-        )
-    result = make_document(settings, found, max(sessions, 1), interrupted)
-    if aa:
+        announce(settings, Console())
+        found, interrupted = run_sessions(settings, kept, outputs.keep, lambda text: print(text, flush=True))
+    result = make_document(settings, found, interrupted)
+    if settings.aa:
         result["aa"] = attention_aa.compare([session["entries"] for session in found])
     return finish(result, outputs)
+
+
+command = make_command(main, Settings, takes("attention"))
 
 
 if __name__ == "__main__":

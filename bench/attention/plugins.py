@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from bench.attention import document as attention_document
 from bench.attention.arms import AttentionArm
 from bench.attention.results import CLOCKS, Entry, key, session_entry
-from bench.attention.session import Settings
+from bench.attention.settings import Settings
 from bench.core.document import Document
 from bench.plugins import plan as plugins
 

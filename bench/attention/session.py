@@ -3,7 +3,7 @@
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,9 +11,9 @@ import torch
 from bench.attention.arms import INSIDE, AttentionArm, Plan, make_arms, sdpa_state, survived
 from bench.attention.cases import Cell, Inputs
 from bench.attention.results import Entry, key, session_entry, traced_keys
-from bench.core import cli, device_trace, floors
+from bench.attention.settings import Settings
+from bench.core import device_trace, floors
 from bench.core.ceiling import Ceiling
-from bench.core.copies import weight_copies
 from bench.core.document import Document, write_atomically
 from bench.core.errors import one_line
 from bench.core.measure import Rotation, no_garbage_collection
@@ -21,35 +21,9 @@ from bench.core.run import Machine, take_rounds
 from pykernels.layer import available_bytes
 
 
-@dataclass(frozen=True)
-class Settings:
-    """The checked flags of one run. `flags` name those that two runs must share for one to go on with the other;
-    with `gate_only` arms are compared with the reference and not timed."""
-
-    cells: list[Cell]
-    plan: Plan
-    dtype: str
-    device: torch.device
-    l2: str
-    seed: int
-    spec_bandwidth: tuple[float | None, str]
-    trace: bool
-    flags: list[str]
-    gate_only: bool = False
-
-    @property
-    def torch_dtype(self) -> torch.dtype:
-        """--dtype as torch names it."""
-        return cli.DTYPES[self.dtype]
-
-    def copies(self, cell: Cell) -> int:
-        """Copies of the cache to rotate through, so that a call finds none of its own in the last-level cache."""
-        return weight_copies(cell.kv_bytes(self.torch_dtype), self.l2, self.device)
-
-
 def estimated_seconds(settings: Settings) -> float:
     """How long a session might take: a guess, made of bytes and of what a call costs its host."""
-    on_cuda, plan = settings.device.type == "cuda", settings.plan
+    on_cuda, plan = settings.target.type == "cuda", settings.plan
     gbs = settings.spec_bandwidth[0] or 20.0
     total_us = 12e6 if on_cuda else 6e6
     for cell in settings.cells:
@@ -83,10 +57,10 @@ def _single_clocks(arms: Sequence[AttentionArm], plan: Plan) -> None:
 
 def _copies(cell: Cell, settings: Settings) -> list[Inputs]:
     count = settings.copies(cell)
-    needed, available = cell.bytes_needed(settings.torch_dtype, count), available_bytes(settings.device)
+    needed, available = cell.bytes_needed(settings.torch_dtype, count), available_bytes(settings.target)
     if needed > available:
         raise MemoryError(f"needs about {needed / 2**30:.1f} GiB, {available / 2**30:.1f} GiB are available")
-    first = Inputs(cell, settings.torch_dtype, settings.device, settings.seed)
+    first = Inputs(cell, settings.torch_dtype, settings.target, settings.seed)
     return [first, *(first.copy() for _ in range(count - 1))]
 
 
@@ -101,7 +75,7 @@ class Session:
         self, settings: Settings, done: Document | None, begin: Callable[[str], None], save: Callable[[], None]
     ) -> None:
         self.settings, self._begin, self._save = settings, begin, save
-        self._machine = Machine(settings.device)
+        self._machine = Machine(settings.target)
         self.document: Document = done or {
             "session": 0, "status": "ok", "reason": None, "lost": {}, "environment": self._machine.before,
             "ceilings": {}, "sdpa": {}, "throttled": {}, "trace_seconds": 0.0, "entries": [],
@@ -115,7 +89,7 @@ class Session:
     def run(self, advance: Callable[[], None]) -> None:
         """Every cell that is not there yet, and then the traces."""
         there = {entry["shape"] for entry in self.entries}
-        ceiling = None if self.settings.gate_only else Ceiling(self.settings.device)
+        ceiling = None if self.settings.gate else Ceiling(self.settings.target)
         for cell in self.settings.cells:
             if cell.shape not in there:
                 self._cell(cell, ceiling)
@@ -123,7 +97,7 @@ class Session:
             advance()
         if monitor := self._machine.monitor:
             self.document["environment"]["gpu_after"] = monitor.state()
-        if self.settings.trace and self.settings.device.type == "cuda":
+        if self.settings.traces:
             # After all cells: once CUPTI has traced, it stays in the process.
             begin = time.monotonic()
             for cell in self.settings.cells:
@@ -147,7 +121,7 @@ class Session:
         if ceiling:
             bandwidths = self._time(cell, arms, len(copies), ceiling)
         for arm in arms:
-            survived(arm, settings.device)
+            survived(arm, settings.target)
         if copies:
             self.document["sdpa"][cell.shape] = sdpa_state(copies[0])
         self.entries.extend(
@@ -157,7 +131,7 @@ class Session:
     def _time(self, cell: Cell, arms: Sequence[AttentionArm], copies: int, ceiling: Ceiling) -> Document:
         """Every clock of the arms but the device's. Returns the ceiling's document."""
         settings, plan = self.settings, self.settings.plan
-        warmup = -(-plan.warmup // plan.calls_a_sample(0.0, max(copies, 1), settings.device.type == "cuda"))
+        warmup = -(-plan.warmup // plan.calls_a_sample(0.0, max(copies, 1), settings.target.type == "cuda"))
         throttling = take_rounds(arms, ceiling, warmup, plan.rounds, self._machine.monitor)
         _single_clocks(arms, plan)
         if throttling:

@@ -178,8 +178,12 @@ LayerFusionFlag = Annotated[
     str,
     typer.Option(
         "--fusion",
-        help="how native cuts the layer into ops: none (one an op), block (five). Default: both; 4-bit weights: block",
+        help="how native cuts the layer into ops: none (fourteen), block (five). Default: both; 4-bit weights: block",
     ),
+]
+FusionFlag = Annotated[
+    str,
+    typer.Option("--fusion", help="comma-separated: how native cuts a layer into ops: none (fourteen), block (five)"),
 ]
 LayersFlag = Annotated[int, typer.Option("--layers", help="measure this many of the model's layers; 0: all")]
 L2Flag = Annotated[

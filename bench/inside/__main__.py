@@ -23,11 +23,11 @@ from bench.core import quant_words as words
 from bench.core.copies import layers_a_sample
 from bench.core.document import Document
 from bench.core.errors import UsageError, flag_error
+from bench.core.flags import make_command
 from bench.core.layer_settings import LayerSettings, l2_words, make_layers
 from bench.core.measure import Arm, no_garbage_collection
 from bench.core.progress import progress
 from bench.core.run import Machine, close, gate
-from bench.core.settings import command as make_command
 from bench.drivers import takes
 from bench.inside import tables as inside_tables
 from bench.inside import timestamps as stamps

@@ -14,31 +14,25 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated
 
 import torch
-import typer
 from rich.console import Console
 from rich.text import Text
 
 from bench.backends import int4 as kernels4
-from bench.backends import modes_on
 from bench.core import cli, controls, environment
 from bench.core.ceiling import Ceiling
 from bench.core.document import Document
-from bench.core.errors import flag_error
-from bench.core.layer_settings import check_group_size
+from bench.core.flags import make_command
 from bench.core.progress import progress
 from bench.core.run import Machine, close
+from bench.drivers import takes
 from bench.int4 import groups, measure, plugged, predict, show, validate
 from bench.int4 import sass as sass
+from bench.int4.settings import Settings
 from bench.int4.trials import GROUP_SIZES
 from bench.plugins import plan as plugins
-from bench.plugins.loading import KINDS, Journal, load_int4, parse_backends
-
-_WHAT = ("shapes", "layer")
-_ALL_PARTS = ",".join(_WHAT)
-_DEFAULT_MODES = {"cpu": "native,eager", "cuda": "graph,native,eager"}
+from bench.plugins.loading import KINDS
 
 _PROGRAM = "bench.int4"
 
@@ -49,23 +43,17 @@ _JIT_SECONDS = 540
 """For the driver to compile every kernel that a validation calls, and to run it."""
 
 
-def run(
-    settings: groups.Settings,
-    what: list[str],
-    spec: tuple[float | None, str],
-    gpu: str,
-    keep: Callable[[Document], None] = lambda document: None,
-) -> Document:
+def run(settings: Settings, keep: Callable[[Document], None] = lambda document: None) -> Document:
     """Measure. Ctrl-C ends it early: the document says so and keeps the groups that were finished. `keep` is given that
     document after every group, for an end that nobody can catch."""
-    machine = Machine(settings.device)
-    nulls = controls.null_op(settings.steps, settings.device)
+    machine = Machine(settings.target)
+    nulls = controls.null_op(settings.steps, settings.target)
     null_us = {row["mode"]: row["us"]["p50"] for row in nulls}
-    ceiling = Ceiling(settings.device)
+    ceiling = Ceiling(settings.target)
     makers: list[Callable[[], groups.Group]] = []
-    if "shapes" in what:
+    if "shapes" in settings.parts:
         makers += [lambda shape=shape: groups.shape_group(shape, settings) for shape in groups.shapes(settings.specs)]
-    if "layer" in what:
+    if "layer" in settings.parts:
         makers += [lambda spec=spec: groups.layer_group(spec, settings) for spec in settings.specs]
     measured: list[tuple[Callable[[], groups.Group], list[Document]]] = []
     interrupted = False
@@ -73,19 +61,22 @@ def run(
     def document(interrupted: bool) -> Document:
         ops = [entry for _, entries in measured for entry in (*entries, *plugged.entries(settings.plugged, entries[0]))]
         predictions = []
-        for model in settings.specs if gpu else ():
+        for model in settings.specs if settings.gpu else ():
             if entry := predict.best_layer(ops, model.name):
-                found = predict.predict(gpu, model, entry, settings.batch, settings.torch_dtype, settings.device.type)
+                found = predict.predict(
+                    settings.gpu, model, entry, settings.batch, settings.torch_dtype, settings.target.type
+                )
                 predictions.append(found)
         return {
             **cli.head(
                 _PROGRAM, "int4", title=f"4-bit weights of {', '.join(spec.name for spec in settings.specs)}",
                 interrupted=interrupted, environment=machine.document(),
             ),
-            "device": settings.device.type,
-            "group_size": settings.group_size, "symmetric": settings.symmetric, "ctx": settings.ctx,
-            "batch": settings.batch, "dtype": settings.dtype, "l2": settings.l2, "l2_words": f"{settings.l2} weights",
-            "warmup": settings.warmup, "steps": settings.steps, "ceiling": ceiling.document(*spec), "null": nulls,
+            "device": settings.target.type,
+            "group_size": settings.group_size, "symmetric": not settings.asymmetric, "ctx": settings.ctx,
+            "batch": settings.batch, "dtype": settings.dtype_name, "l2": settings.l2,
+            "l2_words": f"{settings.l2} weights", "warmup": settings.warmup, "steps": settings.steps,
+            "ceiling": ceiling.document(*settings.spec_bandwidth), "null": nulls,
             "plugins": [found.describe(settings.plugin_timeout_s) for found in settings.plugged],
             "ops": ops, "arms": [], "ladder": {}, "ladder_notes": {}, "predictions": predictions,
             "published": {name: vars(show.paper.figures()[name]) for name in show.PUBLISHED},
@@ -191,125 +182,39 @@ def print_list(device: torch.device) -> None:
     print(f"plug-ins: {KINDS} (docs/int4.md, docs/plugins.md)")
 
 
-def command(
-    kernel: Annotated[
-        str,
-        typer.Option(
-            "--kernel",
-            help=f"comma-separated names, or plug-ins: {KINDS}; all: every one that is known, without plug-ins",
-        ),
-    ] = "all",
-    what: Annotated[str, typer.Option("--what", help="comma-separated: shapes, layer")] = _ALL_PARTS,
-    model: cli.ModelsFlag = cli.ALL_STUDIED,
-    config: cli.ConfigFlag = "",
-    group: Annotated[
-        int,
-        typer.Option("--group", help="columns a scale: 32, 64, multiples of 128; -1: the row. 0: 128, or all of them"),
-    ] = 0,
-    asymmetric: Annotated[bool, typer.Option("--asymmetric", help="give every group a zero point of its own")] = False,
-    mode: Annotated[
-        str, typer.Option("--mode", help="comma-separated; all. Default: native,eager; on a GPU graph too")
-    ] = "",
-    ctx: Annotated[int, typer.Option("--ctx", help="slots of the layer's cache")] = 2048,
-    batch: cli.BatchFlag = 1,
-    dtype: Annotated[
-        str, typer.Option("--dtype", help="bf16, fp16 or fp32. Default: bf16, or all of them for --validate")
-    ] = "",
-    device: cli.DeviceFlag = "auto",
-    l2: cli.L2Flag = "cold",
-    warmup: cli.WarmupFlag = 3,
-    steps: cli.StepsFlag = 30,
-    repeats: cli.RepeatsFlag = 0,
-    threads: cli.ThreadsFlag = 0,
-    spec_gbs: cli.SpecFlag = 0.0,
-    seed: cli.SeedFlag = 0,
-    validate_: Annotated[bool, typer.Option("--validate", help="are the kernels right? Exit status 1: no")] = False,
-    arch: Annotated[str, typer.Option("--arch", help="sm89: check our SASS for that GPU, without one")] = "",
-    predict_: Annotated[
-        str, typer.Option("--predict", help="predict our layer on that GPU: " + ", ".join(predict.GPUS))
-    ] = "",
-    json: cli.JsonFlag = "",
-    csv: cli.CsvFlag = "",
-    md: cli.MdFlag = "",
-    plot: Annotated[str, typer.Option("--plot", help="draw the parts as bars (.png, .svg or .pdf)")] = "",
-    list_: Annotated[bool, typer.Option("--list", help="name the kernels, and why one does not run here")] = False,
-    plugin_timeout_s: plugins.TimeoutFlag = 300.0,
-    plugin_journal: plugins.JournalFlag = "",
-) -> int:
+def _validate(settings: Settings, outputs: cli.Outputs) -> int:
+    dtypes = [cli.DTYPES[settings.dtype]] if settings.dtype else list(cli.DTYPES.values())
+    sizes = [settings.group] if settings.group else list(GROUP_SIZES)
+    trials = (settings.target, dtypes, sizes, [True, False][settings.asymmetric :], settings.seed, settings.journal)
+    apart = [
+        partial(plugged.validate, _PROGRAM, plugin, settings.validation_flags, settings.plugin_timeout_s)
+        for plugin in settings.apart
+    ]
+    here = [
+        partial(validate.tried, name, kernel, settings.target, validate.validate(kernel, *trials))
+        for name, kernel in settings.kernels.items()
+    ]
+    return run_validation([*apart, *here], settings.target, settings.seed, outputs)
+
+
+def main(settings: Settings) -> int:
     """4-bit kernels: their time, what binds them, and whether they are right."""
-    target = cli.device(device)
-    if list_:
-        print_list(target)
+    if settings.list_:
+        print_list(settings.target)
         return 0
-    outputs = cli.Outputs(json, csv, md, plot)
-    if validate_:
-        # A validation has shapes, batches and a number of calls of its own.
-        given = {
-            "--arch": (arch, ""), "--what": (what, _ALL_PARTS), "--model": (model, cli.ALL_STUDIED),
-            "--config": (config, ""), "--mode": (mode, ""), "--ctx": (ctx, 2048), "--batch": (batch, 1),
-            "--predict": (predict_, ""), "--repeats": (repeats, 0),
-        }  # fmt: skip
-        for flag, (value, default) in given.items():
-            if value != default:
-                raise flag_error(flag, value, "given without --validate, which has its own shapes and batches")
-    if arch:
-        return run_arch(cli.choice("--arch", arch, ("sm80", "sm89", "sm90a")))
-    known = kernels4.registry()
-    names, asked = parse_backends("--kernel", kernel, list(known))
-    kernels = {name: known[name] for name in names}
-    if dtype:
-        cli.choice("--dtype", dtype, list(cli.DTYPES))
-    if group:
-        cli.group_size("--group", group)
-    cli.set_threads(threads)
-    if validate_ and (md or csv or plot):
-        raise flag_error("--validate", "true", "given with --json alone: a validation has no other file")
-    journal = Journal(Path(plugin_journal)) if plugin_journal else None
-    if journal:  # this process is a plug-in's own
-        (plugin,), asked = asked, []
-        kernels[plugin.label] = load_int4(plugin, journal, target)
-    flags = [
-        f"--group={group}", f"--dtype={dtype}", f"--device={device}", f"--threads={threads}", f"--seed={seed}",
-        *["--asymmetric"] * asymmetric,
-    ]  # fmt: skip
-    if validate_:
-        dtypes = [cli.DTYPES[dtype]] if dtype else list(cli.DTYPES.values())
-        trials = (target, dtypes, [group] if group else list(GROUP_SIZES), [True, False][asymmetric:], seed, journal)
-        apart = [partial(plugged.validate, _PROGRAM, one, ["--validate", *flags], plugin_timeout_s) for one in asked]
-        here = [
-            partial(validate.tried, name, kernel, target, validate.validate(kernel, *trials))
-            for name, kernel in kernels.items()
-        ]
-        return run_validation([*apart, *here], target, seed, outputs)
-    group, dtype = group or 128, dtype or "bf16"
-    specs = cli.models(model, config)
-    parts = cli.choices("--what", what, _WHAT)
-    gpu = predict.GPUS[cli.choice("--predict", predict_, list(predict.GPUS))] if predict_ else ""
-    if gpu and "layer" not in parts:
-        raise flag_error("--predict", predict_, "given with --what=layer: it is the layer that is predicted")
-    check_group_size("--group", group, specs)
-    cli.number("--ctx", ctx, 1, min(spec.max_position for spec in specs))
-    spec = cli.spec_bandwidth(spec_gbs, target)
-    modes = cli.choices("--mode", mode or _DEFAULT_MODES[target.type], modes_on(target))
-    flags += [
-        "--what=shapes", f"--model={model}", f"--config={config}", f"--ctx={ctx}", f"--batch={batch}", f"--l2={l2}",
-        f"--warmup={warmup}", f"--steps={steps}", f"--repeats={repeats}", f"--spec-gbs={spec_gbs}",
-    ]  # fmt: skip
-    plugin_modes = [mode for mode in modes if mode in groups.PEER_MODES]
-    if asked and not plugin_modes:
-        raise flag_error("--mode", mode, f"with one of {', '.join(groups.PEER_MODES)} for {asked[0].text}")
-    if asked and "shapes" not in parts:
-        raise flag_error("--what", what, f"with shapes for {asked[0].text}: a layer has our own kernels alone")
-    settings = groups.Settings(
-        specs=specs, kernels=kernels, modes=modes, journal=journal, plugin_timeout_s=plugin_timeout_s,
-        plugged=plugins.measure_all(plugins.Plan(_PROGRAM, asked, plugin_modes, flags, [], plugin_timeout_s)),
-        group_size=group, symmetric=not asymmetric, ctx=ctx,
-        batch=batch, dtype=dtype,
-        torch_dtype=cli.DTYPES[dtype], device=target, l2=l2, warmup=warmup, steps=steps, repeats=repeats, seed=seed,
-        spec_gbs=spec[0],
-    )  # fmt: skip
+    outputs = cli.Outputs(settings.json, settings.csv, settings.md, settings.plot)
+    settings.check()
+    if settings.arch:
+        return run_arch(settings.arch)
+    cli.set_threads(settings.threads)
+    if settings.validate:
+        return _validate(settings, outputs)
+    settings.plugged = plugins.measure_all(settings.plugin_plan)
     writers = {"--md": show.write_markdown, "--plot": _bars}
-    return close(run(settings, parts, spec, gpu, outputs.keep), outputs, show.print_document, writers=writers)
+    return close(run(settings, outputs.keep), outputs, show.print_document, writers=writers)
+
+
+command = make_command(main, Settings, takes("int4"))
 
 
 def _bars(path: Path, document: Document) -> None:

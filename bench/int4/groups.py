@@ -22,63 +22,11 @@ from bench.core.errors import flag_error
 from bench.core.measure import Arm, Rotation, unsupported
 from bench.core.samplers import Samplers
 from bench.int4 import plugged
+from bench.int4.settings import PEER_MODES, Settings
 from bench.int4.validate import relative
-from bench.plugins import plan as plugins
 from bench.plugins.loading import Journal, watch
 from pykernels.layer import available_bytes
 from pykernels.models import ModelSpec
-
-PEER_MODES = ("eager", "graph")
-"""The modes that a kernel other than our own is driven in."""
-
-_OTHER_DTYPE = {torch.bfloat16: torch.float16, torch.float16: torch.bfloat16}
-"""In which a kernel is measured that does not take the run's."""
-
-
-@dataclass
-class Settings:
-    """The checked flags of one run, what its plug-ins' processes found, and in a plug-in's own process its journal."""
-
-    specs: list[ModelSpec]
-    kernels: dict[str, type[Int4Kernel]]
-    modes: list[str]
-    group_size: int
-    symmetric: bool
-    ctx: int
-    batch: int
-    dtype: str
-    torch_dtype: torch.dtype
-    device: torch.device
-    l2: str
-    warmup: int
-    steps: int
-    repeats: int
-    seed: int
-    spec_gbs: float | None
-    plugged: Sequence[plugins.Found] = ()
-    plugin_timeout_s: float = 0.0
-    journal: Journal | None = None
-
-    @cached_property
-    def unavailable(self) -> dict[str, str | None]:
-        """By kernel: why it does not run on the device. Asked once: a library may compile when it is imported."""
-        return {name: kernel.availability(self.device) for name, kernel in self.kernels.items()}
-
-    def kernels_by_dtype(self) -> dict[torch.dtype, dict[str, type[Int4Kernel]]]:
-        """Every kernel in the run's dtype, or in the other half precision where it takes only that: there by a name
-        that ends in it, and with our own beside it."""
-        own, other = self.torch_dtype, _OTHER_DTYPE.get(self.torch_dtype)
-        moved = {
-            name for name, kernel in self.kernels.items()
-            if not self.unavailable[name] and own not in (dtypes := kernel.dtypes_on(self.device)) and other in dtypes
-        }  # fmt: skip
-        found = {own: {name: kernel for name, kernel in self.kernels.items() if name not in moved}}
-        if moved:
-            found[other] = {
-                f"{name}-{DTYPE_FLAGS[other]}": kernel
-                for name, kernel in self.kernels.items() if name in moved or name == "native"
-            }  # fmt: skip
-        return found
 
 
 @dataclass(frozen=True)
@@ -152,7 +100,7 @@ class Data:
     @classmethod
     def of(cls, shape: Shape, settings: Settings) -> "Data":
         """In the run's dtype."""
-        dtype, device = settings.torch_dtype, settings.device
+        dtype, device = settings.torch_dtype, settings.target
         generator = torch.Generator(device).manual_seed(settings.seed)
 
         def normal(*sizes: int, std: float = 1.0) -> Tensor:
@@ -160,7 +108,7 @@ class Data:
 
         x = normal(settings.batch, shape.n_in)
         dense = normal(shape.n_out, shape.n_in, std=shape.n_in**-0.5)
-        return cls(shape, x, dense, pk.Int4Weight.quantize(dense, settings.group_size, settings.symmetric))
+        return cls(shape, x, dense, pk.Int4Weight.quantize(dense, settings.group_size, not settings.asymmetric))
 
     def to(self, dtype: torch.dtype) -> "Data":
         """The same q, the input and the scales in another dtype: as near as it has them."""
@@ -184,8 +132,8 @@ class Data:
 
 
 def _copies(n_bytes: int, layouts: int, what: str, settings: Settings) -> int:
-    copies = weight_copies(n_bytes, settings.l2, settings.device)
-    needed, available = layouts * copies * n_bytes, available_bytes(settings.device)
+    copies = weight_copies(n_bytes, settings.l2, settings.target)
+    needed, available = layouts * copies * n_bytes, available_bytes(settings.target)
     if needed > available:
         room = f"{needed / 2**30:.1f} GiB", f"{available / 2**30:.1f} GiB are available"
         if layouts > 1:
@@ -204,17 +152,17 @@ def _dense_arms(data: Data, settings: Settings) -> tuple[list[Arm], Counted]:
         x.dtype,
     )  # fmt: skip
     copies = _copies(n_bytes, 1, data.shape.words, settings)
-    steps = steps_a_sample(settings.repeats, n_bytes, copies, settings.spec_gbs, settings.device)
-    samplers = Samplers(Rotation(copies), steps, settings.device)
+    steps = steps_a_sample(settings.repeats, n_bytes, copies, settings.spec_bandwidth[0], settings.target)
+    samplers = Samplers(Rotation(copies), steps, settings.target)
 
     def instance(weight: Tensor) -> Instance:
         out = torch.full((x.shape[0], data.shape.n_out), float("nan"), dtype=x.dtype, device=x.device)
         return Instance(lambda: pk.ops.gemv(x, weight, out=out), lambda: torch.nn.functional.linear(x, weight), out)
 
     instances = [instance(weight.clone() if copy else weight) for copy in range(copies)]
-    arms = _made(settings.dtype, settings.modes, lambda mode: native_arm(case, instances, mode, samplers))
+    arms = _made(settings.dtype_name, settings.modes, lambda mode: native_arm(case, instances, mode, samplers))
     modes = [mode for mode in settings.modes if mode in PEER_MODES]
-    arms += _made(f"torch-{settings.dtype}", modes, lambda mode: torch_arm(case, instances, mode, samplers))
+    arms += _made(f"torch-{settings.dtype_name}", modes, lambda mode: torch_arm(case, instances, mode, samplers))
     return arms, Counted(n_bytes, samplers.repeats, copies)
 
 
@@ -291,8 +239,8 @@ def shape_group(shape: Shape, settings: Settings) -> Group:
     counted = {arm.label: of_dense for arm in arms}
     packed = data.int4.n_bytes
     copies = _copies(packed, len(settings.kernels), shape.words, settings)
-    steps = steps_a_sample(settings.repeats, packed, copies, settings.spec_gbs, settings.device)
-    samplers = Samplers(Rotation(copies), steps, settings.device)
+    steps = steps_a_sample(settings.repeats, packed, copies, settings.spec_bandwidth[0], settings.target)
+    samplers = Samplers(Rotation(copies), steps, settings.target)
     layout_errors, dtypes = {}, {}
     for dtype, kernels in settings.kernels_by_dtype().items():
         given = data.to(dtype)
@@ -311,25 +259,25 @@ def shape_group(shape: Shape, settings: Settings) -> Group:
 
 def layer_group(spec: ModelSpec, settings: Settings) -> Group:
     """The arms of a whole layer at fusion block, dense and 4-bit, on weights that are the same before rounding."""
-    dense = pk.LayerWeights.random(spec, settings.torch_dtype, settings.device, settings.seed)
-    four_bit = dense.quantize(settings.group_size, settings.symmetric)
+    dense = pk.LayerWeights.random(spec, settings.torch_dtype, settings.target, settings.seed)
+    four_bit = dense.quantize(settings.group_size, not settings.asymmetric)
     arms: list[Arm] = []
     counted: dict[str, Counted] = {}
-    for name, weights in ((settings.dtype, dense), ("native", four_bit)):
+    for name, weights in ((settings.dtype_name, dense), ("native", four_bit)):
         ops = floors.layer_ops(
             spec, "block", settings.batch, settings.ctx, settings.torch_dtype,
-            *((settings.group_size, not settings.symmetric) if weights.is_int4 else ()),
+            *((settings.group_size, settings.asymmetric) if weights.is_int4 else ()),
         )  # fmt: skip
         streamed = sum(op.bytes for op in ops)
         copies = _copies(streamed, 1, f"a layer of {spec.name}", settings)
         layers = [
             pk.DecodeLayer(
                 spec, weights.clone() if copy else weights, settings.ctx, settings.batch, settings.torch_dtype,
-                settings.device, settings.seed,
+                settings.target, settings.seed,
             )
             for copy in range(copies)
         ]  # fmt: skip
-        repeats = layers_a_sample(settings.repeats, copies, settings.device)
+        repeats = layers_a_sample(settings.repeats, copies, settings.target)
         workload = Workload.of(layers, repeats)
         of_weights = arms_of(layer_backend.Native, workload, settings.modes, ["block"])
         for arm in of_weights:

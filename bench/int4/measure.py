@@ -10,8 +10,9 @@ from bench.core.ceiling import Ceiling
 from bench.core.document import Document
 from bench.core.measure import Arm
 from bench.core.run import take_rounds
-from bench.int4.groups import Group, Settings
+from bench.int4.groups import Group
 from bench.int4.parts import Parts, split
+from bench.int4.settings import Settings
 
 
 def measure_group(
@@ -20,20 +21,20 @@ def measure_group(
     """Gate and measure. Returns the entries of the key `ops`. Raises KeyboardInterrupt where it was interrupted."""
     measure.gate(group.arms)
     throttling = take_rounds(group.arms, ceiling, settings.warmup, settings.steps, monitor)
-    if settings.device.type == "cuda":
+    if settings.target.type == "cuda":
         measure.measure_host(group.arms, settings.warmup, max(settings.steps, 100))
-    bandwidths = ceiling.bandwidths(settings.spec_gbs)
+    bandwidths = ceiling.bandwidths(settings.spec_bandwidth[0])
     entries = []
     for arm in group.arms:
         counted = group.counted[arm.label]
         n_bytes = counted.bytes
         entry: Document = {
             "backend": arm.backend, "mode": arm.mode, "fusion": None, **group.what, "bytes": n_bytes,
-            "dtype": group.dtypes.get(arm.backend, settings.dtype), "status": arm.status, "reason": arm.reason,
+            "dtype": group.dtypes.get(arm.backend, settings.dtype_name), "status": arm.status, "reason": arm.reason,
             "max_rel_error": arm.max_rel_error, "layout_error": group.layout_errors.get(arm.backend),
             "kernels": arm.kernels, "launches": arm.launches, "time_us": None, "host_us": None, "gbs": None,
             "share_of_spec": None, "share_of_read": None,
-            "floor_us": floors.microseconds(n_bytes, settings.spec_gbs or bandwidths["read_gbs"]),
+            "floor_us": floors.microseconds(n_bytes, settings.spec_bandwidth[0] or bandwidths["read_gbs"]),
             "repeats": counted.repeats, "copies": counted.copies, "samples_us": arm.samples_us, "ceiling": bandwidths,
             "null_us": null_us.get({"graph-pdl": "graph"}.get(arm.mode, arm.mode), 0.0) * group.launches,
             **throttling,
@@ -41,9 +42,9 @@ def measure_group(
         if arm.status == "ok":
             entry["time_us"] = statistics.summary(arm.kept_us)
             entry |= results.bandwidth(n_bytes, entry["time_us"]["p50"], bandwidths)
-            if arm.host_samples_us and settings.device.type == "cuda":
+            if arm.host_samples_us and settings.target.type == "cuda":
                 entry["host_us"] = statistics.summary(np.array(arm.host_samples_us))
-        if settings.device.type == "cuda":
+        if settings.target.type == "cuda":
             entry |= results.device_keys(entry, None, arm.reason, bandwidths)
         entries.append(entry)
     compare(entries, group.arms, settings)
@@ -54,7 +55,7 @@ def compare(entries: list[Document], arms: Sequence[Arm], settings: Settings) ->
     """Put into the entries of a group what needs two of them: the ratio to the dense kernel of the same mode, what its
     bytes alone would give, and the parts."""
     dense = {entry["mode"]: (entry, arm) for entry, arm in zip(entries, arms, strict=True)
-             if (entry["backend"], entry["status"]) == (settings.dtype, "ok")}  # fmt: skip
+             if (entry["backend"], entry["status"]) == (settings.dtype_name, "ok")}  # fmt: skip
     for entry, arm in zip(entries, arms, strict=True):
         entry |= {"ratio_to_dense": None, "ideal_ratio": None, "share_of_ideal": None}
         if entry["status"] == "ok" and entry["mode"] in dense:
@@ -62,7 +63,7 @@ def compare(entries: list[Document], arms: Sequence[Arm], settings: Settings) ->
             entry["ratio_to_dense"] = results.ratio(base_arm.kept_us, arm.kept_us)
             entry["ideal_ratio"] = base["bytes"] / entry["bytes"]
             entry["share_of_ideal"] = entry["ratio_to_dense"]["p50"] / entry["ideal_ratio"]
-    say_what_binds(entries, settings.dtype)
+    say_what_binds(entries, settings.dtype_name)
 
 
 def say_what_binds(entries: list[Document], dense_name: str) -> None:
@@ -98,4 +99,4 @@ def trace_group(group: Group, entries: list[Document], settings: Settings) -> No
         results.add_device_clock(entry, arm, traces, untraced)
         if arm.label in traces:
             entry["null_us"] *= arm.launches / group.launches  # a library may launch more than our own arms do
-    say_what_binds(entries, settings.dtype)
+    say_what_binds(entries, settings.dtype_name)

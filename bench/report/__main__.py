@@ -7,6 +7,7 @@ Writes report.md, figures/*.png and *.svg, and report.html: one file that opens 
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +15,10 @@ import typer
 
 from bench.core import cli
 from bench.core.document import Document, device_name, make_folder, write_atomically
+from bench.core.errors import flag_error
+from bench.core.flags import Flags, make_command
 from bench.core.tables import microseconds, percent
+from bench.drivers import takes
 from bench.report import collect, peer_sections
 from bench.report.collect import Folder
 from bench.report.page import Grid, Section, as_html, as_markdown, drawn
@@ -271,31 +275,45 @@ def make_sections(folder: Folder, prices: Sequence[str]) -> list[Section]:
     return [section for section in made if section is not None]
 
 
-def command(
-    directory: Annotated[str, typer.Argument(metavar="DIR", help="a folder of result documents")],
-    out: Annotated[str, typer.Option("--out", help="the folder to write to; default: DIR/report")] = "",
-    title: Annotated[str, typer.Option("--title", help="of the report")] = "launchtax report",
-    svg: Annotated[bool, typer.Option("--svg/--no-svg", help="write every picture as SVG too")] = True,
+@dataclass(kw_only=True)
+class Settings(Flags):
+    """The flags of one run."""
+
+    directory: Annotated[str, typer.Argument(metavar="DIR", help="a folder of result documents")] = ""
+    out: Annotated[str, typer.Option("--out", help="the folder to write to; default: DIR/report")] = ""
+    title: Annotated[str, typer.Option("--title", help="of the report")] = "launchtax report"
+    svg: Annotated[bool, typer.Option("--svg/--no-svg", help="write every picture as SVG too")] = True
     price: Annotated[
-        list[str] | None, typer.Option("--price", help="GPU=USD_per_hour, before those of the dated file; repeatable")
-    ] = None,
-) -> int:
+        list[str], typer.Option("--price", help="GPU=USD_per_hour, before those of the dated file; repeatable")
+    ] = field(default_factory=list)
+    list_: Annotated[bool, typer.Option("--list", help="name the kinds of documents that a report is made of")] = False
+
+
+def main(settings: Settings) -> int:
     """Tables and pictures of a folder of result documents, the paper's figures beside them."""
-    cost.prices(price or [])
-    folder = collect.load_folder(Path(directory).expanduser())
-    target = Path(out).expanduser() if out else folder.path / "report"
+    if settings.list_:
+        print(f"kinds of documents: {', '.join(collect.KINDS)}")
+        return 0
+    if not settings.directory:
+        raise flag_error("DIR", settings.directory, "a folder of result documents")
+    cost.prices(settings.price)
+    folder = collect.load_folder(Path(settings.directory).expanduser())
+    target = Path(settings.out).expanduser() if settings.out else folder.path / "report"
     make_folder(target / "figures", "--out", target)
-    sections = make_sections(folder, price or [])
+    sections = make_sections(folder, settings.price)
     # Of what was measured, whenever it is written up.
-    dated = f"{title}, {max(result['created'] for result in folder.documents)[:10]}"
+    dated = f"{settings.title}, {max(result['created'] for result in folder.documents)[:10]}"
     for stem, _, png, vectors in (figure for section in sections for figure in section.figures):
         write_atomically(target / "figures" / f"{stem}.png", png)
-        if svg:
+        if settings.svg:
             write_atomically(target / "figures" / f"{stem}.svg", vectors)
     write_atomically(target / "report.md", as_markdown(dated, sections).encode())
     write_atomically(target / "report.html", as_html(dated, sections).encode())
     print(f"{len(folder.documents)} documents: {target / 'report.md'}, {target / 'report.html'}")
     return 0
+
+
+command = make_command(main, Settings, takes("report"))
 
 
 if __name__ == "__main__":

@@ -42,6 +42,10 @@ _KEYS = {
 """By kind, what a report reads of every document."""
 
 
+KINDS = tuple(_KEYS)
+"""Of the documents that a report is made of."""
+
+
 def _whole(result: Document) -> bool:
     """Has it what a report reads, `kind` and `created` first? A file cut short by hand has not."""
     needed = ("created", *_KEYS.get(str(result.get("kind")), ()))

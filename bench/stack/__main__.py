@@ -22,13 +22,16 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+import pykernels as pk
 from bench.core import cli, document, environment
 from bench.core.document import Document
 from bench.core.errors import flag_error
+from bench.core.flags import Flags, make_command
 from bench.core.kept import KeepFlag, Kept, open_folder
 from bench.core.processes import end_all, run_module
 from bench.core.progress import progress
 from bench.core.run import close
+from bench.drivers import takes
 from bench.stack import tables as stack_tables
 
 # (attention, how it is compiled): the backend of bench.layer, and the modes that are cells.
@@ -204,73 +207,96 @@ def show(result: Document, console: Console) -> None:
     stack_tables.print_document(result, console)
 
 
-def command(
-    attention: Annotated[
-        str, typer.Option("--attention", help=f"comma-separated: {', '.join(ATTENTIONS)}; all")
-    ] = "all",
-    compiled: Annotated[str, typer.Option("--compiled", help=f"comma-separated: {', '.join(COMPILED)}; all")] = "all",
-    mode: Annotated[str, typer.Option("--mode", help="comma-separated: eager (no graph), graph; all")] = "all",
-    model: cli.ModelFlag = "qwen2.5-7b",
-    ctx: Annotated[int, typer.Option("--ctx", help="slots of the cache that a step attends to")] = 2048,
-    batch: cli.BatchFlag = 1,
-    dtype: cli.DtypeFlag = "bf16",
-    device: cli.DeviceFlag = "auto",
-    l2: cli.L2Flag = "cold",
-    warmup: cli.WarmupFlag = 5,
-    steps: cli.StepsFlag = 30,
+@dataclass(kw_only=True)
+class Settings(Flags):
+    """The flags of one run, and what they come to."""
+
+    NOT_SHARED = Flags.NOT_SHARED | {"attention", "compiled", "mode", "limit_s", "compile_jobs", "keep"}
+
+    attention: Annotated[str, typer.Option("--attention", help=f"comma-separated: {', '.join(ATTENTIONS)}; all")] = (
+        "all"
+    )
+    compiled: Annotated[str, typer.Option("--compiled", help=f"comma-separated: {', '.join(COMPILED)}; all")] = "all"
+    mode: Annotated[str, typer.Option("--mode", help="comma-separated: eager (no graph), graph; all")] = "all"
+    model: cli.ModelFlag = "qwen2.5-7b"
+    ctx: cli.CtxFlag = 2048
+    batch: cli.BatchFlag = 1
+    dtype: cli.DtypeFlag = "bf16"
+    device: cli.DeviceFlag = "auto"
+    l2: cli.L2Flag = "cold"
+    warmup: cli.WarmupFlag = 5
+    steps: cli.StepsFlag = 30
     limit_s: Annotated[
         float,
         typer.Option("--limit-s", help="seconds a process may take", callback=cli.checked(cli.seconds, "--limit-s")),
-    ] = 120.0,
+    ] = 120.0
     compile_jobs: Annotated[
-        int, typer.Option("--compile-jobs", help="processes that compile side by side first; -1: one for four CPUs")
-    ] = -1,
-    keep: KeepFlag = "",
-    threads: cli.ThreadsFlag = 0,
-    spec_gbs: cli.SpecFlag = 0.0,
-    seed: cli.SeedFlag = 0,
-    json: cli.JsonFlag = "",
-    csv: cli.CsvFlag = "",
-    md: cli.MdFlag = "",
-    plot: Annotated[str, typer.Option("--plot", help="draw the matrix (.png, .svg or .pdf)")] = "",
-) -> int:
+        int,
+        typer.Option(
+            "--compile-jobs",
+            help="processes that compile side by side first; -1: one for four CPUs",
+            callback=cli.checked(cli.number, "--compile-jobs", -1, 64),
+        ),
+    ] = -1
+    keep: KeepFlag = ""
+    threads: cli.ThreadsFlag = 0
+    spec_gbs: cli.SpecFlag = 0.0
+    seed: cli.SeedFlag = 0
+    json: cli.JsonFlag = ""
+    csv: cli.CsvFlag = ""
+    md: cli.MdFlag = ""
+    plot: Annotated[str, typer.Option("--plot", help="draw the matrix (.png, .svg or .pdf)")] = ""
+    list_: cli.ListFlag = False
+
+    def cells(self) -> list[Cell]:
+        """The matrix."""
+        attentions = cli.choices("--attention", self.attention, ATTENTIONS)
+        kinds = cli.choices("--compiled", self.compiled, COMPILED)
+        wanted = cli.modes("--mode", self.mode, ("eager", "graph"))
+        found = [
+            (*group, mode)
+            for group, (_, modes) in GROUPS.items()
+            if group[0] in attentions and group[1] in kinds
+            for mode in modes
+            if mode in wanted
+        ]
+        if not found:
+            raise flag_error("--compiled", self.compiled, f"eager or compile for --attention={self.attention}")
+        return found
+
+    def plan(self) -> Plan:
+        """What is run. Raises UsageError for the first flag that does not fit the others."""
+        cli.device(self.device)
+        cli.number("--ctx", self.ctx, 1, cli.model(self.model, "").max_position)
+        jobs = len(os.sched_getaffinity(0)) // 4 if self.compile_jobs < 0 else self.compile_jobs
+        flags = [*self.shared_flags(), "--fusion=block"]
+        return Plan(self.cells(), flags, self.limit_s, jobs, open_folder(self.keep))
+
+
+def print_list() -> None:
+    """What --list prints: the cells, and the backend of bench.layer that each is."""
+    print("models:  ", ", ".join(pk.models.names()))
+    print("cells, as attention, compiled: backend of bench.layer (its --list says which run here), modes")
+    for (attention, compiled), (backend, modes) in GROUPS.items():
+        print(f"  {f'{attention}, {compiled}':<24} {backend:<19} {', '.join(modes)}")
+
+
+def main(settings: Settings) -> int:
     """One decode layer: attention x compiled x captured."""
-    outputs = cli.Outputs(json, csv, md, plot)
-    attentions = cli.choices("--attention", attention, ATTENTIONS)
-    kinds = cli.choices("--compiled", compiled, COMPILED)
-    target = cli.device(device)
-    spec = cli.model(model, "")
-    cli.number("--ctx", ctx, 1, spec.max_position)
-    flags = [
-        f"--model={model}", f"--ctx={ctx}", f"--batch={batch}", f"--dtype={dtype}", f"--device={target.type}",
-        f"--l2={l2}", f"--warmup={warmup}", f"--steps={steps}", f"--threads={threads}", f"--spec-gbs={spec_gbs}",
-        f"--seed={seed}", "--fusion=block",
-    ]  # fmt: skip
-    wanted = cli.choices("--mode", mode, ("eager", "graph"))
-    cells = [
-        (*group, mode)
-        for group, (_, modes) in GROUPS.items()
-        if group[0] in attentions and group[1] in kinds
-        for mode in modes
-        if mode in wanted
-    ]
-    if not cells:
-        raise flag_error("--compiled", compiled, f"eager or compile for --attention={attention}")
-    jobs = cli.number("--compile-jobs", compile_jobs, -1, 64)
-    jobs = len(os.sched_getaffinity(0)) // 4 if jobs < 0 else jobs
-    plan = Plan(cells, flags, limit_s, jobs, open_folder(keep))
-
-    def save(result: Document) -> None:
-        if path := outputs.paths.get("--json"):
-            document.write_json(path, result)
-
-    result = run(plan, save, lambda text: print(text, flush=True))
+    if settings.list_:
+        print_list()
+        return 0
+    outputs = cli.Outputs(settings.json, settings.csv, settings.md, settings.plot)
+    result = run(settings.plan(), outputs.keep, lambda text: print(text, flush=True))
     writers = {"--md": stack_tables.write_markdown, "--plot": stack_tables.write_picture}
     status = close(result, outputs, show, writers=writers)
     if status == 0 and all(entry["status"] == "error" for entry in result["arms"]):
         print(f"bench.stack: no cell came to its end: {result['arms'][0]['reason']}", file=sys.stderr)
         return 1
     return status
+
+
+command = make_command(main, Settings, takes("stack"))
 
 
 if __name__ == "__main__":

@@ -7,26 +7,23 @@ measured ones, the median). The cache before ctx holds random K and V.
 """
 
 import sys
-from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
 
 import torch
-import typer
 from rich.console import Console
 
 import pykernels as pk
-from bench.backends import MODES
 from bench.backends.steps import arms as step_arms
 from bench.core import cli, environment, measure, results, tables
 from bench.core.ceiling import Ceiling
 from bench.core.document import Document, program_name
 from bench.core.errors import flag_error
+from bench.core.flags import make_command
 from bench.core.measure import Arm
 from bench.core.run import Machine, Measurement, close, gate
+from bench.drivers import takes
 from bench.step import drift
 from bench.step.entries import (
-    Settings,
     anatomy,
     arm_document,
     block_timelines,
@@ -38,6 +35,7 @@ from bench.step.entries import (
     title,
     traced_anatomy,
 )
+from bench.step.settings import Settings
 from pykernels.layer import available_bytes
 
 _PROGRAM = "bench.step"
@@ -54,8 +52,8 @@ def peak_bytes(device: torch.device) -> int:
 
 def make_model(settings: Settings) -> pk.DecodeModel:
     """Weights and caches. Raises MemoryError where they do not fit what is there (or --memory-limit-gb)."""
-    spec, dtype, device = settings.spec, settings.torch_dtype, settings.device
-    asked, available = settings.bytes_asked()["asked_bytes"], available_bytes(device)
+    spec, dtype, device = settings.spec, settings.torch_dtype, settings.target
+    asked, available = settings.bytes_needed()["asked_bytes"], available_bytes(device)
     if settings.memory_limit_gb:
         available = min(available, int(settings.memory_limit_gb * 1e9))
     if asked > available:
@@ -78,7 +76,7 @@ def out_of_memory_arms(settings: Settings, error: BaseException) -> list[Arm]:
         backend = step_arms.backends()[name]
         for fusion in backend.fusions(fusions):
             for mode in modes:
-                if reason := backend.reason(mode, settings.device):
+                if reason := backend.reason(mode, settings.target):
                     arms.append(measure.unsupported(name, mode, reason, fusion))
                 else:
                     arms.append(Arm(name, mode, fusion))
@@ -96,8 +94,8 @@ def check(arms: list[Arm], device: torch.device) -> None:
 
 def document_of(settings: Settings, found: Measurement, looked: Document, machine: Document) -> Document:
     """The result document; `looked` holds what was measured after the rounds."""
-    spec, dtype, device = settings.spec, settings.torch_dtype, settings.device
-    asked, cache = settings.bytes_asked(), environment.last_level_cache_bytes(device)
+    spec, dtype, device = settings.spec, settings.torch_dtype, settings.target
+    asked, cache = settings.bytes_needed(), environment.last_level_cache_bytes(device)
     l2 = "cold" if asked["weight_bytes"] >= 2 * cache else "warm"
     device_name = machine["gpu"]["name"] if device.type == "cuda" else machine["cpu"]["model"]
     entries = [arm_document(arm, settings, found.bandwidths, device_name, found.arms) for arm in found.arms]
@@ -109,7 +107,7 @@ def document_of(settings: Settings, found: Measurement, looked: Document, machin
     head = cli.head(_PROGRAM, "step", title=title(settings), interrupted=found.interrupted, environment=machine)
     return head | {
         "model": results.model_document(spec),
-        "full_layers": settings.full_layers,
+        "full_layers": settings.full_spec.n_layers,
         "shared_weights": settings.shared_weights,
         "weights": "checkpoint" if settings.weights else "random",
         "cache": "random K and V of unit scale before ctx; nothing was prefilled",
@@ -134,7 +132,7 @@ def document_of(settings: Settings, found: Measurement, looked: Document, machin
 
 def run(settings: Settings) -> Document:
     """Measure. Ctrl-C after the first round ends it early: the document says so and keeps what was finished."""
-    machine = Machine(settings.device)
+    machine = Machine(settings.target)
     ceiling, model = None, None
     try:
         model = make_model(settings)
@@ -144,15 +142,15 @@ def run(settings: Settings) -> Document:
             for name, modes, fusions in settings.groups
             for arm in step_arms.arms_of(step_arms.backends()[name], reference, modes, fusions, settings.traced_from)
         ]
-        check(arms, settings.device)
-        ceiling = Ceiling(settings.device)
+        check(arms, settings.target)
+        ceiling = Ceiling(settings.target)
     except (MemoryError, torch.OutOfMemoryError) as error:
         arms = out_of_memory_arms(settings, error)
     found = Measurement(arms, ceiling, settings.spec_bandwidth, machine.monitor)
     looked: Document = {"ops": [], "timelines": {}, "launches_per_layer": {}}
 
     def look_closer() -> None:
-        if settings.device.type == "cuda":
+        if settings.target.type == "cuda":
             found.trace(repeats=1)
             looked["ops"] = traced_anatomy(arms, found.traces, settings, found.bandwidths)
             looked["timelines"] = block_timelines(arms, found.traces, settings)
@@ -174,82 +172,18 @@ def show(document: Document, console: Console) -> None:
         print("\n".join(drift.lines(document)))
 
 
-def print_list() -> None:
-    """What --list prints: models, and every backend with what it needs here."""
-    device = cli.device("auto")
-
-    def entry(name: str, backend: step_arms.StepBackend) -> tuple[str, str, str | None, list[str]]:
-        modes = [mode for mode in MODES if not backend.reason(mode, device)]
-        return name, backend.description, None if modes else backend.reason("eager", device), modes
-
-    cli.print_list(entry(name, backend) for name, backend in step_arms.backends().items())
-
-
-def command(
-    backend: cli.BackendFlag = "native,sdpa,transformers",
-    mode: cli.ModeFlag = "all",
-    model: cli.ModelFlag = "qwen2.5-7b",
-    config: cli.ConfigFlag = "",
-    weights: cli.WeightsFlag = "",
-    layers: cli.LayersFlag = 0,
-    shared_weights: Annotated[
-        bool, typer.Option("--shared-weights", help="give all layers one set of random weights")
-    ] = False,
-    ctx: Annotated[int, typer.Option("--ctx", help="slots of the cache that are filled before the first step")] = 2048,
-    batch: cli.BatchFlag = 1,
-    dtype: cli.DtypeFlag = "bf16",
-    device: cli.DeviceFlag = "auto",
-    fusion: Annotated[str, typer.Option("--fusion", help="of native: none, block")] = "none,block",
-    arm: Annotated[
-        str, typer.Option("--arm", help="exactly these, comma-separated backend[/fusion]:mode, instead of the above")
-    ] = "",
-    warmup: cli.WarmupFlag = 5,
-    steps: cli.StepsFlag = 30,
-    threads: cli.ThreadsFlag = 0,
-    spec_gbs: cli.SpecFlag = 0.0,
-    memory_limit_gb: cli.MemoryLimitFlag = 0.0,
-    seed: cli.SeedFlag = 0,
-    json: cli.JsonFlag = "",
-    csv: cli.CsvFlag = "",
-    md: cli.MdFlag = "",
-    plot: cli.PlotFlag = "",
-    list_: cli.ListFlag = False,
-) -> int:
+def main(settings: Settings) -> int:
     """A whole decode step in every backend and mode, by the study's protocol."""
-    if list_:
-        print_list()
+    if settings.list_:
+        step_arms.print_list()
         return 0
-    outputs = cli.Outputs(json, csv, md, plot)
-    full, target = cli.model(model, config, weights), cli.device(device)
-    if weights and shared_weights:
-        raise flag_error("--shared-weights", "true", "left out with --weights, which has every layer's own")
-    if arm:
-        parsed = step_arms.parse_arms("--arm", arm, target)
-        groups = [(name, [wanted], [cut] if cut else []) for name, cut, wanted in parsed]
-    else:
-        modes, fusions = cli.choices("--mode", mode, MODES), cli.choices("--fusion", fusion, cli.FUSIONS)
-        groups = [(name, modes, fusions) for name in cli.choices("--backend", backend, list(step_arms.backends()))]
-    settings = Settings(
-        spec=replace(full, n_layers=cli.number("--layers", layers, 0, full.n_layers) or full.n_layers),
-        full_layers=full.n_layers,
-        groups=groups,
-        ctx=cli.number("--ctx", ctx, 1, full.max_position),
-        batch=batch,
-        dtype=dtype,
-        device=target,
-        spec_bandwidth=cli.spec_bandwidth(spec_gbs, target),
-        warmup=warmup,
-        steps=steps,
-        seed=seed,
-        weights=weights,
-        shared_weights=shared_weights,
-        memory_limit_gb=memory_limit_gb,
-    )
-    if settings.max_len > full.max_position:
-        room = full.max_position - max(settings.warmup, 1) - settings.steps
-        raise flag_error("--ctx", ctx, f"in 1..{room}: {full.name} has {full.max_position} positions, one a step")
-    cli.set_threads(threads)
+    outputs = cli.Outputs(settings.json, settings.csv, settings.md, settings.plot)
+    settings.check()
+    cli.set_threads(settings.threads)
     return close(run(settings), outputs, show)
+
+
+command = make_command(main, Settings, takes("step"))
 
 
 if __name__ == "__main__":

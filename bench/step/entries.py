@@ -1,8 +1,8 @@
-"""What a run of `bench.step` writes down: its settings, and the entries of its document."""
+"""What a run of `bench.step` writes down: the entries of its document."""
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ import torch
 import pykernels as pk
 from bench.backends.steps import arms as step_arms
 from bench.backends.steps.drivers import Driver
-from bench.core import cli, device_trace, floors, ladder, results, statistics
+from bench.core import device_trace, floors, ladder, results, statistics
 from bench.core.device_trace import Traced
 from bench.core.document import Document, entry_name, program_name
 from bench.core.floors import OpBytes
@@ -20,69 +20,9 @@ from bench.core.results import bandwidth
 from bench.core.run import Measurement
 from bench.core.tables import percent
 from bench.step import drift
+from bench.step.settings import Settings
 from bench.study import accounting
 from pykernels.model import STEP_LABELS
-from pykernels.models import ModelSpec
-
-
-@dataclass
-class Settings:
-    """The checked flags of one run. `spec` has --layers layers, `full_layers` is how many the model has."""
-
-    spec: ModelSpec
-    full_layers: int
-    groups: list[tuple[str, list[str], list[str]]]
-    """(backend, modes, fusions), in the order of the tables."""
-    ctx: int
-    batch: int
-    dtype: str
-    device: torch.device
-    warmup: int
-    steps: int
-    seed: int
-    spec_bandwidth: tuple[float | None, str]
-    weights: str
-    shared_weights: bool
-    memory_limit_gb: float
-
-    @property
-    def backends(self) -> list[str]:
-        """The backends wanted, once each."""
-        return list(dict.fromkeys(name for name, _, _ in self.groups))
-
-    @property
-    def fusions(self) -> list[str]:
-        """The fusions of native that are wanted, once each."""
-        return list(dict.fromkeys(fusion for name, _, fusions in self.groups if name == "native" for fusion in fusions))
-
-    @property
-    def torch_dtype(self) -> torch.dtype:
-        """--dtype as torch names it."""
-        return cli.DTYPES[self.dtype]
-
-    @property
-    def max_len(self) -> int:
-        """Slots of the cache: the context, and one a step; no fewer steps than a traced pass takes."""
-        return self.ctx + max(self.warmup, 1) + max(self.steps, device_trace.SAMPLES)
-
-    @property
-    def traced_from(self) -> int:
-        """Where a traced pass begins, so that it lies in the middle of the timed steps."""
-        return self.ctx + max(self.warmup, 1) + max(self.steps - device_trace.SAMPLES, 0) // 2
-
-    def kv_lens(self, count: int) -> list[int]:
-        """The slots that each of the first `count` timed steps attends to."""
-        first = self.ctx + max(self.warmup, 1) + 1
-        return list(range(first, first + count))
-
-    def bytes_asked(self) -> dict[str, int]:
-        """What the weights and the cache take; all arms share them."""
-        spec, dtype = self.spec, self.torch_dtype
-        weights = spec.weight_bytes(dtype)
-        if self.shared_weights:
-            weights -= (spec.n_layers - 1) * spec.layer_weight_elements * dtype.itemsize
-        cache = spec.kv_bytes(self.max_len, self.batch, dtype)
-        return {"weight_bytes": weights, "kv_bytes": cache, "asked_bytes": weights + cache}
 
 
 def step_bytes(settings: Settings, fusion: str | None) -> int:
@@ -183,7 +123,7 @@ def count_launches_per_layer(model: pk.DecodeModel, settings: Settings, names: C
         whole = model.weights
         few = pk.ModelWeights(whole.embedding[:8], whole.layers[:1] * n_layers, whole.final_norm, whole.lm_head[:8])
         models.append(
-            pk.DecodeModel(spec, few, settings.ctx + 1, settings.batch, settings.torch_dtype, settings.device)
+            pk.DecodeModel(spec, few, settings.ctx + 1, settings.batch, settings.torch_dtype, settings.target)
         )
     for name in names:
         backend = step_arms.backends()[name]
@@ -274,7 +214,7 @@ def make_ladders(found: Measurement, settings: Settings) -> Document:
     """The keys `ladder` and `ladder_notes`: one a backend and fusion whose eager arm was measured."""
     if found.ceiling is None:
         return {"ladder": {}, "ladder_notes": {}}
-    chain = ladder.CUDA_CHAIN if settings.device.type == "cuda" else ladder.CPU_CHAIN
+    chain = ladder.CUDA_CHAIN if settings.target.type == "cuda" else ladder.CPU_CHAIN
     return results.make_ladders(
         found.arms, found.ceiling.read_gbs(), lambda fusion: step_bytes(settings, fusion), settings.spec_bandwidth[0],
         chain, found.traces,
@@ -284,6 +224,10 @@ def make_ladders(found: Measurement, settings: Settings) -> Document:
 def title(settings: Settings) -> str:
     """What is measured, with what is not the whole model said aloud."""
     spec = settings.spec
-    part = "" if spec.n_layers == settings.full_layers else f", {spec.n_layers} of its {settings.full_layers} layers"
+    part = (
+        ""
+        if spec.n_layers == settings.full_spec.n_layers
+        else f", {spec.n_layers} of its {settings.full_spec.n_layers} layers"
+    )
     shared = ", all layers of one set of weights" if settings.shared_weights else ""
     return f"one decode step of {spec.name}{part}{shared}, ctx {settings.ctx}"

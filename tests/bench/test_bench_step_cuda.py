@@ -26,8 +26,8 @@ def step(request, tmp_path_factory):
     import contextlib
     import io
 
-    import bench.step
     from bench.core import cli
+    from bench.step import __main__ as driver
 
     output, printed = tmp_path_factory.mktemp("step") / "step.json", io.StringIO()
     with (
@@ -35,7 +35,7 @@ def step(request, tmp_path_factory):
         fake_gpu(monkeypatch, request.param),
         contextlib.redirect_stdout(printed),
     ):
-        assert cli.run("bench.step", bench.step.command, [*STEP, f"--json={output}"]) == 0
+        assert cli.run("bench.step", driver.command, [*STEP, f"--json={output}"]) == 0
     return request.param, json.loads(output.read_text()), flat(printed.getvalue())
 
 

@@ -16,6 +16,7 @@ from bench.backends.native import Native
 from bench.backends.sdpa import Sdpa
 from bench.backends.steps.drivers import Driver, NativeDriver, TorchDriver, TorchGraphDriver
 from bench.backends.steps.transformers import TransformersDriver, mode_reason
+from bench.core import cli
 from bench.core.cli import FUSIONS
 from bench.core.errors import flag_error
 from bench.core.measure import Arm, Sampler, unsupported
@@ -139,6 +140,7 @@ DEFAULT_FUSION = "block"
 def parse_arm(flag: str, text: str) -> tuple[str, str | None, str]:
     """`backend[/fusion]:mode` as (backend, fusion, mode). Native's fusion is block where none is given."""
     name, _, mode = text.partition(":")
+    mode = cli.mode(mode)
     name, _, fusion = name.partition("/")
     known = backends()
     if name not in known or mode not in MODES:
@@ -190,3 +192,14 @@ def arms_of(
                 )
             )  # fmt: skip
     return arms
+
+
+def print_list() -> None:
+    """What --list prints of a driver of whole steps: models, and every backend with what it needs here."""
+    device = cli.device("auto")
+
+    def entry(name: str, backend: StepBackend) -> tuple[str, str, str | None, list[str]]:
+        modes = [mode for mode in MODES if not backend.reason(mode, device)]
+        return name, backend.description, None if modes else backend.reason("eager", device), modes
+
+    cli.print_list(entry(name, backend) for name, backend in backends().items())

@@ -1,13 +1,13 @@
 """A driver's flags, each declared once: a field of a dataclass, annotated with its typer option.
 
     @dataclass(kw_only=True)
-    class Settings(settings.Settings):
+    class Settings(Flags):
         ctx: cli.CtxFlag = 2048
 
         @cached_property
         def spec(self) -> ModelSpec: ...    # what flags come to, worked out when it is first asked for
 
-    command = settings.command(main, Settings, expected="about 30 s on two CPU cores")
+    command = make_command(main, Settings, expected="about 30 s on two CPU cores")
 
 The command line, its help and the flags of child processes are all made from those fields: `from_flags` parses,
 `to_flags` spells the flags out again.
@@ -23,7 +23,7 @@ import typer
 
 
 @dataclass(kw_only=True)
-class Settings:
+class Flags:
     """The flags of one run of a driver. Fields that are no flags are declared with `init=False`."""
 
     NOT_SHARED: ClassVar[frozenset[str]] = frozenset(
@@ -61,16 +61,16 @@ class Settings:
         return self.to_flags(self.NOT_SHARED | set(without))
 
 
-S = TypeVar("S", bound=Settings)
+S = TypeVar("S", bound=Flags)
 
 
-def _flag_fields(of: type[Settings]) -> list[Field[Any]]:
+def _flag_fields(of: type[Flags]) -> list[Field[Any]]:
     """The fields that are flags, those of the class itself before those it inherits: the order of --help."""
     own = {name: depth for depth, base in reversed([*enumerate(of.__mro__)]) for name in inspect.get_annotations(base)}
     return sorted((field for field in fields(of) if field.init), key=lambda field: own[field.name])
 
 
-def command(main: Callable[[S], int], of: type[S], expected: str = "") -> Callable[..., int]:
+def make_command(main: Callable[[S], int], of: type[S], expected: str = "") -> Callable[..., int]:
     """`main` as the function that typer makes a command of, with one parameter a flag. `expected` is a measured
     duration, which --help ends with."""
 
@@ -81,7 +81,11 @@ def command(main: Callable[[S], int], of: type[S], expected: str = "") -> Callab
     run.__name__ = main.__name__
     parameters = []
     for field in _flag_fields(of):
-        default = field.default if field.default is not MISSING else inspect.Parameter.empty
+        default = field.default
+        if field.default_factory is not MISSING:
+            default = field.default_factory()
+        elif default is MISSING:
+            default = inspect.Parameter.empty
         parameters.append(
             inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=field.type)
         )
@@ -95,8 +99,8 @@ def _same(settings: S) -> S:
 
 
 @cache
-def _parser(of: type[Settings]) -> Any:
+def _parser(of: type[Flags]) -> Any:
     """Typer's command whose result is the settings. Of a click of typer's own, which has no public type."""
     app = typer.Typer(add_completion=False, rich_markup_mode=None)
-    app.command()(command(_same, of))  # type: ignore[arg-type, type-var]
+    app.command()(make_command(_same, of))  # type: ignore[arg-type, type-var]
     return typer.main.get_command(app)
