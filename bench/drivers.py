@@ -24,31 +24,50 @@ class Driver:
         return f"bench.{self.name}"
 
 
+_BUSY = "two CPU cores of a busy machine"
+
 _DRIVERS = (
     Driver(
-        "layer", "where the time of one decode layer goes, in every backend and mode (the main job)",
-        "TODO",
-    ),
-    Driver("op", "one op over the shapes of the models, against torch's own", "TODO"),
-    Driver("step", "a whole decode step of a model, by the study's protocol", "40 s on an H200; TODO"),
-    Driver(
-        "attention", "attention alone, in every backend, over contexts and batches",
-        "155 s a session, and 470 s in all, on an H200; TODO",
+        "layer",
+        "where the time of one decode layer goes, in every backend and mode (the main job)",
+        f"5 min with --model=tiny --steps=3 on {_BUSY}, nearly all of it torch.compile; 1 min of --backend=native,sdpa",
     ),
     Driver(
-        "stack", "one layer: whose attention, compiled or not, captured or not",
-        "199 s on an H200; TODO",
+        "op",
+        "one op over the shapes of the models, against torch's own",
+        f"3 min of --op=gemv --model=tiny on {_BUSY}",
     ),
-    Driver("int4", "4-bit kernels: how fast, what binds them, are they right", "17 s a model on an H100; TODO"),
-    Driver("inside", "inside each kernel, by in-kernel timestamps (a GPU, and a build with them)", "TODO"),
     Driver(
-        "sweep", "bench.step over models x contexts x batches, one fresh process a cell", "20 s a cell on an H200; TODO"
+        "step",
+        "a whole decode step of a model, by the study's protocol",
+        f"40 s on an H200; 1 min of two arms with --model=tiny on {_BUSY}",
     ),
-    Driver("ab", "two arms of a step over fresh sessions, and a verdict", "18 s a session on an H200; TODO"),
-    Driver("compare", "two result documents arm by arm: which became slower", "TODO"),
-    Driver("report", "tables and pictures of a folder of result documents", "TODO"),
-    Driver("doctor", "what this machine has, what runs on it, and what to install for the rest", "TODO"),
-)  # fmt: skip
+    Driver(
+        "attention",
+        "attention alone, in every backend, over contexts and batches",
+        f"155 s a session, 470 s in all, on an H200; 33 s for one cell of two backends on {_BUSY}",
+    ),
+    Driver("stack", "one layer: whose attention, compiled or not, captured or not", "199 s on an H200"),
+    Driver(
+        "int4",
+        "4-bit kernels: how fast, what binds them, are they right",
+        f"17 s a model with five kernels on an H100; 2 min of --model=tiny --kernel=native on {_BUSY}",
+    ),
+    Driver(
+        "inside",
+        "inside each kernel, by in-kernel timestamps (a GPU, and a build with them)",
+        "as long as bench.layer of the same model and one backend",
+    ),
+    Driver(
+        "sweep",
+        "bench.step over models x contexts x batches, one fresh process a cell",
+        "20 s a cell on an H200; what is left is said after every cell",
+    ),
+    Driver("ab", "two arms of a step over fresh sessions, and a verdict", "18 s a session of seven arms on an H200"),
+    Driver("compare", "two result documents arm by arm: which became slower", "3 s"),
+    Driver("report", "tables and pictures of a folder of result documents", f"1 min for six documents on {_BUSY}"),
+    Driver("doctor", "what this machine has, what runs on it, and what to install for the rest", "10 s"),
+)
 
 DRIVERS = {driver.name: driver for driver in _DRIVERS}
 """By name, in the order in which they are listed."""

@@ -61,6 +61,7 @@ class Settings(LayerSettings):
     fusion: cli.LayerFusionFlag = "block"
     json: cli.JsonFlag = ""
     md: cli.MdFlag = ""
+    list_: cli.ListFlag = False
 
     @cached_property
     def modes(self) -> list[str]:
@@ -145,6 +146,10 @@ def run(settings: Settings) -> Document:
 
 def main(settings: Settings) -> int:
     """Where the time inside each kernel of a decode layer goes."""
+    if settings.list_:
+        reason = pk.runtime.timestamps_reason() or Native.availability(cli.device("auto"))
+        cli.print_list([(Native.name, Native.description, reason, MODES)])
+        return 0
     outputs = cli.Outputs(settings.json, md=settings.md)
     settings.check()
     if reason := pk.runtime.timestamps_reason():
