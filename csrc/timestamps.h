@@ -1,6 +1,5 @@
-// In-kernel timestamps of the CUDA kernels: what a record holds, and the host's calls. There are kernels that
-// timestamp only in a build with CMake's option PYKERNELS_TIMESTAMPS (cuda/common/stamps.cuh); the calls are
-// missing in others.
+// In-kernel timestamps of the CUDA kernels: the layout of a record, and the host's functions. They exist only
+// in builds with CMake's option PYKERNELS_TIMESTAMPS (cuda/common/timestamps.cuh).
 #pragma once
 
 #include <cstdint>
@@ -9,21 +8,21 @@
 
 namespace pykernels::cuda {
 
-// In the order in which a kernel passes them; one has some or all of those between start and end.
+// In the order in which a kernel passes them. A kernel marks some or all of those between start and end.
 enum class TimestampPoint : int {
     start,
-    first_copies,    // what is asked for ahead of the wait has been asked for
-    producers_done,  // the kernel before has ended: wait_for_producers() has returned
-    x_ready,         // the activation is where the stream wants it
-    streamed,        // the last piece of what is streamed is used
-    end,             // the warp has nothing left to do
+    first_copies,    // the prefetches ahead of griddepcontrol.wait are issued
+    producers_done,  // griddepcontrol.wait has returned
+    x_ready,         // the activation is in shared memory or registers
+    streamed,        // the mainloop has ended
+    end,             // the warp exits
 };
 constexpr int stamp_points = 6;
 
-// What a point has that the warp did not pass.
+// The value of a point that the warp did not pass.
 constexpr uint32_t stamp_missing = 0xffffffffu;
 
-// Of one warp of a block, the first or the last. pykernels/timestamps.py reads it field by field.
+// The record of the first or the last warp of a block. pykernels/timestamps.py has the same layout.
 struct alignas(16) StampRecord {
     uint64_t start_ticks;              // of the SM's clock, at `start`
     uint64_t end_ns;                   // of the device's clock, at `end`
@@ -36,18 +35,19 @@ struct alignas(16) StampRecord {
 };
 static_assert(sizeof(StampRecord) == 64);
 
-// The op whose file a kernel is of, by StampRecord::kernel.
+// The ops (names of source files), indexed by StampRecord::kernel.
 std::vector<std::string> timestamped_kernels();
 
-// From here on the device's kernels record, `capacity` records at most. Waits until the device is idle.
-// Throws std::runtime_error where they record already.
+// Starts recording on the device, at most `capacity` records. Waits until the device is idle. Throws
+// std::runtime_error while another recording is in progress.
 void start_timestamps(int device, uint32_t capacity);
 
 struct Timestamped {
     std::vector<StampRecord> records;  // in the order in which the warps passed producers_done
-    uint64_t lost;                     // records that came when all places were taken
+    uint64_t lost;                     // records beyond the capacity
 };
-// Waits until the device is idle, and ends it.
+// Waits until the device is idle, and ends the recording.
+
 Timestamped stop_timestamps();
 
 }  // namespace pykernels::cuda

@@ -1,15 +1,13 @@
-// argmax: the greedy token of every sequence, the lowest index of its largest logit (the first NaN where
-// there is one), and the step onward.
+// argmax: the greedy token of each sequence (the lowest index of its largest logit, or the first NaN), and
+// the increment of position and kv_len.
 //
-// A cluster of blocks takes a sequence (argmax_plan.h), each block one part of the vocabulary in a row, each
-// thread every 512th item of it. Warps, then the blocks' first warps, then the cluster's first block join
-// what they found, by value and index: ties fall as they would on one thread, in whatever order they meet.
-// It needs no memory but the cluster's own.
+// A cluster of blocks takes a sequence (argmax_plan.h). A block takes a contiguous part of the vocabulary, a
+// thread every 512th item of it. The results of lanes, warps and blocks are reduced by value, then index, so
+// that ties do not depend on the order of the reduction. It uses no global scratch memory.
 //
-// Least bytes: the logits, once. lm_head has just written them, so they come from the L2. What limits it:
-// latency.
+// Fewest bytes: the logits, once. lm_head has just written them, so they are in the L2. Limit: latency.
 //
-// It writes token, position and kv_len: a kernel that reads them before wait_for_producers() must not be the
+// It writes token, position and kv_len. A kernel that reads them ahead of griddepcontrol.wait must not be the
 // programmatic launch right behind it.
 #include <cmath>
 #include <cstdint>
@@ -23,24 +21,24 @@ namespace pykernels::cuda {
 namespace {
 
 constexpr int warps = argmax_threads / warp_size;
-static_assert(warps <= warp_size && argmax_max_cluster <= warp_size, "one warp joins them");
+static_assert(warps <= warp_size && argmax_max_cluster <= warp_size, "one warp reduces them");
 
 struct Best {
-    // Nothing found: any logit at all is better.
+    // The identity of the reduction: any logit replaces it.
     float value = -INFINITY;
     int32_t index = INT32_MAX;
 
-    __device__ __forceinline__ void offer(float other, int32_t at) {
+    __device__ __forceinline__ void offer(float other, int32_t other_index) {
         const bool is_nan = other != other, have_nan = value != value;
         const bool equal = other == value || (is_nan && have_nan);
-        if (equal ? at < index : is_nan || other > value) {
+        if (equal ? other_index < index : is_nan || other > value) {
             value = other;
-            index = at;
+            index = other_index;
         }
     }
 
-    // Every lane gets the best of its warp.
-    __device__ __forceinline__ void join_lanes() {
+    // All lanes get the result of their warp.
+    __device__ __forceinline__ void reduce_lanes() {
 #pragma unroll
         for (int mask = warp_size / 2; mask > 0; mask /= 2) {
             const float other = shuffle_xor(value, mask);
@@ -48,7 +46,8 @@ struct Best {
         }
     }
 
-    // As four floats, which is what blocks of a cluster read of one another: each half of the index is exact.
+    // As a float4, which blocks of a cluster read from each other. Both halves of the index are exact as
+    // floats.
     __device__ __forceinline__ float4 packed() const {
         return make_float4(value, static_cast<float>(index >> 16), static_cast<float>(index & 0xffff), 0);
     }
@@ -64,7 +63,7 @@ __global__ void __launch_bounds__(argmax_threads)
     wait_for_producers();
     timestamps.mark(TimestampPoint::producers_done);
     launch_dependents();
-    auto* results = reinterpret_cast<float4*>(shared_memory());  // of every warp, then of the block
+    auto* results = reinterpret_cast<float4*>(shared_memory());  // [warps], then the block's
     const int thread = static_cast<int>(threadIdx.x), lane = thread % warp_size, warp = thread / warp_size;
     const int rank = cluster_rank(), sequence = static_cast<int>(blockIdx.x) / plan.cluster_blocks;
     const T* logits = static_cast<const T*>(params.logits) + int64_t{sequence} * params.vocab;
@@ -81,21 +80,21 @@ __global__ void __launch_bounds__(argmax_threads)
             best.offer(load1(logits + i), i);
         }
     }
-    best.join_lanes();
+    best.reduce_lanes();
     if (lane == 0) store(results + warp, best.packed());
-    block_barrier();  // all warps' results are there
+    block_barrier();  // the results of all warps are in shared memory
     if (warp == 0) {
         best = {};
         if (lane < warps) best.offer(load(results + lane));
-        best.join_lanes();
+        best.reduce_lanes();
         if (lane == 0) store(results + warps, best.packed());
     }
     cluster_arrive();
-    cluster_wait();  // all blocks' results are there
+    cluster_wait();  // the results of all blocks are in their shared memory
     if (rank == 0 && warp == 0) {
         best = {};
         if (lane < plan.cluster_blocks) best.offer(load_shared_of(lane, results + warps));
-        best.join_lanes();
+        best.reduce_lanes();
         if (lane == 0) {
             store(params.token + sequence, int64_t{best.index});
             if (params.position != nullptr) {
@@ -108,7 +107,7 @@ __global__ void __launch_bounds__(argmax_threads)
         }
     }
     cluster_arrive();
-    cluster_wait();  // the first block has read: results may go
+    cluster_wait();  // the first block has read them: the others may exit
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// How argmax is laid over a GPU: a pure function of the vocabulary and the device.
+// The launch plan of argmax: a pure function of the vocabulary and the device.
 #pragma once
 
 #include <cstdint>
@@ -6,18 +6,19 @@
 namespace pykernels::cuda {
 
 constexpr int argmax_threads = 512;
-// What a cluster has without asking for more.
+// The largest portable cluster size.
 constexpr int argmax_max_cluster = 8;
 
 struct ArgmaxPlan {
-    int cluster_blocks;  // blocks that share a sequence
-    bool vectors;        // rows are vectors of eight logits
-    int block_items;     // vectors, or logits, that a block looks at; the last blocks may find fewer or none
+    int cluster_blocks;  // blocks of one sequence
+    bool vectors;        // rows are read as 16-byte vectors of eight logits
+    int block_items;     // vectors, or logits, of a block; the last blocks may have fewer or none
 };
 
-// A cluster a sequence: as many blocks, a power of two, as find an item for every thread. Before sm_90 a
-// block takes a sequence alone: the 300 KB of a large vocabulary are microseconds of a step of tens of
-// milliseconds.
+// One cluster per sequence, of as many blocks (a power of two) as have an item for every thread. Before sm_90
+// one block takes a sequence: reading the 300 KB of a large vocabulary takes microseconds of a step of tens
+// of milliseconds.
+
 constexpr ArgmaxPlan plan_argmax(int32_t vocab, bool vectors, bool sm_90) {
     const int items = vectors ? vocab / 8 : vocab;
     int blocks = 1;

@@ -1,6 +1,6 @@
-// The memory's own speed, as plainly as it can be asked for: every thread has eight independent 16-byte loads
-// under way, the grid walks the buffer once. ceiling_read sums what it reads (nothing may be dropped);
-// ceiling_copy writes it elsewhere.
+// The memory bandwidth that a plain kernel reaches: every thread has eight independent 16-byte loads in
+// flight, and the grid passes over the buffer once. ceiling_read sums what it reads, so that no load is
+// optimised away; ceiling_copy writes it to another buffer.
 #include "cuda/common/launch.h"
 #include "cuda/common/numeric.cuh"
 
@@ -9,7 +9,7 @@ namespace {
 
 constexpr int threads = 512;
 constexpr int unroll = 8;
-// Two blocks of 512 threads an SM, eight loads each: 128 KB under way, four times what latency asks for.
+// Two blocks of 512 threads an SM with eight loads each: 128 KB in flight, four times bandwidth * latency.
 constexpr int blocks_per_sm = 2;
 
 __global__ void __launch_bounds__(threads, blocks_per_sm)
@@ -58,8 +58,8 @@ __global__ void __launch_bounds__(threads, blocks_per_sm)
 
 }  // namespace
 
-// The sink is added to, not set: a launch must stay one kernel. Its value proves nothing but that bytes were
-// read.
+// The checksum is added to the sink, not stored, so that a launch stays a single kernel.
+
 void ceiling_read(const CeilingReadParams& params, const Stream& stream) {
     launch(ceiling_read_kernel, blocks_per_sm * device_limits().sm_count, threads, 0, stream, params);
 }

@@ -1,4 +1,6 @@
-// The controls of the measurement: a kernel that does nothing, and one that lasts a known time.
+// The controls of the measurement: an empty kernel, and one that spins for a known time. Also hold(), which
+// keeps a stream busy.
+
 #include "cuda/common/launch.h"
 #include "cuda/common/numeric.cuh"
 

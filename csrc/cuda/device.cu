@@ -1,4 +1,5 @@
-// The device behind the launches: what plans need to know of it, and making it the current one.
+// The current device: the limits that plans depend on, kernel attributes, and DeviceScope.
+
 #include <atomic>
 #include <mutex>
 
@@ -16,8 +17,8 @@ DeviceLimits read_limits(int device) {
     PYKERNELS_CHECK_CUDA(cudaDeviceGetAttribute(&limits.sm_count, cudaDevAttrMultiProcessorCount, device));
     PYKERNELS_CHECK_CUDA(
         cudaDeviceGetAttribute(&limits.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-    // The code that was chosen for this device decides, not the device: PTX of compute_89 has no bulk copies
-    // on an sm_90 either.
+    // The code that the driver chose decides, not the device: PTX of compute_89 has no cp.async.bulk on sm_90
+    // either.
     cudaFuncAttributes attributes = {};
     PYKERNELS_CHECK_CUDA(cudaFuncGetAttributes(&attributes, probe_kernel));
     limits.sm_90 = attributes.ptxVersion >= 90;
@@ -37,16 +38,16 @@ const DeviceLimits& device_limits() {
 }
 
 void allow_all_resources(const void* kernel) {
-    // Kernels that were told, a slot each; the device is part of the key.
+    // A hash set of the (kernel, device) pairs whose attributes are set.
     constexpr size_t slots = 1024;
-    static std::atomic<uintptr_t> told[slots];
+    static std::atomic<uintptr_t> configured[slots];
     int device = 0;
     PYKERNELS_CHECK_CUDA(cudaGetDevice(&device));
     const uintptr_t key =
         reinterpret_cast<uintptr_t>(kernel) * max_devices + static_cast<uintptr_t>(device) + 1;
     size_t slot = key / 97 % slots;
     for (size_t probes = 0; probes < slots; ++probes, slot = (slot + 1) % slots) {
-        uintptr_t found = told[slot].load(std::memory_order_acquire);
+        uintptr_t found = configured[slot].load(std::memory_order_acquire);
         if (found == key) return;
         if (found != 0) continue;
         PYKERNELS_CHECK_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
@@ -55,8 +56,8 @@ void allow_all_resources(const void* kernel) {
             PYKERNELS_CHECK_CUDA(
                 cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
         }
-        // Where another thread takes the slot first, the kernel is told once more another time.
-        told[slot].compare_exchange_strong(found, key, std::memory_order_release);
+        // If another thread takes the slot first, the attributes are set once more by a later call.
+        configured[slot].compare_exchange_strong(found, key, std::memory_order_release);
         return;
     }
     throw std::runtime_error("more kernels than allow_all_resources() can remember");

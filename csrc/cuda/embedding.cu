@@ -1,5 +1,6 @@
-// embedding: out[b] = table[token[b]]. A block a row; 16 bytes a thread, or an element where rows are not
-// vectors.
+// embedding: out[b] = table[token[b]]. One block per row; a thread copies 16 bytes at a time, or one element
+// where rows are not 16-byte aligned.
+
 #include "cuda/common/dispatch.h"
 #include "cuda/common/launch.h"
 #include "cuda/common/timestamps.cuh"

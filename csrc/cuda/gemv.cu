@@ -1,4 +1,4 @@
-// gemv: out = x @ weight^T + bias + residual. A unit is rows 2u and 2u + 1 of the weight.
+// gemv: out = x @ weight^T + bias + residual. Row pair i is rows 2i and 2i + 1 of the weight.
 #include "cuda/gemv_epilogues.cuh"
 #include "cuda/gemv_mainloop.cuh"
 
@@ -16,9 +16,10 @@ struct Gemv : GemvEpilogue<Element, GemvParams> {
     __device__ static const T* x(const Params& p) { return static_cast<const T*>(p.x); }
     __device__ static float eps(const Params&) { return 0; }
 
-    __device__ static RowPair<T> rows(const Params& p, int unit) {
-        const T* row = static_cast<const T*>(p.weight) + int64_t{2 * unit} * p.in_features;
-        return {row, 2 * unit + 1 < p.out_features ? row + p.in_features : row};  // the last of an odd number
+    __device__ static RowPair<T> rows(const Params& p, int pair) {
+        const T* row = static_cast<const T*>(p.weight) + int64_t{2 * pair} * p.in_features;
+        return {row,
+                2 * pair + 1 < p.out_features ? row + p.in_features : row};  // the last row of an odd number
     }
 };
 

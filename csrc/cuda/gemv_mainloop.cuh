@@ -1,25 +1,24 @@
-// The GEMV all linear ops share: out = epilogue(W x), x of 1 to 8 rows, W streamed once from memory.
+// The GEMV mainloop of the dense linear ops: out = epilogue(W x), x of 1 to 8 rows, W read once from memory.
 //
-// A unit of work is two rows of W (which two is the op's choice: gate and up, or the two dimensions RoPE
-// turns together). A block takes consecutive units and deals them out to its teams of two warps; a thread of
-// a team has the columns 8 i to 8 i + 7 of every 512. A thread copies its own columns to shared memory, five
-// stages ahead (cp.async), and nobody else reads them: the stream needs no barrier, and no warp waits for
-// another. x lies in shared memory. A warp's sums over its lanes go there too; at the end of a chunk (all of
-// a block's units, unless there are many) a thread a unit and sequence adds the team's up and finishes.
+// Work is divided into row pairs: two rows of W, chosen by the op (gate and up, or the two dimensions that
+// RoPE rotates together). A block is assigned consecutive row pairs; its warp groups of two warps take them
+// in turn. A thread of a warp group has columns 8 i to 8 i + 7 of every 512. It copies its own columns to
+// shared memory with cp.async, five stages deep. No other thread reads them, so the mainloop has no barrier
+// and no warp waits for another. x is in shared memory. Each warp stores its partial sums there; at the end
+// of a chunk (all row pairs of the block, unless there are many) one thread per row pair and sequence adds
+// the warp group's partials and runs the epilogue.
 //
-// With a norm, x is multiplied by the norm's weight at once and by 1 / sqrt(mean(x^2) + eps) at the very end,
-// a factor of every sum: nothing waits for the mean.
+// With a norm, x is multiplied by the norm's weight as it is loaded, and the sums by 1 / sqrt(mean(x^2) +
+// eps) in the epilogue, so that nothing waits for the mean.
 //
-// The stream begins before wait_for_producers(): weights are constants, and 160 KB a SM of them are on their
-// way while the kernel before this one ends. The norm's weight is asked for before them, and x too where
-// nothing has to be waited for: behind them it would take microseconds. Least bytes: W once. What limits it:
-// memory.
+// Copies of W start before griddepcontrol.wait, since weights are constants: 160 KB an SM are in flight while
+// the previous kernel ends. The norm's weight is issued ahead of them, and so is x where nothing has to be
+// waited for: behind them it would arrive microseconds later. Fewest bytes: W once. Limit: memory bandwidth.
 //
-// An Op has: T; Params; units(p), width(p), batch(p); rows(p, unit) -> the two rows, which may be one;
-// x(p); norm_weight(p) (null: x as it is) and eps(p); position(p, b): of a sequence, 0 where it has none;
-// Extra prepare(p, unit, b, position): what the end of a unit needs from memory, as it comes from there and
-// asked for at the begin of its chunk (to work on it would be to wait for it); finish(p, unit, b, extra, sum
-// of row a, sum of row b).
+// An Op has: T; Params; row_pairs(p), width(p), batch(p); rows(p, pair): the two rows, which may be the same;
+// x(p); norm_weight(p) (null: no norm) and eps(p); position(p, b) of a sequence, 0 where the op has none;
+// Extra prepare(p, pair, b, position): the epilogue's operands as loaded, issued at the beginning of the
+// chunk (converting them there would wait for them); finish(p, pair, b, extra, sum of row a, sum of row b).
 #pragma once
 
 #include "cuda/common/dispatch.h"
@@ -35,10 +34,10 @@ struct RowPair {
     const T* b;
 };
 
-// Vectors of x that a thread has on their way at once: all of a row of 20,480.
+// Vectors of x that a thread has in flight: the whole of a row of 20,480 columns.
 constexpr int gemv_x_vectors = 5;
 
-// A thread's columns of a row of x on their way: column first, then every `step`-th.
+// A thread's columns of a row of x, loads in flight: columns `first`, then every `step`-th.
 struct Columns {
     uint4 vectors[gemv_x_vectors];
 
@@ -54,10 +53,10 @@ struct Columns {
         }
     }
 
-    // To a row of shared memory (null: nowhere), times the norm's weight, which lies in the thread's columns
-    // of another row (null: no norm). Returns the sum of squares.
+    // Stores the columns to a row of shared memory (null: does not), times those of the norm's weight (null:
+    // no norm). Returns the sum of squares, 0 without a norm.
     template <class T>
-    __device__ __forceinline__ float keep(T* to, const T* norm_weight, int first, int width) const {
+    __device__ __forceinline__ float store_to(T* to, const T* norm_weight, int first, int width) const {
         float squares = 0;
 #pragma unroll
         for (int i = 0; i < gemv_x_vectors; ++i) {
@@ -84,27 +83,28 @@ __global__ void __launch_bounds__(gemv_threads, 1)
     gemv_kernel(const __grid_constant__ typename Op::Params params, const __grid_constant__ GemvPlan plan) {
     Timestamps timestamps;
     using T = typename Op::T;
-    constexpr int piece = vectors * gemv_step;      // columns of a stage
-    constexpr bool x_always_shared = vectors == 2;  // as plans are made
+    constexpr int k_tile = vectors * gemv_step;     // columns of a stage
+    constexpr bool x_always_shared = vectors == 2;  // plan_gemv has two vectors only then
     unsigned char* shared = shared_memory();
     const int thread = static_cast<int>(threadIdx.x), warp = thread / warp_size, lane = thread % warp_size;
-    const int team = warp / gemv_team_warps, team_warp = warp % gemv_team_warps;
+    const int group = warp / gemv_group_warps, group_warp = warp % gemv_group_warps;
     const int width = Op::width(params), batch = Op::batch(params);
-    const int units = Op::units(params), block = static_cast<int>(blockIdx.x),
+    const int pairs = Op::row_pairs(params), block = static_cast<int>(blockIdx.x),
               blocks = static_cast<int>(gridDim.x);
-    const int begin = gemv_first_unit(units, block, blocks), end = gemv_first_unit(units, block + 1, blocks);
-    const int column = (team_warp * warp_size + lane) * vector_elements;  // of a row, this thread's first
-    const int x_column = thread * vector_elements;                        // of x, likewise
+    const int begin = gemv_first_pair(pairs, block, blocks), end = gemv_first_pair(pairs, block + 1, blocks);
+    const int column = (group_warp * warp_size + lane) * vector_elements;  // this thread's first of a row
+    const int x_column = thread * vector_elements;                         // this thread's first of x
 
+    // --- prefetch x and the norm's weight
     T* const x_shared = reinterpret_cast<T*>(shared + gemv_x_offset(plan, batch));
-    // The norm's weight waits where the last sequence's x will be.
+    // The norm's weight is kept in the last row of x until that row is stored.
     T* const norm_shared = x_shared + (batch - 1) * width;
     const T* const norm_weight = Op::norm_weight(params);
     Columns x_columns;
-    const int my_sequence = thread % batch;  // when units are finished
+    const int out_sequence = thread % batch;  // of this thread in the epilogue
     int position = 0;
     if (!plan.programmatic) {
-        position = Op::position(params, my_sequence);
+        position = Op::position(params, out_sequence);
         x_columns.load_from(Op::x(params), x_column, width);
     }
     if (norm_weight && plan.x_in_shared) {
@@ -112,53 +112,56 @@ __global__ void __launch_bounds__(gemv_threads, 1)
     }
     async_commit();
 
-    // The stream, [stage][row a or b][vector][thread]. What is copied next:
+    // --- prefetch weights to the stages, [stage][row a or b][vector][thread]
     uint4* const stream = reinterpret_cast<uint4*>(shared) + thread;
     constexpr int stage_vectors = 2 * vectors * gemv_threads;
-    int next_unit = begin + team, next_piece = 0, next_stage = 0;
+    int next_pair = begin + group, next_column = 0, next_stage = 0;
     RowPair<T> next_rows = {};
-    if (next_unit < end) next_rows = Op::rows(params, next_unit);
+    if (next_pair < end) next_rows = Op::rows(params, next_pair);
     const auto copy_next = [&] {
-        if (next_unit < end) {
+        if (next_pair < end) {
             uint4* to = stream + next_stage * stage_vectors;
 #pragma unroll
             for (int i = 0; i < vectors; ++i) {
-                const int from = next_piece + column + i * gemv_step;
+                const int from = next_column + column + i * gemv_step;
                 if (from < width) {
                     async_copy16(to + i * gemv_threads, next_rows.a + from);
                     async_copy16(to + (vectors + i) * gemv_threads, next_rows.b + from);
                 }
             }
-            next_piece += piece;
-            if (next_piece >= width) {
-                next_piece = 0;
-                next_unit += gemv_teams;
-                if (next_unit < end) next_rows = Op::rows(params, next_unit);
+            next_column += k_tile;
+            if (next_column >= width) {
+                next_column = 0;
+                next_pair += gemv_groups;
+                if (next_pair < end) next_rows = Op::rows(params, next_pair);
             }
             if (++next_stage == gemv_stages) next_stage = 0;
         }
-        async_commit();  // an empty group keeps the count right
+        async_commit();  // a group per call, empty or not: async_wait counts groups
     };
 #pragma unroll 1
     for (int i = 0; i < gemv_stages - 1; ++i) copy_next();
     timestamps.mark(TimestampPoint::first_copies);
 
+    // --- wait for the producer
     wait_for_producers();
     timestamps.mark(TimestampPoint::producers_done);
     launch_dependents();
     if (plan.programmatic) {
-        position = Op::position(params, my_sequence);
+        position = Op::position(params, out_sequence);
         x_columns.load_from(Op::x(params), x_column, width);
     }
-    if (norm_weight) async_wait<gemv_stages - 1>();  // the norm's weight is there
+
+    // --- x to shared memory, its squares
+    if (norm_weight) async_wait<gemv_stages - 1>();  // this thread's part of the norm's weight has landed
     for (int b = 0; b < batch; ++b) {
         if (b > 0 && !plan.x_in_shared && !norm_weight) break;
         float squares = 0;
         for (int first = x_column; first < width; first += gemv_x_vectors * gemv_x_step) {
             if (b > 0 || first != x_column)
                 x_columns.load_from(Op::x(params) + int64_t{b} * width, first, width);
-            squares += x_columns.keep(plan.x_in_shared ? x_shared + b * width : nullptr,
-                                      norm_weight ? norm_shared : nullptr, first, width);
+            squares += x_columns.store_to(plan.x_in_shared ? x_shared + b * width : nullptr,
+                                          norm_weight ? norm_shared : nullptr, first, width);
         }
         if (norm_weight) {
             const float sum = warp_sum(squares);
@@ -168,83 +171,85 @@ __global__ void __launch_bounds__(gemv_threads, 1)
         }
     }
     const T* x = x_always_shared || plan.x_in_shared ? x_shared : Op::x(params);
-    block_barrier();  // x is there, and its squares
+    block_barrier();  // x and its squares are in shared memory
     timestamps.mark(TimestampPoint::x_ready);
 
-    // [warp of a team][unit of the chunk][sequence]: the sums of rows a and b
+    // [warp of a group][row pair of the chunk][sequence]: the partial sums of rows a and b
     float2* sums = reinterpret_cast<float2*>(shared + gemv_sums_offset(plan));
     int stage = 0;
-    for (int chunk = begin; chunk < end; chunk += plan.chunk_units) {
-        const int count = min(end - chunk, plan.chunk_units);
+    for (int chunk = begin; chunk < end; chunk += plan.chunk_pairs) {
+        const int count = min(end - chunk, plan.chunk_pairs);
         const bool finishes = thread < count * batch;
-        const int my_unit = chunk + thread / batch;
+        const int out_pair = chunk + thread / batch;
         typename Op::Extra extra = {};
-        if (finishes) extra = Op::prepare(params, my_unit, my_sequence, position);
+        if (finishes) extra = Op::prepare(params, out_pair, out_sequence, position);
 
-        for (int unit = team; unit < count; unit += gemv_teams) {
-            float mine[batch_tile][2] = {};
-            for (int first = 0; first < width; first += piece) {
+        // --- mainloop
+        for (int pair = group; pair < count; pair += gemv_groups) {
+            float acc[batch_tile][2] = {};
+            for (int first = 0; first < width; first += k_tile) {
                 async_wait<gemv_stages - 2>();
-                copy_next();  // over the stage before this one, which this thread is done with
+                copy_next();  // into the stage before this one, which this thread has read
                 const uint4* weights = stream + stage * stage_vectors;
 #pragma unroll
                 for (int i = 0; i < vectors; ++i) {
-                    const int at = first + column + i * gemv_step;
-                    if (at >= width) break;
+                    const int x_offset = first + column + i * gemv_step;
+                    if (x_offset >= width) break;
                     const Floats8 a = unpack8<T>(load(weights + i * gemv_threads));
                     const Floats8 b = unpack8<T>(load(weights + (vectors + i) * gemv_threads));
 #pragma unroll
                     for (int row = 0; row < batch_tile; ++row) {
-                        // A tile larger than the batch repeats its last row.
-                        Floats8 v = load8(x + min(row, batch - 1) * width + at);
+                        // A batch tile larger than the batch repeats the last row.
+                        Floats8 v = load8(x + min(row, batch - 1) * width + x_offset);
                         if (!x_always_shared && norm_weight && !plan.x_in_shared) {
-                            const Floats8 w = load8(norm_weight + at);
+                            const Floats8 w = load8(norm_weight + x_offset);
 #pragma unroll
                             for (int j = 0; j < 8; ++j) v[j] *= w[j];
                         }
-                        mine[row][0] = dot8(a, v, mine[row][0]);
-                        mine[row][1] = dot8(b, v, mine[row][1]);
+                        acc[row][0] = dot8(a, v, acc[row][0]);
+                        acc[row][1] = dot8(b, v, acc[row][1]);
                     }
                 }
                 if (++stage == gemv_stages) stage = 0;
             }
 #pragma unroll
             for (int row = 0; row < batch_tile; ++row) {
-                const float sum = warp_sum_pair(mine[row][0], mine[row][1]);
+                const float sum = warp_sum_pair(acc[row][0], acc[row][1]);
                 if (lane % (warp_size / 2) == row && row < batch) {
-                    float2* to = sums + team_warp * gemv_threads + unit * batch + row;
+                    float2* to = sums + group_warp * gemv_threads + pair * batch + row;
                     store(reinterpret_cast<float*>(to) + lane / (warp_size / 2), sum);
                 }
             }
         }
 
+        // --- epilogue: add the partials, scale by the norm, finish
         timestamps.mark(TimestampPoint::streamed);
-        block_barrier();  // all teams' sums of the chunk are there
+        block_barrier();  // the partials of the chunk are in shared memory
         if (finishes) {
             float a = 0, b = 0, scale = 1;
 #pragma unroll
-            for (int w = 0; w < gemv_team_warps; ++w) {
-                const float2 theirs = load(sums + w * gemv_threads + thread);
-                a += theirs.x;
-                b += theirs.y;
+            for (int w = 0; w < gemv_group_warps; ++w) {
+                const float2 partial = load(sums + w * gemv_threads + thread);
+                a += partial.x;
+                b += partial.y;
             }
             if (norm_weight) {
                 const float* squares = reinterpret_cast<const float*>(shared + gemv_squares_offset(plan)) +
-                                       my_sequence * gemv_warps;
+                                       out_sequence * gemv_warps;
                 float sum = 0;
 #pragma unroll
                 for (int w = 0; w < gemv_warps; ++w) sum += load(squares + w);
                 scale = reciprocal_sqrt(sum / static_cast<float>(width) + Op::eps(params));
             }
-            Op::finish(params, my_unit, my_sequence, extra, a * scale, b * scale);
+            Op::finish(params, out_pair, out_sequence, extra, a * scale, b * scale);
         }
-        if (chunk + plan.chunk_units < end)
-            block_barrier();  // they have been read: the next chunk's take their place
+        if (chunk + plan.chunk_pairs < end)
+            block_barrier();  // the partials have been read: those of the next chunk overwrite them
     }
 }
 
-// Any width and alignment: element by element, the norm taken by every warp for itself. For shapes no model
-// has, and without timestamps.
+// For any width and alignment: element by element, each warp computes the norm. No model has such shapes. It
+// has no timestamps.
 template <class Op>
 __global__ void __launch_bounds__(gemv_threads)
     gemv_plain_kernel(const __grid_constant__ typename Op::Params params) {
@@ -255,9 +260,9 @@ __global__ void __launch_bounds__(gemv_threads)
     const T* norm_weight = Op::norm_weight(params);
     wait_for_producers();
     launch_dependents();
-    for (int unit = static_cast<int>(blockIdx.x) * gemv_warps + warp; unit < Op::units(params);
-         unit += static_cast<int>(gridDim.x) * gemv_warps) {
-        const RowPair<T> rows = Op::rows(params, unit);
+    for (int pair = static_cast<int>(blockIdx.x) * gemv_warps + warp; pair < Op::row_pairs(params);
+         pair += static_cast<int>(gridDim.x) * gemv_warps) {
+        const RowPair<T> rows = Op::rows(params, pair);
         for (int b = 0; b < Op::batch(params); ++b) {
             const T* x = Op::x(params) + int64_t{b} * width;
             float scale = 1.0f;
@@ -277,17 +282,17 @@ __global__ void __launch_bounds__(gemv_threads)
             sum_a = warp_sum(sum_a);
             sum_b = warp_sum(sum_b);
             if (lane == 0)
-                Op::finish(params, unit, b, Op::prepare(params, unit, b, Op::position(params, b)), sum_a,
+                Op::finish(params, pair, b, Op::prepare(params, pair, b, Op::position(params, b)), sum_a,
                            sum_b);
         }
     }
 }
 
-// `aligned`: every row of every operand begins on 16 bytes.
+// `aligned`: every row of every operand is 16-byte aligned.
 template <class Op>
 void launch_gemv(const typename Op::Params& params, bool aligned, const Stream& stream) {
     const DeviceLimits& limits = device_limits();
-    const GemvPlan plan = plan_gemv(Op::units(params), Op::width(params), Op::batch(params), aligned,
+    const GemvPlan plan = plan_gemv(Op::row_pairs(params), Op::width(params), Op::batch(params), aligned,
                                     stream.programmatic, {limits.sm_count, limits.shared_bytes});
     const auto run = [&](auto kernel) {
         launch(kernel, plan.blocks, gemv_threads, static_cast<size_t>(plan.shared_bytes), stream, params,

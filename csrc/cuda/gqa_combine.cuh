@@ -1,4 +1,5 @@
-// How the shares of one head's output, of warps, blocks or clusters, become one: by their log-sum-exp.
+// Combining the partials of one head's output, of warps, then of blocks, by their log-sum-exp
+// (Flash-Decoding).
 #pragma once
 
 #include "cuda/gqa_tile.cuh"
@@ -12,13 +13,13 @@ struct Item {
         : head(index * 4 / head_dim), dim(index * 4 % head_dim) {}
 };
 
-// Shares of an item, joined. weight: the maximum, the sum of exponentials, two that mean nothing.
-struct Joined {
+// The combined partials of an item. weight: the maximum, the sum of exponentials, two unused.
+struct Combined {
     float4 weight = {lowest, 0, 0, 0};
     float4 out = {0, 0, 0, 0};
 
-    // The first `count` of n more shares. The common maximum comes first, so that the factors do not wait for
-    // one another.
+    // Adds the first `count` of n partials. The common maximum is taken first, so that the factors are
+    // independent.
     template <int n>
     __device__ __forceinline__ void add(const float4 (&weights)[n], const float4 (&outs)[n], int count) {
         float common = weight.x;
@@ -39,7 +40,7 @@ struct Joined {
         }
     }
 
-    // The shares of lanes that differ in the bits below `lanes`.
+    // Adds the partials of the lanes that differ in the bits below `lanes`.
     __device__ __forceinline__ void add_lanes(int lanes) {
         float common = weight.x;
         for (int mask = 1; mask < lanes; mask *= 2) common = fmaxf(common, shuffle_xor(common, mask));
@@ -62,17 +63,18 @@ struct Joined {
         out.w *= factor;
     }
 
-    // To another block, and from `count` of them at once; zero when it has been read, as the next launch
-    // wants to find it.
+    // Writes the partial to a slot of global memory, for a reducing block.
     __device__ __forceinline__ void send(float* slot) const {
         store_flagged(reinterpret_cast<float4*>(slot), out);
-        // All 32 bytes of the sector: one that is written in part would first be read from memory.
+        // All 32 bytes of the sector: a partially written sector would first be read from DRAM.
         store_flagged(reinterpret_cast<float4*>(slot + 4), weight);
     }
 
+    // Polls `count` slots until they are written, adds their partials, and zeroes the slots for the next
+    // launch.
     template <int n>
     __device__ __forceinline__ void receive(float* slot, int64_t slot_step, int count) {
-        float4 weights[n] = {}, outs[n] = {};  // what is not there counts 0 times 0
+        float4 weights[n] = {}, outs[n] = {};  // slots from `count` on contribute 0 * 0
         uint32_t awaited = count < n ? (1u << count) - 1 : (1u << n) - 1;
         while (awaited != 0) {
 #pragma unroll
@@ -104,47 +106,48 @@ struct Joined {
     }
 };
 
-// What the blocks of a cluster push to one another. Each joins an equal part of the items, neighbouring ones,
-// of which it gets every block's shares.
-struct PushedShares {
-    TransactionBarrier* all_here;
+// The partials that the blocks of a cluster push to each other. Each block combines an equal number of
+// consecutive items and receives every block's partials of them.
+struct PushedPartials {
+    Mbarrier* arrived;
     float4* outs;     // [block][item of this block's part]
     float2* weights;  // likewise: the maximum, the sum of exponentials
-    int items, part;  // of the unit, of a block
+    int items, part;  // items of the head group, items of a block
 
-    // `memory`: gqa_pushed_bytes(items) of shared memory, at the same place in all blocks.
-    __device__ __forceinline__ PushedShares(unsigned char* memory, int items, int part)
-        : all_here(reinterpret_cast<TransactionBarrier*>(memory)),
+    // `memory`: gqa_pushed_bytes(items) of shared memory, at the same offset in all blocks.
+    __device__ __forceinline__ PushedPartials(unsigned char* memory, int items, int part)
+        : arrived(reinterpret_cast<Mbarrier*>(memory)),
           outs(reinterpret_cast<float4*>(memory + gqa_push_barrier_bytes)),
           weights(reinterpret_cast<float2*>(outs + items)),
           items(items),
           part(part) {}
 
-    // By whole warps; one thread does it. Others push once the cluster's barrier has shown it to them.
+    // Whole warps call; one thread initialises the mbarrier. Other blocks may push after the cluster barrier.
     __device__ __forceinline__ void expect() const {
         if (threadIdx.x == 0) {
-            barrier_init(all_here, 1);
+            barrier_init(arrived, 1);
             barriers_ready();
         }
-        warp_barrier();  // one thread's order needs none, but racecheck warns without
-        if (threadIdx.x == 0) barrier_expect(all_here, static_cast<uint32_t>(items * gqa_share_bytes));
+        warp_barrier();  // not needed for one thread's order, but racecheck warns without it
+        if (threadIdx.x == 0) barrier_expect(arrived, static_cast<uint32_t>(items * gqa_partial_bytes));
     }
 
-    // The share of the cluster's block `block`, to the block that joins the item.
-    __device__ __forceinline__ void send(const Joined& share, int item, int block) const {
-        const int joiner = item / part, at = block * part + item - joiner * part;
-        const ClusterPlace barrier = place_in(joiner, all_here);
-        push(place_in(joiner, outs + at), share.out, barrier);
-        push(place_in(joiner, weights + at), make_float2(share.weight.x, share.weight.y), barrier);
+    // Pushes block `block`'s partial to the block that combines the item.
+    __device__ __forceinline__ void send(const Combined& partial, int item, int block) const {
+        const int reducer = item / part, index = block * part + item - reducer * part;
+        const ClusterAddress barrier = remote_address(reducer, arrived);
+        push(remote_address(reducer, outs + index), partial.out, barrier);
+        push(remote_address(reducer, weights + index), make_float2(partial.weight.x, partial.weight.y),
+             barrier);
     }
 
-    // After wait_for_pushes(all_here). item: of this block's part.
-    __device__ __forceinline__ Joined share_of(int block, int item) const {
+    // Valid after wait_for_pushes(arrived). `item` counts within this block's part.
+    __device__ __forceinline__ Combined partial_of(int block, int item) const {
         const float2 weight = load(weights + block * part + item);
-        Joined share;
-        share.weight = make_float4(weight.x, weight.y, 0, 0);
-        share.out = load(outs + block * part + item);
-        return share;
+        Combined partial;
+        partial.weight = make_float4(weight.x, weight.y, 0, 0);
+        partial.out = load(outs + block * part + item);
+        return partial;
     }
 };
 

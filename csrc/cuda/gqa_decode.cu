@@ -1,25 +1,28 @@
 // gqa_decode: out = softmax(scale * q K^T) V over the first kv_len slots, one query token a sequence.
 //
-// A block takes one KV head, up to eight of its query heads (K and V are read once for all of them) and one
-// split of the KV axis; its warps deal its tiles of 16 keys out among themselves (gqa_decode_plan.h). Both
-// products run on the tensor core, turned so that the eight heads are its narrow side:
+// A block takes a head group (one KV head and up to eight of its query heads, for all of which K and V are
+// read once) and one split of the KV axis. Its tiles of 16 keys are divided among its warps
+// (gqa_decode_plan.h). Both products are MMA, transposed so that the eight heads are n:
 //   S   = K Q^T   16 keys x 8 heads,     summed over head_dim
 //   O^T = V^T P^T head_dim x 8 heads,    summed over the 16 keys
-// K and V go from memory to registers in 16-byte loads, or in long contexts by bulk copies through shared
-// memory (gqa_stream.cuh). Which dimension or key an index of the product means is free as long as both
-// factors agree, so lanes take what lies together in memory: of K eight dimensions of a row, of V eight
-// dimensions of four rows. Softmax is online, in base 2. Warps, then splits are joined by their log-sum-exp
-// (Flash-Decoding): in a cluster every block joins a part of the output, of which the others push their
-// shares into its shared memory; else through global memory by a few of the blocks, which look until all
-// splits' words are there. These are the blocks of a unit that started last, by a ticket: whoever waits knows
-// that all others but its fellow joiners run, and joiners are too few to fill the device.
+// K and V are loaded to registers in 16-byte loads, or in long contexts to shared memory with cp.async.bulk
+// (gqa_stream.cuh). The order of dimensions and keys within an MMA is free as long as both operands agree, so
+// a lane takes what is contiguous in memory: eight dimensions of a row of K, eight dimensions of four rows of
+// V. Softmax is online, in base 2.
 //
-// Least bytes: K and V of kv_len slots, once. What limits it: latency up to some thousand keys, memory
+// The partials of warps, then of splits, are combined by their log-sum-exp (Flash-Decoding, gqa_combine.cuh).
+// In a cluster each block combines a part of the output; the others push their partials into its shared
+// memory. Without a cluster, partials go through global memory, and a few reducing blocks poll until those of
+// all splits are written. The reducing blocks of a head group are those that started last, by a ticket: when
+// a block polls, all other blocks of the head group are running or have ended, and there are too few reducing
+// blocks to fill the device.
+//
+// Fewest bytes: K and V of kv_len slots, once. Limit: latency up to some thousand keys, memory bandwidth
 // beyond.
 //
-// Before wait_for_producers() it reads kv_len and its warps' first tiles; the one with the newest key is read
-// after it, or again. Older slots and kv_len must not be written by the launch right before a programmatic
-// one.
+// Ahead of griddepcontrol.wait the kernel reads kv_len and its warps' first tiles. The tile with the newest
+// key is read after it, or read again. The launch right before a programmatic one must not write kv_len or
+// older slots.
 #include "cuda/common/dispatch.h"
 #include "cuda/common/launch.h"
 #include "cuda/common/timestamps.cuh"
@@ -32,16 +35,16 @@ namespace {
 
 using namespace gqa;
 
-// What a block does.
-struct Place {
-    int unit, split, sequence, kv_head, first_head, n_heads;
-    __device__ __forceinline__ Place(const GqaDecodeParams& params, const GqaPlan& plan, int block) {
-        unit = block / plan.splits;
-        split = block - unit * plan.splits;
-        const int head_tile = plan.head_tiles == 1 ? 0 : unit % plan.head_tiles;
-        const int pair = plan.head_tiles == 1 ? unit : unit / plan.head_tiles;
-        sequence = pair / params.n_kv_heads;
-        kv_head = pair - sequence * params.n_kv_heads;
+// The work of a block: a head group, and a split of its KV axis.
+struct BlockWork {
+    int group, split, sequence, kv_head, first_head, n_heads;
+    __device__ __forceinline__ BlockWork(const GqaDecodeParams& params, const GqaPlan& plan, int block) {
+        group = block / plan.splits;
+        split = block - group * plan.splits;
+        const int head_tile = plan.head_tiles == 1 ? 0 : group % plan.head_tiles;
+        const int cache = plan.head_tiles == 1 ? group : group / plan.head_tiles;
+        sequence = cache / params.n_kv_heads;
+        kv_head = cache - sequence * params.n_kv_heads;
         first_head = kv_head * plan.group_size + head_tile * plan.heads;
         n_heads = min(plan.heads, plan.group_size - head_tile * plan.heads);
     }
@@ -50,25 +53,26 @@ struct Place {
 template <class T, int head_dim, template <class, int> class KvStream>
 __global__ void __launch_bounds__(gqa_threads, 1)
     gqa_decode_kernel(const __grid_constant__ GqaDecodeParams params, const __grid_constant__ GqaPlan plan) {
-    if (KvStream<T, head_dim>::needs_bulk_copy && !has_bulk_copy) return;  // such plans are sm_90's
+    if (KvStream<T, head_dim>::needs_bulk_copy && !has_bulk_copy) return;  // planned on sm_90 only
     Timestamps timestamps;
     constexpr int row = gqa_row_floats(head_dim);
     const int warp = static_cast<int>(threadIdx.x) / warp_size, g = lane_group(), t = lane_in_group();
-    const Place at(params, plan, static_cast<int>(blockIdx.x));
-    const int64_t slots = int64_t{at.sequence * params.n_kv_heads + at.kv_head} * params.max_len * head_dim;
+    const BlockWork work(params, plan, static_cast<int>(blockIdx.x));
+    const int64_t cache_offset =
+        int64_t{work.sequence * params.n_kv_heads + work.kv_head} * params.max_len * head_dim;
 
-    // Blocks of a cluster push once all have made their barriers, which is long before they have something.
-    const int items = gqa_items(at.n_heads, head_dim);
+    // --- mbarrier for the cluster's pushes. The matching cluster_wait() comes before the first push.
+    const int items = gqa_items(work.n_heads, head_dim);
     unsigned char* const behind_rows = shared_memory() + gqa_rows_bytes(head_dim);
-    const PushedShares pushed(behind_rows, items, at.n_heads * plan.cluster_items);
+    const PushedPartials pushed(behind_rows, items, work.n_heads * plan.cluster_items);
     if (plan.cluster_splits > 1) {
         pushed.expect();
-        warp_barrier();  // all lanes arrive together
+        warp_barrier();  // barrier.cluster.arrive is .aligned: all lanes execute it together
         cluster_arrive();
     }
 
-    // q in shared memory, 0 past the last head. It is asked for before K and V where nothing has to be waited
-    // for: behind them it would arrive a microsecond after them.
+    // --- prefetch q, K and V. q goes to shared memory, 0 past the last head. Where nothing has to be waited
+    // for it is issued ahead of K and V: behind them it would arrive a microsecond later.
     T* q = reinterpret_cast<T*>(shared_memory());
     const auto fetch_q = [&] {
         constexpr int q_vectors = head_dim / vector_elements;
@@ -77,29 +81,30 @@ __global__ void __launch_bounds__(gqa_threads, 1)
                   d = i % q_vectors * vector_elements;
         if (head < gqa_tile_heads) {
             T* to = q + head * gqa_q_row_elements(head_dim) + d;
-            if (head < at.n_heads) {
-                async_copy16(to, static_cast<const T*>(params.q) +
-                                     int64_t{at.sequence * params.n_heads + at.first_head + head} * head_dim +
-                                     d);
+            if (head < work.n_heads) {
+                const int64_t q_row = int64_t{work.sequence * params.n_heads + work.first_head + head};
+                async_copy16(to, static_cast<const T*>(params.q) + q_row * head_dim + d);
             } else {
                 store(reinterpret_cast<uint4*>(to), make_uint4(0, 0, 0, 0));
             }
         }
         async_commit();
     };
-    const int kv_len = load(params.kv_len + at.sequence);
+    const int kv_len = load(params.kv_len + work.sequence);
     if (!plan.programmatic) fetch_q();
 
-    const Tiles<T> tiles = {static_cast<const T*>(params.k_cache) + slots,
-                            static_cast<const T*>(params.v_cache) + slots,
+    const Tiles<T> tiles = {static_cast<const T*>(params.k_cache) + cache_offset,
+                            static_cast<const T*>(params.v_cache) + cache_offset,
                             params.max_len,
                             kv_len,
-                            (warp * plan.splits + at.split) * gqa_tile_keys,
+                            (warp * plan.splits + work.split) * gqa_tile_keys,
                             plan.splits * gqa_warps * gqa_tile_keys,
                             plan.programmatic};
     KvStream<T, head_dim> kv_stream(tiles, shared_memory() + plan.ring_offset);
     kv_stream.start();
     timestamps.mark(TimestampPoint::first_copies);
+
+    // --- wait for the producer
     wait_for_producers();
     timestamps.mark(TimestampPoint::producers_done);
     launch_dependents();
@@ -110,102 +115,110 @@ __global__ void __launch_bounds__(gqa_threads, 1)
     auto* counters = static_cast<uint32_t*>(params.workspace);
     const bool takes_ticket = plan.cluster_splits == 1 && threadIdx.x == 0;
     const uint32_t ticket =
-        takes_ticket ? atomic_increment(counters + at.unit, static_cast<uint32_t>(plan.splits) - 1) : 0;
+        takes_ticket ? atomic_increment(counters + work.group, static_cast<uint32_t>(plan.splits) - 1) : 0;
     async_wait<0>();
-    block_barrier();  // q is there
+    block_barrier();  // q is in shared memory
     timestamps.mark(TimestampPoint::x_ready);
+
+    // --- mainloop over the warp's tiles
     q += g * gqa_q_row_elements(head_dim) +
-         t * vector_elements;  // of head g, the dimensions of this lane's part of K
+         t * vector_elements;  // head g, the dimensions of this lane's part of K
     Partial<head_dim> partial;
-    kv_stream.run(q, params.scale * 1.44269504f, partial);
+    kv_stream.run(q, params.scale * log2_e, partial);
     timestamps.mark(TimestampPoint::streamed);
     const int active_splits = gqa_active_splits(kv_len, plan.splits);
 
-    // The warps become one. In shared memory, in q's place: [warp][head][row].
+    // --- combine the warps, in shared memory over q: [warp][head][row]
     float* results = reinterpret_cast<float*>(shared_memory());
-    block_barrier();  // every warp is done with q
+    block_barrier();  // all warps have read q
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
         float sum = partial.sum[h];
 #pragma unroll
         for (int mask = 4; mask < warp_size; mask *= 2) sum += shuffle_xor(sum, mask);
-        float* mine = results + (warp * gqa_tile_heads + 2 * t + h) * row;
+        float* warp_row = results + (warp * gqa_tile_heads + 2 * t + h) * row;
 #pragma unroll
         for (int j = 0; j < head_dim / 64; ++j) {
 #pragma unroll
             for (int p = 0; p < 4; ++p) {
-                store(reinterpret_cast<float2*>(mine + KvStream<T, head_dim>::value_dim(j) + p * 2),
+                store(reinterpret_cast<float2*>(warp_row + KvStream<T, head_dim>::value_dim(j) + p * 2),
                       make_float2(partial.out[j][p][h], partial.out[j][p][2 + h]));
             }
         }
         if (g == 0)
-            store(reinterpret_cast<float4*>(mine + head_dim), make_float4(partial.maximum[h], sum, 0, 0));
+            store(reinterpret_cast<float4*>(warp_row + head_dim), make_float4(partial.maximum[h], sum, 0, 0));
     }
-    auto* ticket_place = reinterpret_cast<uint32_t*>(behind_rows);  // which only a cluster needs
-    if (takes_ticket) store(ticket_place, ticket);
-    block_barrier();  // all warps' results are there, and the ticket
-    // All blocks have made their barriers.
+    auto* shared_ticket =
+        reinterpret_cast<uint32_t*>(behind_rows);  // memory that only a cluster uses otherwise
+    if (takes_ticket) store(shared_ticket, ticket);
+    block_barrier();  // the partials of all warps, and the ticket, are in shared memory
+    // The mbarriers of all blocks are initialised.
     if (plan.cluster_splits > 1) cluster_wait();
     const bool has_own = static_cast<int>(threadIdx.x) < items;
     const Item own(has_own ? static_cast<int>(threadIdx.x) : 0, head_dim);
-    Joined joined;
+    Combined combined;
     static_assert(gqa_items(gqa_tile_heads, head_dim) <= gqa_threads);
     if (has_own) {
         float4 weights[gqa_warps], outs[gqa_warps];
 #pragma unroll
         for (int w = 0; w < gqa_warps; ++w) {
-            const float* theirs = results + (w * gqa_tile_heads + own.head) * row;
-            weights[w] = load(reinterpret_cast<const float4*>(theirs + head_dim));
-            outs[w] = load(reinterpret_cast<const float4*>(theirs + own.dim));
+            const float* warp_row = results + (w * gqa_tile_heads + own.head) * row;
+            weights[w] = load(reinterpret_cast<const float4*>(warp_row + head_dim));
+            outs[w] = load(reinterpret_cast<const float4*>(warp_row + own.dim));
         }
-        joined.add(weights, outs, gqa_warps);
+        combined.add(weights, outs, gqa_warps);
     }
     const auto finish = [&](const Item& item) {
-        joined.finish(static_cast<T*>(params.out) +
-                      int64_t{at.sequence * params.n_heads + at.first_head + item.head} * head_dim +
-                      item.dim);
+        combined.finish(static_cast<T*>(params.out) +
+                        int64_t{work.sequence * params.n_heads + work.first_head + item.head} * head_dim +
+                        item.dim);
     };
+
+    // --- combine the splits of a cluster: neighbouring lanes share an item, each takes the partial of one
+    // block
     if (plan.cluster_splits > 1) {
-        // The blocks of the cluster become one: of as many neighbouring lanes, which have one item, each
-        // takes the share of one block.
-        if (has_own) pushed.send(joined, static_cast<int>(threadIdx.x), at.split);
+        if (has_own) pushed.send(combined, static_cast<int>(threadIdx.x), work.split);
         const int lanes = plan.cluster_splits, from = static_cast<int>(threadIdx.x) % lanes;
-        const int share = static_cast<int>(threadIdx.x) / lanes;
-        joined = {};
-        wait_for_pushes(pushed.all_here);  // nobody writes here any more: the block may also end
-        if (share < pushed.part) joined = pushed.share_of(from, share);
-        joined.add_lanes(lanes);
-        if (share < pushed.part && from == 0) finish(Item(at.split * pushed.part + share, head_dim));
+        const int part_item = static_cast<int>(threadIdx.x) / lanes;
+        combined = {};
+        wait_for_pushes(pushed.arrived);  // no block writes here after this, so this one may also exit
+        if (part_item < pushed.part) combined = pushed.partial_of(from, part_item);
+        combined.add_lanes(lanes);
+        if (part_item < pushed.part && from == 0)
+            finish(Item(work.split * pushed.part + part_item, head_dim));
         return;
     }
     if (active_splits == 1) {
-        if (at.split == 0 && has_own) finish(own);
+        if (work.split == 0 && has_own) finish(own);
         return;
     }
 
-    // The splits become one: of neighbouring lanes, which have one item, each takes every so many splits.
+    // --- combine the splits through global memory: neighbouring lanes share an item, each takes every n-th
+    // split
     const int slots_of_split = gqa_items(plan.heads, head_dim);
     float* rows =
         reinterpret_cast<float*>(static_cast<unsigned char*>(params.workspace) + gqa_counter_bytes(plan)) +
-        int64_t{at.unit} * plan.splits * slots_of_split * gqa_slot_floats;  // [split][item]
+        int64_t{work.group} * plan.splits * slots_of_split * gqa_slot_floats;  // [split][item]
     const int64_t split_floats = int64_t{slots_of_split} * gqa_slot_floats;
-    if (at.split < active_splits && has_own)
-        joined.send(rows + at.split * split_floats + static_cast<int>(threadIdx.x) * gqa_slot_floats);
-    const int joiner = static_cast<int>(load(ticket_place)) - (plan.splits - plan.joiners);
-    if (joiner < 0) return;
-    const int lanes = plan.joiner_lanes, from = static_cast<int>(threadIdx.x) % lanes;
-    const int share = static_cast<int>(threadIdx.x) / lanes, mine = joiner * plan.joiner_items + share;
-    const bool has_item = share < plan.joiner_items && mine < items;
-    constexpr int at_once = 8;
-    joined = {};
+    if (work.split < active_splits && has_own)
+        combined.send(rows + work.split * split_floats + static_cast<int>(threadIdx.x) * gqa_slot_floats);
+    const int reducer = static_cast<int>(load(shared_ticket)) - (plan.splits - plan.reducers);
+    if (reducer < 0) return;
+    const int lanes = plan.reducer_lanes, from = static_cast<int>(threadIdx.x) % lanes;
+    const int own_item = static_cast<int>(threadIdx.x) / lanes,
+              item = reducer * plan.reducer_items + own_item;
+    const bool has_item = own_item < plan.reducer_items && item < items;
+    constexpr int slots_at_once = 8;
+    combined = {};
     if (has_item) {
-        for (int split = from; split < active_splits; split += at_once * lanes) {
-            joined.receive<at_once>(rows + split * split_floats + mine * gqa_slot_floats,
-                                    lanes * split_floats, (active_splits - split + lanes - 1) / lanes);
+        for (int split = from; split < active_splits; split += slots_at_once * lanes) {
+            combined.receive<slots_at_once>(rows + split * split_floats + item * gqa_slot_floats,
+                                            lanes * split_floats,
+                                            (active_splits - split + lanes - 1) / lanes);
         }
     }
-    joined.add_lanes(lanes);
-    if (has_item && from == 0) finish(Item(mine, head_dim));
+    combined.add_lanes(lanes);
+    if (has_item && from == 0) finish(Item(item, head_dim));
 }
 
 template <class Body>
@@ -235,7 +248,7 @@ void gqa_decode(const GqaDecodeParams& params, const Stream& stream) {
             constexpr int dim = decltype(head_dim)::value;
             const auto kernel = plan.bulk_copies ? gqa_decode_kernel<T, dim, BulkStream>
                                                  : gqa_decode_kernel<T, dim, RegisterStream>;
-            launch_clusters(kernel, plan.cluster_splits, plan.units * plan.splits, gqa_threads,
+            launch_clusters(kernel, plan.cluster_splits, plan.groups * plan.splits, gqa_threads,
                             static_cast<size_t>(plan.shared_bytes), stream, params, plan);
         });
     });

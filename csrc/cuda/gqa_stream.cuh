@@ -1,6 +1,6 @@
-// How K and V come to a warp of gqa_decode: straight to its registers, or by bulk copies to a ring of its own
-// in shared memory. A stream's start() comes before wait_for_producers(), its start_late() behind it where
-// the launch is programmatic, its run() when q is there.
+// How a warp of gqa_decode loads K and V: to registers, or with cp.async.bulk to its own ring in shared
+// memory. The kernel calls start() before wait_for_producers(), start_late() after it where the launch is
+// programmatic, and run() when q is in shared memory.
 #pragma once
 
 #include "cuda/gqa_tile.cuh"
@@ -17,14 +17,14 @@ struct Tiles {
     int step;       // keys from one of its tiles to the next
     bool programmatic;
 
-    // The newest key may have come only with the launch right before.
+    // Whether the tile holds the newest key, which the previous launch may have written.
     __device__ __forceinline__ bool has_newest(int key) const {
         return key < kv_len && key + gqa_tile_keys >= kv_len;
     }
 };
 
-// Two tiles at a time: the next two tiles' K is asked for as soon as S is done with these, the next V after
-// O^T.
+// Two tiles at a time, so that the latencies of one hide those of the other. K of the next two tiles is
+// issued after S of these, V after O^T.
 template <class T, int head_dim>
 class RegisterStream {
   public:
@@ -32,8 +32,8 @@ class RegisterStream {
 
     __device__ __forceinline__ RegisterStream(const Tiles<T>& tiles, unsigned char*) : tiles_(tiles) {}
 
-    // The first tile is asked for before kv_len is known; the second too where the cache has no more than
-    // these.
+    // The first tile is issued before kv_len is known, and so is the second where the cache holds no more
+    // than two.
     __device__ __forceinline__ void start() {
         const int key = tiles_.first_key, second = key + tiles_.step, max_len = tiles_.max_len;
         if (key < max_len) read<Reading::first>(0, key);
@@ -49,7 +49,7 @@ class RegisterStream {
     __device__ __forceinline__ void run(const T* q, float scale, Partial<head_dim>& partial) {
         const int kv_len = tiles_.kv_len, step = tiles_.step;
         int key = tiles_.first_key;
-        // Both tiles at once, whose latencies then hide one another, while the next two are on their way.
+        // Two tiles are worked on while the next two are in flight.
         for (; key + step < kv_len; key += 2 * step) {
             const int valid_keys[2] = {kv_len - key, kv_len - key - step};
             const int next[2] = {key + 2 * step, key + 3 * step};
@@ -91,8 +91,8 @@ class RegisterStream {
     Values<head_dim> values_[2];
 };
 
-// A tile's K, and its V, lie together in memory: each is one copy with a barrier of its own, asked for when
-// its place in the ring is read. max_len is whole tiles.
+// K of a tile is contiguous in memory, and so is V: each is one bulk copy with its own mbarrier, issued when
+// its slot of the ring has been read. max_len is a multiple of gqa_tile_keys.
 template <class T, int head_dim>
 class BulkStream {
   public:
@@ -102,23 +102,23 @@ class BulkStream {
     __device__ __forceinline__ BulkStream(const Tiles<T>& tiles, unsigned char* ring)
         : tiles_(tiles),
           ring_(ring + warp() * warp_bytes),
-          barriers_(reinterpret_cast<TransactionBarrier*>(ring + gqa_warps * warp_bytes) + warp() * places) {}
+          barriers_(reinterpret_cast<Mbarrier*>(ring + gqa_warps * warp_bytes) + warp() * slots) {}
 
-    // The first tile is asked for before kv_len is known. Not in a programmatic launch: the tile with the
-    // newest key has to wait, and there is time.
+    // The first tile is issued before kv_len is known. Not in a programmatic launch: the tile with the newest
+    // key must wait for the producer, and there is time.
     __device__ __forceinline__ void start() {
         if (lane() == 0) {
 #pragma unroll
-            for (int i = 0; i < places; ++i) barrier_init(barriers_ + i, 1);
+            for (int i = 0; i < slots; ++i) barrier_init(barriers_ + i, 1);
             barriers_ready();
         }
         warp_barrier();
 #pragma unroll
         for (int stage = 0; stage < gqa_ring_stages; ++stage) {
             const int key = tiles_.first_key + stage * tiles_.step;
-            const bool asked = tiles_.programmatic ? key < tiles_.kv_len && !tiles_.has_newest(key)
-                                                   : key < (stage == 0 ? tiles_.max_len : tiles_.kv_len);
-            if (asked) ask_for_both(stage, key);
+            const bool issued = tiles_.programmatic ? key < tiles_.kv_len && !tiles_.has_newest(key)
+                                                    : key < (stage == 0 ? tiles_.max_len : tiles_.kv_len);
+            if (issued) issue_both(stage, key);
         }
     }
 
@@ -126,7 +126,7 @@ class BulkStream {
 #pragma unroll
         for (int stage = 0; stage < gqa_ring_stages; ++stage) {
             const int key = tiles_.first_key + stage * tiles_.step;
-            if (tiles_.has_newest(key)) ask_for_both(stage, key);
+            if (tiles_.has_newest(key)) issue_both(stage, key);
         }
     }
 
@@ -141,50 +141,52 @@ class BulkStream {
             float scores[1][4];
             score<T>(scores[0], keys, q, valid_keys[0], scale);
             warp_barrier();  // all lanes have read K
-            if (key + ring_step < kv_len) ask(2 * stage, tiles_.k_cache, key + ring_step);
+            if (key + ring_step < kv_len) issue(2 * stage, tiles_.k_cache, key + ring_step);
             barrier_wait(barriers_ + 2 * stage + 1, parity);
             Values<head_dim> values[1] = {values_of(stage)};
             attend<T>(scores, values, valid_keys, partial);
             warp_barrier();  // all lanes have read V
-            if (key + ring_step < kv_len) ask(2 * stage + 1, tiles_.v_cache, key + ring_step);
+            if (key + ring_step < kv_len) issue(2 * stage + 1, tiles_.v_cache, key + ring_step);
             if (++stage == gqa_ring_stages) {
                 stage = 0;
                 parity ^= 1;
             }
         }
-        // A first tile that was asked for in vain: the block must not end before it is there.
+        // A first tile was issued that kv_len does not reach: the block must not exit before the copy has
+        // landed.
         if (!tiles_.programmatic && tiles_.first_key >= kv_len && tiles_.first_key < tiles_.max_len) {
             barrier_wait(barriers_, 0);
             barrier_wait(barriers_ + 1, 0);
         }
     }
 
-    // V's vectors of a lane lie next to one another.
+    // The first of the eight dimensions in V's vector j of a lane: a lane's vectors are neighbours here.
     static __device__ __forceinline__ int value_dim(int j) {
         return (lane_group() * (head_dim / 64) + j) * vector_elements;
     }
 
   private:
     static constexpr int tile_bytes = gqa_tile_bytes(head_dim), row_vectors = head_dim / vector_elements;
-    static constexpr int places = 2 * gqa_ring_stages, warp_bytes = places * tile_bytes;
+    static constexpr int slots = 2 * gqa_ring_stages, warp_bytes = slots * tile_bytes;
 
     static __device__ __forceinline__ int warp() { return static_cast<int>(threadIdx.x) / warp_size; }
     static __device__ __forceinline__ int lane() { return static_cast<int>(threadIdx.x) % warp_size; }
 
-    __device__ __forceinline__ void ask(int place, const T* cache, int key) {
+    __device__ __forceinline__ void issue(int slot, const T* cache, int key) {
         if (lane() != 0) return;
-        barrier_expect(barriers_ + place, tile_bytes);
-        bulk_copy(ring_ + place * tile_bytes, cache + static_cast<uint32_t>(key) * head_dim, tile_bytes,
-                  barriers_ + place);
+        barrier_expect(barriers_ + slot, tile_bytes);
+        bulk_copy(ring_ + slot * tile_bytes, cache + static_cast<uint32_t>(key) * head_dim, tile_bytes,
+                  barriers_ + slot);
     }
-    __device__ __forceinline__ void ask_for_both(int stage, int key) {
-        ask(2 * stage, tiles_.k_cache, key);
-        ask(2 * stage + 1, tiles_.v_cache, key);
+    __device__ __forceinline__ void issue_both(int stage, int key) {
+        issue(2 * stage, tiles_.k_cache, key);
+        issue(2 * stage + 1, tiles_.v_cache, key);
     }
 
-    // All rows begin in the same banks. Eight lanes read at once: of K four vectors of two rows, of V vectors
-    // of two groups in four rows. Lanes of odd rows, or odd pairs of them, take their vectors the other way
-    // round: then no two of K meet in a bank, and of V two, or four where head_dim is 64.
+    // All rows start in the same bank. Eight lanes read at once: four vectors of two rows of K, or vectors of
+    // two lane groups in four rows of V. Lanes of odd rows (K), or odd t (V), read their vectors in swapped
+    // order. K then has no bank conflict; V has two-way conflicts, four-way where head_dim is 64.
+
     __device__ __forceinline__ Keys<head_dim> keys_of(int stage) const {
         const auto* rows = reinterpret_cast<const uint4*>(ring_ + 2 * stage * tile_bytes);
         const int g = lane_group(), odd = g & 1;
@@ -220,7 +222,7 @@ class BulkStream {
 
     const Tiles<T>& tiles_;
     unsigned char* ring_;  // the warp's: of every stage, K and V
-    TransactionBarrier* barriers_;
+    Mbarrier* barriers_;
 };
 
 }  // namespace pykernels::cuda::gqa

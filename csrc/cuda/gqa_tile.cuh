@@ -1,5 +1,5 @@
-// What a warp of gqa_decode does with its tiles of 16 keys: loading K and V, scores, online softmax, the
-// product with V.
+// A warp's work on tiles of 16 keys in gqa_decode: loads of K and V, scores, online softmax, the product with
+// V.
 #pragma once
 
 #include "cuda/common/numeric.cuh"
@@ -7,10 +7,10 @@
 
 namespace pykernels::cuda::gqa {
 
-// Finite, so that an empty share's factor exp2(lowest - maximum) is 0 and not NaN.
+// Finite, so that the factor exp2(lowest - maximum) of an empty partial is 0 and not NaN.
 constexpr float lowest = -1e30f;
 
-// A lane's place in the tensor core's layouts (common/ptx.cuh).
+// g = lane / 4 and t = lane % 4 of the MMA layouts (common/ptx_math.cuh).
 __device__ __forceinline__ int lane_group() {
     return static_cast<int>(threadIdx.x) % warp_size / 4;
 }
@@ -18,8 +18,8 @@ __device__ __forceinline__ int lane_in_group() {
     return static_cast<int>(threadIdx.x) % 4;
 }
 
-// A lane's share of 16 keys: of K rows group and group + 8, eight dimensions of every 32; of V rows
-// value_row(0..3), eight dimensions of every 64.
+// A lane's part of 16 keys: of K rows g and g + 8, eight dimensions of every 32; of V rows value_row(0..3),
+// eight dimensions of every 64.
 template <int head_dim>
 struct Keys {
     uint4 rows[2][head_dim / 32];
@@ -33,8 +33,8 @@ constexpr __device__ int value_row(int i, int t) {
     return 2 * t + i % 2 + i / 2 * 8;
 }
 
-// Is the tile read again because its newest key may have come only now? Then past what the first reading may
-// have left in the first-level cache.
+// `again`: the tile with the newest key is read a second time, after the producer has written it. That load
+// bypasses the L1, which may hold stale lines of the first one.
 enum class Reading { first, again };
 
 template <Reading reading>
@@ -43,7 +43,7 @@ __device__ __forceinline__ uint4 load_cached(const void* slot) {
     return reading == Reading::first ? load_streamed(vector) : load_fresh(vector);
 }
 
-// Slots from max_len on do not exist: the last one is read in their place, and is left out of the sums.
+// For slots past max_len - 1 the last slot is loaded instead; it is masked in the sums.
 template <Reading reading, class T, int head_dim>
 __device__ __forceinline__ void load_keys(Keys<head_dim>& keys, const T* k_cache, int first_key,
                                           int max_len) {
@@ -70,9 +70,9 @@ __device__ __forceinline__ void load_values(Values<head_dim>& values, const T* v
     }
 }
 
-// What a warp knows so far. A lane holds heads 2t and 2t + 1: their maximum (all lanes of a head agree), the
-// sum over its own keys, and of the output dimensions 64j + 8g + 2p and the one after it at out[j][p]: {of
-// head 2t, of head 2t + 1} of the first, then of the second.
+// The running softmax of a warp. A lane holds heads 2t and 2t + 1: their maximum (the same in all lanes of a
+// head), the sum of exponentials over the lane's keys, and the output. out[j][p] is {head 2t, head 2t + 1} of
+// dimension 64j + 8g + 2p, then of the next dimension.
 template <int head_dim>
 struct Partial {
     float maximum[2] = {lowest, lowest};
@@ -84,7 +84,7 @@ struct Partial {
 template <class T, int head_dim>
 __device__ __forceinline__ void score(float (&scores)[4], const Keys<head_dim>& keys, const T* q,
                                       int valid_keys, float scale) {
-    float halves[2][4] = {};  // two sums, which do not wait for one another
+    float halves[2][4] = {};  // two independent accumulators hide the latency of MMA
 #pragma unroll
     for (int i = 0; i < head_dim / 32; ++i) {
         const uint4 q_vector = load(reinterpret_cast<const uint4*>(q + i * 32));
@@ -101,13 +101,14 @@ __device__ __forceinline__ void score(float (&scores)[4], const Keys<head_dim>& 
         scores[i] = lane_group() + i / 2 * 8 < valid_keys ? (halves[0][i] + halves[1][i]) * scale : lowest;
 }
 
-// Softmax and the product with V of `tiles` tiles, the first of which has a valid key.
+// Online softmax and the product with V for `tiles` tiles, the first of which has a valid key.
 template <class T, int head_dim, int tiles>
 __device__ __forceinline__ void attend(float (&scores)[tiles][4], Values<head_dim>* values,
                                        const int (&valid_keys)[tiles], Partial<head_dim>& partial) {
 #pragma unroll
     for (int tile = 0; tile < tiles; ++tile) {
-        if (valid_keys[tile] >= gqa_tile_keys) continue;  // a weight of 0 does not silence a NaN
+        if (valid_keys[tile] >= gqa_tile_keys) continue;  // else masked V is zeroed: 0 * NaN would be NaN
+
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
             if (value_row(i, lane_in_group()) < valid_keys[tile]) continue;

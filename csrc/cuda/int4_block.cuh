@@ -1,5 +1,5 @@
-// What a block of an int4 GEMV (int4_gemv.cuh) needs beside the stream of its weights: which rows are
-// its own in a phase, their scales and zero points in shared memory, and x there.
+// The general path's (int4_gemv_general.cuh) work per block beside the weights: the rows of a phase, and
+// their scales, zero points and x in shared memory.
 #pragma once
 
 #include "cuda/common/numeric.cuh"
@@ -8,39 +8,40 @@
 
 namespace pykernels::cuda {
 
-// Row `row` of the op's weight `weight`; -1: there is none.
+// Row `row` of the op's weight number `weight`; row is -1 past the last row.
 struct Int4Row {
     int weight, row;
 };
 
 // One phase (int4_gemv_plan.h) of a block.
 struct Int4Phase {
-    int first_unit, units, tiles, variant, column, columns, pieces;
-    bool first_of_units, last_of_units, counts_squares;
+    int first_pair, pairs, tiles, variant, column, columns, k_tiles;
+    bool first_of_pairs, last_of_pairs, counts_squares;  // the first, and the last, phase of these row pairs
 
     __device__ __forceinline__ Int4Phase(const Int4GemvPlan& plan, int width, int begin, int end, int index) {
-        // Divisions are spared where they are the rule: the stream waits for this.
-        const int of_units = plan.variants * plan.panels;
-        const int chunk = of_units == 1 ? index : index / of_units, rest = index - chunk * of_units;
-        variant = of_units == 1 ? 0 : rest / plan.panels;
+        // No division in the usual case: the first copies wait for this.
+        const int phases_of_pairs = plan.variants * plan.panels;
+        const int chunk = phases_of_pairs == 1 ? index : index / phases_of_pairs,
+                  rest = index - chunk * phases_of_pairs;
+        variant = phases_of_pairs == 1 ? 0 : rest / plan.panels;
         const int panel = rest - variant * plan.panels;
-        first_unit = begin + chunk * plan.phase_units;
-        units = min(end - first_unit, plan.phase_units);
-        tiles = int4_tiles(units);
+        first_pair = begin + chunk * plan.phase_pairs;
+        pairs = min(end - first_pair, plan.phase_pairs);
+        tiles = int4_row_tiles(pairs);
         column = panel * plan.panel;
         columns = min(width - column, plan.panel);
-        pieces = (columns + int4_piece - 1) / int4_piece;
-        first_of_units = panel == 0 && variant == 0;
-        counts_squares = first_unit == begin && variant == 0;
-        last_of_units = panel == plan.panels - 1 && variant == plan.variants - 1;
+        k_tiles = (columns + int4_k_tile - 1) / int4_k_tile;
+        first_of_pairs = panel == 0 && variant == 0;
+        counts_squares = first_pair == begin && variant == 0;
+        last_of_pairs = panel == plan.panels - 1 && variant == plan.variants - 1;
     }
     __device__ __forceinline__ int first_item(int warp, int warps) const {
-        return int4_first_item(tiles * pieces, warp, warps);
+        return int4_first_item(tiles * k_tiles, warp, warps);
     }
 };
 
-// A row of scales or zero points, from its group `first` on. It begins anywhere: `skew` bytes into its slot,
-// which is copied by aligned 16 bytes.
+// A row of scales or zero points, from the phase's first group on. It may have any alignment: aligned 16-byte
+// vectors are copied, so that the row begins `skew` bytes into its slot.
 template <class Element>
 struct Int4GroupRow {
     const Element *begin, *end;  // of the tensor
@@ -50,48 +51,49 @@ struct Int4GroupRow {
     __device__ __forceinline__ int skew() const {
         return static_cast<int>(reinterpret_cast<uintptr_t>(row) % 16);
     }
-    // Every `share`-th 16 bytes of the slot. At the tensor's ends, where 16 bytes would reach past it,
-    // element by element.
-    __device__ __forceinline__ void copy(unsigned char* slot, int first, int share) const {
+    // Copies the slot's vectors from byte offset `first` on, every `lanes`-th. At the tensor's ends, where a
+    // vector would reach past it, element by element.
+    __device__ __forceinline__ void copy(unsigned char* slot, int first, int lanes) const {
         constexpr int elements = 16 / sizeof(Element);
         const Element* from = row + (first - skew()) / static_cast<int>(sizeof(Element));
-        for (int place = first; from < row + count; place += share * 16, from += share * elements) {
+        for (int offset = first; from < row + count; offset += lanes * 16, from += lanes * elements) {
             if (from >= begin && from + elements <= end) {
-                async_copy16(slot + place, from);
+                async_copy16(slot + offset, from);
                 continue;
             }
 #pragma unroll 1
             for (int i = 0; i < elements; ++i) {
                 if (from + i >= row && from + i < row + count)
-                    store(reinterpret_cast<Element*>(slot + place) + i, load(from + i));
+                    store(reinterpret_cast<Element*>(slot + offset) + i, load(from + i));
             }
         }
     }
 };
 
-// A warp's sums of its part of a tile, as the tensor core leaves them, to the part's slot [row][sequence];
-// they begin anew.
-__device__ __forceinline__ void int4_keep_part(float* sums, int part, int batch, float (&acc)[4]) {
+// Stores a warp's accumulators, in the MMA's layout of c, to the partial's slot [row][sequence], and zeroes
+// them.
+__device__ __forceinline__ void int4_store_partial(float* sums, int partial, int batch, float (&acc)[4]) {
     const int lane = static_cast<int>(threadIdx.x) % warp_size, g = lane / 4, t = lane % 4;
-    float* to = sums + part * int4_tile_rows * batch;
+    float* to = sums + partial * int4_tile_rows * batch;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-        const int row = i / 2 * int4_tile_units + g, sequence = 2 * t + i % 2;
+        const int row = i / 2 * int4_tile_pairs + g, sequence = 2 * t + i % 2;
         if (sequence < batch) store(to + row * batch + sequence, acc[i]);
         acc[i] = 0;
     }
 }
 
-// Adds a unit's parts up, in the order of the warps: of both its rows.
-__device__ __forceinline__ void int4_add_parts(const float* sums, int items, int pieces, int warps, int unit,
-                                               int sequence, int batch, float& sum_a, float& sum_b) {
-    const int tile = unit / int4_tile_units;
-    const int last = int4_warp_of(items, (tile + 1) * pieces - 1, warps);
-    for (int w = int4_warp_of(items, tile * pieces, warps); w <= last; ++w) {
+// Adds the partials of both rows of a row pair, in the order of the warps.
+__device__ __forceinline__ void int4_add_partials(const float* sums, int items, int k_tiles, int warps,
+                                                  int pair, int sequence, int batch, float& sum_a,
+                                                  float& sum_b) {
+    const int tile = pair / int4_tile_pairs;
+    const int last = int4_warp_of(items, (tile + 1) * k_tiles - 1, warps);
+    for (int w = int4_warp_of(items, tile * k_tiles, warps); w <= last; ++w) {
         if (int4_first_item(items, w, warps) == int4_first_item(items, w + 1, warps)) continue;
-        const float* from = sums + ((w + tile) * int4_tile_rows + unit % int4_tile_units) * batch + sequence;
+        const float* from = sums + ((w + tile) * int4_tile_rows + pair % int4_tile_pairs) * batch + sequence;
         sum_a += load(from);
-        sum_b += load(from + int4_tile_units * batch);
+        sum_b += load(from + int4_tile_pairs * batch);
     }
 }
 
@@ -102,65 +104,65 @@ struct Int4Block {
     const Params& params;
     const Int4GemvPlan& plan;
 
-    // Row `place` of a tile: the units' first rows, then their second ones. -1: none, or one that reads x in
-    // another way than the phase's.
-    __device__ __forceinline__ Int4Row row(const Int4Phase& phase, int tile, int place) const {
-        const int unit = tile * int4_tile_units + place % int4_tile_units;
-        if (unit >= phase.units) return {0, -1};
-        Int4Row at = Op::row(params, phase.first_unit + unit, place / int4_tile_units);
-        if (Op::n_weights > 1 && plan.variant_of[at.weight] != phase.variant) at.row = -1;
-        return at;
+    // Row `index` of a row tile: first rows of the row pairs, then second ones. -1: past the last row pair,
+    // or of a weight of another variant than the phase's.
+    __device__ __forceinline__ Int4Row row(const Int4Phase& phase, int tile, int index) const {
+        const int pair = tile * int4_tile_pairs + index % int4_tile_pairs;
+        if (pair >= phase.pairs) return {0, -1};
+        Int4Row found = Op::row(params, phase.first_pair + pair, index / int4_tile_pairs);
+        if (Op::n_weights > 1 && plan.variant_of[found.weight] != phase.variant) found.row = -1;
+        return found;
     }
 
-    // Where a row's columns of the phase begin; of no row where the weight does.
-    __device__ __forceinline__ const uint8_t* packed(const Int4Phase& phase, Int4Row at) const {
-        const uint8_t* weight = Op::weight(params, at.weight).packed;
-        return at.row < 0 ? weight : weight + (int64_t{at.row} * Op::width(params) + phase.column) / 2;
+    // The first of a row's columns in the phase; for row -1 the beginning of the weight.
+    __device__ __forceinline__ const uint8_t* packed(const Int4Phase& phase, Int4Row row) const {
+        const uint8_t* weight = Op::weight(params, row.weight).packed;
+        return row.row < 0 ? weight : weight + (int64_t{row.row} * Op::width(params) + phase.column) / 2;
     }
 
     template <class Element>
-    __device__ __forceinline__ Int4GroupRow<Element> groups(const Int4Phase& phase, Int4Row at,
+    __device__ __forceinline__ Int4GroupRow<Element> groups(const Int4Phase& phase, Int4Row row,
                                                             const void* tensor) const {
-        const int n_groups = Op::weight(params, at.weight).n_groups, size = Op::width(params) / n_groups;
+        const int n_groups = Op::weight(params, row.weight).n_groups, size = Op::width(params) / n_groups;
         const int first = phase.column / size, last = (phase.column + phase.columns - 1) / size;
         const auto* begin = static_cast<const Element*>(tensor);
-        return {begin, begin + int64_t{Op::weight_rows(params, at.weight)} * n_groups,
-                begin + int64_t{at.row} * n_groups + first, last - first + 1};
+        return {begin, begin + int64_t{Op::weight_rows(params, row.weight)} * n_groups,
+                begin + int64_t{row.row} * n_groups + first, last - first + 1};
     }
 
-    // Asks for the scales and zero points of a phase's rows. Those of no row are 0. As many threads as there
-    // are share a row.
+    // Issues copies of the scales and zero points of a phase's rows; those of row -1 are 0. 2^lanes_log2
+    // threads share a row, as many as there are.
     __device__ __forceinline__ void copy_groups(const Int4Phase& phase, unsigned char* shared) const {
         const int rows = phase.tiles * int4_tile_rows;
-        int share_bits = 0;
-        while (rows << (share_bits + 1) <= static_cast<int>(blockDim.x)) ++share_bits;
-        const int share = 1 << share_bits, first = static_cast<int>(threadIdx.x) % share * 16;
-        for (int i = static_cast<int>(threadIdx.x); i < rows * share; i += static_cast<int>(blockDim.x)) {
-            const int place = i >> share_bits;
-            const Int4Row at = row(phase, place / int4_tile_rows, place % int4_tile_rows);
-            const Int4WeightParams& weight = Op::weight(params, at.weight);
-            unsigned char* scale_slot = shared + int4_scales_offset(plan) + place * plan.scale_pitch;
-            unsigned char* zero_slot = shared + int4_zeros_offset(plan) + place * plan.zero_pitch;
-            if (at.row < 0) {
-                fill(scale_slot, first, share, plan.scale_pitch, 0);
-                fill(zero_slot, first, share, plan.zero_pitch, 0);
+        int lanes_log2 = 0;
+        while (rows << (lanes_log2 + 1) <= static_cast<int>(blockDim.x)) ++lanes_log2;
+        const int lanes = 1 << lanes_log2, first = static_cast<int>(threadIdx.x) % lanes * 16;
+        for (int i = static_cast<int>(threadIdx.x); i < rows * lanes; i += static_cast<int>(blockDim.x)) {
+            const int slot = i >> lanes_log2;
+            const Int4Row slot_row = row(phase, slot / int4_tile_rows, slot % int4_tile_rows);
+            const Int4WeightParams& weight = Op::weight(params, slot_row.weight);
+            unsigned char* scale_slot = shared + int4_scales_offset(plan) + slot * plan.scale_pitch;
+            unsigned char* zero_slot = shared + int4_zeros_offset(plan) + slot * plan.zero_pitch;
+            if (slot_row.row < 0) {
+                fill(scale_slot, first, lanes, plan.scale_pitch, 0);
+                fill(zero_slot, first, lanes, plan.zero_pitch, 0);
                 continue;
             }
-            groups<T>(phase, at, weight.scales).copy(scale_slot, first, share);
+            groups<T>(phase, slot_row, weight.scales).copy(scale_slot, first, lanes);
             if (weight.zeros)
-                groups<uint8_t>(phase, at, weight.zeros).copy(zero_slot, first, share);
-            else  // beside a weight that has them, if at all
-                fill(zero_slot, first, share, plan.zero_pitch, 0x08080808);
+                groups<uint8_t>(phase, slot_row, weight.zeros).copy(zero_slot, first, lanes);
+            else  // another weight of the op has zero points, or none has and zero_pitch is 0
+                fill(zero_slot, first, lanes, plan.zero_pitch, 0x08080808);
         }
     }
 
-    __device__ static __forceinline__ void fill(unsigned char* slot, int first, int share, int bytes,
+    __device__ static __forceinline__ void fill(unsigned char* slot, int first, int lanes, int bytes,
                                                 uint32_t word) {
-        for (int place = first; place < bytes; place += share * 16)
-            store(reinterpret_cast<uint4*>(slot + place), make_uint4(word, word, word, word));
+        for (int offset = first; offset < bytes; offset += lanes * 16)
+            store(reinterpret_cast<uint4*>(slot + offset), make_uint4(word, word, word, word));
     }
 
-    // The way in which a variant's weights read x; null: in order.
+    // The order in which a variant's weights read x; null: as it is stored.
     __device__ __forceinline__ const int32_t* perm(int variant) const {
         const int32_t* result = nullptr;
         for (int i = Op::n_weights - 1; i >= 0; --i) {
@@ -169,12 +171,12 @@ struct Int4Block {
         return result;
     }
 
-    // Row b of x in shared memory; behind the last one the norm's weight.
+    // Row b of x in shared memory; row `batch` is the norm's weight.
     __device__ __forceinline__ T* x_row(unsigned char* shared, int b) const {
         return reinterpret_cast<T*>(shared + int4_x_offset(plan, Op::batch(params)) + b * plan.x_pitch);
     }
 
-    // Asks for a phase's columns of rows first to last - 1, as they lie.
+    // Issues copies of a phase's columns of rows first to last - 1, where no perm applies.
     __device__ __forceinline__ void copy_x(const Int4Phase& phase, unsigned char* shared, int first,
                                            int last) const {
         if (!plan.x_is_vectors || perm(phase.variant)) return;
@@ -186,8 +188,8 @@ struct Int4Block {
         }
     }
 
-    // What a thread copied of x, or gathers now, times the norm's weight. Sums of squares go to shared
-    // memory, those of panels added up.
+    // Multiplies what a thread copied of x, or gathers here, by the norm's weight. Sums of squares go to
+    // shared memory, added over panels.
     __device__ __forceinline__ void finish_x(const Int4Phase& phase, unsigned char* shared) const {
         const int batch = Op::batch(params);
         const int32_t* order = perm(phase.variant);
@@ -217,8 +219,9 @@ struct Int4Block {
             }
             if (norm_weight && phase.counts_squares) {
                 sum = warp_sum(sum);
-                float* mine = squares + b * plan.warps;
-                if (threadIdx.x % warp_size == 0) store(mine, phase.column > 0 ? load(mine) + sum : sum);
+                float* warp_squares = squares + b * plan.warps;
+                if (threadIdx.x % warp_size == 0)
+                    store(warp_squares, phase.column > 0 ? load(warp_squares) + sum : sum);
             }
         }
     }

@@ -1,4 +1,4 @@
-// int4_gemv: out = x @ w^T + bias + residual, w of 4 bits. A unit is rows 2u and 2u + 1 of the weight.
+// int4_gemv: out = x @ w^T + bias + residual, w of 4 bits. Row pair i is rows 2i and 2i + 1 of the weight.
 #include "cuda/gemv_epilogues.cuh"
 #include "cuda/int4_gemv_general.cuh"
 
@@ -19,8 +19,8 @@ struct Int4Gemv : GemvEpilogue<Element, Int4GemvParams> {
 
     __host__ __device__ static const Int4WeightParams& weight(const Params& p, int) { return p.weight; }
     __device__ static int weight_rows(const Params& p, int) { return p.out_features; }
-    __device__ static Int4Row row(const Params& p, int unit, int side) {
-        const int row = 2 * unit + side;
+    __device__ static Int4Row row(const Params& p, int pair, int side) {
+        const int row = 2 * pair + side;
         return {0, row < p.out_features ? row : -1};
     }
 };

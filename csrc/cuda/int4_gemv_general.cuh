@@ -1,26 +1,28 @@
-// The GEMV the int4 ops share: out = epilogue(W x), W of 4 bits (docs/int4.md), x of 1 to 8 rows.
+// The int4 GEMV: out = epilogue(W x), W of 4 bits (docs/int4.md), x of 1 to 8 rows. Here are the general
+// path's kernel and the launcher that chooses between it and the fast path (int4_gemv_fast.cuh).
 //
-// A tile is 16 rows of W, both rows of 8 units (gemv_epilogues.cuh), and a piece 256 columns of it: 2 KB.
-// A block takes consecutive units, its warps equal shares of their pieces, in a row. A warp copies its own
-// pieces to shared memory (cp.async), three ahead of the one it works on, and reads nobody else's: the stream
-// has no barrier but the warp's. The stream begins before wait_for_producers(): weights are constants.
+// A row tile is 16 rows of W, both rows of 8 row pairs (gemv_epilogues.cuh); a K tile is 256 columns of it, 2
+// KB. A block is assigned consecutive row pairs, its warps equal numbers of consecutive K tiles. A warp
+// copies its own K tiles to shared memory with cp.async, three ahead of the one it multiplies. No other warp
+// reads them, so the only barrier is the warp's. Copies start before griddepcontrol.wait, since weights are
+// constants.
 //
-// The products are the tensor core's, 16 rows of W by 16 columns by 8 rows of x. Of 32 neighbouring columns
-// lane t of four has word t of a row's 16 bytes: 8 elements, and the 16 bytes of x that meet them. Which
-// column an index of the product means is free as long as both factors agree, so x is taken as it lies, and
-// no product crosses a group's border.
+// Products are mma.m16n8k16: 16 rows of W by 16 columns by 8 rows of x. Of 32 neighbouring columns, lane t of
+// four holds word t of a row's 16 bytes (8 elements) and the 16 bytes of x for them. The order of the columns
+// within an MMA is free as long as both operands agree, so x is loaded as it is stored. No MMA crosses a
+// group.
 //
-// Rounding: q - zero is exact as T (a power of two below, int4_decode.cuh), its product with x exact in
-// float32; the tensor core sums up to 128 columns of a group in float32, which one float32 multiply-add by
-// the scale adds to the row's sum. With a norm, x times the norm's weight is rounded to T, and 1 /
-// sqrt(mean(x^2) + eps) is a factor of the very end. Sums are joined in a fixed order: the same bits every
-// time.
+// Rounding: (q - zero) * 2^-n is exact in T (int4_decode.cuh), its product with x exact in float32. The MMA
+// accumulates up to 128 columns of a group in float32; one float32 FMA with the scale adds them to the row's
+// sum. With a norm, x times the norm's weight is rounded to T, and the sums are multiplied by 1 /
+// sqrt(mean(x^2) + eps) in the epilogue. Partials are added in a fixed order: results are bitwise
+// reproducible.
 //
-// Least bytes: packed weights, scales and zero points once. What limits it: memory. A step of 128 columns is
-// 126 instructions for a lane's 64 weights, half of them on the integer and half on the float16 pipe.
+// Fewest bytes: packed weights, scales and zero points once. Limit: memory bandwidth. 128 columns take 126
+// instructions for a lane's 64 weights, half on the integer pipe and half on the float16 pipe.
 //
 // An Op has what gemv_epilogues.cuh gives, and: T; Params; n_weights; width(p), batch(p), x(p),
-// norm_weight(p) (null: x as it is), eps(p); weight(p, i), weight_rows(p, i); row(p, unit, side).
+// norm_weight(p) (null: x as it is), eps(p); weight(p, i), weight_rows(p, i); row(p, pair, side).
 #pragma once
 
 #include "cuda/common/dispatch.h"
@@ -32,17 +34,17 @@
 
 namespace pykernels::cuda {
 
-// The pieces a warp copies, ahead of those it multiplies. Of a piece's 16 rows a lane copies four, each
-// fourth from row lane / 8 on, and of each 16 bytes, place lane % 8.
+// The copies of a warp. Of a K tile's 16 rows a lane copies every fourth from row lane / 8 on, and of each
+// the 16-byte vector lane % 8.
 template <class Op>
 struct Int4Stream {
-    static constexpr int rows_at_once = warp_size * 16 / int4_piece_bytes;
+    static constexpr int rows_at_once = warp_size * 16 / int4_k_tile_bytes;
     const Int4Block<Op>& block;
     int begin, end, phases, warp;
-    unsigned char* first_stage;  // of the warp, this lane's place
-    int stage = 0, index = -1, item = 0, last_item = 0, tile = 0, piece = 0, pieces = 0, columns = 0;
+    unsigned char* first_stage;  // this lane's vector of the warp's first stage
+    int stage = 0, index = -1, item = 0, last_item = 0, tile = 0, k_tile = 0, k_tiles = 0, columns = 0;
     const uint8_t* rows[4] = {};
-    bool is_row[4] = {};  // otherwise zeros
+    bool is_row[4] = {};  // false: zeros are copied
 
     __device__ __forceinline__ Int4Phase phase() const {
         return Int4Phase(block.plan, Op::width(block.params), begin, end, index);
@@ -53,10 +55,10 @@ struct Int4Stream {
         const Int4Phase now = phase();
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
-            const Int4Row at = block.row(now, tile, lane / 8 + rows_at_once * k);
-            is_row[k] = at.row >= 0;
-            rows[k] = block.packed(now, at);
-            if (is_row[k]) rows[k] += piece * int4_piece_bytes + lane % 8 * 16;
+            const Int4Row row = block.row(now, tile, lane / 8 + rows_at_once * k);
+            is_row[k] = row.row >= 0;
+            rows[k] = block.packed(now, row);
+            if (is_row[k]) rows[k] += k_tile * int4_k_tile_bytes + lane % 8 * 16;
         }
     }
 
@@ -64,10 +66,10 @@ struct Int4Stream {
         const Int4Phase now = phase();
         item = now.first_item(warp, block.plan.warps);
         last_item = now.first_item(warp + 1, block.plan.warps);
-        pieces = now.pieces;
+        k_tiles = now.k_tiles;
         columns = now.columns;
-        tile = item / pieces;
-        piece = item - tile * pieces;
+        tile = item / k_tiles;
+        k_tile = item - tile * k_tiles;
         if (item < last_item) begin_tile();
     }
 
@@ -78,27 +80,27 @@ struct Int4Stream {
             begin_phase();
         }
         if (item < last_item) {
-            if (piece * int4_piece + lane % 8 * 32 < columns) {
+            if (k_tile * int4_k_tile + lane % 8 * 32 < columns) {
                 unsigned char* to = first_stage + stage;
 #pragma unroll
                 for (int k = 0; k < 4; ++k) {
-                    async_copy16_or_zeros(to + rows_at_once * k * int4_piece_pitch, rows[k], is_row[k]);
-                    if (is_row[k]) rows[k] += int4_piece_bytes;
+                    async_copy16_or_zeros(to + rows_at_once * k * int4_k_tile_pitch, rows[k], is_row[k]);
+                    if (is_row[k]) rows[k] += int4_k_tile_bytes;
                 }
             }
             ++item;
-            if (++piece == pieces && item < last_item) {
-                piece = 0;
+            if (++k_tile == k_tiles && item < last_item) {
+                k_tile = 0;
                 ++tile;
                 begin_tile();
             }
             stage = stage == (int4_stages - 1) * int4_stage_bytes ? 0 : stage + int4_stage_bytes;
         }
-        async_commit();  // an empty group keeps the count right
+        async_commit();  // a group per call, empty or not: async_wait counts groups
     }
 };
 
-// step_blocks: a scaling every so many blocks of 32 columns.
+// step_blocks: blocks of 32 columns between two scalings.
 template <class Op, int step_blocks>
 __global__ void __launch_bounds__(int4_max_threads, 1)
     int4_gemv_kernel(const __grid_constant__ typename Op::Params params,
@@ -108,43 +110,45 @@ __global__ void __launch_bounds__(int4_max_threads, 1)
     unsigned char* shared = shared_memory();
     const int thread = static_cast<int>(threadIdx.x), warp = thread / warp_size, lane = thread % warp_size;
     const int g = lane / 4, t = lane % 4;
-    const int width = Op::width(params), batch = Op::batch(params), units = Op::units(params);
-    const int begin = gemv_first_unit(units, static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x)),
-              end = gemv_first_unit(units, static_cast<int>(blockIdx.x) + 1, static_cast<int>(gridDim.x));
-    const int phases = (end - begin + plan.phase_units - 1) / plan.phase_units * plan.variants * plan.panels;
+    const int width = Op::width(params), batch = Op::batch(params), pairs = Op::row_pairs(params);
+    const int begin = gemv_first_pair(pairs, static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x)),
+              end = gemv_first_pair(pairs, static_cast<int>(blockIdx.x) + 1, static_cast<int>(gridDim.x));
+    const int phases = (end - begin + plan.phase_pairs - 1) / plan.phase_pairs * plan.variants * plan.panels;
     const Int4Block<Op> block = {params, plan};
     const T* norm_weight = Op::norm_weight(params);
 
-    // Asked for first, because behind the stream it would take microseconds: scales and zero points, the
-    // norm's weight, and x where there is nothing to wait for.
+    // --- prefetch scales, zero points, the norm's weight, and x where nothing has to be waited for. Behind
+    // the weights they would arrive microseconds later.
     const Int4Phase first_phase(plan, width, begin, end, 0);
     block.copy_groups(first_phase, shared);
     if (norm_weight) block.copy_x(first_phase, shared, batch, batch + 1);
-    const int my_unit = thread / batch, my_sequence = thread % batch;  // when units are finished
+    const int out_pair = thread / batch, out_sequence = thread % batch;  // of this thread in the epilogue
     int position = 0;
     if (!plan.programmatic) {
-        position = Op::position(params, my_sequence);
+        position = Op::position(params, out_sequence);
         block.copy_x(first_phase, shared, 0, batch);
     }
     async_commit();
 
+    // --- prefetch weights
     unsigned char* stages = shared + warp * int4_stream_bytes;
     Int4Stream<Op> stream = {block,  begin, end,
-                             phases, warp,  stages + lane / 8 * int4_piece_pitch + lane % 8 * 16};
+                             phases, warp,  stages + lane / 8 * int4_k_tile_pitch + lane % 8 * 16};
 #pragma unroll 1
     for (int i = 0; i < int4_stages - 1; ++i) stream.copy_next();
     timestamps.mark(TimestampPoint::first_copies);
 
+    // --- wait for the producer
     wait_for_producers();
     timestamps.mark(TimestampPoint::producers_done);
     launch_dependents();
     if (plan.programmatic) {
-        position = Op::position(params, my_sequence);
+        position = Op::position(params, out_sequence);
         block.copy_x(first_phase, shared, 0, batch);
         async_commit();
         async_wait<0>();
     } else {
-        async_wait<int4_stages - 1>();  // of the groups so far the oldest has landed
+        async_wait<int4_stages - 1>();  // the oldest group, x and what came with it, has landed
     }
 
     float* sums = reinterpret_cast<float*>(shared + int4_sums_offset(plan));
@@ -154,13 +158,15 @@ __global__ void __launch_bounds__(int4_max_threads, 1)
     int stage = 0;
     for (int index = 0; index < phases; ++index) {
         const Int4Phase phase(plan, width, begin, end, index);
-        const bool finishes = my_unit < phase.units;
-        if (phase.first_of_units) {
+        const bool finishes = out_pair < phase.pairs;
+        if (phase.first_of_pairs) {
             sum_a = sum_b = 0;
-            if (finishes) extra = Op::prepare(params, phase.first_unit + my_unit, my_sequence, position);
+            if (finishes) extra = Op::prepare(params, phase.first_pair + out_pair, out_sequence, position);
         }
+
+        // --- x, scales and zero points of the phase
         if (index > 0) {
-            block_barrier();  // everyone is done with the last phase's x, scales and sums
+            block_barrier();  // all threads have read the previous phase's x, scales and sums
             block.copy_groups(phase, shared);
             if (plan.variants * plan.panels > 1)
                 block.copy_x(phase, shared, 0, batch + (norm_weight != nullptr));
@@ -168,49 +174,51 @@ __global__ void __launch_bounds__(int4_max_threads, 1)
             async_wait<0>();
         }
         if (index == 0 || plan.variants * plan.panels > 1) block.finish_x(phase, shared);
-        block_barrier();  // x, scales and zero points are there
+        block_barrier();  // x, scales and zero points are in shared memory
         if (index == 0) timestamps.mark(TimestampPoint::x_ready);
 
+        // --- mainloop over the warp's items
         const int item_begin = phase.first_item(warp, plan.warps),
                   item_end = phase.first_item(warp + 1, plan.warps);
-        int tile = item_begin / phase.pieces, piece = item_begin - tile * phase.pieces;
+        int tile = item_begin / phase.k_tiles, k_tile = item_begin - tile * phase.k_tiles;
         const T* x_row = block.x_row(shared, min(g, batch - 1)) + t * vector_elements;
         const unsigned char *scale_rows[2] = {}, *zero_rows[2] = {};
         int group_steps = 1, group = 0, steps_left = 0;
         float acc[4] = {};
         for (int item = item_begin; item < item_end; ++item) {
-            if (item == item_begin || piece == 0) {
+            if (item == item_begin || k_tile == 0) {  // another row tile
 #pragma unroll
                 for (int side = 0; side < 2; ++side) {
-                    const int place = side * int4_tile_units + g;
-                    const Int4Row at = block.row(phase, tile, place);
-                    const int slot = tile * int4_tile_rows + place;
+                    const int index_in_tile = side * int4_tile_pairs + g;
+                    const Int4Row row = block.row(phase, tile, index_in_tile);
+                    const int slot = tile * int4_tile_rows + index_in_tile;
                     scale_rows[side] = shared + int4_scales_offset(plan) + slot * plan.scale_pitch;
                     zero_rows[side] = shared + int4_zeros_offset(plan) + slot * plan.zero_pitch;
-                    if (at.row >= 0) {
-                        const Int4WeightParams& weight = Op::weight(params, at.weight);
-                        scale_rows[side] += block.template groups<T>(phase, at, weight.scales).skew();
+                    if (row.row >= 0) {
+                        const Int4WeightParams& weight = Op::weight(params, row.weight);
+                        scale_rows[side] += block.template groups<T>(phase, row, weight.scales).skew();
                         if (weight.zeros)
-                            zero_rows[side] += block.template groups<uint8_t>(phase, at, weight.zeros).skew();
+                            zero_rows[side] +=
+                                block.template groups<uint8_t>(phase, row, weight.zeros).skew();
                     }
                 }
                 int n_groups = 1;
                 for (int i = 0; i < Op::n_weights; ++i) {
                     if (plan.variant_of[i] == phase.variant) n_groups = Op::weight(params, i).n_groups;
                 }
-                const int group_size = width / n_groups, column = phase.column + piece * int4_piece;
+                const int group_size = width / n_groups, column = phase.column + k_tile * int4_k_tile;
                 group_steps = group_size / (32 * step_blocks);
                 group = column / group_size - phase.column / group_size;
                 steps_left = group_steps - column % group_size / (32 * step_blocks);
             }
             async_wait<int4_stages - 2>();
-            warp_barrier();  // all lanes' copies have landed, and all have read the stage that is written
-                             // next
+            warp_barrier();  // the copies of all lanes have landed, and all lanes have read the stage
+                             // refilled next
             stream.copy_next();
 
-            const unsigned char* words = stages + stage + g * int4_piece_pitch + t * 4;
-            const T* x = x_row + piece * int4_piece;
-            const int steps = min(int4_piece, phase.columns - piece * int4_piece) / (32 * step_blocks);
+            const unsigned char* words = stages + stage + g * int4_k_tile_pitch + t * 4;
+            const T* x = x_row + k_tile * int4_k_tile;
+            const int steps = min(int4_k_tile, phase.columns - k_tile * int4_k_tile) / (32 * step_blocks);
 #pragma unroll 1
             for (int step = 0; step < steps; ++step) {
                 const uint32_t zero_a =
@@ -223,7 +231,7 @@ __global__ void __launch_bounds__(int4_max_threads, 1)
                     uint32_t a[4], b[4];
                     int4_decode<T>(load(reinterpret_cast<const uint32_t*>(words + i * 16)), zero_a, a);
                     int4_decode<T>(load(reinterpret_cast<const uint32_t*>(
-                                       words + int4_tile_units * int4_piece_pitch + i * 16)),
+                                       words + int4_tile_pairs * int4_k_tile_pitch + i * 16)),
                                    zero_b, b);
                     const uint4 v = load(reinterpret_cast<const uint4*>(x + i * 32));
                     matrix_multiply_add<T>(c, {a[0], b[0], a[1], b[1]}, {v.x, v.y});
@@ -245,44 +253,48 @@ __global__ void __launch_bounds__(int4_max_threads, 1)
                 }
             }
             stage = stage == (int4_stages - 1) * int4_stage_bytes ? 0 : stage + int4_stage_bytes;
-            if (++piece == phase.pieces || item + 1 == item_end) {  // this warp's part of the tile is done
-                int4_keep_part(sums, warp + tile, batch, acc);
-                piece = 0;
+            if (++k_tile == phase.k_tiles ||
+                item + 1 == item_end) {  // the warp's part of the row tile is complete
+                int4_store_partial(sums, warp + tile, batch, acc);
+                k_tile = 0;
                 ++tile;
             }
         }
 
+        // --- epilogue: add the partials, scale by the norm, finish
         timestamps.mark(TimestampPoint::streamed);
-        block_barrier();  // all warps' sums of the phase are there, and their squares
+        block_barrier();  // the partials of all warps, and their squares, are in shared memory
         if (!finishes) continue;
-        int4_add_parts(sums, phase.tiles * phase.pieces, phase.pieces, plan.warps, my_unit, my_sequence,
-                       batch, sum_a, sum_b);
-        if (phase.last_of_units) {
+        int4_add_partials(sums, phase.tiles * phase.k_tiles, phase.k_tiles, plan.warps, out_pair,
+                          out_sequence, batch, sum_a, sum_b);
+        if (phase.last_of_pairs) {
             float scale = 1;
             if (norm_weight) {
                 float sum = 0;
-                for (int w = 0; w < plan.warps; ++w) sum += load(squares + my_sequence * plan.warps + w);
+                for (int w = 0; w < plan.warps; ++w) sum += load(squares + out_sequence * plan.warps + w);
                 scale = reciprocal_sqrt(sum / static_cast<float>(width) + Op::eps(params));
             }
-            Op::finish(params, phase.first_unit + my_unit, my_sequence, extra, sum_a * scale, sum_b * scale);
+            Op::finish(params, phase.first_pair + out_pair, out_sequence, extra, sum_a * scale,
+                       sum_b * scale);
         }
     }
 }
 
 template <class Op>
 void launch_int4_gemv(const typename Op::Params& params, const Stream& stream) {
-    // Weights read x alike where they share the tensor of their perm (or have none) and their groups.
+    // Weights with the same perm tensor (or none) and the same groups share one layout of x.
     const int width = Op::width(params);
     Int4GemvSizes sizes = {
-        Op::units(params), width, Op::batch(params), 1, 0, Op::norm_weight(params) != nullptr, false};
+        Op::row_pairs(params), width, Op::batch(params), 1, 0, Op::norm_weight(params) != nullptr, false};
     int variant_of[int4_max_weights] = {}, step_blocks = 4;
     for (int i = 0; i < Op::n_weights; ++i) {
         const Int4WeightParams& weight = Op::weight(params, i);
-        int like = 0;
-        while (weight.perm != Op::weight(params, like).perm ||
-               weight.n_groups != Op::weight(params, like).n_groups)
-            ++like;
-        variant_of[i] = like < i ? variant_of[like] : sizes.variants++;
+        int same = 0;  // the first weight with this layout
+        while (weight.perm != Op::weight(params, same).perm ||
+               weight.n_groups != Op::weight(params, same).n_groups)
+            ++same;
+        variant_of[i] = same < i ? variant_of[same] : sizes.variants++;
+
         sizes.n_groups = max(sizes.n_groups, weight.n_groups);
         sizes.zeros |= weight.zeros != nullptr;
         step_blocks = min(step_blocks, int4_step_blocks(width / weight.n_groups));

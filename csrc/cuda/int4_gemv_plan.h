@@ -1,4 +1,4 @@
-// How a GEMV with 4-bit weights is laid over a GPU: a pure function of the sizes and the device.
+// The launch plan of a GEMV with 4-bit weights: a pure function of the sizes and the device.
 #pragma once
 
 #include <cstdint>
@@ -9,38 +9,39 @@ namespace pykernels::cuda {
 
 constexpr int int4_max_warps = 16;
 constexpr int int4_max_threads = 32 * int4_max_warps;
-// A tile is the tensor core's 16 rows: both rows of 8 units.
-constexpr int int4_tile_units = 8;
-constexpr int int4_tile_rows = 2 * int4_tile_units;
-// A piece is what a warp copies and multiplies at once: these columns of a tile, 128 bytes of each row.
-constexpr int int4_piece = 256;
-constexpr int int4_piece_bytes = int4_piece / 2;
-// Rows of a piece in shared memory: 16 bytes apart from a multiple of 128, so that eight lanes that read one
-// place of eight rows meet in different banks.
-constexpr int int4_piece_pitch = int4_piece_bytes + 16;
-// Pieces of a warp in shared memory: one is worked on, the others are on their way, 96 KB an SM of them.
+// A row tile is the 16 rows of an MMA: both rows of 8 row pairs.
+constexpr int int4_tile_pairs = 8;
+constexpr int int4_tile_rows = 2 * int4_tile_pairs;
+// A K tile is what a warp copies and multiplies at once: this many columns of a row tile, 128 bytes of each
+// row.
+constexpr int int4_k_tile = 256;
+constexpr int int4_k_tile_bytes = int4_k_tile / 2;
+// The pitch of a K tile's rows in shared memory is 16 bytes more than a multiple of 128: eight lanes that
+// read the same columns of eight rows have no bank conflict.
+constexpr int int4_k_tile_pitch = int4_k_tile_bytes + 16;
+// K tiles of a warp in shared memory: one is multiplied, three are in flight, 96 KB an SM.
 constexpr int int4_stages = 4;
-constexpr int int4_stage_bytes = int4_tile_rows * int4_piece_pitch;
+constexpr int int4_stage_bytes = int4_tile_rows * int4_k_tile_pitch;
 constexpr int int4_stream_bytes = int4_stages * int4_stage_bytes;  // of a warp
-// The most weights an op has.
+// The most weights that an op has.
 constexpr int int4_max_weights = 3;
 
-// What of a GEMV the plan depends on.
+// What the plan depends on.
 struct Int4GemvSizes {
-    int units, width, batch;
-    int n_groups;  // of a row: the most of all weights
-    int variants;  // ways in which the weights read x: by their perm and their groups
+    int pairs, width, batch;  // pairs: of rows
+    int n_groups;             // of a row: the largest number of all weights
+    int variants;             // distinct (perm, groups) among the weights: each needs x laid out its own way
     bool norm, zeros;
 };
 
 struct Int4GemvPlan {
     int blocks, warps;
-    // A phase is what a block does between barriers: some of its units, on one panel of the columns, for one
-    // variant of x. One phase is the rule; more are for what shared memory cannot hold at once.
-    int phase_units, panel, panels, variants;
-    int variant_of[int4_max_weights];      // of every weight
-    int x_pitch, scale_pitch, zero_pitch;  // bytes between rows; zero_pitch: 0 where all zero points are 8
-    bool x_is_vectors;                     // rows of x, and the norm's weight, begin on 16 bytes
+    // A phase is the work between two block barriers: some of the block's row pairs, one panel of the
+    // columns, one variant of x. There is one phase unless shared memory cannot hold it.
+    int phase_pairs, panel, panels, variants;
+    int variant_of[int4_max_weights];      // of each weight
+    int x_pitch, scale_pitch, zero_pitch;  // bytes between rows; zero_pitch is 0 where all zero points are 8
+    bool x_is_vectors;                     // rows of x, and the norm's weight, are 16-byte aligned
     bool programmatic;
     int shared_bytes;
 };
@@ -49,63 +50,64 @@ constexpr int int4_round_up(int value, int step) {
     return (value + step - 1) / step * step;
 }
 
-// A row of so many bytes that begins anywhere, copied by aligned 16 bytes: an odd number of them, so that
-// eight rows lie in different banks.
+// The pitch of a row of `bytes` bytes at any alignment, copied by aligned 16-byte vectors. An odd number of
+// vectors: eight rows have no bank conflict.
 constexpr int int4_row_pitch(int bytes) {
     return ((bytes + 30) / 16 | 1) * 16;
 }
 
-// Rows of x are 64 bytes apart from a multiple of 128: two rows of 64 bytes are read at once.
+// The pitch of a row of x is 64 bytes more than a multiple of 128: 64 bytes of two rows are read at once.
 constexpr int int4_x_pitch(int columns) {
     return int4_round_up(columns * 2 - 64, 128) + 64;
 }
 
-// Groups of a row that a panel touches, at most.
+// An upper bound of the groups of a row that a panel touches.
 constexpr int int4_panel_groups(int width, int n_groups, int panel) {
     const int inside = panel / (width / n_groups) + 2;
     return panel >= width || inside > n_groups ? n_groups : inside;
 }
 
-constexpr int int4_tiles(int units) {
-    return static_cast<int>((static_cast<uint32_t>(units) + int4_tile_units - 1) / int4_tile_units);
+constexpr int int4_row_tiles(int pairs) {
+    return static_cast<int>((static_cast<uint32_t>(pairs) + int4_tile_pairs - 1) / int4_tile_pairs);
 }
 
-// Shared memory of a block, in this order: the stream of every warp, the scales of a phase's rows, their zero
-// points, the sums (a slot for each warp's part of each tile), the squares of every sequence and warp, x.
+// Shared memory of a block, in this order: each warp's stages, the scales of a phase's rows, their zero
+// points, the partial sums (a slot for each warp's part of each row tile), the squares of each sequence and
+// warp, x.
 constexpr int int4_scales_offset(const Int4GemvPlan& plan) {
     return plan.warps * int4_stream_bytes;
 }
 
 constexpr int int4_zeros_offset(const Int4GemvPlan& plan) {
-    return int4_scales_offset(plan) + int4_tiles(plan.phase_units) * int4_tile_rows * plan.scale_pitch;
+    return int4_scales_offset(plan) + int4_row_tiles(plan.phase_pairs) * int4_tile_rows * plan.scale_pitch;
 }
 
 constexpr int int4_sums_offset(const Int4GemvPlan& plan) {
-    return int4_zeros_offset(plan) + int4_tiles(plan.phase_units) * int4_tile_rows * plan.zero_pitch;
+    return int4_zeros_offset(plan) + int4_row_tiles(plan.phase_pairs) * int4_tile_rows * plan.zero_pitch;
 }
 
-// Parts of tiles are numbered by warp + tile: a warp's are consecutive, and the next warp begins in the tile
-// this one ends in or in the next.
+// Partials are numbered warp + row tile: those of a warp are consecutive, and the next warp begins in the row
+// tile in which this one ends, or in the one after it.
 constexpr int int4_squares_offset(const Int4GemvPlan& plan, int batch) {
     return int4_sums_offset(plan) +
-           (plan.warps + int4_tiles(plan.phase_units) - 1) * int4_tile_rows * batch * 4;
+           (plan.warps + int4_row_tiles(plan.phase_pairs) - 1) * int4_tile_rows * batch * 4;
 }
 
 constexpr int int4_x_offset(const Int4GemvPlan& plan, int batch) {
     return int4_round_up(int4_squares_offset(plan, batch) + batch * plan.warps * 4, 128);
 }
 
-// A norm's weight is one more row.
+// The norm's weight takes one more row.
 constexpr int int4_x_end(const Int4GemvPlan& plan, int batch, bool norm) {
     return int4_x_offset(plan, batch) + (batch + norm) * plan.x_pitch;
 }
 
-// Sets the sizes of a phase. Does it fit?
-inline bool int4_fits(Int4GemvPlan& plan, const Int4GemvSizes& sizes, int warps, int phase_units, int panels,
+// Sets the sizes of a phase. Returns whether it fits in shared memory.
+inline bool int4_fits(Int4GemvPlan& plan, const Int4GemvSizes& sizes, int warps, int phase_pairs, int panels,
                       int shared_bytes) {
     plan.warps = warps;
-    plan.phase_units = phase_units;
-    plan.panel = int4_round_up((sizes.width + panels - 1) / panels, int4_piece);
+    plan.phase_pairs = phase_pairs;
+    plan.panel = int4_round_up((sizes.width + panels - 1) / panels, int4_k_tile);
     plan.panels = (sizes.width + plan.panel - 1) / plan.panel;
     const int groups = int4_panel_groups(sizes.width, sizes.n_groups, plan.panel);
     plan.x_pitch = int4_x_pitch(plan.panel < sizes.width ? plan.panel : sizes.width);
@@ -115,29 +117,29 @@ inline bool int4_fits(Int4GemvPlan& plan, const Int4GemvSizes& sizes, int warps,
     return plan.shared_bytes <= shared_bytes;
 }
 
-// One block an SM. As in the other GEMVs a block takes more than half of an SM's shared memory, so that
-// two never share one. A warp's stream is always as deep. Warps are given up for a single phase, down to
-// eight; where that is not enough a phase gets fewer units, and at last fewer columns, for which x is loaded
-// anew every time.
+// One block an SM. As in the other GEMVs a block takes more than half of an SM's shared memory, so that two
+// are never resident on one SM. The number of stages is fixed. To fit in a single phase, the number of warps
+// is reduced to no less than eight. If that is not enough, a phase gets fewer row pairs, and finally fewer
+// columns; x is then loaded again in each phase.
 inline Int4GemvPlan plan_int4_gemv(const Int4GemvSizes& sizes, bool programmatic, const GemvDevice& device) {
     Int4GemvPlan plan = {};
-    plan.blocks = sizes.units < device.sm_count ? sizes.units : device.sm_count;
+    plan.blocks = sizes.pairs < device.sm_count ? sizes.pairs : device.sm_count;
     plan.variants = sizes.variants;
     plan.programmatic = programmatic;
-    const int block_units = (sizes.units + plan.blocks - 1) / plan.blocks;
-    // A thread finishes a unit of one sequence.
-    const auto most_units = [&](int warps) {
-        const int most = 32 * warps / sizes.batch / int4_tile_units * int4_tile_units;
-        return block_units < most ? block_units : most;
+    const int block_pairs = (sizes.pairs + plan.blocks - 1) / plan.blocks;
+    // In the epilogue a thread finishes one row pair of one sequence.
+    const auto most_pairs = [&](int warps) {
+        const int most = 32 * warps / sizes.batch / int4_tile_pairs * int4_tile_pairs;
+        return block_pairs < most ? block_pairs : most;
     };
     bool fits = false;
     for (int warps = int4_max_warps; warps >= 8 && !fits; warps -= 4)
-        fits = int4_fits(plan, sizes, warps, most_units(warps), 1, device.shared_bytes);
-    const int pieces = (sizes.width + int4_piece - 1) / int4_piece;
+        fits = int4_fits(plan, sizes, warps, most_pairs(warps), 1, device.shared_bytes);
+    const int k_tiles = (sizes.width + int4_k_tile - 1) / int4_k_tile;
     for (int warps = int4_max_warps - 4; warps >= 4 && !fits; warps -= 4) {
-        for (int panels = 1; panels <= pieces && !fits; ++panels) {
-            for (int units = most_units(warps); units > 0 && !fits; units -= int4_tile_units)
-                fits = int4_fits(plan, sizes, warps, int4_round_up(units, int4_tile_units), panels,
+        for (int panels = 1; panels <= k_tiles && !fits; ++panels) {
+            for (int pairs = most_pairs(warps); pairs > 0 && !fits; pairs -= int4_tile_pairs)
+                fits = int4_fits(plan, sizes, warps, int4_round_up(pairs, int4_tile_pairs), panels,
                                  device.shared_bytes);
         }
     }
@@ -145,12 +147,12 @@ inline Int4GemvPlan plan_int4_gemv(const Int4GemvSizes& sizes, bool programmatic
     return plan;
 }
 
-// The usual case's own kernel (int4_gemv_fast.cuh): four stages of a piece and of its rows' scales.
+// The fast path (int4_gemv_fast.cuh): a stage is a K tile and the scales of its rows.
 constexpr int int4_gemv_fast_stages = 4;
-constexpr int int4_gemv_fast_stage_bytes = int4_tile_rows * (int4_piece_bytes + 4);
+constexpr int int4_gemv_fast_stage_bytes = int4_tile_rows * (int4_k_tile_bytes + 4);
 constexpr int int4_gemv_fast_max_batch = 4;
 
-// n / d by a multiplication, exact where n d < 2^32. inverse: 0 for d = 1.
+// n / d as a multiplication by the inverse, exact where n * d < 2^32. inverse is 0 for d = 1.
 struct Int4Divisor {
     uint32_t inverse;
 };
@@ -160,56 +162,57 @@ constexpr Int4Divisor int4_divisor(int d) {
 }
 
 struct Int4GemvFastPlan {
-    bool fits;  // otherwise Int4GemvPlan takes it
+    bool fits;  // false: the general path takes the op
     int blocks, warps, warps_log2;
-    int block_units, longer_blocks;  // the first so many blocks have one unit more
-    int pieces;                      // of a tile
-    int group_shift;                 // 2^group_shift times 128 columns are a group
+    int block_pairs, longer_blocks;  // row pairs of a block; the first `longer_blocks` blocks have one more
+    int k_tiles;                     // of a row tile
+    int group_shift;                 // a group is 2^group_shift times 128 columns
     bool zeros, programmatic;
-    int stages_ahead_of_x;               // of a programmatic launch
-    int finish_lanes_log2;               // so many lanes add a unit's parts up
-    Int4Divisor by_pieces, by_items[2];  // items: of a block with block_units, and of one with one more
-    // Shared memory of a block, in this order: the stream of every warp, the sums (a slot for each warp's
-    // part of each tile: four floats a row and sequence), the squares of every sequence and warp, the factors
-    // of every chunk and sequence, x.
+    int stages_ahead_of_x;                // issued before griddepcontrol.wait in a programmatic launch
+    int finish_lanes_log2;                // log2 of the lanes that add the partials of one row pair
+    Int4Divisor by_k_tiles, by_items[2];  // by_items: of a block with block_pairs, of one with one more
+    // Shared memory of a block, in this order: each warp's stages, the partial sums (a slot for each warp's
+    // part of each row tile: four floats a row and sequence), the squares of each sequence and warp, the
+    // factors of each chunk and sequence, x.
     int sums_offset, squares_offset, factors_offset, x_offset;
     int shared_bytes;
 };
 
-// `in_order`: no weight has a perm, rows of x and the norm's weight begin on 16 bytes, and scales and zero
-// points where two of them are one word. Warps are given up where shared memory is small.
+// `in_order`: no weight has a perm; rows of x and the norm's weight are 16-byte aligned; two scales, and two
+// zero points, can be loaded as one word. The number of warps is reduced where shared memory is small.
 inline Int4GemvFastPlan plan_int4_gemv_fast(const Int4GemvSizes& sizes, bool in_order, bool programmatic,
                                             const GemvDevice& device) {
     Int4GemvFastPlan plan = {};
     const int group_size = sizes.width / sizes.n_groups;
     while (group_size > 128 << plan.group_shift) ++plan.group_shift;
-    if (!in_order || sizes.variants != 1 || sizes.width % int4_piece != 0 ||
+    if (!in_order || sizes.variants != 1 || sizes.width % int4_k_tile != 0 ||
         sizes.batch > int4_gemv_fast_max_batch ||
         (sizes.n_groups != 1 && group_size != 128 << plan.group_shift))
         return plan;
-    plan.blocks = sizes.units < device.sm_count ? sizes.units : device.sm_count;
-    plan.block_units = sizes.units / plan.blocks;
-    plan.longer_blocks = sizes.units % plan.blocks;
-    plan.pieces = sizes.width / int4_piece;
+    plan.blocks = sizes.pairs < device.sm_count ? sizes.pairs : device.sm_count;
+    plan.block_pairs = sizes.pairs / plan.blocks;
+    plan.longer_blocks = sizes.pairs % plan.blocks;
+    plan.k_tiles = sizes.width / int4_k_tile;
     plan.zeros = sizes.zeros;
     plan.programmatic = programmatic;
-    plan.by_pieces = int4_divisor(plan.pieces);
-    const int tiles = int4_tiles(plan.block_units + (plan.longer_blocks > 0));
-    const int64_t items = int64_t{tiles} * plan.pieces;
+    plan.by_k_tiles = int4_divisor(plan.k_tiles);
+    const int tiles = int4_row_tiles(plan.block_pairs + (plan.longer_blocks > 0));
+    const int64_t items = int64_t{tiles} * plan.k_tiles;
     if (items * int4_max_warps * items >= int64_t{1} << 32) return plan;
     for (const int i : {0, 1})
-        plan.by_items[i] = int4_divisor(int4_tiles(plan.block_units + i) * plan.pieces);
-    // At most four pieces a warp, and no norm ahead of them, as o's behind attention: half of the warps are
-    // as fast, and leave registers of an SM for another kernel's block. In programmatic launches this one
-    // then begins, and asks for its weights, while that one is still at work. In others too, for the same
-    // bits.
+        plan.by_items[i] = int4_divisor(int4_row_tiles(plan.block_pairs + i) * plan.k_tiles);
+    // At most four items a warp and no norm, as for the output projection behind attention: half the warps
+    // are as fast and leave registers for a block of another kernel. In a programmatic launch this block then
+    // becomes resident and prefetches weights while the attention kernel still runs. Other launches use the
+    // same plan, so that results are bitwise the same.
     const bool half_of_warps = !sizes.norm && items > int4_max_warps && items <= 4 * int4_max_warps;
     const bool shares_sm = half_of_warps && programmatic;
     for (plan.warps_log2 = half_of_warps ? 3 : 4; plan.warps_log2 >= 2; --plan.warps_log2) {
         plan.warps = 1 << plan.warps_log2;
-        // A tile's pieces lie with so many warps, one more where they begin in the middle of a share.
-        const int64_t parts = int64_t{plan.pieces} * plan.warps / items + 2;
-        plan.finish_lanes_log2 = parts > 8 ? 3 : parts > 4 ? 2 : 0;
+        // The warps that a row tile's items are spread over; one more where a warp begins in the middle of
+        // it.
+        const int64_t partials = int64_t{plan.k_tiles} * plan.warps / items + 2;
+        plan.finish_lanes_log2 = partials > 8 ? 3 : partials > 4 ? 2 : 0;
         plan.sums_offset = plan.warps * int4_gemv_fast_stages * int4_gemv_fast_stage_bytes;
         plan.squares_offset = plan.sums_offset + (plan.warps + tiles - 1) * int4_tile_rows * sizes.batch * 16;
         plan.factors_offset = int4_round_up(plan.squares_offset + sizes.batch * plan.warps * 4, 128);
@@ -219,27 +222,28 @@ inline Int4GemvFastPlan plan_int4_gemv_fast(const Int4GemvSizes& sizes, bool in_
         plan.shared_bytes = static_cast<int>(end);
         if (plan.fits) break;
     }
-    // x comes behind what is asked for before it. Where it is long, or the stream short, all else waits for
-    // it; but where the kernel before leaves time.
+    // Loads return in order, so x waits for the stages issued ahead of it. Where x is long or there are few
+    // items, only one stage goes ahead; but two where the kernel before leaves time for them.
     const bool x_first = sizes.width > gemv_x_step || items <= 4 * plan.warps;
     plan.stages_ahead_of_x = x_first && !shares_sm ? 1 : 2;
-    // As in the other GEMVs two blocks never share an SM; or two do, and three never.
+    // As in the other GEMVs, at most one block an SM; at most two where an SM is shared.
     plan.shared_bytes = gemv_bytes_alone(plan.shared_bytes, device, shares_sm ? 2 : 1);
     return plan;
 }
 
-// Warps take equal shares of a phase's pieces, consecutive ones: tile by tile, in a tile from left to right.
+// Warps are assigned equal numbers of consecutive items. Items are the K tiles of the row tiles, row tile by
+// row tile.
 constexpr int int4_first_item(int items, int warp, int warps) {
     return items * warp / warps;
 }
 
-// The warp whose share has the item.
+// The warp that is assigned the item.
 constexpr int int4_warp_of(int items, int item, int warps) {
     return ((item + 1) * warps - 1) / items;
 }
 
-// Columns between scalings, the unit of which is a block of 32: a group of any size is a whole number of
-// them.
+// Blocks of 32 columns between two scalings. A group of any size is a multiple of them.
+
 constexpr int int4_step_blocks(int group_size) {
     return group_size % 128 == 0 ? 4 : group_size % 64 == 0 ? 2 : 1;
 }

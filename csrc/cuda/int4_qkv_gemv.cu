@@ -1,5 +1,5 @@
-// int4_qkv_gemv: q, k, v = rmsnorm(x) @ w^T + bias, w of 4 bits; q and k turned by RoPE; k and v into the
-// cache. Units are those of gemv_epilogues.cuh.
+// int4_qkv_gemv: q, k, v = rmsnorm(x) @ w^T + bias, w of 4 bits; q and k rotated by RoPE; k and v into the
+// cache. The row pairs are those of gemv_epilogues.cuh.
 #include "cuda/gemv_epilogues.cuh"
 #include "cuda/int4_gemv_general.cuh"
 
@@ -26,9 +26,9 @@ struct Int4QkvGemv : QkvEpilogue<Element, Int4QkvGemvParams> {
     __device__ static int weight_rows(const Params& p, int i) {
         return (i == 0 ? p.n_heads : p.n_kv_heads) * p.head_dim;
     }
-    __device__ static Int4Row row(const Params& p, int unit, int side) {
-        const auto at = Int4QkvGemv::place(p, unit);
-        return {at.part, at.head * p.head_dim + at.d + side * (p.head_dim / 2)};
+    __device__ static Int4Row row(const Params& p, int pair, int side) {
+        const auto [projection, head, d] = Int4QkvGemv::head_row(p, pair);
+        return {projection, head * p.head_dim + d + side * (p.head_dim / 2)};
     }
 };
 

@@ -1,5 +1,5 @@
-// int4_swiglu_gemv: out = silu(n @ gate^T) * (n @ up^T), n = rmsnorm(x) or x, gate and up of 4 bits. A unit
-// is row u of both weights.
+// int4_swiglu_gemv: out = silu(n @ gate^T) * (n @ up^T), n = rmsnorm(x) or x, gate and up of 4 bits. Row
+// pair i is row i of both weights.
 #include "cuda/gemv_epilogues.cuh"
 #include "cuda/int4_gemv_general.cuh"
 
@@ -24,7 +24,7 @@ struct Int4SwigluGemv : SwigluEpilogue<Element, Int4SwigluGemvParams> {
         return i == 0 ? p.gate : p.up;
     }
     __device__ static int weight_rows(const Params& p, int) { return p.out_features; }
-    __device__ static Int4Row row(const Params&, int unit, int side) { return {side, unit}; }
+    __device__ static Int4Row row(const Params&, int pair, int side) { return {side, pair}; }
 };
 
 }  // namespace

@@ -1,5 +1,5 @@
-// qkv_gemv: q, k, v = rmsnorm(x) @ weight^T + bias; q and k turned by RoPE; k and v into the cache. Units are
-// those of gemv_epilogues.cuh.
+// qkv_gemv: q, k, v = rmsnorm(x) @ weight^T + bias; q and k rotated by RoPE; k and v into the cache. The row
+// pairs are those of gemv_epilogues.cuh.
 #include "cuda/gemv_epilogues.cuh"
 #include "cuda/gemv_mainloop.cuh"
 
@@ -19,10 +19,10 @@ struct QkvGemv : QkvEpilogue<Element, QkvGemvParams> {
     __device__ static const T* x(const Params& p) { return static_cast<const T*>(p.x); }
     __device__ static float eps(const Params& p) { return p.eps; }
 
-    __device__ static RowPair<T> rows(const Params& p, int unit) {
-        const auto at = QkvGemv::place(p, unit);
-        const void* weight = at.part == 0 ? p.q_weight : at.part == 1 ? p.k_weight : p.v_weight;
-        const T* row = static_cast<const T*>(weight) + int64_t{at.head * p.head_dim + at.d} * p.hidden;
+    __device__ static RowPair<T> rows(const Params& p, int pair) {
+        const auto [projection, head, d] = QkvGemv::head_row(p, pair);
+        const void* weight = projection == 0 ? p.q_weight : projection == 1 ? p.k_weight : p.v_weight;
+        const T* row = static_cast<const T*>(weight) + int64_t{head * p.head_dim + d} * p.hidden;
         return {row, row + int64_t{p.head_dim / 2} * p.hidden};
     }
 };

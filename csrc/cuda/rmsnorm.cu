@@ -1,5 +1,5 @@
-// rmsnorm: out = x / sqrt(mean(x^2) + eps) * weight. A block a row; latency is all there is to it, so each
-// thread keeps its part of x in registers between the sum and the product.
+// rmsnorm: out = x / sqrt(mean(x^2) + eps) * weight. One block per row. Limit: latency, so a thread keeps its
+// part of x in registers between the sum and the product.
 #include "cuda/common/dispatch.h"
 #include "cuda/common/launch.h"
 #include "cuda/common/timestamps.cuh"
@@ -8,7 +8,8 @@ namespace pykernels::cuda {
 namespace {
 
 constexpr int threads = 512;
-// Vectors a thread keeps: rows of up to 8,192 elements; of longer ones the rest is read twice.
+// Vectors of x a thread keeps in registers: all of rows up to 8,192 elements. The rest of a longer row is
+// read twice.
 constexpr int kept = 2;
 
 template <class T>
@@ -20,23 +21,29 @@ __global__ void __launch_bounds__(threads) rmsnorm_kernel(const __grid_constant_
     T* out = static_cast<T*>(params.out) + int64_t{blockIdx.x} * params.hidden;
     constexpr int step = threads * vector_elements;
     const int first = static_cast<int>(threadIdx.x) * vector_elements;
-    uint4 weights[kept];  // constants: on their way while x is waited for
+
+    // --- prefetch the weight, a constant
+    uint4 weights[kept];
 #pragma unroll
     for (int k = 0; k < kept; ++k) {
         if (first + k * step < params.hidden)
             weights[k] = load(reinterpret_cast<const uint4*>(weight + first + k * step));
     }
     timestamps.mark(TimestampPoint::first_copies);
+
+    // --- wait for the producer
     wait_for_producers();
     timestamps.mark(TimestampPoint::producers_done);
     launch_dependents();
-    Floats8 mine[kept];
+
+    // --- sum of squares
+    Floats8 kept_x[kept];
     float squares = 0;
 #pragma unroll
     for (int k = 0; k < kept; ++k) {
         if (first + k * step < params.hidden) {
-            mine[k] = load8(x + first + k * step);
-            squares = dot8(mine[k], mine[k], squares);
+            kept_x[k] = load8(x + first + k * step);
+            squares = dot8(kept_x[k], kept_x[k], squares);
         }
     }
     for (int i = first + kept * step; i < params.hidden; i += step) {
@@ -45,6 +52,8 @@ __global__ void __launch_bounds__(threads) rmsnorm_kernel(const __grid_constant_
     }
     const float scale =
         reciprocal_sqrt(block_sum(squares, scratch) / static_cast<float>(params.hidden) + params.eps);
+
+    // --- normalise
     const auto finish = [&](Floats8 v, const Floats8& w, int i) {
 #pragma unroll
         for (int j = 0; j < 8; ++j) v[j] = v[j] * scale * w[j];
@@ -52,13 +61,14 @@ __global__ void __launch_bounds__(threads) rmsnorm_kernel(const __grid_constant_
     };
 #pragma unroll
     for (int k = 0; k < kept; ++k) {
-        if (first + k * step < params.hidden) finish(mine[k], unpack8<T>(weights[k]), first + k * step);
+        if (first + k * step < params.hidden) finish(kept_x[k], unpack8<T>(weights[k]), first + k * step);
     }
     for (int i = first + kept * step; i < params.hidden; i += step)
         finish(load8(x + i), load8(weight + i), i);
 }
 
-// Any width and alignment.
+// For any width and alignment.
+
 template <class T>
 __global__ void __launch_bounds__(threads)
     rmsnorm_plain_kernel(const __grid_constant__ RmsnormParams params) {

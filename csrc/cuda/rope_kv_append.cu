@@ -1,5 +1,6 @@
-// rope_kv_append: q and k turned by RoPE, k and v into the cache at each sequence's position. A thread a pair
-// of dimensions; the heads of q, k and v follow one another.
+// rope_kv_append: q and k rotated by RoPE, k and v appended to the cache at each sequence's position. One
+// thread per pair of dimensions, numbered through the heads of q, then k, then v.
+
 #include "cuda/common/dispatch.h"
 #include "cuda/common/launch.h"
 #include "cuda/common/rope.cuh"

@@ -1,4 +1,4 @@
-// swiglu_gemv: out = silu(n @ gate^T) * (n @ up^T), n = rmsnorm(x) or x. A unit is row u of both weights.
+// swiglu_gemv: out = silu(n @ gate^T) * (n @ up^T), n = rmsnorm(x) or x. Row pair i is row i of both weights.
 #include "cuda/gemv_epilogues.cuh"
 #include "cuda/gemv_mainloop.cuh"
 
@@ -18,8 +18,8 @@ struct SwigluGemv : SwigluEpilogue<Element, SwigluGemvParams> {
     __device__ static const T* x(const Params& p) { return static_cast<const T*>(p.x); }
     __device__ static float eps(const Params& p) { return p.eps; }
 
-    __device__ static RowPair<T> rows(const Params& p, int unit) {
-        const int64_t offset = int64_t{unit} * p.in_features;
+    __device__ static RowPair<T> rows(const Params& p, int pair) {
+        const int64_t offset = int64_t{pair} * p.in_features;
         return {static_cast<const T*>(p.gate_weight) + offset, static_cast<const T*>(p.up_weight) + offset};
     }
 };

@@ -1,5 +1,5 @@
-// The host's half of the in-kernel timestamps (common/stamps.cuh): which files timestamp, and where their
-// records go. Only in builds with PYKERNELS_TIMESTAMPS.
+// The host side of the in-kernel timestamps (common/timestamps.cuh): which files have timestamps, and the
+// memory of their records. Only in builds with PYKERNELS_TIMESTAMPS.
 #include "timestamps.h"
 
 #include <algorithm>
@@ -54,7 +54,7 @@ void set_sink(StampSink& sink, const StampSink& value) {
 }
 #endif
 
-// --- the files, in the order in which the library's loading came to them
+// --- the files, in the order of their static initialisation
 
 struct File {
     std::string op;
@@ -73,7 +73,7 @@ struct Recording {
 };
 std::optional<Recording> recording;
 
-void point_sinks_at(StampRing* ring, uint32_t capacity) {
+void set_sinks(StampRing* ring, uint32_t capacity) {
     for (size_t i = 0; i < files().size(); ++i)
         set_sink(*files()[i].sink, {ring, capacity, static_cast<uint32_t>(i)});
 }
@@ -84,7 +84,7 @@ StampedFile::StampedFile(const char* source, StampSink& sink) {
     std::string op = source;
     op.erase(0, op.find_last_of('/') + 1);
     op.resize(std::min(op.find('.'), op.size()));
-    if (op != "stamps") files().push_back({op, &sink});
+    if (op != "timestamps") files().push_back({op, &sink});
 }
 
 std::vector<std::string> timestamped_kernels() {
@@ -99,8 +99,8 @@ void start_timestamps(int device, uint32_t capacity) {
     wait_until_idle();
     void* ring = allocate_zeroed(sizeof(StampRing) + size_t{capacity} * sizeof(StampRecord));
     recording = {device, capacity, static_cast<StampRing*>(ring)};
-    point_sinks_at(recording->ring, capacity);
-    wait_until_idle();  // copies may come later than a kernel of a stream that waits for no other
+    set_sinks(recording->ring, capacity);
+    wait_until_idle();  // the copies may be asynchronous, and a non-blocking stream would not wait for them
 }
 
 Timestamped stop_timestamps() {
@@ -109,7 +109,7 @@ Timestamped stop_timestamps() {
     recording.reset();
     const DeviceScope scope(ended.device);
     wait_until_idle();
-    point_sinks_at(nullptr, 0);
+    set_sinks(nullptr, 0);
     StampRing head = {};
     copy_to_host(&head, ended.ring, sizeof head);
     Timestamped result;

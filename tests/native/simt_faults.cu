@@ -24,7 +24,7 @@ __global__ void clean_kernel(const uint32_t* in, uint32_t* out) {
     block_barrier();
     value += load(shared + fault_threads - 1 - i);
     if constexpr (has_bulk_copy) {
-        auto* barrier = reinterpret_cast<TransactionBarrier*>(shared + 128);
+        auto* barrier = reinterpret_cast<Mbarrier*>(shared + 128);
         if (i == 0) {
             barrier_init(barrier, 1);
             barriers_ready();
@@ -103,9 +103,9 @@ __global__ void barrier_missing_after_async_wait_kernel(const uint32_t* in, uint
     store(out + i, load(shared + (i + 4) % fault_threads));  // FAULT barrier_missing_after_async_wait
 }
 
-__device__ TransactionBarrier* start_bulk_copy(const uint32_t* in) {
+__device__ Mbarrier* start_bulk_copy(const uint32_t* in) {
     uint32_t* shared = shared_words();
-    auto* barrier = reinterpret_cast<TransactionBarrier*>(shared + 128);
+    auto* barrier = reinterpret_cast<Mbarrier*>(shared + 128);
     if (threadIdx.x == 0) {
         barrier_init(barrier, 1);
         barriers_ready();
@@ -117,27 +117,27 @@ __device__ TransactionBarrier* start_bulk_copy(const uint32_t* in) {
 }
 
 __global__ void missing_bulk_wait_kernel(const uint32_t* in, uint32_t* out) {
-    TransactionBarrier* barrier = start_bulk_copy(in);
+    Mbarrier* barrier = start_bulk_copy(in);
     store(out + threadIdx.x, load(shared_words() + threadIdx.x));  // FAULT missing_bulk_wait
     barrier_wait(barrier, 0);
 }
 
 // One thread waits; the others rely on it without meeting it.
 __global__ void bulk_wait_of_one_kernel(const uint32_t* in, uint32_t* out) {
-    TransactionBarrier* barrier = start_bulk_copy(in);
+    Mbarrier* barrier = start_bulk_copy(in);
     if (threadIdx.x == 0) barrier_wait(barrier, 0);
     store(out + threadIdx.x, load(shared_words() + threadIdx.x));  // FAULT bulk_wait_of_one
 }
 
 __global__ void wrong_parity_kernel(const uint32_t* in, uint32_t* out) {
-    TransactionBarrier* barrier = start_bulk_copy(in);
+    Mbarrier* barrier = start_bulk_copy(in);
     barrier_wait(barrier, 1);
     store(out + threadIdx.x, load(shared_words() + threadIdx.x));  // FAULT wrong_parity
 }
 
 __global__ void wrong_byte_count_kernel(const uint32_t* in, uint32_t* out) {
     uint32_t* shared = shared_words();
-    auto* barrier = reinterpret_cast<TransactionBarrier*>(shared + 128);
+    auto* barrier = reinterpret_cast<Mbarrier*>(shared + 128);
     if (threadIdx.x == 0) {
         barrier_init(barrier, 1);
         barriers_ready();
@@ -196,7 +196,7 @@ __global__ void misaligned_copy_kernel(const uint32_t* in, uint32_t* out) {
 }
 
 __global__ void misaligned_bulk_copy_kernel(const uint32_t* in, uint32_t* out) {
-    auto* barrier = reinterpret_cast<TransactionBarrier*>(shared_words() + 128);
+    auto* barrier = reinterpret_cast<Mbarrier*>(shared_words() + 128);
     if (threadIdx.x == 0) {
         barrier_init(barrier, 1);
         barriers_ready();
@@ -217,7 +217,7 @@ __global__ void copy_never_waited_for_kernel(const uint32_t* in, uint32_t*) {
 }
 
 __global__ void barrier_not_shown_kernel(const uint32_t* in, uint32_t*) {
-    auto* barrier = reinterpret_cast<TransactionBarrier*>(shared_words() + 128);
+    auto* barrier = reinterpret_cast<Mbarrier*>(shared_words() + 128);
     if (threadIdx.x != 0) return;
     barrier_init(barrier, 1);
     barrier_expect(barrier, 16);

@@ -64,8 +64,8 @@ __global__ void write_after_arrival_kernel(const uint32_t* in, uint32_t*) {
 }
 
 // Each block pushes a float2 a thread into the other's memory, behind the barrier there.
-__device__ TransactionBarrier* make_push_barrier() {
-    auto* barrier = reinterpret_cast<TransactionBarrier*>(shared_memory());
+__device__ Mbarrier* make_push_barrier() {
+    auto* barrier = reinterpret_cast<Mbarrier*>(shared_memory());
     if (threadIdx.x == 0) {
         barrier_init(barrier, 1);
         barriers_ready();
@@ -84,56 +84,56 @@ __device__ float2 pushed_value(const uint32_t* in) {
 }
 
 __global__ void push_clean_kernel(const uint32_t* in, uint32_t* out) {
-    TransactionBarrier* barrier = make_push_barrier();
+    Mbarrier* barrier = make_push_barrier();
     cluster_arrive();
     const int other = 1 - cluster_rank();
     const float2 value = pushed_value(in);
     cluster_wait();
-    push(place_in(other, pushed_place(threadIdx.x)), value, place_in(other, barrier));
+    push(remote_address(other, pushed_place(threadIdx.x)), value, remote_address(other, barrier));
     wait_for_pushes(barrier);
     const float2 got = load(pushed_place(fault_threads - 1 - threadIdx.x));
     if (cluster_rank() == 0) store(out + threadIdx.x, static_cast<uint32_t>(got.x + 1000.0f * got.y));
 }
 
 __global__ void push_read_early_kernel(const uint32_t* in, uint32_t*) {
-    TransactionBarrier* barrier = make_push_barrier();
+    Mbarrier* barrier = make_push_barrier();
     cluster_arrive();
     const int other = 1 - cluster_rank();
     cluster_wait();
-    push(place_in(other, pushed_place(threadIdx.x)), pushed_value(in), place_in(other, barrier));
+    push(remote_address(other, pushed_place(threadIdx.x)), pushed_value(in), remote_address(other, barrier));
     load(pushed_place(threadIdx.x));  // FAULT push_read_early
     wait_for_pushes(barrier);
 }
 
 __global__ void push_not_shown_kernel(const uint32_t* in, uint32_t*) {
-    TransactionBarrier* barrier = make_push_barrier();
+    Mbarrier* barrier = make_push_barrier();
     cluster_arrive();
     const int other = 1 - cluster_rank();
-    const ClusterPlace place = place_in(other, pushed_place(threadIdx.x));
-    push(place, pushed_value(in), place_in(other, barrier));  // FAULT push_not_shown
+    const ClusterAddress place = remote_address(other, pushed_place(threadIdx.x));
+    push(place, pushed_value(in), remote_address(other, barrier));  // FAULT push_not_shown
     cluster_wait();
     wait_for_pushes(barrier);
 }
 
 __global__ void ends_while_pushed_kernel(const uint32_t* in, uint32_t*) {
-    TransactionBarrier* barrier = make_push_barrier();
+    Mbarrier* barrier = make_push_barrier();
     cluster_arrive();
     const int other = 1 - cluster_rank();
-    const ClusterPlace place = place_in(other, pushed_place(threadIdx.x));
+    const ClusterAddress place = remote_address(other, pushed_place(threadIdx.x));
     cluster_wait();
-    push(place, pushed_value(in), place_in(other, barrier));  // FAULT ends_while_pushed
+    push(place, pushed_value(in), remote_address(other, barrier));  // FAULT ends_while_pushed
 }
 
 // The place is still in use: read behind the barrier that lets others push.
 __global__ void push_place_in_use_kernel(const uint32_t* in, uint32_t*) {
     fill_shared();
-    TransactionBarrier* barrier = make_push_barrier();
+    Mbarrier* barrier = make_push_barrier();
     cluster_arrive();
     const int other = 1 - cluster_rank();
-    const ClusterPlace place = place_in(other, pushed_place(threadIdx.x));
+    const ClusterAddress place = remote_address(other, pushed_place(threadIdx.x));
     cluster_wait();
-    load(pushed_place(threadIdx.x));                          // FAULT push_place_in_use
-    push(place, pushed_value(in), place_in(other, barrier));  // FAULT push_place_in_use
+    load(pushed_place(threadIdx.x));                                // FAULT push_place_in_use
+    push(place, pushed_value(in), remote_address(other, barrier));  // FAULT push_place_in_use
     wait_for_pushes(barrier);
 }
 

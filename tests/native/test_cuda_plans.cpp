@@ -43,27 +43,27 @@ constexpr Model models[] = {
 
 constexpr int head_dim = 128;
 
-// Every unit is taken once, by blocks whose shares differ by one at most and are never empty.
-void test_units_are_taken_once(int units, const Device& device) {
-    const GemvPlan plan = plan_gemv(units, 4096, 1, true, false, {device.sm_count, device.shared_bytes});
-    CHECK(plan.blocks >= 1 && plan.blocks <= device.sm_count, "%d blocks of %d units on %s", plan.blocks,
-          units, device.name);
+// Every row pair is assigned to exactly one block; blocks have equal numbers, or one more, and none is empty.
+void test_row_pairs_are_assigned_once(int pairs, const Device& device) {
+    const GemvPlan plan = plan_gemv(pairs, 4096, 1, true, false, {device.sm_count, device.shared_bytes});
+    CHECK(plan.blocks >= 1 && plan.blocks <= device.sm_count, "%d blocks of %d row pairs on %s", plan.blocks,
+          pairs, device.name);
     int next = 0;
     for (int block = 0; block < plan.blocks; ++block) {
-        const int begin = gemv_first_unit(units, block, plan.blocks);
-        const int end = gemv_first_unit(units, block + 1, plan.blocks);
-        CHECK(begin == next, "block %d of %d begins at unit %d, not %d", block, plan.blocks, begin, next);
-        const int share = units / plan.blocks;
-        CHECK(end - begin == share || end - begin == share + 1, "block %d of %d has %d of %d units", block,
-              plan.blocks, end - begin, units);
+        const int begin = gemv_first_pair(pairs, block, plan.blocks);
+        const int end = gemv_first_pair(pairs, block + 1, plan.blocks);
+        CHECK(begin == next, "block %d of %d begins at row pair %d, not %d", block, plan.blocks, begin, next);
+        const int least = pairs / plan.blocks;
+        CHECK(end - begin == least || end - begin == least + 1, "block %d of %d has %d of %d row pairs",
+              block, plan.blocks, end - begin, pairs);
         next = end;
     }
-    CHECK(next == units, "%d of %d units are taken", next, units);
+    CHECK(next == pairs, "%d of %d row pairs are assigned", next, pairs);
 }
 
-void test_gemv_plan(const char* what, int units, int width, int batch, const Device& device) {
+void test_gemv_plan(const char* what, int pairs, int width, int batch, const Device& device) {
     const GemvDevice limits = {device.sm_count, device.shared_bytes};
-    const GemvPlan plan = plan_gemv(units, width, batch, true, true, limits);
+    const GemvPlan plan = plan_gemv(pairs, width, batch, true, true, limits);
     CHECK(plan.streamed, "%s, batch %d: not streamed on %s", what, batch, device.name);
     CHECK(plan.shared_bytes > 0 && plan.shared_bytes <= device.shared_bytes, "%s, batch %d: %d bytes on %s",
           what, batch, plan.shared_bytes, device.name);
@@ -73,37 +73,37 @@ void test_gemv_plan(const char* what, int units, int width, int batch, const Dev
           "%s, batch %d: two of %d bytes fit on %s", what, batch, plan.shared_bytes, device.name);
     CHECK(plan.vectors == 1 || (plan.vectors == 2 && batch == 1 && plan.x_in_shared),
           "%s, batch %d: %d vectors", what, batch, plan.vectors);
-    // 80 KB a SM on their way where x fits beside them, 160 KB on a Hopper at batch 1.
+    // 80 KB an SM in flight where x fits beside them, 160 KB on sm_90 at batch 1.
     if (device.sm_90 && batch == 1) CHECK(plan.vectors == 2, "%s on %s", what, device.name);
-    // A thread finishes a unit of one sequence, every sum of a chunk has a place, and a chunk is whole rounds
-    // of the teams.
-    CHECK(plan.chunk_units >= gemv_teams && plan.chunk_units % gemv_teams == 0 &&
-              plan.chunk_units * batch <= gemv_threads,
-          "%s, batch %d: chunks of %d", what, batch, plan.chunk_units);
+    // A thread finishes one row pair of one sequence, every partial of a chunk has a slot, and a chunk is a
+    // multiple of the warp groups.
+    CHECK(plan.chunk_pairs >= gemv_groups && plan.chunk_pairs % gemv_groups == 0 &&
+              plan.chunk_pairs * batch <= gemv_threads,
+          "%s, batch %d: chunks of %d", what, batch, plan.chunk_pairs);
 
-    // The parts follow one another, each as long as what it holds and aligned as it is read.
+    // The regions follow one another, each large enough and aligned for its accesses.
     const int sums = gemv_sums_offset(plan), squares = gemv_squares_offset(plan);
     const int x = gemv_x_offset(plan, batch);
     CHECK(sums >= gemv_stages * 2 * plan.vectors * gemv_threads * 16 && sums % 16 == 0, "%s: sums at %d",
           what, sums);
-    CHECK(squares - sums >= gemv_team_warps * plan.chunk_units * batch * 8, "%s: squares at %d", what,
+    CHECK(squares - sums >= gemv_group_warps * plan.chunk_pairs * batch * 8, "%s: squares at %d", what,
           squares);
     CHECK(x - squares >= batch * gemv_warps * 4 && x % 16 == 0, "%s: x at %d", what, x);
     const int64_t end = x + (plan.x_in_shared ? int64_t{batch} * width * 2 : 0);
     CHECK(end <= plan.shared_bytes, "%s, batch %d: ends at %lld of %d bytes", what, batch,
           static_cast<long long>(end), plan.shared_bytes);
 
-    const GemvPlan plain = plan_gemv(units, width, batch, false, true, limits);
+    const GemvPlan plain = plan_gemv(pairs, width, batch, false, true, limits);
     CHECK(!plain.streamed && plain.shared_bytes == 0 && plain.blocks == plan.blocks, "%s without vectors",
           what);
 }
 
 void test_gemv_shapes(const Device& device) {
-    for (int units = 1; units <= 600; ++units) test_units_are_taken_once(units, device);
+    for (int pairs = 1; pairs <= 600; ++pairs) test_row_pairs_are_assigned_once(pairs, device);
     for (const Model& model : models) {
         const int q = model.n_heads * head_dim, kv = model.n_kv_heads * head_dim;
-        for (const int units : {q / 2, kv / 2, (q + 2 * kv) / 2, model.hidden / 2, model.intermediate})
-            test_units_are_taken_once(units, device);
+        for (const int pairs : {q / 2, kv / 2, (q + 2 * kv) / 2, model.hidden / 2, model.intermediate})
+            test_row_pairs_are_assigned_once(pairs, device);
         for (int batch = 1; batch <= max_batch; ++batch) {
             test_gemv_plan("q", q / 2, model.hidden, batch, device);
             test_gemv_plan("k", kv / 2, model.hidden, batch, device);
@@ -127,21 +127,21 @@ void test_int4_plan(const char* what, const Int4GemvSizes& sizes, const Device& 
                       sizes.n_groups, sizes.zeros ? " with zeros" : "", device.name);
         return text;
     };
-    CHECK(plan.blocks == std::min(sizes.units, device.sm_count), "%s: %d", context("blocks"), plan.blocks);
+    CHECK(plan.blocks == std::min(sizes.pairs, device.sm_count), "%s: %d", context("blocks"), plan.blocks);
     CHECK(plan.warps >= 4 && plan.warps <= int4_max_warps && plan.warps % 4 == 0, "%s: %d", context("warps"),
           plan.warps);
     // It fits, and no second block beside it.
     CHECK(plan.shared_bytes <= device.shared_bytes && 2 * plan.shared_bytes > device.shared_bytes, "%s: %d",
           context("shared memory"), plan.shared_bytes);
-    // Every unit of a phase and sequence has a thread, every column a panel.
-    CHECK(plan.phase_units >= 1 && plan.phase_units * sizes.batch <= 32 * plan.warps, "%s: %d",
-          context("units of a phase"), plan.phase_units);
-    CHECK(plan.panel % int4_piece == 0 && plan.panel * plan.panels >= sizes.width &&
+    // Every row pair of a phase and sequence has a thread, every column a panel.
+    CHECK(plan.phase_pairs >= 1 && plan.phase_pairs * sizes.batch <= 32 * plan.warps, "%s: %d",
+          context("row pairs of a phase"), plan.phase_pairs);
+    CHECK(plan.panel % int4_k_tile == 0 && plan.panel * plan.panels >= sizes.width &&
               plan.panel * (plan.panels - 1) < sizes.width,
           "%s: %d of %d columns", context("panels"), plan.panels, plan.panel);
 
     // The parts follow one another, each as long as what it holds.
-    const int tiles = (plan.phase_units + 7) / 8, columns = std::min(plan.panel, sizes.width);
+    const int tiles = (plan.phase_pairs + 7) / 8, columns = std::min(plan.panel, sizes.width);
     const int group_size = sizes.width / sizes.n_groups;
     int groups = 0;  // that a panel touches
     for (int panel = 0; panel < plan.panels; ++panel) {
@@ -151,7 +151,7 @@ void test_int4_plan(const char* what, const Int4GemvSizes& sizes, const Device& 
     const int scales = int4_scales_offset(plan), zeros = int4_zeros_offset(plan),
               sums = int4_sums_offset(plan);
     const int squares = int4_squares_offset(plan, sizes.batch), x = int4_x_offset(plan, sizes.batch);
-    CHECK(scales >= plan.warps * int4_stages * 16 * int4_piece_pitch, "%s", context("stream"));
+    CHECK(scales >= plan.warps * int4_stages * 16 * int4_k_tile_pitch, "%s", context("stream"));
     // Wherever a row begins, its last aligned 16 bytes are in its slot.
     CHECK(plan.scale_pitch >= (14 + 2 * groups + 15) / 16 * 16, "%s: %d", context("scales"),
           plan.scale_pitch);
@@ -168,14 +168,14 @@ void test_int4_plan(const char* what, const Int4GemvSizes& sizes, const Device& 
         CHECK(offset % 16 == 0, "%s: %d", context("alignment"), offset);
     // Eight rows lie in different banks: an odd number of 16 bytes, and for x of 64 bytes.
     CHECK(plan.scale_pitch % 32 == 16 && plan.zero_pitch % 32 == (sizes.zeros ? 16 : 0) &&
-              int4_piece_pitch % 128 == 16 && plan.x_pitch % 128 == 64,
+              int4_k_tile_pitch % 128 == 16 && plan.x_pitch % 128 == 64,
           "%s", context("banks"));
 
     // What the models run at batch 1 on an H200: one phase, and 64 KB on their way.
     if (device.shared_bytes >= 227 * 1024 && device.sm_count >= 132 && sizes.batch == 1 &&
         sizes.width < 20000 && group_size >= 128) {
-        CHECK(plan.panels == 1 && plan.phase_units * plan.blocks >= sizes.units, "%s", context("one phase"));
-        CHECK(plan.warps * (int4_stages - 1) * 16 * int4_piece_bytes >= 64 * 1024, "%s: %d warps",
+        CHECK(plan.panels == 1 && plan.phase_pairs * plan.blocks >= sizes.pairs, "%s", context("one phase"));
+        CHECK(plan.warps * (int4_stages - 1) * 16 * int4_k_tile_bytes >= 64 * 1024, "%s: %d warps",
               context("on their way"), plan.warps);
     }
 }
@@ -201,15 +201,15 @@ void test_int4_gemv_fast_plan(const char* what, const Int4GemvSizes& sizes, bool
     // Every chunk of 128 columns finds its group by a shift.
     for (int chunk = 0; chunk < sizes.width / 128; ++chunk)
         CHECK(chunk >> plan.group_shift == chunk * 128 / group_size, "%s: chunk %d", context("group"), chunk);
-    CHECK(plan.pieces * int4_piece >= sizes.width && (plan.pieces - 1) * int4_piece < sizes.width, "%s",
-          context("pieces"));
+    CHECK(plan.k_tiles * int4_k_tile >= sizes.width && (plan.k_tiles - 1) * int4_k_tile < sizes.width, "%s",
+          context("K tiles"));
     // The parts follow one another, each as long as what it holds; and no second block fits beside this one,
     // or no third where half of the warps leave room for another kernel's.
-    const int most = plan.block_units + (plan.longer_blocks > 0), tiles = int4_tiles(most);
+    const int most = plan.block_pairs + (plan.longer_blocks > 0), tiles = int4_row_tiles(most);
     CHECK(plan.warps >= 4 && plan.warps <= int4_max_warps && plan.warps == 1 << plan.warps_log2, "%s: %d",
           context("warps"), plan.warps);
     // o, as behind attention.
-    if (device.sm_count >= 108 && sizes.batch == 1 && sizes.width == 2 * sizes.units && !sizes.norm)
+    if (device.sm_count >= 108 && sizes.batch == 1 && sizes.width == 2 * sizes.pairs && !sizes.norm)
         CHECK(plan.warps == int4_max_warps / 2, "%s: %d", context("half of the warps"), plan.warps);
     // Sums are the same to the bit however a kernel is launched.
     CHECK(plan.warps == plan_int4_gemv_fast(sizes, true, !programmatic, limits).warps, "%s: %d",
@@ -229,10 +229,10 @@ void test_int4_gemv_fast_plan(const char* what, const Int4GemvSizes& sizes, bool
               plan.shared_bytes <= device.shared_bytes &&
               (may_share ? 3 : 2) * plan.shared_bytes > device.shared_bytes,
           "%s: %d", context("shared memory"), plan.shared_bytes);
-    // Every unit has one block, and no block more than one unit more than another.
-    CHECK(plan.blocks * plan.block_units + plan.longer_blocks == sizes.units &&
-              plan.longer_blocks < plan.blocks && plan.block_units > 0,
-          "%s: %d x %d + %d", context("units"), plan.blocks, plan.block_units, plan.longer_blocks);
+    // Every row pair has one block, and blocks differ by one row pair at most.
+    CHECK(plan.blocks * plan.block_pairs + plan.longer_blocks == sizes.pairs &&
+              plan.longer_blocks < plan.blocks && plan.block_pairs > 0,
+          "%s: %d x %d + %d", context("row pairs"), plan.blocks, plan.block_pairs, plan.longer_blocks);
     // Divisions by multiplication, of every number the kernel divides.
     const auto divides = [&](Int4Divisor by, int d, int64_t highest) {
         for (int64_t n = 0; n <= highest; ++n) {
@@ -241,9 +241,9 @@ void test_int4_gemv_fast_plan(const char* what, const Int4GemvSizes& sizes, bool
         }
         return true;
     };
-    CHECK(divides(plan.by_pieces, plan.pieces, int64_t{tiles} * plan.pieces), "%s", context("by pieces"));
+    CHECK(divides(plan.by_k_tiles, plan.k_tiles, int64_t{tiles} * plan.k_tiles), "%s", context("by K tiles"));
     for (const int i : {0, plan.longer_blocks > 0 ? 1 : 0}) {
-        const int items = int4_tiles(plan.block_units + i) * plan.pieces;
+        const int items = int4_row_tiles(plan.block_pairs + i) * plan.k_tiles;
         CHECK(divides(plan.by_items[i], items, int64_t{items} * plan.warps), "%s", context("by items"));
     }
 }
@@ -254,11 +254,11 @@ void test_int4_plans(const Device& device) {
         for (int batch = 1; batch <= max_batch; ++batch) {
             for (const int group_size : {32, 64, 128, 0}) {
                 for (const bool zeros : {false, true}) {
-                    const auto test = [&](const char* what, int units, int width, bool norm) {
+                    const auto test = [&](const char* what, int pairs, int width, bool norm) {
                         const int n_groups = group_size ? std::max(width / group_size, 1) : 1;
-                        test_int4_plan(what, {units, width, batch, n_groups, 1, norm, zeros}, device);
+                        test_int4_plan(what, {pairs, width, batch, n_groups, 1, norm, zeros}, device);
                         for (const bool programmatic : {false, true}) {
-                            test_int4_gemv_fast_plan(what, {units, width, batch, n_groups, 1, norm, zeros},
+                            test_int4_gemv_fast_plan(what, {pairs, width, batch, n_groups, 1, norm, zeros},
                                                      programmatic, device);
                         }
                     };
@@ -276,9 +276,9 @@ void test_int4_plans(const Device& device) {
     }
 }
 
-// The shares of the warps, as the kernel walks them.
-void test_every_piece_is_taken_once(int tiles, int pieces, int warps) {
-    const int items = tiles * pieces;
+// The items of the warps, as the kernel assigns them.
+void test_every_item_is_assigned_once(int tiles, int k_tiles, int warps) {
+    const int items = tiles * k_tiles;
     int next = 0;
     std::vector<int> slots;
     for (int warp = 0; warp < warps; ++warp) {
@@ -286,14 +286,15 @@ void test_every_piece_is_taken_once(int tiles, int pieces, int warps) {
         CHECK(begin == next && end - begin <= items / warps + 1, "warp %d has %d to %d", warp, begin, end);
         next = end;
         for (int item = begin; item < end; ++item) {
-            CHECK(int4_warp_of(items, item, warps) == warp, "piece %d is warp %d's", item, warp);
-            if (item == begin || item % pieces == 0) slots.push_back(warp + item / pieces);
+            CHECK(int4_warp_of(items, item, warps) == warp, "item %d is warp %d's", item, warp);
+            if (item == begin || item % k_tiles == 0) slots.push_back(warp + item / k_tiles);
         }
     }
-    CHECK(next == items, "%d of %d pieces are taken", next, items);
-    // Every part of a tile has a slot of its own.
+    CHECK(next == items, "%d of %d items are assigned", next, items);
+    // Every partial of a row tile has its own slot.
     const bool apart = std::adjacent_find(slots.begin(), slots.end(), std::greater_equal<>()) == slots.end();
-    CHECK(apart && slots.back() < warps + tiles - 1, "%d tiles of %d pieces, %d warps", tiles, pieces, warps);
+    CHECK(apart && slots.back() < warps + tiles - 1, "%d row tiles of %d K tiles, %d warps", tiles, k_tiles,
+          warps);
 }
 
 bool is_power_of_two(int value) {
@@ -316,23 +317,23 @@ void test_gqa_plan(const Model& model, int batch, int max_len, const Device& dev
     CHECK(plan.heads >= 1 && plan.heads <= gqa_tile_heads, "%s", context("heads"));
     CHECK(plan.head_tiles * plan.heads >= plan.group_size, "%s", context("head tiles cover the group"));
     CHECK((plan.head_tiles - 1) * plan.heads < plan.group_size, "%s", context("no head tile is empty"));
-    CHECK(plan.units == batch * model.n_kv_heads * plan.head_tiles, "%s", context("units"));
+    CHECK(plan.groups == batch * model.n_kv_heads * plan.head_tiles, "%s", context("head groups"));
 
     CHECK(plan.splits >= 1, "%s: %d", context("splits"), plan.splits);
     CHECK(is_power_of_two(plan.cluster_splits), "%s: %d", context("cluster"), plan.cluster_splits);
     CHECK(plan.cluster_splits <= gqa_max_cluster_splits, "%s: %d", context("cluster"), plan.cluster_splits);
     CHECK(plan.cluster_splits == 1 || plan.cluster_splits == plan.splits, "%s: %d of %d",
-          context("a cluster is a unit"), plan.cluster_splits, plan.splits);
+          context("a cluster is a head group"), plan.cluster_splits, plan.splits);
     CHECK(device.sm_90 || plan.cluster_splits == 1, "%s", context("clusters need sm_90"));
     // All blocks are resident at once: one wave.
-    CHECK(plan.splits == 1 || plan.units * plan.splits <= std::max(device.sm_count, gqa_max_cluster_blocks),
-          "%s: %d blocks", context("one wave"), plan.units * plan.splits);
+    CHECK(plan.splits == 1 || plan.groups * plan.splits <= std::max(device.sm_count, gqa_max_cluster_blocks),
+          "%s: %d blocks", context("one wave"), plan.groups * plan.splits);
 
     CHECK(plan.shared_bytes <= device.shared_bytes, "%s: %d", context("shared memory"), plan.shared_bytes);
     const int rows = gqa_warps * gqa_tile_heads * (head_dim + 2) * 4;
     CHECK(gqa_rows_bytes(head_dim) >= rows && gqa_rows_bytes(head_dim) % 16 == 0 &&
               gqa_rows_bytes(head_dim) >= gqa_tile_heads * gqa_q_row_elements(head_dim) * 2,
-          "%s: %d", context("rows, and q in their place"), gqa_rows_bytes(head_dim));
+          "%s: %d", context("partials, which overwrite q"), gqa_rows_bytes(head_dim));
     // Behind the rows lies a ticket, or a barrier and what a cluster's blocks push: of the items of a block's
     // part, every block's share. Parts are equal, and a thread takes one share.
     CHECK(plan.shared_bytes >= rows + 4, "%s: %d", context("the ticket fits"), plan.shared_bytes);
@@ -363,18 +364,18 @@ void test_gqa_plan(const Model& model, int batch, int max_len, const Device& dev
     // Joiners have every item once and a thread for each of its lanes; those that wait leave SMs for the
     // rest.
     const int items = gqa_items(plan.heads, head_dim);
-    CHECK(plan.joiners >= 1 && plan.joiners <= plan.splits, "%s: %d", context("joiners"), plan.joiners);
-    CHECK(plan.joiners * plan.joiner_items >= items && (plan.joiners - 1) * plan.joiner_items < items,
-          "%s: %d of %d items", context("joiners"), plan.joiner_items, items);
-    CHECK(plan.joiners == 1 || plan.units * plan.joiners * gqa_sms_per_joiner <= device.sm_count, "%s: %d",
-          context("joiners that wait"), plan.joiners);
-    CHECK(is_power_of_two(plan.joiner_lanes) && plan.joiner_lanes <= 32 &&
-              plan.joiner_items * plan.joiner_lanes <= gqa_threads,
-          "%s: %d", context("lanes of an item"), plan.joiner_lanes);
+    CHECK(plan.reducers >= 1 && plan.reducers <= plan.splits, "%s: %d", context("reducers"), plan.reducers);
+    CHECK(plan.reducers * plan.reducer_items >= items && (plan.reducers - 1) * plan.reducer_items < items,
+          "%s: %d of %d items", context("reducers"), plan.reducer_items, items);
+    CHECK(plan.reducers == 1 || plan.groups * plan.reducers * gqa_sms_per_reducer <= device.sm_count,
+          "%s: %d", context("reducers that wait"), plan.reducers);
+    CHECK(is_power_of_two(plan.reducer_lanes) && plan.reducer_lanes <= 32 &&
+              plan.reducer_items * plan.reducer_lanes <= gqa_threads,
+          "%s: %d", context("lanes of an item"), plan.reducer_lanes);
 
     // The last counter ends before the first slot, the last slot before the end.
-    const int64_t counters = int64_t{plan.units} * 4;
-    const int64_t slots = int64_t{plan.units} * (plan.cluster_splits > 1 ? 0 : plan.splits) * items;
+    const int64_t counters = int64_t{plan.groups} * 4;
+    const int64_t slots = int64_t{plan.groups} * (plan.cluster_splits > 1 ? 0 : plan.splits) * items;
     CHECK(gqa_counter_bytes(plan) >= counters && gqa_counter_bytes(plan) % 64 == 0, "%s",
           context("counters"));
     CHECK(gqa_workspace_bytes(plan, head_dim) >= gqa_counter_bytes(plan) + slots * gqa_slot_floats * 4, "%s",
@@ -480,7 +481,8 @@ int main() {
     }
     for (const int warps : {4, 8, 12, 16}) {
         for (int tiles = 1; tiles <= 40; ++tiles) {
-            for (int pieces = 1; pieces <= 80; ++pieces) test_every_piece_is_taken_once(tiles, pieces, warps);
+            for (int k_tiles = 1; k_tiles <= 80; ++k_tiles)
+                test_every_item_is_assigned_once(tiles, k_tiles, warps);
         }
     }
     test_where_bulk_copies_are_taken();

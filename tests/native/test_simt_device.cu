@@ -1,4 +1,4 @@
-// The executor's own arithmetic: the tensor core and the warp functions by ptx.cuh's layouts, written out
+// The executor's own arithmetic: MMA and the warp functions by ptx_math.cuh's layouts, written out
 // element by element; 16-bit floats; the clock; what is refused.
 #include <cmath>
 #include <cstring>
@@ -9,6 +9,7 @@
 #include "check.h"
 #include "cuda/common/launch.h"
 #include "cuda/common/ptx.cuh"
+#include "cuda/common/ptx_math.cuh"
 
 using namespace pykernels;
 

@@ -27,7 +27,7 @@ void with_type(const char* op, Dtype dtype, Body&& body) {
 template <int value>
 using Constant = std::integral_constant<int, value>;
 
-// body(Constant<n>) with the smallest n of 1, 2, 4, 8 that holds the batch
+// body(Constant<n>) with the smallest n of 1, 2, 4, 8 that is not below the batch
 template <class Body>
 void with_batch(int batch, Body&& body) {
     if (batch == 1) return body(Constant<1>{});
@@ -36,7 +36,8 @@ void with_batch(int batch, Body&& body) {
     return body(Constant<8>{});
 }
 
-// Are these addresses, and the distance between rows of `width` 16-bit elements, multiples of 16 bytes?
+// Whether these addresses, and the stride of rows of `width` 16-bit elements, are multiples of 16 bytes.
+
 template <class... Pointers>
 bool are_vectors(int width, Pointers... pointers) {
     return width % vector_elements == 0 && ((reinterpret_cast<uintptr_t>(pointers) % 16 == 0) && ...);

@@ -1,4 +1,6 @@
-// out[i] = f(a[i], b[i]): a thread eight elements, or one where the operands are not vectors.
+// out[i] = f(a[i], b[i]). A thread takes eight elements (16 bytes), or one where an operand is not 16-byte
+// aligned.
+
 #pragma once
 
 #include "cuda/common/dispatch.h"

@@ -1,4 +1,5 @@
-// Launching a kernel, checked: a failed call becomes an exception with the call, the place and CUDA's words.
+// Checked kernel launches. A failed call throws an exception with the call, file and line, and CUDA's error
+// text.
 #pragma once
 
 #include "ops.h"
@@ -24,21 +25,22 @@ inline void check(cudaError_t status, const char* call, const char* file, int li
 
 #define PYKERNELS_CHECK_CUDA(call) ::pykernels::cuda::check(call, #call, __FILE__, __LINE__)
 
-// What plans depend on, of the current device; read once.
+// The properties of the current device that plans depend on; read once per device.
 struct DeviceLimits {
     int sm_count;
-    int shared_bytes;  // a block's dynamic shared memory at most
-    bool sm_90;        // the code that runs was compiled for it or later: bulk copies, clusters
+    int shared_bytes;  // the largest dynamic shared memory of a block
+    bool sm_90;        // the loaded code was compiled for sm_90 or later: cp.async.bulk, clusters
 };
 const DeviceLimits& device_limits();
 
-// A block gets more than this only when its kernel asked for it once on the device.
+// More dynamic shared memory than this needs cudaFuncAttributeMaxDynamicSharedMemorySize.
 constexpr size_t default_shared_bytes = 48 * 1024;
-// Clusters of more blocks than this likewise.
+// Clusters of more blocks need cudaFuncAttributeNonPortableClusterSizeAllowed.
 constexpr int default_cluster_blocks = 8;
 
-// Lets the kernel have all the dynamic shared memory and the largest clusters there are on the current
-// device. Asked again, it costs a look-up: the driver's own call would be a tenth of a launch.
+// Sets both attributes of the kernel on the current device to their maximum. Later calls for the same kernel
+// cost a look-up; the driver's call would take a tenth of a launch's time.
+
 void allow_all_resources(const void* kernel);
 
 template <class... Arguments>

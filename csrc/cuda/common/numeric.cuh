@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/common/ptx.cuh"
+#include "cuda/common/ptx_math.cuh"
 
 namespace pykernels::cuda {
 
@@ -53,7 +54,7 @@ __device__ __forceinline__ uint32_t pack(float low, float high) {
     return from_float<T>(low).bits | static_cast<uint32_t>(from_float<T>(high).bits) << 16;
 }
 
-// c += a b on the tensor core, laid out as common/ptx.cuh says.
+// c += a b on the tensor core; ptx_math.cuh has the layouts.
 template <class T>
 __device__ __forceinline__ void matrix_multiply_add(float (&c)[4], const uint32_t (&a)[4],
                                                     const uint32_t (&b)[2]);
@@ -77,7 +78,7 @@ struct Floats8 {
     __device__ __forceinline__ float operator[](int i) const { return values[i]; }
 };
 
-// A vector's word i, which must be known when it is compiled.
+// Word i of a vector; i must be a compile-time constant.
 __device__ __forceinline__ uint32_t word(const uint4& vector, int i) {
     return i == 0 ? vector.x : i == 1 ? vector.y : i == 2 ? vector.z : vector.w;
 }
@@ -134,27 +135,30 @@ __device__ __forceinline__ float warp_sum(float value) {
     return value;
 }
 
-// Two sums for the shuffles of one: lanes 0 to 15 get that of `a` over the warp, the others that of `b`.
+// Two warp sums with the shuffles of one: lanes 0 to 15 get the sum of `a`, lanes 16 to 31 the sum of `b`.
 __device__ __forceinline__ float warp_sum_pair(float a, float b) {
     const bool upper = threadIdx.x % warp_size >= warp_size / 2;
-    const float mine = upper ? b : a;
-    return warp_sum<warp_size / 2>(mine + shuffle_xor(upper ? a : b, warp_size / 2));
+    const float own = upper ? b : a;
+    return warp_sum<warp_size / 2>(own + shuffle_xor(upper ? a : b, warp_size / 2));
 }
 
-// Every thread gets the sum over the block. `scratch`: one float a warp, in shared memory. Ends with every
-// thread past its reading of scratch only at the next barrier: give each call a scratch of its own.
+// Every thread gets the sum over the block. `scratch`: one float per warp, in shared memory. Threads may
+// still read it after the return, so a second call before the next barrier needs another scratch.
 __device__ __forceinline__ float block_sum(float value, float* scratch) {
     value = warp_sum(value);
     if (threadIdx.x % warp_size == 0) store(scratch + threadIdx.x / warp_size, value);
-    block_barrier();  // all warps' sums are there
+    block_barrier();  // the sums of all warps are in scratch
     float sum = 0;
     for (unsigned i = 0; i < blockDim.x / warp_size; ++i) sum += load(scratch + i);
     return sum;
 }
 
+// exp(x) = exp2(x * log2_e)
+constexpr float log2_e = 1.44269504f;
+
 // x / (1 + exp(-x))
 __device__ __forceinline__ float silu(float x) {
-    return x / (1.0f + exp2_approximate(x * -1.44269504f));
+    return x / (1.0f + exp2_approximate(x * -log2_e));
 }
 
 }  // namespace pykernels::cuda
