@@ -334,14 +334,14 @@ void test_gqa_plan(const Model& model, int batch, int max_len, const Device& dev
     CHECK(gqa_rows_bytes(head_dim) >= rows && gqa_rows_bytes(head_dim) % 16 == 0 &&
               gqa_rows_bytes(head_dim) >= gqa_tile_heads * gqa_q_row_elements(head_dim) * 2,
           "%s: %d", context("partials, which overwrite q"), gqa_rows_bytes(head_dim));
-    // Behind the rows lies a ticket, or a barrier and what a cluster's blocks push: of the items of a block's
-    // part, every block's share. Parts are equal, and a thread takes one share.
+    // Behind the rows lies a ticket, or an mbarrier and the pushed partials: every block's, for the items of
+    // this block's part. Parts are equal, and a thread takes one partial.
     CHECK(plan.shared_bytes >= rows + 4, "%s: %d", context("the ticket fits"), plan.shared_bytes);
-    const int part = plan.heads * plan.cluster_items, shares = plan.cluster_splits * part;
-    CHECK(plan.cluster_items >= 1 && shares == gqa_items(plan.heads, head_dim) && shares <= gqa_threads,
+    const int part = plan.heads * plan.cluster_items, pushed = plan.cluster_splits * part;
+    CHECK(plan.cluster_items >= 1 && pushed == gqa_items(plan.heads, head_dim) && pushed <= gqa_threads,
           "%s: %d", context("parts of a cluster"), part);
-    CHECK(plan.cluster_splits == 1 || plan.shared_bytes >= gqa_rows_bytes(head_dim) + 8 + shares * 24,
-          "%s: %d", context("pushed shares fit"), plan.shared_bytes);
+    CHECK(plan.cluster_splits == 1 || plan.shared_bytes >= gqa_rows_bytes(head_dim) + 8 + pushed * 24,
+          "%s: %d", context("pushed partials fit"), plan.shared_bytes);
 
     // Bulk copies: on sm_90, of whole tiles, where a warp has many. The ring is behind the warps' rows and
     // the ticket.
@@ -361,14 +361,14 @@ void test_gqa_plan(const Model& model, int batch, int max_len, const Device& dev
     CHECK(!plan.bulk_copies || plan.shared_bytes >= plan.ring_offset + ring + barriers, "%s: %d",
           context("ring"), plan.shared_bytes);
 
-    // Joiners have every item once and a thread for each of its lanes; those that wait leave SMs for the
-    // rest.
+    // The reducing blocks have every item once and a thread for each of its lanes. Those that poll leave SMs
+    // for the other blocks.
     const int items = gqa_items(plan.heads, head_dim);
     CHECK(plan.reducers >= 1 && plan.reducers <= plan.splits, "%s: %d", context("reducers"), plan.reducers);
     CHECK(plan.reducers * plan.reducer_items >= items && (plan.reducers - 1) * plan.reducer_items < items,
           "%s: %d of %d items", context("reducers"), plan.reducer_items, items);
     CHECK(plan.reducers == 1 || plan.groups * plan.reducers * gqa_sms_per_reducer <= device.sm_count,
-          "%s: %d", context("reducers that wait"), plan.reducers);
+          "%s: %d", context("reducers that poll"), plan.reducers);
     CHECK(is_power_of_two(plan.reducer_lanes) && plan.reducer_lanes <= 32 &&
               plan.reducer_items * plan.reducer_lanes <= gqa_threads,
           "%s: %d", context("lanes of an item"), plan.reducer_lanes);
