@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from inputs.covering import pairwise
 from inputs.helpers import DTYPES, RAGGED, check_op, isa, randn, threads
 
 import pykernels as pk
@@ -18,6 +19,7 @@ def check(given: dict) -> None:
     check_op(lambda out: pk.ops.add(**given, out=out), pk.reference.add(**given), given["a"].dtype)
 
 
+@pairwise
 @pytest.mark.parametrize("features", [1, 7, 17, *RAGGED])
 @pytest.mark.parametrize("batch", [1, 3, 8])
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from inputs.covering import pairwise
 from inputs.helpers import DTYPES, RAGGED, isa, randn
 
 import pykernels as pk
@@ -19,6 +20,7 @@ def arguments(batch: int = 2) -> dict:
     )
 
 
+@pairwise
 @pytest.mark.parametrize("vocab", [1, 7, 17, *RAGGED])
 @pytest.mark.parametrize("batch", [1, 3, 8])
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from inputs.covering import pairwise
 from inputs.helpers import DTYPES, RAGGED, check_op, check_overlap_is_refused, isa, randn, threads
 from torch import Tensor
 
@@ -25,6 +26,7 @@ def check(given: dict) -> None:
     assert torch.equal(pk.ops.embedding(**given), given["table"][given["token"]])
 
 
+@pairwise
 @pytest.mark.parametrize("hidden", [1, 7, 17, *RAGGED])
 @pytest.mark.parametrize("values", [(3,), (0, 9, 0), (9, 8, 7, 7, 3, 2, 1, 0)], ids=len)
 @pytest.mark.parametrize("dtype", DTYPES)

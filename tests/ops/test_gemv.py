@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from inputs.covering import pairwise
 from inputs.helpers import DTYPES, RAGGED, check_op, check_overlap_is_refused, isa, randn, threads
 
 import pykernels as pk
@@ -30,6 +31,7 @@ def check(given: dict) -> None:
     check_op(lambda out: pk.ops.gemv(**given, out=out), pk.reference.gemv(**given), given["x"].dtype)
 
 
+@pairwise
 @pytest.mark.parametrize("in_features", SIZES)
 @pytest.mark.parametrize("batch", [1, 3, 8])
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -39,6 +41,7 @@ def test_any_length_of_a_row(isa_name, dtype, batch, in_features):
         check(arguments(batch, in_features, dtype=dtype))
 
 
+@pairwise
 @pytest.mark.parametrize("out_features", SIZES)
 @pytest.mark.parametrize("batch", [1, 3, 8])
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -49,6 +52,7 @@ def test_any_number_of_rows(dtype, batch, out_features):
     check(given)
 
 
+@pairwise
 @pytest.mark.parametrize("extras", [(), ("bias",), ("residual",), ("bias", "residual")], ids="+".join)
 @pytest.mark.parametrize("batch", range(1, 9))
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -56,6 +60,7 @@ def test_every_batch_with_and_without_bias_and_residual(dtype, batch, extras):
     check(arguments(batch, dtype=dtype, extras=extras))
 
 
+@pairwise
 @pytest.mark.parametrize("count", [1, 2, 5])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("isa_name", pk.runtime.isas_supported())
@@ -69,6 +74,7 @@ def test_any_number_of_threads(isa_name, dtype, count):
             assert torch.equal(out, pk.ops.gemv(**given))
 
 
+@pairwise
 @pytest.mark.parametrize("in_features", [7, 72])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("isa_name", pk.runtime.isas_supported())

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from inputs.covering import pairwise
 from inputs.helpers import DTYPES, Guarded, assert_close, check_op, check_overlap_is_refused, isa, randn, threads
 
 import pykernels as pk
@@ -34,6 +35,7 @@ def check(given: dict) -> None:
     check_op(lambda out: pk.ops.gqa_decode(**given, out=out), pk.reference.gqa_decode(**given), given["q"].dtype)
 
 
+@pairwise
 @pytest.mark.parametrize("dim", [8, 64, 72, 96, 128, 256])
 @pytest.mark.parametrize("group", [1, 4, 7, 8, 12])
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -43,6 +45,7 @@ def test_any_group_and_head_dim(isa_name, dtype, group, dim):
         check(arguments([70], 80, heads=group * 2, dim=dim, dtype=dtype))
 
 
+@pairwise
 @pytest.mark.parametrize("length", BORDERS)
 @pytest.mark.parametrize("count", [1, 2, 5])
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -51,6 +54,7 @@ def test_lengths_next_to_the_borders(dtype, count, length):
         check(arguments([length], 1000, dtype=dtype))
 
 
+@pairwise
 @pytest.mark.parametrize("lengths", [[1000, 1, 64], [1, 63, 65, 127, 129, 255, 257, 520]], ids=len)
 @pytest.mark.parametrize("count", [1, 5])
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -76,6 +80,7 @@ def test_a_scale_of_ones_own(dtype, scale):
     check(arguments([MAX_LEN, 70], dtype=dtype) | dict(scale=scale))
 
 
+@pairwise
 @pytest.mark.parametrize("favourite", [None, 0, 63, 64, 299, 599])
 @pytest.mark.parametrize("score", [-1e4, 1e4])
 @pytest.mark.parametrize("count", [1, 5])

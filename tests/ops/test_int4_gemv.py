@@ -5,6 +5,7 @@ import dataclasses
 
 import pytest
 import torch
+from inputs.covering import pairwise
 from inputs.helpers import DTYPES, Guarded, check_op, isa, randn, threads
 from inputs.int4_weights import GROUPS, ISAS, int4, powers_of_two
 from torch import Tensor
@@ -35,6 +36,7 @@ def check(given: dict) -> None:
     check_op(lambda out: pk.ops.int4_gemv(**given, out=out), pk.reference.int4_gemv(**given), given["x"].dtype)
 
 
+@pairwise
 @pytest.mark.parametrize(
     ("symmetric", "act_order"), [(True, False), (False, False), (False, True)], ids=["symmetric", "zeros", "act-order"]
 )
@@ -47,6 +49,7 @@ def test_any_group(isa_name, dtype, batch, in_features, group_size, symmetric, a
         check(arguments(batch, in_features, 17, dtype, group_size=group_size, symmetric=symmetric, act_order=act_order))
 
 
+@pairwise
 @pytest.mark.parametrize("out_features", [1, 7, 8, 17, 24, 136, 1000])
 @pytest.mark.parametrize("batch", [1, 3, 8])
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -54,6 +57,7 @@ def test_any_number_of_rows(dtype, batch, out_features):
     check(arguments(batch, 256, out_features, dtype, symmetric=False))
 
 
+@pairwise
 @pytest.mark.parametrize("extras", [(), ("bias",), ("residual",), ("bias", "residual")], ids="+".join)
 @pytest.mark.parametrize("batch", range(1, 9))
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -61,6 +65,7 @@ def test_every_batch_with_and_without_bias_and_residual(dtype, batch, extras):
     check(arguments(batch, dtype=dtype, extras=extras))
 
 
+@pairwise
 @pytest.mark.parametrize("count", [1, 2, 5])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("isa_name", ISAS)
@@ -74,6 +79,7 @@ def test_any_number_of_threads(isa_name, dtype, count):
             assert torch.equal(out, pk.ops.int4_gemv(**given))
 
 
+@pairwise
 @pytest.mark.parametrize("group_size", [32, 64, -1])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("isa_name", ISAS)
@@ -120,6 +126,7 @@ def exact(q: Tensor, scales: Tensor, zeros: Tensor | None, group_size: int, x: T
     return pk.ops.int4_gemv(x, pk.Int4Weight.from_plain(plain))
 
 
+@pairwise
 @pytest.mark.parametrize("act_order", [False, True], ids=["in order", "act-order"])
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
 @pytest.mark.parametrize("group_size", [32, 64, 128, -1])
@@ -133,6 +140,7 @@ def test_one_hot_inputs_read_back_every_weight(isa_name, dtype, group_size, symm
     assert torch.equal(torch.cat(columns).T, weight.dequantize(dtype))
 
 
+@pairwise
 @pytest.mark.parametrize("q", [0, 8, 15])
 @pytest.mark.parametrize("zero", [0, 7, 8, 15, None])
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -146,6 +154,7 @@ def test_all_nibbles_alike(isa_name, dtype, zero, q):
     assert (out == (q - (8 if zero is None else zero)) * 256 * 0.5 * 0.25).all()
 
 
+@pairwise
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("isa_name", ISAS)
@@ -164,6 +173,7 @@ def test_a_scale_of_zero(dtype, symmetric):
     check(given)
 
 
+@pairwise
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
 @pytest.mark.parametrize("group_size", [32, 128, -1])
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -183,6 +193,7 @@ def test_errs_no_more_than_dequantising_first(isa_name, dtype, group_size, symme
     assert ours <= 1.05 * error((x.float() @ dequantised.T).to(dtype))
 
 
+@pairwise
 @pytest.mark.parametrize("batch", [1, 8])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("isa_name", ISAS)

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 from inputs import qkv_arguments as dense
+from inputs.covering import pairwise
 from inputs.helpers import DTYPES, Guarded, assert_close, check_appended, isa, randn, threads
 from inputs.int4_weights import ISAS, int4, shuffled
 
@@ -39,6 +40,7 @@ def check(given: dict) -> None:
     check_appended(pk.ops.int4_qkv_gemv, pk.reference.int4_qkv_gemv, given, DEPTH)
 
 
+@pairwise
 @pytest.mark.parametrize("weight", [dict(), dict(symmetric=False), dict(symmetric=False, act_order=True)], ids=str)
 @pytest.mark.parametrize(("hidden", "group_size"), [(96, 32), (192, 64), (384, 128), (160, -1)])
 @pytest.mark.parametrize("positions", [[3], [0, 9, 5], [7, 6, 5, 4, 3, 9, 1, 0]], ids=len)
@@ -49,6 +51,7 @@ def test_any_group(isa_name, dtype, positions, hidden, group_size, weight):
         check(arguments(positions, hidden, dtype=dtype, group_size=group_size, **weight))
 
 
+@pairwise
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("dim", [8, 24, 128, 256])
 @pytest.mark.parametrize("heads", [(1, 1), (7, 1), (8, 2)], ids=str)

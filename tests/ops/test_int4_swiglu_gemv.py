@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from inputs.covering import pairwise
 from inputs.helpers import DTYPES, Guarded, assert_close, check_op, isa, randn, threads
 from inputs.int4_weights import ISAS, int4, shuffled
 
@@ -37,6 +38,7 @@ def check(given: dict) -> None:
     check_op(lambda out: pk.ops.int4_swiglu_gemv(**given, out=out), expected, given["x"].dtype, DEPTH)
 
 
+@pairwise
 @pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("weight", [dict(), dict(symmetric=False), dict(symmetric=False, act_order=True)], ids=str)
 @pytest.mark.parametrize(("in_features", "group_size"), [(96, 32), (192, 64), (384, 128), (160, -1)])
@@ -48,6 +50,7 @@ def test_any_group(isa_name, dtype, batch, in_features, group_size, weight, norm
         check(arguments(batch, in_features, 17, dtype, norm, group_size=group_size, **weight))
 
 
+@pairwise
 @pytest.mark.parametrize("out_features", [1, 15, 16, 65, 200])
 @pytest.mark.parametrize("count", [1, 5])
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from inputs.covering import pairwise
 from inputs.helpers import DTYPES, Guarded, assert_close, check_appended, isa, randn, threads
 from inputs.qkv_arguments import BIASES, CACHES, DEPTH, DIM, EPS, HEADS, HIDDEN, KV_HEADS, MAX_LEN, arguments
 from torch import Tensor
@@ -21,6 +22,7 @@ def check(given: dict) -> None:
     check_appended(pk.ops.qkv_gemv, pk.reference.qkv_gemv, given, DEPTH)
 
 
+@pairwise
 @pytest.mark.parametrize("hidden", [1, 7, 8, 64, 136, 1000])
 @pytest.mark.parametrize("positions", [[3], [0, 9, 5], [7, 6, 5, 4, 3, 9, 1, 0]], ids=len)
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -30,6 +32,7 @@ def test_any_length_of_a_row(isa_name, dtype, positions, hidden):
         check(arguments(positions, hidden, dtype=dtype))
 
 
+@pairwise
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("dim", [8, 24, 64, 96, 128, 256])
 @pytest.mark.parametrize("heads", [(1, 1), (4, 4), (7, 1), (8, 2)], ids=str)
@@ -38,6 +41,7 @@ def test_any_heads_and_head_dim(dtype, heads, dim, bias):
     check(arguments([9, 0], 24, *heads, dim, dtype, bias))
 
 
+@pairwise
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("count", [1, 2, 5])
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from inputs.covering import pairwise
 from inputs.helpers import DTYPES, randn
 
 import pykernels as pk
@@ -68,6 +69,7 @@ def test_reports_the_worst_element():
     )
 
 
+@pairwise
 @pytest.mark.parametrize("expected", [0.5, NAN, INF, -INF], ids=str)
 @pytest.mark.parametrize("got", [0.5, NAN, INF, -INF], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)

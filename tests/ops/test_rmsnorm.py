@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from inputs.covering import pairwise
 from inputs.helpers import DTYPES, RAGGED, check_op, check_overlap_is_refused, isa, randn, threads
 
 import pykernels as pk
@@ -18,6 +19,7 @@ def check(given: dict) -> None:
     check_op(lambda out: pk.ops.rmsnorm(**given, out=out), pk.reference.rmsnorm(**given), given["x"].dtype)
 
 
+@pairwise
 @pytest.mark.parametrize("hidden", [1, 7, *RAGGED])
 @pytest.mark.parametrize("batch", [1, 3, 8])
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -34,6 +36,7 @@ def test_any_number_of_threads(dtype, count):
         check(arguments(8, 4104, dtype))
 
 
+@pairwise
 @pytest.mark.parametrize("eps", [0.0, 1e-6, 0.5])
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 100.0])
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -46,6 +49,7 @@ def test_a_row_of_zeros_stays_zero():
     assert torch.equal(pk.ops.rmsnorm(**given), torch.zeros(2, HIDDEN))
 
 
+@pairwise
 @pytest.mark.parametrize("hidden", [7, 72])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("isa_name", pk.runtime.isas_supported())

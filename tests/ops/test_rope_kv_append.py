@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from inputs.covering import pairwise
 from inputs.helpers import DTYPES, Guarded, assert_close, check_op, isa, randn, threads
 from torch import Tensor
 
@@ -58,6 +59,7 @@ def check(given: dict) -> None:
     assert torch.equal(appended, given["v"])
 
 
+@pairwise
 @pytest.mark.parametrize("dim", [8, 24, 64, 72, 96, 128, 256])
 @pytest.mark.parametrize("positions", [[3], [0, 9, 5], [7, 6, 5, 4, 3, 9, 1, 0]], ids=len)
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -67,6 +69,7 @@ def test_equals_the_reference(isa_name, dtype, positions, dim):
         check(arguments(positions, dim=dim, dtype=dtype))
 
 
+@pairwise
 @pytest.mark.parametrize("heads", [(1, 1), (4, 4), (7, 1), (28, 4)], ids=str)
 @pytest.mark.parametrize("count", [1, 2, 5])
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -75,6 +78,7 @@ def test_any_number_of_heads_and_threads(dtype, count, heads):
         check(arguments([9, 2, 0], heads=heads[0], kv_heads=heads[1], dtype=dtype))
 
 
+@pairwise
 @pytest.mark.parametrize("position", [0, 1, 2500, 8191])
 @pytest.mark.parametrize("model", ["llama-3.1-8b", "qwen2.5-7b"])
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from inputs.covering import pairwise
 from inputs.helpers import DTYPES, RAGGED, check_op, isa, randn, threads
 
 import pykernels as pk
@@ -17,6 +18,7 @@ def check(given: dict) -> None:
     check_op(lambda out: pk.ops.silu_mul(**given, out=out), pk.reference.silu_mul(**given), given["gate"].dtype)
 
 
+@pairwise
 @pytest.mark.parametrize("features", [1, 7, 17, *RAGGED])
 @pytest.mark.parametrize("batch", [1, 3, 8])
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -33,6 +35,7 @@ def test_any_number_of_threads(dtype, count):
         check(arguments(8, 18944, dtype))
 
 
+@pairwise
 @pytest.mark.parametrize("gate", [-3e4, -200.0, -88.0, -1.0, 0.0, 1.0, 88.0, 200.0, 3e4])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("isa_name", pk.runtime.isas_supported())

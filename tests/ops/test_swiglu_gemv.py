@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from inputs.covering import pairwise
 from inputs.helpers import (
     DTYPES,
     RAGGED,
@@ -46,6 +47,7 @@ def check(given: dict) -> None:
     check_op(lambda out: pk.ops.swiglu_gemv(**given, out=out), expected, given["x"].dtype, depth)
 
 
+@pairwise
 @pytest.mark.parametrize("in_features", SIZES)
 @pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("batch", [1, 3, 8])
@@ -56,6 +58,7 @@ def test_any_length_of_a_row(isa_name, dtype, batch, norm, in_features):
         check(arguments(batch, in_features, dtype=dtype, norm=norm))
 
 
+@pairwise
 @pytest.mark.parametrize("out_features", SIZES)
 @pytest.mark.parametrize("batch", [1, 3, 8])
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -66,6 +69,7 @@ def test_any_number_of_rows(isa_name, dtype, batch, out_features):
         check(arguments(batch, 72, out_features, dtype, norm=False))
 
 
+@pairwise
 @pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("count", [1, 2, 5])
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -80,6 +84,7 @@ def test_any_number_of_threads(isa_name, dtype, count, norm):
             assert torch.equal(out, pk.ops.swiglu_gemv(**given))
 
 
+@pairwise
 @pytest.mark.parametrize("gate", [-3e4, -200.0, -88.0, 0.0, 88.0, 200.0, 3e4])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("isa_name", pk.runtime.isas_supported())
@@ -110,6 +115,7 @@ def test_equals_its_parts(dtype):
     assert_close(pk.ops.swiglu_gemv(**given), pk.ops.silu_mul(gate, up).double(), dtype, DEPTH_WITH_NORM)
 
 
+@pairwise
 @pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("batch", [1, 8])
 @pytest.mark.parametrize("dtype", DTYPES)

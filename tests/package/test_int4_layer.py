@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from inputs.covering import pairwise
 from inputs.helpers import check_every_way_to_drive
 
 import pykernels as pk
@@ -17,6 +18,7 @@ def make_layer(dtype=torch.bfloat16, batch=1, group_size=128, symmetric=True, ct
     return pk.DecodeLayer(spec, weights, ctx, batch, dtype)
 
 
+@pairwise
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
 @pytest.mark.parametrize("group_size", [32, 64, 128, -1])
 @pytest.mark.parametrize("batch", [1, 3, 8])

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from inputs.covering import pairwise
 from inputs.helpers import check_every_way_to_drive
 from transformers import LlamaConfig, MistralConfig, Qwen2Config
 from transformers.cache_utils import DynamicCache
@@ -90,6 +91,7 @@ def test_equals_transformers(family, dtype, position):
             assert comparison.ok, f"{fusion}: {comparison.message}"
 
 
+@pairwise
 @pytest.mark.parametrize("batch", [1, 3, 8])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("fusion", OP_LABELS)

@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 import torch
+from inputs.covering import pairwise
 from inputs.quantized import plain
 from safetensors.torch import load_file, save_file
 
@@ -63,6 +64,7 @@ FORMATS = {
 }
 
 
+@pairwise
 @pytest.mark.parametrize("shards", [1, 3])
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("format_", FORMATS)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from inputs.covering import pairwise
 from inputs.quantized import plain
 from safetensors import safe_open
 from torch import Tensor
@@ -106,6 +107,7 @@ def test_nf4_with_a_short_last_block(shape):
     assert torch.equal(again.packed, weight.packed)
 
 
+@pairwise
 @pytest.mark.parametrize("act_order", [False, True])
 @pytest.mark.parametrize("zeros", [False, True])
 @pytest.mark.parametrize("group_size", [32, 64, 128, 256])
@@ -172,6 +174,7 @@ def test_scales_of_another_type():
     assert torch.equal(layout.to(torch.float32).scales, layout.scales.float())
 
 
+@pairwise
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("group_size", [32, 64, 128, -1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

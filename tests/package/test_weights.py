@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from inputs.covering import pairwise
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -107,6 +108,7 @@ def test_a_clone_has_memory_of_its_own(spec):
         assert tensor.data_ptr() != clone.named()[name].data_ptr()
 
 
+@pairwise
 @pytest.mark.parametrize("write", [write_single, write_sharded])
 @pytest.mark.parametrize("spec", [SPEC, UNBIASED], ids=lambda spec: spec.name)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from inputs.covering import pairwise
 from inputs.helpers import assert_close, randn
 from inputs.simt import ARCHS, BATCHES, DTYPES, device
 
@@ -12,6 +13,7 @@ dtypes = pytest.mark.parametrize("dtype", DTYPES)
 batches = pytest.mark.parametrize("batch", BATCHES)
 
 
+@pairwise
 @everywhere
 @dtypes
 @batches
@@ -42,6 +44,7 @@ def test_rmsnorm_of_a_row_longer_than_registers_keep(arch):
         assert_close(out, pk.reference.rmsnorm(x, weight, 1e-5), torch.bfloat16)
 
 
+@pairwise
 @everywhere
 @dtypes
 @pytest.mark.parametrize("offset", [0, 2])
@@ -62,6 +65,7 @@ def test_add_and_silu_mul(shape, offset, dtype, arch):
     assert_close(pk.ops.silu_mul(a, b), pk.reference.silu_mul(a, b), dtype)
 
 
+@pairwise
 @everywhere
 @dtypes
 @batches
@@ -98,6 +102,7 @@ def steps(dev, logits: torch.Tensor, offset: int = 0, positions=None, max_len: i
     return token.tolist(), *(t.tolist() for t in (position, kv_len) if t is not None)
 
 
+@pairwise
 @everywhere
 @dtypes
 @batches
@@ -111,6 +116,7 @@ def test_argmax(vocab, offset, batch, dtype, arch):
     assert token == pk.ops.argmax(logits).tolist() == pk.reference.argmax(logits).tolist()
 
 
+@pairwise
 @everywhere
 @dtypes
 @pytest.mark.parametrize("vocab", [40, 20480])
@@ -139,6 +145,7 @@ def test_argmax_steps_the_sequences_on_up_to_the_last_slot(programmatic, arch):
         assert found == (logits.argmax(-1).tolist(), positions, [position + 1 for position in positions])
 
 
+@pairwise
 @everywhere
 @dtypes
 @batches

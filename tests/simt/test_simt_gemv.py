@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from inputs.covering import pairwise
 from inputs.helpers import assert_close, randn
 from inputs.simt import ARCHS, BATCHES, DTYPES, device
 from inputs.simt_gemv import gemv_inputs, run_gemv
@@ -18,6 +19,7 @@ def both_close(out, cpu, expected, dtype, depth=1):
     assert_close(cpu, expected, dtype, depth)
 
 
+@pairwise
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("batch", BATCHES)
@@ -58,6 +60,7 @@ def test_gemv_of_x_that_shared_memory_does_not_hold(arch):
     both_close(out, pk.ops.gemv(*inputs), pk.reference.gemv(*inputs), torch.float16)
 
 
+@pairwise
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("batch", BATCHES)
@@ -94,6 +97,7 @@ def test_swiglu_gemv_whose_normed_x_shared_memory_does_not_hold(arch):
         assert_close(out, pk.reference.swiglu_gemv(x, gate, up, norm_weight), dtype, depth=2)
 
 
+@pairwise
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("batch", BATCHES)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from inputs.covering import pairwise
 from inputs.helpers import assert_close
 from inputs.simt import ARCHS, DTYPES, device
 from inputs.simt_gqa_decode import inputs, launch
@@ -28,6 +29,7 @@ def check(given, arch, seed=0, sm_count=4, scale=None, runs=2):
         return out.clone()
 
 
+@pairwise
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("head_dim", [64, 128])
@@ -38,6 +40,7 @@ def test_groups(sm_count, group, head_dim, dtype, arch):
     check(inputs([70], 150, group * kv_heads, kv_heads, head_dim, dtype), arch, seed=group, sm_count=sm_count)
 
 
+@pairwise
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("head_dim", [64, 128])
 @pytest.mark.parametrize("max_len", [150, 2100])
@@ -49,6 +52,7 @@ def test_the_last_blocks_of_a_group_have_fewer_heads(max_len, head_dim, arch):
 BORDERS = [1, 2, 7, 8, 9, 31, 63, 64, 65, 127, 128, 129, 191, 193, 255, 257, 383, 385, 399, 400]
 
 
+@pairwise
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("length", BORDERS)
 @pytest.mark.parametrize("head_dim", [64, 128])
@@ -56,6 +60,7 @@ def test_lengths_next_to_the_borders(head_dim, length, arch):
     check(inputs([length], 400, 4, 1, head_dim, torch.bfloat16), arch, seed=length, sm_count=3)
 
 
+@pairwise
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("lengths", [[5, 260], [1, 129, 64], [1, 33, 64, 65, 100, 128, 200, 260]], ids=len)
@@ -72,6 +77,7 @@ def test_more_splits_than_a_cluster_has_blocks(length, arch):
 
 # A cache this long for its splits is read by bulk copies on sm_90: 16 tiles a warp (`gqa_min_bulk_tiles`). Short
 # lengths in it keep the executor quick.
+@pairwise
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("head_dim", [64, 128])
@@ -80,6 +86,7 @@ def test_groups_in_a_long_cache(group, head_dim, dtype, arch):
     check(inputs([333], 8448, group, 1, head_dim, dtype), arch, seed=group, sm_count=4)
 
 
+@pairwise
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("length", [1, 15, 16, 17, 63, 64, 65, 511, 512, 513, 1024, 1025, 1536, 1537, 2100])
 @pytest.mark.parametrize("head_dim", [64, 128])

@@ -5,6 +5,7 @@ import dataclasses
 
 import pytest
 import torch
+from inputs.covering import pairwise
 from inputs.helpers import assert_close, randn
 from inputs.int4_weights import GROUPS, int4, powers_of_two, shuffled
 from inputs.simt import ARCHS, DTYPES, device
@@ -25,6 +26,7 @@ KINDS = [
 MODEL_GROUPS = [32, 64, 128, -1]
 
 
+@pairwise
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", KINDS)
@@ -36,6 +38,7 @@ def test_any_group(n_in, group_size, kind, dtype, arch):
     assert_close(out, pk.reference.int4_gemv(x, weight), dtype)
 
 
+@pairwise
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "zeros"])
@@ -91,6 +94,7 @@ def test_what_is_no_finite_number_is_not_lost(dtype, value):
     assert not out[1].isfinite().any()
 
 
+@pairwise
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("batch", range(1, 9))
@@ -104,6 +108,7 @@ def test_any_batch_and_number_of_rows(n_out, batch, dtype, arch):
     assert_close(out, pk.reference.int4_gemv(x, weight, bias, residual), dtype)
 
 
+@pairwise
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("offset", [2, 6, 8])
@@ -117,6 +122,7 @@ def test_tensors_that_begin_anywhere(group_size, offset, kind, arch):
 
 
 # Shared memory for fewer warps, for parts of the columns, for parts of the rows.
+@pairwise
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize(
@@ -165,6 +171,7 @@ def test_chained_launches(seed, kind):
         assert_close(out, pk.reference.int4_gemv(between.clone(), second), dtype)
 
 
+@pairwise
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("group_size", MODEL_GROUPS)
@@ -178,6 +185,7 @@ def test_one_hot_inputs_read_back_every_weight(rows, dtype, group_size, kind, ar
     assert torch.equal(torch.cat(columns).T, weight.dequantize(dtype))
 
 
+@pairwise
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("q", [0, 8, 15])
 @pytest.mark.parametrize("zero", [0, 7, 8, 15, 16, None])
@@ -191,6 +199,7 @@ def test_all_nibbles_alike(dtype, zero, q, arch):
     assert (out == (q - (8 if zero is None else zero)) * 256 * 0.5 * 0.25).all()
 
 
+@pairwise
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -212,6 +221,7 @@ def test_a_scale_of_zero(kind, arch):
     assert_close(out, pk.reference.int4_gemv(x, weight), torch.bfloat16)
 
 
+@pairwise
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
 @pytest.mark.parametrize("group_size", MODEL_GROUPS)
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -242,6 +252,7 @@ def run_swiglu(dev, x, gate, up, norm_weight) -> Tensor:
     return out.clone()
 
 
+@pairwise
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", KINDS)
@@ -325,6 +336,7 @@ def qkv_inputs(batch, hidden, heads, kv_heads, head_dim, dtype, bias=True, **kin
     return given | dict(k_cache=nan, v_cache=nan)
 
 
+@pairwise
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", KINDS)
@@ -349,8 +361,7 @@ def test_three_weights_of_three_kinds(arch):
     check_qkv(given, arch, 2)
 
 
-@pytest.mark.parametrize("arch", ARCHS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("dtype", "arch"), list(zip(DTYPES, ARCHS, strict=True)))
 def test_the_trials_of_a_validation(dtype, arch):
     """`bench.int4 --validate` of the CUDA kernels on the executor: every case, few of the one-hot inputs, and without
     the many rows, which take it minutes."""
