@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from inputs.command_line import assert_refused, run_here, start
+from inputs.busy import HANG_S
+from inputs.command_line import assert_refused, run_here, run_module_here, start
 
 from bench import ab
 from bench.core import document
@@ -18,7 +19,8 @@ from bench.study import sessions
 SMALL = ["--a=native/none:native", "--b=native/block:native", "--model=tiny", "--ctx=16", "--steps=4", "--warmup=1"]
 
 
-def test_two_sessions(capsys, tmp_path):
+def test_two_sessions(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(ab, "run_module", run_module_here)
     output = tmp_path / "ab.json"
     result = run_here(capsys, "bench.ab", *SMALL, "--sessions=2", f"--json={output}")
     assert result.status == 0, result.err
@@ -50,7 +52,7 @@ def test_a_session_that_fails_costs_itself_alone(capsys, monkeypatch, tmp_path):
             return Outcome("error", "ended by SIGSEGV", -11)
         if number == 1:
             return true(module, arguments, 0.05)
-        return true(module, arguments, limit_s)
+        return run_module_here(module, arguments, limit_s)
 
     monkeypatch.setattr(ab, "run_module", sometimes)
     output = tmp_path / "ab.json"
@@ -70,12 +72,12 @@ def test_a_run_without_a_session_fails(capsys, monkeypatch):
 def test_an_interrupt_keeps_the_finished_sessions(tmp_path):
     output = tmp_path / "ab.json"
     process = start("bench.ab", *SMALL, "--sessions=50", f"--json={output}")
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + HANG_S
     while not output.exists() and time.monotonic() < deadline:
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     try:
-        out, _ = process.communicate(timeout=60)
+        out, _ = process.communicate(timeout=HANG_S)
     finally:
         process.kill()
     assert process.returncode == 130
@@ -88,13 +90,14 @@ def test_kept_sessions_serve_other_pairs_and_survive_a_kill(capsys, monkeypatch,
     arms = "--arms=native/none:native,native/block:native,native/block:eager"
     flags = [*SMALL[2:], arms, "--sessions=2", f"--keep={tmp_path / 'kept'}"]
     process = start("bench.ab", *SMALL[:2], *flags)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + HANG_S
     while not (tmp_path / "kept" / "session-00.json").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     process.kill()
     process.communicate()
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "kept").iterdir()}
     assert len(stamps) == 1
+    monkeypatch.setattr(ab, "run_module", run_module_here)
     assert run_here(capsys, "bench.ab", *SMALL[:2], *flags, f"--json={tmp_path / 'one.json'}").status == 0
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps, "a finished session was measured again"
 
@@ -172,7 +175,7 @@ def test_a_wrong_arm_fails_the_session():
 def test_how_a_process_ends(tmp_path, monkeypatch, code, status, reason):
     (tmp_path / "victim.py").write_text(code)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    outcome = run_module("victim", [], 2)
+    outcome = run_module("victim", [], 2 if status == "hang" else HANG_S)
     assert (outcome.status, outcome.reason) == (status, reason)
 
 

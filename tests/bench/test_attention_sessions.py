@@ -4,6 +4,7 @@ import signal
 
 import pytest
 from inputs.attention_runs import HERE, ONE, SMALL, arms, load
+from inputs.busy import HANG_S
 from inputs.command_line import assert_refused, flat, run_here, start
 
 from bench.attention import __main__ as attention
@@ -151,7 +152,7 @@ def test_terminated_as_by_ctrl_c(tmp_path):
             break
     for _ in range(2):
         driver.send_signal(signal.SIGTERM)
-    out, err = driver.communicate(timeout=120)
+    out, err = driver.communicate(timeout=HANG_S)
     assert driver.returncode == 130, err
     assert "INTERRUPTED" in out and load(output)["interrupted"] and load(output)["sessions"][0]["status"] == "ok"
 

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from inputs.busy import HANG_S
 from inputs.command_line import ROOT, flat, run, run_here, start
 
 import pykernels as pk
@@ -144,7 +145,7 @@ def interrupt(folder, *, after_seconds: float):
     process = start("bench.layer", *SMALL, "--steps=100000", "--backend=native,sdpa", f"--json={folder}/cut.json")
     time.sleep(after_seconds)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=HANG_S)
     return process.returncode, out, err
 
 

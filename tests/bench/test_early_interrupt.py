@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from inputs.busy import HANG_S
 from inputs.command_line import COMMANDS, ROOT, start
 
 from bench.core import early_interrupt
@@ -27,7 +28,7 @@ def test_one_line_and_status_130(driver, monkeypatch, tmp_path):
     process = start(driver, "--json=none.json")
     assert process.stdout.readline() == "importing\n"
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=HANG_S)
     assert (process.returncode, out) == (130, "")
     assert err == f"{driver}: interrupted before anything was measured\n"
 
@@ -35,7 +36,7 @@ def test_one_line_and_status_130(driver, monkeypatch, tmp_path):
 def ran(code: str, *, handler: signal.Handlers = signal.SIG_DFL) -> str:
     """What a process that does not run one of our modules prints."""
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60,
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=HANG_S,
         preexec_fn=lambda: signal.signal(signal.SIGINT, handler),
     )  # fmt: skip
     return done.stdout
@@ -59,7 +60,7 @@ sys.exit(cli.run("bench.layer", command))
 """
     (tmp_path / "driver.py").write_text(code)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    done = subprocess.run([sys.executable, "-m", "driver"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-m", "driver"], cwd=ROOT, capture_output=True, text=True, timeout=HANG_S)
     assert done.returncode == 130, done.stderr
 
 

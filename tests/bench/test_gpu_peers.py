@@ -4,6 +4,7 @@ import os
 import subprocess
 
 import pytest
+from inputs.busy import HANG_S
 from inputs.command_line import ROOT, run_here
 
 from bench.attention import __main__ as attention
@@ -78,7 +79,7 @@ def test_a_step_that_is_cut_off_saves_what_it_has(tmp_path):
         f". bench/gpu_steps.sh {tmp_path}/out python3; step slow 2 bash {slow}; "
         f'step next 9 bash -c "[ -e {saved} ]"; name_failures'
     )
-    done = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=HANG_S)
     assert begun.exists() and saved.exists()
     assert done.returncode == 1 and done.stdout.endswith("failed: slow\n"), done.stdout + done.stderr
 

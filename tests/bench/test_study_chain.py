@@ -5,7 +5,17 @@ import os
 import subprocess
 from pathlib import Path
 
-from inputs.command_line import run_here
+import pytest
+from inputs.command_line import run_here, run_module_here
+
+from bench import ab, sweep
+
+
+@pytest.fixture(autouse=True)
+def processes_here(monkeypatch):
+    """That each cell and session can be a process of its own is test_sweep's and test_ab's."""
+    for driver in (ab, sweep):
+        monkeypatch.setattr(driver, "run_module", run_module_here)
 
 
 def test_sweep_ab_compare_report(capsys, tmp_path):

@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
-from inputs.command_line import assert_refused, run_here, start
+from inputs.busy import HANG_S
+from inputs.command_line import assert_refused, run_here, run_module_here, start
 
 from bench import sweep
 from bench.core.processes import Outcome
@@ -19,10 +20,10 @@ def cells(folder: Path) -> dict[str, dict]:
     return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("tiny*.json"))}
 
 
-def test_killed_and_run_again(capsys, tmp_path):
+def test_killed_and_run_again(capsys, monkeypatch, tmp_path):
     flags = [*SMALL, "--ctx=8,16,24", f"--out={tmp_path}"]
     process = start("bench.sweep", *flags)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + HANG_S
     while not list(tmp_path.glob("tiny*.json")) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.kill()
@@ -33,6 +34,7 @@ def test_killed_and_run_again(capsys, tmp_path):
         assert cell["command"].startswith("python -m bench.step --model=tiny") and str(tmp_path) not in cell["command"]
         assert cell["arms"][0]["status"] == "ok" and len(cell["arms"][0]["paper"]["step_times_ms"]) == 2
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.glob("tiny*.json")}
+    monkeypatch.setattr(sweep, "run_module", run_module_here)
     second = run_here(capsys, "bench.sweep", *flags)
     assert second.status == 0, second.err
     assert f"{len(before)} of 3 cells were finished before" in second.out
@@ -50,7 +52,7 @@ def test_a_hang_and_a_crash_cost_themselves_alone(capsys, monkeypatch, tmp_path)
             return true(module, arguments, 0.05)
         if "--ctx=16" in arguments:
             return Outcome("error", "ended by SIGSEGV", -signal.SIGSEGV)
-        return true(module, arguments, limit_s)
+        return run_module_here(module, arguments, limit_s)
 
     monkeypatch.setattr(sweep, "run_module", sometimes)
     flags = [*SMALL, "--ctx=8,16,24", f"--out={tmp_path}"]
@@ -59,7 +61,7 @@ def test_a_hang_and_a_crash_cost_themselves_alone(capsys, monkeypatch, tmp_path)
     assert "tiny_ctx8_b1: hang: was not done after 0.05 s" in result.out
     assert "tiny_ctx16_b1: error: ended by SIGSEGV" in result.out
     assert "3 of 3 cells were finished before" in run_here(capsys, "bench.sweep", *flags).out
-    monkeypatch.setattr(sweep, "run_module", true)
+    monkeypatch.setattr(sweep, "run_module", run_module_here)
     result = run_here(capsys, "bench.sweep", *flags, "--again")
     assert "1 of 3 cells were finished before" in result.out and "3 ok" in result.out
 
@@ -92,7 +94,8 @@ def test_two_arms_fit_where_one_fits(capsys, tmp_path):
     assert [arm["status"] for arm in cell["arms"]] == ["ok"] * 4 and cell["memory"]["asked_bytes"] == asked
 
 
-def test_other_flags_are_another_cell(capsys, tmp_path):
+def test_other_flags_are_another_cell(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(sweep, "run_module", run_module_here)
     flags = [*SMALL, "--ctx=8", f"--out={tmp_path}"]
     run_here(capsys, "bench.sweep", *flags)
     assert "were finished before" not in run_here(capsys, "bench.sweep", *flags, "--seed=1").out

@@ -4,17 +4,22 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 
 from bench import ab, compare, doctor, layer, op, sweep
 from bench.attention import __main__ as attention
 from bench.core import cli
+from bench.core.processes import Outcome
 from bench.inside import __main__ as inside
 from bench.int4 import __main__ as int4
 from bench.report import __main__ as report
 from bench.stack import __main__ as stack
 from bench.step import __main__ as step
+from inputs.busy import HANG_S
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 COMMANDS = {
@@ -61,7 +66,7 @@ def start(driver: str, *arguments: str, columns: int = 150) -> subprocess.Popen:
     )
 
 
-def run(driver: str, *arguments: str, columns: int = 150, timeout_s: float = 180) -> Result:
+def run(driver: str, *arguments: str, columns: int = 150, timeout_s: float = HANG_S) -> Result:
     """start(), to its end."""
     process = start(driver, *arguments, columns=columns)
     out, err = process.communicate(timeout=timeout_s)
@@ -73,6 +78,15 @@ def run_here(capsys, driver: str, *arguments: str) -> Result:
     status = cli.run(driver, COMMANDS[driver], list(arguments))
     captured = capsys.readouterr()
     return Result(status, captured.out, captured.err)
+
+
+def run_module_here(module: str, arguments: Sequence[str], limit_s: float) -> Outcome:
+    """bench.core.processes.run_module in this process, for tests that are of what a driver makes of its processes and
+    not of the processes: a start takes seconds of imports."""
+    with redirect_stdout(StringIO()), redirect_stderr(StringIO()) as errors:
+        status = cli.run(module, COMMANDS[module], list(arguments))
+    words = errors.getvalue().strip().splitlines()[-1:]
+    return Outcome("error", *words, status) if status else Outcome("ok", None, 0)
 
 
 def assert_refused(result: Result, *words: str) -> None:

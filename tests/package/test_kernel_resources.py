@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from inputs.busy import HANG_S
 
 SCRIPT = Path(__file__).resolve().parent.parent.parent / "cmake" / "kernel_resources.py"
 
@@ -84,7 +85,9 @@ def compile_commands(folder: Path, indexed: str, body: str = KERNELS) -> Path:
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, SCRIPT, *map(str, arguments)], capture_output=True, text=True, timeout=180)
+    return subprocess.run(
+        [sys.executable, SCRIPT, *map(str, arguments)], capture_output=True, text=True, timeout=HANG_S
+    )
 
 
 needs_nvcc = pytest.mark.skipif(not shutil.which("nvcc"), reason="there is no nvcc here")
