@@ -17,6 +17,8 @@ from contextlib import contextmanager
 import numpy as np
 
 from pykernels import _runtime
+from pykernels import relaunch as _relaunch
+from pykernels.relaunch import Relaunch as Relaunch
 from pykernels.timestamps import kernel_timestamps as kernel_timestamps
 from pykernels.timestamps import timestamps_reason as timestamps_reason
 from pykernels.trace import cuda_trace as cuda_trace
@@ -88,30 +90,30 @@ def launches_disabled() -> Iterator[None]:
         _runtime.set_launches_enabled(True)
 
 
-def _cuda_loop(
-    steps: Sequence[Program] | Sequence["CudaGraph"], stream: int, warmup: int, samples: int, repeats: int, host: bool
-) -> np.ndarray:
+CudaSteps = Sequence[Program] | Sequence["CudaGraph"] | Sequence[Relaunch]
+"""What the CUDA loops take: all of one kind."""
+
+
+def _cuda_loop(steps: CudaSteps, stream: int, warmup: int, samples: int, repeats: int, host: bool) -> np.ndarray:
+    if steps and isinstance(steps[0], Relaunch):
+        return _relaunch.timed(steps, stream, warmup, samples, repeats, host)
     if steps and isinstance(steps[0], CudaGraph):
         return _runtime.cuda_timed_graphs(list(steps), stream, warmup, samples, repeats, host)
     return _runtime.cuda_timed_programs(list(steps), stream, warmup, samples, repeats, False, host)
 
 
-def cuda_timed_loop(
-    steps: Sequence[Program] | Sequence["CudaGraph"], stream: int, warmup: int, samples: int, repeats: int = 1
-) -> np.ndarray:
-    """Time programs or graphs on a CUDA stream, enqueued back to back by C++ in rotation.
+def cuda_timed_loop(steps: CudaSteps, stream: int, warmup: int, samples: int, repeats: int = 1) -> np.ndarray:
+    """Time programs, graphs or relaunches on a CUDA stream, enqueued back to back by C++ in rotation.
 
     A sample is the device's time of ``repeats`` steps, read from the events at its ends, over ``repeats``;
     ``warmup * repeats`` steps come first. ``stream`` is a ``cudaStream_t`` (``torch.cuda.Stream.cuda_stream``).
 
-    Returns float64 [samples], microseconds a step: a run of a program, a replay of a graph.
+    Returns float64 [samples], microseconds a step: a run of a program or a relaunch, a replay of a graph.
     """
     return _cuda_loop(steps, stream, warmup, samples, repeats, host=False)
 
 
-def cuda_host_loop(
-    steps: Sequence[Program] | Sequence["CudaGraph"], stream: int, warmup: int, samples: int
-) -> np.ndarray:
+def cuda_host_loop(steps: CudaSteps, stream: int, warmup: int, samples: int) -> np.ndarray:
     """What the host takes to enqueue a step while a blocking kernel holds the stream.
 
     Returns float64 [samples], microseconds a step as in :func:`cuda_timed_loop`.

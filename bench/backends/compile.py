@@ -80,7 +80,7 @@ class CompileGraphs(Compile):
 
     @classmethod
     def mode_reason(cls, mode: str, device: torch.device) -> str | None:
-        if mode == "graph":
+        if mode in ("graph", "native"):
             return "inductor replays graphs of its own: that is its mode eager"
         return super().mode_reason(mode, device)
 

@@ -2,19 +2,22 @@
 
 import importlib
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from types import ModuleType
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 import pykernels as pk
 from bench.backends.base import NO_CAPTURE, Backend, Workload
 from bench.backends.library import library_reason
 from bench.backends.torch_layer import Attention, TorchLayer
+from bench.core import bits
 from bench.core.measure import Arm
-from bench.core.samplers import capture, replay_all
+from bench.core.samplers import capture, relaunches, replay_all
 
 _MODE_REASONS = {
     "pybind": "torch's ops have no launchers of their own to bind",
@@ -24,9 +27,11 @@ _MODE_REASONS = {
 
 
 class PlainLayer(Backend):
-    """A layer of plain torch ops. `no_dispatch` says why its attention cannot go on a tape; None where it can."""
+    """A layer of plain torch ops. `no_dispatch` says why its attention cannot go on a tape; None where it can.
+    `programmatic` are parts of the names of kernels that ask for programmatic dependent launch in mode native."""
 
     no_dispatch: ClassVar[str | None] = None
+    programmatic: Sequence[str] = ()
 
     @classmethod
     def mode_reason(cls, mode: str, device: torch.device) -> str | None:
@@ -34,6 +39,8 @@ class PlainLayer(Backend):
             return NO_CAPTURE
         if mode == "dispatch":
             return cls.no_dispatch
+        if mode == "native" and device.type == "cuda":
+            return None  # the nodes of the captured step, launched again from a C++ loop
         return _MODE_REASONS.get(mode)
 
     @abstractmethod
@@ -59,32 +66,64 @@ class PlainLayer(Backend):
     def arm(self, workload: Workload, mode: str, fusion: str | None) -> Arm:
         samplers = workload.samplers
         layers = [TorchLayer(layer, self.attention(layer)) for layer in workload.layers]
+        attention = layers[0].attention
+        rows = (attention.k_row, attention.v_row)
         output = lambda: layers[0].out  # noqa: E731
+        arm = Arm(self.name, mode, fusion, surroundings=self.surroundings)
         with self.surroundings():
-            calls = self._calls(layers[0])
-            launches = len(calls)
+            arm.kernels = self._calls(layers[0])
+            arm.launches = len(arm.kernels)
             if mode == "dispatch":
                 tapes = [layer.tape() for layer in layers]
-                step, sampler, host_sampler = tapes[0].run, samplers.tapes(tapes), samplers.host_tapes(tapes)
+                step, arm.sampler, host_sampler = tapes[0].run, samplers.tapes(tapes), samplers.host_tapes(tapes)
                 output = lambda: tapes[0].outputs()[0]  # noqa: E731
             else:
                 steps = self._steps(layers)
                 if mode == "eager":
-                    step, sampler = steps[0], samplers.python(steps)
-                    host_sampler = samplers.host_python(steps, launches)
+                    step, arm.sampler = steps[0], samplers.python(steps)
+                    host_sampler = samplers.host_python(steps, arm.launches)
                 else:
-                    graphs = capture(steps, samplers.repeats)
-                    step, sampler = replay_all(graphs), samplers.torch_graphs(graphs)
-                    host_sampler = samplers.host_torch_graphs(graphs, launches)
-        attention = layers[0].attention
-        return Arm(
-            self.name, mode, fusion, sampler, workload.checker(step, output, (attention.k_row, attention.v_row)),
-            self.surroundings,
-            host_sampler=host_sampler if samplers.on_cuda else None,
-            kernels=calls,
-            launches=launches,
-            steps_per_graph=samplers.repeats if mode == "graph" else None,
-        )  # fmt: skip
+                    if mode == "native":
+                        again = relaunches(steps, self.programmatic)
+                        step, arm.nodes, arm.launches = (
+                            partial(again[0].run, samplers.stream),
+                            again[0].nodes,
+                            len(again[0]),
+                        )
+                        arm.sampler, host_sampler = samplers.programs(again), samplers.host_programs(again)
+                    else:
+                        graphs = capture(steps, samplers.repeats)
+                        step, arm.sampler = replay_all(graphs), samplers.torch_graphs(graphs)
+                        host_sampler = samplers.host_torch_graphs(graphs, arm.launches)
+                        arm.steps_per_graph = samplers.repeats
+                    # What the captured step of the first copy writes: an eager step after it has a result of its own.
+                    written = layers[0].out
+                    output = lambda: written  # noqa: E731
+        arm.host_sampler = host_sampler if samplers.on_cuda else None
+        arm.check = workload.checker(step, output, rows)
+        if mode in ("native", "graph"):
+            arm.check = self._checked(arm, steps[0], step, layers[0], (written, *rows))
+        return arm
+
+    def _checked(
+        self,
+        arm: Arm,
+        eager: Callable[[], object],
+        again: Callable[[], object],
+        layer: TorchLayer,
+        written: Sequence[Tensor],
+    ) -> Callable[[], pk.reference.Comparison]:
+        """The arm's check, with the result poisoned before, and a look whether it has the bits of an eager step."""
+        check = arm.check
+
+        def checked() -> pk.reference.Comparison:
+            bits.poison(written)
+            comparison = check()
+            if comparison.ok:
+                arm.against_eager = bits.against_eager(eager, lambda: (layer.out, *written[1:]), again, written)
+            return comparison
+
+        return checked
 
 
 class LibraryLayer(PlainLayer):

@@ -20,3 +20,7 @@ def one_line(error: BaseException) -> str:
     """`RuntimeError: CUDA error: ...`: the error's class and its first_line()."""
     name, words = type(error).__name__, first_line(error)
     return name if words == name else f"{name}: {words}"
+
+
+class UnsupportedError(RuntimeError):
+    """What is asked of an arm cannot be had here: the message is the arm's reason."""

@@ -2,6 +2,7 @@
 
     python   = eager - dispatch        what the Python loop and the binding cost
     dispatch = dispatch - native       PyTorch's dispatcher
+    framework = eager - native         both, on a GPU where there is no dispatch arm: where no tape can be recorded
     launch   = native - graph          launching kernels one by one          (on a GPU)
     gap      = graph - device          between kernels                       (on a GPU)
     kernel   = device - floor at the measured read bandwidth                 (on a CPU: native - floor)
@@ -65,10 +66,12 @@ def _spans(clocks: Mapping[str, np.ndarray], chain: Chain) -> list[tuple[str, li
     return spans
 
 
-def _name(parts: list[str]) -> str:
+def _name(parts: list[str], chain: Chain) -> str:
     """The lowest part names what could not be told apart; but where only the dispatcher was not told apart from
-    Python, both are what Python asks for."""
-    return "python" if parts == ["python", "dispatch"] else parts[-1]
+    Python, both are what Python asks for: on a GPU the framework's part."""
+    if parts == ["python", "dispatch"]:
+        return "framework" if chain is CUDA_CHAIN else "python"
+    return parts[-1]
 
 
 def ladder(
@@ -95,13 +98,13 @@ def ladder(
     host = host_us or {}
 
     def hidden(clock: str, part: str) -> bool:
-        of_host = part in ("python", "dispatch", "launch")
+        of_host = part in ("python", "dispatch", "framework", "launch")
         return of_host and device_bound is not None and clock in host and host[clock] < device_bound
 
     parts = []
     for (clock, covered), (below, _), value, value_below in zip(spans, spans[1:], values, values[1:], strict=False):
         low, high = statistics.difference_interval(clocks[clock], clocks[below], paired=below != "device")
-        part = _name(covered)
+        part = _name(covered, chain)
         parts.append(Part(part, value - value_below, low, high, hidden(clock, part)))
 
     last, _ = spans[-1]
@@ -123,15 +126,20 @@ def _note(spans: list[tuple[str, list[str]]], chain: Chain, spec_gbs: float | No
     notes = []
     clock_of = {part: clock for clock, part in chain}
     for _, parts in spans:
-        name = _name(parts)
+        name = _name(parts, chain)
         held = [part for part in parts if part != name]
+        if name == "framework":
+            notes.append("framework is Python and the dispatcher together: there is no dispatch arm")
+            continue
         if not held:
             continue
         # The clock that begins a part would have told it from the one above.
         missing = [clock_of[part] for part in parts[1:]]
         *others, last = (_SHARES[part] for part in held)
         words = f"{', '.join(others)} and {last} shares" if others else f"{last} share"
-        why = next((_REASONS[clock] for clock in reversed(missing) if clock in _REASONS), None)
+        # On a GPU they have one: their captured step, launched again.
+        known = _REASONS if chain is not CUDA_CHAIN else {"device": _REASONS["device"]}
+        why = next((known[clock] for clock in reversed(missing) if clock in known), None)
         absent = f"there is no {' and no '.join(missing)} arm"
         notes.append(f"{name} includes {words}: {why or absent}")
     if spec_gbs is None:

@@ -12,13 +12,13 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from bench.core.document import arm_name
-from bench.core.errors import one_line
+from bench.core.errors import UnsupportedError, one_line
 from pykernels.reference import Comparison
 
 Item = TypeVar("Item")
@@ -34,8 +34,9 @@ class Arm:
     `sampler` drives it; `check` runs one step and compares its output with the reference; `surroundings` makes the
     context that must hold around both (a pinned SDPA backend, inference mode), entered outside the timing. A graph
     holds `steps_per_graph` steps. `tracing`, where it is given, makes the arm ready for a traced pass and returns the
-    sampler that is traced then, in place of `sampler`. Rounds in `dropped_rounds` stay out of the summaries
-    (bench.core.gpu_state).
+    sampler that is traced then, in place of `sampler`. `nodes` are those of a captured step that is launched again
+    (pykernels.relaunch.Node), `against_eager` is a word of bench.core.bits. Rounds in `dropped_rounds`
+    stay out of the summaries (bench.core.gpu_state).
     """
 
     backend: str
@@ -52,6 +53,8 @@ class Arm:
     status: str = "ok"
     reason: str | None = None
     max_rel_error: float | None = None
+    nodes: list[Any] = field(default_factory=list)
+    against_eager: str | None = None
     samples_us: list[float] = field(default_factory=list)
     host_samples_us: list[float] = field(default_factory=list)
     dropped_rounds: Collection[int] = ()
@@ -68,9 +71,11 @@ class Arm:
 
     def fail(self, error: BaseException) -> None:
         """Take an exception as this arm's end: its own words, one line."""
-        out_of_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-        self.status = "oom" if out_of_memory else "error"
-        self.reason = one_line(error)
+        if isinstance(error, UnsupportedError):
+            self.status, self.reason = "unsupported", str(error)
+        else:
+            self.status = "oom" if isinstance(error, (MemoryError, torch.OutOfMemoryError)) else "error"
+            self.reason = one_line(error)
         self.samples_us = []
 
 

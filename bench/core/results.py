@@ -1,6 +1,7 @@
 """What a run found, as the keys `arms`, `ops` and `ladder` of its document."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 
 import numpy as np
 import torch
@@ -56,6 +57,10 @@ def arm_document(arm: Arm, n_bytes: int, ceiling: Mapping[str, float], arms: Seq
         "wall_us": None, "host_us": None, "device_us": None, "samples_us": arm.samples_us, "bytes": n_bytes,
         "gbs": None, "share_of_spec": None, "share_of_read": None,
     }  # fmt: skip
+    if arm.against_eager:
+        entry["against_eager"] = arm.against_eager
+    if arm.nodes:
+        entry["nodes"] = [asdict(node) for node in arm.nodes]
     samples = arm.kept_us
     if arm.status == "ok" and len(samples):
         entry["wall_us"] = statistics.summary(samples)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 import pykernels as pk
+from bench.core.errors import UnsupportedError
 from bench.core.measure import Rotation, Sampler, python_sampler
 
 Step = Callable[[], object]
@@ -147,8 +148,8 @@ class Samplers:
 
         return sample
 
-    def programs(self, programs: Sequence[pk.runtime.Program]) -> Sampler:
-        """Mode native: one program a copy."""
+    def programs(self, programs: Sequence[pk.runtime.Program] | Sequence[pk.runtime.Relaunch]) -> Sampler:
+        """Mode native: one program a copy, or one captured step that is launched again."""
 
         def sample(n: int) -> np.ndarray:
             turns = self.rotation.take(programs, n * self.repeats)
@@ -183,7 +184,7 @@ class Samplers:
             self.rotation.take(tapes, n), torch.cuda.current_stream(), 0, n, host=True
         )
 
-    def host_programs(self, programs: Sequence[pk.runtime.Program]) -> Sampler:
+    def host_programs(self, programs: Sequence[pk.runtime.Program] | Sequence[pk.runtime.Relaunch]) -> Sampler:
         """Of programs()."""
         return lambda n: pk.runtime.cuda_host_loop(self.rotation.take(programs, n), self.stream, 0, n)
 
@@ -238,9 +239,12 @@ def capture_results(
     return graphs, replayed
 
 
-def capture_each(steps: Sequence[Step]) -> list["torch.cuda.CUDAGraph"]:
+def capture_each(steps: Sequence[Step], keep_graph: bool = False) -> list["torch.cuda.CUDAGraph"]:
     """One torch.cuda.CUDAGraph a step, for steps that are replayed one after another, never two at once: they share
-    their memory, less what the steps' results hold. The first step runs once before, for the sake of capture()."""
+    their memory, less what the steps' results hold. The first step runs once before, for the sake of capture().
+
+    keep_graph: they are captured and no more, for their nodes to be read: neither instantiated nor replayed.
+    """
     pool, stream, graphs = torch.cuda.graph_pool_handle(), torch.cuda.Stream(), []
     torch.cuda.synchronize()
     with torch.cuda.stream(stream):
@@ -248,15 +252,30 @@ def capture_each(steps: Sequence[Step]) -> list["torch.cuda.CUDAGraph"]:
         torch.cuda.synchronize()
         for step in steps:
             # Not torch.cuda.graph(): it collects garbage and empties the cache of memory at every capture.
-            graphs.append(torch.cuda.CUDAGraph())
+            graphs.append(torch.cuda.CUDAGraph(keep_graph=keep_graph))
             graphs[-1].capture_begin(pool=pool)
-            step()
-            graphs[-1].capture_end()
+            try:
+                step()
+            finally:
+                graphs[-1].capture_end()  # a stream left capturing would fail all that comes after
             graphs[-1].steps = [step]
-    for graph in graphs:  # the first replay brings a graph to the device
+    for graph in () if keep_graph else graphs:  # the first replay brings a graph to the device
         graph.replay()
     torch.cuda.synchronize()
     return graphs
+
+
+def relaunches(steps: Sequence[Step], programmatic: Sequence[str] = ()) -> list[pk.runtime.Relaunch]:
+    """Every step captured, to be launched again node by node (mode native of whoever has no launchers of ours). Raises
+    UnsupportedError where that cannot be done with what a step launches."""
+    graphs = capture_each(steps, keep_graph=True)
+    try:
+        return [
+            pk.runtime.Relaunch(graph, programmatic=programmatic, owners=[step])
+            for graph, step in zip(graphs, steps, strict=True)
+        ]
+    except ValueError as error:
+        raise UnsupportedError(str(error)) from None
 
 
 def replay_all(graphs: Sequence[Any], *stream: int) -> Step:

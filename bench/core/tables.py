@@ -15,6 +15,7 @@ from bench.core.document import Document, entry_name, program_name, write_atomic
 PART_COLOURS = {
     "python": "#d55e00",
     "dispatch": "#e69f00",
+    "framework": "#a6461c",  # python and dispatch together
     "launch": "#cc79a7",
     "gap": "#f0e442",
     "kernel": "#009e73",

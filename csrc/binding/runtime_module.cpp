@@ -6,18 +6,19 @@
 
 #include <stdexcept>
 
+#include "binding/timed_arrays.h"
 #include "runtime/program.h"
 #include "runtime/timed_loop.h"
 #include "timestamps.h"
-#ifdef PYKERNELS_CUDA
-#include "runtime/cuda_timing.h"
-#endif
 
 namespace py = pybind11;
 
 namespace pykernels {
 
 void bind_cuda_trace(py::module_& module);  // cuda_trace_module.cpp
+#ifdef PYKERNELS_CUDA
+void bind_relaunch(py::module_& module);  // relaunch_module.cpp
+#endif
 
 namespace {
 
@@ -30,10 +31,6 @@ struct Launch {
     void* stream;
     void operator()() const { launch(program->op(index), {program->cuda_device(), stream, false}); }
 };
-
-void* stream_of(uintptr_t handle) {
-    return reinterpret_cast<void*>(handle);
-}
 
 std::vector<const Program*> rotation(const std::vector<ProgramPointer>& programs) {
     if (programs.empty()) throw std::invalid_argument("programs must hold at least one program, got none");
@@ -52,18 +49,6 @@ std::vector<const Program*> rotation(const std::vector<ProgramPointer>& programs
 void check_on_cpu(const std::vector<ProgramPointer>& programs) {
     if (programs[0]->cuda_device() >= 0)
         throw std::invalid_argument("programs must be of CPU ops: this loop reads the host's clock");
-}
-
-void check_counts(int64_t warmup, int64_t steps, int64_t repeats) {
-    const auto check = [](const char* name, int64_t value, int64_t low) {
-        if (value < low) {
-            throw std::invalid_argument(std::string(name) + " must be at least " + std::to_string(low) +
-                                        ", got " + std::to_string(value));
-        }
-    };
-    check("warmup", warmup, 0);
-    check("steps", steps, 1);
-    check("repeats", repeats, 1);
 }
 
 py::array_t<double> timed_loop_array(const std::vector<ProgramPointer>& programs, int64_t warmup,
@@ -136,24 +121,6 @@ class GraphStep : public CudaStep {
   private:
     const CudaGraph* graph_;
 };
-
-template <class Step>
-py::array_t<double> time_on_cuda(const std::vector<Step>& steps, int device, uintptr_t stream, int64_t warmup,
-                                 int64_t count, int64_t repeats, bool host) {
-    check_counts(warmup, count, repeats);
-    if (device < 0) throw std::invalid_argument("programs must be of CUDA ops: this loop reads CUDA events");
-    std::vector<const CudaStep*> pointers;
-    for (const Step& step : steps) pointers.push_back(&step);
-    py::array_t<double> samples_us(count);
-    double* data = samples_us.mutable_data();
-    py::gil_scoped_release release;
-    if (host) {
-        cuda_host_steps(device, stream_of(stream), pointers, warmup, count, data);
-    } else {
-        cuda_timed_steps(device, stream_of(stream), pointers, warmup, count, repeats, data);
-    }
-    return samples_us;
-}
 
 py::array_t<double> cuda_timed_programs(const std::vector<ProgramPointer>& programs, uintptr_t stream,
                                         int64_t warmup, int64_t count, int64_t repeats, bool programmatic,
@@ -265,6 +232,7 @@ PYBIND11_MODULE(_runtime, module) {
                py::arg("host"));
     module.def("cuda_timed_graphs", &cuda_timed_graphs, py::arg("graphs"), py::arg("stream"),
                py::arg("warmup"), py::arg("steps"), py::arg("repeats"), py::arg("host"));
+    bind_relaunch(module);
 #endif
 
 #ifdef PYKERNELS_TIMESTAMPS

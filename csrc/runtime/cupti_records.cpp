@@ -2,13 +2,12 @@
 
 #ifdef PYKERNELS_CUPTI
 
-#include <cxxabi.h>
-
 #include <cstddef>
-#include <cstdlib>
 #include <stdexcept>
 #include <string>
 #include <utility>
+
+#include "runtime/demangled.h"
 
 namespace pykernels {
 namespace {
@@ -98,15 +97,6 @@ void append(Trace& trace, const Cupti& cupti, const CUpti_Activity& record) {
 }
 
 }  // namespace
-
-std::string demangled(const std::string& name) {
-    int status = 0;
-    char* text = abi::__cxa_demangle(name.c_str(), nullptr, nullptr, &status);
-    if (text == nullptr) return name;  // extern "C"
-    std::string result = text;
-    std::free(text);
-    return result;
-}
 
 Trace read_records(const Cupti& cupti, uint8_t* buffer, size_t valid_bytes) {
     Trace trace;

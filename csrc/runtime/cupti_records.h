@@ -12,9 +12,6 @@
 
 namespace pykernels {
 
-// The name in C++, of a mangled one; the name itself of any other.
-std::string demangled(const std::string& name);
-
 // Kernels (their names as CUPTI has them, mangled) and calls, in the buffer's order. Throws
 // std::runtime_error at a record that is not complete.
 Trace read_records(const Cupti& cupti, uint8_t* buffer, size_t valid_bytes);

@@ -17,6 +17,7 @@
 #include "cuda/common/launch.h"
 #include "runtime/cupti_library.h"
 #include "runtime/cupti_records.h"
+#include "runtime/demangled.h"
 
 namespace pykernels {
 namespace {

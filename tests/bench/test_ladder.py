@@ -191,14 +191,14 @@ def test_the_parts_on_a_gpu():
     ("clocks", "names", "words"),
     [
         (("eager", "dispatch", "graph", "device"), ["python", "launch", "gap", "kernel"],
-         "launch includes the dispatcher's share: torch's ops have no loop below the dispatcher"),
+         "launch includes the dispatcher's share: there is no native arm"),
         (("eager", "graph"), ["launch", "kernel"],
-         "launch includes Python's and the dispatcher's shares: torch's ops have no loop below the dispatcher; "
+         "launch includes Python's and the dispatcher's shares: there is no dispatch and no native arm; "
          "kernel includes the gaps' share: no kernel was traced"),
         (("eager", "dispatch", "native", "device"), ["python", "dispatch", "gap", "kernel"],
          "gap includes the launches' share: there is no graph arm"),
-        (("eager", "native", "graph", "device"), ["python", "launch", "gap", "kernel"],
-         "python includes the dispatcher's share: there is no dispatch arm"),
+        (("eager", "native", "graph", "device"), ["framework", "launch", "gap", "kernel"],
+         "framework is Python and the dispatcher together: there is no dispatch arm"),
         (("eager",), ["kernel"], "kernel includes Python's, the dispatcher's, the launches' and the gaps' shares"),
     ],
     ids=lambda value: "+".join(value) if isinstance(value, tuple) else "",
@@ -215,6 +215,7 @@ def test_clocks_that_a_gpu_s_ladder_lacks(clocks, names, words):
     [
         ({"eager": 200.0, "dispatch": 90.0, "native": 31.0, "graph": 3.0}, tuple(CUDA_US), ["dispatch", "launch"]),
         ({"eager": 90.0}, tuple(CUDA_US), ["python"]),
+        ({"eager": 90.0, "native": 31.0}, ("eager", "native", "graph", "device"), ["framework", "launch"]),
         ({"graph": 3.0, "device": 1.0}, tuple(CUDA_US), []),
         ({"eager": 95.0, "dispatch": 92.0}, ("eager", "dispatch", "device"), []),
         ({"eager": 1.0}, ("eager", "dispatch"), []),

@@ -20,6 +20,7 @@ from bench.backends.steps import drivers as step_drivers
 from bench.core import environment, gpu_state, samplers
 from bench.core.samplers import chains
 from inputs.helpers import threads, torch_threads
+from pykernels.relaunch import Node
 from pykernels.trace import Call, Kernel
 
 KERNEL_US, GAP_US, HOST_US = 10, 2, 3
@@ -81,6 +82,8 @@ class FakeGpu:
         """A step of a C++ loop."""
         if isinstance(step, FakeGraph):
             step.replay(0)
+        elif isinstance(step, FakeRelaunch):
+            step.run()
         elif isinstance(step, pk.dispatch.Tape):
             step.run()
             for call in step.calls:
@@ -128,6 +131,21 @@ class FakeGraph:
         for item in self.items:
             self.run(item)
         self.gpu.replaying = False
+
+
+class FakeRelaunch:
+    """pk.runtime.Relaunch of a step that launches one kernel."""
+
+    def __init__(self, step: Callable, programmatic: tuple[str, ...] = ()) -> None:
+        self.step = step
+        attributes = ("programmatic",) if programmatic else ()
+        self.nodes = [Node("kernel", "eager", (1, 1, 1), (32, 1, 1), 0, 0, attributes)]
+
+    def __len__(self) -> int:
+        return len(self.nodes)
+
+    def run(self, stream: int = 0) -> None:
+        self.step()
 
 
 def install(monkeypatch: pytest.MonkeyPatch, traced: bool = True) -> FakeGpu:
@@ -191,6 +209,9 @@ def install(monkeypatch: pytest.MonkeyPatch, traced: bool = True) -> FakeGpu:
     def capture_each(steps):
         return [graph for step in steps for graph in capture([step], 1)]
 
+    def relaunches(steps, programmatic=()):
+        return [FakeRelaunch(launching(step), programmatic) for step in steps]
+
     def native_graph(programs, programmatic=False):
         return FakeGraph(gpu, gpu.run, programs, programmatic)
 
@@ -231,6 +252,8 @@ def install(monkeypatch: pytest.MonkeyPatch, traced: bool = True) -> FakeGpu:
     set_(pk.runtime, "cuda_trace", gpu.trace, raising=False)
     for module in (plain, op_arms, samplers):
         set_(module, "capture", capture)
+    for module in (plain, op_arms, samplers, step_drivers):
+        set_(module, "relaunches", relaunches, raising=False)
     set_(step_drivers, "capture_each", capture_each)
     set_(samplers, "event_sampler", python_sampler_of(samplers.event_sampler))
     set_(samplers, "held_sampler", python_sampler_of(samplers.held_sampler))
