@@ -82,45 +82,52 @@ class PlainLayer(Backend):
                 if mode == "eager":
                     step, arm.sampler = steps[0], samplers.python(steps)
                     host_sampler = samplers.host_python(steps, arm.launches)
+                elif mode == "native":
+                    again = relaunches(steps, self.programmatic)
+                    step, arm.nodes, arm.launches = (
+                        partial(again[0].run, samplers.stream),
+                        again[0].nodes,
+                        len(again[0]),
+                    )
+                    arm.sampler, host_sampler = samplers.programs(again), samplers.host_programs(again)
                 else:
-                    if mode == "native":
-                        again = relaunches(steps, self.programmatic)
-                        step, arm.nodes, arm.launches = (
-                            partial(again[0].run, samplers.stream),
-                            again[0].nodes,
-                            len(again[0]),
-                        )
-                        arm.sampler, host_sampler = samplers.programs(again), samplers.host_programs(again)
-                    else:
-                        graphs = capture(steps, samplers.repeats)
-                        step, arm.sampler = replay_all(graphs), samplers.torch_graphs(graphs)
-                        host_sampler = samplers.host_torch_graphs(graphs, arm.launches)
-                        arm.steps_per_graph = samplers.repeats
-                    # What the captured step of the first copy writes: an eager step after it has a result of its own.
-                    written = layers[0].out
-                    output = lambda: written  # noqa: E731
+                    graphs = capture(steps, samplers.repeats)
+                    step, arm.sampler = replay_all(graphs), samplers.torch_graphs(graphs)
+                    host_sampler = samplers.host_torch_graphs(graphs, arm.launches)
+                    arm.steps_per_graph = samplers.repeats
         arm.host_sampler = host_sampler if samplers.on_cuda else None
         arm.check = workload.checker(step, output, rows)
         if mode in ("native", "graph"):
-            arm.check = self._checked(arm, steps[0], step, layers[0], (written, *rows))
+            arm.check = self._checked(arm, steps[0], step, layers[0], rows)
         return arm
 
     def _checked(
         self,
         arm: Arm,
         eager: Callable[[], object],
-        again: Callable[[], object],
+        captured: Callable[[], object],
         layer: TorchLayer,
-        written: Sequence[Tensor],
+        rows: Sequence[Tensor],
     ) -> Callable[[], pk.reference.Comparison]:
-        """The arm's check, with the result poisoned before, and a look whether it has the bits of an eager step."""
+        """The check of an arm that runs a captured step, with the result poisoned before, and a look whether it leaves
+        the bits of an eager step."""
         check = arm.check
 
         def checked() -> pk.reference.Comparison:
-            bits.poison(written)
+            written = layer.out  # by the captured step; an eager one makes a result of its own
+            bits.poison((written, *rows))
             comparison = check()
-            if comparison.ok:
-                arm.against_eager = bits.against_eager(eager, lambda: (layer.out, *written[1:]), again, written)
+            if not comparison.ok:
+                return comparison
+
+            def results(step: Callable[[], object]) -> Sequence[Tensor]:
+                bits.poison((written, *rows))
+                layer.out = written
+                step()
+                return layer.out, *rows
+
+            arm.against_eager = bits.against_eager(partial(results, eager), partial(results, captured))
+            layer.out = written
             return comparison
 
         return checked

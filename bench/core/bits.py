@@ -35,25 +35,14 @@ def poison(tensors: Sequence[Tensor]) -> None:
             tensor.fill_(torch.iinfo(tensor.dtype).min)
 
 
-def against_eager(
-    eager: Callable[[], object],
-    results: Callable[[], Sequence[Tensor]],
-    again: Callable[[], object],
-    written: Sequence[Tensor],
-) -> str:
-    """EQUAL, DIFFERENT or NOT_DETERMINISTIC.
+def against_eager(eager: Callable[[], Sequence[Tensor]], again: Callable[[], Sequence[Tensor]]) -> str:
+    """EQUAL, DIFFERENT or NOT_DETERMINISTIC. Both run a step and return its results; `again` the captured step, which
+    has to poison what it writes before."""
 
-    eager runs a step and leaves its results where `results` finds them then. `again` runs the captured step, which
-    leaves the same results in `written`: they are poisoned before.
-    """
+    def copies(step: Callable[[], Sequence[Tensor]]) -> list[Tensor]:
+        return [tensor.clone() for tensor in step()]
 
-    def run_eager() -> list[Tensor]:
-        eager()
-        return [tensor.clone() for tensor in results()]
-
-    first, second = run_eager(), run_eager()
-    poison(written)
-    again()
+    first, second = copies(eager), copies(eager)
     if not all(map(same_bits, first, second)):
         return NOT_DETERMINISTIC
-    return EQUAL if all(map(same_bits, first, written)) else DIFFERENT
+    return EQUAL if all(map(same_bits, first, copies(again))) else DIFFERENT

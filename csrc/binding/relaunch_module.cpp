@@ -1,13 +1,13 @@
 // pykernels._runtime's part for captured steps that are launched again; pykernels/relaunch.py makes it
 // usable.
-#include "runtime/relaunch.h"
-
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <memory>
 
 #include "binding/timed_arrays.h"
+#include "runtime/empty_launch.h"
+#include "runtime/relaunch.h"
 
 namespace pykernels {
 namespace {
@@ -23,6 +23,24 @@ class NodeStep : public CudaStep {
   private:
     const Relaunch* step_;
 };
+
+using EmptyPointer = std::shared_ptr<EmptyLaunch>;
+
+class EmptyStep : public CudaStep {
+  public:
+    explicit EmptyStep(const EmptyLaunch* launch) : launch_(launch) {}
+    void enqueue(void* stream) const override { launch_->run(stream); }
+    size_t launches() const override { return 1; }
+
+  private:
+    const EmptyLaunch* launch_;
+};
+
+py::array_t<double> cuda_timed_empty(const EmptyPointer& launch, uintptr_t stream, int64_t warmup,
+                                     int64_t count, int64_t repeats, bool host) {
+    const std::vector<EmptyStep> steps{EmptyStep(launch.get())};
+    return time_on_cuda(steps, launch->cuda_device(), stream, warmup, count, repeats, host);
+}
 
 py::array_t<double> cuda_timed_relaunches(const std::vector<RelaunchPointer>& relaunches, uintptr_t stream,
                                           int64_t warmup, int64_t count, int64_t repeats, bool host) {
@@ -59,6 +77,13 @@ void bind_relaunch(py::module_& module) {
         .def("__len__", &Relaunch::size)
         .def_property_readonly("nodes", &Relaunch::nodes)
         .def_property_readonly("branches", &Relaunch::branches);
+    py::class_<EmptyLaunch, EmptyPointer>(module, "EmptyLaunch")
+        .def(py::init<const std::string&, int, bool, int, int>(), py::arg("call"), py::arg("arguments"),
+             py::arg("programmatic") = false, py::arg("cluster_blocks") = 1, py::arg("device") = 0)
+        .def("run", [](const EmptyLaunch& launch, uintptr_t stream) { launch.run(stream_of(stream)); })
+        .def_property_readonly("function", &EmptyLaunch::function);
+    module.def("cuda_timed_empty", &cuda_timed_empty, py::arg("launch"), py::arg("stream"), py::arg("warmup"),
+               py::arg("steps"), py::arg("repeats"), py::arg("host"));
     module.def("cuda_timed_relaunches", &cuda_timed_relaunches, py::arg("relaunches"), py::arg("stream"),
                py::arg("warmup"), py::arg("steps"), py::arg("repeats"), py::arg("host"));
 }

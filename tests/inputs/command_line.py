@@ -16,6 +16,7 @@ from bench.core import cli
 from bench.core.processes import Outcome
 from bench.inside import __main__ as inside
 from bench.int4 import __main__ as int4
+from bench.launch import __main__ as launch
 from bench.report import __main__ as report
 from bench.stack import __main__ as stack
 from bench.step import __main__ as step
@@ -33,6 +34,7 @@ COMMANDS = {
     "bench.ab": ab.command,
     "bench.attention": attention.command,
     "bench.stack": stack.command,
+    "bench.launch": launch.command,
     "bench.report": report.command,
     "bench.sweep": sweep.command,
 }

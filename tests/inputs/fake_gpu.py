@@ -47,7 +47,7 @@ class FakeGpu:
         self.kernels: list[Kernel] = []
         self.calls: list[Call] = []
         self.held = 0
-        self.replaying = False
+        self.replaying = self.relaunching = False
         self.queued = self.most_queued = 0
         self.graphs: list[FakeGraph] = []
 
@@ -136,8 +136,8 @@ class FakeGraph:
 class FakeRelaunch:
     """pk.runtime.Relaunch of a step that launches one kernel."""
 
-    def __init__(self, step: Callable, programmatic: tuple[str, ...] = ()) -> None:
-        self.step = step
+    def __init__(self, gpu: FakeGpu, step: Callable, programmatic: tuple[str, ...] = ()) -> None:
+        self.gpu, self.step = gpu, step
         attributes = ("programmatic",) if programmatic else ()
         self.nodes = [Node("kernel", "eager", (1, 1, 1), (32, 1, 1), 0, 0, attributes)]
 
@@ -145,7 +145,14 @@ class FakeRelaunch:
         return len(self.nodes)
 
     def run(self, stream: int = 0) -> None:
+        self.gpu.relaunching = True
         self.step()
+        self.gpu.relaunching = False
+
+
+def in_a_captured_step(gpu: FakeGpu) -> bool:
+    """Whether a graph is replayed or a captured step launched again."""
+    return gpu.replaying or gpu.relaunching
 
 
 def install(monkeypatch: pytest.MonkeyPatch, traced: bool = True) -> FakeGpu:
@@ -210,7 +217,7 @@ def install(monkeypatch: pytest.MonkeyPatch, traced: bool = True) -> FakeGpu:
         return [graph for step in steps for graph in capture([step], 1)]
 
     def relaunches(steps, programmatic=()):
-        return [FakeRelaunch(launching(step), programmatic) for step in steps]
+        return [FakeRelaunch(gpu, launching(step), programmatic) for step in steps]
 
     def native_graph(programs, programmatic=False):
         return FakeGraph(gpu, gpu.run, programs, programmatic)
