@@ -47,6 +47,16 @@ _DRIVERS = (
         "attention alone, in every backend, over contexts and batches",
         f"155 s a session, 470 s in all, on an H200; 33 s for one cell of two backends on {_BUSY}",
     ),
+    Driver(
+        "call",
+        "the ladder of a callable of your own: a model's step, a block, one kernel",
+        f"70 s of examples/call_block.py:block with --steps=4 on {_BUSY}",
+    ),
+    Driver(
+        "launch",
+        "what it costs to launch a kernel, by every launcher there is",
+        f"1 min of --device=cpu on {_BUSY}, nearly all of it torch.compile",
+    ),
     Driver("stack", "one layer: whose attention, compiled or not, captured or not", "199 s on an H200"),
     Driver(
         "int4",

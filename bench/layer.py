@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pykernels as pk
 from bench.backends import MODES, Backend, Workload, arms_of, by_name, registry
-from bench.core import cli, controls, ladder, measure, results
+from bench.core import cli, controls, gaps, ladder, measure, results
 from bench.core import quant_words as words
 from bench.core.ceiling import Ceiling
 from bench.core.copies import layers_a_sample
@@ -170,7 +170,7 @@ def run(settings: Settings) -> tuple[Document, Measurement]:
     arms += [arm for of_plugin in plugged for arm in of_plugin.failed]
     found = Measurement(arms, Ceiling(device), settings.spec_bandwidth, machine.monitor)
     gate(arms)
-    looked: Document = {"null": [], "spin": [], "ops": [], "timelines": {}}
+    looked: Document = {"null": [], "spin": [], "ops": [], "timelines": {}, "gaps": {}}
 
     def look_closer() -> None:
         looked["null"] = controls.null_op(settings.steps, device)
@@ -181,6 +181,7 @@ def run(settings: Settings) -> tuple[Document, Measurement]:
                 arms, found.traces, lambda fusion: layer_ops(settings, fusion), found.bandwidths
             )
             looked["timelines"] = layer_timelines(arms, found.traces, settings)
+            looked["gaps"] = gaps.documents(arms, found.traces)
         elif "native" in settings.backends:
             looked["ops"] = time_ops(layers, settings, found.bandwidths)
 

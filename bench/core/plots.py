@@ -10,6 +10,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 
+from bench.core import tables  # noqa: E402
 from bench.core.document import Document, write_figure  # noqa: E402
 from bench.core.errors import UsageError  # noqa: E402
 from bench.core.tables import PART_COLOURS, microseconds, percent  # noqa: E402
@@ -87,7 +88,7 @@ def write_waterfall(path: Path, document: Document) -> None:
     device = environment["gpu"]["name"] if document["device"] == "cuda" else environment["cpu"]["model"]
     commit = (environment["commit"] or "no commit")[:9]
     figure.suptitle(
-        f"{document['title']}, batch {document['batch']}, {document['dtype']}, {document['l2']} weights\n"
+        f"{', '.join([document['title'], *tables.shape_words(document)])}, {document['l2']} weights\n"
         f"{device}, {environment['pykernels']['threads']} threads, {document['created'][:10]}, {commit}; whiskers: 95%",
         fontsize=9, x=0.01, ha="left",
     )  # fmt: skip

@@ -265,13 +265,15 @@ def capture_each(steps: Sequence[Step], keep_graph: bool = False) -> list["torch
     return graphs
 
 
-def relaunches(steps: Sequence[Step], programmatic: Sequence[str] = ()) -> list[pk.runtime.Relaunch]:
+def relaunches(
+    steps: Sequence[Step], programmatic: Sequence[str] = (), serialise: bool = False
+) -> list[pk.runtime.Relaunch]:
     """Every step captured, to be launched again node by node (mode native of whoever has no launchers of ours). Raises
     UnsupportedError where that cannot be done with what a step launches."""
     graphs = capture_each(steps, keep_graph=True)
     try:
         return [
-            pk.runtime.Relaunch(graph, programmatic=programmatic, owners=[step])
+            pk.runtime.Relaunch(graph, programmatic=programmatic, serialise=serialise, owners=[step])
             for graph, step in zip(graphs, steps, strict=True)
         ]
     except ValueError as error:

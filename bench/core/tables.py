@@ -75,7 +75,7 @@ def heading(document: Document) -> list[str]:
     on_cuda = document["device"] == "cuda"
     by = f"driver {environment['gpu']['driver']}" if on_cuda else f"{kernels['threads']} threads, {kernels['isa']}"
     lines = [
-        f"{document['title']}, batch {document['batch']}, {document['dtype']}, {document['l2_words']}",
+        ", ".join([document["title"], *shape_words(document), document["l2_words"]]),
         f"{document['device']}: {device}, {by}; torch {environment['torch']['version']}; {document['created']}",
         *(_gpu_lines(document) if on_cuda else []),
     ]
@@ -95,6 +95,13 @@ def heading(document: Document) -> list[str]:
     if document.get("interrupted"):
         lines.append("INTERRUPTED: what follows was measured up to then")
     return lines
+
+
+def shape_words(document: Document) -> list[str]:
+    """Batch and dtype, where the run is of one: somebody's callable has its own."""
+    if document["batch"] is None:
+        return []
+    return [f"batch {document['batch']}", document["dtype"]]
 
 
 def _doubts(document: Document) -> list[str]:
@@ -273,6 +280,44 @@ def host_clocks(document: Document, name: str) -> str:
     return f"host clock per step: {steps}; per kernel: {kernels}"
 
 
+def _gapped_arm(document: Document, name: str) -> str | None:
+    """The traced arm from whose wall time the ladder of that name takes its `gap`: the lowest of the chain."""
+    modes = ("graph", "native", "dispatch", "eager")
+    return next((arm for mode in modes if (arm := f"{name}:{mode}") in document.get("gaps", {})), None)
+
+
+GAP_ROWS = 8
+"""Gaps that a table names; the others are one row."""
+
+
+def gap_grid(gaps: dict[str, Any]) -> Grid:
+    """The largest gaps of a step, by the kernel behind them, with their causes, and the sum."""
+    columns = [("before", False), ("gap us", True), ("host late", True), ("front end", True), ("copy, fill", True),
+               ("overlap", True)]  # fmt: skip
+    names = ("us", "host_us", "front_end_us", "copy_us", "overlap_us")
+
+    def row(title: str, entries: Sequence[dict[str, Any]]) -> Cells:
+        return [title, *(microseconds(sum(entry[name] for entry in entries)) for name in names)]
+
+    ordered = sorted(gaps["rows"], key=lambda entry: -entry["us"])
+    shown, others = ordered[:GAP_ROWS], ordered[GAP_ROWS:]
+    rows = [row(kernel_words(entry["before"]), [entry]) for entry in shown]
+    if others:
+        rows.append(row(f"{len(others)} others", others))
+    rows.append(["wall untraced less traced", microseconds(gaps["untraced_us"]), "", "", "", ""])
+    rows.append(["= gap", microseconds(gaps["sum_us"]), *(microseconds(gaps[name]) for name in names[1:])])
+    return columns, rows
+
+
+_NAME = 52
+
+
+def kernel_words(name: str) -> str:
+    """A kernel's name less what its template and function take, cut to a table's width."""
+    plain = name.removeprefix("void ").split("(", 1)[0] or name
+    return plain if len(plain) <= _NAME else plain[: _NAME - 3] + "..."
+
+
 def _remarks(document: Document, name: str) -> list[str]:
     """What stands under a ladder."""
     return [line for line in (host_clocks(document, name), document["ladder_notes"].get(name)) if line]
@@ -346,6 +391,10 @@ def print_document(document: Document, console: Console) -> None:
             console.print(Text(text, style=PART_COLOURS.get(part, "")), no_wrap=True)
         for line in _remarks(document, name):
             console.print(Text(f"  {line}"))
+        if arm := _gapped_arm(document, name):
+            console.print()
+            grid = gap_grid(document["gaps"][arm])
+            console.print(make_table(f"Gaps of {arm}: before which kernel, and why", grid, console.width))
 
 
 def markdown_table(title: str, grid: Grid) -> Iterable[str]:
@@ -371,5 +420,7 @@ def write_markdown(path: Path, document: Document) -> None:
         lines += [f"### Ladder of {name}", "", "```", *(text for _, text in ladder_rows(parts, 100)), "```", ""]
         for line in _remarks(document, name):
             lines += [line, ""]
+        if arm := _gapped_arm(document, name):
+            lines += markdown_table(f"Gaps of {arm}: before which kernel, and why", gap_grid(document["gaps"][arm]))
     lines += [f"Reproduce: `{document['command']}`"]
     write_atomically(path, ("\n".join(lines) + "\n").encode())

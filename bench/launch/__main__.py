@@ -10,6 +10,7 @@ takes no part in it; from one launch to the next back to back; and what the devi
 
 import sys
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated
 
 import torch
@@ -18,28 +19,64 @@ import typer
 from bench.core import cli
 from bench.core.document import Document
 from bench.core.errors import flag_error
+from bench.core.flags import Flags, make_command
 from bench.core.progress import progress
 from bench.core.run import Machine, close
+from bench.drivers import takes
 from bench.launch import tables
-from bench.launch.launchers import ARGUMENTS, registry
+from bench.launch.launchers import ARGUMENTS, Launcher, registry
 from bench.launch.measure import measure
 
 _PROGRAM = "bench.launch"
 
 
-@dataclass
-class Settings:
-    """The checked flags of one run."""
+@dataclass(kw_only=True)
+class Settings(Flags):
+    """The flags of one run."""
 
-    launchers: list[str]
-    arguments: list[int]
-    launches: int
-    device: torch.device
+    launcher: Annotated[str, typer.Option("--launcher", help="comma-separated; all")] = "all"
+    arguments: Annotated[
+        str, typer.Option("--arguments", help="pointers that the kernel takes, comma-separated of 0, 1, 8, 32; all")
+    ] = "all"
+    launches: Annotated[
+        int,
+        typer.Option(
+            "--launches",
+            help="launches that the host's clock is read around",
+            callback=cli.checked(cli.number, "--launches", 100, 1_000_000),
+        ),
+    ] = 10_000
+    device: cli.DeviceFlag = "auto"
+    json: cli.JsonFlag = ""
+    md: cli.MdFlag = ""
+    plot: cli.PlotFlag = ""
+    list_: cli.ListFlag = False
+
+    @cached_property
+    def target(self) -> torch.device:
+        """--device."""
+        return cli.device(self.device)
+
+    @cached_property
+    def launchers(self) -> list[type[Launcher]]:
+        """--launcher. Raises UsageError for a name that none has."""
+        known = registry()
+        return [known[name] for name in cli.choices("--launcher", self.launcher, list(known))]
+
+    @cached_property
+    def counts(self) -> list[int]:
+        """--arguments. Raises UsageError where no launcher has a kernel of so many."""
+        counts = [int(n) for n in cli.choices("--arguments", self.arguments, [str(n) for n in ARGUMENTS])]
+        allowed = sorted({count for launcher in self.launchers for count in launcher.counts(self.target)})
+        if not set(allowed) & set(counts):
+            words = f"of what {self.launcher} takes: {', '.join(map(str, allowed))}"
+            raise flag_error("--arguments", self.arguments, words)
+        return counts
 
 
 def run(settings: Settings) -> Document:
     """Measure. Ctrl-C keeps what was finished."""
-    machine, launchers = Machine(settings.device), registry()
+    machine = Machine(settings.target)
     with progress("launchers", len(settings.launchers)) as advance:
         seen: set[str] = set()
 
@@ -48,10 +85,7 @@ def run(settings: Settings) -> Document:
                 seen.add(entry["launcher"])
                 advance()
 
-        entries, finished = measure(
-            [launchers[name] for name in settings.launchers], settings.arguments, settings.device, settings.launches,
-            done,
-        )  # fmt: skip
+        entries, finished = measure(settings.launchers, settings.counts, settings.target, settings.launches, done)
     if not entries:
         raise KeyboardInterrupt
     head = cli.head(
@@ -59,7 +93,7 @@ def run(settings: Settings) -> Document:
         environment=machine.document(),
     )  # fmt: skip
     return head | {
-        "device": settings.device.type, "launches": settings.launches, "arguments": settings.arguments,
+        "device": settings.target.type, "launches": settings.launches, "arguments": settings.counts,
         "launchers": entries,
     }  # fmt: skip
 
@@ -74,35 +108,20 @@ def print_list() -> None:
         print(f"{'':<25} {f'unsupported: {why}{hint}' if why else 'runs here'}")
 
 
-def command(
-    launcher: Annotated[str, typer.Option("--launcher", help="comma-separated; all")] = "all",
-    arguments: Annotated[
-        str, typer.Option("--arguments", help="pointers that the kernel takes, comma-separated of 0, 1, 8, 32; all")
-    ] = "all",
-    launches: Annotated[int, typer.Option("--launches", help="launches that the host's clock is read around")] = 10_000,
-    device: cli.DeviceFlag = "auto",
-    json: cli.JsonFlag = "",
-    md: cli.MdFlag = "",
-    plot: cli.PlotFlag = "",
-    list_: cli.ListFlag = False,
-) -> int:
+def main(settings: Settings) -> int:
     """What it costs to launch an empty kernel, by every launcher there is."""
-    if list_:
+    if settings.list_:
         print_list()
         return 0
-    outputs = cli.Outputs(json, md=md, plot=plot)
-    names = cli.choices("--launcher", launcher, list(registry()))
-    counts = [int(count) for count in cli.choices("--arguments", arguments, [str(count) for count in ARGUMENTS])]
-    target = cli.device(device)
-    known = registry()
-    allowed = sorted({count for name in names for count in known[name].counts(target)})
-    if not set(allowed) & set(counts):
-        raise flag_error("--arguments", arguments, f"of what {launcher} takes: {', '.join(map(str, allowed))}")
-    settings = Settings(names, counts, cli.number("--launches", launches, 100, 1_000_000), target)
+    outputs = cli.Outputs(settings.json, md=settings.md, plot=settings.plot)
+    _ = settings.launchers, settings.counts  # what is wrong with them is said before anything runs
     return close(
         run(settings), outputs, tables.print_document,
         writers={"--md": tables.write_markdown, "--plot": tables.write_plot},
     )  # fmt: skip
+
+
+command = make_command(main, Settings, takes("launch"))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 // pykernels._runtime's part for captured steps that are launched again; pykernels/relaunch.py makes it
 // usable.
+#ifdef PYKERNELS_CUDA
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -89,3 +90,5 @@ void bind_relaunch(py::module_& module) {
 }
 
 }  // namespace pykernels
+
+#endif

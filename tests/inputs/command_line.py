@@ -12,6 +12,7 @@ from pathlib import Path
 
 from bench import ab, compare, doctor, layer, op, sweep
 from bench.attention import __main__ as attention
+from bench.call import __main__ as call
 from bench.core import cli
 from bench.core.processes import Outcome
 from bench.inside import __main__ as inside
@@ -35,6 +36,7 @@ COMMANDS = {
     "bench.attention": attention.command,
     "bench.stack": stack.command,
     "bench.launch": launch.command,
+    "bench.call": call.command,
     "bench.report": report.command,
     "bench.sweep": sweep.command,
 }

@@ -139,6 +139,7 @@ class FakeRelaunch:
     def __init__(self, gpu: FakeGpu, step: Callable, programmatic: tuple[str, ...] = ()) -> None:
         self.gpu, self.step = gpu, step
         attributes = ("programmatic",) if programmatic else ()
+        self.branches = 0
         self.nodes = [Node("kernel", "eager", (1, 1, 1), (32, 1, 1), 0, 0, attributes)]
 
     def __len__(self) -> int:
@@ -216,7 +217,7 @@ def install(monkeypatch: pytest.MonkeyPatch, traced: bool = True) -> FakeGpu:
     def capture_each(steps):
         return [graph for step in steps for graph in capture([step], 1)]
 
-    def relaunches(steps, programmatic=()):
+    def relaunches(steps, programmatic=(), serialise=False):
         return [FakeRelaunch(gpu, launching(step), programmatic) for step in steps]
 
     def native_graph(programs, programmatic=False):
