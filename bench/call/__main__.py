@@ -1,7 +1,7 @@
 """The ladder of anybody's code: a model's step, a block, one kernel, a Hugging Face module.
 
 python -m bench.call examples/call_block.py:block
-python -m bench.call my_model.py:step --l2=cold --json=step.json --plot=step.png
+python -m bench.call my_model.py:step --l2=warm --json=step.json --plot=step.png
 
 The function that is named returns (callable, inputs), or (callable, inputs, reference). On a GPU the call is timed
 eager, by a C++ loop through the dispatcher where a tape can be recorded, captured and launched again node by node,
@@ -57,7 +57,7 @@ class Settings(Flags):
         bool, typer.Option("--serialise", help="mode native launches parallel branches one after another")
     ] = False
     device: cli.DeviceFlag = "auto"
-    l2: cli.L2Flag = "warm"
+    l2: cli.L2Flag = "cold"
     warmup: cli.WarmupFlag = 5
     steps: cli.StepsFlag = 30
     repeats: cli.RepeatsFlag = 0
@@ -72,11 +72,8 @@ class Settings(Flags):
 
     @property
     def modes(self) -> list[str]:
-        """--mode. Raises UsageError without eager, where the ladder begins."""
-        modes = cli.choices("--mode", self.mode, MODES)
-        if "eager" not in modes:
-            raise flag_error("--mode", self.mode, "with eager: the ladder begins there")
-        return modes
+        """--mode."""
+        return cli.modes("--mode", self.mode, MODES)
 
 
 def print_list() -> None:
@@ -93,6 +90,8 @@ def main(settings: Settings) -> int:
         return 0
     s = settings
     outputs, target, modes = cli.Outputs(s.json, s.csv, s.md, s.plot, s.trace), cli.device(s.device), s.modes
+    if "eager" not in modes:
+        raise flag_error("--mode", s.mode, "with eager: the ladder begins there")
     check_traceable(s.trace, target)
     cli.set_threads(s.threads)
     loaded, reference = load(s.subject, target)

@@ -24,6 +24,7 @@ from bench.core.copies import weight_copies
 from bench.core.device_trace import Traced
 from bench.core.document import Document
 from bench.core.environment import last_level_cache_bytes
+from bench.core.errors import one_line
 from bench.core.measure import Arm
 from bench.core.run import Machine, Measurement, gate
 from bench.core.samplers import steps_for
@@ -54,10 +55,14 @@ class Report:
         document.write_json(Path(path), self.document)
 
 
-def copies_of(subject: Subject, l2: str, device: torch.device) -> list[Subject]:
-    """The subject and as many copies as a cold run rotates through, eight at most."""
+def copies_of(subject: Subject, l2: str, device: torch.device) -> tuple[list[Subject], str | None]:
+    """The subject and as many copies as a cold run rotates through, eight at most; and why there are none, where a
+    subject cannot be copied."""
     count = min(weight_copies(subject.weight_bytes(), l2, device), _COPIES_LIMIT)
-    return [subject, *(subject.clone() for _ in range(count - 1))]
+    try:
+        return [subject, *(subject.clone() for _ in range(count - 1))], None
+    except Exception as error:  # what deepcopy says of a callable or an input
+        return [subject], f"warm: no copies could be made to rotate through: {one_line(error)}"
 
 
 def _repeats(copies: Sequence[Subject], device: torch.device) -> int:
@@ -112,7 +117,7 @@ def run(
     title: str,
     device: torch.device,
     modes: Sequence[str] = MODES,
-    l2: str = "warm",
+    l2: str = "cold",
     steps: int = 30,
     warmup: int = 5,
     repeats: int = 0,
@@ -129,13 +134,14 @@ def run(
         if reference is not None:
             twin = subject.clone()
             wanted = [t.clone() for t in tensors_of(reference(*twin.args, **twin.kwargs))]
-        copies = copies_of(subject, l2, device)
+        copies, not_copied = copies_of(subject, l2, device)
         for one in copies:
             one.step()
     if wanted is None and expected is not None:
         wanted = expected(len(subject.written))
     moved = n_bytes or subject.n_bytes()
     maker = Maker(copies, repeats or _repeats(copies, device), device, wanted, depth, serialise)
+    maker.notes += [not_copied] if not_copied else []
     arms = [maker.arm(mode) for mode in modes]
     found = Measurement(arms, Ceiling(device), bandwidth, machine.monitor)
     gate(arms)
@@ -183,7 +189,7 @@ def measure(
     function: Callable[..., Any],
     *inputs: Any,
     reference: Callable[..., Any] | None = None,
-    l2: str = "warm",
+    l2: str = "cold",
     steps: int = 30,
     device: str | torch.device | None = None,
     n_bytes: int = 0,
