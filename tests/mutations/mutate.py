@@ -1,16 +1,10 @@
-"""Removes each wait, barrier and fence of the CUDA kernels in turn, and runs the executor's tests: each must fail.
-
-    python tests/simt/mutate.py                      every mutation; 1 where a test passes that should not
-    python tests/simt/mutate.py --list               what there is
-    python tests/simt/mutate.py --only=rmsnorm       of those whose name matches a regular expression
-    python tests/simt/mutate.py --results=FILE       JSON lines; what is in it already is not run again
+"""What is removed from the CUDA kernels, and how a mutant is built and tested (see __main__.py).
 
 A mutation is found by what it is, a statement that calls one of FUNCTIONS, so that no line number is kept. It is made
 in a copy of csrc; the objects of pykernels_simt_sm90 (then sm80, if nothing was found) that include the file are
-compiled anew with the build's own command, and linked with the others. docs/simt.md has the result.
+compiled anew with the build's own command, and linked with the others.
 """
 
-import argparse
 import json
 import os
 import re
@@ -20,7 +14,6 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,8 +38,10 @@ REPLACED = (
 )
 # Of a header that many ops include, the one that is tried first, where it is not the one of the shortest name.
 FIRST = {"numeric.cuh": "rmsnorm"}
-# What no test of the executor can find, and why. The key is a mutation's name without its number.
-NOT_FOUND: dict[str, str] = {}
+# What no test of the executor can find, and why.
+NOT_FOUND = {
+    "gqa_combine.cuh: without warp_barrier #1": "one thread does both; it is there for racecheck",
+}
 
 
 @dataclass(frozen=True)
@@ -140,8 +135,8 @@ def build(mutation: Mutation | None, arch: int, ops: set[str], folder: Path) -> 
     subprocess.run(["c++", "-shared", "-o", library, *objects.values(), "-ldl"], check=True)
 
 
-def run_tests(folder: str, arch: str, ops: str) -> int:
-    """In a process of its own: the tests of one architecture and these ops, on the folder's library."""
+def run_tests(folder: str, arch: str, ops: str, files: str) -> int:
+    """In a process of its own: the files' tests of one architecture and these ops, on the folder's library."""
     import pytest
 
     class Chosen:
@@ -159,19 +154,19 @@ def run_tests(folder: str, arch: str, ops: str) -> int:
 
             simt._LIBRARIES = Path(folder)
 
-    files = tests_of(set(ops.split(",")))
-    return pytest.main(["-x", "-p", "no:cacheprovider", "--tb=short", *files], plugins=[Chosen()])
+    return pytest.main(["-x", "-p", "no:cacheprovider", "--tb=short", *files.split(",")], plugins=[Chosen()])
 
 
-def what_found(mutation: Mutation | None, arch: int, ops: set[str]) -> str:
-    """What found the mutation, or ''."""
+def what_found(mutation: Mutation | None, arch: int, ops: set[str], files: list[str] | None = None) -> str:
+    """What found the mutation (None: of kernels as they are) in the test files, by default all of the ops, or ''."""
     with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
         build(mutation, arch, ops, Path(folder))
-        command = [sys.executable, __file__, "--run-tests", folder, str(arch), ",".join(sorted(ops))]
+        command = [sys.executable, "-m", "mutations", "--run-tests", folder, str(arch), ",".join(sorted(ops))]
+        command.append(",".join(files or tests_of(ops)))
         try:
             ended = subprocess.run(
                 command, cwd=ROOT, capture_output=True, text=True, timeout=TIME_LIMIT_S, start_new_session=True,
-                env=os.environ | {"OMP_NUM_THREADS": "1"},
+                env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests")},
             )  # fmt: skip
         except subprocess.TimeoutExpired:
             return f"no end within {TIME_LIMIT_S} s"
@@ -191,42 +186,3 @@ def attempts(file: Path) -> list[tuple[int, set[str]]]:
     ops = sorted((source.stem for source in KERNELS.glob("*.cu") if file in includes(source)), key=len)
     whole = [(90, set(ops)), (80, set(ops))]
     return whole if len(ops) == 1 else [(90, {FIRST.get(file.name, ops[0])}), *whole]
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--list", action="store_true", help="print the mutations")
-    parser.add_argument("--only", default="", help="a regular expression")
-    parser.add_argument("--results", type=Path, help="JSON lines")
-    chosen = parser.parse_args()
-    all_of_them = [one for one in mutations() if re.search(chosen.only, one.name)]
-    if chosen.list:
-        for one in all_of_them:
-            print(f"{one.name} (line {one.line})")
-        return 0
-    done = {}
-    if chosen.results and chosen.results.exists():
-        done = {entry["name"]: entry for entry in map(json.loads, chosen.results.read_text().splitlines())}
-    missed = 0
-    for one in all_of_them:
-        if one.name not in done:
-            begin = time.monotonic()
-            found = next(filter(None, (what_found(one, *attempt) for attempt in attempts(one.file))), "")
-            done[one.name] = {"name": one.name, "found": found, "seconds": round(time.monotonic() - begin)}
-            if chosen.results:
-                with chosen.results.open("a") as file:
-                    file.write(json.dumps(done[one.name]) + "\n")
-        found = done[one.name]["found"]
-        missed += not found and one.kind not in NOT_FOUND
-        print(
-            f"{one.name}: {found or 'NOT FOUND' + (': ' + NOT_FOUND[one.kind] if one.kind in NOT_FOUND else '')}",
-            flush=True,
-        )
-    print(f"{len(all_of_them)} mutations, {missed} not found")
-    return int(missed > 0)
-
-
-if __name__ == "__main__":
-    if sys.argv[1:2] == ["--run-tests"]:
-        sys.exit(run_tests(*sys.argv[2:]))
-    sys.exit(main())
