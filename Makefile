@@ -108,6 +108,7 @@ gpu-int4: build
 
 report: build
 	$(python) -m bench.report bench/results --out=docs/report --title="launchtax: measured on an H200 and an H100" --no-svg $(ARGS)
+	$(python) -m bench.report.pages
 
 clean:
 	rm -rf build dist *.egg-info pykernels/*.so

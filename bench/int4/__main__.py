@@ -218,9 +218,9 @@ command = make_command(main, Settings, takes("int4"))
 
 
 def _bars(path: Path, document: Document) -> None:
-    from bench.int4 import bars  # matplotlib takes a second: only where a picture is asked for
+    from bench.int4 import plots  # matplotlib takes a second: only where a picture is asked for
 
-    bars.write_bars(path, document)
+    plots.write_bars(path, document)
 
 
 if __name__ == "__main__":

@@ -10,19 +10,17 @@ A table stands between two comments of a Markdown file, the first of which names
     <!-- end -->
 """
 
+import argparse
 import io
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Annotated
 
-import typer
 from rich.console import Console
 
-from bench.core import cli, document
+from bench.core import document
 from bench.core.document import Document, write_atomically
-from bench.core.errors import flag_error
 from bench.core.tables import microseconds, percent, print_document, times
 
 FILES = ("README.md", "docs/results.md", "docs/example-run.md")
@@ -312,22 +310,23 @@ def filled(text: str, documents: Documents) -> str:
 
 def draw(documents: Documents, docs: Path) -> None:
     """The pictures that README and docs show beside those of the report."""
-    from bench.core import plots
-    from bench.int4 import bars
+    from bench.core.plots import write_waterfall
+    from bench.int4.plots import write_bars
 
-    plots.write_waterfall(docs / "h200-layer.png", documents["h200-layer-llama-3.1-8b"])
-    bars.write_bars(docs / "h200-int4.png", documents["h200-int4-libraries"])
-    bars.write_bars(docs / "h100-int4.png", documents["h100-int4-vllm"])
+    write_waterfall(docs / "h200-layer.png", documents["h200-layer-llama-3.1-8b"])
+    write_bars(docs / "h200-int4.png", documents["h200-int4-libraries"])
+    write_bars(docs / "h100-int4.png", documents["h100-int4-vllm"])
 
 
-def command(
-    check: Annotated[bool, typer.Option("--check", help="write nothing; exit status 1 where a table is stale")] = False,
-    root: Annotated[str, typer.Option("--root", help="the clone: README.md, docs/ and bench/results/ are there")] = ".",
-) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """The tables and pictures of README and docs, from the committed documents."""
-    folder = Path(root)
+    parser = argparse.ArgumentParser(prog="python -m bench.report.pages", description=main.__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 where a table is stale")
+    parser.add_argument("--root", default=".", help="the clone: README.md, docs/ and bench/results/ are there")
+    given = parser.parse_args(arguments)
+    folder = Path(given.root)
     if not (folder / "bench" / "results").is_dir():
-        raise flag_error("--root", root, "a clone of launchtax, with bench/results in it")
+        parser.error(f"--root={given.root} must be a clone of launchtax, with bench/results in it")
     documents, stale = Documents(folder / "bench" / "results"), []
     for name in FILES:
         path = folder / name
@@ -335,13 +334,13 @@ def command(
         made = filled(text, documents)
         if made != text:
             stale.append(name)
-            if not check:
+            if not given.check:
                 write_atomically(path, made.encode())
-    if not check:
+    if not given.check:
         draw(documents, folder / "docs")
-    print(f"{'stale' if check else 'written'}: {', '.join(stale) or 'none'}")
-    return 1 if check and stale else 0
+    print(f"{'stale' if given.check else 'written'}: {', '.join(stale) or 'none'}")
+    return 1 if given.check and stale else 0
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run("bench.report.pages", command))
+    sys.exit(main())
