@@ -1,6 +1,8 @@
 # make layer                 set up, build, run the main job
 # make test                  set up, build, lint, run every test             (TEST_JOBS=2)
 # make build PYTHON=python3  build in place for an interpreter that has what it needs; downloads nothing
+# make fuzz                  bad command lines and files for every driver    (ARGS="--only=^compare --jobs=2")
+# make mutations             do the tests notice a kernel without one of its waits, barriers, fences?  (ARGS=--only=rmsnorm)
 #
 # make nsys                  a timeline of bench.layer on a GPU         (ARGS="--model=llama-3.1-8b")
 # make ncu OP=gemv           the counters of one op's kernels on a GPU  (ARGS="--model=llama-3.1-8b")
@@ -28,7 +30,7 @@ cxx_sources = $(shell git ls-files --cached --others --exclude-standard 'csrc/*.
                                     'tests/*.cpp' 'tests/*.h' 'tests/*.cu' 'tests/*.cuh' 'examples/*.cu')
 build_folder = build/$(shell $(python) -c 'import sysconfig; print(sysconfig.get_config_var("SOABI"))')
 
-.PHONY: layer test build lint format clean nsys ncu sanitize gpu-check gpu-peers gpu-int4 report resources
+.PHONY: layer test fuzz mutations build lint format clean nsys ncu sanitize gpu-check gpu-peers gpu-int4 report resources
 .DELETE_ON_ERROR:
 
 layer: build
@@ -41,6 +43,14 @@ test: build lint
 	ctest --test-dir $(build_folder) --output-on-failure --parallel $(TEST_JOBS)
 	OMP_NUM_THREADS=1 $(python) -m pytest --numprocesses=$(TEST_JOBS) --dist=loadfile --ignore=tests/package/test_controls.py
 	$(python) -m pytest tests/package/test_controls.py
+
+# Each case in a process of its own; tests/bench/test_fuzz.py runs most of those that are to be refused in one.
+fuzz: build
+	PYTHONPATH=tests $(python) -m fuzz --jobs=$(TEST_JOBS) $(ARGS)
+
+# Compiles and tests a kernel anew for each wait, barrier and fence: hours.
+mutations: build
+	PYTHONPATH=tests $(python) -m mutations $(ARGS)
 
 build: $(setup)
 	$(build_command)
