@@ -1,6 +1,6 @@
 """One op, swept over the shapes of the models and the modes, against torch's own.
 
-python -m bench.op --op=gemv --model=qwen2.5-7b
+python -m bench.op --op=gemv --model=qwen2.5-7b --batch=1,2,4,8
 python -m bench.op --op=gqa_decode --ctx=2048,8192,16384
 python -m bench.op --op=gqa_decode --backend=native,torch,examples/gqa_decode_plugin.cu:gqa_decode
 python -m bench.op --op=null
@@ -66,7 +66,7 @@ class Settings(Flags):
     ctx: Annotated[str, typer.Option("--ctx", help="comma-separated contexts; for the ops that have one")] = (
         "2048,8192,16384"
     )
-    batch: cli.BatchFlag = 1
+    batch: Annotated[str, typer.Option("--batch", help="sequences, 1 to 8; comma-separated")] = "1"
     dtype: cli.DtypeFlag = "bf16"
     device: cli.DeviceFlag = "auto"
     l2: cli.L2Flag = "cold"
@@ -112,6 +112,11 @@ class Settings(Flags):
         return cli.numbers("--ctx", self.ctx, 1, min(spec.max_position for spec in self.specs), int)
 
     @cached_property
+    def batches(self) -> list[int]:
+        """--batch."""
+        return cli.numbers("--batch", self.batch, 1, 8, int)
+
+    @cached_property
     def durations_us(self) -> list[float]:
         """--duration-us."""
         return cli.numbers("--duration-us", self.duration_us, 0.1, 1e6, float)
@@ -148,7 +153,7 @@ class Settings(Flags):
     def check(self) -> None:
         """Raise UsageError for the first flag that does not fit the others."""
         cli.choice("--op", self.op, (*OPS, *_CONTROLS))
-        assert self.modes and self.contexts and self.durations_us and self.spec_bandwidth
+        assert self.modes and self.contexts and self.batches and self.durations_us and self.spec_bandwidth
         asked = self.plugin_plan.plugins
         names, _ = self.named
         torch_modes = {"eager", "dispatch", "graph"} & set(self.modes)
@@ -197,7 +202,7 @@ def measure_case(
     for arm in arms:
         entry = {
             "backend": arm.backend, "mode": arm.mode, "fusion": None, "op": case.op, "label": case.label,
-            "shape": case.shape, "bytes": case.bytes, "status": arm.status, "reason": arm.reason,
+            "shape": case.shape, "batch": case.batch, "bytes": case.bytes, "status": arm.status, "reason": arm.reason,
             "floor_us": floor_us, "max_rel_error": arm.max_rel_error,
             "time_us": None, "gbs": None, "share_of_spec": None, "share_of_read": None,
             "samples_us": arm.samples_us, "ceiling": bandwidths,
@@ -255,7 +260,7 @@ def sweep(
                     entry
                     for found in plugged
                     for entry in found.entries("ops")
-                    if (entry["label"], entry["shape"]) == (case.label, case.shape)
+                    if (entry["label"], entry["shape"], entry["batch"]) == (case.label, case.shape, case.batch)
                 ]
                 advance()
             for case, of_case in measured if settings.target.type == "cuda" else ():
@@ -292,18 +297,19 @@ def _document(
         "device": settings.target.type, "l2": settings.l2,
         "l2_words": f"{settings.l2} weights", "ceiling": ceiling.document(*settings.spec_bandwidth),
         "ops": entries, "arms": [], "ladder": {}, "ladder_notes": {},
-        "batch": settings.batch, "dtype": settings.dtype, "ctx": settings.contexts, "steps": settings.steps,
-        "warmup": settings.warmup, **extra,
+        "batch": settings.batches[0] if len(settings.batches) == 1 else settings.batches, "dtype": settings.dtype,
+        "ctx": settings.contexts, "steps": settings.steps, "warmup": settings.warmup, **extra,
     }  # fmt: skip
 
 
 def _cases(settings: Settings) -> list[Case]:
     """What is swept. Two models with the same shapes are one case."""
     swept = {
-        (case.label, case.shape): case
+        (case.label, case.shape, case.batch): case
         for spec in settings.specs
+        for batch in settings.batches
         for case in cases(
-            settings.op, spec, settings.contexts, settings.batch, cli.DTYPES[settings.dtype], settings.seed,
+            settings.op, spec, settings.contexts, batch, cli.DTYPES[settings.dtype], settings.seed,
             settings.target,
         )
     }  # fmt: skip

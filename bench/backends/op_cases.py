@@ -1,7 +1,7 @@
 """The cases of bench.op: every op over the shapes that the models need, with torch's equivalent beside it."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -46,6 +46,7 @@ class Case:
     make: Callable[[], Instance]
     expected: Callable[[], Tensor]
     dtype: torch.dtype
+    batch: int = 1
 
     def check(self, got: Tensor) -> pk.reference.Comparison:
         """Compare with the reference."""
@@ -64,6 +65,11 @@ class _Maker:
     def __init__(self, spec: ModelSpec, batch: int, dtype: torch.dtype, seed: int, device: torch.device) -> None:
         self.spec, self.batch, self.dtype, self.device = spec, batch, dtype, device
         self.generator = torch.Generator(device).manual_seed(seed)
+
+    @property
+    def several(self) -> str:
+        """How a shape without the batch in it begins."""
+        return f"{self.batch} x " if self.batch > 1 else ""
 
     def random(self, *shape: int, std: float = 1.0, mean: float = 0.0) -> Tensor:
         return torch.empty(shape, dtype=self.dtype, device=self.device).normal_(mean, std, generator=self.generator)
@@ -182,7 +188,7 @@ def _gqa_decode(m: _Maker, contexts: Sequence[int]) -> list[Case]:
                 )
 
             n_bytes = floors.gqa_decode(m.batch, spec.n_heads, spec.n_kv_heads, spec.head_dim, ctx, m.dtype.itemsize)
-            shape = f"{spec.n_heads}/{spec.n_kv_heads}x{spec.head_dim}, kv {ctx}"
+            shape = f"{m.several}{spec.n_heads}/{spec.n_kv_heads}x{spec.head_dim}, kv {ctx}"
             expected = lambda: pk.reference.gqa_decode(q, k, v, kv_len)  # noqa: E731
             return Case("gqa_decode", "attention", shape, n_bytes, n_bytes, make, expected, m.dtype)
 
@@ -258,7 +264,7 @@ def _rope_kv_append(m: _Maker, contexts: Sequence[int]) -> list[Case]:
         return Instance(lambda: pk.ops.rope_kv_append(q, k, v, cos_sin, position, keys, values, out=out), by_torch, out)
 
     n_bytes = floors.rope_kv_append(m.batch, spec.n_heads, spec.n_kv_heads, spec.head_dim, m.dtype.itemsize)
-    shape = f"{spec.n_heads}/{spec.n_kv_heads}x{spec.head_dim}"
+    shape = f"{m.several}{spec.n_heads}/{spec.n_kv_heads}x{spec.head_dim}"
     expected = lambda: pk.reference.rope_kv_append(q, k, v, cos_sin, position)[0]  # noqa: E731
     return [Case("rope_kv_append", "", shape, n_bytes, 0, make, expected, m.dtype)]
 
@@ -318,4 +324,5 @@ def cases(
     device: torch.device,
 ) -> list[Case]:
     """The cases of one op for one model. Attention has one a context; the others have one a shape."""
-    return _MAKERS[op](_Maker(spec, batch, dtype, seed, device), contexts)
+    made = _MAKERS[op](_Maker(spec, batch, dtype, seed, device), contexts)
+    return [replace(case, batch=batch) for case in made]

@@ -98,10 +98,11 @@ def heading(document: Document) -> list[str]:
 
 
 def shape_words(document: Document) -> list[str]:
-    """Batch and dtype, where the run is of one: somebody's callable has its own."""
+    """Batch (of bench.op, batches) and dtype, where the run is of one: somebody's callable has its own."""
     if document["batch"] is None:
         return []
-    return [f"batch {document['batch']}", document["dtype"]]
+    batch = document["batch"]
+    return [f"batch {', '.join(map(str, batch)) if isinstance(batch, list) else batch}", document["dtype"]]
 
 
 def _doubts(document: Document) -> list[str]:

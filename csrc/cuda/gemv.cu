@@ -1,6 +1,6 @@
 // gemv: out = x @ weight^T + bias + residual. Row pair i is rows 2i and 2i + 1 of the weight.
 #include "cuda/gemv_epilogues.cuh"
-#include "cuda/gemv_mainloop.cuh"
+#include "cuda/gemv_launch.cuh"
 
 namespace pykernels::cuda {
 namespace {

@@ -288,24 +288,4 @@ __global__ void __launch_bounds__(gemv_threads)
     }
 }
 
-// `aligned`: every row of every operand is 16-byte aligned.
-template <class Op>
-void launch_gemv(const typename Op::Params& params, bool aligned, const Stream& stream) {
-    const DeviceLimits& limits = device_limits();
-    const GemvPlan plan = plan_gemv(Op::row_pairs(params), Op::width(params), Op::batch(params), aligned,
-                                    stream.programmatic, {limits.sm_count, limits.shared_bytes});
-    const auto run = [&](auto kernel) {
-        launch(kernel, plan.blocks, gemv_threads, static_cast<size_t>(plan.shared_bytes), stream, params,
-               plan);
-    };
-    if (!plan.streamed) {
-        launch(gemv_plain_kernel<Op>, plan.blocks, gemv_threads, 0, stream, params);
-    } else if (plan.vectors == 2) {
-        run(gemv_kernel<Op, 1, 2>);
-    } else {
-        with_batch(Op::batch(params),
-                   [&](auto batch_tile) { run(gemv_kernel<Op, decltype(batch_tile)::value, 1>); });
-    }
-}
-
 }  // namespace pykernels::cuda

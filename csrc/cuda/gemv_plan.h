@@ -66,7 +66,7 @@ inline GemvPlan plan_gemv(int pairs, int width, int batch, bool vectors, bool pr
     GemvPlan plan = {};
     plan.blocks = pairs < device.sm_count ? pairs : device.sm_count;
     plan.programmatic = programmatic;
-    if (!vectors) return plan;
+    if (!vectors || batch > 1) return plan;  // gemv_mma_plan.h plans several sequences
     plan.chunk_pairs = gemv_threads / batch / gemv_groups * gemv_groups;
     const int64_t x_bytes = int64_t{batch} * width * 2;
     const auto fits = [&](int vectors_of_stage, bool x_in_shared) {
@@ -76,9 +76,7 @@ inline GemvPlan plan_gemv(int pairs, int width, int batch, bool vectors, bool pr
         plan.shared_bytes = gemv_x_offset(plan, batch) + static_cast<int>(x_in_shared ? x_bytes : 0);
         return plan.shared_bytes <= device.shared_bytes;
     };
-    // With several sequences, one vector a row and stage is enough work for a thread; two would need more
-    // registers.
-    plan.streamed = (batch == 1 && fits(2, true)) || fits(1, true) || fits(1, false);
+    plan.streamed = fits(2, true) || fits(1, true) || fits(1, false);
     if (!plan.streamed) return {plan.blocks, false, false, programmatic, 0, 0, 0};
     if (programmatic) plan.shared_bytes = gemv_bytes_alone(plan.shared_bytes, device);
     return plan;

@@ -1,7 +1,7 @@
 // qkv_gemv: q, k, v = rmsnorm(x) @ weight^T + bias; q and k rotated by RoPE; k and v into the cache. The row
 // pairs are those of gemv_epilogues.cuh.
 #include "cuda/gemv_epilogues.cuh"
-#include "cuda/gemv_mainloop.cuh"
+#include "cuda/gemv_launch.cuh"
 
 namespace pykernels::cuda {
 namespace {

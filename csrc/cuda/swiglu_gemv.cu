@@ -1,6 +1,6 @@
 // swiglu_gemv: out = silu(n @ gate^T) * (n @ up^T), n = rmsnorm(x) or x. Row pair i is row i of both weights.
 #include "cuda/gemv_epilogues.cuh"
-#include "cuda/gemv_mainloop.cuh"
+#include "cuda/gemv_launch.cuh"
 
 namespace pykernels::cuda {
 namespace {

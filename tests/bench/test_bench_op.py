@@ -58,6 +58,22 @@ def test_contexts_are_swept(capsys, tmp_path):
     assert {row["shape"] for row in load(output)["ops"]} == {"8/2x64, kv 64", "8/2x64, kv 100"}
 
 
+@pytest.mark.parametrize("op", ["gqa_decode", "rmsnorm"])
+def test_batches_are_swept(capsys, tmp_path, op):
+    output = tmp_path / "op.json"
+    result = run_here(capsys, "bench.op", f"--op={op}", *SMALL, "--batch=1,3", f"--json={output}")
+    assert result.status == 0 and ", batch 1, 3, " in result.out
+    document = load(output)
+    assert document["batch"] == [1, 3]
+    shapes = {batch: {row["shape"] for row in document["ops"] if row["batch"] == batch} for batch in (1, 3)}
+    assert shapes[1] and len(shapes[1]) == len(shapes[3]) and not shapes[1] & shapes[3]
+
+
+def test_a_batch_out_of_range_is_refused(capsys):
+    result = run_here(capsys, "bench.op", "--op=gemv", *SMALL, "--batch=1,9")
+    assert result.status == 2 and "--batch=9: must be in 1..8" in result.err
+
+
 def test_the_specified_bandwidth_can_be_given(capsys, tmp_path):
     output = tmp_path / "op.json"
     assert run_here(capsys, "bench.op", "--op=add", *SMALL, "--spec-gbs=123", f"--json={output}").status == 0

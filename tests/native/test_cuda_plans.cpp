@@ -61,7 +61,8 @@ void test_row_pairs_are_assigned_once(int pairs, const Device& device) {
     CHECK(next == pairs, "%d of %d row pairs are assigned", next, pairs);
 }
 
-void test_gemv_plan(const char* what, int pairs, int width, int batch, const Device& device) {
+void test_gemv_plan(const char* what, int pairs, int width, const Device& device) {
+    constexpr int batch = 1;  // test_gemv_mma_plan.cpp has more
     const GemvDevice limits = {device.sm_count, device.shared_bytes};
     const GemvPlan plan = plan_gemv(pairs, width, batch, true, true, limits);
     CHECK(plan.streamed, "%s, batch %d: not streamed on %s", what, batch, device.name);
@@ -71,10 +72,10 @@ void test_gemv_plan(const char* what, int pairs, int width, int batch, const Dev
     // keeps one for each.
     CHECK(2 * (plan.shared_bytes + 1024) > device.shared_bytes + 1024,
           "%s, batch %d: two of %d bytes fit on %s", what, batch, plan.shared_bytes, device.name);
-    CHECK(plan.vectors == 1 || (plan.vectors == 2 && batch == 1 && plan.x_in_shared),
-          "%s, batch %d: %d vectors", what, batch, plan.vectors);
-    // 80 KB an SM in flight where x fits beside them, 160 KB on sm_90 at batch 1.
-    if (device.sm_90 && batch == 1) CHECK(plan.vectors == 2, "%s on %s", what, device.name);
+    CHECK(plan.vectors == 1 || (plan.vectors == 2 && plan.x_in_shared), "%s, batch %d: %d vectors", what,
+          batch, plan.vectors);
+    // 80 KB an SM in flight where x fits beside them, 160 KB on sm_90.
+    if (device.sm_90) CHECK(plan.vectors == 2, "%s on %s", what, device.name);
     // A thread finishes one row pair of one sequence, every partial of a chunk has a slot, and a chunk is a
     // multiple of the warp groups.
     CHECK(plan.chunk_pairs >= gemv_groups && plan.chunk_pairs % gemv_groups == 0 &&
@@ -93,9 +94,10 @@ void test_gemv_plan(const char* what, int pairs, int width, int batch, const Dev
     CHECK(end <= plan.shared_bytes, "%s, batch %d: ends at %lld of %d bytes", what, batch,
           static_cast<long long>(end), plan.shared_bytes);
 
-    const GemvPlan plain = plan_gemv(pairs, width, batch, false, true, limits);
-    CHECK(!plain.streamed && plain.shared_bytes == 0 && plain.blocks == plan.blocks, "%s without vectors",
-          what);
+    for (const GemvPlan& plain :
+         {plan_gemv(pairs, width, 1, false, true, limits), plan_gemv(pairs, width, 2, true, true, limits)})
+        CHECK(!plain.streamed && plain.shared_bytes == 0 && plain.blocks == plan.blocks,
+              "%s without vectors, or of two sequences", what);
 }
 
 void test_gemv_shapes(const Device& device) {
@@ -104,18 +106,15 @@ void test_gemv_shapes(const Device& device) {
         const int q = model.n_heads * head_dim, kv = model.n_kv_heads * head_dim;
         for (const int pairs : {q / 2, kv / 2, (q + 2 * kv) / 2, model.hidden / 2, model.intermediate})
             test_row_pairs_are_assigned_once(pairs, device);
-        for (int batch = 1; batch <= max_batch; ++batch) {
-            test_gemv_plan("q", q / 2, model.hidden, batch, device);
-            test_gemv_plan("k", kv / 2, model.hidden, batch, device);
-            test_gemv_plan("gate", model.intermediate / 2, model.hidden, batch, device);
-            test_gemv_plan("down", model.hidden / 2, model.intermediate, batch, device);
-            test_gemv_plan("qkv_gemv", (q + 2 * kv) / 2, model.hidden, batch, device);
-            test_gemv_plan("swiglu_gemv", model.intermediate, model.hidden, batch, device);
-        }
+        test_gemv_plan("q", q / 2, model.hidden, device);
+        test_gemv_plan("k", kv / 2, model.hidden, device);
+        test_gemv_plan("gate", model.intermediate / 2, model.hidden, device);
+        test_gemv_plan("down", model.hidden / 2, model.intermediate, device);
+        test_gemv_plan("qkv_gemv", (q + 2 * kv) / 2, model.hidden, device);
+        test_gemv_plan("swiglu_gemv", model.intermediate, model.hidden, device);
     }
     // An x that no block can hold stays where it is.
-    const GemvPlan wide =
-        plan_gemv(100, 1 << 20, max_batch, true, false, {device.sm_count, device.shared_bytes});
+    const GemvPlan wide = plan_gemv(100, 1 << 20, 1, true, false, {device.sm_count, device.shared_bytes});
     CHECK(wide.streamed && !wide.x_in_shared, "%d bytes of shared memory", wide.shared_bytes);
 }
 

@@ -9,8 +9,9 @@ from inputs.simt_gemv import gemv_inputs, run_gemv
 
 import pykernels as pk
 
-# In, out: pieces of 512 and their rests, fewer rows than warps, an odd row, rows that are not vectors.
-SHAPES = [(8, 1), (512, 3), (520, 129), (1024, 64), (3584, 40), (1528, 66), (7, 9), (100, 33), (513, 4)]
+# In, out: pieces of 512 and their rests, fewer rows than warps, an odd row, more units a block than are finished at
+# once, rows longer than registers hold, rows that are not vectors.
+SHAPES = [(8, 1), (512, 3), (520, 300), (1024, 64), (3584, 40), (1528, 66), (4104, 37), (7, 9), (100, 33), (513, 4)]
 
 
 def both_close(out, cpu, expected, dtype, depth=1):
@@ -34,9 +35,32 @@ def test_gemv(n_in, n_out, batch, dtype, arch, extra):
 
 
 @pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("shared_kib", [99, 227])
+@pytest.mark.parametrize("n_in", [1032, 4168])
+@pytest.mark.parametrize("batch", range(2, 9))
+def test_gemv_on_tensor_cores_at_every_batch(batch, n_in, shared_kib, arch):
+    """Both kernels, x in registers and x a K tile at a time, of an sm_89's shared memory and of an sm_90's."""
+    inputs = gemv_inputs(batch, n_in, 41, torch.bfloat16)
+    with device(arch, seed=batch, sm_count=3, shared_bytes=shared_kib * 1024) as dev:
+        out = run_gemv(dev, inputs, torch.bfloat16)
+    both_close(out, pk.ops.gemv(*inputs), pk.reference.gemv(*inputs), torch.bfloat16)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gemv_of_one_sequence_and_many_rows(dtype, arch):
+    """lm_head's: on tensor cores also at batch 1."""
+    inputs = gemv_inputs(1, 520, 1601, dtype)
+    with device(arch, sm_count=3) as dev:
+        out = run_gemv(dev, inputs, dtype)
+    both_close(out, pk.ops.gemv(*inputs), pk.reference.gemv(*inputs), dtype)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("seed", range(12))
-def test_gemv_gives_the_same_bits_in_any_order(seed, arch):
-    inputs = gemv_inputs(3, 1528, 66, torch.bfloat16)
+@pytest.mark.parametrize("n_in", [1528, 4104])
+def test_gemv_gives_the_same_bits_in_any_order(n_in, seed, arch):
+    inputs = gemv_inputs(3, n_in, 66, torch.bfloat16)
     with device(arch) as dev:
         first = run_gemv(dev, inputs, torch.bfloat16)
     with device(arch, seed, sm_count=1 + seed % 5) as dev:
@@ -54,7 +78,7 @@ def test_gemv_of_rows_that_begin_between_vectors(offset, arch):
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_gemv_of_x_that_shared_memory_does_not_hold(arch):
-    inputs = gemv_inputs(8, 4096, 9, torch.float16)
+    inputs = gemv_inputs(1, 33000, 9, torch.float16)
     with device(arch) as dev:
         out = run_gemv(dev, inputs, torch.float16)
     both_close(out, pk.ops.gemv(*inputs), pk.reference.gemv(*inputs), torch.float16)
@@ -64,7 +88,7 @@ def test_gemv_of_x_that_shared_memory_does_not_hold(arch):
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("batch", BATCHES)
-@pytest.mark.parametrize(("n_in", "n_out"), [(512, 65), (520, 33), (2048, 18), (100, 7), (8, 9)])
+@pytest.mark.parametrize(("n_in", "n_out"), [(512, 65), (520, 33), (2048, 18), (4104, 21), (100, 7), (8, 9)])
 @pytest.mark.parametrize("norm", [False, True])
 def test_swiglu_gemv(n_in, n_out, batch, dtype, arch, norm):
     x = randn(batch, n_in, dtype=dtype)
@@ -85,13 +109,13 @@ def test_swiglu_gemv(n_in, n_out, batch, dtype, arch, norm):
 @pytest.mark.parametrize("arch", ARCHS)
 def test_swiglu_gemv_whose_normed_x_shared_memory_does_not_hold(arch):
     dtype = torch.bfloat16
-    x, norm_weight = randn(8, 1024, dtype=dtype), randn(1024, dtype=dtype, seed=1)
-    gate, up = (randn(9, 1024, dtype=dtype, seed=seed, scale=1 / 32) for seed in (2, 3))
-    with device(arch, shared_bytes=96 * 1024) as dev:
-        out = dev.empty(8, 9, dtype=dtype)
+    x, norm_weight = randn(1, 33000, dtype=dtype), randn(33000, dtype=dtype, seed=1)
+    gate, up = (randn(9, 33000, dtype=dtype, seed=seed, scale=33000**-0.5) for seed in (2, 3))
+    with device(arch) as dev:
+        out = dev.empty(1, 9, dtype=dtype)
         dev.launch(
             "swiglu_gemv", x=dev.to(x), norm_weight=dev.to(norm_weight), gate_weight=dev.to(gate),
-            up_weight=dev.to(up), out=out, batch=8, in_features=1024, out_features=9, eps=1e-6, dtype=dtype,
+            up_weight=dev.to(up), out=out, batch=1, in_features=33000, out_features=9, eps=1e-6, dtype=dtype,
         )  # fmt: skip
         dev.synchronize()
         assert_close(out, pk.reference.swiglu_gemv(x, gate, up, norm_weight), dtype, depth=2)
@@ -102,7 +126,8 @@ def test_swiglu_gemv_whose_normed_x_shared_memory_does_not_hold(arch):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize(
-    ("hidden", "heads", "kv_heads", "head_dim"), [(512, 7, 1, 64), (1032, 4, 2, 64), (520, 1, 1, 128), (50, 2, 1, 128)]
+    ("hidden", "heads", "kv_heads", "head_dim"),
+    [(512, 7, 1, 64), (1032, 4, 2, 64), (520, 1, 1, 128), (4104, 3, 1, 64), (50, 2, 1, 128)],
 )
 def test_qkv_gemv(hidden, heads, kv_heads, head_dim, batch, dtype, arch):
     max_len = 12

@@ -27,15 +27,6 @@ void with_type(const char* op, Dtype dtype, Body&& body) {
 template <int value>
 using Constant = std::integral_constant<int, value>;
 
-// body(Constant<n>) with the smallest n of 1, 2, 4, 8 that is not below the batch
-template <class Body>
-void with_batch(int batch, Body&& body) {
-    if (batch == 1) return body(Constant<1>{});
-    if (batch == 2) return body(Constant<2>{});
-    if (batch <= 4) return body(Constant<4>{});
-    return body(Constant<8>{});
-}
-
 // Whether these addresses, and the stride of rows of `width` 16-bit elements, are multiples of 16 bytes.
 
 template <class... Pointers>

@@ -1,0 +1,96 @@
+// How the GEMV of several sequences on tensor cores (gemv_mma.cuh) is laid over a GPU, and for which sizes it
+// is taken: pure functions of the sizes and the device.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/gemv_plan.h"
+
+namespace pykernels::cuda {
+
+// A row tile is M of mma.m16n8k16: both rows of 8 row pairs. N is the batch.
+constexpr int gemv_mma_tile_pairs = 8;
+constexpr int gemv_mma_tile_rows = 2 * gemv_mma_tile_pairs;
+constexpr int gemv_mma_max_batch = 8;
+// A line is 128 bytes of a row.
+constexpr int gemv_mma_line_columns = 64;
+constexpr int gemv_mma_line_bytes = 128;
+// Units that a block finishes together: a lane a row pair, a warp a sequence.
+constexpr int gemv_mma_chunk_pairs = 32;
+
+// What the kernel is compiled for.
+struct GemvMmaShape {
+    int warps;
+    int row_tiles;         // of a stage, which is one K tile of them, for one warp
+    int lines;             // of a K tile
+    int stages;            // of a warp
+    int resident_k_tiles;  // of x, which a warp keeps in registers; 0: x is loaded again for every stage
+
+    constexpr int k_tile_columns() const { return lines * gemv_mma_line_columns; }
+    constexpr int stage_bytes() const { return row_tiles * lines * gemv_mma_tile_rows * gemv_mma_line_bytes; }
+    // Shared memory of a block, in this order: the stages of every warp; its sums, two for every row pair of
+    // a chunk and sequence; the sums of squares, one for every warp and sequence.
+    constexpr int sums_offset() const { return warps * stages * stage_bytes(); }
+    constexpr int squares_offset() const {
+        return sums_offset() + warps * gemv_mma_chunk_pairs * gemv_mma_max_batch * 8;
+    }
+    constexpr int shared_bytes() const { return squares_offset() + warps * gemv_mma_max_batch * 4; }
+};
+
+// The first that fits is taken. Lines of 256 bytes and as many as shared memory holds measured best on an
+// H200 (docs/gemv-batch.md). Rows of up to 4096 columns leave x in registers; of longer ones a stage has two
+// row tiles for one K tile of x. The last two are for 99 KB of shared memory (sm_89), and for sm_80.
+constexpr GemvMmaShape gemv_mma_shapes[] = {
+    {16, 1, 2, 3, 2},
+    {8, 2, 2, 3, 0},
+    {8, 1, 1, 5, 8},
+    {8, 2, 1, 2, 0},
+};
+constexpr int gemv_mma_shape_count = sizeof gemv_mma_shapes / sizeof *gemv_mma_shapes;
+
+// At batch 1 CUDA cores are as fast (docs/gemv-batch.md), but where a block has so many row pairs: lm_head.
+constexpr int gemv_mma_single_pairs = 256;
+
+struct GemvMmaPlan {
+    int shape;  // of gemv_mma_shapes; -1: CUDA cores
+    int blocks;
+    int block_pairs, longer_blocks;    // the first so many blocks have one row pair more
+    int slice_k_tiles, longer_slices;  // the first so many warps have one K tile more
+    bool programmatic;
+    int shared_bytes;
+};
+
+// Share i of consecutive items where the first `longer` shares have one more than `each`.
+constexpr int gemv_mma_first(int i, int each, int longer) {
+    return i * each + (i < longer ? i : longer);
+}
+
+// `aligned`: every row of every operand begins on 16 bytes.
+inline GemvMmaPlan plan_gemv_mma(int pairs, int width, int batch, bool aligned, bool programmatic,
+                                 const GemvDevice& device) {
+    GemvMmaPlan plan = {};
+    plan.shape = -1;
+    const int blocks = pairs < device.sm_count ? pairs : device.sm_count;
+    if (!aligned || batch > gemv_mma_max_batch) return plan;
+    if (batch == 1 && pairs / blocks < gemv_mma_single_pairs) return plan;
+    for (int i = 0; i < gemv_mma_shape_count && plan.shape < 0; ++i) {
+        const GemvMmaShape& shape = gemv_mma_shapes[i];
+        const int k_tiles = (width + shape.k_tile_columns() - 1) / shape.k_tile_columns();
+        plan.slice_k_tiles = k_tiles / shape.warps;
+        plan.longer_slices = k_tiles % shape.warps;
+        const int longest = plan.slice_k_tiles + (plan.longer_slices > 0);
+        if (shape.shared_bytes() > device.shared_bytes) continue;
+        if (shape.resident_k_tiles > 0 && longest > shape.resident_k_tiles) continue;
+        plan.shape = i;
+        plan.shared_bytes = shape.shared_bytes();
+    }
+    if (plan.shape < 0) return plan;
+    plan.blocks = blocks;
+    plan.block_pairs = pairs / blocks;
+    plan.longer_blocks = pairs % blocks;
+    plan.programmatic = programmatic;
+    if (programmatic) plan.shared_bytes = gemv_bytes_alone(plan.shared_bytes, device);
+    return plan;
+}
+
+}  // namespace pykernels::cuda
