@@ -89,7 +89,7 @@ ncu: build
 	  $(python) -m bench.op --device=cuda --op=$(OP) --mode=native --steps=2 --warmup=0 --repeats=4 $(ARGS)
 
 # A quick subset: the smallest shapes of every op, and the layer of the tiny model. The tools run side by side.
-SANITIZED ?= (rmsnorm and (8- or 520) or gemv and 520 or (int4_gemv or int4_swiglu) and 544 and (1-bf16 or 3-bf16) or \
+SANITIZED ?= (rmsnorm and (8- or 520) or gemv and (520 or 4104) or (int4_gemv or int4_swiglu) and 544 and (1-bf16 or 3-bf16) or \
   argmax and 520 or gqa_decode and lengths0 or layer and tiny and not 64) and not fp16
 SANITIZER_TOOLS ?= memcheck racecheck synccheck initcheck
 sanitize: build

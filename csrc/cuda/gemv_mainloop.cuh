@@ -1,4 +1,4 @@
-// The GEMV mainloop of the dense linear ops: out = epilogue(W x), x of 1 to 8 rows, W read once from memory.
+// The GEMV mainloop of the dense linear ops on CUDA cores: out = epilogue(W x), x of one row, W read once.
 //
 // Work is divided into row pairs: two rows of W, chosen by the op (gate and up, or the two dimensions that
 // RoPE rotates together). A block is assigned consecutive row pairs; its warp groups of two warps take them

@@ -1,4 +1,4 @@
-// GEMV of up to 8 sequences on tensor cores: out = epilogue(W x), at the same cost for every batch. An Op is
+// GEMV of 2 to 8 sequences on tensor cores: out = epilogue(W x), at the same cost for every batch. An Op is
 // gemv_mainloop.cuh's.
 //
 // mma.m16n8k16: A is a row tile of W, row a of 8 row pairs and then row b of each; B is x, a sequence a

@@ -1,4 +1,4 @@
-// How the GEMV of several sequences on tensor cores (gemv_mma.cuh) is laid over a GPU, and for which sizes it
+// How the GEMV of 2 to 8 sequences on tensor cores (gemv_mma.cuh) is laid over a GPU, and for which sizes it
 // is taken: pure functions of the sizes and the device.
 #pragma once
 
@@ -48,9 +48,6 @@ constexpr GemvMmaShape gemv_mma_shapes[] = {
 };
 constexpr int gemv_mma_shape_count = sizeof gemv_mma_shapes / sizeof *gemv_mma_shapes;
 
-// At batch 1 CUDA cores are as fast (docs/gemv-batch.md), but where a block has so many row pairs: lm_head.
-constexpr int gemv_mma_single_pairs = 256;
-
 struct GemvMmaPlan {
     int shape;  // of gemv_mma_shapes; -1: CUDA cores
     int blocks;
@@ -71,8 +68,8 @@ inline GemvMmaPlan plan_gemv_mma(int pairs, int width, int batch, bool aligned, 
     GemvMmaPlan plan = {};
     plan.shape = -1;
     const int blocks = pairs < device.sm_count ? pairs : device.sm_count;
-    if (!aligned || batch > gemv_mma_max_batch) return plan;
-    if (batch == 1 && pairs / blocks < gemv_mma_single_pairs) return plan;
+    // At batch 1 CUDA cores are as fast (docs/gemv-batch.md).
+    if (!aligned || batch == 1 || batch > gemv_mma_max_batch) return plan;
     for (int i = 0; i < gemv_mma_shape_count && plan.shape < 0; ++i) {
         const GemvMmaShape& shape = gemv_mma_shapes[i];
         const int k_tiles = (width + shape.k_tile_columns() - 1) / shape.k_tile_columns();

@@ -44,7 +44,8 @@ def test_rmsnorm(hidden, batch, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize(
-    ("n_in", "n_out"), [(8, 1), (512, 3), (520, 129), (3584, 512), (4096, 4096), (18944, 515), (7, 9), (100, 33)]
+    ("n_in", "n_out"),
+    [(8, 1), (512, 3), (520, 129), (3584, 512), (4096, 4096), (18944, 515), (4104, 37), (7, 9), (100, 33)],
 )
 @pytest.mark.parametrize("extra", [False, True])
 def test_gemv(n_in, n_out, batch, dtype, extra):
@@ -58,7 +59,7 @@ def test_gemv(n_in, n_out, batch, dtype, extra):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("batch", BATCHES)
-@pytest.mark.parametrize(("n_in", "n_out"), [(512, 1408), (520, 33), (4096, 259), (100, 7)])
+@pytest.mark.parametrize(("n_in", "n_out"), [(512, 1408), (520, 33), (4096, 259), (4104, 21), (100, 7)])
 @pytest.mark.parametrize("norm", [False, True])
 def test_swiglu_gemv(n_in, n_out, batch, dtype, norm):
     x, norm_weight = randn(batch, n_in, dtype=dtype), randn(n_in, dtype=dtype, seed=1)

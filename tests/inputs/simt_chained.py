@@ -242,7 +242,6 @@ CASES = {
     "gqa_decode of a long cache": lambda: gqa_decode([333], 8208, 4, 1, 64, BF16),
     "gemv of one": lambda: gemv(1, 1032, 37, BF16),
     "gemv of three": lambda: gemv(3, 520, 37, FP16),
-    "gemv of one and many rows": lambda: gemv(1, 520, 1601, BF16),
     "gemv of eight and long rows": lambda: gemv(8, 4104, 9, FP16),
     "gemv, x not in shared memory": lambda: gemv(1, 33000, 9, FP16),
     "gemv of any width": lambda: gemv(2, 50, 9, BF16),
