@@ -37,7 +37,7 @@ REPLACED = (
     (r"\bload_fresh\(", "load(", "a plain load for the fresh one"),
     (r"\bi % 2 \* 4 \+ t;", "i % 2 * 4 + (t ^ 1);", "the fragment of another lane"),
     (r"\{a\.x, b\.x, a\.y, b\.y\}", "{a.x, a.y, b.x, b.y}", "fragments of another order"),
-    (r"stages \+ stage \*", "stages + (stage > 0 ? stage - 1 : Traits::stages - 1) *", "the stage before"),
+    (r"stages \+ stage \* (Traits)", r"stages + (stage > 0 ? stage - 1 : Traits::stages - 1) * \1", "the stage before"),
 )
 # Of a header that many ops include, the one that is tried first, where it is not the one of the shortest name.
 FIRST = {"numeric.cuh": "rmsnorm"}
