@@ -9,8 +9,10 @@ ONE = ["--model=tiny", "--device=cpu", "--ctx=16", "--batch=1", "--calls=2", "--
 
 
 def load(path):
+    """The document that a run wrote."""
     return json.loads(path.read_text())
 
 
 def arms(document):
+    """Its arms by (shape, backend, mode)."""
     return {(arm["shape"], arm["backend"], arm["mode"]): arm for arm in document["arms"]}

@@ -21,6 +21,8 @@ def arguments(
     dtype: torch.dtype = torch.float32,
     bias: bool = True,
 ) -> dict:
+    """By name: x [batch, hidden], weights and biases of q, k and v, caches [batch, kv_heads, MAX_LEN, dim] that hold
+    numbers, and a sequence a position."""
     batch = len(positions)
     made = dict(
         x=randn(batch, hidden, dtype=dtype),

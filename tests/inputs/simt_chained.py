@@ -67,6 +67,7 @@ def nan(*shape: int, dtype: torch.dtype) -> Tensor:
 
 
 def rmsnorm(batch: int, hidden: int, dtype: torch.dtype) -> Case:
+    """x [batch, hidden]."""
     x, weight = randn(batch, hidden, dtype=dtype), randn(hidden, dtype=dtype, seed=1)
     return Case(
         "rmsnorm", dict(x=x, weight=weight), dict(out=nan(batch, hidden, dtype=dtype)),
@@ -75,6 +76,7 @@ def rmsnorm(batch: int, hidden: int, dtype: torch.dtype) -> Case:
 
 
 def add(count: int, dtype: torch.dtype) -> Case:
+    """Two vectors of `count`."""
     a, b = randn(count, dtype=dtype), randn(count, dtype=dtype, seed=1)
     return Case(
         "add", dict(a=a, b=b), dict(out=nan(count, dtype=dtype)), dict(out=pk.reference.add(a, b)),
@@ -83,6 +85,7 @@ def add(count: int, dtype: torch.dtype) -> Case:
 
 
 def silu_mul(batch: int, features: int, dtype: torch.dtype) -> Case:
+    """gate and up [batch, features]."""
     gate, up = randn(batch, features, dtype=dtype), randn(batch, features, dtype=dtype, seed=1)
     return Case(
         "silu_mul", dict(gate=gate, up=up), dict(out=nan(batch, features, dtype=dtype)),
@@ -91,6 +94,7 @@ def silu_mul(batch: int, features: int, dtype: torch.dtype) -> Case:
 
 
 def embedding(batch: int, hidden: int, dtype: torch.dtype) -> Case:
+    """A table of 11 rows."""
     table, token = randn(11, hidden, dtype=dtype), torch.tensor([10, 0, 3, 3, 7, 1, 9, 5][:batch])
     return Case(
         "embedding", dict(token=token, table=table), dict(out=nan(batch, hidden, dtype=dtype)),
@@ -99,6 +103,7 @@ def embedding(batch: int, hidden: int, dtype: torch.dtype) -> Case:
 
 
 def argmax(batch: int, vocab: int, dtype: torch.dtype) -> Case:
+    """logits [batch, vocab], and the step onward."""
     logits = randn(batch, vocab, dtype=dtype)
     position = torch.tensor(POSITIONS[:batch], dtype=torch.int32)
     after = torch.clamp(position + 1, max=MAX_LEN - 1)
@@ -126,6 +131,7 @@ def empty(caches: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
 
 
 def rope_kv_append(batch: int, heads: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> Case:
+    """One token a sequence, appended at POSITIONS."""
     q = randn(batch, heads, head_dim, dtype=dtype)
     k, v = (randn(batch, kv_heads, head_dim, dtype=dtype, seed=seed) for seed in (1, 2))
     cos_sin = randn(MAX_POSITION, head_dim, seed=9)
@@ -143,6 +149,7 @@ def rope_kv_append(batch: int, heads: int, kv_heads: int, head_dim: int, dtype: 
 
 
 def gqa_decode(lengths: list[int], max_len: int, heads: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> Case:
+    """A sequence a length, in a cache of max_len slots."""
     q, k, v, kv_len = gqa_inputs(lengths, max_len, heads, kv_heads, head_dim, dtype)
     return Case(
         "gqa_decode", dict(q=q, k_cache=k, v_cache=v, kv_len=kv_len), dict(out=nan(*q.shape, dtype=dtype)),

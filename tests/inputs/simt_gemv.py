@@ -4,6 +4,7 @@ from inputs.helpers import randn
 
 
 def gemv_inputs(batch, n_in, n_out, dtype):
+    """x [batch, n_in], weight [n_out, n_in], bias [n_out], residual [batch, n_out]."""
     return (
         randn(batch, n_in, dtype=dtype),
         randn(n_out, n_in, dtype=dtype, seed=1, scale=n_in**-0.5),
@@ -13,6 +14,7 @@ def gemv_inputs(batch, n_in, n_out, dtype):
 
 
 def run_gemv(dev, inputs, dtype, offset=0):
+    """out of one launch; every tensor begins `offset` bytes past a multiple of 64."""
     x, weight, bias, residual = (dev.to(tensor, offset) for tensor in inputs)
     (batch, n_in), n_out = x.shape, weight.shape[0]
     out = dev.empty(batch, n_out, dtype=dtype, offset=offset)

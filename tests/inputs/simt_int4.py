@@ -28,6 +28,7 @@ def on_device(dev: Device, weight: pk.Int4Weight, offset: int = 0, shared: dict 
 
 
 def run_gemv(dev, x, weight, bias=None, residual=None, offset=0, programmatic=False) -> Tensor:
+    """out of one launch, tensors that may begin anywhere `offset` bytes past a multiple of 64."""
     (batch, n_in), n_out, dtype = x.shape, weight.out_features, x.dtype
     out = dev.empty(batch, n_out, dtype=dtype, offset=offset)
     dev.launch(
@@ -40,4 +41,5 @@ def run_gemv(dev, x, weight, bias=None, residual=None, offset=0, programmatic=Fa
 
 
 def gemv_inputs(batch: int, n_in: int, n_out: int, dtype: torch.dtype, **kind) -> tuple[Tensor, pk.Int4Weight]:
+    """x [batch, n_in] and a 4-bit weight [n_out, n_in]; `kind` is int4()'s."""
     return randn(batch, n_in, dtype=dtype), int4(n_out, n_in, dtype=dtype, **kind)

@@ -15,6 +15,7 @@ GEMV = ROOT / "tests" / "inputs" / "plugins" / "gemv.cu"
 
 
 def plugin(path, name) -> Plugin:
+    """As --backend=PATH:NAME names it."""
     return Plugin(path, name, f"{path}:{name}")
 
 

@@ -60,14 +60,17 @@ class Mutation:
 
     @property
     def kind(self) -> str:
+        """Its file and what it removes."""
         return f"{self.file.relative_to(KERNELS)}: {self.what}"
 
     @property
     def name(self) -> str:
+        """`rmsnorm.cu: without block_barrier #1`"""
         return f"{self.kind} #{self.number}"
 
     @property
     def line(self) -> int:
+        """Where that is today."""
         return self.file.read_text().count("\n", 0, self.begin) + 1
 
 
