@@ -9,7 +9,7 @@
 # Libraries that are not there are listed as unsupported, with the reason. Steps, with the seconds that each may take:
 #   tests       40  captured steps launched again give their own bits
 #   layer      150  native and the peers, Qwen2.5-7B: eager, dispatch, native, graph, graph-pdl; gaps and their causes
-#   launchers  150  an empty kernel by every launcher
+#   launchers  150  an empty kernel by every launcher; what graphs cost; what each programmatic edge gains
 #   call        90  the ladder of examples/call_block.py: a block of plain torch, a decoder layer of transformers
 #
 # Exit status: 0 where every step succeeded; the failed ones are named at the end.
@@ -23,7 +23,7 @@ step layer 150 "$python" -m bench.layer --model=qwen2.5-7b \
     --backend=native,sdpa,sdpa-flash,sdpa-cudnn,fa2,fa3,flashinfer-tc,flex,compile \
     --mode=eager,dispatch,native,graph,graph-pdl --fusion=none --json="$out/$gpu-launch-layer.json" \
     --plot="$out/$gpu-launch-layer.png"
-step launchers 150 "$python" -m bench.launch --json="$out/$gpu-launchers.json" --plot="$out/$gpu-launchers.png"
+step launchers 150 "$python" -m bench.launch --what=all --json="$out/$gpu-launchers.json" --plot="$out/$gpu-launchers.png"
 step call 60 "$python" -m bench.call examples/call_block.py:block --json="$out/$gpu-call-block.json"
 step call 60 "$python" -m bench.call examples/call_block.py:decoder --json="$out/$gpu-call-decoder.json"
 name_failures

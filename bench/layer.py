@@ -185,7 +185,7 @@ def run(settings: Settings) -> tuple[Document, Measurement]:
         elif "native" in settings.backends:
             looked["ops"] = time_ops(layers, settings, found.bandwidths)
 
-    found.take(settings.warmup, settings.steps, look_closer)
+    found.take(settings.warmup, settings.steps, look_closer, settings.stop_rule())
     head = cli.head(
         _PROGRAM, "layer", interrupted=found.interrupted, environment=machine.document(),
         title=f"one decode layer of {settings.spec.name}{words.quant_words(settings.int4_format)}, ctx {settings.ctx}",

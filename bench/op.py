@@ -20,18 +20,19 @@ import typer
 
 import pykernels as pk
 from bench.backends import modes_on
-from bench.backends.op_arms import MAKERS, OP_MODES, Maker, make_arms, native_arm, reference_of
+from bench.backends.op_arms import MAKERS, Maker, make_arms, native_arm, peer_modes, reference_of
 from bench.backends.op_cases import OPS, Case, Instance, cases
 from bench.core import cli, controls, device_trace, floors, gpu_state, measure, results, statistics
 from bench.core.ceiling import Ceiling
 from bench.core.copies import steps_a_sample, weight_copies
 from bench.core.document import Document
 from bench.core.errors import UsageError, flag_error
-from bench.core.flags import Flags, make_command
+from bench.core.flags import make_command
 from bench.core.measure import Rotation
 from bench.core.progress import progress
 from bench.core.run import Machine, close, take_rounds
 from bench.core.samplers import Samplers
+from bench.core.stop_rule import StopFlags
 from bench.drivers import takes
 from bench.plugins import plan as plugins
 from bench.plugins.loading import KINDS, Journal, Plugin, load_op, parse_backends
@@ -45,7 +46,7 @@ _DEFAULT_MODES = {"cpu": "native,eager", "cuda": "native,graph,eager"}
 
 
 @dataclass(kw_only=True)
-class Settings(Flags):
+class Settings(StopFlags):
     """The flags of one run, and what they come to."""
 
     op: Annotated[
@@ -136,7 +137,8 @@ class Settings(Flags):
         """The plug-ins that processes of their own measure."""
         names, found = self.named
         return plugins.Plan(
-            _PROGRAM, [] if self.plugin_journal else found, [mode for mode in self.modes if mode in OP_MODES],
+            _PROGRAM, [] if self.plugin_journal else found,
+            [mode for mode in self.modes if mode in peer_modes(self.target)],
             self.shared_flags({"backend", "mode"}), [name for name in names if name == "torch"], self.plugin_timeout_s,
         )  # fmt: skip
 
@@ -156,13 +158,17 @@ class Settings(Flags):
         assert self.modes and self.contexts and self.batches and self.durations_us and self.spec_bandwidth
         asked = self.plugin_plan.plugins
         names, _ = self.named
-        torch_modes = {"eager", "dispatch", "graph"} & set(self.modes)
+        torch_modes = {"dispatch", *peer_modes(self.target)} & set(self.modes)
         if not asked and names == ["torch"] and not self.plugin_journal and not torch_modes:
-            raise flag_error("--mode", self.mode, "with one of eager, dispatch, graph for torch")
+            raise flag_error(
+                "--mode", self.mode, f"with one of {', '.join(['dispatch', *peer_modes(self.target)])} for torch"
+            )
         if asked and (self.op in _CONTROLS or self.aa):
             raise asked[0].error("must be left out with --aa, --op=null and --op=spin")
         if asked and not self.plugin_plan.modes:
-            raise flag_error("--mode", self.mode, f"with one of {', '.join(OP_MODES)} for {asked[0].text}")
+            raise flag_error(
+                "--mode", self.mode, f"with one of {', '.join(peer_modes(self.target))} for {asked[0].text}"
+            )
         assert self.makers is not None
 
 
@@ -193,7 +199,7 @@ def measure_case(
     instances, samplers = prepare(case, settings)
     arms = [*make_arms(case, instances, samplers, settings.modes, settings.makers), *map(replace, failed)]
     measure.gate(arms)
-    throttling = take_rounds(arms, ceiling, settings.warmup, settings.steps, monitor)
+    throttling = take_rounds(arms, ceiling, settings.warmup, settings.steps, monitor, settings.stop_rule())
     if on_cuda:
         measure.measure_host(arms, settings.warmup, max(settings.steps, 100))
     bandwidths = ceiling.bandwidths(settings.spec_bandwidth[0])

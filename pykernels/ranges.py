@@ -5,7 +5,8 @@ without one nvtx hands out a stand-in that is not a `Domain`, whose calls would 
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import nvtx
@@ -33,3 +34,16 @@ def ranged(function: Function, name: str) -> Function:
             _domain.pop_range()
 
     return inside
+
+
+@contextmanager
+def named(name: str) -> Iterator[None]:
+    """A range of that name around what is run inside, such as an arm's: those of its ops lie within it."""
+    if not isinstance(_domain, nvtx.Domain):
+        yield
+        return
+    _domain.push_range(_domain.get_event_attributes(message=name))
+    try:
+        yield
+    finally:
+        _domain.pop_range()

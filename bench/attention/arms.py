@@ -26,10 +26,10 @@ from bench.backends.sdpa import Sdpa, choice_of
 from bench.backends.torch_layer import Attention
 from bench.core import gpu_state, measure
 from bench.core.measure import Arm, Rotation, Sampler
-from bench.core.samplers import Samplers, capture_results, synchronised_sampler
+from bench.core.samplers import Samplers, capture_results, relaunch_results, synchronised_sampler
 from bench.plugins.loading import WatchedAttention
 
-MODES = ("eager", "graph")
+MODES = ("eager", "native", "graph")
 MANAGERS = ("outside", "inside")
 INSIDE = "eager-inside"
 # What follows a backend's name where it is registered once more.
@@ -245,7 +245,7 @@ class _Maker:
 
         self._gated(arm, replayed)
         arm.sampler, arm.host_sampler = driven.sampler, driven.host_sampler
-        arm.steps_per_graph = arm.calls
+        arm.steps_per_graph = arm.calls if arm.mode == "graph" else None
 
     def _plain(self, arm: AttentionArm) -> None:
         """A peer's attention, whatever it allocates in a call included."""
@@ -262,10 +262,18 @@ class _Maker:
         with arm.surroundings():
             arm.estimate_us = estimate_us(calls[0], self.device)
             samplers = self._samplers(arm)
-            if arm.mode != "graph":
+            if arm.mode == "native":
+                again, relaunched = relaunch_results(calls, samplers.stream, adapter.programmatic)
+            elif arm.mode == "graph":
+                graphs, replayed = capture_results(calls, arm.calls)
+            else:
                 self._python_clocks(arm, samplers, calls)
                 return
-            graphs, replayed = capture_results(calls, arm.calls)
+        if arm.mode == "native":
+            arm.nodes, arm.launches = again[0].nodes, len(again[0])
+            self._gated(arm, relaunched)
+            arm.sampler, arm.host_sampler = samplers.programs(again), samplers.host_programs(again)
+            return
         self._gated(arm, replayed)
         arm.sampler, arm.host_sampler = samplers.torch_graphs(graphs), samplers.host_torch_graphs(graphs, 1)
         arm.steps_per_graph = arm.calls

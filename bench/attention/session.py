@@ -132,7 +132,7 @@ class Session:
         """Every clock of the arms but the device's. Returns the ceiling's document."""
         settings, plan = self.settings, self.settings.plan
         warmup = -(-plan.warmup // plan.calls_a_sample(0.0, max(copies, 1), settings.target.type == "cuda"))
-        throttling = take_rounds(arms, ceiling, warmup, plan.rounds, self._machine.monitor)
+        throttling = take_rounds(arms, ceiling, warmup, plan.rounds, self._machine.monitor, settings.stop_rule())
         _single_clocks(arms, plan)
         if throttling:
             self.document["throttled"][cell.shape] = throttling

@@ -17,6 +17,7 @@ from bench.core.copies import weight_copies
 from bench.core.errors import UsageError, flag_error
 from bench.core.flags import Flags
 from bench.core.kept import KeepFlag
+from bench.core.stop_rule import StopFlags
 from bench.plugins import plan as plugins
 from bench.plugins.loading import Journal, Plugin, WatchedAttention, load_attention, parse_backends
 
@@ -28,7 +29,7 @@ _ONLY_BY_NAME = ("flex",)
 
 
 @dataclass(kw_only=True)
-class Settings(Flags):
+class Settings(StopFlags):
     """The flags of one run, and what they come to."""
 
     NOT_SHARED = Flags.NOT_SHARED | {"sessions", "limit_s", "keep", "resume", "backend", "aa", "mode", "trace_kernels"}
@@ -55,7 +56,11 @@ class Settings(Flags):
     gate: Annotated[bool, typer.Option("--gate", help="compare every arm with the reference; time nothing")] = False
     mode: Annotated[
         str,
-        typer.Option("--mode", help="comma-separated, or all. eager: calls from Python; graph: a replayed graph"),
+        typer.Option(
+            "--mode",
+            help="comma-separated, or all. eager: calls from Python; native: the captured call launched again by a "
+            "C++ loop; graph: a replayed graph",
+        ),
     ] = "all"
     context_manager: Annotated[
         str, typer.Option("--context-manager", help="where SDPA's is entered: outside the timed call, inside, or both")

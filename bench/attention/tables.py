@@ -109,18 +109,19 @@ def cell_grid(entries: list[Entry]) -> Grid:
     call (by the steady state where there is none). Columns that hold nothing are left out."""
     layers = entries[0]["layers"]
     columns = [("backend", False), ("status", False), ("latency us", True), ("eager us", True), ("host us", True),
-               ("graph us", True), ("device us", True), ("limit", False), ("sdpa/this latency", True),
-               ("eager", True), ("graph", True),
+               ("native us", True), ("native host us", True), ("graph us", True), ("device us", True),
+               ("limit", False), ("sdpa/this latency", True), ("eager", True), ("graph", True),
                *((f"{count} layers of {model}, ms", True) for model, count in layers.items())]  # fmt: skip
     rows = []
     for name, modes in rows_of(entries).items():
-        eager, graph = modes.get("eager"), modes.get("graph")
+        eager, graph, native = modes.get("eager"), modes.get("graph"), modes.get("native")
         call = eager and (eager["latency_us"] or eager["wall_us"])
         measured = any(entry["wall_us"] for entry in modes.values())
         rows.append([
             name, "ok" if measured else next(iter(modes.values()))["status"],
             _clock(eager, "latency_us"), _clock(eager, "wall_us"), _clock(eager, "host_us"),
-            _clock(graph, "wall_us"), _clock(eager, "device_us"), limit(eager, graph), _ratio(eager, "latency_us"),
+            _clock(native, "wall_us"), _clock(native, "host_us"), _clock(graph, "wall_us"),
+            _clock(eager, "device_us"), limit(eager, graph), _ratio(eager, "latency_us"),
             _ratio(eager, "wall_us"), _ratio(graph, "wall_us"),
             *(f"{call['p50'] * count / 1000:.3f}" if call else "-" for count in layers.values()),
         ])  # fmt: skip

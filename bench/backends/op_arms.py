@@ -1,6 +1,8 @@
 """The arms of one case of bench.op: our op, torch's and plug-ins', in every mode that drives them."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,13 +13,16 @@ from bench.backends.op_cases import Case, Instance
 from bench.backends.op_plugin import OpPlugin
 from bench.core import measure
 from bench.core.measure import Arm
-from bench.core.samplers import Samplers, capture, capture_results, replay_all
+from bench.core.samplers import Samplers, capture, capture_results, relaunch_results, relaunches, replay_all
 
 Maker = Callable[[Case, list[Instance], str, Samplers], Arm | None]
 """(case, copies, mode, samplers) -> the arm of that mode; None where there is no such mode here."""
 
-OP_MODES = ("eager", "graph")
-"""The modes of a plug-in."""
+
+def peer_modes(device: torch.device) -> tuple[str, ...]:
+    """The modes that an op other than our own is driven in: on a GPU its captured launches are launched again by a C++
+    loop too."""
+    return ("eager", "native", "graph") if device.type == "cuda" else ("eager", "graph")
 
 
 def native_arm(case: Case, instances: list[Instance], mode: str, samplers: Samplers) -> Arm:
@@ -43,13 +48,14 @@ def native_arm(case: Case, instances: list[Instance], mode: str, samplers: Sampl
 
 def torch_arm(case: Case, instances: list[Instance], mode: str, samplers: Samplers) -> Arm | None:
     """torch's op in that mode; None where torch has no such mode here."""
-    if mode not in (("eager", "dispatch", "graph") if samplers.on_cuda else ("eager", "dispatch")):
+    if mode not in ("eager", "dispatch", *(("native", "graph") if samplers.on_cuda else ())):
         return None
     if instances[0].torch is None:
         return measure.unsupported("torch", mode, "torch has no such op")
     calls = [instance.torch for instance in instances]
     tapes = [tape_of(call) for call in calls] if mode == "dispatch" else []
     launches = len(tapes[0].calls) if tapes else 1
+    nodes: list[Any] = []
     if mode == "eager":
         check = lambda: case.check(calls[0]())  # noqa: E731
         sampler, on_host = samplers.python(calls), samplers.host_python(calls, launches)
@@ -60,12 +66,17 @@ def torch_arm(case: Case, instances: list[Instance], mode: str, samplers: Sample
             return case.check(tapes[0].outputs()[0])
 
         sampler, on_host = samplers.tapes(tapes), samplers.host_tapes(tapes)
+    elif mode == "native":
+        again, relaunched = relaunch_results(calls, samplers.stream, case.programmatic)
+        nodes, launches = again[0].nodes, len(again[0])
+        check = lambda: case.check(relaunched())  # noqa: E731
+        sampler, on_host = samplers.programs(again), samplers.host_programs(again)
     else:
         graphs, replayed = capture_results(calls, samplers.repeats)
         check = lambda: case.check(replayed())  # noqa: E731
         sampler, on_host = samplers.torch_graphs(graphs), samplers.host_torch_graphs(graphs, launches)
     return Arm(
-        "torch", mode, None, sampler, check, launches=launches,
+        "torch", mode, None, sampler, check, launches=launches, nodes=nodes,
         host_sampler=on_host if samplers.on_cuda else None,
         steps_per_graph=samplers.repeats if mode == "graph" else None,
     )  # fmt: skip
@@ -74,13 +85,19 @@ def torch_arm(case: Case, instances: list[Instance], mode: str, samplers: Sample
 def plugin_arm(
     plugin: OpPlugin, case: Case, instances: list[Instance], outs: list[Tensor], mode: str, samplers: Samplers
 ) -> Arm:
-    """A plug-in's op in a mode of OP_MODES, writing into `outs`, one a copy."""
+    """A plug-in's op in a mode of peer_modes, writing into `outs`, one a copy."""
     calls = [
         lambda inputs=instance.inputs, out=out: plugin.run(inputs, out)
         for instance, out in zip(instances, outs, strict=True)
     ]
+    nodes: list[Any] = []
     if mode == "eager":
         step, sampler, on_host = calls[0], samplers.python(calls), samplers.host_python(calls, 1)
+    elif mode == "native":
+        again = relaunches(calls, plugin.programmatic)
+        nodes = again[0].nodes
+        step = partial(again[0].run, samplers.stream)
+        sampler, on_host = samplers.programs(again), samplers.host_programs(again)
     else:
         graphs = capture(calls, samplers.repeats)
         step, sampler = replay_all(graphs), samplers.torch_graphs(graphs)
@@ -91,7 +108,7 @@ def plugin_arm(
         return case.check(outs[0])
 
     return Arm(
-        type(plugin).__name__, mode, None, sampler, check, launches=1,
+        type(plugin).__name__, mode, None, sampler, check, launches=len(nodes) or 1, nodes=nodes,
         host_sampler=on_host if samplers.on_cuda else None,
         steps_per_graph=samplers.repeats if mode == "graph" else None,
     )  # fmt: skip

@@ -47,6 +47,8 @@ class Case:
     expected: Callable[[], Tensor]
     dtype: torch.dtype
     batch: int = 1
+    programmatic: Sequence[str] = ()
+    """Parts of the names of kernels that mode native launches with programmatic stream serialization."""
 
     def check(self, got: Tensor) -> pk.reference.Comparison:
         """Compare with the reference."""

@@ -64,6 +64,8 @@ class OpPlugin(ABC):
     """One op computed by a plug-in, for `bench.op --op=` that op."""
 
     op: ClassVar[str]
+    programmatic: Sequence[str] = ()
+    """Parts of the names of its kernels that mode native launches with programmatic stream serialization (PDL)."""
 
     @classmethod
     def availability(cls, device: torch.device) -> str | None:

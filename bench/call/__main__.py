@@ -22,14 +22,15 @@ from bench.call.subject import expected_from, load
 from bench.core import cli
 from bench.core.document import Document
 from bench.core.errors import flag_error
-from bench.core.flags import Flags, make_command
+from bench.core.flags import make_command
 from bench.core.run import close
+from bench.core.stop_rule import StopFlags
 from bench.core.trace_file import check_traceable, write_trace
 from bench.drivers import takes
 
 
 @dataclass(kw_only=True)
-class Settings(Flags):
+class Settings(StopFlags):
     """The flags of one run."""
 
     subject: Annotated[
@@ -100,7 +101,7 @@ def main(settings: Settings) -> int:
     report = run(
         loaded, reference, f"one call of {s.subject}", target, modes, s.l2, s.steps, s.warmup, s.repeats, s.n_bytes,
         s.depth, s.serialise, partial(expected_from, s.expected) if s.expected else None,
-        cli.spec_bandwidth(s.spec_gbs, target),
+        cli.spec_bandwidth(s.spec_gbs, target), s.stop_rule(),
     )  # fmt: skip
     written: Document = {"writers": {"--md": tables.write_markdown}}
     if report.traces:

@@ -28,6 +28,7 @@ from bench.core.errors import one_line
 from bench.core.measure import Arm
 from bench.core.run import Machine, Measurement, gate
 from bench.core.samplers import steps_for
+from bench.core.stop_rule import StopRule, parse_noise
 
 PROGRAM = "bench.call"
 _COPIES_LIMIT = 8
@@ -126,6 +127,7 @@ def run(
     serialise: bool = False,
     expected: Callable[[int], list[torch.Tensor]] | None = None,
     spec_bandwidth: tuple[float | None, str] | None = None,
+    stop: StopRule | None = None,
 ) -> Report:
     """Gate and measure every mode. n_bytes: what a call must move; 0 counts weights, inputs and results once."""
     machine, bandwidth = Machine(device), spec_bandwidth or cli.spec_bandwidth(0.0, device)
@@ -153,7 +155,7 @@ def run(
             looked["kernels"] = kernel_table(arms, found.traces)
             looked["gaps"] = gaps.documents(arms, found.traces)
 
-    found.take(warmup, steps, look_closer)
+    found.take(warmup, steps, look_closer, stop)
     entries = [results.arm_document(arm, moved, found.bandwidths, arms) for arm in arms]
     if device.type == "cuda":
         found.add_device_keys(entries)
@@ -193,6 +195,8 @@ def measure(
     steps: int = 30,
     device: str | torch.device | None = None,
     n_bytes: int = 0,
+    stop_noise: str = "",
+    max_seconds: float = 0.0,
     **keywords: Any,
 ) -> Report:
     """The ladder of `function(*inputs, **keywords)`: eager, by the dispatcher, launched again, replayed and traced.
@@ -200,7 +204,8 @@ def measure(
     device: where its tensors lie; that of the inputs, or of a module's weights, unless given. reference takes the same
     inputs and returns what is right; without one the captured modes are held to an eager call. l2: "cold" rotates
     copies of a module's weights and of the inputs past the cache. n_bytes: what a call must move, for the floor;
-    weights, inputs and results once unless given.
+    weights, inputs and results once unless given. stop_noise, max_seconds: end the rounds, `steps` at most, when every
+    median is that sure ("0.5%"), or after that time.
 
     Raises what the function raises.
     """
@@ -210,5 +215,6 @@ def measure(
         device = lying[0].device if lying else "cuda" if torch.cuda.is_available() else "cpu"
     name = getattr(function, "__name__", type(function).__name__)
     return run(
-        subject, reference, f"one call of {name}", torch.device(device), l2=l2, steps=steps, n_bytes=n_bytes
+        subject, reference, f"one call of {name}", torch.device(device), l2=l2, steps=steps, n_bytes=n_bytes,
+        stop=StopRule(parse_noise("stop_noise", stop_noise), max_seconds or None),
     )  # fmt: skip

@@ -16,6 +16,7 @@ from bench.core.chrome_trace import launch_calls
 from bench.core.errors import one_line
 from bench.core.intervals import split_steps, union_ns
 from bench.core.measure import Arm, Sampler, no_garbage_collection
+from pykernels.ranges import named
 from pykernels.trace import Call, Kernel
 
 # Samples of a traced pass; the first, which finds an empty queue, does not count.
@@ -93,7 +94,7 @@ def trace_arms(arms: Sequence[Arm], repeats: int, warmup: int = 0) -> tuple[dict
     found, refused = {}, {}
     for arm in measured:
         try:
-            with no_garbage_collection(), torch.inference_mode(), arm.surroundings():
+            with named(arm.label), no_garbage_collection(), torch.inference_mode(), arm.surroundings():
                 sampler = arm.tracing() if arm.tracing else arm.sampler
                 if warmup:
                     sampler(warmup)

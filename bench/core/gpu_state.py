@@ -120,7 +120,12 @@ class Monitor:
 
 
 def alternate_watched(
-    arms: Sequence[Arm], warmup: int, rounds: int, advance: Callable[[], None], monitor: Monitor | None
+    arms: Sequence[Arm],
+    warmup: int,
+    rounds: int,
+    advance: Callable[[], None],
+    monitor: Monitor | None,
+    ended: Callable[[int], bool] = lambda rounds: False,
 ) -> tuple[bool, State]:
     """measure.alternate, with the clocks noted after every round where there is a monitor.
 
@@ -128,9 +133,9 @@ def alternate_watched(
     alternate returns, and the document's keys about it (none without a monitor).
     """
     if monitor is None:
-        return alternate(arms, warmup, rounds, advance, before_turn=settle), {}
+        return alternate(arms, warmup, rounds, advance, before_turn=settle, ended=ended), {}
     monitor.rounds.clear()
-    finished = alternate(arms, warmup, rounds, advance, monitor.poll)
+    finished = alternate(arms, warmup, rounds, advance, monitor.poll, ended=ended)
     done = max((len(arm.samples_us) for arm in arms), default=0)
     slowed, left_out = rounds_to_drop(monitor.rounds, done)
     for arm in arms:

@@ -9,7 +9,7 @@ import pykernels as pk
 from bench.core import cli, environment, floors
 from bench.core.copies import weight_copies
 from bench.core.errors import flag_error
-from bench.core.flags import Flags
+from bench.core.stop_rule import StopFlags
 from pykernels.layer import available_bytes
 from pykernels.models import ModelSpec
 
@@ -23,7 +23,7 @@ def check_group_size(flag: str, group_size: int, specs: list[ModelSpec]) -> None
 
 
 @dataclass(kw_only=True)
-class LayerSettings(Flags):
+class LayerSettings(StopFlags):
     """The flags of one layer, and what they come to."""
 
     model: cli.ModelFlag = "qwen2.5-7b"

@@ -19,6 +19,7 @@ import torch
 
 from bench.core.document import arm_name
 from bench.core.errors import UnsupportedError, one_line
+from pykernels.ranges import named
 from pykernels.reference import Comparison
 
 Item = TypeVar("Item")
@@ -181,9 +182,10 @@ def alternate(
     advance: Callable[[], None] = lambda: None,
     after_round: Callable[[], object] = lambda: None,
     before_turn: Callable[[], None] = lambda: None,
+    ended: Callable[[int], bool] = lambda rounds: False,
 ) -> bool:
     """Measure the arms that are ok. `before_turn` is called before an arm's two steps, `advance` after every arm of
-    every round, `after_round` after its last.
+    every round, `after_round` after its last; `ended` says after how many rounds no more are wanted.
 
     Returns False when it was interrupted (Ctrl-C): rounds that all arms finished are kept, the begun one is not.
     """
@@ -191,7 +193,7 @@ def alternate(
 
     def step(arm: Arm, n: int) -> np.ndarray | None:
         try:
-            with torch.inference_mode(), arm.surroundings():
+            with named(arm.label), torch.inference_mode(), arm.surroundings():
                 return arm.sampler(n)
         except Exception as error:
             arm.fail(error)
@@ -211,6 +213,8 @@ def alternate(
                     advance()
                 done += 1
                 after_round()
+                if ended(done):
+                    break
     except KeyboardInterrupt:
         return False
     finally:
@@ -225,7 +229,7 @@ def measure_host(arms: Sequence[Arm], warmup: int, steps: int) -> None:
         for arm in arms:
             if arm.status == "ok" and arm.host_sampler is not None:
                 try:
-                    with torch.inference_mode(), arm.surroundings():
+                    with named(f"{arm.label} host"), torch.inference_mode(), arm.surroundings():
                         arm.host_sampler(max(warmup, 1))
                         arm.host_samples_us = arm.host_sampler(steps).tolist()
                 except Exception as error:

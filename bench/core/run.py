@@ -12,6 +12,7 @@ from bench.core.device_trace import Traced
 from bench.core.document import Document
 from bench.core.measure import Arm
 from bench.core.progress import progress
+from bench.core.stop_rule import StopRule
 
 
 class Machine:
@@ -36,19 +37,28 @@ def gate(arms: Sequence[Arm]) -> None:
 
 
 def take_rounds(
-    arms: Sequence[Arm], ceiling: Ceiling, warmup: int, rounds: int, monitor: gpu_state.Monitor | None
+    arms: Sequence[Arm],
+    ceiling: Ceiling,
+    warmup: int,
+    rounds: int,
+    monitor: gpu_state.Monitor | None,
+    stop: StopRule | None = None,
 ) -> Document:
     """The rounds of some of a run's arms beside the ceiling, whose samples begin anew.
 
-    Returns the document's keys about throttling. Raises KeyboardInterrupt where it was interrupted: of so few arms
-    nothing is kept then.
+    Returns the document's keys about throttling, and where a rule was given about what ended the rounds. Raises
+    KeyboardInterrupt where it was interrupted: of so few arms nothing is kept then.
     """
     for arm in ceiling.arms:
         arm.samples_us = []
-    finished, throttling = gpu_state.alternate_watched([*ceiling.arms, *arms], warmup, rounds, lambda: None, monitor)
+    rule, every = stop or StopRule(), [*ceiling.arms, *arms]
+    rule.begin()
+    finished, throttling = gpu_state.alternate_watched(
+        every, warmup, rounds, lambda: None, monitor, lambda done: rule.reached(arms, done)
+    )
     if not finished:
         raise KeyboardInterrupt
-    return throttling
+    return throttling | rule.document()
 
 
 class Measurement:
@@ -73,19 +83,24 @@ class Measurement:
         self.untraced: dict[str, str] = {}
         self._spec_bandwidth, self._monitor = spec_bandwidth, monitor
 
-    def take(self, warmup: int, steps: int, afterwards: Callable[[], None]) -> None:
-        """The rounds, the host's clock, and `afterwards`: what else is measured when those are done.
+    def take(self, warmup: int, steps: int, afterwards: Callable[[], None], stop: StopRule | None = None) -> None:
+        """The rounds, as many as `steps` or fewer by the rule; the host's clock; and `afterwards`: what else is
+        measured when those are done.
 
         Ctrl-C ends it early: `interrupted` says so, and what was finished is kept. Before the end of the first round
         nothing is, and KeyboardInterrupt goes on upwards.
         """
         if self.ceiling is None:
             return
+        rule = stop or StopRule()
+        rule.begin()
         total = steps * (len([arm for arm in self.arms if arm.status == "ok"]) + len(self.ceiling.arms))
         with progress("measuring", total) as advance:
             finished, self.throttling = gpu_state.alternate_watched(
-                [*self.ceiling.arms, *self.arms], warmup, steps, advance, self._monitor
-            )
+                [*self.ceiling.arms, *self.arms], warmup, steps, advance, self._monitor,
+                lambda done: rule.reached(self.arms, done),
+            )  # fmt: skip
+        self.throttling |= rule.document()
         if not self.ceiling.read.samples_us:
             raise KeyboardInterrupt
         self.bandwidths = self.ceiling.document(*self._spec_bandwidth)

@@ -239,6 +239,26 @@ def capture_results(
     return graphs, replayed
 
 
+def relaunch_results(
+    calls: Sequence[Callable[[], Tensor]], stream: int, programmatic: Sequence[str] = ()
+) -> tuple[list[pk.runtime.Relaunch], Callable[[], Tensor]]:
+    """relaunches() of calls that return their result; and a launch of the first again, which returns its result,
+    poisoned before."""
+    results = [calls[0]()]
+
+    def first() -> None:
+        results[0] = calls[0]()  # in a capture: the tensor that every launch of it writes
+
+    again = relaunches([first, *calls[1:]], programmatic)
+
+    def relaunched() -> Tensor:
+        results[0].fill_(float("nan"))
+        again[0].run(stream)
+        return results[0]
+
+    return again, relaunched
+
+
 def capture_each(steps: Sequence[Step], keep_graph: bool = False) -> list["torch.cuda.CUDAGraph"]:
     """One torch.cuda.CUDAGraph a step, for steps that are replayed one after another, never two at once: they share
     their memory, less what the steps' results hold. The first step runs once before, for the sake of capture().

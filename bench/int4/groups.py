@@ -13,7 +13,7 @@ from bench.backends import Workload, arms_of
 from bench.backends import native as layer_backend
 from bench.backends.int4 import Int4Kernel, gate_depth
 from bench.backends.int4.base import DTYPE_FLAGS
-from bench.backends.op_arms import native_arm, torch_arm
+from bench.backends.op_arms import native_arm, peer_modes, torch_arm
 from bench.backends.op_cases import Case, Instance
 from bench.core import floors
 from bench.core.copies import layers_a_sample, steps_a_sample, weight_copies
@@ -22,7 +22,7 @@ from bench.core.errors import flag_error
 from bench.core.measure import Arm, Rotation, unsupported
 from bench.core.samplers import Samplers
 from bench.int4 import plugged
-from bench.int4.settings import PEER_MODES, Settings
+from bench.int4.settings import Settings
 from bench.int4.validate import relative
 from bench.plugins.loading import Journal, watch
 from pykernels.layer import available_bytes
@@ -161,7 +161,7 @@ def _dense_arms(data: Data, settings: Settings) -> tuple[list[Arm], Counted]:
 
     instances = [instance(weight.clone() if copy else weight) for copy in range(copies)]
     arms = _made(settings.dtype_name, settings.modes, lambda mode: native_arm(case, instances, mode, samplers))
-    modes = [mode for mode in settings.modes if mode in PEER_MODES]
+    modes = [mode for mode in settings.modes if mode in peer_modes(settings.target)]
     arms += _made(f"torch-{settings.dtype_name}", modes, lambda mode: torch_arm(case, instances, mode, samplers))
     return arms, Counted(n_bytes, samplers.repeats, copies)
 
@@ -197,7 +197,7 @@ def _kernel_arms(
     """A kernel's arms, and the bytes of a call by its own layout."""
     weight, x = data.int4, data.x
     own = kernel.name == "native"
-    modes = settings.modes if own else [mode for mode in settings.modes if mode in PEER_MODES]
+    modes = settings.modes if own else [mode for mode in settings.modes if mode in peer_modes(settings.target)]
     if reason := settings.unavailable[kernel.name] or kernel.refusal(weight, settings.batch):
         return [unsupported(name, mode, reason) for mode in modes], 0
     counted, journal = 0, settings.journal
@@ -224,8 +224,8 @@ def _kernel_arms(
         return arms, 0
     case = _KernelCase(
         "int4_gemv", data.shape.label, data.shape.words, counted, counted, _nothing,
-        lambda: data.expected_of(kernel), x.dtype, gate_depth(kernel),
-        lambda: prepared[0].trespass(weight) if prepared else None,
+        lambda: data.expected_of(kernel), x.dtype, depth=gate_depth(kernel),
+        trespass=lambda: prepared[0].trespass(weight) if prepared else None, programmatic=kernel.programmatic,
     )  # fmt: skip
     make = native_arm if own else torch_arm
     return _made(name, modes, lambda mode: make(case, instances, mode, samplers), journal), counted

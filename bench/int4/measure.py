@@ -20,7 +20,8 @@ def measure_group(
 ) -> list[Document]:
     """Gate and measure. Returns the entries of the key `ops`. Raises KeyboardInterrupt where it was interrupted."""
     measure.gate(group.arms)
-    throttling = take_rounds(group.arms, ceiling, settings.warmup, settings.steps, monitor)
+    rule = settings.stop_rule()
+    throttling = take_rounds(group.arms, ceiling, settings.warmup, settings.steps, monitor, rule)
     if settings.target.type == "cuda":
         measure.measure_host(group.arms, settings.warmup, max(settings.steps, 100))
     bandwidths = ceiling.bandwidths(settings.spec_bandwidth[0])

@@ -13,17 +13,15 @@ from bench.backends import int4 as kernels4
 from bench.backends import modes_on
 from bench.backends.int4 import Int4Kernel
 from bench.backends.int4.base import DTYPE_FLAGS
+from bench.backends.op_arms import peer_modes
 from bench.core import cli
 from bench.core.errors import flag_error
-from bench.core.flags import Flags
 from bench.core.layer_settings import check_group_size
+from bench.core.stop_rule import StopFlags
 from bench.int4.predict import GPUS
 from bench.plugins import plan as plugins
 from bench.plugins.loading import KINDS, Journal, Plugin, load_int4, parse_backends
 from pykernels.models import ModelSpec
-
-PEER_MODES = ("eager", "graph")
-"""The modes that a kernel other than our own is driven in."""
 
 PARTS = ("shapes", "layer")
 _ALL_PARTS = ",".join(PARTS)
@@ -35,7 +33,7 @@ _OTHER_DTYPE = {torch.bfloat16: torch.float16, torch.float16: torch.bfloat16}
 
 
 @dataclass(kw_only=True)
-class Settings(Flags):
+class Settings(StopFlags):
     """The flags of one run, and what they come to."""
 
     kernel: Annotated[
@@ -157,7 +155,7 @@ class Settings(Flags):
     def plugin_plan(self) -> plugins.Plan:
         """How the plug-ins are measured."""
         flags = [*self.shared_flags({"kernel", "mode", "what", "predict", "validate", "arch"}), "--what=shapes"]
-        modes = [mode for mode in self.modes if mode in PEER_MODES]
+        modes = [mode for mode in self.modes if mode in peer_modes(self.target)]
         return plugins.Plan("bench.int4", self.apart, modes, flags, [], self.plugin_timeout_s)
 
     @property
@@ -220,7 +218,9 @@ class Settings(Flags):
         assert self.spec_bandwidth and self.modes
         for plugin in self.apart[:1]:
             if not self.plugin_plan.modes:
-                raise flag_error("--mode", self.mode, f"with one of {', '.join(PEER_MODES)} for {plugin.text}")
+                raise flag_error(
+                    "--mode", self.mode, f"with one of {', '.join(peer_modes(self.target))} for {plugin.text}"
+                )
             if "shapes" not in self.parts:
                 raise flag_error(
                     "--what", self.what, f"with shapes for {plugin.text}: a layer has our own kernels alone"

@@ -3,6 +3,7 @@
 python -m bench.launch --json=launch.json --plot=launch.png
 python -m bench.launch --launcher=cuLaunchKernelEx,pybind11,triton --arguments=8
 python -m bench.launch --device=cpu
+python -m bench.launch --what=graph,pdl      # what a graph costs, what programmatic launches gain: a GPU
 
 An empty kernel of 0, 1, 8 and 32 pointers: microseconds of the host a launch, with the stream held so that the device
 takes no part in it; from one launch to the next back to back; and what the device leaves between two that lie ready.
@@ -23,17 +24,21 @@ from bench.core.flags import Flags, make_command
 from bench.core.progress import progress
 from bench.core.run import Machine, close
 from bench.drivers import takes
-from bench.launch import tables
+from bench.launch import graph_costs, pdl, tables
 from bench.launch.launchers import ARGUMENTS, Launcher, registry
 from bench.launch.measure import measure
+from pykernels.models import ModelSpec
 
 _PROGRAM = "bench.launch"
+WHAT = ("launchers", "graph", "pdl")
 
 
 @dataclass(kw_only=True)
 class Settings(Flags):
     """The flags of one run."""
 
+    what: Annotated[str, typer.Option("--what", help=f"comma-separated: {', '.join(WHAT)}; all")] = "launchers"
+    model: cli.ModelFlag = "qwen2.5-7b"
     launcher: Annotated[str, typer.Option("--launcher", help="comma-separated; all")] = "all"
     arguments: Annotated[
         str, typer.Option("--arguments", help="pointers that the kernel takes, comma-separated of 0, 1, 8, 32; all")
@@ -58,6 +63,19 @@ class Settings(Flags):
         return cli.device(self.device)
 
     @cached_property
+    def parts(self) -> list[str]:
+        """--what. Raises UsageError where it needs a GPU that is not there."""
+        parts = cli.choices("--what", self.what, WHAT)
+        if self.target.type != "cuda" and parts != ["launchers"]:
+            raise flag_error("--what", self.what, "launchers here: graph and pdl need a CUDA device")
+        return parts
+
+    @cached_property
+    def spec(self) -> ModelSpec:
+        """--model, whose layer and step are captured."""
+        return cli.model(self.model, "")
+
+    @cached_property
     def launchers(self) -> list[type[Launcher]]:
         """--launcher. Raises UsageError for a name that none has."""
         known = registry()
@@ -77,24 +95,34 @@ class Settings(Flags):
 def run(settings: Settings) -> Document:
     """Measure. Ctrl-C keeps what was finished."""
     machine = Machine(settings.target)
-    with progress("launchers", len(settings.launchers)) as advance:
-        seen: set[str] = set()
+    graphs: list[Document] = []
+    edges: Document = {"pdl": [], "pdl_reason": None}
+    entries: list[Document] = []
+    finished = True
+    if "graph" in settings.parts:  # first: what is traced later leaves CUPTI in the process, which stays slower
+        graphs = graph_costs.measure(settings.spec, settings.target)
+    if "launchers" in settings.parts:
+        with progress("launchers", len(settings.launchers)) as advance:
+            seen: set[str] = set()
 
-        def done(entry: Document) -> None:
-            if entry["launcher"] not in seen:
-                seen.add(entry["launcher"])
-                advance()
+            def done(entry: Document) -> None:
+                if entry["launcher"] not in seen:
+                    seen.add(entry["launcher"])
+                    advance()
 
-        entries, finished = measure(settings.launchers, settings.counts, settings.target, settings.launches, done)
-    if not entries:
+            entries, finished = measure(settings.launchers, settings.counts, settings.target, settings.launches, done)
+    if not finished and not (entries or graphs):
         raise KeyboardInterrupt
+    if finished and "pdl" in settings.parts:
+        edges["pdl"], edges["pdl_reason"] = pdl.measure(settings.spec, settings.target)
     head = cli.head(
         _PROGRAM, "launch", title="what it costs to launch an empty kernel", interrupted=not finished,
         environment=machine.document(),
     )  # fmt: skip
     return head | {
         "device": settings.target.type, "launches": settings.launches, "arguments": settings.counts,
-        "launchers": entries,
+        "launchers": entries, "graphs": graphs, "graph_verdict": graph_costs.verdict(graphs) if graphs else None,
+        **edges, "model": settings.spec.name,
     }  # fmt: skip
 
 
@@ -114,7 +142,12 @@ def main(settings: Settings) -> int:
         print_list()
         return 0
     outputs = cli.Outputs(settings.json, md=settings.md, plot=settings.plot)
-    _ = settings.launchers, settings.counts  # what is wrong with them is said before anything runs
+    _ = (
+        settings.parts,
+        settings.spec,
+        settings.launchers,
+        settings.counts,
+    )  # what is wrong with them is said before anything runs
     return close(
         run(settings), outputs, tables.print_document,
         writers={"--md": tables.write_markdown, "--plot": tables.write_plot},

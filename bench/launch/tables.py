@@ -8,12 +8,12 @@ from rich.text import Text
 
 from bench.core.document import Document, write_atomically, write_figure
 from bench.core.errors import UsageError
-from bench.core.tables import Grid, fit, make_table, markdown_table, microseconds
+from bench.core.tables import Grid, fit, kernel_words, make_table, markdown_table, microseconds
 
 if TYPE_CHECKING:  # it takes a second to import
     from matplotlib.figure import Figure
 
-_EXPENDABLE = ("host p20 - p80",)
+_EXPENDABLE = ("host p20 - p80", "update", "first", "KiB")
 
 
 def heading(document: Document) -> list[str]:
@@ -71,19 +71,75 @@ def remarks(document: Document) -> list[str]:
     for words, names in refused.items():
         status, _, reason = words.partition(": ")
         lines.append(f"{status}: {', '.join(dict.fromkeys(names))}: {reason}")
+    lines += [
+        f"error: {entry['subject']}, {entry['shape']}, by {entry['by']}: {entry['reason']}"
+        for entry in document["graphs"]
+        if entry["status"] != "ok"
+    ]
+    if document["graph_verdict"]:
+        lines.append(document["graph_verdict"])
+    if document["pdl_reason"]:
+        lines.append(f"no programmatic edges: {document['pdl_reason']}")
     if why := sorted({entry["gap_reason"] for entry in document["launchers"] if entry["gap_reason"]}):
         lines.append(f"no device gap: {'; '.join(why)}")
     return lines
+
+
+def graph_grid(document: Document) -> Grid:
+    """A row a graph: what it cost to have, what a replay costs a node, and when it has paid."""
+    columns = [("graph", False), ("shape", False), ("by", False), ("nodes", True), ("capture us", True),
+               ("instantiate", True), ("upload", True), ("first", True), ("update", True), ("KiB", True),
+               ("host us a node", True), ("us a node", True), ("pays after", True)]  # fmt: skip
+    rows = []
+    for entry in document["graphs"]:
+        if entry["status"] != "ok":
+            continue
+        pays = entry["pays_after_replays"]
+        rows.append([
+            entry["subject"], entry["shape"], entry["by"], str(entry["nodes"]),
+            *(microseconds(entry[f"{name}_us"]) if entry[f"{name}_us"] else "-"
+              for name in ("capture", "instantiate", "upload", "first_launch", "update")),
+            f"{entry['device_bytes'] / 1024:,.0f}", microseconds(entry["replay_host_us_a_node"]),
+            microseconds(entry["replay_us_a_node"]), "-" if pays is None else f"{pays:,.0f}",
+        ])  # fmt: skip
+    return columns, rows
+
+
+def pdl_grid(program: Document) -> Grid:
+    """A row an edge."""
+    columns = [("from", False), ("to", False), ("overlap us", True), ("plain us", True), ("programmatic us", True),
+               ("gain us", True), ("", False)]  # fmt: skip
+    rows = [
+        [kernel_words(edge["from"]), kernel_words(edge["to"]), microseconds(edge["overlap_us"]),
+         microseconds(edge["plain_advance_us"]), microseconds(edge["advance_us"]), microseconds(edge["gain_us"]),
+         edge["verdict"]]
+        for edge in program["edges"]
+    ]  # fmt: skip
+    rows.append(["= step", "", "", *("" for _ in range(2)), microseconds(program["gain_us"]), ""])
+    return columns, rows
+
+
+def _tables(document: Document) -> list[tuple[str, Grid]]:
+    """What was measured, table by table."""
+    found = []
+    if launcher_grid(document)[1]:
+        found.append(("Launchers of an empty kernel", launcher_grid(document)))
+    if document["graphs"]:
+        found.append((f"What a graph costs; layers of {document['model']}", graph_grid(document)))
+    found += [
+        (f"Programmatic edges of {program['program']}, {program['model']}", pdl_grid(program))
+        for program in document["pdl"]
+    ]
+    return found
 
 
 def print_document(document: Document, console: Console) -> None:
     """Heading, table, remarks."""
     for line in heading(document):
         console.print(Text(line))
-    grid = launcher_grid(document)
-    if grid[1]:
+    for title, grid in _tables(document):
         console.print()
-        console.print(make_table("Launchers of an empty kernel", fit(grid, console.width, _EXPENDABLE), console.width))
+        console.print(make_table(title, fit(grid, console.width, _EXPENDABLE), console.width))
     for line in remarks(document):
         console.print(Text(line))
 
@@ -91,7 +147,8 @@ def print_document(document: Document, console: Console) -> None:
 def write_markdown(path: Path, document: Document) -> None:
     """The same as Markdown."""
     lines = [f"## {document['title']}", "", *(f"- {line}" for line in heading(document)[1:]), ""]
-    lines += markdown_table("Launchers of an empty kernel", launcher_grid(document))
+    for title, grid in _tables(document):
+        lines += markdown_table(title, grid)
     lines += [*(f"- {line}" for line in remarks(document)), "", f"Reproduce: `{document['command']}`"]
     write_atomically(path, ("\n".join(lines) + "\n").encode())
 

@@ -95,6 +95,12 @@ class _FromSource:
     """What every kernel of a source has."""
 
     source: ClassVar[CudaSource]
+    programmatic: Sequence[str] = ()
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if hasattr(cls, "source") and cls.source.pdl:
+            cls.programmatic = (cls.source.kernel,)
 
     @classmethod
     def availability(cls, device: torch.device) -> str | None:
@@ -135,6 +141,7 @@ class CudaInt4Gemv(_FromSource, Int4Kernel):
     description = "a user's CUDA int4 kernel"
 
     def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
         cls.dtypes = (cls.source.dtype,)
         cls.zeros, cls.act_order = ("zeros" in cls.source.parameters, "perm" in cls.source.parameters)
         # A validation gives exact cases the largest batch that is taken: one that `require` rules out is not.

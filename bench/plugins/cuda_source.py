@@ -72,7 +72,7 @@ _BUILT_IN = {name for _, names in DTYPES.values() for name in names} | {
     "int", "unsigned", "short", "char", "double", "long", "void", "bool", "int32_t", "uint32_t", "int64_t", "uint8_t",
 }  # fmt: skip
 
-_KEYS = ("op", "dtype", "grid", "block", "shared", "require")
+_KEYS = ("op", "dtype", "grid", "block", "shared", "require", "pdl")
 MAX_THREADS = 1024
 # What one block can have on the largest devices; a smaller device refuses in its own words.
 MAX_SHARED_BYTES = 227 * 1024
@@ -199,6 +199,8 @@ class CudaSource:
     block: list[Expression]
     shared: Expression
     require: Expression
+    pdl: bool = False
+    """It asks for programmatic dependent launch (mode native): it waits inside for the kernel ahead of it."""
 
     @classmethod
     def parse(cls, text: str, kernel: str) -> "CudaSource":
@@ -230,6 +232,7 @@ class CudaSource:
         return cls(
             kernel, text, header["op"], dtype, _parameters(match[2], header["op"], header["dtype"], spellings),
             shape("grid"), shape("block"), Expression(header["shared"], sizes), Expression(header["require"], sizes),
+            header["pdl"] == "1",
         )  # fmt: skip
 
     @classmethod
@@ -281,12 +284,12 @@ def _header(text: str) -> dict[str, str]:
     keys = pieces[::2]
     if rest.strip() or len(set(keys)) < len(keys):
         raise SourceError(f"its launchtax line must be of {', '.join(_KEYS)}, each once, got {' '.join(text.split())}")
-    header = {"dtype": "bf16", "shared": "0", "require": "1"}
+    header = {"dtype": "bf16", "shared": "0", "require": "1", "pdl": "0"}
     header |= {key: value.strip() for key, value in zip(keys, pieces[1::2], strict=True)}
     for key in ("op", "grid", "block"):
         if not header.get(key):
             raise SourceError(f"its launchtax line lacks {key}=")
-    for key, allowed in (("op", OPS), ("dtype", DTYPES)):
+    for key, allowed in (("op", OPS), ("dtype", DTYPES), ("pdl", ("0", "1"))):
         if header[key] not in allowed:
             raise SourceError(f"{key} must be one of {', '.join(allowed)}, got {header[key]}")
     return header

@@ -19,7 +19,7 @@ from torch import Tensor
 import pykernels as pk
 from bench.backends.base import MODES, Backend, Workload
 from bench.backends.int4.base import Int4Kernel
-from bench.backends.op_arms import OP_MODES, Maker, plugin_arm
+from bench.backends.op_arms import Maker, peer_modes, plugin_arm
 from bench.backends.op_cases import Case, Instance
 from bench.backends.op_plugin import AttentionPlugin, Guarded, OpPlugin, changed
 from bench.core import cli, gpu_state
@@ -327,7 +327,7 @@ def load_op(plugin: Plugin, journal: Journal, op: str) -> Maker:
             raise plugin.error(f"computes op {found.op}, and --op is {op}")
 
     def make(case: Case, instances: list[Instance], mode: str, samplers: Samplers) -> Arm | None:
-        if mode not in OP_MODES:
+        if mode not in peer_modes(samplers.device):
             return None
         if reason := found.availability(samplers.device) or found.inputs_reason(instances[0].inputs):
             return unsupported(plugin.label, mode, reason)
@@ -345,5 +345,5 @@ def load_int4(plugin: Plugin, journal: Journal, device: torch.device) -> type[In
         if not issubclass(found, Int4Kernel):
             raise plugin.error("must be a subclass of bench.backends.int4.Int4Kernel, or a kernel of op int4_gemv")
         found.name = plugin.label
-        journal.write("modes", dict.fromkeys(OP_MODES, found.availability(device)))
+        journal.write("modes", dict.fromkeys(peer_modes(device), found.availability(device)))
     return found

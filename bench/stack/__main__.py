@@ -31,22 +31,26 @@ from bench.core.kept import KeepFlag, Kept, open_folder
 from bench.core.processes import end_all, run_module
 from bench.core.progress import progress
 from bench.core.run import close
+from bench.core.stop_rule import StopFlags
 from bench.drivers import takes
 from bench.stack import tables as stack_tables
 
+# What a step of separate launches can be: as it comes, launched again by a C++ loop, replayed.
+CAPTURED = ("eager", "native", "graph")
+
 # (attention, how it is compiled): the backend of bench.layer, and the modes that are cells.
 GROUPS = {
-    ("sdpa", "eager"): ("sdpa", ("eager", "graph")),
-    ("sdpa", "compile"): ("compile", ("eager", "graph")),
+    ("sdpa", "eager"): ("sdpa", CAPTURED),
+    ("sdpa", "compile"): ("compile", CAPTURED),
     ("sdpa", "reduce-overhead"): ("compile-graphs", ("eager",)),
-    ("fa2", "eager"): ("fa2", ("eager", "graph")),
-    ("fa2", "compile"): ("compile-fa2", ("eager", "graph")),
-    ("fa3", "eager"): ("fa3", ("eager", "graph")),
-    ("fa3", "compile"): ("compile-fa3", ("eager", "graph")),
-    ("flashinfer", "eager"): ("flashinfer", ("eager", "graph")),
-    ("flashinfer", "compile"): ("compile-flashinfer", ("eager", "graph")),
-    ("native", "eager"): ("plain-native", ("eager", "graph")),
-    ("native", "compile"): ("compile-native", ("eager", "graph")),
+    ("fa2", "eager"): ("fa2", CAPTURED),
+    ("fa2", "compile"): ("compile-fa2", CAPTURED),
+    ("fa3", "eager"): ("fa3", CAPTURED),
+    ("fa3", "compile"): ("compile-fa3", CAPTURED),
+    ("flashinfer", "eager"): ("flashinfer", CAPTURED),
+    ("flashinfer", "compile"): ("compile-flashinfer", CAPTURED),
+    ("native", "eager"): ("plain-native", CAPTURED),
+    ("native", "compile"): ("compile-native", CAPTURED),
 }
 ATTENTIONS = tuple(dict.fromkeys(attention for attention, _ in GROUPS))
 COMPILED = tuple(dict.fromkeys(compiled for _, compiled in GROUPS))
@@ -208,7 +212,7 @@ def show(result: Document, console: Console) -> None:
 
 
 @dataclass(kw_only=True)
-class Settings(Flags):
+class Settings(StopFlags):
     """The flags of one run, and what they come to."""
 
     NOT_SHARED = Flags.NOT_SHARED | {"attention", "compiled", "mode", "limit_s", "compile_jobs", "keep"}
@@ -217,7 +221,12 @@ class Settings(Flags):
         "all"
     )
     compiled: Annotated[str, typer.Option("--compiled", help=f"comma-separated: {', '.join(COMPILED)}; all")] = "all"
-    mode: Annotated[str, typer.Option("--mode", help="comma-separated: eager (no graph), graph; all")] = "all"
+    mode: Annotated[
+        str,
+        typer.Option(
+            "--mode", help="comma-separated: eager (no graph), native (launched again by a C++ loop), graph; all"
+        ),
+    ] = "eager,graph"
     model: cli.ModelFlag = "qwen2.5-7b"
     ctx: cli.CtxFlag = 2048
     batch: cli.BatchFlag = 1
@@ -252,7 +261,7 @@ class Settings(Flags):
         """The matrix."""
         attentions = cli.choices("--attention", self.attention, ATTENTIONS)
         kinds = cli.choices("--compiled", self.compiled, COMPILED)
-        wanted = cli.modes("--mode", self.mode, ("eager", "graph"))
+        wanted = cli.modes("--mode", self.mode, CAPTURED)
         found = [
             (*group, mode)
             for group, (_, modes) in GROUPS.items()

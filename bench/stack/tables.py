@@ -13,7 +13,8 @@ from bench.core.tables import Grid, fit, make_table, markdown_table, microsecond
 if TYPE_CHECKING:  # it takes a second to import
     from matplotlib.figure import Figure
 
-_COLOURS = {"eager": "#0072b2", "graph": "#009e73"}
+_COLOURS = {"eager": "#0072b2", "native": "#cc79a7", "graph": "#009e73"}
+_DRIVEN = {"eager": "no", "native": "no, C++ loop", "graph": "yes"}
 
 
 def heading(document: Document) -> list[str]:
@@ -33,7 +34,7 @@ def heading(document: Document) -> list[str]:
 
 def words(entry: Document) -> str:
     """A cell in a few words."""
-    name = "graph" if entry["mode"] == "graph" else "no graph"
+    name = {"eager": "no graph", "native": "C++ loop", "graph": "graph"}[entry["mode"]]
     if not entry["wall_us"]:
         return f"{name} {entry['status']}"
     return f"{name} {microseconds(entry['wall_us']['p50'])} us"
@@ -50,7 +51,7 @@ def grid(document: Document) -> Grid:
         ratio = entry.get("speedup_over_sdpa")
         error = entry["max_rel_error"]
         rows.append([
-            entry["attention"], entry["compiled"], "yes" if entry["mode"] == "graph" else "no",
+            entry["attention"], entry["compiled"], _DRIVEN[entry["mode"]],
             microseconds(wall["p50"]) if wall else entry["status"],
             f"{microseconds(wall['p20'])} - {microseconds(wall['p80'])}" if wall else "-",
             microseconds(host["p50"]) if host else "-", microseconds(device["p50"]) if device else "-",
@@ -100,7 +101,7 @@ def draw(document: Document) -> "Figure":
         axes.annotate(microseconds(wall["p50"]), (wall["p80"], row), xytext=(4, 0), textcoords="offset points",
                       va="center", fontsize=7)  # fmt: skip
         paper = " *" if entry["crashed_in_the_paper"] else ""
-        captured = ", graph" if entry["mode"] == "graph" else ""
+        captured = {"eager": "", "native": ", C++ loop", "graph": ", graph"}[entry["mode"]]
         labels.append(f"{entry['attention']}, {entry['compiled']}{captured}{paper}")
     axes.set_yticks(range(len(labels)), labels)
     axes.invert_yaxis()

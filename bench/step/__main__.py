@@ -159,7 +159,7 @@ def run(settings: Settings) -> Document:
         ran = dict.fromkeys(arm.backend for arm in arms if arm.status == "ok")
         looked["launches_per_layer"] = count_launches_per_layer(model, settings, ran)
 
-    found.take(settings.warmup, settings.steps, look_closer)
+    found.take(settings.warmup, settings.steps, look_closer, settings.stop_rule())
     return document_of(settings, found, looked, machine.document())
 
 

@@ -11,12 +11,12 @@ from bench.backends import MODES
 from bench.backends.steps import arms as step_arms
 from bench.core import cli, device_trace
 from bench.core.errors import flag_error
-from bench.core.flags import Flags
+from bench.core.stop_rule import StopFlags
 from pykernels.models import ModelSpec
 
 
 @dataclass(kw_only=True)
-class Settings(Flags):
+class Settings(StopFlags):
     """The flags of one run, and what they come to."""
 
     backend: cli.BackendFlag = "native,sdpa,transformers"

@@ -308,7 +308,7 @@ def test_graphs_on_a_gpu(monkeypatch, capsys, tmp_path):
     [
         ("--attention=flash", ["--attention=flash", "flashinfer"]),
         ("--compiled=yes", ["--compiled=yes", "reduce-overhead"]),
-        ("--mode=native", ["--mode=native", "eager, graph"]),
+        ("--mode=pybind", ["--mode=pybind", "eager, native, graph"]),
         ("--ctx=0", ["--ctx=0", "1..32768"]),
         ("--compile-jobs=-2", ["--compile-jobs=-2", "-1..64"]),
         ("--limit-s=-1", ["--limit-s=-1", "a positive number of seconds"]),

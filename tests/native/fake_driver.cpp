@@ -278,4 +278,56 @@ CUresult cuMemcpy3DAsync_v2(const CUDA_MEMCPY3D* copy, CUstream) {
     return CUDA_SUCCESS;
 }
 
+// --- a graph step by step (bench/launch/driver_graph.py)
+// ------------------------------------------------------------
+
+CUresult cuStreamBeginCapture_v2(CUstream stream, CUstreamCaptureMode mode) {
+    say("begin " + number(reinterpret_cast<uint64_t>(stream)) + " mode " + number(mode));
+    return done("cuStreamBeginCapture_v2");
+}
+
+CUresult cuStreamEndCapture(CUstream, CUgraph* graph) {
+    *graph = static_cast<CUgraph>(fake_graph());
+    fake_kernel(*graph, "captured", 1, 32, 0, 1, 0);
+    say("end");
+    return done("cuStreamEndCapture");
+}
+
+CUresult cuGraphInstantiateWithFlags(CUgraphExec* exec, CUgraph graph, unsigned long long flags) {
+    *exec = reinterpret_cast<CUgraphExec>(graph);
+    say("instantiate flags " + number(flags));
+    return done("cuGraphInstantiateWithFlags");
+}
+
+CUresult cuGraphUpload(CUgraphExec, CUstream) {
+    say("upload");
+    return done("cuGraphUpload");
+}
+
+CUresult cuGraphLaunch(CUgraphExec, CUstream stream) {
+    say("replay " + number(reinterpret_cast<uint64_t>(stream)));
+    return done("cuGraphLaunch");
+}
+
+CUresult cuGraphExecUpdate_v2(CUgraphExec exec, CUgraph graph, CUgraphExecUpdateResultInfo*) {
+    say(reinterpret_cast<void*>(exec) == reinterpret_cast<void*>(graph) ? "update with itself" : "update");
+    return done("cuGraphExecUpdate_v2");
+}
+
+CUresult cuStreamSynchronize(CUstream) {
+    say("wait");
+    return CUDA_SUCCESS;
+}
+
+CUresult cuGraphExecDestroy(CUgraphExec) {
+    say("destroy exec");
+    return CUDA_SUCCESS;
+}
+
+CUresult cuGraphDestroy(CUgraph graph) {
+    say("destroy graph");
+    fake_graph_delete(graph);
+    return CUDA_SUCCESS;
+}
+
 }  // extern "C"

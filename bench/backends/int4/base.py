@@ -49,6 +49,9 @@ class Int4Kernel(ABC):
     act_order: ClassVar[bool] = False
     """Takes weights whose columns are sorted by group (`perm`)."""
 
+    programmatic: Sequence[str] = ()
+    """Parts of the names of its kernels that mode native launches with programmatic stream serialization (PDL)."""
+
     half_sums: ClassVar[bool] = False
     """Adds up in half precision, by its own account: the gate then allows HALF_SUMS_DEPTH times the roundings."""
     rounds_weights: ClassVar[bool] = False

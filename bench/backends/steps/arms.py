@@ -14,7 +14,7 @@ import pykernels as pk
 from bench.backends import MODES, registry
 from bench.backends.native import Native
 from bench.backends.sdpa import Sdpa
-from bench.backends.steps.drivers import Driver, NativeDriver, TorchDriver, TorchGraphDriver
+from bench.backends.steps.drivers import Driver, NativeDriver, TorchDriver, TorchGraphDriver, TorchRelaunchDriver
 from bench.backends.steps.transformers import TransformersDriver, mode_reason
 from bench.core import cli
 from bench.core.cli import FUSIONS
@@ -113,7 +113,9 @@ class StepBackend:
 
 
 def _plain_driver(model: pk.DecodeModel, mode: str, _: str | None, first: int) -> Driver:
-    return TorchGraphDriver(model, first) if mode == "graph" else TorchDriver(model)
+    if mode == "eager":
+        return TorchDriver(model)
+    return (TorchGraphDriver if mode == "graph" else TorchRelaunchDriver)(model, first)
 
 
 def backends() -> dict[str, StepBackend]:

@@ -19,7 +19,7 @@ from bench.backends.native import drive
 from bench.backends.sdpa import sdpa
 from bench.backends.torch_layer import Calls, LayerCache, TorchLayer
 from bench.core.measure import Rotation, Sampler
-from bench.core.samplers import Samplers, capture_each
+from bench.core.samplers import Samplers, capture_each, relaunches
 
 
 def calls_of(function: Callable[[], object]) -> list[str]:
@@ -164,6 +164,38 @@ class TorchGraphDriver(TorchDriver):
     def step(self) -> None:
         position = self._position
         self._graphs[position - self._first].replay()
+        self._position = position + 1
+
+    def logits(self) -> Tensor:
+        return self._results[self._position - 1]
+
+
+class TorchRelaunchDriver(TorchDriver):
+    """The same loop captured, a step for each position from `first` on, and its nodes launched again one by one by a
+    C++ loop: mode native."""
+
+    def __init__(self, model: pk.DecodeModel, first: int) -> None:
+        super().__init__(model)
+        self._first, self._results = first, {}
+        self._again = relaunches([partial(self._step_at, position) for position in range(first, model.max_len)])
+        self.launches, self.nodes = len(self._again[0]), self._again[0].nodes
+        self._wall = partial(self._launched, self._samplers.programs)
+        self._host_on_cuda = partial(self._launched, self._samplers.host_programs)
+
+    def _step_at(self, position: int) -> None:
+        self._position = position
+        super().step()
+        self._results[position] = self._logits
+
+    def _launched(self, sampler_of: Callable[[Sequence], Sampler], n: int) -> np.ndarray:
+        position = self._position
+        samples_us = sampler_of(self._again[position - self._first :][:n])(n)
+        self._position = position + n
+        return samples_us
+
+    def step(self) -> None:
+        position = self._position
+        self._again[position - self._first].run(self._samplers.stream)
         self._position = position + 1
 
     def logits(self) -> Tensor:

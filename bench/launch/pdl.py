@@ -1,0 +1,118 @@
+"""--what=pdl: what programmatic dependent launches do, edge by edge of a decode layer's programs.
+
+An edge leads from one kernel to the next one of the step (from the last to the first of the next step). In a replay of
+the plain graph and of the programmatic one, traced, its `advance` is the time from the end of the one kernel to the end
+of the other: the gap between them and the second one's time. What an edge gains is its plain advance less its
+programmatic one; the gains add up to what the step gains. An edge that is programmatic and whose kernels do not overlap
+has a kernel that asks for nothing before its wait, or that has no griddepcontrol at all: it gains nothing, by name.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+import pykernels as pk
+from bench.core import device_trace
+from bench.core.document import Document
+from bench.core.intervals import split_steps
+from bench.launch.driver_graph import DriverGraph
+from pykernels import _runtime
+from pykernels.layer import OP_LABELS
+from pykernels.models import ModelSpec
+from pykernels.relaunch import DRIVER
+from pykernels.trace import Kernel
+
+STEPS = 8
+REPLAYS = 6
+CONTEXT = 2048
+NOTHING_US = 0.1
+"""A gain below this is none: a tick of the device's clock is 32 ns, and two ends are read."""
+
+
+def advances_us(steps: Sequence[Sequence[Kernel]]) -> tuple[np.ndarray, np.ndarray]:
+    """By the second kernel of each edge: the medians of the overlap (negative: a gap) and of the advance, microseconds.
+    Edge 0 leads from the last kernel of a step to the first of the next."""
+    count, flat = len(steps[0]), [kernel for step in steps for kernel in step]
+    starts, ends = (np.array([getattr(kernel, name) for kernel in flat]) / 1000 for name in ("start_ns", "end_ns"))
+    overlaps: list[list[float]] = [[] for _ in range(count)]
+    advances: list[list[float]] = [[] for _ in range(count)]
+    for j in range(1, len(flat)):
+        overlaps[j % count].append(ends[j - 1] - starts[j])
+        advances[j % count].append(ends[j] - ends[j - 1])
+    return np.array([np.median(o) for o in overlaps]), np.array([np.median(a) for a in advances])
+
+
+def edges(
+    plain: Sequence[Sequence[Kernel]], programmatic: Sequence[Sequence[Kernel]], is_programmatic: Sequence[bool]
+) -> list[Document]:
+    """An entry an edge, in order of the step. is_programmatic: by the second kernel, as the graph has it."""
+    _, before = advances_us(plain)
+    overlaps, after = advances_us(programmatic)
+    names = [kernel.name for kernel in plain[0]]
+    found = []
+    for i, name in enumerate(names):
+        gain = float(before[i] - after[i])
+        if not is_programmatic[i]:
+            verdict = "a plain edge"
+        elif gain < NOTHING_US:
+            verdict = "gains nothing"
+        else:
+            verdict = "gains"
+        found.append({
+            "from": names[i - 1], "to": name, "programmatic": is_programmatic[i], "overlap_us": float(overlaps[i]),
+            "plain_advance_us": float(before[i]), "advance_us": float(after[i]), "gain_us": gain, "verdict": verdict,
+        })  # fmt: skip
+    return found
+
+
+def _traced_steps(graph: "pk.runtime.CudaGraph", stream: int) -> list[list[Kernel]]:
+    graph.replay(stream)
+    with pk.runtime.cuda_trace() as trace:
+        for _ in range(REPLAYS):
+            graph.replay(stream)
+    kernels = sorted(trace.kernels, key=lambda kernel: kernel.start_ns)
+    return split_steps(kernels, REPLAYS * STEPS)[STEPS:]
+
+
+def programmatic_edges(program: pk.runtime.Program, device: torch.device, library: str = DRIVER) -> list[bool]:
+    """Whether the edge to each kernel of a step is programmatic in the captured graph of two steps, by
+    cuGraphGetEdges; the first kernel's is that from the step before."""
+    side = torch.cuda.Stream(device)
+
+    def enqueue(stream: int) -> None:
+        for _ in range(2):
+            program.run(stream, True)
+
+    with torch.cuda.stream(side):
+        graph = DriverGraph(enqueue, side.cuda_stream, lambda: 0, library)
+        try:
+            nodes = _runtime.Relaunch(graph.handle, device.index or 0, True, [], library).nodes
+        finally:
+            graph.close()
+    second = nodes[len(nodes) // 2 :]
+    return ["programmatic" in node.attributes for node in second]
+
+
+def measure(spec: ModelSpec, device: torch.device) -> tuple[list[Document], str | None]:
+    """The entries of the key `pdl`, one a program; and why there are none."""
+    if torch.cuda.get_device_capability(device) < (9, 0):
+        return [], "programmatic dependent launches need compute capability 9.0"
+    if why := device_trace.reason():
+        return [], why
+    layer = pk.DecodeLayer(
+        spec, pk.LayerWeights.random(spec, torch.bfloat16, device, 0), CONTEXT, 1, torch.bfloat16, device, 0
+    )
+    stream = torch.cuda.current_stream(device).cuda_stream
+    found = []
+    with torch.inference_mode():
+        for fusion in OP_LABELS:
+            program = layer.program(fusion)
+            traced = [
+                _traced_steps(pk.runtime.CudaGraph([program] * STEPS, programmatic), stream)
+                for programmatic in (False, True)
+            ]
+            rows = edges(*traced, programmatic_edges(program, device))
+            gain = sum(row["gain_us"] for row in rows)
+            found.append({"program": f"layer {fusion}", "model": spec.name, "edges": rows, "gain_us": gain})
+    return found, None
