@@ -42,7 +42,7 @@ struct GemvMmaShape {
 // row tiles for one K tile of x. The last two are for 99 KB of shared memory (sm_89), and for sm_80.
 constexpr GemvMmaShape gemv_mma_shapes[] = {
     {16, 1, 2, 3, 2},
-    {8, 2, 2, 3, 0},
+    {12, 2, 2, 2, 0},
     {8, 1, 1, 5, 8},
     {8, 2, 1, 2, 0},
 };
