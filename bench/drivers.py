@@ -43,6 +43,11 @@ _DRIVERS = (
         f"40 s on an H200; 1 min of two arms with --model=tiny on {_BUSY}",
     ),
     Driver(
+        "rate",
+        "decode steps due at a rate: latency, its tail, and joules a step",
+        "8 min on an H200, predicted; said before it begins",
+    ),
+    Driver(
         "attention",
         "attention alone, in every backend, over contexts and batches",
         f"155 s a session, 470 s in all, on an H200; 33 s for one cell of two backends on {_BUSY}",

@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+def monotonic_ns() -> int: ...
+def wait_until(due_ns: int, spin_ns: int) -> int: ...
+
 class Launch:
     def __call__(self) -> None: ...
 

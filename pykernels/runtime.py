@@ -61,6 +61,19 @@ def record() -> Iterator[Program]:
         _runtime.set_recording(None)
 
 
+monotonic_ns = _runtime.monotonic_ns
+"""The clock of :func:`wait_until`, nanoseconds: CLOCK_MONOTONIC, as ``time.monotonic_ns()``."""
+
+
+def wait_until(due_ns: int, spin_us: float = 200.0) -> int:
+    """Wait for a time of :data:`monotonic_ns`: asleep until ``spin_us`` before it, then spinning, the GIL released.
+
+    A sleep alone ends tens of microseconds late. Ctrl-C interrupts the wait within 0.1 s. Returns the clock's reading
+    at the end, nanoseconds, at least ``due_ns``; at once where that is past.
+    """
+    return _runtime.wait_until(due_ns, round(spin_us * 1000))
+
+
 def timed_loop(programs: Sequence[Program], warmup: int, steps: int, repeats: int = 1) -> np.ndarray:
     """Time ``steps`` samples in C++ (steady clock, no Python, the GIL released).
 

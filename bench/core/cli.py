@@ -186,6 +186,7 @@ FusionFlag = Annotated[
     typer.Option("--fusion", help="comma-separated: how native cuts a layer into ops: none (fourteen), block (five)"),
 ]
 LayersFlag = Annotated[int, typer.Option("--layers", help="measure this many of the model's layers; 0: all")]
+SharedWeightsFlag = Annotated[bool, typer.Option("--shared-weights", help="give all layers one set of random weights")]
 L2Flag = Annotated[
     str,
     typer.Option(

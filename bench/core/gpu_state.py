@@ -1,6 +1,7 @@
 """The GPU's clocks, temperature and errors while it is measured, and which rounds a slowed clock has spoilt."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -71,18 +72,21 @@ def lost_device() -> str | None:
     return None
 
 
+def handle_of(device: torch.device) -> Any:
+    """NVML's handle of a torch device. Raises pynvml.NVMLError where there is none."""
+    uuid = str(torch.cuda.get_device_properties(device).uuid)
+    pynvml.nvmlInit()
+    return pynvml.nvmlDeviceGetHandleByUUID(uuid if uuid.startswith("GPU-") else f"GPU-{uuid}")
+
+
 class Monitor:
     """NVML's view of one torch device, until the process ends. Asking takes host time: between rounds only."""
 
     def __init__(self, device: torch.device) -> None:
         self.rounds: list[State | None] = []
         self._handle = None
-        uuid = str(torch.cuda.get_device_properties(device).uuid)
-        try:
-            pynvml.nvmlInit()
-            self._handle = pynvml.nvmlDeviceGetHandleByUUID(uuid if uuid.startswith("GPU-") else f"GPU-{uuid}")
-        except pynvml.NVMLError:
-            pass  # every value is None then
+        with suppress(pynvml.NVMLError):  # every value is None then
+            self._handle = handle_of(device)
 
     def _ask(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return None if self._handle is None else ask(function, self._handle, *arguments)
@@ -112,6 +116,7 @@ class Monitor:
         return {
             **self.clocks(),
             "memory_mhz": self._ask(pynvml.nvmlDeviceGetClockInfo, pynvml.NVML_CLOCK_MEM),
+            "pstate": self._ask(pynvml.nvmlDeviceGetPerformanceState),
             "temperature_c": self._ask(pynvml.nvmlDeviceGetTemperature, pynvml.NVML_TEMPERATURE_GPU),
             "power_w": power_mw / 1000 if power_mw else None,
             "ecc": bool(ecc[0]) if ecc else None,

@@ -12,12 +12,10 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-import pykernels as pk
 from bench.backends.steps import arms as step_arms
 from bench.core import cli, environment, measure, results, tables
 from bench.core.ceiling import Ceiling
 from bench.core.document import Document, program_name
-from bench.core.errors import flag_error
 from bench.core.flags import make_command
 from bench.core.measure import Arm
 from bench.core.run import Machine, Measurement, close, gate
@@ -36,7 +34,6 @@ from bench.step.entries import (
     traced_anatomy,
 )
 from bench.step.settings import Settings
-from pykernels.layer import available_bytes
 
 _PROGRAM = "bench.step"
 
@@ -48,25 +45,6 @@ def peak_bytes(device: torch.device) -> int:
     # Not getrusage's ru_maxrss: that outlives exec, and so tells of the process this one was forked from.
     status = Path("/proc/self/status").read_text()
     return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
-
-
-def make_model(settings: Settings) -> pk.DecodeModel:
-    """Weights and caches. Raises MemoryError where they do not fit what is there (or --memory-limit-gb)."""
-    spec, dtype, device = settings.spec, settings.torch_dtype, settings.target
-    asked, available = settings.bytes_needed()["asked_bytes"], available_bytes(device)
-    if settings.memory_limit_gb:
-        available = min(available, int(settings.memory_limit_gb * 1e9))
-    if asked > available:
-        raise MemoryError(f"weights and cache ask for {asked / 1e9:.2f} GB, {available / 1e9:.2f} GB are available")
-    if settings.weights:
-        weights = cli.usage(lambda: pk.ModelWeights.from_folder(settings.weights, spec, dtype, device))
-        if weights.layers[0].is_int4:
-            raise flag_error("--weights", settings.weights, "of dense weights: 4-bit ones are measured by bench.layer")
-    else:
-        weights = pk.ModelWeights.random(spec, dtype, device, settings.seed, settings.shared_weights)
-    return cli.usage(
-        lambda: pk.DecodeModel(spec, weights, settings.max_len, settings.batch, dtype, device, settings.seed)
-    )
 
 
 def out_of_memory_arms(settings: Settings, error: BaseException) -> list[Arm]:
@@ -135,7 +113,7 @@ def run(settings: Settings) -> Document:
     machine = Machine(settings.target)
     ceiling, model = None, None
     try:
-        model = make_model(settings)
+        model = settings.make_model()
         reference = step_arms.Reference(model, settings.ctx)
         arms = [
             arm

@@ -1,68 +1,36 @@
 """The flags of bench.step, and what they come to."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated
 
-import torch
 import typer
 
 from bench.backends import MODES
 from bench.backends.steps import arms as step_arms
+from bench.backends.steps.settings import StepModelSettings
 from bench.core import cli, device_trace
-from bench.core.errors import flag_error
 from bench.core.stop_rule import StopFlags
-from pykernels.models import ModelSpec
 
 
 @dataclass(kw_only=True)
-class Settings(StopFlags):
+class Settings(StepModelSettings, StopFlags):
     """The flags of one run, and what they come to."""
 
     backend: cli.BackendFlag = "native,sdpa,transformers"
     mode: cli.ModeFlag = "all"
-    model: cli.ModelFlag = "qwen2.5-7b"
-    config: cli.ConfigFlag = ""
-    weights: cli.WeightsFlag = ""
-    layers: cli.LayersFlag = 0
-    shared_weights: Annotated[
-        bool, typer.Option("--shared-weights", help="give all layers one set of random weights")
-    ] = False
-    ctx: cli.StepCtxFlag = 2048
-    batch: cli.BatchFlag = 1
-    dtype: cli.DtypeFlag = "bf16"
-    device: cli.DeviceFlag = "auto"
     fusion: cli.FusionFlag = "none,block"
     arm: Annotated[
         str, typer.Option("--arm", help="exactly these, comma-separated backend[/fusion]:mode, instead of the above")
     ] = ""
     warmup: cli.WarmupFlag = 5
     steps: cli.StepsFlag = 30
-    threads: cli.ThreadsFlag = 0
     spec_gbs: cli.SpecFlag = 0.0
-    memory_limit_gb: cli.MemoryLimitFlag = 0.0
-    seed: cli.SeedFlag = 0
     json: cli.JsonFlag = ""
     csv: cli.CsvFlag = ""
     md: cli.MdFlag = ""
     plot: cli.PlotFlag = ""
     list_: cli.ListFlag = False
-
-    @cached_property
-    def full_spec(self) -> ModelSpec:
-        """The model with all of its layers."""
-        return cli.model(self.model, self.config, self.weights)
-
-    @cached_property
-    def spec(self) -> ModelSpec:
-        """The model with --layers layers."""
-        full = self.full_spec
-        return replace(full, n_layers=cli.number("--layers", self.layers, 0, full.n_layers) or full.n_layers)
-
-    @cached_property
-    def target(self) -> torch.device:
-        """--device."""
-        return cli.device(self.device)
 
     @cached_property
     def groups(self) -> list[tuple[str, list[str], list[str]]]:
@@ -90,14 +58,9 @@ class Settings(StopFlags):
         return list(dict.fromkeys(fusion for name, _, fusions in self.groups if name == "native" for fusion in fusions))
 
     @property
-    def torch_dtype(self) -> torch.dtype:
-        """--dtype as torch names it."""
-        return cli.DTYPES[self.dtype]
-
-    @property
-    def max_len(self) -> int:
-        """Slots of the cache: the context, and one a step; no fewer steps than a traced pass takes."""
-        return self.ctx + max(self.warmup, 1) + max(self.steps, device_trace.SAMPLES)
+    def positions(self) -> int:
+        """One a step, and no fewer than a traced pass takes."""
+        return max(self.warmup, 1) + max(self.steps, device_trace.SAMPLES)
 
     @property
     def traced_from(self) -> int:
@@ -109,25 +72,7 @@ class Settings(StopFlags):
         first = self.ctx + max(self.warmup, 1) + 1
         return list(range(first, first + count))
 
-    def bytes_needed(self) -> dict[str, int]:
-        """What the weights and the cache take; all arms share them."""
-        spec, dtype = self.spec, self.torch_dtype
-        weights = spec.weight_bytes(dtype)
-        if self.shared_weights:
-            weights -= (spec.n_layers - 1) * spec.layer_weight_elements * dtype.itemsize
-        cache = spec.kv_bytes(self.max_len, self.batch, dtype)
-        return {"weight_bytes": weights, "kv_bytes": cache, "asked_bytes": weights + cache}
-
     def check(self) -> None:
         """Raise UsageError for the first flag that does not fit the others."""
-        full = self.full_spec
-        assert self.target
-        if self.weights and self.shared_weights:
-            raise flag_error("--shared-weights", "true", "left out with --weights, which has every layer's own")
-        assert self.groups and self.spec
-        cli.number("--ctx", self.ctx, 1, full.max_position)
-        if self.max_len > full.max_position:
-            most = full.max_position - max(self.warmup, 1) - self.steps
-            raise flag_error(
-                "--ctx", self.ctx, f"in 1..{most}: {full.name} has {full.max_position} positions, one a step"
-            )
+        self.check_model()
+        assert self.groups

@@ -19,6 +19,7 @@ void bind_cuda_trace(py::module_& module);  // cuda_trace_module.cpp
 #ifdef PYKERNELS_CUDA
 void bind_relaunch(py::module_& module);  // relaunch_module.cpp
 #endif
+void bind_due_clock(py::module_& module);  // due_clock_module.cpp
 
 namespace {
 
@@ -170,6 +171,7 @@ PYBIND11_MODULE(_runtime, module) {
     using namespace pykernels;
 
     bind_cuda_trace(module);
+    bind_due_clock(module);
 
     py::class_<Launch>(module, "Launch").def("__call__", &Launch::operator());
 

@@ -18,6 +18,7 @@ from bench.core.processes import Outcome
 from bench.inside import __main__ as inside
 from bench.int4 import __main__ as int4
 from bench.launch import __main__ as launch
+from bench.rate import __main__ as rate
 from bench.report import __main__ as report
 from bench.stack import __main__ as stack
 from bench.step import __main__ as step
@@ -37,6 +38,7 @@ COMMANDS = {
     "bench.stack": stack.command,
     "bench.launch": launch.command,
     "bench.call": call.command,
+    "bench.rate": rate.command,
     "bench.report": report.command,
     "bench.sweep": sweep.command,
 }

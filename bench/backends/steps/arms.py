@@ -166,34 +166,40 @@ def parse_arms(flag: str, text: str, device: torch.device) -> list[tuple[str, st
     return parsed
 
 
+def arm_of(
+    backend: StepBackend, reference: Reference, mode: str, fusion: str | None, traced_from: int | None = None
+) -> tuple[Arm, Driver | None]:
+    """One arm for steps from the reference's position on, with its driver; where it does not run, its reason and None.
+    A traced pass begins at the position `traced_from`."""
+    model, first = reference.model, reference.position
+    lacking = Native.layer_reason(model.layers[0]) if backend.name == "native" else None
+    if reason := backend.reason(mode, model.device) or lacking:
+        return unsupported(backend.name, mode, reason, fusion), None
+    try:
+        with torch.inference_mode(), backend.surroundings():
+            driver = backend.driver(model, mode, fusion, first)
+    except Exception as error:  # the library's own words are the result
+        failed = Arm(backend.name, mode, fusion)
+        failed.fail(error)
+        return failed, None
+    course = Course(driver, first)
+    arm = Arm(
+        backend.name, mode, fusion, course.sample, checker(driver, reference), backend.surroundings,
+        driver.host_sampler(), partial(course.tracing, first if traced_from is None else traced_from),
+        driver.kernels, driver.launches, steps_per_graph=1 if mode.startswith("graph") else None,
+    )  # fmt: skip
+    return arm, driver
+
+
 def arms_of(
     backend: StepBackend, reference: Reference, modes: Sequence[str], fusions: Sequence[str], traced_from: int
 ) -> list[Arm]:
-    """All arms of a backend for steps from the reference's position on, unsupported ones with their reason. A traced
-    pass begins at the position `traced_from`."""
-    model, first, arms = reference.model, reference.position, []
-    lacking = Native.layer_reason(model.layers[0]) if backend.name == "native" else None
-    for fusion in backend.fusions(fusions):
-        for mode in modes:
-            if reason := backend.reason(mode, model.device) or lacking:
-                arms.append(unsupported(backend.name, mode, reason, fusion))
-                continue
-            try:
-                with torch.inference_mode(), backend.surroundings():
-                    driver = backend.driver(model, mode, fusion, first)
-            except Exception as error:  # the library's own words are the result
-                arms.append(Arm(backend.name, mode, fusion))
-                arms[-1].fail(error)
-                continue
-            course = Course(driver, first)
-            arms.append(
-                Arm(
-                    backend.name, mode, fusion, course.sample, checker(driver, reference), backend.surroundings,
-                    driver.host_sampler(), partial(course.tracing, traced_from), driver.kernels, driver.launches,
-                    steps_per_graph=1 if mode.startswith("graph") else None,
-                )
-            )  # fmt: skip
-    return arms
+    """All arms of a backend, unsupported ones with their reason."""
+    return [
+        arm_of(backend, reference, mode, fusion, traced_from)[0]
+        for fusion in backend.fusions(fusions)
+        for mode in modes
+    ]
 
 
 def print_list() -> None:

@@ -1,0 +1,101 @@
+"""The flags of a whole step's model, which the drivers of steps share, and the model that they describe."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+
+import pykernels as pk
+from bench.core import cli
+from bench.core.errors import flag_error
+from bench.core.flags import Flags
+from pykernels.layer import available_bytes
+from pykernels.models import ModelSpec
+
+
+@dataclass(kw_only=True)
+class StepModelSettings(Flags):
+    """The flags of one model, and what they come to."""
+
+    model: cli.ModelFlag = "qwen2.5-7b"
+    config: cli.ConfigFlag = ""
+    weights: cli.WeightsFlag = ""
+    layers: cli.LayersFlag = 0
+    shared_weights: cli.SharedWeightsFlag = False
+    ctx: cli.StepCtxFlag = 2048
+    batch: cli.BatchFlag = 1
+    dtype: cli.DtypeFlag = "bf16"
+    device: cli.DeviceFlag = "auto"
+    threads: cli.ThreadsFlag = 0
+    memory_limit_gb: cli.MemoryLimitFlag = 0.0
+    seed: cli.SeedFlag = 0
+
+    @cached_property
+    def full_spec(self) -> ModelSpec:
+        """The model with all of its layers."""
+        return cli.model(self.model, self.config, self.weights)
+
+    @cached_property
+    def spec(self) -> ModelSpec:
+        """The model with --layers layers."""
+        full = self.full_spec
+        return replace(full, n_layers=cli.number("--layers", self.layers, 0, full.n_layers) or full.n_layers)
+
+    @cached_property
+    def target(self) -> torch.device:
+        """--device."""
+        return cli.device(self.device)
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """--dtype as torch names it."""
+        return cli.DTYPES[self.dtype]
+
+    @property
+    def positions(self) -> int:
+        """How many positions the steps take from --ctx on."""
+        raise NotImplementedError
+
+    @property
+    def max_len(self) -> int:
+        """Slots of the cache: the context, and one a position."""
+        return self.ctx + self.positions
+
+    def bytes_needed(self) -> dict[str, int]:
+        """What the weights and the cache take; all arms share them."""
+        spec, dtype = self.spec, self.torch_dtype
+        weights = spec.weight_bytes(dtype)
+        if self.shared_weights:
+            weights -= (spec.n_layers - 1) * spec.layer_weight_elements * dtype.itemsize
+        cache = spec.kv_bytes(self.max_len, self.batch, dtype)
+        return {"weight_bytes": weights, "kv_bytes": cache, "asked_bytes": weights + cache}
+
+    def check_model(self) -> None:
+        """Raise UsageError for the first flag of the model that does not fit the others."""
+        full = self.full_spec
+        assert self.target
+        if self.weights and self.shared_weights:
+            raise flag_error("--shared-weights", "true", "left out with --weights, which has every layer's own")
+        assert self.spec
+        cli.number("--ctx", self.ctx, 1, full.max_position)
+        if self.max_len > full.max_position:
+            most = full.max_position - self.positions
+            raise flag_error(
+                "--ctx", self.ctx, f"in 1..{most}: {full.name} has {full.max_position} positions, one a step"
+            )
+
+    def make_model(self) -> pk.DecodeModel:
+        """Weights and caches. Raises MemoryError where they do not fit what is there (or --memory-limit-gb)."""
+        spec, dtype, device = self.spec, self.torch_dtype, self.target
+        asked, available = self.bytes_needed()["asked_bytes"], available_bytes(device)
+        if self.memory_limit_gb:
+            available = min(available, int(self.memory_limit_gb * 1e9))
+        if asked > available:
+            raise MemoryError(f"weights and cache ask for {asked / 1e9:.2f} GB, {available / 1e9:.2f} GB are available")
+        if self.weights:
+            weights = cli.usage(lambda: pk.ModelWeights.from_folder(self.weights, spec, dtype, device))
+            if weights.layers[0].is_int4:
+                raise flag_error("--weights", self.weights, "of dense weights: 4-bit ones are measured by bench.layer")
+        else:
+            weights = pk.ModelWeights.random(spec, dtype, device, self.seed, self.shared_weights)
+        return cli.usage(lambda: pk.DecodeModel(spec, weights, self.max_len, self.batch, dtype, device, self.seed))
