@@ -366,10 +366,12 @@ int main() {
         simt::executor().configure(settings);
         const int batch = std::vector<int>{1, 2, 3, 8, 1, 5}[seed];
         gemv(batch, 1032, 37);
+        gemv(batch, 4104, 21);  // x of several sequences a K tile at a time
         gemv(batch, 50, 9);
         int4(batch, 544, 37, 32);
         int4(batch, 1280, 21, 128);
         norm_and_swiglu(batch, 520, 35);
+        norm_and_swiglu(batch, 4104, 9);
         norm_and_swiglu(batch, 33, 6);
         embedding_and_add(batch, 72);
         embedding_and_add(batch, 9);
