@@ -26,6 +26,7 @@ from bench.core.document import Document, device_name
 from bench.core.errors import flag_error
 from bench.core.flags import Flags, make_command
 from bench.core.kept import KeepFlag, Kept, open_folder
+from bench.core.paths import user_path
 from bench.core.processes import run_module
 from bench.core.progress import progress
 from bench.core.run import close
@@ -280,7 +281,7 @@ def main(settings: Settings) -> int:
         return 0
     outputs = cli.Outputs(settings.json)
     settings.check()
-    file = Path(settings.thresholds).expanduser() if settings.thresholds else sessions.DEFAULT_THRESHOLDS
+    file = user_path("--thresholds", settings.thresholds) if settings.thresholds else sessions.DEFAULT_THRESHOLDS
     rules, digest = sessions.load_rules(file)
     if (
         settings.rule

@@ -8,7 +8,6 @@ Works on documents of every kind that carry samples. Exit status 1: an arm is si
 
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from bench.core import cli, document
 from bench.core.document import Document
 from bench.core.errors import UsageError, flag_error
 from bench.core.flags import Flags, make_command
+from bench.core.paths import user_path
 from bench.core.statistics import ratio_interval
 from bench.core.tables import microseconds
 from bench.drivers import takes
@@ -162,7 +162,7 @@ def differences(a: Document, b: Document) -> list[tuple[str, Any, Any]]:
 
 def load(path: str) -> Document:
     """A document that has samples. Raises UsageError otherwise."""
-    result = document.load(Path(path).expanduser())
+    result = document.load(user_path("DOCUMENT", path))
     found = series(result)
     if not found:
         raise UsageError(f"{path}: carries no samples to compare (kind {result.get('kind')!r})")

@@ -23,6 +23,7 @@ from bench.core import cli, document, environment
 from bench.core.document import SCHEMA, Document, entry_name
 from bench.core.errors import UsageError, flag_error
 from bench.core.flags import Flags, make_command
+from bench.core.paths import user_path
 from bench.core.processes import run_module
 from bench.drivers import takes
 
@@ -207,7 +208,7 @@ def main(settings: Settings) -> int:
         step_arms.parse_arms("--arm", settings.arm, target)
     if not settings.out:
         raise flag_error("--out", settings.out, "the name of a folder")
-    folder = Path(settings.out).expanduser()
+    folder = user_path("--out", settings.out)
     document.make_folder(folder, "--out", settings.out)
     document.check_writable(folder / "cell.json", "--out")
     plan = Plan(folder, cells, settings.shared_flags(), settings.limit_s, settings.again)

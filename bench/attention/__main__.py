@@ -67,7 +67,7 @@ def taken_up(path: Path | None, settings: Settings) -> Document | None:
     if path is None or not path.exists():
         return None
     result = document.load(path)
-    if result.get("kind") != "attention" or result["flags"] != settings.session_flags:
+    if result.get("kind") != "attention" or result.get("flags") != settings.session_flags:
         raise flag_error("--resume", path, f"of a run with the same flags, and its were {result.get('flags')}")
     return attention_document.sessions(result)[0]
 

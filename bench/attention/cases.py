@@ -71,6 +71,8 @@ def parse_heads(flag: str, text: str) -> list[ModelSpec]:
             pk.models.get("llama-3.1-8b"), name=part, hidden=n_heads * head_dim, n_heads=n_heads,
             n_kv_heads=n_kv_heads, head_dim=head_dim, n_layers=0,
         ))  # fmt: skip
+    if text and not found:
+        raise flag_error(flag, text, "QUERY/KV or QUERY/KVxDIM, comma-separated (64/8,64/8x128)")
     return found
 
 

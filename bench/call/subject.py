@@ -4,7 +4,6 @@ import copy
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from bench.core import bits
 from bench.core.errors import UsageError, flag_error, one_line
+from bench.core.paths import user_path
 from bench.plugins.user_file import run_file
 
 
@@ -116,7 +116,7 @@ def load(text: str, device: torch.device) -> tuple[Subject, Callable[..., Any] |
     UsageError, one line, for anything else.
     """
     file, _, name = text.rpartition(":")
-    path = Path(file).expanduser()
+    path = user_path("FILE.py:name", file)
     if not file or path.suffix != ".py" or not name.isidentifier():
         raise flag_error("FILE.py:name", text, "a Python file and the name of a function in it")
     if not path.is_file():
@@ -154,7 +154,7 @@ def expected_from(path: str, count: int) -> list[Tensor]:
     """Saved outputs: a safetensors file of tensors named 0, 1, ..., as many as a call returns."""
     from safetensors.torch import load_file
 
-    file = Path(path).expanduser()
+    file = user_path("--expected", path)
     try:
         saved = load_file(file)
     except Exception as error:

@@ -24,6 +24,7 @@ import pykernels as pk
 from bench.core import document, early_interrupt, environment
 from bench.core.early_interrupt import INTERRUPTED
 from bench.core.errors import UsageError, flag_error
+from bench.core.paths import user_path
 from pykernels.layer import OP_LABELS
 from pykernels.models import ModelSpec
 from pykernels.quant.int4_weight import group_size_allowed
@@ -276,8 +277,9 @@ def model(name: str, config: str, weights: str = "") -> ModelSpec:
     """The spec that --model or --config names; the folder of --weights brings its own, where there is no --config."""
     if config or weights:
         given = f"--config={config}" if config else f"--weights={weights}"
+        path = user_path("--config", config) if config else user_path("--weights", weights)
         try:
-            return pk.models.from_config(config or weights)
+            return pk.models.from_config(path)
         except ValueError as error:
             raise UsageError(f"{given}: {error}") from None
     choice("--model", name, pk.models.names())
@@ -327,7 +329,7 @@ class Outputs:
 
     def __init__(self, json: str, csv: str = "", md: str = "", plot: str = "", trace: str = "") -> None:
         paths = {"--json": json, "--csv": csv, "--md": md, "--plot": plot, "--trace": trace}
-        self.paths = {flag: Path(path).expanduser() for flag, path in paths.items() if path}
+        self.paths = {flag: user_path(flag, path) for flag, path in paths.items() if path}
         writers: dict[Path, str] = {}
         for flag, path in self.paths.items():
             document.check_writable(path, flag)

@@ -9,6 +9,7 @@ import typer
 from bench.core import document
 from bench.core.document import Document
 from bench.core.errors import UsageError
+from bench.core.paths import user_path
 
 KeepFlag = Annotated[
     str, typer.Option("--keep", help="a folder for the processes' documents; those there of these flags are taken")
@@ -42,7 +43,7 @@ def open_folder(text: str) -> Kept:
     """What --keep names, made where it is not there. Raises UsageError where it cannot be written to."""
     if not text:
         return Kept()
-    folder = Path(text).expanduser()
+    folder = user_path("--keep", text)
     document.make_folder(folder, "--keep", text)
     document.check_writable(folder / "session.json", "--keep")
     return Kept(folder)

@@ -26,6 +26,7 @@ from bench.core import cli, gpu_state
 from bench.core.document import write_atomically
 from bench.core.errors import UsageError
 from bench.core.measure import Arm, unsupported
+from bench.core.paths import user_path
 from bench.core.samplers import Samplers
 from bench.plugins.cuda_kernel import KERNELS
 from bench.plugins.cuda_source import CudaSource, SourceError
@@ -72,7 +73,7 @@ def parse_backends(flag: str, text: str, allowed: Sequence[str]) -> tuple[list[s
     for part in text.split(","):
         path, _, name = part.strip().rpartition(":")
         if path.endswith((".py", ".cu")):
-            plugin = Plugin(Path(path).expanduser(), name, part.strip(), flag)
+            plugin = Plugin(user_path(flag, path), name, part.strip(), flag)
             if not name.isidentifier():
                 raise plugin.error(f"must be {KINDS}")
             plugin.source()

@@ -8,7 +8,6 @@ Writes report.md, figures/*.png and *.svg, and report.html: one file that opens 
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,6 +16,7 @@ from bench.core import cli
 from bench.core.document import Document, device_name, make_folder, write_atomically
 from bench.core.errors import flag_error
 from bench.core.flags import Flags, make_command
+from bench.core.paths import user_path
 from bench.core.tables import microseconds, percent
 from bench.drivers import takes
 from bench.report import collect, peer_sections
@@ -297,8 +297,8 @@ def main(settings: Settings) -> int:
     if not settings.directory:
         raise flag_error("DIR", settings.directory, "a folder of result documents")
     cost.prices(settings.price)
-    folder = collect.load_folder(Path(settings.directory).expanduser())
-    target = Path(settings.out).expanduser() if settings.out else folder.path / "report"
+    folder = collect.load_folder(user_path("DIR", settings.directory))
+    target = user_path("--out", settings.out) if settings.out else folder.path / "report"
     make_folder(target / "figures", "--out", target)
     sections = make_sections(folder, settings.price)
     # Of what was measured, whenever it is written up.

@@ -38,8 +38,11 @@ def load_rules(path: Path) -> tuple[list[Rule], str]:
     """The rules of a thresholds file and its SHA-256. Raises UsageError, one line, where it is none."""
     try:
         content = path.read_bytes()
-        rules = [_rule(path, fields) for fields in tomllib.loads(content.decode())["rule"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        tables = tomllib.loads(content.decode())["rule"]
+        if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables) or not tables:
+            raise ValueError("rule must be tables, [[rule]]")
+        rules = [_rule(path, fields) for fields in tables]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UsageError(f"{path}: is not a thresholds file: {error}") from None
     return rules, hashlib.sha256(content).hexdigest()
 
@@ -47,6 +50,18 @@ def load_rules(path: Path) -> tuple[list[Rule], str]:
 def _rule(path: Path, fields: dict) -> Rule:
     ctx = fields.get("ctx")
     rule = Rule(**{**fields, "ctx": None if ctx is None else tuple(ctx)})
+    for name in ("name", "claim", "expectation", "wrong", "gpu"):
+        value = getattr(rule, name)
+        if not isinstance(value, str) and (value is not None or name in ("name", "claim", "expectation")):
+            raise UsageError(f"{path}: {name} must be a string, got {value!r}")
+    for name, kinds, values in (
+        ("threshold", (int, float), [rule.threshold]),
+        ("min_sessions", (int,), [rule.min_sessions]),
+        ("ctx", (int,), rule.ctx or ()),
+    ):
+        if not all(type(value) in kinds and 0 < value < float("inf") for value in values):
+            numbers = "positive integers" if kinds == (int,) else "a positive number"
+            raise UsageError(f"{path}: {name} must be {numbers}, got {fields[name]!r}")
     if rule.expectation not in ("above", "below", "differs"):
         raise UsageError(f"{path}: expectation must be above, below or differs, got {rule.expectation!r}")
     if rule.expectation != "differs" and rule.wrong not in ("most", "any"):

@@ -43,8 +43,8 @@ def unpack(
 
     Raises ValueError, one line, where shapes or dtypes do not fit.
     """
-    if weight_shape.numel() != 2:
-        raise ValueError(f"weight_shape must hold 2 sizes, got {weight_shape.tolist()}")
+    if weight_shape.shape != (2,) or weight_shape.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"weight_shape must be 2 integers, got {weight_shape.tolist()} of {weight_shape.dtype}")
     out_features, in_features = weight_shape.tolist()
     if weight_scale.dim() != 2 or not 1 <= weight_scale.shape[1] <= in_features:
         raise ValueError(

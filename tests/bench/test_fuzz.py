@@ -16,7 +16,7 @@ from inputs.busy import HANG_S
 from inputs.command_line import run_here
 
 # Refused behind a session, which names the device that rules are matched with: seconds each.
-RUN_A_SESSION = {"thresholds/no rules", "thresholds/ctx of strings", "thresholds/of another GPU"}
+RUN_A_SESSION = {"thresholds/of another GPU"}
 
 
 def can_run_here(case: Case) -> bool:

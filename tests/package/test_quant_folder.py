@@ -177,7 +177,7 @@ def test_configurations_refused(tmp_path, config, message):
         ("gptq v1", dict(qweight=torch.zeros(32)), f"{MODULE}: qweight and scales must be matrices"),
         ("gptq v1", dict(g_idx=torch.full((256,), 4, dtype=torch.int32)), r"g_idx must be in 0\.\.3 .*, got 4\.\.4"),
         ("awq", dict(qweight=torch.zeros(256, 8)), f"{MODULE}: qweight must be int32, got float32"),
-        ("compressed-tensors", dict(weight_shape=torch.tensor([64])), "weight_shape must hold 2 sizes"),
+        ("compressed-tensors", dict(weight_shape=torch.tensor([64])), "weight_shape must be 2 integers"),
         ("compressed-tensors", dict(weight_scale=torch.ones(64)), "weight_scale must be of shape"),
     ],
 )
