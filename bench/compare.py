@@ -142,6 +142,19 @@ _SETTINGS = (
     "kind", "model.name", "model.n_layers", "ctx", "batch", "dtype", "device", "l2", "weights", "shared_weights",
     "warmup", "steps", "group_size", "symmetric", "quant.group_size", "quant.zero_points", "quant.act_order",
 )  # fmt: skip
+_WORKLOAD = (
+    "kind", "model.name", "model.n_layers", "ctx", "ctxs", "batch", "batches", "dtype", "device", "l2",
+    "shared_weights", "group_size", "symmetric", "quant.group_size", "quant.zero_points", "quant.act_order",
+)  # fmt: skip
+"""What two documents must share for a ratio of their times to say that an arm became faster or slower."""
+
+
+def workload_differences(a: Document, b: Document) -> list[tuple[str, Any, Any]]:
+    """What of _WORKLOAD the two differ in."""
+    flat_a, flat_b = _flat(a), _flat(b)
+    return [(key, flat_a.get(key), flat_b.get(key)) for key in _WORKLOAD if flat_a.get(key) != flat_b.get(key)]
+
+
 # What is never twice the same, and says nothing about the two runs' comparability.
 _FLEETING = {"mhz_now", "load_average_1min", "temperature_c"}
 
@@ -201,6 +214,7 @@ class Settings(Flags):
     )
     alpha: Annotated[float, typer.Option("--alpha", help="significance of the corrected test")] = 0.05
     correction: Annotated[str, typer.Option("--correction", help="for many arms: holm or bh")] = "holm"
+    across: Annotated[bool, typer.Option("--across", help="compare documents of different workloads")] = False
     json: cli.JsonFlag = ""
     list_: Annotated[bool, typer.Option("--list", help="name the kinds of documents that can be compared")] = False
 
@@ -222,6 +236,10 @@ def main(settings: Settings) -> int:
         raise flag_error("--alpha", alpha, "between 0 and 1")
     cli.choice("--correction", correction, CORRECTIONS)
     before, after = load(a), load(b)
+    if other := workload_differences(before, after):
+        words = ", ".join(f"{key} {x} and {y}" for key, x, y in other)
+        if not settings.across:
+            raise UsageError(f"{a} and {b}: are of different workloads ({words}): --across compares them all the same")
     rows = compare(before, after, alpha, threshold, correction)
     if not rows:
         raise UsageError(f"{a} and {b}: have no arm in common")

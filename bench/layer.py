@@ -4,11 +4,14 @@ python -m bench.layer --backend=native,sdpa --model=llama-3.1-8b --ctx=4096 --js
 python -m bench.layer --backend=sdpa,examples/attention_plugin.py:Attention --model=tiny
 """
 
+import itertools
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+
+import numpy as np
 
 import pykernels as pk
 from bench.backends import MODES, Backend, Workload, arms_of, by_name, registry
@@ -115,17 +118,19 @@ def document_of(
     """The result document, less its head; `looked` holds the keys that were measured after the rounds."""
     spec, dtype, device = settings.spec, settings.torch_dtype, settings.target
     on_cuda = device.type == "cuda"
-    repeats = layers_a_sample(settings.repeats, len(layers), device)
+    repeats = layers_a_sample(settings.repeats, max(len(layers), 1), device)
     streamed = partial(streamed_bytes, settings)
     entries = [results.arm_document(arm, streamed(arm.fusion), found.bandwidths, found.arms) for arm in found.arms]
     if on_cuda:
         found.add_device_keys(entries)
+    read_gbs = found.ceiling.read_gbs() if found.ceiling else np.empty(0)
+    layer_bytes = layers[0].weights.n_bytes if layers else None
     ladders = results.make_ladders(
-        found.arms, found.ceiling.read_gbs(), streamed, settings.spec_bandwidth[0],
+        found.arms, read_gbs, streamed, settings.spec_bandwidth[0],
         ladder.CUDA_CHAIN if on_cuda else ladder.CPU_CHAIN, found.traces,
     )  # fmt: skip
     for of_plugin in plugged:
-        entries += of_plugin.entries("arms")
+        entries += [results.refer_to_this_run(entry, found.arms) for entry in of_plugin.entries("arms")]
         for key in ladders:
             ladders[key] |= of_plugin.of_label(key)
     return {
@@ -134,7 +139,7 @@ def document_of(
         "quant": words.quant_document(settings.int4_format),
         "ctx": settings.ctx, "batch": settings.batch, "dtype": settings.dtype, "device": device.type,
         "l2": settings.l2,
-        "l2_words": l2_words(settings, layers),
+        "l2_words": l2_words(settings, layers) if layers else settings.l2,
         "weight_copies": len(layers),
         "warmup": settings.warmup, "steps": settings.steps,
         **({"repeats": repeats} if on_cuda or repeats > 1 else {}), **found.throttling,
@@ -142,7 +147,7 @@ def document_of(
         "bytes": {
             "ops": {fusion: [vars(op) for op in layer_ops(settings, fusion)] for fusion in settings.fusions},
             "layer_streamed": {fusion: streamed(fusion) for fusion in settings.fusions},
-            "paper": results.paper_bytes(spec, settings.ctx, settings.batch, dtype, layers[0].weights.n_bytes),
+            "paper": results.paper_bytes(spec, settings.ctx, settings.batch, dtype, layer_bytes),
         },
         **looked,
         "arms": entries,
@@ -158,17 +163,21 @@ def run(settings: Settings) -> tuple[Document, Measurement]:
     """
     device = settings.target
     plugged = plugins.measure_all(settings.plugin_plan)
+    interrupted = any(of_plugin.interrupted for of_plugin in plugged)
     machine = Machine(device)
-    layers = cli.usage(lambda: make_layers(settings))
-    repeats = layers_a_sample(settings.repeats, len(layers), device)
-    workload = Workload.of(layers, repeats)
-    arms = [
-        arm
-        for backend in settings.backends.values()
-        for arm in arms_of(backend, workload, settings.modes, settings.fusions)
-    ]
-    arms += [arm for of_plugin in plugged for arm in of_plugin.failed]
-    found = Measurement(arms, Ceiling(device), settings.spec_bandwidth, machine.monitor)
+    layers = [] if interrupted else cli.usage(lambda: make_layers(settings))
+    repeats = layers_a_sample(settings.repeats, max(len(layers), 1), device)
+    arms = [arm for of_plugin in plugged for arm in of_plugin.failed]
+    if not interrupted:
+        workload = Workload.of(layers, repeats)
+        own = [
+            arms_of(backend, workload, settings.modes, settings.fusions) for backend in settings.backends.values()
+        ]  # fmt: skip
+        arms = [*itertools.chain(*own), *arms]
+    # Where nothing runs there is nothing to hold against it.
+    ceiling = Ceiling(device) if not interrupted and any(arm.status == "ok" for arm in arms) else None
+    found = Measurement(arms, ceiling, settings.spec_bandwidth, machine.monitor)
+    found.interrupted = interrupted  # while plug-ins were measured: those that are done are kept
     gate(arms)
     looked: Document = {"null": [], "spin": [], "ops": [], "timelines": {}, "gaps": {}}
 

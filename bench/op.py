@@ -7,8 +7,9 @@ python -m bench.op --op=null
 python -m bench.op --op=gemv --model=tiny --aa=20
 """
 
+import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -208,7 +209,8 @@ def measure_case(
     for arm in arms:
         entry = {
             "backend": arm.backend, "mode": arm.mode, "fusion": None, "op": case.op, "label": case.label,
-            "shape": case.shape, "batch": case.batch, "bytes": case.bytes, "status": arm.status, "reason": arm.reason,
+            "models": case.models, "shape": case.shape, "batch": case.batch, "bytes": case.bytes,
+            "status": arm.status, "reason": arm.reason,
             "floor_us": floor_us, "max_rel_error": arm.max_rel_error,
             "time_us": None, "gbs": None, "share_of_spec": None, "share_of_read": None,
             "samples_us": arm.samples_us, "ceiling": bandwidths,
@@ -248,26 +250,28 @@ def trace_case(case: Case, settings: Settings, entries: list[Document]) -> None:
         results.add_device_clock(entry, arm, traces, untraced)
 
 
+def _of_plugins(case: Case, plugged: Sequence[plugins.Found]) -> list[Document]:
+    return [entry for found in plugged for entry in found.of_shape(vars(case)).values()]
+
+
 def sweep(
     swept: Sequence[Case], settings: Settings, ceiling: Ceiling, monitor: gpu_state.Monitor | None,
-    plugged: Sequence[plugins.Found],
+    plugged: Sequence[plugins.Found], keep: Callable[[list[Document]], None] = lambda entries: None,
 ) -> tuple[list[Document], bool]:  # fmt: skip
     """Every case, and then on a GPU their traces. Returns the key `ops`, with what the plug-ins' own processes found,
-    and whether it was interrupted: what was finished is kept."""
+    and whether it was interrupted: what was finished is kept. `keep` is given the entries after every case, for an end
+    that nobody can catch."""
     entries: list[Document] = []
-    failed = [arm for found in plugged for arm in found.failed]
+    if any(found.interrupted for found in plugged):
+        return [entry for case in swept for entry in _of_plugins(case, plugged)], True
     with progress(f"measuring {swept[0].op}", len(swept)) as advance:
         try:
             measured = []
             for case in swept:
+                failed = [arm for found in plugged for arm in found.failed_of(vars(case))]
                 measured.append((case, measure_case(case, settings, ceiling, monitor, failed)))
-                entries += measured[-1][1]
-                entries += [
-                    entry
-                    for found in plugged
-                    for entry in found.entries("ops")
-                    if (entry["label"], entry["shape"], entry["batch"]) == (case.label, case.shape, case.batch)
-                ]
+                entries += [*measured[-1][1], *_of_plugins(case, plugged)]
+                keep(entries)
                 advance()
             for case, of_case in measured if settings.target.type == "cuda" else ():
                 trace_case(case, settings, of_case)
@@ -309,16 +313,15 @@ def _document(
 
 
 def _cases(settings: Settings) -> list[Case]:
-    """What is swept. Two models with the same shapes are one case."""
-    swept = {
-        (case.label, case.shape, case.batch): case
-        for spec in settings.specs
-        for batch in settings.batches
+    """What is swept. Models with the same shape share a case, which names them all."""
+    swept: dict[tuple[str, str, int], Case] = {}
+    for spec, batch in itertools.product(settings.specs, settings.batches):
         for case in cases(
             settings.op, spec, settings.contexts, batch, cli.DTYPES[settings.dtype], settings.seed,
             settings.target,
-        )
-    }  # fmt: skip
+        ):  # fmt: skip
+            known = swept.setdefault((case.label, case.shape, case.batch), case)
+            known.models = (*known.models, spec.name)
     return list(swept.values())
 
 
@@ -371,7 +374,11 @@ def main(settings: Settings) -> int:
         _print_aa(settings)
         return 0
     else:
-        entries, interrupted = sweep(_cases(settings), settings, ceiling, machine.monitor, plugged)
+
+        def keep(entries: list[Document]) -> None:
+            outputs.keep(_document(settings, entries, True, ceiling, machine.document(), extra))
+
+        entries, interrupted = sweep(_cases(settings), settings, ceiling, machine.monitor, plugged, keep)
     return close(_document(settings, entries, interrupted, ceiling, machine.document(), extra), outputs)
 
 

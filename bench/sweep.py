@@ -131,7 +131,8 @@ def line(plan: Plan, cell: Cell, status: str, reason: str | None) -> str:
 
 
 def run(plan: Plan, say: Callable[[str], None] = print) -> dict[str, int]:
-    """Every cell that is not finished. Returns how many cells have each status, those of earlier runs included."""
+    """Every cell that is not finished. Returns how many cells have each status, those of earlier runs included; fewer
+    than there are cells after Ctrl-C, which ends the cell that runs."""
     todo = [cell for cell in plan.cells if not finished(plan, cell)]
     counts: dict[str, int] = {}
     for cell in plan.cells:
@@ -142,7 +143,13 @@ def run(plan: Plan, say: Callable[[str], None] = print) -> dict[str, int]:
         say(f"{len(plan.cells) - len(todo)} of {len(plan.cells)} cells were finished before")
     begin = time.monotonic()
     for index, cell in enumerate(todo):
-        status, reason = run_cell(plan, cell)
+        try:
+            status, reason = run_cell(plan, cell)
+        except KeyboardInterrupt:
+            if not counts:
+                raise
+            say(f"INTERRUPTED in {cell.name}: {sum(counts.values())} of {len(plan.cells)} cells are finished and saved")
+            break
         counts[status] = counts.get(status, 0) + 1
         each = (time.monotonic() - begin) / (index + 1)
         left = f", about {duration(each * (len(todo) - index - 1))} left" if index + 1 < len(todo) else ""
@@ -214,7 +221,9 @@ def main(settings: Settings) -> int:
     plan = Plan(folder, cells, settings.shared_flags(), settings.limit_s, settings.again)
     counts = run(plan, lambda text: print(text, flush=True))
     print(", ".join(f"{count} {status}" for status, count in counts.items()))
-    return 1 if counts.get("wrong") or not counts.keys() & {"ok", "oom"} else 0
+    if len(cells) > sum(counts.values()):
+        return cli.INTERRUPTED
+    return 0 if counts.keys() <= {"ok", "oom"} else 1
 
 
 command = make_command(main, Settings, takes("sweep"))

@@ -103,9 +103,10 @@ class DecodeLayer(Steps):
 
         It stands at position ctx - 1. Weights with 4-bit projections run at fusion "block" alone.
 
-        Raises ValueError where ctx is not in 1..max_position of the model, where
-        the batch is not in 1..8, and where the cache does not fit the memory that is there.
+        Raises ValueError where ctx is not in 1..max_position of the model, where the batch is not in 1..8, where the
+        weights are another model's, and where the cache does not fit the memory that is there.
         """
+        weights.check(spec)
         if not 1 <= ctx <= spec.max_position:
             raise ValueError(f"ctx must be in 1..{spec.max_position} ({spec.name}), got {ctx}")
         if not 1 <= batch <= 8:
@@ -142,11 +143,11 @@ class DecodeLayer(Steps):
             buffer(batch, kv_heads * dim),
         )
         self._q_heads, self._k_heads, self._v_heads = (t.view(batch, -1, dim) for t in (self._q, self._k, self._v))
-        self._q_turned, self._attended = buffer(batch, heads, dim), buffer(batch, heads, dim)
+        self._q_rotated, self._attended = buffer(batch, heads, dim), buffer(batch, heads, dim)
         self._attended_flat = self._attended.view(batch, -1)
         self._projected, self._h = buffer(batch, spec.hidden), buffer(batch, spec.hidden)
         self._gate, self._up, self._activated = (buffer(batch, spec.intermediate) for _ in range(3))
-        self._attention_workspace = ops.gqa_decode_workspace(self._q_turned, self.k_cache)
+        self._attention_workspace = ops.gqa_decode_workspace(self._q_rotated, self.k_cache)
         if weights.is_int4:
             # One for all four GEMVs: they run one after another.
             w = weights
@@ -176,7 +177,7 @@ class DecodeLayer(Steps):
         self.x = before.out
         for name in (
             "position", "kv_len", "cos_sin", "_normed", "_q", "_k", "_v", "_q_heads", "_k_heads", "_v_heads",
-            "_q_turned", "_attended", "_attended_flat", "_projected", "_h", "_gate", "_up", "_activated",
+            "_q_rotated", "_attended", "_attended_flat", "_projected", "_h", "_gate", "_up", "_activated",
             "_attention_workspace",
         ):  # fmt: skip
             setattr(self, name, getattr(before, name))
@@ -196,10 +197,10 @@ class DecodeLayer(Steps):
         ops.gemv(self._normed, w.v_weight, w.v_bias, out=self._v)
         ops.rope_kv_append(
             self._q_heads, self._k_heads, self._v_heads, self.cos_sin, self.position, self.k_cache, self.v_cache,
-            out=self._q_turned,
+            out=self._q_rotated,
         )  # fmt: skip
         ops.gqa_decode(
-            self._q_turned, self.k_cache, self.v_cache, self.kv_len,
+            self._q_rotated, self.k_cache, self.v_cache, self.kv_len,
             out=self._attended, workspace=self._attention_workspace,
         )  # fmt: skip
         ops.gemv(self._attended_flat, w.o_weight, out=self._projected)
@@ -214,40 +215,42 @@ class DecodeLayer(Steps):
     def _forward_block(self) -> Tensor:
         w, eps = self.weights, self.spec.rms_eps
         ops.qkv_gemv(
-            self.x, w.input_norm, eps, w.q_weight, w.k_weight, w.v_weight, self.cos_sin, self.position,
-            self.k_cache, self.v_cache, w.q_bias, w.k_bias, w.v_bias,
-            out=self._q_turned, workspace=self._norm_workspace,
+            self.x, w.q_weight, w.k_weight, w.v_weight, self.cos_sin, self.position, self.k_cache, self.v_cache,
+            w.q_bias, w.k_bias, w.v_bias, norm_weight=w.input_norm, eps=eps,
+            out=self._q_rotated, workspace=self._norm_workspace,
         )  # fmt: skip
         ops.gqa_decode(
-            self._q_turned, self.k_cache, self.v_cache, self.kv_len,
+            self._q_rotated, self.k_cache, self.v_cache, self.kv_len,
             out=self._attended, workspace=self._attention_workspace,
         )  # fmt: skip
         ops.gemv(self._attended_flat, w.o_weight, residual=self.x, out=self._h)
         ops.swiglu_gemv(
-            self._h, w.gate_weight, w.up_weight, w.post_norm, eps, out=self._activated, workspace=self._norm_workspace
-        )
+            self._h, w.gate_weight, w.up_weight, norm_weight=w.post_norm, eps=eps,
+            out=self._activated, workspace=self._norm_workspace,
+        )  # fmt: skip
         return ops.gemv(self._activated, w.down_weight, residual=self._h, out=self.out)
 
     def _forward_block_int4(self) -> Tensor:
         w, eps, workspace = self.weights, self.spec.rms_eps, self._norm_workspace
         ops.int4_qkv_gemv(
-            self.x, w.input_norm, eps, w.q_weight, w.k_weight, w.v_weight, self.cos_sin, self.position,
-            self.k_cache, self.v_cache, w.q_bias, w.k_bias, w.v_bias, out=self._q_turned, workspace=workspace,
+            self.x, w.q_weight, w.k_weight, w.v_weight, self.cos_sin, self.position, self.k_cache, self.v_cache,
+            w.q_bias, w.k_bias, w.v_bias, norm_weight=w.input_norm, eps=eps, out=self._q_rotated, workspace=workspace,
         )  # fmt: skip
         ops.gqa_decode(
-            self._q_turned, self.k_cache, self.v_cache, self.kv_len,
+            self._q_rotated, self.k_cache, self.v_cache, self.kv_len,
             out=self._attended, workspace=self._attention_workspace,
         )  # fmt: skip
         ops.int4_gemv(self._attended_flat, w.o_weight, residual=self.x, out=self._h, workspace=workspace)
         ops.int4_swiglu_gemv(
-            self._h, w.gate_weight, w.up_weight, w.post_norm, eps, out=self._activated, workspace=workspace
-        )
+            self._h, w.gate_weight, w.up_weight, norm_weight=w.post_norm, eps=eps,
+            out=self._activated, workspace=workspace,
+        )  # fmt: skip
         return ops.int4_gemv(self._activated, w.down_weight, residual=self._h, out=self.out, workspace=workspace)
 
     def poison(self) -> None:
         """Fill every buffer that a step writes with NaN: what is not written shows."""
         for tensor in (
-            self.out, self._normed, self._q, self._k, self._v, self._q_turned, self._attended, self._projected,
+            self.out, self._normed, self._q, self._k, self._v, self._q_rotated, self._attended, self._projected,
             self._h, self._gate, self._up, self._activated,
         ):  # fmt: skip
             tensor.fill_(float("nan"))

@@ -4,6 +4,8 @@ Shared by all of them:
 
 * dtypes float32, bfloat16 and float16, one for all float tensors of a call; ``kv_len`` and ``position`` are
   int32, ``token`` int64, ``cos_sin`` float32; sums are taken in float32;
+* arguments come in one order: x, the weights, what else is read, the biases; then, by name alone where an op has a
+  norm in front, ``norm_weight`` and ``eps``; ``out`` and ``workspace`` last;
 * tensors are contiguous and on one device; batch is 1 to 8 (:func:`add` takes any shape);
 * ``out`` is written and returned; a new tensor where none is given. It may share no memory with an input;
 * ``workspace`` is scratch memory (uint8, see the ``*_workspace`` functions); allocated where none is given;
@@ -54,6 +56,13 @@ def _op(function: _Function) -> _Function:
 def _size(tensor: Tensor, dim: int) -> int:
     """0 where there is no such dimension: `out` must be made before the op checks the rank of what it is made from."""
     return tensor.shape[dim] if tensor.dim() > dim else 0
+
+
+def _tensors(op: str, name: str, weight: Int4Weight) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """A 4-bit weight as the op's arguments. Raises ValueError, one line, where it is something else, as a dense one."""
+    if not isinstance(weight, Int4Weight):
+        raise ValueError(f"pykernels::{op}: {name} must be an Int4Weight, got {type(weight).__name__}")
+    return weight.tensors()
 
 
 _rmsnorm = _ops.rmsnorm.default
@@ -109,7 +118,7 @@ def rope_kv_append(
 ) -> Tensor:
     """Rotate ``q`` and ``k`` by their position and append ``k`` and ``v`` to the caches (which it writes).
 
-    RoPE (Su et al., 2021) in the rotate-half form of Llama checkpoints: dimension d turns with d + head_dim / 2.
+    RoPE (Su et al., 2021) in the rotate-half form of Llama checkpoints: dimension d is rotated with d + head_dim / 2.
 
     q: [batch, n_heads, head_dim]; k, v: [batch, n_kv_heads, head_dim];
     cos_sin: float32 [max_position, head_dim], cosines in the first half of a row, sines in the second
@@ -138,7 +147,8 @@ def gqa_decode(
     """Attention of one query token a sequence over its first ``kv_len`` slots, heads in groups (GQA).
 
     ``softmax(scale * q @ K.T) @ V``; query head h reads KV head ``h // (n_heads // n_kv_heads)``. The KV axis
-    is split over the threads and the parts are joined by their log-sum-exp (Flash-Decoding, Dao et al., 2023).
+    is split over the threads and the partial results are combined by their log-sum-exp (Flash-Decoding, Dao et al.,
+    2023).
 
     q: [batch, n_heads, head_dim]; k_cache, v_cache: [batch, n_kv_heads, max_len, head_dim];
     kv_len: int32 [batch], 1 to max_len; scale: 1 / sqrt(head_dim) where None. head_dim: a multiple of 8 up to
@@ -172,6 +182,7 @@ def swiglu_gemv(
     x: Tensor,
     gate_weight: Tensor,
     up_weight: Tensor,
+    *,
     norm_weight: Tensor | None = None,
     eps: float = 1e-6,
     out: Tensor | None = None,
@@ -196,8 +207,6 @@ _qkv_gemv = _ops.qkv_gemv.default
 @_op
 def qkv_gemv(
     x: Tensor,
-    norm_weight: Tensor,
-    eps: float,
     q_weight: Tensor,
     k_weight: Tensor,
     v_weight: Tensor,
@@ -208,6 +217,9 @@ def qkv_gemv(
     q_bias: Tensor | None = None,
     k_bias: Tensor | None = None,
     v_bias: Tensor | None = None,
+    *,
+    norm_weight: Tensor,
+    eps: float,
     out: Tensor | None = None,
     workspace: Tensor | None = None,
 ) -> Tensor:
@@ -245,9 +257,10 @@ def int4_gemv(
     x: [batch, in_features], in_features a multiple of 32; bias: [out_features]; residual: [batch, out_features].
     Returns [batch, out_features].
     """
+    four_bit = _tensors("int4_gemv", "weight", weight)
     if out is None:
-        out = x.new_empty(_size(x, 0), _size(weight.packed, 0))
-    _int4_gemv(x, *weight.tensors(), bias, residual, out, workspace)
+        out = x.new_empty(_size(x, 0), _size(four_bit[0], 0))
+    _int4_gemv(x, *four_bit, bias, residual, out, workspace)
     return out
 
 
@@ -259,6 +272,7 @@ def int4_swiglu_gemv(
     x: Tensor,
     gate: Int4Weight,
     up: Int4Weight,
+    *,
     norm_weight: Tensor | None = None,
     eps: float = 1e-6,
     out: Tensor | None = None,
@@ -268,9 +282,10 @@ def int4_swiglu_gemv(
 
     x: [batch, in_features], in_features a multiple of 32; norm_weight: [in_features]. Returns [batch, out_features].
     """
+    four_bit = *_tensors("int4_swiglu_gemv", "gate", gate), *_tensors("int4_swiglu_gemv", "up", up)
     if out is None:
         out = x.new_empty(_size(x, 0), _size(gate.packed, 0))
-    _int4_swiglu_gemv(x, *gate.tensors(), *up.tensors(), norm_weight, eps, out, workspace)
+    _int4_swiglu_gemv(x, *four_bit, norm_weight, eps, out, workspace)
     return out
 
 
@@ -280,8 +295,6 @@ _int4_qkv_gemv = _ops.int4_qkv_gemv.default
 @_op
 def int4_qkv_gemv(
     x: Tensor,
-    norm_weight: Tensor,
-    eps: float,
     q: Int4Weight,
     k: Int4Weight,
     v: Int4Weight,
@@ -292,6 +305,9 @@ def int4_qkv_gemv(
     q_bias: Tensor | None = None,
     k_bias: Tensor | None = None,
     v_bias: Tensor | None = None,
+    *,
+    norm_weight: Tensor,
+    eps: float,
     out: Tensor | None = None,
     workspace: Tensor | None = None,
 ) -> Tensor:
@@ -300,11 +316,13 @@ def int4_qkv_gemv(
     x is laid out for the kernel once where the three weights share their ``perm`` (the same tensor, or none) and
     their number of groups, else once each. Returns the rotated q, [batch, n_heads, head_dim].
     """
+    named = (("q", q), ("k", k), ("v", v))
+    four_bit = [tensor for name, weight in named for tensor in _tensors("int4_qkv_gemv", name, weight)]
     if out is None:
         head_dim = _size(k_cache, 3)
         out = x.new_empty(_size(x, 0), _size(q.packed, 0) // (head_dim or 1), head_dim)
     _int4_qkv_gemv(
-        x, norm_weight, eps, *q.tensors(), *k.tensors(), *v.tensors(), q_bias, k_bias, v_bias, cos_sin, position,
+        x, norm_weight, eps, *four_bit, q_bias, k_bias, v_bias, cos_sin, position,
         k_cache, v_cache, out, workspace,
     )  # fmt: skip
     return out

@@ -120,6 +120,18 @@ class LayerWeights:
             "down_weight": (spec.hidden, spec.intermediate),
         }
 
+    def check(self, spec: ModelSpec) -> None:
+        """Raise ValueError, one line, unless every tensor is of that model: there, and of its shape."""
+        for name, shape in self.shapes(spec).items():
+            value = getattr(self, name)
+            found = None
+            if value is not None:
+                int4 = isinstance(value, Int4Weight)
+                found = (value.out_features, value.in_features) if int4 else tuple(value.shape)
+            if found != shape:
+                expected, got = ("None" if size is None else list(size) for size in (shape, found))
+                raise ValueError(f"weights: {name} must be {expected} ({spec.name}), got {got}")
+
     @classmethod
     def random(
         cls,

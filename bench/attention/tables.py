@@ -110,7 +110,8 @@ def cell_grid(entries: list[Entry]) -> Grid:
     layers = entries[0]["layers"]
     columns = [("backend", False), ("status", False), ("latency us", True), ("eager us", True), ("host us", True),
                ("native us", True), ("native host us", True), ("graph us", True), ("device us", True),
-               ("limit", False), ("sdpa/this latency", True), ("eager", True), ("graph", True),
+               ("limit", False), ("sdpa / this, latency", True), ("sdpa / this, eager", True),
+               ("sdpa / this, graph", True),
                *((f"{count} layers of {model}, ms", True) for model, count in layers.items())]  # fmt: skip
     rows = []
     for name, modes in rows_of(entries).items():
@@ -299,7 +300,7 @@ def print_document(document: Document, console: Console) -> None:
         return
     entries = cells(document)[shape]
     measured = [entry for entry in entries if entry["wall_us"]] or entries
-    grid = fit(cell_grid(measured), console.width, ["limit", "eager", "graph"])
+    grid = fit(cell_grid(measured), console.width, ["limit", "sdpa / this, eager", "sdpa / this, graph"])
     console.print(make_table(f"{shape}: mean ± SD over sessions of their medians", grid, console.width))
     for line in choices(document, shape, _KERNELS_NAMED):
         console.print(Text(line))

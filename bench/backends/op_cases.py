@@ -49,6 +49,8 @@ class Case:
     batch: int = 1
     programmatic: Sequence[str] = ()
     """Parts of the names of kernels that mode native launches with programmatic stream serialization."""
+    models: tuple[str, ...] = ()
+    """Those that have the shape."""
 
     def check(self, got: Tensor) -> pk.reference.Comparison:
         """Compare with the reference."""
@@ -159,7 +161,7 @@ def _swiglu_gemv(m: _Maker, _: Sequence[int], int4: bool = False) -> list[Case]:
             normed = F.rms_norm(x, (spec.hidden,), norm, eps)
             return F.silu(F.linear(normed, g)) * F.linear(normed, u)
 
-        native = lambda: call(x, g, u, norm, eps, out=out, workspace=workspace)  # noqa: E731
+        native = lambda: call(x, g, u, norm_weight=norm, eps=eps, out=out, workspace=workspace)  # noqa: E731
         return Instance(native, None if int4 else by_torch, out)
 
     n_bytes = count_bytes(m.batch, spec.hidden, spec.intermediate, m.dtype.itemsize)
@@ -285,7 +287,17 @@ def _qkv_gemv(m: _Maker, contexts: Sequence[int], int4: bool = False) -> list[Ca
         copies, out = [w.clone() for w in weights], m.poisoned(m.batch, spec.n_heads, spec.head_dim)
         workspace = pk.ops.int4_qkv_gemv_workspace(x, *copies) if int4 else pk.ops.qkv_gemv_workspace(x)
         native = lambda: call(  # noqa: E731
-            x, norm, eps, *copies, cos_sin, position, k_cache, v_cache, *biases, out=out, workspace=workspace
+            x,
+            *copies,
+            cos_sin,
+            position,
+            k_cache,
+            v_cache,
+            *biases,
+            norm_weight=norm,
+            eps=eps,
+            out=out,
+            workspace=workspace,
         )
         return Instance(native, None, out)
 

@@ -1,7 +1,8 @@
 """The command line that the drivers share: flags, their checks, and how a run ends.
 
-Exit status: 0 done (unsupported arms are listed, not fatal); 1 a result was wrong; 2 bad arguments, one line on
-stderr that names the flag, the value and what is allowed; 130 interrupted, by Ctrl-C or SIGTERM.
+Exit status, of every driver: 0 done (unsupported arms are listed, not fatal); 1 a result was wrong, an arm, session or
+cell ended in an error, or nothing ran; 2 bad arguments, one line on stderr that names the flag, the value and what is
+allowed; 130 interrupted, by Ctrl-C or SIGTERM.
 """
 
 import contextlib

@@ -169,6 +169,22 @@ def load(path: Path) -> Document:
     schema = document.get("schema") if isinstance(document, dict) else None
     if schema != SCHEMA:
         raise UsageError(f"{path}: schema must be {SCHEMA}, got {schema!r}")
+    return _today(document)
+
+
+_RENAMED = {
+    "speedup_over_sdpa": "ratio_to_sdpa", "speedup_over_sdpa_graph": "ratio_to_sdpa_graph",
+    "speedup_over_transformers": "ratio_to_transformers",
+}  # fmt: skip
+
+
+def _today(document: Document) -> Document:
+    """A document with the names that ratios have today: `ratio_to_X` is the time of X over this one's, `X / this` in
+    tables. Documents from before 2026-11-29 have other names for three of them."""
+    for arm in document.get("arms") or ():
+        for old, new in _RENAMED.items():
+            if isinstance(arm, dict) and old in arm:
+                arm[new] = arm.pop(old)
     return document
 
 
@@ -183,11 +199,15 @@ def rows(document: Document) -> Iterable[dict[str, Any]]:
     """One flat row an arm (kind `arm`) and an op (kind `op`)."""
     common = {key: document.get(key) for key in ("ctx", "batch", "dtype", "device", "l2")}
     common["model"] = (document.get("model") or {}).get("name")
+    if isinstance(common["ctx"], list):  # of bench.op, whose shapes say which
+        common["ctx"] = None
     for kind in ("arms", "ops"):
         for entry in document.get(kind, []):
             clock = entry.get("wall_us") or entry.get("time_us") or {}
             row = {key: entry.get(key) for key in _COLUMNS if key in entry}
             row |= {f"{name}_us": clock.get(name) for name in ("p20", "p50", "p80")} | {"n": clock.get("n")}
+            if entry.get("models"):
+                row["model"] = " ".join(entry["models"])
             row["host_p50_us"] = (entry.get("host_us") or {}).get("p50")
             yield {**common, **row, "kind": kind.removesuffix("s")}
 

@@ -1,5 +1,7 @@
 """The error that a driver prints as one line, with exit status 2; and others' errors in one line."""
 
+from pathlib import Path
+
 
 class UsageError(ValueError):
     """A bad argument: the message names the flag, its value and what is allowed."""
@@ -16,10 +18,26 @@ def first_line(error: BaseException) -> str:
     return words.splitlines()[0] if words else type(error).__name__
 
 
+USER_MODULE = "launchtax_plugin_"
+"""What the name of a plug-in's module begins with."""
+
+
+def user_line(error: BaseException) -> str | None:
+    """`kernel.py:12`: the innermost line of a plug-in's file that the error came through; None where it has none."""
+    found, frame = None, error.__traceback__
+    while frame is not None:
+        if str(frame.tb_frame.f_globals.get("__name__")).startswith(USER_MODULE):
+            found = f"{Path(frame.tb_frame.f_code.co_filename).name}:{frame.tb_lineno}"
+        frame = frame.tb_next
+    return found
+
+
 def one_line(error: BaseException) -> str:
-    """`RuntimeError: CUDA error: ...`: the error's class and its first_line()."""
+    """`RuntimeError: CUDA error: ...`: the error's class and its first_line(); of an error that came through a plug-in
+    with the line of its file."""
     name, words = type(error).__name__, first_line(error)
-    return name if words == name else f"{name}: {words}"
+    line = user_line(error)
+    return (name if words == name else f"{name}: {words}") + (f" ({line})" if line else "")
 
 
 class UnsupportedError(RuntimeError):

@@ -1,13 +1,18 @@
 """Fresh processes with a time limit: a crash or a hang costs the one alone."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
+
+import pykernels
 
 
 @dataclass(frozen=True)
@@ -18,6 +23,9 @@ class Outcome:
     reason: str | None
     returncode: int | None
 
+
+_FRAME = re.compile(r'^  File "(.+)", line (\d+)', re.MULTILINE)
+_NOT_THE_USERS = (Path(__file__).parents[1], Path(pykernels.__file__).parent, Path(sysconfig.get_path("stdlib")))
 
 # Those of every thread that wait for one.
 _running: set[subprocess.Popen] = set()
@@ -75,9 +83,24 @@ def _last_words(text: str) -> str:
     """Of the last traceback the exception, of whose words, as of CUDA's, the first line says what it is; else the last
     line."""
     lines = text.strip().splitlines()
-    tracebacks = [at for at, line in enumerate(lines) if line.startswith("Traceback (most recent call last)")]
-    raised = [line for line in lines[tracebacks[-1] + 1 :] if line[:1].strip()] if tracebacks else lines[-1:]
-    return next(iter(raised), "")
+    tracebacks = [number for number, line in enumerate(lines) if line.startswith("Traceback (most recent call last)")]
+    if not tracebacks:
+        return next(iter(lines[-1:]), "")
+    traceback = lines[tracebacks[-1] + 1 :]
+    raised = next((line for line in traceback if line[:1].strip()), "")
+    line = _user_line(traceback)
+    return f"{raised} ({line})" if raised and line and line.partition(":")[0] not in raised else raised
+
+
+def _user_line(traceback: Sequence[str]) -> str | None:
+    """`kernel.py:12`: the innermost line of a traceback that lies outside of this project, of what is installed and of
+    Python itself; None where there is none."""
+    found = None
+    for path, number in _FRAME.findall("\n".join(traceback)):
+        inside = any(Path(path).is_relative_to(folder) for folder in _NOT_THE_USERS)
+        if not inside and "site-packages" not in path and not path.startswith("<"):
+            found = f"{Path(path).name}:{number}"
+    return found
 
 
 def _kill(process: subprocess.Popen) -> None:

@@ -39,9 +39,9 @@ def bandwidth(n_bytes: int, time_us: float, ceiling: Mapping[str, float]) -> dic
     return {"gbs": gbs, "share_of_spec": gbs / spec if spec else None, "share_of_read": gbs / ceiling["read_gbs"]}
 
 
-def ratio(numerator: np.ndarray, denominator: np.ndarray) -> dict[str, float]:
-    """The ratio of the medians, with its interval."""
-    low, high = statistics.ratio_interval(numerator, denominator)
+def ratio(numerator: np.ndarray, denominator: np.ndarray, paired: bool = True) -> dict[str, float]:
+    """The ratio of the medians, with its interval; paired: sample r of both is of round r."""
+    low, high = statistics.ratio_interval(numerator, denominator, paired=paired)
     return {"p50": float(np.median(numerator) / np.median(denominator)), "low": low, "high": high}
 
 
@@ -68,10 +68,26 @@ def arm_document(arm: Arm, n_bytes: int, ceiling: Mapping[str, float], arms: Seq
         if arm.host_samples_us:
             entry["host_us"] = statistics.summary(np.array(arm.host_samples_us))
         if (sdpa := _samples(arms, "sdpa", "eager")) is not None:
-            entry["speedup_over_sdpa"] = ratio(sdpa, samples)
+            entry["ratio_to_sdpa"] = ratio(sdpa, samples)
         if arm.mode.startswith("graph") and (sdpa := _samples(arms, "sdpa", "graph")) is not None:
-            entry["speedup_over_sdpa_graph"] = ratio(sdpa, samples)
+            entry["ratio_to_sdpa_graph"] = ratio(sdpa, samples)
     return entry
+
+
+def refer_to_this_run(entry: Document, arms: Sequence[Arm]) -> Document:
+    """An entry of a plug-in's own process, with its ratios to what this run measured: what a table says beside it. They
+    are of different processes, so not paired by round. Those to what its own process measured stay, under
+    `in_its_process`."""
+    keys = ("ratio_to_sdpa", "ratio_to_sdpa_graph")
+    found = {name: value for name, value in entry.items() if name not in keys}
+    found["in_its_process"] = {name: entry[name] for name in keys if name in entry}
+    if entry["status"] == "ok" and entry["samples_us"]:
+        samples = np.array(entry["samples_us"])
+        if (sdpa := _samples(arms, "sdpa", "eager")) is not None:
+            found["ratio_to_sdpa"] = ratio(sdpa, samples, paired=False)
+        if entry["mode"].startswith("graph") and (sdpa := _samples(arms, "sdpa", "graph")) is not None:
+            found["ratio_to_sdpa_graph"] = ratio(sdpa, samples, paired=False)
+    return found
 
 
 def device_keys(entry: Document, traced: Traced | None, reason: str | None, ceiling: Mapping[str, float]) -> Document:

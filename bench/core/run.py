@@ -1,5 +1,7 @@
 """What the drivers do alike: watch the machine, measure arms beside the ceiling, and close the run."""
 
+import shlex
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,7 +11,7 @@ from rich.console import Console
 from bench.core import cli, device_trace, environment, gpu_state, measure, results, tables
 from bench.core.ceiling import Ceiling
 from bench.core.device_trace import Traced
-from bench.core.document import Document
+from bench.core.document import Document, entry_name
 from bench.core.measure import Arm
 from bench.core.progress import progress
 from bench.core.stop_rule import StopRule
@@ -138,5 +140,31 @@ def close(
         outputs.write(document, **written)
     if document["interrupted"]:
         return cli.INTERRUPTED
-    found = [entry for key in ("arms", "ops", "sessions") for entry in document.get(key, ())]
-    return 1 if any(entry.get("status") == "wrong" for entry in found) else 0
+    why = failure(document)
+    if why:
+        print(f"{document_program(document)}: {why}", file=sys.stderr)
+    return 1 if why else 0
+
+
+def document_program(document: Document) -> str:
+    """The driver that made a document, by its command."""
+    return shlex.split(document["command"])[2]
+
+
+def failure(document: Document) -> str | None:
+    """Why the exit status of a finished run is 1, in a line; None where it is 0. One rule for all drivers: something
+    was wrong, something ended in an error (a plug-in's is one), or nothing ran at all. What is unsupported, or found no
+    memory, is an answer and no failure."""
+    entries = [entry for key in ("arms", "ops", "sessions") for entry in document.get(key, ())]
+    by_status: dict[str, list[Document]] = {}
+    for entry in entries:
+        by_status.setdefault(entry.get("status", "ok"), []).append(entry)
+    for status in ("wrong", "error", "hang"):
+        if found := by_status.get(status):
+            first = found[0]
+            name = entry_name(first) if "backend" in first else f"session {first.get('session', '')}".strip()
+            more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+            return f"{status}: {name}{more}: {first.get('reason') or 'its output does not match the reference'}"
+    if entries and set(by_status) == {"unsupported"}:
+        return f"nothing ran: {entries[0]['reason']}"
+    return None

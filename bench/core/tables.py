@@ -84,7 +84,9 @@ def heading(document: Document) -> list[str]:
             f"bandwidth: read {_gbs(ceiling['read_gbs'])} and copy {_gbs(ceiling['copy_gbs'])} measured, "
             f"spec {_gbs(ceiling['spec_gbs'])} ({ceiling['spec_source']})"
         )
-    lines += _doubts(document)
+    lines += doubts(document)
+    if document.get("null") or document.get("spin"):
+        lines.append(CONTROLS)
     if nulls := document.get("null"):
         lines.append("null op, us: " + ", ".join(f"{row['mode']} {microseconds(row['us']['p50'])}" for row in nulls))
         if hosts := [row for row in nulls if "host_us" in row]:
@@ -105,16 +107,21 @@ def shape_words(document: Document) -> list[str]:
     return [f"batch {', '.join(map(str, batch)) if isinstance(batch, list) else batch}", document["dtype"]]
 
 
-def _doubts(document: Document) -> list[str]:
+CONTROLS = "controls: the null op does nothing: what a call alone costs; the spin op busy-waits a known time"
+
+HIDDEN = "hidden: host work that the device's own work covers, so that it costs no time"
+
+
+def doubts(document: Document) -> list[str]:
     """What the reader of the numbers has to know first: others were at work, or a ceiling that was passed."""
     lines, cpu = [], document["environment"]["cpu"]
     load, cpus = cpu.get("load_average_1min", 0.0), cpu.get("cpus_usable", 1)
     if load > cpus:
         lines.append(f"BUSY: load average {load:.1f} on {cpus} CPUs when this began: others' work is in the times")
     if (
-        document["device"] == "cuda"
+        document.get("device") == "cuda"
         and document["kind"] != "inside"
-        and document["environment"]["pykernels"].get("timestamps")
+        and document["environment"].get("pykernels", {}).get("timestamps")
     ):
         lines.append(
             "STAMPED: the kernels of this build read clocks as they go (PYKERNELS_TIMESTAMPS=ON): native is slower"
@@ -168,20 +175,23 @@ def op_grid(document: Document) -> Grid:
     """Every op on its own: bytes, floor, time and bandwidth."""
     with_ratio = any("ratio_to_torch" in row for row in document["ops"])
     with_device = any(row.get("device_us") for row in document["ops"])
-    columns = [("arm", False), ("op", False), ("what", False), ("shape", False), ("bytes", True), ("floor us", True),
-               ("time us", True), ("p20 - p80", True), ("GB/s", True), ("of spec", True),
-               ("of read", True)]  # fmt: skip
+    columns = [
+        ("arm", False), ("op", False), ("model", False), ("what", False), ("shape", False), ("bytes", True),
+        ("floor us", True), ("time us", True), ("p20 - p80", True), ("GB/s", True), ("of spec", True),
+        ("of read", True),
+    ]  # fmt: skip
     if with_device:
         columns += [("device us", True), ("device of read", True)]
     if with_ratio:
-        columns.append(("torch/this", True))
+        columns.append(("torch / this", True))
     rows = []
     for row in document["ops"]:
         clock, on_device = row.get("time_us"), row.get("device_us")
         status = row.get("status", "ok")
         arm = entry_name(row) if row.get("mode") else program_name(row["backend"], row.get("fusion"))
         cells = [
-            arm, row["op"], row["label"], row["shape"], bytes_words(row["bytes"]), microseconds(row["floor_us"]),
+            arm, row["op"], ", ".join(row.get("models") or ["-"]), row["label"], row["shape"],
+            bytes_words(row["bytes"]), microseconds(row["floor_us"]),
             microseconds(clock["p50"]) if clock else "-" if on_device else status, _spread(clock or on_device),
             f"{row['gbs']:.1f}" if clock or on_device else "-",
             percent(row["share_of_spec"]), percent(row["share_of_read"]),
@@ -193,7 +203,16 @@ def op_grid(document: Document) -> Grid:
         if with_ratio:
             cells.append(_ratio(row.get("ratio_to_torch")))
         rows.append(cells)
+    if not any(row.get("models") for row in document["ops"]):  # a layer's ops are of its one model
+        columns, rows = without((columns, rows), "model")
     return columns, rows
+
+
+def without(grid: Grid, name: str) -> Grid:
+    """The grid less the column of that heading."""
+    columns, rows = grid
+    kept = [index for index, (heading_, _) in enumerate(columns) if heading_ != name]
+    return [columns[index] for index in kept], [[row[index] for index in kept] for row in rows]
 
 
 def arm_grid(document: Document) -> Grid:
@@ -215,12 +234,12 @@ def arm_grid(document: Document) -> Grid:
             microseconds(arm["host_us"]["p50"]) if arm["host_us"] else "-", str(arm["launches"]),
             f"{arm['gbs']:.1f}" if wall else "-", percent(arm["share_of_spec"]), percent(arm["share_of_read"]),
             "-" if arm["max_rel_error"] is None else f"{arm['max_rel_error']:.1e}",
-            _ratio(arm.get("speedup_over_sdpa")),
+            _ratio(arm.get("ratio_to_sdpa")),
         ])  # fmt: skip
         if on_cuda:
             device = arm["device_us"]
             rows[-1] += [
-                _ratio(arm.get("speedup_over_sdpa_graph")), microseconds(arm["host_us_per_kernel"]),
+                _ratio(arm.get("ratio_to_sdpa_graph")), microseconds(arm["host_us_per_kernel"]),
                 microseconds(device["p50"]) if device else "-",
             ]  # fmt: skip
     return columns, rows
@@ -319,6 +338,10 @@ def kernel_words(name: str) -> str:
     return plain if len(plain) <= _NAME else plain[: _NAME - 3] + "..."
 
 
+def _any_hidden(document: Document) -> bool:
+    return any(part["hidden"] for parts in document.get("ladder", {}).values() for part in parts)
+
+
 def _remarks(document: Document, name: str) -> list[str]:
     """What stands under a ladder."""
     return [line for line in (host_clocks(document, name), document["ladder_notes"].get(name)) if line]
@@ -348,9 +371,7 @@ def fit(grid: Grid, width: int, expendable: Sequence[str]) -> Grid:
     for heading_ in expendable:
         if _width(grid) <= width:
             break
-        columns, rows = grid
-        kept = [i for i, (name, _) in enumerate(columns) if name != heading_]
-        grid = [columns[i] for i in kept], [[row[i] for i in kept] for row in rows]
+        grid = without(grid, heading_)
     return grid
 
 
@@ -373,6 +394,7 @@ def print_document(document: Document, console: Console) -> None:
             "p20 - p80",
             "floor us",
             "op",
+            "model",
             "bytes",
             "GB/s",
             "of spec",
@@ -385,6 +407,8 @@ def print_document(document: Document, console: Console) -> None:
         print_fitted("Arms, alternated", arm_grid(document), expendable, console)
     for line in refusals(document):
         console.print(Text(line))
+    if _any_hidden(document):
+        console.print(Text(f"\n{HIDDEN}"))
     for name, parts in document.get("ladder", {}).items():
         console.print()
         console.print(Text(f"Ladder of {name}: where the time of a step goes (95% intervals)", style="bold"))
@@ -417,6 +441,8 @@ def write_markdown(path: Path, document: Document) -> None:
     if any(arm["status"] != "unsupported" for arm in document.get("arms", [])):
         lines += markdown_table("Arms, alternated", arm_grid(document))
     lines += [*(f"- {line}" for line in refusals(document)), ""]
+    if _any_hidden(document):
+        lines += [HIDDEN, ""]
     for name, parts in document.get("ladder", {}).items():
         lines += [f"### Ladder of {name}", "", "```", *(text for _, text in ladder_rows(parts, 100)), "```", ""]
         for line in _remarks(document, name):

@@ -152,12 +152,13 @@ def main(settings: Settings) -> int:
         return 0
     outputs = cli.Outputs(settings.json, md=settings.md)
     settings.check()
-    if reason := pk.runtime.timestamps_reason():
-        raise UsageError(reason)
+    # The GPU first: who has none need not build anew to find that out.
     if settings.target.type != "cuda":
         raise flag_error(
             "--device", settings.device, "cuda, with a GPU that torch sees: kernels on a CPU have no timestamps"
         )
+    if reason := pk.runtime.timestamps_reason():
+        raise UsageError(reason)
     return close(run(settings), outputs, inside_tables.print_document, writers={"--md": inside_tables.write_markdown})
 
 

@@ -160,14 +160,14 @@ def run_arch(architecture: str) -> int:
     if reason:
         console.print(Text(f"--arch={architecture}: unsupported: {reason}"))
     if name != _PTX_OF:
-        return 0 if good else 1
+        return 0 if good and not reason else 1  # nothing was checked where there is a reason
     if not reason or ptx:
         console.print(Text(f"PTX for {name}: {'there, so that a newer GPU can run it' if ptx else 'MISSING'}"))
     device = cli.device("auto")
     if device.type != "cuda" or torch.cuda.get_device_capability(device) <= (8, 9) or not ptx:
         needs = "a GPU newer than compute capability 8.9" if ptx else f"a build that has it: {_WITH_PTX}"
         console.print(Text(f"the PTX was not run: that needs {needs}"))
-        return 0 if good and (ptx or reason) else 1
+        return 0 if good and ptx and not reason else 1
     jit_right, words = run_jit(device)
     console.print(Text(words))
     return 0 if good and jit_right else 1

@@ -2,7 +2,6 @@
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from bench.core import document
@@ -40,28 +39,11 @@ def validate(driver: str, plugin: Plugin, flags: Sequence[str], limit_s: float) 
     return tried
 
 
-def _entries(found: plugins.Found, what: Document) -> dict[tuple[str, str], Document]:
-    """By backend and mode: what its processes found of the shape `what`; of a mode that ended one, what was saved."""
-    documents = [*found.kept, *([found.document] if found.document else [])]
-    return {
-        (entry["backend"], entry["mode"]): entry
-        for of_process in documents
-        for entry in of_process["ops"]
-        if (entry["label"], entry["shape"]) == (what["label"], what["shape"])
-        # One that takes only the other half precision is called so; the dense kernels beside it are not wanted.
-        and entry["backend"].startswith(found.plugin.label)
-    }
-
-
 def entries(measured: Sequence[plugins.Found], what: Document) -> list[Document]:
     """The plug-ins' entries of a shape. what: its keys `label` and `shape`."""
-    return [entry for found in measured for entry in _entries(found, what).values()]
+    return [entry for found in measured for entry in found.of_shape(what).values()]
 
 
 def failed(measured: Sequence[plugins.Found], what: Document) -> list[Arm]:
     """The arms that ended their process before that shape was measured."""
-    arms = []
-    for found in measured:
-        finished = {mode for _, mode in _entries(found, what)}
-        arms += [replace(arm) for arm in found.failed if arm.mode not in finished]
-    return arms
+    return [arm for found in measured for arm in found.failed_of(what)]

@@ -6,8 +6,8 @@ Where it dies or hangs, its note of where it stood names the arm at fault; the o
 
 import hashlib
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -57,10 +57,30 @@ class Found:
     document: Document | None = None
     kept: list[Document] = field(default_factory=list)
     failed: list[Arm] = field(default_factory=list)
+    interrupted: bool = False
+    """By Ctrl-C: the process that ran then was ended, and plug-ins after this one were not begun."""
 
     def entries(self, key: str) -> list[Document]:
         """Its entries of the document's key `arms` or `ops`, less those of the backends beside it."""
         return [entry for entry in (self.document or {}).get(key, []) if entry["backend"] == self.plugin.label]
+
+    def of_shape(self, what: Mapping[str, object]) -> dict[tuple[str, str], Document]:
+        """By backend and mode, its entries of `ops` of one shape (what: its keys `label`, `shape` and, of bench.op, `batch`): those of the
+        process that finished and, of modes that ended one, those that it had saved by then. A kernel that takes only
+        the other half precision is called by the plug-in's label and that."""
+        documents = [*self.kept, *([self.document] if self.document else [])]
+        return {
+            (entry["backend"], entry["mode"]): entry
+            for of_process in documents
+            for entry in of_process["ops"]
+            if all(entry.get(name) == what.get(name) for name in ("label", "shape", "batch"))
+            and entry["backend"].startswith(self.plugin.label)
+        }
+
+    def failed_of(self, what: Mapping[str, object]) -> list[Arm]:
+        """The arms that ended their process before that shape was measured."""
+        finished = {mode for _, mode in self.of_shape(what)}
+        return [replace(arm) for arm in self.failed if arm.mode not in finished]
 
     def of_label(self, key: str) -> Document:
         """Its part of the key `ladder` or `ladder_notes`."""
@@ -79,14 +99,19 @@ def digest(plugin: Plugin) -> str:
 
 
 def measure_all(plan: Plan) -> list[Found]:
-    """Every plug-in, one after the other. Raises UsageError where one turns out to be none."""
+    """Every plug-in, one after the other. Raises UsageError where one turns out to be none. After Ctrl-C those that are
+    there: the last of them says that it was interrupted; KeyboardInterrupt goes on upwards where it has nothing."""
+    found: list[Found] = []
     if not plan.plugins:
-        return []
+        return found
     with progress("plug-ins", len(plan.plugins)) as advance:
-        found = []
         for plugin in plan.plugins:
             found.append(measure(plan, plugin))
+            if found[-1].interrupted:
+                break
             advance()
+    if found and found[-1].interrupted and not any(one.document or one.kept or one.failed for one in found):
+        raise KeyboardInterrupt
     return found
 
 
@@ -96,10 +121,15 @@ def measure(plan: Plan, plugin: Plugin) -> Found:
     while todo:
         with tempfile.TemporaryDirectory() as folder:
             journal, output = Journal(Path(folder)), Path(folder, "result.json")
-            outcome = run_module(plan.driver, [
-                f"{plugin.flag}={','.join([plugin.text, *plan.beside])}", f"--mode={','.join(todo)}", *plan.flags,
-                f"--plugin-journal={folder}", f"--json={output}",
-            ], plan.limit_s)  # fmt: skip
+            try:
+                outcome = run_module(plan.driver, [
+                    f"{plugin.flag}={','.join([plugin.text, *plan.beside])}", f"--mode={','.join(todo)}", *plan.flags,
+                    f"--plugin-journal={folder}", f"--json={output}",
+                ], plan.limit_s)  # fmt: skip
+            except KeyboardInterrupt:
+                found.interrupted = True
+                found.kept += [document.load(output)] if output.exists() else []
+                return found
             if output.exists():
                 result = document.load(output)
                 if not result["interrupted"]:

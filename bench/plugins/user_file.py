@@ -5,10 +5,13 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+from bench.core.errors import USER_MODULE
+
 
 def run_file(path: Path) -> ModuleType:
     """Run the file, as a module that can import what lies beside it. Raises whatever the file raises."""
-    spec = importlib.util.spec_from_file_location(f"launchtax_plugin_{path.stem}", path)
+    spec = importlib.util.spec_from_file_location(f"{USER_MODULE}{path.stem}", path)
+    assert spec and spec.loader, path  # there is one for every .py
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up
     folder = str(path.resolve().parent)

@@ -12,14 +12,14 @@ from typing import Annotated
 
 import typer
 
-from bench.core import cli
+from bench.core import cli, tables
 from bench.core.document import Document, device_name, make_folder, write_atomically
 from bench.core.errors import flag_error
 from bench.core.flags import Flags, make_command
 from bench.core.paths import user_path
 from bench.core.tables import microseconds, percent
 from bench.drivers import takes
-from bench.report import collect, peer_sections
+from bench.report import collect, main_sections, peer_sections
 from bench.report.collect import Folder
 from bench.report.page import Grid, Section, as_html, as_markdown, drawn
 from bench.study import cost, paper
@@ -49,6 +49,9 @@ def environment_section(folder: Folder) -> Section:
         f"Published figures are those of [{paper.source()['title']}]({paper.source()['url']}), from its text. "
         "They do not all agree with each other: see docs/paper.md."
     ]
+    for result in folder.documents:
+        if "environment" in result:
+            words += [f"`{result['file']}`: {line}." for line in tables.doubts(result)]
     if folder.skipped:
         words.append(f"Not result documents, left out: {', '.join(folder.skipped)}.")
     return Section("What was run", words, [(["device", "torch", "commit", "documents", "kinds", "first"], grid)])
@@ -267,10 +270,11 @@ def cost_section(folder: Folder, flags: Sequence[str]) -> Section:
 def make_sections(folder: Folder, prices: Sequence[str]) -> list[Section]:
     """Every part that the folder has documents for."""
     made = [
-        environment_section(folder), steps_section(folder), block_section(folder), speedup_section(folder),
+        environment_section(folder), main_sections.layers_section(folder), main_sections.ops_section(folder),
+        steps_section(folder), block_section(folder), speedup_section(folder),
         attention_section(folder), peer_sections.backends_section(folder),
         peer_sections.stack_section(folder), int4_section(folder), comparison_section(folder),
-        cost_section(folder, prices),
+        cost_section(folder, prices) if folder.of_kind("step") else None,
     ]  # fmt: skip
     return [section for section in made if section is not None]
 

@@ -281,22 +281,22 @@ def _cells(results: Sequence[Document]) -> list[tuple[str, Document]]:
     ]
 
 
-def ladders(results: Sequence[Document]) -> Figure:
-    """The ladder of every step, each as one bar from the floor up. A negative part (the lower clock was not lower)
-    hangs to the left of zero, and the others then add up to more than the step."""
+def ladders(results: Sequence[Document], of: str = "step") -> Figure:
+    """The ladder of every step (`of`: of a model's step, or of a layer), each as one bar from the floor up. A negative
+    part (the lower clock was not lower) hangs to the left of zero, and the others then add up to more than the step."""
     rows = [(f"{cell}: {name}", parts) for cell, result in _cells(results) for name, parts in result["ladder"].items()]
-    figure, axes = _new(0.9 + 0.34 * len(rows), "where the time of an eager step goes")
+    figure, axes = _new(0.9 + 0.34 * len(rows), f"where the time of an eager {of} goes")
     for row, (_, parts) in enumerate(rows):
         total, right, left = sum(part["us"] for part in parts), 0.0, 0.0
         for part in reversed(parts):
             share = part["us"] / total
             axes.barh(row, share, left=right if share >= 0 else left, height=0.7, color=PART_COLOURS[part["part"]])
             right, left = right + max(share, 0), left + min(share, 0)
-        axes.annotate(f"{total / 1000:,.4g} ms", (right, row), xytext=(4, 0), textcoords="offset points",
-                      va="center", fontsize=8)  # fmt: skip
+        shown = f"{total / 1000:,.4g} ms" if total >= 1000 else f"{microseconds(total)} us"
+        axes.annotate(shown, (right, row), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
     axes.set_yticks(range(len(rows)), [label for label, _ in rows], fontsize=7)
     axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.set_xlabel("share of the step", fontsize=8)
+    axes.set_xlabel(f"share of the {of}", fontsize=8)
     for edge in (0, 1):
         axes.axvline(edge, color="0.4", linewidth=0.7)
     seen = {part["part"] for _, parts in rows for part in parts}

@@ -6,14 +6,9 @@ from bench.attention import tables as attention_tables
 from bench.core import tables
 from bench.core.document import device_name
 from bench.report.collect import Folder
-from bench.report.page import Grid, Section, drawn
+from bench.report.main_sections import plain
+from bench.report.page import Section, drawn
 from bench.stack import tables as stack_tables
-
-
-def _plain(grid: tables.Grid) -> Grid:
-    """A table of the drivers as one of the page: its columns are not aligned there."""
-    columns, rows = grid
-    return [name for name, _ in columns], rows
 
 
 def backends_section(folder: Folder) -> Section | None:
@@ -29,10 +24,10 @@ def backends_section(folder: Folder) -> Section | None:
         section.words.append(". ".join(attention_tables.heading(result)[:3]) + ".")
         if result.get("gate_only"):
             section.words.append(attention_tables.gate_title(result) + ".")
-            section.grids.append(_plain(attention_tables.gate_grid(result)))
+            section.grids.append(plain(attention_tables.gate_grid(result)))
         for title, (columns, rows) in attention_tables.context_grids(result):
             whose = f"{device_name(result)}: {title}"
-            section.grids.append(_plain(([(whose, False), *columns[1:]], rows)))
+            section.grids.append(plain(([(whose, False), *columns[1:]], rows)))
         section.words += attention_tables.aa_lines(result)
     for result in measured:
         words = f"Attention alone on {device_name(result)}: the clocks of one cell, and times over contexts"
@@ -49,7 +44,7 @@ def stack_section(folder: Folder) -> Section | None:
     for result in documents:
         section.words.append(". ".join(stack_tables.heading(result)) + ".")
         section.words += tables.refusals(result)
-        section.grids.append(_plain(stack_tables.grid(result)))
+        section.grids.append(plain(stack_tables.grid(result)))
         if any(entry["wall_us"] for entry in result["arms"]):
             words = f"The software stack on {device_name(result)}"
             section.figures.append(drawn(f"stack-{result['file']}", words, partial(stack_tables.draw, result)))

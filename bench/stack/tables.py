@@ -48,7 +48,7 @@ def grid(document: Document) -> Grid:
     rows = []
     for entry in document["arms"]:
         wall, host, device = entry["wall_us"], entry["host_us"], entry.get("device_us")
-        ratio = entry.get("speedup_over_sdpa")
+        ratio = entry.get("ratio_to_sdpa")
         error = entry["max_rel_error"]
         rows.append([
             entry["attention"], entry["compiled"], _DRIVEN[entry["mode"]],

@@ -145,7 +145,8 @@ def show(document: Document, console: Console) -> None:
     """The tables, a line an arm, and the arms that drifted."""
     tables.print_document(document, console)
     if measured := lines(document):
-        print("\n" + "\n".join(measured))
+        print("\nR_floor: the time of the step's bytes at the specified bandwidth, over the step's time")
+        print("\n".join(measured))
     if any(arm["drift"] and arm["drift"]["drifting"] for arm in document["arms"]):
         print("\n".join(drift.lines(document)))
 

@@ -51,7 +51,7 @@ def arm_document(arm: Arm, settings: Settings, ceiling: Document, device_name: s
         entry["drift"] = vars(drift.test(arm.samples_us))
         for other in arms:
             if (other.backend, other.mode, other.status) == ("transformers", "eager", "ok"):
-                entry["speedup_over_transformers"] = results.ratio(other.kept_us, arm.kept_us)
+                entry["ratio_to_transformers"] = results.ratio(other.kept_us, arm.kept_us)
     return entry
 
 
@@ -96,7 +96,7 @@ def lines(document: Document) -> list[str]:
         if not entry["paper"]:
             continue
         words = [f"R_floor {share(entry['paper']['R_floor'])}", f"{percent(entry['share_of_read'])} of the ceiling"]
-        if (ratio := entry.get("speedup_over_transformers")) and entry["backend"] != "transformers":
+        if (ratio := entry.get("ratio_to_transformers")) and entry["backend"] != "transformers":
             words.append(f"{ratio['p50']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}] times as fast as transformers")
         if entry["launches_per_layer"]:
             words.append(f"{entry['launches_per_layer']} launches a layer")

@@ -143,6 +143,8 @@ def read_quantized(folder: str | Path, module: str) -> QuantizedWeight:
     naming the folder and the tensor, what was expected and what was found.
     """
     folder = Path(folder).expanduser()
+    if not folder.is_dir():
+        raise ValueError(f"weights {folder}: there is no such folder")
     quantization = quantization_of(folder)
     if quantization is None:
         raise ValueError(f"weights {folder}: is not quantised: config.json has no quantization_config")

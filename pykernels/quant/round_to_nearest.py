@@ -24,9 +24,12 @@ def round_to_nearest(
     dtype = dtype or weight.dtype
     if dtype not in FLOATS:
         raise ValueError(f"dtype must be float16, bfloat16 or float32, got {str(dtype).removeprefix('torch.')}")
-    group_size = resolve_group_size(group_size, weight.shape[1])
-    if weight.shape[1] % group_size:
-        raise ValueError(f"group_size must divide in_features ({weight.shape[1]}), got {group_size}")
+    in_features = weight.shape[1]
+    if group_size > in_features:
+        raise ValueError(f"group_size must be at most in_features ({in_features}), or -1 for the row, got {group_size}")
+    group_size = resolve_group_size(group_size, in_features)
+    if in_features % group_size:
+        raise ValueError(f"group_size must divide in_features ({in_features}), got {group_size}")
     groups = weight.float().unflatten(1, (-1, group_size))
     if symmetric:
         steps = groups.abs().amax(-1) / 7.5

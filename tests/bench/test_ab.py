@@ -60,7 +60,7 @@ def test_a_session_that_fails_costs_itself_alone(capsys, monkeypatch, tmp_path):
     document = json.loads(output.read_text())
     assert [session["status"] for session in document["sessions"]] == ["error", "hang", "ok"]
     assert "session  0: error: ended by SIGSEGV" in result.out and "was not done after 0.05 s" in result.out
-    assert document["analysis"]["speedup"]["n"] == 1 and result.status == 0
+    assert document["analysis"]["speedup"]["n"] == 1 and result.status == 1
 
 
 def test_a_run_without_a_session_fails(capsys, monkeypatch):

@@ -78,8 +78,8 @@ def test_the_layer(layer):
     assert arms["native", "none", "native"]["host_us"]["p50"] == HOST_US
     assert arms["native", "none", "graph"]["host_us"]["p50"] == HOST_US / 8
     assert {graph.programmatic for graph in gpu.graphs if len(graph.items) == 8} == {True, False}
-    assert arms["native", "block", "graph"]["speedup_over_sdpa_graph"]["p50"] == pytest.approx(1 / 5)
-    assert "speedup_over_sdpa_graph" not in arms["native", "block", "native"]
+    assert arms["native", "block", "graph"]["ratio_to_sdpa_graph"]["p50"] == pytest.approx(1 / 5)
+    assert "ratio_to_sdpa_graph" not in arms["native", "block", "native"]
     assert gpu.most_queued <= 512
     relaunched = arms["sdpa", None, "native"]
     assert [node["kind"] for node in relaunched["nodes"]] == ["kernel"] and relaunched["launches"] == 1

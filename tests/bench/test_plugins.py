@@ -66,7 +66,7 @@ def test_each_costs_its_own_arm_only(capsys, tmp_path):
     for arm in document["arms"]:
         assert len(arm["samples_us"]) == (3 if arm["status"] == "ok" else 0)
         assert bool(arm["wall_us"]) == (arm["status"] == "ok")
-    assert arms["Attention", "eager"]["speedup_over_sdpa"]["p50"] > 0
+    assert arms["Attention", "eager"]["ratio_to_sdpa"]["p50"] > 0
     assert set(document["ladder"]) == {"sdpa", "attention_plugin.py:Attention"}
     assert "Ladder of attention_plugin.py:Attention" in printed and "error: misbehaving.py:Exits (eager)" in printed
     assert [entry["backend"] for entry in document["plugins"]][0] == "attention_plugin.py:Attention"
@@ -75,7 +75,7 @@ def test_each_costs_its_own_arm_only(capsys, tmp_path):
 
 def test_a_time_limit_ends_what_hangs_and_what_is_too_slow(capsys, tmp_path):
     document, _ = measured(
-        capsys, tmp_path, 0, "bench.layer", *SMALL, f"--backend=sdpa,{bad('Hangs', 'Slow')}",
+        capsys, tmp_path, 1, "bench.layer", *SMALL, f"--backend=sdpa,{bad('Hangs', 'Slow')}",
         "--mode=eager", "--plugin-timeout-s=12",
     )  # fmt: skip
     sdpa, *others = document["arms"]
@@ -89,7 +89,7 @@ def test_a_time_limit_ends_what_hangs_and_what_is_too_slow(capsys, tmp_path):
 
 def test_one_op(capsys, tmp_path):
     document, printed = measured(
-        capsys, tmp_path, 0, "bench.op", "--op=gqa_decode", "--model=tiny", "--device=cpu", "--ctx=32,40", "--steps=3",
+        capsys, tmp_path, 1, "bench.op", "--op=gqa_decode", "--model=tiny", "--device=cpu", "--ctx=32,40", "--steps=3",
         f"--backend=native,torch,{ATTENTION}:Attention,{bad('Dies')}",
     )  # fmt: skip
     found = {(row["backend"], row["mode"], row["shape"][-2:]): row for row in document["ops"]}
@@ -126,7 +126,7 @@ def test_on_a_gpu_an_op_that_failed_stands_beside_those_that_were_traced(monkeyp
     monkeypatch.setattr(plugins, "run_module", lambda *arguments: ended)
     with fake_gpu(monkeypatch):
         document, _ = measured(
-            capsys, tmp_path, 0, "bench.op", "--op=gqa_decode", "--model=tiny", "--device=cuda", "--ctx=32,40",
+            capsys, tmp_path, 1, "bench.op", "--op=gqa_decode", "--model=tiny", "--device=cuda", "--ctx=32,40",
             "--steps=3", "--mode=eager,graph", f"--backend=native,{ATTENTION}:Attention",
         )  # fmt: skip
     assert len(document["ops"]) == 2 * 2 * 2

@@ -201,7 +201,7 @@ def test_modes_of_a_cuda_kernel(monkeypatch, capsys, tmp_path, cupy):
         ("eager", "ok"), ("native", "unsupported"), ("graph", "ok"),
     ]  # fmt: skip
     graph = next(arm for arm in arms if arm["mode"] == "graph")
-    assert graph["steps_per_graph"] == 8 and graph["speedup_over_sdpa_graph"]["p50"] > 0
+    assert graph["steps_per_graph"] == 8 and graph["ratio_to_sdpa_graph"]["p50"] > 0
     assert cupy.stream == 0  # the fake GPU's
 
 

@@ -66,7 +66,7 @@ def step(**more) -> dict:
     failed = dict(status="oom", reason="no room", wall_us=None, paper=None)
     profile = dict(bw_util=0.573, bw_util_profiled=0.55, inflation=1.04, cpu_cuda_ratio=0.12)
     over_sdpa = dict(p50=1.372, low=1.36, high=1.38)
-    over = dict(speedup_over_sdpa_graph=over_sdpa, speedup_over_transformers=dict(p50=1.854, low=1.8, high=1.9))
+    over = dict(ratio_to_sdpa_graph=over_sdpa, ratio_to_transformers=dict(p50=1.854, low=1.8, high=1.9))
     graph = arm("graph", 8_000, launch_gap_share=0.021, profile=profile, **over)
     arms = [arm("eager", 10_000), graph, arm("native", 9_000), arm("pybind", 1) | failed]
     memory = dict(asked_bytes=30e9, peak_bytes=20e9)

@@ -57,7 +57,7 @@ def test_a_hang_and_a_crash_cost_themselves_alone(capsys, monkeypatch, tmp_path)
     monkeypatch.setattr(sweep, "run_module", sometimes)
     flags = [*SMALL, "--ctx=8,16,24", f"--out={tmp_path}"]
     result = run_here(capsys, "bench.sweep", *flags)
-    assert result.status == 0 and "1 hang, 1 error, 1 ok" in result.out
+    assert result.status == 1 and "1 hang, 1 error, 1 ok" in result.out
     assert "tiny_ctx8_b1: hang: was not done after 0.05 s" in result.out
     assert "tiny_ctx16_b1: error: ended by SIGSEGV" in result.out
     assert "3 of 3 cells were finished before" in run_here(capsys, "bench.sweep", *flags).out

@@ -67,7 +67,7 @@ def test_swiglu_gemv(n_in, n_out, batch, dtype, norm):
     norm_weight = norm_weight if norm else None
     expected = pk.reference.swiglu_gemv(x, gate, up, norm_weight)
     out = poisoned(batch, n_out, dtype=dtype)
-    pk.ops.swiglu_gemv(*on_gpu(x, gate, up), norm_weight.cuda() if norm else None, out=out)
+    pk.ops.swiglu_gemv(*on_gpu(x, gate, up), norm_weight=norm_weight.cuda() if norm else None, out=out)
     assert_close(out, expected, dtype, depth=2)
 
 
@@ -127,7 +127,7 @@ def test_int4_swiglu_gemv(n_in, n_out, group_size, kind, share, batch, dtype):
         up.perm = gate.perm
     norm_weight = norm_weight if batch != 2 else None
     out = poisoned(batch, n_out, dtype=dtype)
-    pk.ops.int4_swiglu_gemv(x, gate, up, norm_weight, out=out)
+    pk.ops.int4_swiglu_gemv(x, gate, up, norm_weight=norm_weight, out=out)
     assert_close(out, pk.reference.int4_swiglu_gemv(x, gate, up, norm_weight), dtype, depth=2)
 
 

@@ -32,7 +32,8 @@ def int4(
 ) -> pk.Int4Weight:
     """A weight whose mean is not zero, so that zero points matter."""
     values = randn(out_features, in_features, seed=seed, scale=in_features**-0.5) + in_features**-0.5
-    weight = pk.Int4Weight.quantize(values, group_size, symmetric, dtype)
+    size = -1 if group_size > in_features else group_size
+    weight = pk.Int4Weight.quantize(values, size, symmetric, dtype)
     return shuffled(weight) if act_order else weight
 
 

@@ -140,7 +140,7 @@ def test_opcheck(norm):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_compiled_equals_eager(dtype, norm):
     def function(x, gate_weight, up_weight, norm_weight, eps):
-        return pk.ops.swiglu_gemv(x * 2, gate_weight, up_weight, norm_weight, eps) + 1
+        return pk.ops.swiglu_gemv(x * 2, gate_weight, up_weight, norm_weight=norm_weight, eps=eps) + 1
 
     given = arguments(dtype=dtype, norm=norm)
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")

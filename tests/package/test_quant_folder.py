@@ -263,7 +263,7 @@ def test_compressed_tensors_of_mixed_precision(tmp_path):
 
 
 def test_no_such_folder(tmp_path):
-    with pytest.raises(ValueError, match="is not quantised"):
+    with pytest.raises(ValueError, match="there is no such folder"):
         quant.read_quantized(tmp_path / "nowhere", MODULE)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match="is not JSON"):

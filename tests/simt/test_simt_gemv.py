@@ -92,7 +92,7 @@ def test_swiglu_gemv(n_in, n_out, batch, dtype, arch, norm):
         )  # fmt: skip
         dev.synchronize()
         out = out.clone()
-    cpu = pk.ops.swiglu_gemv(x, gate, up, norm_weight)
+    cpu = pk.ops.swiglu_gemv(x, gate, up, norm_weight=norm_weight)
     both_close(out, cpu, pk.reference.swiglu_gemv(x, gate, up, norm_weight), dtype, depth=2)
 
 
@@ -144,7 +144,7 @@ def test_qkv_gemv(hidden, heads, kv_heads, head_dim, batch, dtype, arch):
         dev.synchronize()
         q_out, k_cache, v_cache = q_out.clone(), k_cache.clone(), v_cache.clone()
     cpu_k, cpu_v = nan.clone(), nan.clone()
-    cpu_q = pk.ops.qkv_gemv(x, norm_weight, 1e-6, *weights, cos_sin, position, cpu_k, cpu_v, *biases)
+    cpu_q = pk.ops.qkv_gemv(x, *weights, cos_sin, position, cpu_k, cpu_v, *biases, norm_weight=norm_weight, eps=1e-6)
     expected = pk.reference.qkv_gemv(x, norm_weight, 1e-6, *weights, cos_sin, position, head_dim, *biases)
     both_close(q_out, cpu_q, expected[0], dtype, depth=2)
     for cache, cpu_cache, rows_expected in ((k_cache, cpu_k, expected[1]), (v_cache, cpu_v, expected[2])):
