@@ -64,6 +64,7 @@ build: $(setup)
 lint: $(setup)
 	$(python) -m ruff check .
 	$(python) -m ruff format --check .
+	$(python) -m mypy
 	clang-format --dry-run --Werror $(cxx_sources)
 
 format: $(setup)

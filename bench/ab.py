@@ -33,6 +33,7 @@ from bench.core.run import close
 from bench.core.tables import microseconds
 from bench.drivers import takes
 from bench.study import sessions
+from bench.study.sessions import Rule
 
 Session = dict[str, Any]
 
@@ -78,7 +79,7 @@ class Plan:
     kept: Kept
     sessions: int
     limit_s: float
-    rules: list[sessions.Rule]
+    rules: list[Rule]
     rule: str
     registered: Document
     ctx: int

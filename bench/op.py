@@ -203,11 +203,11 @@ def measure_case(
     throttling = take_rounds(arms, ceiling, settings.warmup, settings.steps, monitor, settings.stop_rule())
     if on_cuda:
         measure.measure_host(arms, settings.warmup, max(settings.steps, 100))
-    bandwidths = ceiling.bandwidths(settings.spec_bandwidth[0])
+    bandwidths: Document = ceiling.bandwidths(settings.spec_bandwidth[0])
     floor_us = floors.microseconds(case.bytes, bandwidths["spec_gbs"] or bandwidths["read_gbs"])
     entries = []
     for arm in arms:
-        entry = {
+        entry: Document = {
             "backend": arm.backend, "mode": arm.mode, "fusion": None, "op": case.op, "label": case.label,
             "models": case.models, "shape": case.shape, "batch": case.batch, "bytes": case.bytes,
             "status": arm.status, "reason": arm.reason,

@@ -33,10 +33,10 @@ class Tape:
         _ops.tape_delete(self._id)
 
     @classmethod
-    def record(cls, function: Callable[..., Tensor | Sequence[Tensor]], *tensors: Tensor) -> "Tape":
+    def record(cls, function: Callable[..., object], *tensors: Tensor) -> "Tape":
         """Run ``function(*tensors)`` once and record the dispatcher calls it makes.
 
-        The function returns a tensor or a sequence of tensors. Raises NotImplementedError, naming the op and
+        The function returns a tensor, a sequence of tensors or None. Raises NotImplementedError, naming the op and
         the argument, where an argument is of a type that the stable ABI cannot pass.
         """
         with torch.inference_mode():
@@ -59,8 +59,10 @@ class Tape:
     def _append(self, node: Node) -> None:
         if node.target is operator.getitem:  # one result of an op that returns several
             source, index = node.args
+            assert isinstance(source, Node) and isinstance(index, int)
             self._slots[node] = self._slots[source] + index
             return
+        assert isinstance(node.target, torch._ops.OpOverload), node.target
         schema = node.target._schema
         for returned in schema.returns:
             if str(returned.type) != "Tensor":
@@ -98,7 +100,7 @@ class Tape:
                 return "l", [len(value), *value], []
         elif "bool" in declared and type(value) is bool and not optional:
             return "b", [int(value)], []
-        elif "float" in declared:
+        elif "float" in declared and isinstance(value, (int, float)):
             return ("F" if optional else "f"), [], [float(value)]
         elif "int" in declared and type(value) is int:
             return ("I" if optional else "i"), [value], []

@@ -122,7 +122,7 @@ class _Config:
         value = source.get(field)
         value = default if value is None else value
         # Above float32's largest number an integer may be too large for a float at all.
-        if type(value) not in (int, float) or not 0 < value < 3e38:
+        if value is None or type(value) not in (int, float) or not 0 < value < 3e38:
             raise self.fail(field, "a positive number", value)
         return float(value)
 

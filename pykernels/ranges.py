@@ -7,7 +7,7 @@ without one nvtx hands out a stand-in that is not a `Domain`, whose calls would 
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import nvtx
 import torch
@@ -24,7 +24,7 @@ def ranged(function: Function, name: str) -> Function:
     attributes = _domain.get_event_attributes(message=name)
 
     @functools.wraps(function)
-    def inside(*args: object, **kwargs: object) -> object:
+    def inside(*args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():  # a graph has no ranges: its kernels run later
             return function(*args, **kwargs)
         _domain.push_range(attributes)
@@ -33,7 +33,7 @@ def ranged(function: Function, name: str) -> Function:
         finally:
             _domain.pop_range()
 
-    return inside
+    return cast(Function, inside)
 
 
 @contextmanager

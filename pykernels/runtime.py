@@ -108,11 +108,14 @@ CudaSteps = Sequence[Program] | Sequence["CudaGraph"] | Sequence[Relaunch]
 
 
 def _cuda_loop(steps: CudaSteps, stream: int, warmup: int, samples: int, repeats: int, host: bool) -> np.ndarray:
-    if steps and isinstance(steps[0], Relaunch):
-        return _relaunch.timed(steps, stream, warmup, samples, repeats, host)
-    if steps and isinstance(steps[0], CudaGraph):
-        return _runtime.cuda_timed_graphs(list(steps), stream, warmup, samples, repeats, host)
-    return _runtime.cuda_timed_programs(list(steps), stream, warmup, samples, repeats, False, host)
+    relaunches = [step for step in steps if isinstance(step, Relaunch)]
+    if relaunches:
+        return _relaunch.timed(relaunches, stream, warmup, samples, repeats, host)
+    programs = [step for step in steps if isinstance(step, Program)]
+    if programs or not steps:
+        return _runtime.cuda_timed_programs(programs, stream, warmup, samples, repeats, False, host)
+    graphs = [step for step in steps if isinstance(step, CudaGraph)]
+    return _runtime.cuda_timed_graphs(graphs, stream, warmup, samples, repeats, host)
 
 
 def cuda_timed_loop(steps: CudaSteps, stream: int, warmup: int, samples: int, repeats: int = 1) -> np.ndarray:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -27,6 +28,11 @@ def _normals(
     return normal
 
 
+Projection: TypeAlias = Any
+"""A Tensor or an Int4Weight. Which of them is so of all projections of a layer at once (`LayerWeights.is_int4`), and a
+union of each could not say that."""
+
+
 @dataclass
 class LayerWeights:
     """Projections are [out_features, in_features], norms [hidden]; biases are None where the model has none.
@@ -35,17 +41,17 @@ class LayerWeights:
     """
 
     input_norm: Tensor
-    q_weight: Tensor | Int4Weight
-    k_weight: Tensor | Int4Weight
-    v_weight: Tensor | Int4Weight
+    q_weight: Projection
+    k_weight: Projection
+    v_weight: Projection
     q_bias: Tensor | None
     k_bias: Tensor | None
     v_bias: Tensor | None
-    o_weight: Tensor | Int4Weight
+    o_weight: Projection
     post_norm: Tensor
-    gate_weight: Tensor | Int4Weight
-    up_weight: Tensor | Int4Weight
-    down_weight: Tensor | Int4Weight
+    gate_weight: Projection
+    up_weight: Projection
+    down_weight: Projection
 
     def __post_init__(self) -> None:
         four_bit = [name for name in PROJECTIONS if isinstance(getattr(self, name), Int4Weight)]
@@ -90,9 +96,10 @@ class LayerWeights:
 
     def quantize(self, group_size: int = 128, symmetric: bool = True) -> "LayerWeights":
         """The same with 4-bit projections, rounded to nearest; norms and biases are shared."""
-        return replace(
-            self, **{name: Int4Weight.quantize(getattr(self, name), group_size, symmetric) for name in PROJECTIONS}
-        )
+        rounded: dict[str, Any] = {
+            name: Int4Weight.quantize(getattr(self, name), group_size, symmetric) for name in PROJECTIONS
+        }
+        return replace(self, **rounded)
 
     def dequantize(self, dtype: torch.dtype = torch.float64) -> "LayerWeights":
         """The same with projections as tensors of `dtype`; itself where they are tensors already."""
@@ -146,7 +153,7 @@ class LayerWeights:
         layer; norms lie around 1, biases around 0.
         """
         normal = _normals(dtype, device, seed)
-        tensors: dict[str, Tensor | None] = {}
+        tensors: dict[str, Any] = {}
         for name, shape in cls.shapes(spec).items():
             if shape is None:
                 tensors[name] = None
@@ -179,11 +186,11 @@ class LayerWeights:
             raise ValueError(f"layer must be in 0..{spec.n_layers - 1} ({spec.name}), got {layer}")
         files = tensor_files(folder)
         quantised = quantization_of(folder) is not None
-        tensors: dict[str, Tensor | Int4Weight | None] = {}
+        tensors: dict[str, Any] = {}
         for name, shape in cls.shapes(spec).items():
             tensor_name = f"model.layers.{layer}.{_CHECKPOINT_NAMES[name]}"
             # Layers that a folder leaves as they were (modules_to_not_convert, ignore) have their dense weight there.
-            if quantised and name in PROJECTIONS and tensor_name not in files:
+            if quantised and shape is not None and name in PROJECTIONS and tensor_name not in files:
                 tensors[name] = _read_int4(folder, tensor_name.removesuffix(".weight"), shape, dtype).to(device)
                 continue
             if shape is None:
@@ -196,18 +203,13 @@ class LayerWeights:
             tensors[name] = _read(folder / files[tensor_name], tensor_name, shape, dtype).to(device)
         return cls(**tensors)
 
-    def named(self) -> dict[str, Tensor | Int4Weight]:
+    def named(self) -> dict[str, Projection]:
         """The tensors that are there, by field."""
         return {field.name: value for field in fields(self) if (value := getattr(self, field.name)) is not None}
 
     def clone(self) -> "LayerWeights":
         """A copy in memory of its own."""
-        return LayerWeights(
-            **{
-                field.name: None if (value := getattr(self, field.name)) is None else value.clone()
-                for field in fields(self)
-            }
-        )
+        return replace(self, **{name: value.clone() for name, value in self.named().items()})
 
 
 _CHECKPOINT_NAMES = {

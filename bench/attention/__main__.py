@@ -111,7 +111,8 @@ def _backend_flags(backends: list[str]) -> list[str]:
 def run_session(number: int, settings: Settings, arguments: list[str]) -> tuple[Document, bool]:
     """A session in a fresh process, and whether it was interrupted: then it has the cells that were done. A backend
     whose calls end the process, or hang it, is left out of what remains."""
-    backends, lost, interrupted = list(settings.plan.backends), {}, False
+    backends, interrupted = list(settings.plan.backends), False
+    lost: dict[str, str] = {}
     empty: Document = {"environment": None, "ceilings": {}, "sdpa": {}, "throttled": {}, "entries": []}
     if not backends:  # plug-ins alone were named, and those have processes of their own
         done = {"status": "ok", "reason": None, "trace_seconds": 0.0}

@@ -21,7 +21,6 @@ import pykernels as pk
 from bench.attention.cases import Inputs
 from bench.backends import Backend, registry
 from bench.backends.native import Native, drive, without_kernels
-from bench.backends.plain import PlainLayer
 from bench.backends.sdpa import Sdpa, choice_of
 from bench.backends.torch_layer import Attention
 from bench.core import gpu_state, measure
@@ -141,9 +140,9 @@ def gate(arm: Arm) -> None:
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         measure.gate([arm])
-    if arm.status == "error" and any(words in arm.reason for words in _REFUSALS):
+    if arm.status == "error" and any(words in str(arm.reason) for words in _REFUSALS):
         why = [str(warning.message).split(" (Triggered internally")[0].strip() for warning in said]
-        refusal = arm.reason.partition(": ")[2].partition("Aborting")[0].strip()
+        refusal = str(arm.reason).partition(": ")[2].partition("Aborting")[0].strip()
         arm.status, arm.reason = "unsupported", " ".join([refusal, *dict.fromkeys(why)])
 
 
@@ -169,7 +168,9 @@ class _Maker:
     def __init__(self, name: str, copies: Sequence[Inputs], plan: Plan, rotation: Rotation, expected: Tensor) -> None:
         self.name, self.copies, self.plan, self.rotation, self.expected = name, copies, plan, rotation, expected
         self.device, self.dtype = copies[0].device, copies[0].dtype
-        self.backend, self.plugin = plan.backend(name), plan.plugin(name)
+        self.plugin = plan.plugin(name)
+        # Inputs has what an attention reads of a DecodeLayer, and only such backends are named here.
+        self.backend: Any = plan.backend(name)
 
     def arms(self) -> list[AttentionArm]:
         """One a mode (and a place of the context manager)."""
@@ -199,7 +200,7 @@ class _Maker:
         return arms
 
     @cached_property
-    def _bound(self) -> tuple[PlainLayer, list[Attention]]:
+    def _bound(self) -> tuple[Any, list[Attention]]:
         """The adapter, and its attention over each copy: in its own layout, for all modes."""
         adapter = self.backend()
         return adapter, [adapter.attention(inputs) for inputs in self.copies]
@@ -288,7 +289,7 @@ class _Maker:
             arm.host_sampler = without_kernels(arm.sampler)
 
 
-def _manager(adapter: PlainLayer) -> Callable[[], Any]:
+def _manager(adapter: Sdpa) -> Callable[[], Any]:
     """What `inside` enters: the pin, or for SDPA's own choice a manager that leaves it all that it had."""
     if adapter.pinned is not None:
         return adapter.surroundings

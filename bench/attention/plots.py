@@ -139,6 +139,7 @@ def draw(document: Document) -> Figure:
             groups.setdefault((entry["heads"], entry["batch"]), []).append(entry)
     panels = [own for own in groups.values() if len({e["ctx"] for e in own if e["wall_us"]}) > 1]
     rows = -(-len(panels) // 2)
+    assert shape is not None  # of a document that measured something
     shown = attention_tables.cells(document)[shape]
     height = max(4.2, 0.6 + _BAR_INCHES * len(_BARS) * len({e["backend"] for e in shown if e["wall_us"]}) / 0.8)
     figure = plt.figure(figsize=(11, 0.3 + height + 3.2 * rows), layout="constrained")

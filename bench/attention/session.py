@@ -155,9 +155,10 @@ class Session:
         arms = make_arms(copies, replace(plan, backends=measured, modes=modes), Rotation(len(copies)), self._begin)
         with no_garbage_collection():
             for arm in arms:
-                entry = entries.get((cell.shape, arm.backend, arm.mode))
-                if arm.status != "ok" or not entry or not entry["wall_us"]:
+                key_ = (cell.shape, arm.backend, arm.mode)
+                if arm.status != "ok" or arm.sampler is None or not entries.get(key_, {}).get("wall_us"):
                     continue
+                entry = entries[key_]
                 try:
                     with torch.inference_mode(), arm.surroundings():
                         arm.sampler(1)

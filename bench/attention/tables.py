@@ -142,7 +142,7 @@ def floors(entries: Iterable[Entry]) -> dict[int, float]:
 def context_grids(document: Document) -> list[tuple[str, Grid]]:
     """For each head shape and batch the wall time over contexts, a row an arm: from a graph where there are graphs."""
     mode = "graph" if document["device"] == "cuda" else "eager"
-    grids = []
+    grids: list[tuple[str, Grid]] = []
     if document.get("gate_only"):
         return grids
     groups = dict.fromkeys((entry["heads"], entry["batch"]) for entry in document["arms"])

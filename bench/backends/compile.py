@@ -6,7 +6,7 @@ KV layout: the layer's own, [batch, n_kv_heads, ctx, head_dim]. Compilation happ
 import importlib.util
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
 import torch
@@ -57,7 +57,7 @@ class Compile(PlainLayer):
         # What inductor fused is not known from outside; on a GPU the trace names the kernels.
         return [self.kernel_name(layer.layer)]
 
-    def _steps(self, layers: list[TorchLayer]) -> list[Callable[[], object]]:
+    def _steps(self, layers: list[TorchLayer]) -> Sequence[Callable[[], object]]:
         # fullgraph: a break in the graph, or a recompilation too many, is an error and not a slow arm.
         steps = [torch.compile(layer.forward, dynamic=False, fullgraph=True) for layer in layers]
         with room_for(len(layers)):
@@ -87,7 +87,7 @@ class CompileGraphs(Compile):
     def kernel_name(self, layer: pk.DecodeLayer) -> str:
         return 'torch.compile(mode="reduce-overhead") of the layer'
 
-    def _steps(self, layers: list[TorchLayer]) -> list[Callable[[], object]]:
+    def _steps(self, layers: list[TorchLayer]) -> Sequence[Callable[[], object]]:
         from torch._dynamo.utils import counters
 
         skips = counters["inductor"]["cudagraph_skips"]

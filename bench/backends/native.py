@@ -120,7 +120,8 @@ class Native(Backend):
 
     def arm(self, workload: Workload, mode: str, fusion: str | None) -> Arm:
         layers, samplers = workload.layers, workload.samplers
-        driven = drive(mode, [lambda layer=layer: layer.forward(fusion) for layer in layers], samplers)
+        assert fusion is not None  # fusions() names them
+        driven = drive(mode, [partial(layer.forward, fusion) for layer in layers], samplers)
         ops = layers[0].program(fusion).ops
         if samplers.on_cuda:
             kernels = [f"pykernels::cuda::{op}" for op in ops]

@@ -52,7 +52,7 @@ def torch_arm(case: Case, instances: list[Instance], mode: str, samplers: Sample
         return None
     if instances[0].torch is None:
         return measure.unsupported("torch", mode, "torch has no such op")
-    calls = [instance.torch for instance in instances]
+    calls = [instance.torch for instance in instances if instance.torch]
     tapes = [tape_of(call) for call in calls] if mode == "dispatch" else []
     launches = len(tapes[0].calls) if tapes else 1
     nodes: list[Any] = []
@@ -86,10 +86,8 @@ def plugin_arm(
     plugin: OpPlugin, case: Case, instances: list[Instance], outs: list[Tensor], mode: str, samplers: Samplers
 ) -> Arm:
     """A plug-in's op in a mode of peer_modes, writing into `outs`, one a copy."""
-    calls = [
-        lambda inputs=instance.inputs, out=out: plugin.run(inputs, out)
-        for instance, out in zip(instances, outs, strict=True)
-    ]
+    step: Callable[[], object]
+    calls = [partial(plugin.run, instance.inputs, out) for instance, out in zip(instances, outs, strict=True)]
     nodes: list[Any] = []
     if mode == "eager":
         step, sampler, on_host = calls[0], samplers.python(calls), samplers.host_python(calls, 1)

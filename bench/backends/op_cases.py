@@ -81,6 +81,10 @@ class _Maker:
     def weight(self, n_out: int, n_in: int) -> Tensor:
         return self.random(n_out, n_in, std=n_in**-0.5)
 
+    def projection(self, int4: bool) -> Callable[[int, int], Any]:
+        """What makes a weight: 4-bit, or dense."""
+        return self.int4 if int4 else self.weight
+
     def int4(self, n_out: int, n_in: int) -> pk.Int4Weight:
         """Symmetric, in groups of 128, rounded to nearest."""
         return pk.Int4Weight.quantize(self.weight(n_out, n_in))
@@ -129,7 +133,7 @@ def _gemv(m: _Maker, _: Sequence[int], int4: bool = False) -> list[Case]:
         n_in, n_out = sizes(m.spec)
 
         def case(label: str = label, n_in: int = n_in, n_out: int = n_out) -> Case:
-            x, weight = m.random(m.batch, n_in), (m.int4 if int4 else m.weight)(n_out, n_in)
+            x, weight = m.random(m.batch, n_in), m.projection(int4)(n_out, n_in)
 
             def make() -> Instance:
                 w, out = weight.clone(), m.poisoned(m.batch, n_out)
@@ -151,7 +155,7 @@ def _swiglu_gemv(m: _Maker, _: Sequence[int], int4: bool = False) -> list[Case]:
     call, reference, count_bytes = _functions(op)
     spec, eps = m.spec, m.spec.rms_eps
     x, norm = m.random(m.batch, spec.hidden), m.random(spec.hidden, mean=1.0, std=0.1)
-    gate, up = ((m.int4 if int4 else m.weight)(spec.intermediate, spec.hidden) for _ in range(2))
+    gate, up = (m.projection(int4)(spec.intermediate, spec.hidden) for _ in range(2))
 
     def make() -> Instance:
         g, u, out = gate.clone(), up.clone(), m.poisoned(m.batch, spec.intermediate)
@@ -279,7 +283,7 @@ def _qkv_gemv(m: _Maker, contexts: Sequence[int], int4: bool = False) -> list[Ca
     spec, eps = m.spec, m.spec.rms_eps
     q_rows, kv_rows = spec.n_heads * spec.head_dim, spec.n_kv_heads * spec.head_dim
     x, norm = m.random(m.batch, spec.hidden), m.random(spec.hidden, mean=1.0, std=0.1)
-    weights = [(m.int4 if int4 else m.weight)(rows, spec.hidden) for rows in (q_rows, kv_rows, kv_rows)]
+    weights = [m.projection(int4)(rows, spec.hidden) for rows in (q_rows, kv_rows, kv_rows)]
     biases = [m.random(rows) if spec.qkv_bias else None for rows in (q_rows, kv_rows, kv_rows)]
     k_cache, v_cache, cos_sin, position = _rope_cache(m, contexts[0])
 

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -88,8 +88,10 @@ class OpPlugin(ABC):
 class PluginCache(LayerCache):
     """The DecodeLayer's own cache, and a kernel that writes into a guarded output."""
 
+    kernel: Any  # of five arguments: what LayerCache calls with three is not called here
+
     def __init__(self, layer: pk.DecodeLayer, attend: Attend, out: Guarded) -> None:
-        super().__init__(layer, attend)
+        super().__init__(layer, cast(Any, attend))
         self._kv_len, self._out = layer.kv_len, out.tensor
 
     def attend(self, q: Tensor) -> Tensor:

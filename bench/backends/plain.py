@@ -55,7 +55,7 @@ class PlainLayer(Backend):
         """What must hold around its steps, entered outside the timing."""
         return nullcontext()
 
-    def _steps(self, layers: list[TorchLayer]) -> list[Callable[[], object]]:
+    def _steps(self, layers: list[TorchLayer]) -> Sequence[Callable[[], object]]:
         """One step a copy, for the modes that Python drives and for a graph's capture."""
         return [layer.forward for layer in layers]
 
@@ -68,7 +68,8 @@ class PlainLayer(Backend):
         layers = [TorchLayer(layer, self.attention(layer)) for layer in workload.layers]
         attention = layers[0].attention
         rows = (attention.k_row, attention.v_row)
-        output = lambda: layers[0].out  # noqa: E731
+        output: Callable[[], Tensor] = lambda: layers[0].out  # noqa: E731
+        step: Callable[[], object]
         arm = Arm(self.name, mode, fusion, surroundings=self.surroundings)
         with self.surroundings():
             arm.kernels = self._calls(layers[0])

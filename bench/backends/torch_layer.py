@@ -116,7 +116,7 @@ class Calls(TorchDispatchMode):
         super().__init__()
         self.names: list[str] = []
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # torch's own signature
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = function._schema.name
         if not function.is_view and not name.startswith("aten::empty"):
             self.names.append(name)
@@ -135,21 +135,21 @@ class TorchLayer:
         half = layer.spec.head_dim // 2
         angles = layer.cos_sin[int(layer.position[0])].to(layer.dtype)
         self.cosine, self.sine = angles[:half].repeat(2), angles[half:].repeat(2)
-        self.out: Tensor | None = None
+        self.out = torch.empty(0)  # of the last step
 
-    def _turn(self, x: Tensor) -> Tensor:
+    def _rotate(self, x: Tensor) -> Tensor:
         return x * self.cosine + _rotate_half(x) * self.sine
 
     def _before_attention(self) -> Tensor:
-        """Up to the append. Returns the turned query [batch, n_heads, 1, head_dim]."""
+        """Up to the append. Returns the rotated query [batch, n_heads, 1, head_dim]."""
         layer = self.layer
         w, spec, batch, dim = layer.weights, layer.spec, layer.batch, layer.spec.head_dim
         normed = F.rms_norm(layer.x, (spec.hidden,), w.input_norm, spec.rms_eps)
         q = F.linear(normed, w.q_weight, w.q_bias).view(batch, spec.n_heads, 1, dim)
         k = F.linear(normed, w.k_weight, w.k_bias).view(batch, spec.n_kv_heads, 1, dim)
         v = F.linear(normed, w.v_weight, w.v_bias).view(batch, spec.n_kv_heads, 1, dim)
-        self.attention.append(self._turn(k), v)
-        return self._turn(q)
+        self.attention.append(self._rotate(k), v)
+        return self._rotate(q)
 
     def _after_attention(self, attended: Tensor) -> Tensor:
         layer = self.layer

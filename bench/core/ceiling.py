@@ -1,5 +1,7 @@
 """The ceiling: what read and copy reach on this memory, in this process, measured among the arms."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -52,7 +54,7 @@ class Ceiling:
         """The copy ceiling of every round that counts, GB/s; bytes read and bytes written both count."""
         return floors.gigabytes_per_second(self.n_bytes // 2 * 2, self.copy.kept_us)
 
-    def bandwidths(self, spec_gbs: float | None) -> dict[str, float | None]:
+    def bandwidths(self, spec_gbs: float | None) -> dict[str, Any]:
         """The medians beside the specification, GB/s; None where no round was measured."""
         measured = bool(self.read.samples_us)
         return {

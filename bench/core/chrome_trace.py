@@ -32,6 +32,9 @@ class Range:
 
 class _Timed(Protocol):
     @property
+    def name(self) -> str: ...
+
+    @property
     def start_ns(self) -> int: ...
 
     @property
@@ -146,18 +149,19 @@ def _arguments(span: Any) -> Event:
 
 
 def _trace(kernels: Sequence[Kernel], calls: Sequence[Call], ranges: Sequence[Range]) -> Event:
-    base_ns = min((span.start_ns for span in (*kernels, *calls, *ranges)), default=0)
+    starts = [kernel.start_ns for kernel in kernels] + [call.start_ns for call in calls]
+    base_ns = min(starts + [named.start_ns for named in ranges], default=0)
     writer = _Writer(base_ns)
     writer.name_process(_HOST, "host")
     for (thread,), spans in _grouped(ranges, "thread").items():
         writer.rows(_HOST, f"ranges of thread {thread}", "range", spans, nest=True)
-    for (thread,), spans in _grouped(calls, "thread").items():
-        writer.rows(_HOST, f"CUDA calls of thread {thread}", "call", spans, nest=True)
+    for (thread,), made in _grouped(calls, "thread").items():
+        writer.rows(_HOST, f"CUDA calls of thread {thread}", "call", made, nest=True)
     for (device,), device_kernels in _grouped(kernels, "device").items():
         process = _FIRST_DEVICE + device
         writer.name_process(process, f"device {device}")
-        for (stream,), spans in _grouped(device_kernels, "stream").items():
-            writer.rows(process, f"stream {stream}", "kernel", spans, nest=False)
+        for (stream,), ran in _grouped(device_kernels, "stream").items():
+            writer.rows(process, f"stream {stream}", "kernel", ran, nest=False)
     launching = {call.correlation: call for call in launch_calls(kernels, calls)}
     for number, kernel in enumerate(kernels):
         if call := launching.get(kernel.correlation):

@@ -39,7 +39,7 @@ ALL_STUDIED = ",".join(STUDIED)
 """The same as the default of a comma-separated --model."""
 
 # What typer raises for arguments it cannot parse. It carries a click of its own, which has no public name.
-_ClickError = typer.BadParameter.__base__
+_ClickError: Any = typer.BadParameter.__base__
 
 Result = TypeVar("Result")
 Number = TypeVar("Number", int, float)
@@ -378,7 +378,7 @@ class _InterruptedError(Exception):
     """Ctrl-C before a command had anything to keep. Typer would turn a KeyboardInterrupt into a bare status."""
 
 
-def _refused(error: _ClickError, arguments: Sequence[str]) -> str:
+def _refused(error: Any, arguments: Sequence[str]) -> str:
     """Typer's words for an argument that it could not parse, behind the argument as it was given."""
     flags = [getattr(error, "option_name", None), *getattr(getattr(error, "param", None), "opts", [])]
     given = [

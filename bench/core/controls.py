@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ def _program(x: torch.Tensor, spin_us: float | None = None) -> pk.runtime.Progra
     return program
 
 
-def null_op(steps: int, device: torch.device = _CPU) -> list[dict[str, object]]:
+def null_op(steps: int, device: torch.device = _CPU) -> list[dict[str, Any]]:
     """Microseconds of one null op by mode: nothing but the call. A sample is the mean of many.
 
     On a GPU `us` is the device's time from one kernel to the next, mode graph included, and `host_us` what enqueuing
@@ -59,7 +60,7 @@ def null_op(steps: int, device: torch.device = _CPU) -> list[dict[str, object]]:
             "native": samplers.host_programs([program]),
             "graph": samplers.host_native_graphs(graphs),
         }
-    rows: list[dict[str, object]] = []
+    rows: list[dict[str, Any]] = []
     with no_garbage_collection(), torch.inference_mode():
         for mode, sampler in walls.items():
             sampler(2)
@@ -73,7 +74,7 @@ def null_op(steps: int, device: torch.device = _CPU) -> list[dict[str, object]]:
 
 def spin(
     durations_us: Sequence[float] | None = None, steps: int = 10, device: torch.device = _CPU
-) -> list[dict[str, object]]:
+) -> list[dict[str, Any]]:
     """Ops that busy-wait a known time: a millisecond, on a GPU 10 and 100 us too.
 
     On a CPU: timed by the native loop (`us`) and by Python's clock around it (`outside_us`). On a GPU: by events and,
@@ -86,9 +87,9 @@ def spin(
     return spin_rows(device, durations_us, steps)
 
 
-def _spin_on_cpu(device: torch.device, durations_us: Sequence[float], steps: int) -> list[dict[str, object]]:
+def _spin_on_cpu(device: torch.device, durations_us: Sequence[float], steps: int) -> list[dict[str, Any]]:
     x = torch.zeros(1, device=device)
-    rows: list[dict[str, object]] = []
+    rows: list[dict[str, Any]] = []
     for asked_us in durations_us:
         program = _program(x, asked_us)
         samples = pk.runtime.timed_loop([program], 2, steps)
@@ -99,7 +100,7 @@ def _spin_on_cpu(device: torch.device, durations_us: Sequence[float], steps: int
     return rows
 
 
-def _spin_on_cuda(device: torch.device, durations_us: Sequence[float], steps: int) -> list[dict[str, object]]:
+def _spin_on_cuda(device: torch.device, durations_us: Sequence[float], steps: int) -> list[dict[str, Any]]:
     x = torch.zeros(1, device=device)
     trace = device_trace.reason() is None
 
@@ -117,7 +118,7 @@ def _spin_on_cuda(device: torch.device, durations_us: Sequence[float], steps: in
             return samples, None
 
     null_events, null_traced = clocks(_program(x), 3.0)
-    rows: list[dict[str, object]] = []
+    rows: list[dict[str, Any]] = []
     for asked_us in durations_us:
         events, traced = clocks(_program(x, asked_us), asked_us)
         best, null = (events, null_events) if traced is None or null_traced is None else (traced, null_traced)

@@ -96,6 +96,7 @@ def trace_arms(arms: Sequence[Arm], repeats: int, warmup: int = 0) -> tuple[dict
         try:
             with named(arm.label), no_garbage_collection(), torch.inference_mode(), arm.surroundings():
                 sampler = arm.tracing() if arm.tracing else arm.sampler
+                assert sampler is not None  # of the measured
                 if warmup:
                     sampler(warmup)
                 result = traced(sampler, float(np.median(arm.kept_us)), repeats, arm.steps_per_graph)

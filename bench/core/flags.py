@@ -35,14 +35,16 @@ class Flags:
     def from_flags(cls, flags: Sequence[str] = ()) -> Self:
         """The settings that a command line gives. Raises what typer raises for flags that it cannot parse, and
         UsageError for a value that is not allowed."""
-        found = _parser(cls).main(args=list(flags), standalone_mode=False)
+        kind: Any = cls
+        found = _parser(kind).main(args=list(flags), standalone_mode=False)
         assert isinstance(found, cls)
         return found
 
     def to_flags(self, without: Collection[str] = ()) -> list[str]:
         """A command line that gives these settings, every flag spelled out, less the fields named in `without`."""
         flags: list[str] = []
-        for parameter in _parser(type(self)).params:
+        kind: Any = type(self)
+        for parameter in _parser(kind).params:
             value = getattr(self, parameter.name)
             if parameter.name in without:
                 continue
@@ -99,8 +101,8 @@ def _same(settings: S) -> S:
 
 
 @cache
-def _parser(of: type[Flags]) -> Any:
+def _parser(of: Any) -> Any:
     """Typer's command whose result is the settings. Of a click of typer's own, which has no public type."""
     app = typer.Typer(add_completion=False, rich_markup_mode=None)
-    app.command()(make_command(_same, of))  # type: ignore[arg-type, type-var]
+    app.command()(make_command(_same, of))
     return typer.main.get_command(app)

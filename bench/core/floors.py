@@ -6,7 +6,9 @@ ops count at both. Workspaces, which stay in the cache, do not count. `b` is the
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
 from pykernels.layer import op_labels
@@ -55,21 +57,19 @@ def int4_weight(n_in: int, n_out: int, e: int, group_size: int = 128, zeros: boo
     return n_out * (n_in // 2 + groups * (e + zeros)) + 4 * perm * n_in
 
 
-def int4_gemv(
-    b: int, n_in: int, n_out: int, e: int, bias: bool = False, residual: bool = False, **weight: int | bool
-) -> int:
+def int4_gemv(b: int, n_in: int, n_out: int, e: int, bias: bool = False, residual: bool = False, **weight: Any) -> int:
     """The weight (keywords of :func:`int4_weight`), x, out, and the optional vectors."""
     vectors = (b * n_in + b * n_out + bias * n_out + residual * b * n_out) * e
     return int4_weight(n_in, n_out, e, **weight) + vectors
 
 
-def int4_swiglu_gemv(b: int, n_in: int, n_out: int, e: int, norm: bool = True, **weight: int | bool) -> int:
+def int4_swiglu_gemv(b: int, n_in: int, n_out: int, e: int, norm: bool = True, **weight: Any) -> int:
     """Both weights, the norm's weight, x, out."""
     return 2 * int4_weight(n_in, n_out, e, **weight) + (norm * n_in + b * n_in + b * n_out) * e
 
 
 def int4_qkv_gemv(
-    b: int, hidden: int, n_heads: int, n_kv_heads: int, head_dim: int, e: int, bias: bool, **weight: int | bool
+    b: int, hidden: int, n_heads: int, n_kv_heads: int, head_dim: int, e: int, bias: bool, **weight: Any
 ) -> int:
     """As :func:`qkv_gemv` with three 4-bit weights."""
     q_rows, kv_rows = n_heads * head_dim, n_kv_heads * head_dim
@@ -91,6 +91,9 @@ def embedding(b: int, hidden: int, e: int) -> int:
 def argmax(b: int, vocab: int, e: int) -> int:
     """The logits, an int64 token, position and kv_len read and written."""
     return b * (vocab * e + 8 + 16)
+
+
+Time = TypeVar("Time", float, np.ndarray)
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,7 @@ def layer_ops(
 
     four_bit = int4_group_size is not None
 
-    def weight(n_in: int) -> dict[str, int | bool]:
+    def weight(n_in: int) -> dict[str, Any]:
         return dict(group_size=n_in if int4_group_size == -1 else int4_group_size, zeros=int4_zeros, perm=int4_perm)
 
     def projection(n_in: int, n_out: int, **extra: bool) -> tuple[str, int]:
@@ -182,7 +185,7 @@ def microseconds(n_bytes: float, gbs: float) -> float:
     return n_bytes / (gbs * 1e3)
 
 
-def gigabytes_per_second(n_bytes: float, time_us: float) -> float:
+def gigabytes_per_second(n_bytes: float, time_us: Time) -> Time:
     """10^9 bytes a second."""
     return n_bytes / (time_us * 1e3)
 

@@ -192,6 +192,7 @@ def alternate(
     running = [arm for arm in arms if arm.status == "ok" and arm.sampler is not None]
 
     def step(arm: Arm, n: int) -> np.ndarray | None:
+        assert arm.sampler is not None
         try:
             with named(arm.label), torch.inference_mode(), arm.surroundings():
                 return arm.sampler(n)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,7 +33,7 @@ def paper_bytes(
     }
 
 
-def bandwidth(n_bytes: int, time_us: float, ceiling: Mapping[str, float]) -> dict[str, float | None]:
+def bandwidth(n_bytes: int, time_us: float, ceiling: Mapping[str, Any]) -> dict[str, float | None]:
     """Bandwidth reached, and its share of both denominators."""
     gbs = floors.gigabytes_per_second(n_bytes, time_us)
     spec = ceiling["spec_gbs"]
@@ -49,9 +50,9 @@ def _samples(arms: Sequence[Arm], backend: str, mode: str) -> np.ndarray | None:
     return next((a.kept_us for a in arms if (a.backend, a.mode, a.status) == (backend, mode, "ok")), None)
 
 
-def arm_document(arm: Arm, n_bytes: int, ceiling: Mapping[str, float], arms: Sequence[Arm]) -> Document:
+def arm_document(arm: Arm, n_bytes: int, ceiling: Mapping[str, Any], arms: Sequence[Arm]) -> Document:
     """One entry of the key `arms`; `arms` are all of the run's."""
-    entry = {
+    entry: Document = {
         "backend": arm.backend, "mode": arm.mode, "fusion": arm.fusion, "status": arm.status, "reason": arm.reason,
         "kernels": arm.kernels, "launches": arm.launches, "max_rel_error": arm.max_rel_error,
         "wall_us": None, "host_us": None, "device_us": None, "samples_us": arm.samples_us, "bytes": n_bytes,
@@ -90,7 +91,7 @@ def refer_to_this_run(entry: Document, arms: Sequence[Arm]) -> Document:
     return found
 
 
-def device_keys(entry: Document, traced: Traced | None, reason: str | None, ceiling: Mapping[str, float]) -> Document:
+def device_keys(entry: Document, traced: Traced | None, reason: str | None, ceiling: Mapping[str, Any]) -> Document:
     """What a CUDA device adds to an entry of `arms` or `ops`: the device's clock, and the host's per kernel."""
     host = entry.get("host_us")
     keys: Document = {
@@ -115,7 +116,7 @@ def add_device_clock(entry: Document, arm: Arm, traces: Mapping[str, Traced], un
         entry["device_reason"] = untraced.get(arm.label, arm.reason)
 
 
-def op_document(op: floors.OpBytes, fusion: str, samples_us: np.ndarray, ceiling: Mapping[str, float]) -> Document:
+def op_document(op: floors.OpBytes, fusion: str, samples_us: np.ndarray, ceiling: Mapping[str, Any]) -> Document:
     """One entry of the key `ops` of a layer: an op of the native program, timed alone."""
     clock = statistics.summary(samples_us)
     floor_gbs = ceiling["spec_gbs"] or ceiling["read_gbs"]
@@ -131,7 +132,7 @@ def arms_by_kernel(arms: Sequence[Arm], traces: Mapping[str, Traced]) -> dict[st
     comes last; never one with programmatic launches, whose kernels wait inside for the one ahead."""
     chosen: dict[str, Arm] = {}
     for arm in arms:
-        if arm.backend != "native" or arm.mode == "graph-pdl" or arm.label not in traces:
+        if arm.backend != "native" or arm.fusion is None or arm.mode == "graph-pdl" or arm.label not in traces:
             continue
         if arm.fusion not in chosen or chosen[arm.fusion].mode != "graph":
             chosen[arm.fusion] = arm
@@ -142,7 +143,7 @@ def traced_ops(
     arms: Sequence[Arm],
     traces: Mapping[str, Traced],
     layer_ops: Callable[[str], Sequence[floors.OpBytes]],
-    ceiling: Mapping[str, float],
+    ceiling: Mapping[str, Any],
 ) -> list[Document]:
     """The ops of each fusion by the kernels of `arms_by_kernel`, one kernel an op in order."""
     entries = []

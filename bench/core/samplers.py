@@ -209,7 +209,7 @@ def capture(steps: Sequence[Step], length: int) -> list["torch.cuda.CUDAGraph"]:
         step()
     graphs = []
     for chain in chains(steps, length):
-        graph = torch.cuda.CUDAGraph()
+        graph: Any = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             for step in chain:
                 step()
@@ -272,7 +272,8 @@ def capture_each(steps: Sequence[Step], keep_graph: bool = False) -> list["torch
         torch.cuda.synchronize()
         for step in steps:
             # Not torch.cuda.graph(): it collects garbage and empties the cache of memory at every capture.
-            graphs.append(torch.cuda.CUDAGraph(keep_graph=keep_graph))
+            graph: Any = torch.cuda.CUDAGraph(keep_graph=keep_graph)
+            graphs.append(graph)
             graphs[-1].capture_begin(pool=pool)
             try:
                 step()

@@ -27,9 +27,10 @@ def check_traceable(path: str, device: torch.device) -> None:
 
 def arm_ranges(label: str, sample: Sample, ops: Sequence[str] = ()) -> list[Range]:
     """A range over all of the sample, named by the arm; and one an op where a step launches once for each of `ops`."""
-    spans = [*sample.kernels, *sample.calls]
+    starts = [span.start_ns for span in sample.kernels] + [span.start_ns for span in sample.calls]
+    ends = [span.end_ns for span in sample.kernels] + [span.end_ns for span in sample.calls]
     thread = threading.get_native_id()  # whatever an arm runs, this thread launches it
-    ranges = [Range(label, min(span.start_ns for span in spans), max(span.end_ns for span in spans), thread)]
+    ranges = [Range(label, min(starts), max(ends), thread)]
     launches = chrome_trace.launch_calls(sample.kernels, sample.calls)
     if ops and len(launches) == len(sample.kernels) == sample.steps * len(ops):
         ranges += chrome_trace.op_ranges(ops, launches)
@@ -51,6 +52,8 @@ def write_trace(
         [
             span
             for arm, sample in traced
-            for span in arm_ranges(arm.label, sample, op_labels(arm.fusion) if arm.backend == "native" else ())
+            for span in arm_ranges(
+                arm.label, sample, op_labels(arm.fusion) if arm.backend == "native" and arm.fusion else ()
+            )
         ],
     )

@@ -79,6 +79,7 @@ def record(arm: Arm, layer: list[tuple[str, str]], layers: int, warmup: int, rep
 
     Raises ValueError where the records are not those of a chain of such layers.
     """
+    assert arm.sampler is not None
     with torch.inference_mode(), no_garbage_collection():
         arm.sampler(max(warmup, 1))
         with pk.runtime.kernel_timestamps(device, 1) as counted:
@@ -117,7 +118,7 @@ def run(settings: Settings) -> Document:
         for arm in arms:
             measured: Document = {}
             if arm.status == "ok":
-                ops = op_labels(arm.fusion, layers[0].weights.is_int4)
+                ops = op_labels(str(arm.fusion), layers[0].weights.is_int4)
                 try:
                     measured = record(arm, ops, chain, settings.warmup, settings.steps, device.index)
                 except Exception as error:  # an arm's failure is a result of the run, not the end of it

@@ -42,7 +42,8 @@ def _whole_launches(records: np.ndarray, kernels: Sequence[str], ops: Sequence[s
     Raises ValueError where the launches are not those of `ops`, over and over.
     """
     two_warps = set(records["kernel"][records["warp"] > 0].tolist())
-    ends, begin = [], 0
+    ends: list[int] = []
+    begin = 0
     while begin < len(records):
         first, op = records[begin], ops[len(ends) % len(ops)]
         if kernels[first["kernel"]] != op:
@@ -50,11 +51,11 @@ def _whole_launches(records: np.ndarray, kernels: Sequence[str], ops: Sequence[s
                 f"launch {len(ends)} that was recorded is of {kernels[first['kernel']]}, and the layer's is of {op}"
             )
         count = int(first["blocks"]) * (2 if int(first["kernel"]) in two_warps else 1)
-        mine = records[begin : begin + count]
-        warps = np.stack([mine["kernel"], mine["blocks"], mine["block"], mine["warp"] > 0], axis=1)
-        if (warps[:, :2] != warps[0, :2]).any() or len(np.unique(warps, axis=0)) != len(mine):
+        of_launch = records[begin : begin + count]
+        warps = np.stack([of_launch["kernel"], of_launch["blocks"], of_launch["block"], of_launch["warp"] > 0], axis=1)
+        if (warps[:, :2] != warps[0, :2]).any() or len(np.unique(warps, axis=0)) != len(of_launch):
             raise ValueError(f"launch {len(ends)} that was recorded, of {op}, has not the records of its blocks")
-        if len(mine) == count:
+        if len(of_launch) == count:
             ends.append(begin + count)
         begin += count
     return ends

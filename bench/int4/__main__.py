@@ -52,9 +52,9 @@ def run(settings: Settings, keep: Callable[[Document], None] = lambda document: 
     ceiling = Ceiling(settings.target)
     makers: list[Callable[[], groups.Group]] = []
     if "shapes" in settings.parts:
-        makers += [lambda shape=shape: groups.shape_group(shape, settings) for shape in groups.shapes(settings.specs)]
+        makers += [partial(groups.shape_group, shape, settings) for shape in groups.shapes(settings.specs)]
     if "layer" in settings.parts:
-        makers += [lambda spec=spec: groups.layer_group(spec, settings) for spec in settings.specs]
+        makers += [partial(groups.layer_group, spec, settings) for spec in settings.specs]
     measured: list[tuple[Callable[[], groups.Group], list[Document]]] = []
     interrupted = False
 

@@ -24,7 +24,7 @@ def measure_group(
     throttling = take_rounds(group.arms, ceiling, settings.warmup, settings.steps, monitor, rule)
     if settings.target.type == "cuda":
         measure.measure_host(group.arms, settings.warmup, max(settings.steps, 100))
-    bandwidths = ceiling.bandwidths(settings.spec_bandwidth[0])
+    bandwidths: Document = ceiling.bandwidths(settings.spec_bandwidth[0])
     entries = []
     for arm in group.arms:
         counted = group.counted[arm.label]
@@ -78,7 +78,7 @@ def say_what_binds(entries: list[Document], dense_name: str) -> None:
         p50 = lambda clock, entry=entry: entry[clock]["p50"] if entry.get(clock) else None  # noqa: E731
         base = None if is_dense(entry) else dense.get(entry["mode"])
         parts = split(
-            p50("time_us"), entry["bytes"], entry["ceiling"]["read_gbs"], entry["null_us"], p50("host_us"),
+            entry["time_us"]["p50"], entry["bytes"], entry["ceiling"]["read_gbs"], entry["null_us"], p50("host_us"),
             p50("device_us"), base,
         )  # fmt: skip
         if entry["backend"] == dense_name:

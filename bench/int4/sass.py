@@ -68,9 +68,17 @@ def _run(*arguments: str) -> str:
     return result.stdout
 
 
+def _cuobjdump() -> str:
+    found = tool("cuobjdump")
+    if found is None:
+        raise RuntimeError("cuobjdump is not on the PATH nor in CUDA_HOME/bin")
+    return found
+
+
 def functions(sass: str) -> Iterator[tuple[str, list[str]]]:
     """Each function of `cuobjdump -sass` as its mangled name and its instructions."""
-    name, lines = None, []
+    name: str | None = None
+    lines: list[str] = []
     for line in sass.splitlines():
         if match := _FUNCTION.match(line):
             if name:
@@ -120,7 +128,7 @@ def reason(library: Path = LIBRARY) -> str | None:
 def inspect(architecture: str, library: Path = LIBRARY) -> list[Kernel]:
     """The 4-bit GEMVs of the library for `sm_89` or another. Raises RuntimeError in cuobjdump's words, and where
     there are none."""
-    program = tool("cuobjdump")
+    program = _cuobjdump()
     with_lists = _run(program, "-lelf", "-arch", architecture, str(library))
     if architecture not in with_lists:
         raise RuntimeError(f"{library.name} has no SASS for {architecture}")
@@ -135,7 +143,7 @@ def inspect(architecture: str, library: Path = LIBRARY) -> list[Kernel]:
 
 def has_ptx(architecture: str, library: Path = LIBRARY) -> bool:
     """Does the library hold PTX for that architecture (`sm_89` for compute_89)?"""
-    return architecture in _run(tool("cuobjdump"), "-lptx", str(library))
+    return architecture in _run(_cuobjdump(), "-lptx", str(library))
 
 
 def built_with_ptx(architecture: str) -> bool:

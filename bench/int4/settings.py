@@ -179,6 +179,7 @@ class Settings(StopFlags):
         }  # fmt: skip
         found = {own: {name: kernel for name, kernel in self.kernels.items() if name not in moved}}
         if moved:
+            assert other is not None
             found[other] = {
                 f"{name}-{DTYPE_FLAGS[other]}": kernel
                 for name, kernel in self.kernels.items() if name in moved or name == "native"

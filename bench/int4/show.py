@@ -149,7 +149,7 @@ def validation_grid(found: Sequence[Found]) -> Grid:
 def _errors(found: Sequence[Found]) -> str:
     if bad := [one.status for one in found if one.status in ("wrong", "error")]:
         return bad[0].upper()
-    errors = [one.max_rel_error for one in found if one.status == "ok"]
+    errors = [one.max_rel_error or 0.0 for one in found if one.status == "ok"]
     if not errors:
         return "refused" if found else "-"
     return f"{max(errors):.1e}" if max(errors) else "0"
@@ -170,7 +170,7 @@ def validation_lines(tried: Tried) -> list[str]:
     reasons: dict[str, int] = {}
     for one in found:
         if one.status == "refused":
-            reasons[one.reason] = reasons.get(one.reason, 0) + 1
+            reasons[str(one.reason)] = reasons.get(str(one.reason), 0) + 1
     return lines + [f"  refused {count}: {reason}" for reason, count in reasons.items()]
 
 

@@ -194,7 +194,7 @@ def validate(
             found = run_trial(kernel, trial, device)
             if journal:
                 if found.status == "error":
-                    journal.end_if_lost(found.reason.partition(":")[0])
+                    journal.end_if_lost(str(found.reason).partition(":")[0])
                 journal.append("trials", vars(found))
             yield found
 
@@ -222,7 +222,9 @@ def verdict(name: str, found: Sequence[Found], ended: str | None = None) -> str:
     bad, refused = failed(found), [one for one in found if one.status == "refused"]
     ran = len(found) - len(refused)
     if not ran:
-        reasons = ", ".join(dict.fromkeys(one.reason for one in refused)) or "it takes none of the dtypes asked for"
+        reasons = (
+            ", ".join(dict.fromkeys(str(one.reason) for one in refused)) or "it takes none of the dtypes asked for"
+        )
         return f"{name}: NOTHING VALIDATED: {ended or reasons}"
     state = f"WRONG in {len(bad)} of {ran} trials" if bad else f"right in all of {ran} trials"
     if raised := sum(one.status == "error" for one in bad):

@@ -50,7 +50,7 @@ class Kernel:
         if launch.shared_bytes > _DEFAULT_SHARED_BYTES:
             self._kernel.max_dynamic_shared_size_bytes = launch.shared_bytes
         self._grid, self._block, self._shared_bytes = launch.grid, launch.block, launch.shared_bytes
-        numbers = {name: np.int32(value) for name, value in sizes.items()}
+        numbers: dict[str, Any] = {name: np.int32(value) for name, value in sizes.items()}
         numbers |= {name: np.float32(value) for name, value in floats.items()}
         # A tensor's place is filled in at each call: torch may hand out another address.
         self._arguments = [(name, numbers.get(name)) for name in source.parameters]

@@ -157,8 +157,8 @@ class Expression:
             return self._value(inner, sizes)
 
         match node:
-            case ast.Constant():
-                return node.value
+            case ast.Constant(value=int(number)):
+                return number
             case ast.Name():
                 return sizes[node.id]
             case ast.BinOp():
@@ -168,8 +168,8 @@ class Expression:
             case ast.BoolOp():
                 combine = all if isinstance(node.op, ast.And) else any
                 return combine(value(inner) for inner in node.values)
-            case ast.Call():
-                return _FUNCTIONS[node.func.id](*map(value, node.args))
+            case ast.Call(func=ast.Name(id=function)):
+                return _FUNCTIONS[function](*map(value, node.args))
         raise AssertionError(node)  # _check let nothing else in
 
     def unmet(self, sizes: Mapping[str, int]) -> str | None:

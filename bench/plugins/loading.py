@@ -69,7 +69,8 @@ class Plugin:
 
 def parse_backends(flag: str, text: str, allowed: Sequence[str]) -> tuple[list[str], list[Plugin]]:
     """A comma-separated flag as names and plug-ins. Raises UsageError for what is neither, or is not there."""
-    names, plugins = [], {}
+    names: list[str] = []
+    plugins: dict[str, Plugin] = {}
     for part in text.split(","):
         path, _, name = part.strip().rpartition(":")
         if path.endswith((".py", ".cu")):
@@ -170,7 +171,7 @@ class Journal:
         """Leave a note of another name."""
         write_atomically(self.folder / name, json.dumps(value).encode())
 
-    def read(self, name: str) -> object:
+    def read(self, name: str) -> Any:
         """That note; None where there is none."""
         with suppress(OSError, ValueError):
             return json.loads((self.folder / name).read_text())
@@ -203,6 +204,7 @@ def _watch_runs(arm: Arm, journal: Journal) -> None:
 
 def watch(arm: Arm, journal: Journal) -> None:
     """Have the arm's check and runs noted in the journal."""
+    assert arm.check is not None
     arm.check = _noted(arm.check, arm.mode, journal)
     _watch_runs(arm, journal)
 
@@ -242,7 +244,9 @@ def watched_layer(plugin: Plugin, backend: type[Backend], journal: Journal) -> t
     """The backend under the plug-in's label, with every call of its code noted in the journal, and outputs guarded."""
     layer_outputs: list[Guarded] = []
 
-    class Watched(backend):
+    base: Any = backend  # known when it runs
+
+    class Watched(base):
         name = plugin.label
 
         def arm(self, workload: Workload, mode: str, fusion: str | None) -> Arm:
@@ -251,7 +255,7 @@ def watched_layer(plugin: Plugin, backend: type[Backend], journal: Journal) -> t
                     layer_outputs.append(Guarded("the layer's out", layer.out.shape, layer.dtype, layer.device))
                     layer.out = layer_outputs[-1].tensor
             with journal.during("made", mode):
-                arm = super().arm(workload, mode, fusion)
+                arm: Arm = super().arm(workload, mode, fusion)
             if arm.check is None:
                 raise ValueError("its arm has no check: nothing is timed that was not compared with the reference")
             first = workload.layers[0]
@@ -301,6 +305,7 @@ class WatchedAttention:
         """The arm's check, noted, with a look at what the plug-in writes beside its outputs, and into `inputs`: of
         bench.attention, `q`, `k_cache` and `v_cache`."""
         tensors = {name: getattr(inputs, name) for name in ("q", "k_cache", "v_cache")}
+        assert arm.check is not None
         return _noted(guarded_check(arm.check, adapter.guards, tensors), arm.mode, self.journal)
 
     def watch(self, arm: Arm) -> None:
@@ -335,6 +340,7 @@ def load_op(plugin: Plugin, journal: Journal, op: str) -> Maker:
         outs = [Guarded("out", instance.out.shape, case.dtype, samplers.device) for instance in instances]
         with journal.during("made", mode):
             arm = plugin_arm(found(), case, instances, [out.tensor for out in outs], mode, samplers)
+        assert arm.check is not None
         return _watch(arm, guarded_check(arm.check, outs, instances[0].inputs), plugin, journal)
 
     return make

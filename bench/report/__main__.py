@@ -32,7 +32,7 @@ def number(value: float | None, digits: int = 3) -> str:
 
 def environment_section(folder: Folder) -> Section:
     """What ran where."""
-    rows = {}
+    rows: dict[tuple[str, ...], list[Document]] = {}
     for result in folder.documents:
         if "environment" not in result:  # a comparison ran nothing itself
             continue
@@ -158,9 +158,9 @@ def speedup_section(folder: Folder) -> Section | None:
     section.figures.append(drawn("speedup", "Speed-up over the context", lambda: figures.speedup(rows)))
     analysed = [result for result in folder.of_kind("ab") if result["analysis"]["speedup"]]
     for result in analysed:
-        words, grid = _verdict(result)
+        words, spreads = _verdict(result)
         section.words.append(words)
-        section.grids.append(grid)
+        section.grids.append(spreads)
     if analysed:
         section.figures.append(drawn("sessions", "Medians of every session", lambda: figures.distributions(analysed)))
     return section

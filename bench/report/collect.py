@@ -132,7 +132,7 @@ def speedups(folder: Folder) -> list[Row]:
     one. From whole steps (one session each) and from `ab` documents (with the interval over sessions)."""
     rows = []
     for result in folder.of_kind("step"):
-        times = {}
+        times: dict[tuple[str, str | None], dict[str, float]] = {}
         for arm in result["arms"]:
             if arm["status"] == "ok" and arm["wall_us"]:
                 times.setdefault((arm["backend"], arm["fusion"]), {})[arm["mode"]] = arm["wall_us"]["p50"]

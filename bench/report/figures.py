@@ -2,7 +2,8 @@
 
 import itertools
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import matplotlib
 
@@ -27,7 +28,7 @@ PUBLISHED = "published (arXiv 2605.30571)"
 # Okabe and Ito's colours, told apart by most eyes.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
 _MARKS = {"eager": "o", "pybind": "v", "dispatch": "^", "native": "D", "graph": "s", "graph-pdl": "*"}
-_HOLLOW = {"facecolor": "white", "edgecolor": "#555555", "hatch": "///", "linewidth": 0.8}
+_HOLLOW: dict[str, Any] = {"facecolor": "white", "edgecolor": "#555555", "hatch": "///", "linewidth": 0.8}
 
 
 def _new(height: float, title: str, width: float = 8.5) -> tuple[Figure, Axes]:
@@ -36,6 +37,12 @@ def _new(height: float, title: str, width: float = 8.5) -> tuple[Figure, Axes]:
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8)
     return figure, axes
+
+
+def palette_of(count: int) -> list[ColorType]:
+    """So many colours that differ: matplotlib's tab20 and, after them, tab20b."""
+    maps = [plt.get_cmap(name) for name in ("tab20", "tab20b")]
+    return [maps[index // 20 % 2](index % 20) for index in range(count)]
 
 
 def _short(device: str) -> str:
@@ -64,7 +71,7 @@ def floor_ratio(rows: Sequence[Row]) -> Figure:
     )  # fmt: skip
     for one in medians:
         axes.annotate(
-            one.gpu, (peaks[one.gpu], one.high), xytext=(0, 4), textcoords="offset points", ha="center", fontsize=8
+            str(one.gpu), (peaks[one.gpu], one.high), xytext=(0, 4), textcoords="offset points", ha="center", fontsize=8
         )
     known = [row for row in rows if row["R_floor"]]
     arms = sorted(
@@ -128,12 +135,13 @@ def _over_context(axes: Axes, rows: Sequence[Row]) -> None:
     axes.set_title("speed-up of taking the launches away, over the context", fontsize=10, loc="left", fontweight="bold")
     published = paper.published("graph_speedup")
     for marker, (gpu, batch) in zip("sDo^v", dict.fromkeys((one.gpu, one.batch) for one in published), strict=False):
-        own = [one for one in published if (one.gpu, one.batch) == (gpu, batch)]
-        down = [one.value - one.low if one.low else 0 for one in own]
-        up = [one.high - one.value if one.high else 0 for one in own]
+        of_paper = [one for one in published if (one.gpu, one.batch) == (gpu, batch)]
+        down = [one.value - one.low if one.low else 0 for one in of_paper]
+        up = [one.high - one.value if one.high else 0 for one in of_paper]
         axes.errorbar(
-            [one.ctx for one in own], [one.value for one in own], yerr=[down, up], fmt=f"{marker}:", color="#555555",
-            markerfacecolor="white", linewidth=0.8, capsize=3, label=f"{PUBLISHED}: {gpu}, batch {batch}",
+            [one.ctx or 0 for one in of_paper], [one.value for one in of_paper], yerr=[down, up], fmt=f"{marker}:",
+            color="#555555", markerfacecolor="white", linewidth=0.8, capsize=3,
+            label=f"{PUBLISHED}: {gpu}, batch {batch}",
         )  # fmt: skip
     groups = dict.fromkeys((row["device_name"], row["model"], row["batch"], row["what"]) for row in rows)
     colours = dict(zip(sorted({what for *_, what in groups}), itertools.cycle(COLOURS)))
@@ -146,9 +154,9 @@ def _over_context(axes: Axes, rows: Sequence[Row]) -> None:
         )
         aside = 1.02 ** (index + 1)  # to the right, each group more, so that marks at one context stand apart
         mark, line, colour = marks[device, model], "-" if batch == 1 else "--", colours[what]
-        at = {row["ctx"]: [one["speedup"] for one in own if one["ctx"] == row["ctx"]] for row in own}
-        axes.plot([ctx * aside for ctx in at], [statistics.median(here) for here in at.values()], line, color=colour,
-                  linewidth=1)  # fmt: skip
+        by_ctx = {row["ctx"]: [one["speedup"] for one in own if one["ctx"] == row["ctx"]] for row in own}
+        medians = [statistics.median(here) for here in by_ctx.values()]
+        axes.plot([ctx * aside for ctx in by_ctx], medians, line, color=colour, linewidth=1)
         axes.plot([row["ctx"] * aside for row in own], [row["speedup"] for row in own], mark, color=colour,
                   markersize=5)  # fmt: skip
         axes.plot([], [], mark + line, color=colour, markersize=5, linewidth=1,
@@ -218,7 +226,7 @@ def distributions(results: Sequence[Document]) -> Figure:
 
 def attention(rows: Sequence[Row]) -> Figure:
     """Attention of one layer alone: bars."""
-    bars = [(f"H100: {one.arm}", one.value, None, True) for one in paper.published("attention_us")]
+    bars: list[tuple] = [(f"H100: {one.arm}", one.value, None, True) for one in paper.published("attention_us")]
     for row in rows:
         label = f"{_short(row['device_name'])}: {row['arm']}, {row['shape']}"
         bars.append((label, row["us"], (row["us"] - row["low"], row["high"] - row["us"]), False))
@@ -245,7 +253,7 @@ def cost(rows: Sequence[Cost]) -> Figure:
     return figure
 
 
-def _bars(axes: Axes, bars: Sequence[tuple], text) -> None:
+def _bars(axes: Axes, bars: Sequence[tuple], text: Callable[[float], str]) -> None:
     """Horizontal bars on a logarithmic axis: (label, value, (down, up) or None, published)."""
     smallest = min(value for _, value, _, _ in bars)
     start = 10 ** np.floor(np.log10(smallest) - 0.3)
@@ -321,7 +329,7 @@ def anatomy(results: Sequence[Document]) -> Figure:
             rows.append((f"{cell}\nnative/{fusion}", ops))
     figure, axes = _new(1.1 + 0.62 * len(rows), "anatomy of a native step, ops summed over the layers")
     names = list(dict.fromkeys(label.partition(" x")[0] for _, ops in rows for label, _ in ops))
-    palette = [*plt.get_cmap("tab20").colors, *plt.get_cmap("tab20b").colors]
+    palette = palette_of(40)
     colours = dict(zip(names, palette, strict=False)) | {_IDLE: (0.85, 0.85, 0.85)}
     for row, (_, ops) in enumerate(rows):
         total, left = sum(time for _, time in ops), 0.0

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure  # noqa: E402
 
 from bench.core.tables import microseconds, percent  # noqa: E402
 from bench.report.collect import Row  # noqa: E402
-from bench.report.figures import ink  # noqa: E402
+from bench.report.figures import ink, palette_of  # noqa: E402
 
 _OTHERS = "#b0b0b0"
 
@@ -27,7 +27,7 @@ def gantt(rows: Sequence[Row]) -> Figure:
         len(heights), 1, figsize=(11, height), squeeze=False,
         layout="constrained", height_ratios=[height + 1.2 for height in heights],
     )  # fmt: skip
-    colours = dict(zip(names, [*plt.get_cmap("tab20").colors, *plt.get_cmap("tab20b").colors], strict=False))
+    colours = dict(zip(names, palette_of(40), strict=False))
     groups = itertools.groupby(rows, key=lambda row: row["title"])
     for axes, (title, group) in zip(grid[:, 0], groups, strict=True):
         arms = list(group)

@@ -128,6 +128,7 @@ def run(settings: Settings) -> Document:
     looked: Document = {"ops": [], "timelines": {}, "launches_per_layer": {}}
 
     def look_closer() -> None:
+        assert model is not None  # what was measured had one
         if settings.target.type == "cuda":
             found.trace(repeats=1)
             looked["ops"] = traced_anatomy(arms, found.traces, settings, found.bandwidths)

@@ -36,7 +36,7 @@ def step_ops(settings: Settings, fusion: str | None) -> list[OpBytes]:
     return floors.step_ops(settings.spec, fusion or "none", settings.batch, kv_len, settings.torch_dtype)
 
 
-def arm_document(arm: Arm, settings: Settings, ceiling: Document, device_name: str, arms: list[Arm]) -> Document:
+def arm_document(arm: Arm, settings: Settings, ceiling: Document, device_name: str, arms: Sequence[Arm]) -> Document:
     """One entry of the key `arms`: bench.layer's keys, the study's own under `paper`, and whether it drifted.
     `kernels` says how often a step has each: their names in order would be most of the document."""
     entry = results.arm_document(arm, step_bytes(settings, arm.fusion), ceiling, arms)

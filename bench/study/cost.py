@@ -63,10 +63,13 @@ def published(known: Sequence[Price]) -> list[Cost]:
     """The paper's steps on GPUs that have a price."""
     rows = []
     for figure in paper.published("step_ms"):
+        if figure.gpu is None or figure.model is None or figure.ctx is None or figure.arm is None:
+            continue  # a figure of no step in particular
+        batch = figure.batch or 1
         if price := price_of(figure.gpu, known):
-            usd = usd_per_million_tokens(price.usd_per_hour, figure.value, figure.batch)
+            usd = usd_per_million_tokens(price.usd_per_hour, figure.value, batch)
             rows.append(Cost(
-                "published", figure.gpu, figure.model, figure.ctx, figure.batch, figure.arm, figure.value, price, usd
+                "published", figure.gpu, figure.model, figure.ctx, batch, figure.arm, figure.value, price, usd
             ))  # fmt: skip
     return rows
 

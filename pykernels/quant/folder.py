@@ -153,6 +153,7 @@ def read_quantized(folder: str | Path, module: str) -> QuantizedWeight:
         if method == "gptq":
             tensors = _read_tensors(folder, module, ["qweight", "qzeros", "scales"], ["g_idx"])
             label = quantization.gptq_version
+            assert label is not None  # the reader of a GPTQ configuration always sets it
             weight = gptq.unpack(**tensors, version=label, group_size=group_size)  # refuses what does not fit
             said = gptq.decide_version(tensors["qweight"], tensors["qzeros"], tensors.get("g_idx"))
             if said in (None, label):

@@ -1,5 +1,6 @@
 """The layout that the int4 kernels read: made once from a plain weight, and back. docs/int4.md draws it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -214,8 +215,12 @@ class Int4Weight:
         """On another device, or with scales of another dtype."""
         if isinstance(target, torch.dtype):
             return Int4Weight(self.packed, self.scales.to(target), self.zeros, self.perm)
-        return Int4Weight(*(None if tensor is None else tensor.to(target) for tensor in self.tensors()))
+        return self._mapped(lambda tensor: tensor.to(target))
 
     def clone(self) -> "Int4Weight":
         """A copy in memory of its own."""
-        return Int4Weight(*(None if tensor is None else tensor.clone() for tensor in self.tensors()))
+        return self._mapped(Tensor.clone)
+
+    def _mapped(self, call: Callable[[Tensor], Tensor]) -> "Int4Weight":
+        zeros, perm = (None if tensor is None else call(tensor) for tensor in (self.zeros, self.perm))
+        return Int4Weight(call(self.packed), call(self.scales), zeros, perm)

@@ -45,7 +45,7 @@ class Nf4Weight:
         levels = LEVELS.to(weight.device)
         codes = torch.bucketize(scaled, (levels[1:] + levels[:-1]) / 2).flatten()[: values.numel()].to(torch.uint8)
         codes = torch.nn.functional.pad(codes, (0, codes.numel() % 2), value=7)
-        return cls(codes[0::2] << 4 | codes[1::2], absmax, tuple(weight.shape), block_size)
+        return cls(codes[0::2] << 4 | codes[1::2], absmax, (weight.shape[0], weight.shape[1]), block_size)
 
     def dequantize(self, dtype: torch.dtype = torch.float64) -> Tensor:
         """[out_features, in_features]; computed in float64, rounded once to `dtype`."""

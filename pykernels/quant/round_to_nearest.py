@@ -42,6 +42,6 @@ def round_to_nearest(
     # A group whose scale is 0 stands for zeros whatever its q: it gets the zero point.
     divisor = scales.float().masked_fill(scales == 0, torch.inf)
     zeros = None if symmetric else (-low / divisor).round_().clamp_(0, 15)
-    offset = SYMMETRIC_ZERO if symmetric else zeros.unsqueeze(-1)
+    offset = SYMMETRIC_ZERO if zeros is None else zeros.unsqueeze(-1)
     q = ((groups / divisor.unsqueeze(-1)).round_() + offset).clamp_(0, 15).to(torch.uint8)
-    return QuantizedWeight(q.flatten(1), scales, None if symmetric else zeros.to(torch.uint8), group_size)
+    return QuantizedWeight(q.flatten(1), scales, None if zeros is None else zeros.to(torch.uint8), group_size)

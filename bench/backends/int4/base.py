@@ -124,6 +124,7 @@ def with_rounded_zeros(weight: pk.Int4Weight, base: int) -> Tensor:
         return weight.dequantize()
     plain = weight.plain()
     scales = plain.scales.double()
+    assert plain.zeros is not None
     zeros = ((base - plain.zeros.double()) * scales).to(plain.scales.dtype).double()
     scales, zeros = (part.repeat_interleave(plain.group_size, dim=1) for part in (scales, zeros))
     return (plain.q.double() - base) * scales + zeros
@@ -141,7 +142,7 @@ def gate_depth(kernel: type[Int4Kernel]) -> int:
 class LibraryKernel(Int4Kernel):
     """A kernel of a library for CUDA, imported only when it is asked for."""
 
-    devices = ("cuda",)
+    devices: ClassVar[Sequence[str]] = ("cuda",)
     package: ClassVar[str]
     least_capability: ClassVar[tuple[int, int]] = (8, 0)
 

@@ -122,7 +122,7 @@ def backends() -> dict[str, StepBackend]:
     """Every backend of a whole step by name, in the order of the tables."""
     listed = [
         StepBackend(
-            "native", "launchtax's own kernels", lambda model, mode, fusion, _: NativeDriver(model, fusion, mode)
+            "native", "launchtax's own kernels", lambda model, mode, fusion, _: NativeDriver(model, str(fusion), mode)
         )
     ]  # fmt: skip
     for name, backend in registry().items():
@@ -162,7 +162,7 @@ def parse_arms(flag: str, text: str, device: torch.device) -> list[tuple[str, st
     parsed = [parse_arm(flag, part) for part in text.split(",")]
     reasons = [backends()[name].reason(mode, device) for name, _, mode in parsed]
     if all(reasons):
-        raise flag_error(flag, text, f"at least one arm that runs here: {'; '.join(dict.fromkeys(reasons))}")
+        raise flag_error(flag, text, f"at least one arm that runs here: {'; '.join(dict.fromkeys(map(str, reasons)))}")
     return parsed
 
 

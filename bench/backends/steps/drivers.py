@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
 from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -96,7 +97,7 @@ class TorchDriver(Driver):
 
     def __init__(self, model: pk.DecodeModel) -> None:
         super().__init__(model)
-        self._views = [
+        self._views: list[Any] = [  # what TorchLayer and LayerCache read of a DecodeLayer
             SimpleNamespace(
                 spec=model.spec, weights=layer.weights, batch=model.batch, dtype=model.dtype, position=layer.position,
                 cos_sin=layer.cos_sin, k_cache=layer.k_cache, v_cache=layer.v_cache, x=None,
@@ -118,7 +119,8 @@ class TorchDriver(Driver):
         cosine, sine = angles[:half].repeat(2), angles[half:].repeat(2)
         x = F.embedding(model.token, weights.embedding)
         for view, layer in zip(self._views, self._layers, strict=True):
-            view.x, layer.attention.position, layer.cosine, layer.sine = x, position, cosine, sine
+            view.x, layer.cosine, layer.sine = x, cosine, sine
+            cast(LayerCache, layer.attention).position = position
             x = layer.forward()
         normed = F.rms_norm(x, (model.spec.hidden,), weights.final_norm, model.spec.rms_eps)
         self._logits = F.linear(normed, weights.lm_head)
@@ -142,7 +144,8 @@ class TorchGraphDriver(TorchDriver):
 
     def __init__(self, model: pk.DecodeModel, first: int) -> None:
         super().__init__(model)
-        self._first, self._results = first, {}
+        self._first = first
+        self._results: dict[int, Tensor] = {}
         self._graphs = capture_each([partial(self._step_at, position) for position in range(first, model.max_len)])
         self._wall = partial(self._replay, self._samplers.torch_graphs)
         self._host_on_cuda = partial(
