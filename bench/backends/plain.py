@@ -113,6 +113,7 @@ class PlainLayer(Backend):
         """The check of an arm that runs a captured step, with the result poisoned before, and a look whether it leaves
         the bits of an eager step."""
         check = arm.check
+        assert check is not None
 
         def checked() -> pk.reference.Comparison:
             written = layer.out  # by the captured step; an eager one makes a result of its own

@@ -171,7 +171,7 @@ class Maker:
         if self.expected is None:
             self.restored.restore()
             self.first.step()
-            expected = [tensor.clone() for tensor in self.first.written]
+            expected: Sequence[Tensor] = [tensor.clone() for tensor in self.first.written]
         else:
             expected = self.expected
         self.restored.restore()

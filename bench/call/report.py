@@ -47,9 +47,9 @@ class Report:
         return {part["part"]: part["us"] for parts in self.document["ladder"].values() for part in parts}
 
     def __str__(self) -> str:
-        console = Console(file=io.StringIO(), width=120)
-        tables.print_document(self.document, console)
-        return console.file.getvalue()
+        text = io.StringIO()
+        tables.print_document(self.document, Console(file=text, width=120))
+        return text.getvalue()
 
     def save(self, path: str | Path) -> None:
         """Write the result document."""
@@ -145,7 +145,8 @@ def run(
     maker = Maker(copies, repeats or _repeats(copies, device), device, wanted, depth, serialise)
     maker.notes += [not_copied] if not_copied else []
     arms = [maker.arm(mode) for mode in modes]
-    found = Measurement(arms, Ceiling(device), bandwidth, machine.monitor)
+    ceiling = Ceiling(device)
+    found = Measurement(arms, ceiling, bandwidth, machine.monitor)
     gate(arms)
     looked: Document = {"kernels": [], "gaps": {}}
 
@@ -160,7 +161,7 @@ def run(
     if device.type == "cuda":
         found.add_device_keys(entries)
     ladders = results.make_ladders(
-        arms, found.ceiling.read_gbs(), lambda _: moved, bandwidth[0],
+        arms, ceiling.read_gbs(), lambda _: moved, bandwidth[0],
         ladder.CUDA_CHAIN if device.type == "cuda" else ladder.CPU_CHAIN, found.traces,
     )  # fmt: skip
     counted = "as --bytes says" if n_bytes else "weights, inputs and results, each once"

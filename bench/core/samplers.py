@@ -152,7 +152,7 @@ class Samplers:
         """Mode native: one program a copy, or one captured step that is launched again."""
 
         def sample(n: int) -> np.ndarray:
-            turns = self.rotation.take(programs, n * self.repeats)
+            turns: Any = self.rotation.take(programs, n * self.repeats)
             if self.on_cuda:
                 return pk.runtime.cuda_timed_loop(turns, self.stream, 0, n, self.repeats)
             return pk.runtime.timed_loop(turns, 0, n, self.repeats)
@@ -186,7 +186,8 @@ class Samplers:
 
     def host_programs(self, programs: Sequence[pk.runtime.Program] | Sequence[pk.runtime.Relaunch]) -> Sampler:
         """Of programs()."""
-        return lambda n: pk.runtime.cuda_host_loop(self.rotation.take(programs, n), self.stream, 0, n)
+        either: Any = programs
+        return lambda n: pk.runtime.cuda_host_loop(self.rotation.take(either, n), self.stream, 0, n)
 
     def host_native_graphs(self, graphs: Sequence["pk.runtime.CudaGraph"]) -> Sampler:
         """Of native_graphs(), per step."""

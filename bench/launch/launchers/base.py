@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -106,15 +106,21 @@ class Launcher(ABC):
         return library_reason(cls.package, cls.library) if cls.package else None
 
     @classmethod
-    def library(cls) -> object:
+    def library(cls) -> Any:
         """Import the library. Raises what importing it raises."""
         import importlib
 
+        assert cls.package is not None  # of one that has no package this is not asked
         return importlib.import_module(cls.package)
 
     @abstractmethod
     def make(self, arguments: int, device: torch.device) -> Ready:
         """Ready to launch a kernel of so many arguments; it has launched once."""
+
+
+def held(call: Any, *what: object) -> None:
+    """Keep what the addresses in a call are of as long as the call."""
+    call.held = what
 
 
 def pointers(count: int, device: torch.device) -> list[torch.Tensor]:

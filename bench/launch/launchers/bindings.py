@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 import pykernels as pk
-from bench.launch.launchers.base import FromPython, Launcher, Ready, current_stream, null_program, pointers
+from bench.launch.launchers.base import FromPython, Launcher, Ready, current_stream, held, null_program, pointers
 from pykernels import _runtime
 from pykernels.relaunch import DRIVER
 
@@ -22,8 +22,8 @@ class Pybind(Launcher):
         if device.type == "cpu":
             (launch,) = null_program(device).launchers(0)
             return FromPython(launch, device)
-        launch, stream = _runtime.EmptyLaunch("cudaLaunchKernel", arguments, device=device.index or 0), current_stream()
-        call = launch.run
+        empty, stream = _runtime.EmptyLaunch("cudaLaunchKernel", arguments, device=device.index or 0), current_stream()
+        call = empty.run
         call(stream)
         return FromPython(lambda: call(stream), device)
 
@@ -39,18 +39,18 @@ class Ctypes(Launcher):
             return FromPython(lambda: function(-1, None), device)
         launch = _runtime.EmptyLaunch("cudaLaunchKernel", arguments, device=device.index or 0)
         stream, call = ctypes.c_void_p(current_stream()), ctypes.CDLL(DRIVER).cuLaunchKernel
-        function = ctypes.c_void_p(launch.function)
-        held = pointers(arguments, device)
-        values = (ctypes.c_void_p * max(arguments, 1))(*(tensor.data_ptr() for tensor in held))
+        address = ctypes.c_void_p(launch.function)
+        tensors = pointers(arguments, device)
+        values = (ctypes.c_void_p * max(arguments, 1))(*(tensor.data_ptr() for tensor in tensors))
         size = ctypes.sizeof(ctypes.c_void_p)
         params = (ctypes.c_void_p * max(arguments, 1))(
             *(ctypes.addressof(values) + i * size for i in range(max(arguments, 1)))
         )
 
         def run() -> None:
-            if status := call(function, 1, 1, 1, _THREADS, 1, 1, 0, stream, params, None):
+            if status := call(address, 1, 1, 1, _THREADS, 1, 1, 0, stream, params, None):
                 raise RuntimeError(f"cuLaunchKernel failed: CUresult {status}")
 
-        run.held = launch, held, values  # what the addresses are of
+        held(run, launch, tensors, values)  # what the addresses are of
         run()
         return FromPython(run, device)

@@ -1,11 +1,12 @@
 """cuda-python's cuda.core."""
 
 import importlib
+from typing import Any
 
 import torch
 
 from bench.core.errors import first_line
-from bench.launch.launchers.base import FromPython, Launcher, Ready, pointers
+from bench.launch.launchers.base import FromPython, Launcher, Ready, held, pointers
 from bench.launch.launchers.cupy_raw import empty_source
 
 
@@ -16,7 +17,7 @@ class CudaCore(Launcher):
     install_hint = "pip install 'cuda-core[cu13]' (cu12 beside a torch of CUDA 12)"
 
     @classmethod
-    def library(cls) -> object:
+    def library(cls) -> Any:
         try:
             core = importlib.import_module("cuda.core")
             if hasattr(core, "launch"):
@@ -47,7 +48,7 @@ class CudaCore(Launcher):
         def call() -> None:
             launch(stream, config, kernel, *values)
 
-        call.held = tensors
+        held(call, tensors)
         call()
         return FromPython(call, device)
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from bench.launch.launchers.base import FromPython, Launcher, Ready, pointers
+from bench.launch.launchers.base import FromPython, Launcher, Ready, held, pointers
 
 
 def empty_source(name: str, arguments: int) -> str:
@@ -29,6 +29,6 @@ class CupyRaw(Launcher):
         def call() -> None:
             kernel((1,), (32,), values)
 
-        call.held = tensors, stream
+        held(call, tensors, stream)
         call()
         return FromPython(call, device)

@@ -26,7 +26,8 @@ def _empty(arguments: int) -> Callable[..., None]:
     ):  # fmt: skip
         pass
 
-    return {0: none, 1: one, 8: eight, 32: thirty_two}[arguments]
+    by_count: dict[int, Callable[..., None]] = {0: none, 1: one, 8: eight, 32: thirty_two}
+    return by_count[arguments]
 
 
 class NumbaCuda(Launcher):

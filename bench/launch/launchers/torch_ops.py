@@ -51,8 +51,8 @@ def _launch_of(arguments: int, device: torch.device) -> Callable[[], object]:
     if device.type == "cpu":
         (launch,) = null_program(device).launchers(0)
         return launch
-    launch, stream = _runtime.EmptyLaunch("cudaLaunchKernel", arguments, device=device.index or 0), current_stream()
-    return lambda: launch.run(stream)
+    empty, stream = _runtime.EmptyLaunch("cudaLaunchKernel", arguments, device=device.index or 0), current_stream()
+    return lambda: empty.run(stream)
 
 
 class CustomOp(Launcher):
