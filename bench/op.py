@@ -157,18 +157,18 @@ class Settings(StopFlags):
         """Raise UsageError for the first flag that does not fit the others."""
         cli.choice("--op", self.op, (*OPS, *_CONTROLS))
         assert self.modes and self.contexts and self.batches and self.durations_us and self.spec_bandwidth
-        asked = self.plugin_plan.plugins
+        found = self.plugin_plan.plugins
         names, _ = self.named
         torch_modes = {"dispatch", *peer_modes(self.target)} & set(self.modes)
-        if not asked and names == ["torch"] and not self.plugin_journal and not torch_modes:
+        if not found and names == ["torch"] and not self.plugin_journal and not torch_modes:
             raise flag_error(
                 "--mode", self.mode, f"with one of {', '.join(['dispatch', *peer_modes(self.target)])} for torch"
             )
-        if asked and (self.op in _CONTROLS or self.aa):
-            raise asked[0].error("must be left out with --aa, --op=null and --op=spin")
-        if asked and not self.plugin_plan.modes:
+        if found and (self.op in _CONTROLS or self.aa):
+            raise found[0].error("must be left out with --aa, --op=null and --op=spin")
+        if found and not self.plugin_plan.modes:
             raise flag_error(
-                "--mode", self.mode, f"with one of {', '.join(peer_modes(self.target))} for {asked[0].text}"
+                "--mode", self.mode, f"with one of {', '.join(peer_modes(self.target))} for {found[0].text}"
             )
         assert self.makers is not None
 

@@ -3,7 +3,7 @@
 python -m bench.sweep --out=results/h200 --model=qwen2.5-7b,mistral-7b-v0.3,llama-3.1-8b --batch=1,4
 
 Interrupted at any point, also by kill -9, and run again: finished cells stay, the rest follow. A cell that hangs or
-crashes costs itself alone; one that finds no memory says what it asked for and how much it had taken.
+crashes costs itself alone; one that finds no memory says what it needed and how much it had taken.
 """
 
 import shlex
@@ -121,7 +121,7 @@ def line(plan: Plan, cell: Cell, status: str, reason: str | None) -> str:
     result: dict[str, Any] = document.load(plan.out / f"{cell.name}.json")
     if status == "oom":
         memory = result["memory"]
-        return f"oom: {reason}; asked {memory['asked_bytes'] / 1e9:.2f} GB, peak {memory['peak_bytes'] / 1e9:.2f} GB"
+        return f"oom: {reason}; needs {memory['asked_bytes'] / 1e9:.2f} GB, peak {memory['peak_bytes'] / 1e9:.2f} GB"
     if status != "ok":
         return f"{status}: {reason}"
     best = min((arm for arm in result["arms"] if arm["wall_us"]), key=lambda arm: arm["wall_us"]["p50"])

@@ -224,8 +224,8 @@ def rope_frequencies(spec: ModelSpec) -> Tensor:
     scaling = spec.rope_scaling
     if scaling is None:
         return frequencies
-    turns = scaling.original_max_position * frequencies / (2 * math.pi)
-    kept = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    rotations = scaling.original_max_position * frequencies / (2 * math.pi)
+    kept = (rotations - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
     kept = kept.clamp(0.0, 1.0)
     return frequencies * (kept + (1.0 - kept) / scaling.factor)
 

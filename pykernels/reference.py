@@ -35,7 +35,7 @@ def gemv(x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor
 
 
 def rotate(x: Tensor, cos_sin: Tensor, position: Tensor) -> Tensor:
-    """x: [batch, heads, head_dim], turned by the row of `cos_sin` that `position` [batch] names."""
+    """x: [batch, heads, head_dim], rotated by the row of `cos_sin` that `position` [batch] names."""
     half = x.shape[-1] // 2
     angles = cos_sin.double()[position.long()].unsqueeze(1)
     cosine, sine = angles[..., :half], angles[..., half:]
@@ -44,7 +44,7 @@ def rotate(x: Tensor, cos_sin: Tensor, position: Tensor) -> Tensor:
 
 
 def rope_kv_append(q: Tensor, k: Tensor, v: Tensor, cos_sin: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """q turned, and the rows that go into the caches: k turned and v."""
+    """q rotated, and the rows that go into the caches: k rotated and v."""
     return rotate(q, cos_sin, position), rotate(k, cos_sin, position), v.double()
 
 
@@ -92,7 +92,7 @@ def qkv_gemv(
     k_bias: Tensor | None = None,
     v_bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """q turned, and the rows that go into the caches: [batch, heads, head_dim] each."""
+    """q rotated, and the rows that go into the caches: [batch, heads, head_dim] each."""
     normed = rmsnorm(x, norm_weight, eps)
     q, k, v = (
         gemv(normed, weight, bias).unflatten(-1, (-1, head_dim))

@@ -1,8 +1,8 @@
 """In-kernel timestamps: when the first and the last warp of every block of a CUDA kernel passed its marks.
 
-    with pk.runtime.kernel_timestamps(device=0, capacity=100_000) as stamps:
+    with pk.runtime.kernel_timestamps(device=0, capacity=100_000) as found:
         graph.replay(stream)
-    stamps.records, stamps.kernels, stamps.lost
+    found.records, found.kernels, found.lost
 
 There are none but in a build whose kernels were compiled with them: CMAKE_ARGS=-DPYKERNELS_TIMESTAMPS=ON make build.
 """
@@ -59,7 +59,7 @@ def timestamps_reason() -> str | None:
 
 @contextmanager
 def kernel_timestamps(device: int, capacity: int) -> Iterator[Timestamps]:
-    """Record the stamps of all that CUDA device `device` runs until the end: at most `capacity` records of 64 bytes.
+    """Record timestamps of all that CUDA device `device` runs until the end: at most `capacity` records, 64 bytes each.
 
     Raises RuntimeError where the build has none, or a recording is under way; ValueError where capacity is not in
     1..2^31.
@@ -68,10 +68,10 @@ def kernel_timestamps(device: int, capacity: int) -> Iterator[Timestamps]:
         raise RuntimeError(f"pykernels.runtime.kernel_timestamps: {reason}")
     if not 1 <= capacity <= 1 << 31:
         raise ValueError(f"capacity must be in 1..{1 << 31}, got {capacity}")
-    stamps = Timestamps()
+    found = Timestamps()
     _runtime.start_timestamps(device, capacity)
     try:
-        yield stamps
+        yield found
     finally:
-        data, stamps.lost, stamps.kernels = _runtime.stop_timestamps()
-        stamps.records = np.frombuffer(data, RECORD).copy()
+        data, found.lost, found.kernels = _runtime.stop_timestamps()
+        found.records = np.frombuffer(data, RECORD).copy()

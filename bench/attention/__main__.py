@@ -210,7 +210,7 @@ def announce(settings: Settings, console: Console) -> None:
 
 
 def _write_pictures(path: Path, result: Document) -> None:
-    from bench.attention import plots  # matplotlib takes a second: only where a picture is asked for
+    from bench.attention import plots  # matplotlib takes a second: only where a picture is written
 
     plots.write(path, result)
 

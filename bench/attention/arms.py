@@ -173,7 +173,7 @@ class _Maker:
         self.backend: Any = plan.backend(name)
 
     def arms(self) -> list[AttentionArm]:
-        """One a mode (and a place of the context manager)."""
+        """One a mode, and one more where the context manager is inside the call."""
         backend = self.backend
         reason = backend.availability(self.device) or backend.layer_reason(self.copies[0])
         wanted = [mode for mode in self.plan.modes if mode != "eager" or "outside" in self.plan.managers]

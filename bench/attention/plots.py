@@ -54,8 +54,8 @@ def _bars(axes: Axes, entries: list[Entry]) -> None:
         y = [row + (index - (len(shown) - 1) / 2) * height for row, _ in found]
         axes.barh(y, [one["p50"] for _, one in found], xerr=[one["sd"] or 0 for _, one in found], height=height,
                   color=colour, label=label, error_kw={"linewidth": 0.8})  # fmt: skip
-        for at, (_, one) in zip(y, found, strict=True):
-            axes.annotate(microseconds(one["p50"]), (one["p50"] + (one["sd"] or 0), at), xytext=(3, 0),
+        for height, (_, one) in zip(y, found, strict=True):
+            axes.annotate(microseconds(one["p50"]), (one["p50"] + (one["sd"] or 0), height), xytext=(3, 0),
                           textcoords="offset points", va="center", fontsize=6)  # fmt: skip
     for floor_us in attention_tables.floors(entries).values():
         axes.axvline(floor_us, color="black", linewidth=0.9, linestyle=":", label=_FLOOR)

@@ -22,7 +22,7 @@ _HEADLINE_CTX = 2048
 _KERNELS_NAMED = 3
 
 _NUMBER = re.compile(r"\d+(\.\d+)?(e[+-]?\d+)?")
-# What SDPA says of the backends that a pin to one of them has switched off, and nobody asked for.
+# What SDPA says of the backends that a pin to one of them has switched off.
 _SWITCHED_OFF = re.compile(r" [\w ]+ kernel not used because: [\w ]+ has been runtime disabled\.")
 
 

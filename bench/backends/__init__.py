@@ -23,7 +23,7 @@ _BACKENDS: tuple[type[Backend], ...] = (
 )  # fmt: skip
 
 
-# Each is a cell of bench.stack's matrix: bench.layer runs them where they are asked for by name.
+# Each is a cell of bench.stack's matrix: bench.layer runs them where they are named.
 _OF_THE_STACK: tuple[type[Backend], ...] = (
     PlainNative, CompileFlashAttention2, CompileFlashAttention3, CompileFlashInfer, CompileNative,
 )  # fmt: skip

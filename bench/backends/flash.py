@@ -67,8 +67,8 @@ class _FlashCache(TokenMajorCache):
         return self._attend(q.transpose(1, 2), k_cache, v_cache)
 
     def bound(self, q: Tensor) -> Callable[[], Tensor]:
-        attend, turned, keys, values = self._attend, q.transpose(1, 2), self.k_cache, self.v_cache
-        return lambda: attend(turned, keys, values)
+        attend, query, keys, values = self._attend, q.transpose(1, 2), self.k_cache, self.v_cache
+        return lambda: attend(query, keys, values)
 
     def choices(self) -> dict[str, Any]:
         return self.plan

@@ -1,4 +1,4 @@
-"""Is a peer's library there? Asked of every adapter, layers' and 4-bit kernels' alike."""
+"""Is a peer's library there? For every adapter, layers' and 4-bit kernels' alike."""
 
 from collections.abc import Callable
 

@@ -112,7 +112,7 @@ class PluginCache(LayerCache):
 class AttentionPlugin(PlainLayer, OpPlugin):
     """A layer of plain torch ops with an attention of one's own: a subclass defines `attend`.
 
-    The layer turns q and k, appends k and v to the cache, and calls `attend`; modes eager and graph.
+    The layer rotates q and k (RoPE), appends k and v to the cache, and calls `attend`; modes eager and graph.
     """
 
     op = "gqa_decode"

@@ -136,7 +136,7 @@ class PlainLayer(Backend):
 
 
 class LibraryLayer(PlainLayer):
-    """A layer whose attention is a library's for CUDA devices: imported only when it is asked for."""
+    """A layer whose attention is a library's for CUDA devices: imported only where it is named."""
 
     package: ClassVar[str]
 

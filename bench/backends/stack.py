@@ -19,7 +19,7 @@ from bench.backends.native import Native
 from bench.backends.plain import PlainLayer
 from bench.backends.torch_layer import Attention, LayerCache
 
-# An op takes tensors and numbers: the attention it calls is told by its place here.
+# An op takes tensors and numbers: the attention it calls is told by its index here.
 _ATTENTIONS: list[Attention] = []
 
 

@@ -32,11 +32,11 @@ class Attention(ABC):
 
     @abstractmethod
     def append(self, k: Tensor, v: Tensor) -> None:
-        """Store the step's turned key and its value, both [batch, n_kv_heads, 1, head_dim]."""
+        """Store the step's rotated key and its value, both [batch, n_kv_heads, 1, head_dim]."""
 
     @abstractmethod
     def over(self, q: Tensor, k_cache: Tensor, v_cache: Tensor) -> Tensor:
-        """The turned query [batch, n_heads, 1, head_dim] over caches of the kernel's layout, its own or others of
+        """The rotated query [batch, n_heads, 1, head_dim] over caches of the kernel's layout, its own or others of
         their shape; the result has q's elements in q's order."""
 
     def attend(self, q: Tensor) -> Tensor:
@@ -169,7 +169,7 @@ class TorchLayer:
         return pk.dispatch.Tape.record(lambda: self.forward())
 
     def calls(self, kernel: str) -> list[str]:
-        """What a step calls, with `kernel` in the attention's place: that one need not be an op of torch's."""
+        """What a step calls, with `kernel` for the attention: that one need not be an op of torch's."""
         with Calls() as before:
             q = self._before_attention()
         with Calls() as after:

@@ -106,7 +106,7 @@ class _Writer:
     def __init__(self, base_ns: int) -> None:
         self.base_ns = base_ns
         self.events: list[Event] = []
-        self.places: dict[int, tuple[int, int]] = {}  # id of a span: its process and row
+        self.rows_of: dict[int, tuple[int, int]] = {}  # id of a span: its process and row
         self._rows = itertools.count(1)
 
     def us(self, time_ns: int) -> float:
@@ -124,7 +124,7 @@ class _Writer:
             for kind, argument in (("thread_name", {"name": title}), ("thread_sort_index", {"sort_index": row})):
                 self.events.append({"ph": "M", "name": kind, "pid": process, "tid": row, "args": argument})
             for span in lane:
-                self.places[id(span)] = (process, row)
+                self.rows_of[id(span)] = (process, row)
                 self.events.append(
                     {"ph": "X", "name": span.name, "cat": category, "pid": process, "tid": row,
                      "ts": self.us(span.start_ns), "dur": (span.end_ns - span.start_ns) / 1000,
@@ -133,7 +133,7 @@ class _Writer:
 
     def arrow(self, number: int, call: Call, kernel: Kernel) -> None:
         for phase, span, more in (("s", call, {}), ("f", kernel, {"bp": "e"})):
-            process, row = self.places[id(span)]
+            process, row = self.rows_of[id(span)]
             self.events.append(
                 {"ph": phase, "name": "launch", "cat": "launch", "id": number, "pid": process, "tid": row,
                  "ts": self.us(span.start_ns), **more}

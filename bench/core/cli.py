@@ -346,8 +346,8 @@ class Outputs:
         writers: Mapping[str, Callable[[Path, document.Document], Any]] | None = None,
     ) -> None:
         """Write them all; --trace by `write_trace`, or, where nothing was traced, a line that it is missing. `writers`
-        write a flag's file in place of what bench.layer writes there."""
-        from bench.core import plots, tables  # matplotlib takes a second: only where a file is asked for
+        write a flag's file instead of what bench.layer writes there."""
+        from bench.core import plots, tables  # matplotlib takes a second: only where a file is written
 
         writers = {
             "--json": document.write_json,

@@ -28,18 +28,18 @@ def weight_copies(n_bytes: int, l2: str, device: torch.device) -> int:
     return min(2 * cache // n_bytes + 2, _MAX_COPIES)
 
 
-def layers_a_sample(asked: int, copies: int, device: torch.device) -> int:
+def layers_a_sample(given: int, copies: int, device: torch.device) -> int:
     """--repeats, or where that is 0 one step on a CPU, and on a GPU eight or as many more as there are copies."""
-    if asked:
-        return asked
+    if given:
+        return given
     return _CUDA_LAYERS + -_CUDA_LAYERS % copies if device.type == "cuda" else 1
 
 
-def steps_a_sample(asked: int, n_bytes: int, copies: int, spec_gbs: float | None, device: torch.device) -> int:
+def steps_a_sample(given: int, n_bytes: int, copies: int, spec_gbs: float | None, device: torch.device) -> int:
     """--repeats, or where that is 0 one step on a CPU, and on a GPU as many as last half a millisecond. n_bytes: of a
     step."""
-    if asked:
-        return asked
+    if given:
+        return given
     if device.type != "cuda":
         return 1
     return steps_for(floors.microseconds(n_bytes, spec_gbs or 1000.0) + _CUDA_LEAST_US, copies)

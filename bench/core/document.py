@@ -80,7 +80,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         os.chmod(name, 0o644)
         os.replace(name, path)
     except BaseException:
-        with suppress(FileNotFoundError):  # interrupted just after it took its place
+        with suppress(FileNotFoundError):  # interrupted just after it was renamed
             os.unlink(name)
         raise
 

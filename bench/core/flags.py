@@ -5,7 +5,7 @@
         ctx: cli.CtxFlag = 2048
 
         @cached_property
-        def spec(self) -> ModelSpec: ...    # what flags come to, worked out when it is first asked for
+        def spec(self) -> ModelSpec: ...    # what flags come to, worked out when it is first read
 
     command = make_command(main, Settings, expected="about 30 s on two CPU cores")
 

@@ -43,8 +43,8 @@ def union_ns(intervals: Iterable[Interval]) -> int:
 def split_steps(kernels: Sequence[Kernel], steps: int) -> list[list[Kernel]]:
     """Cut a trace's kernels, in order of their start, into `steps` lists of equal length.
 
-    Raises ValueError, naming the place, where the count is no multiple of `steps` or where the names of a step are not
-    those of the first: the cut would then be in the wrong places.
+    Raises ValueError, naming the index, where the count is no multiple of `steps` or where the names of a step are not
+    those of the first: the cut would then be between the wrong kernels.
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")

@@ -36,7 +36,7 @@ _SHARES = {
     "gap": "the gaps'",
     "kernel": "the kernels'",
 }
-# Why a clock of the chain may be missing, where that is not just that nobody asked for it.
+# Why a clock of the chain may be missing, where it is not just that --mode left it out.
 _REASONS = {"native": "torch's ops have no loop below the dispatcher", "device": "no kernel was traced"}
 
 

@@ -35,7 +35,7 @@ class Arm:
     `sampler` drives it; `check` runs one step and compares its output with the reference; `surroundings` makes the
     context that must hold around both (a pinned SDPA backend, inference mode), entered outside the timing. A graph
     holds `steps_per_graph` steps. `tracing`, where it is given, makes the arm ready for a traced pass and returns the
-    sampler that is traced then, in place of `sampler`. `nodes` are those of a captured step that is launched again
+    sampler that is traced then, instead of `sampler`. `nodes` are those of a captured step that is launched again
     (pykernels.relaunch.Node), `against_eager` is a word of bench.core.bits. Rounds in `dropped_rounds`
     stay out of the summaries (bench.core.gpu_state).
     """
@@ -112,7 +112,7 @@ class Rotation:
         self._copies, self._next = copies, 0
 
     def take(self, items: Sequence[Item], n: int, stride: int = 1) -> list[Item]:
-        """`items` in the order of the next n turns.
+        """`items` in the order of the next n steps.
 
         An item runs `stride` copies, one after the other: item j begins at copy j * stride (modulo the copies), so
         there are copies / gcd(copies, stride) items. With stride 1 there is one a copy.
@@ -130,12 +130,12 @@ def python_sampler(steps_of: Sequence[Callable[[], object]], rotation: Rotation,
 
     def sample(n: int) -> np.ndarray:
         samples_us = np.empty(n)
-        turns = rotation.take(steps_of, n * repeats)
-        turn, count = 0, len(turns)
+        rotated = rotation.take(steps_of, n * repeats)
+        turn, count = 0, len(rotated)
         for i in range(n):
             begin = time.perf_counter_ns()
             for _ in range(repeats):
-                turns[turn]()
+                rotated[turn]()
                 turn += 1
                 if turn == count:
                     turn = 0

@@ -27,7 +27,7 @@ class Machine:
             self.before["gpu_before"] = self.monitor.state()
 
     def document(self) -> Document:
-        """The key `environment`: asked for when all is measured, since it holds the GPU's state after that too."""
+        """The key `environment`: read when all is measured, since it holds the GPU's state after that too."""
         return {**self.before, "gpu_after": self.monitor.state()} if self.monitor else self.before
 
 

@@ -35,14 +35,14 @@ def event_sampler(steps: Sequence[Step], rotation: Rotation, repeats: int, strid
     """
 
     def sample(n: int) -> np.ndarray:
-        turns = rotation.take(steps, n * repeats, stride)
+        rotated = rotation.take(steps, n * repeats, stride)
         events = [torch.cuda.Event(enable_timing=True) for _ in range(n + 1)]
         stream = torch.cuda.current_stream()
-        turn, count = 0, len(turns)
+        turn, count = 0, len(rotated)
         events[0].record(stream)
         for event in events[1:]:
             for _ in range(repeats):
-                turns[turn]()
+                rotated[turn]()
                 turn += 1
                 if turn == count:
                     turn = 0
@@ -66,7 +66,7 @@ def held_sampler(steps: Sequence[Step], rotation: Rotation, launches: int, strid
 
     def sample(n: int) -> np.ndarray:
         samples_us = np.empty(n)
-        turns = rotation.take(steps, n, stride)
+        rotated = rotation.take(steps, n, stride)
         stream = torch.cuda.current_stream()
         hold = pk.runtime.StreamHold(stream.device_index, stream.cuda_stream)
         for first in range(0, n, calls):
@@ -75,7 +75,7 @@ def held_sampler(steps: Sequence[Step], rotation: Rotation, launches: int, strid
                 hold.hold()
             try:
                 for i in range(first, min(first + calls, n)):
-                    step = turns[i % len(turns)]
+                    step = rotated[i % len(rotated)]
                     begin = time.perf_counter_ns()
                     step()
                     samples_us[i] = (time.perf_counter_ns() - begin) / 1000 / stride
@@ -92,10 +92,10 @@ def synchronised_sampler(steps: Sequence[Step], rotation: Rotation) -> Sampler:
 
     def sample(n: int) -> np.ndarray:
         samples_us = np.empty(n)
-        turns = rotation.take(steps, n)
+        rotated = rotation.take(steps, n)
         torch.cuda.synchronize()
         for i in range(n):
-            step = turns[i % len(turns)]
+            step = rotated[i % len(rotated)]
             begin = time.perf_counter_ns()
             step()
             torch.cuda.synchronize()
@@ -115,7 +115,7 @@ def chains(items: Sequence[Item], length: int) -> list[list[Item]]:
 
 @dataclass(frozen=True)
 class Samplers:
-    """Makes the samplers of one run's arms. A sample is the mean of `repeats` steps; copies take turns."""
+    """Makes the samplers of one run's arms. A sample is the mean of `repeats` steps; copies rotate."""
 
     rotation: Rotation
     repeats: int
@@ -141,10 +141,10 @@ class Samplers:
         """Mode dispatch: one tape a copy."""
 
         def sample(n: int) -> np.ndarray:
-            turns = self.rotation.take(tapes, n * self.repeats)
+            rotated = self.rotation.take(tapes, n * self.repeats)
             if self.on_cuda:
-                return pk.dispatch.cuda_timed_loop(turns, torch.cuda.current_stream(), 0, n, self.repeats)
-            return pk.dispatch.timed_loop(turns, 0, n, self.repeats)
+                return pk.dispatch.cuda_timed_loop(rotated, torch.cuda.current_stream(), 0, n, self.repeats)
+            return pk.dispatch.timed_loop(rotated, 0, n, self.repeats)
 
         return sample
 
@@ -152,10 +152,10 @@ class Samplers:
         """Mode native: one program a copy, or one captured step that is launched again."""
 
         def sample(n: int) -> np.ndarray:
-            turns: Any = self.rotation.take(programs, n * self.repeats)
+            rotated: Any = self.rotation.take(programs, n * self.repeats)
             if self.on_cuda:
-                return pk.runtime.cuda_timed_loop(turns, self.stream, 0, n, self.repeats)
-            return pk.runtime.timed_loop(turns, 0, n, self.repeats)
+                return pk.runtime.cuda_timed_loop(rotated, self.stream, 0, n, self.repeats)
+            return pk.runtime.timed_loop(rotated, 0, n, self.repeats)
 
         return sample
 
@@ -163,8 +163,8 @@ class Samplers:
         """Modes graph and graph-pdl: a replay is one sample of `repeats` steps; graphs as chains() gives them."""
 
         def sample(n: int) -> np.ndarray:
-            turns = self.rotation.take(graphs, n, self.repeats)
-            return pk.runtime.cuda_timed_loop(turns, self.stream, 0, n) / self.repeats
+            rotated = self.rotation.take(graphs, n, self.repeats)
+            return pk.runtime.cuda_timed_loop(rotated, self.stream, 0, n) / self.repeats
 
         return sample
 

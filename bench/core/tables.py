@@ -124,7 +124,7 @@ def doubts(document: Document) -> list[str]:
         and document["environment"].get("pykernels", {}).get("timestamps")
     ):
         lines.append(
-            "STAMPED: the kernels of this build read clocks as they go (PYKERNELS_TIMESTAMPS=ON): native is slower"
+            "TIMESTAMPS: the kernels of this build read clocks as they go (PYKERNELS_TIMESTAMPS=ON): native is slower"
         )
     entries = [*document.get("ops", []), *document.get("arms", [])]
     if above := [share for entry in entries if (share := entry.get("share_of_read") or 0.0) > _ABOVE_CEILING]:

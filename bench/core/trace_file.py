@@ -18,7 +18,7 @@ from bench.core.measure import Arm
 
 
 def check_traceable(path: str, device: torch.device) -> None:
-    """Raise UsageError, before the run, where a trace is asked for (`path` is not empty) that cannot be taken."""
+    """Raise UsageError, before the run, where a trace is wanted (`path` is not empty) that cannot be taken."""
     if path and device.type != "cuda":
         raise UsageError(f"--trace={path}: needs a CUDA device: this run is on the {device.type.upper()}")
     if path and (why := device_trace.reason()):

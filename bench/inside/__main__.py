@@ -4,7 +4,7 @@ CMAKE_ARGS=-DPYKERNELS_TIMESTAMPS=ON make build
 python -m bench.inside --model=qwen2.5-7b --quant=int4 --mode=graph-pdl --json=inside.json --md=inside.md
 
 A chain of layers is replayed as a graph while the first and the last warp of every block record when they pass the
-points that their kernel marks. docs/measuring.md says what the stamps cost and what could be wrong with them.
+points that their kernel marks. docs/measuring.md says what the timestamps cost and what could be wrong with them.
 """
 
 import sys
@@ -30,7 +30,7 @@ from bench.core.progress import progress
 from bench.core.run import Machine, close, gate
 from bench.drivers import takes
 from bench.inside import tables as inside_tables
-from bench.inside import timestamps as stamps
+from bench.inside import timestamps
 from pykernels.layer import op_labels
 
 _PROGRAM = "bench.inside"
@@ -75,7 +75,7 @@ class Settings(LayerSettings):
 
 
 def record(arm: Arm, layer: list[tuple[str, str]], layers: int, warmup: int, replays: int, device: int) -> Document:
-    """The arm's replays: their time with nobody recording, and with; and what the stamps of the latter say.
+    """The arm's replays: their time with nobody recording, and with; and what the timestamps of the latter say.
 
     Raises ValueError where the records are not those of a chain of such layers.
     """
@@ -89,7 +89,7 @@ def record(arm: Arm, layer: list[tuple[str, str]], layers: int, warmup: int, rep
         with pk.runtime.kernel_timestamps(device, max(capacity, 1)) as found:
             recording_us = arm.sampler(replays)
     wall_us = float(recording_us.mean())
-    result = stamps.inside(found.records, found.kernels, layer, layers)
+    result = timestamps.inside(found.records, found.kernels, layer, layers)
     return {
         "wall_us": {"mean": wall_us, **statistics.summary(recording_us)},
         "wall_quiet_us": {"mean": float(quiet_us.mean()), **statistics.summary(quiet_us)},

@@ -48,7 +48,7 @@ def remarks(arm: Document) -> list[str]:
     clock, replays = arm["sm_mhz"], arm["replays"] + arm["replays_left_out"]
     wall, quiet = arm["wall_us"]["mean"], arm["wall_quiet_us"]["mean"]
     lines = [
-        f"a layer takes {microseconds(wall)} us with its stamps recorded, of which they account for "
+        f"a layer takes {microseconds(wall)} us with its timestamps recorded, of which they account for "
         f"{microseconds(arm['accounted_us'])} ({percent(arm['accounted_us'] / wall)}); {microseconds(quiet)} us where "
         "nobody records",
         f"SM clock {clock['median']:.0f} MHz by the device's own clock ({clock['low']:.0f} to {clock['high']:.0f} over "
@@ -56,7 +56,7 @@ def remarks(arm: Document) -> list[str]:
     ]
     if arm["records_lost"] or arm["replays_left_out"]:
         lines.append(
-            f"INCOMPLETE: {arm['records_lost']:,} records found no place, {arm['replays_left_out']} replays left out"
+            f"INCOMPLETE: {arm['records_lost']:,} records did not fit, {arm['replays_left_out']} replays left out"
         )
     return lines
 

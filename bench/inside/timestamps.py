@@ -1,7 +1,7 @@
 """The in-kernel timestamps of a chain of layers (pykernels.timestamps), summed up: where the time in a kernel goes.
 
 A recording holds replays, a replay the ops of a layer several times over. Records lie launch by launch, since a warp
-takes its place when the kernel before has ended; within a launch in any order. Only whole replays count.
+takes its record when the kernel before has ended; within a launch in any order. Only whole replays count.
 
 Times are of an SM: it starts a kernel when the first of its recorded warps does, and passes every other point when the
 last of them does. So the intervals of a kernel are not negative, and add up to what it takes on that SM.
@@ -62,7 +62,7 @@ def _whole_launches(records: np.ndarray, kernels: Sequence[str], ops: Sequence[s
 
 
 def passed(records: np.ndarray, kernels: Sequence[str], ops: Sequence[str], layers: int) -> Passed:
-    """Put the records in their places. `ops`: of a layer; `layers`: of a replay.
+    """Sort the records by point, launch and SM. `ops`: of a layer; `layers`: of a replay.
 
     Raises ValueError where the launches are not those of such layers, or no replay is whole.
     """
@@ -95,9 +95,9 @@ def sm_mhz(records: np.ndarray) -> np.ndarray:
     records. Raises ValueError where these span less than LEAST_SPAN_US on every SM."""
     rates = []
     for sm in np.unique(records["sm"]):
-        mine = records[records["sm"] == sm]
-        ns = (mine["end_ns"] - mine["end_ns"].min()).astype(np.float64)
-        end_ticks = mine["start_ticks"] + mine["ticks"][:, -1]
+        of_sm = records[records["sm"] == sm]
+        ns = (of_sm["end_ns"] - of_sm["end_ns"].min()).astype(np.float64)
+        end_ticks = of_sm["start_ticks"] + of_sm["ticks"][:, -1]
         ticks = (end_ticks - end_ticks.min()).astype(np.float64)
         if ns.max() >= 1000 * LEAST_SPAN_US:
             rates.append(1000 * np.polyfit(ns, ticks, 1)[0])
@@ -140,19 +140,19 @@ def inside(records: np.ndarray, kernels: Sequence[str], layer: Sequence[tuple[st
 
     entries = []
     for index, (op, label) in enumerate(layer):
-        mine = slice(index, None, n_ops)
-        points, last = {}, us[0, :, mine]
-        for point, at in zip(POINTS[1:], us[1:, :, mine], strict=True):
-            points[point] = _summary(samples(at - last))
-            last = np.where(np.isnan(at), last, at)
+        launches = slice(index, None, n_ops)
+        points, last = {}, us[0, :, launches]
+        for point, passed_us in zip(POINTS[1:], us[1:, :, launches], strict=True):
+            points[point] = _summary(samples(passed_us - last))
+            last = np.where(np.isnan(passed_us), last, passed_us)
         entries.append({
             "op": op, "label": label,
             "blocks": found.blocks[index],
-            "sms": float((~np.isnan(us[0, :, mine])).sum(axis=-1).mean()),
-            "gap_us": _summary(samples(gap[:, mine])),
+            "sms": float((~np.isnan(us[0, :, launches])).sum(axis=-1).mean()),
+            "gap_us": _summary(samples(gap[:, launches])),
             "points": {f"{point}_us": value for point, value in points.items()},
-            "inside_us": _summary(samples(us[-1, :, mine] - us[0, :, mine])),
-            "adds_us": float(adds[:, mine].mean()),
+            "inside_us": _summary(samples(us[-1, :, launches] - us[0, :, launches])),
+            "adds_us": float(adds[:, launches].mean()),
         })  # fmt: skip
     return {
         "replays": found.replays, "replays_left_out": found.left_out, "sms": n_sms,

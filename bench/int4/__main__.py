@@ -2,8 +2,8 @@
 
 python -m bench.int4                                            # every linear shape of three models, and their layers
 python -m bench.int4 --model=qwen2.5-7b --group=64 --asymmetric --json=int4.json --plot=int4.png
-python -m bench.int4 --kernel=native,mine.py:Mine,mine.cu:kernel --dtype=bf16   # kernels of one's own
-python -m bench.int4 --validate --kernel=mine.py:Mine           # against the reference and exact cases; status 1: wrong
+python -m bench.int4 --kernel=native,kernels.py:Gemv,kernels.cu:gemv --dtype=bf16   # kernels of one's own
+python -m bench.int4 --validate --kernel=kernels.py:Gemv      # against the reference and exact cases; status 1: wrong
 python -m bench.int4 --arch=sm89                                # the SASS for Ada, without an Ada card
 python -m bench.int4 --predict=l4                               # our layer on an L4, by arithmetic
 """
@@ -218,7 +218,7 @@ command = make_command(main, Settings, takes("int4"))
 
 
 def _bars(path: Path, document: Document) -> None:
-    from bench.int4 import plots  # matplotlib takes a second: only where a picture is asked for
+    from bench.int4 import plots  # matplotlib takes a second: only where a picture is written
 
     plots.write_bars(path, document)
 

@@ -249,7 +249,7 @@ def shape_group(shape: Shape, settings: Settings) -> Group:
             arms += of_kernel
             counted |= {arm.label: Counted(n_bytes, samplers.repeats, copies) for arm in of_kernel}
             dtypes[name] = DTYPE_FLAGS[dtype]
-            # Only of what was prepared: an reference on a kernel's own weights is not asked for one that does not run.
+            # Only of what was prepared: of a kernel that does not run there is no layout to compare.
             if any(arm.status == "ok" for arm in of_kernel):
                 layout_errors[name] = relative(given.expected_of(kernel), given.expected)
     arms += (failed := plugged.failed(settings.plugged, what))

@@ -42,7 +42,7 @@ class Kernel:
     def judge(self) -> None:
         """Fill `problems`."""
         if not self.wide_loads:
-            self.problems.append("has no 16-byte load: no LDG.E.128, LDGSTS.E.128 or bulk copy")
+            self.problems.append("has no 16-byte load: no LDG.E.128, LDGSTS.E.128 or cp.async.bulk")
         if not self.lop3:
             self.problems.append("has no LOP3")
         if not self.nibble_masks:

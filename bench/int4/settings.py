@@ -166,7 +166,7 @@ class Settings(StopFlags):
 
     @cached_property
     def unavailable(self) -> dict[str, str | None]:
-        """By kernel: why it does not run on the device. Asked once: a library may compile when it is imported."""
+        """By kernel: why it does not run on the device. Found once: a library may compile when it is imported."""
         return {name: kernel.availability(self.target) for name, kernel in self.kernels.items()}
 
     def kernels_by_dtype(self) -> dict[torch.dtype, dict[str, type[Int4Kernel]]]:

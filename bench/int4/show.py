@@ -181,11 +181,11 @@ _LISTED = 8
 def _telling(bad: Sequence[Found]) -> list[Found]:
     """The failures that are listed: of every case the first, then the second, ..."""
     before: dict[str, int] = {}
-    turns = []
+    order = []
     for one in bad:
         before[one.case] = before.get(one.case, -1) + 1
-        turns.append(before[one.case])
-    return [one for _, one in sorted(zip(turns, bad, strict=True), key=lambda pair: pair[0])][:_LISTED]
+        order.append(before[one.case])
+    return [one for _, one in sorted(zip(order, bad, strict=True), key=lambda pair: pair[0])][:_LISTED]
 
 
 def print_validation(tried: Tried, console: Console) -> None:

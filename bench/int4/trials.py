@@ -39,7 +39,7 @@ fits the 8 bits of a bf16, and so does every partial sum in whatever order."""
 class Trial:
     """One weight and the inputs [batch, in_features] that a kernel is given with it.
 
-    dense: what the weight was before it was quantised, where that is asked about. exact: every result is known to
+    dense: what the weight was before it was quantised, where that is compared too. exact: every result is known to
     the last bit of the dtype, whatever the order of the sum.
     """
 

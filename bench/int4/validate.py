@@ -22,7 +22,7 @@ from pykernels.reference import compare
 class Found:
     """How one trial ended. max_rel_error: of the kernel against the reference on what its layout says; layout_error: of
     that against the reference on the dequantised weight; format_error: of that against the weight before it was
-    quantised. All by the same measure; None where not asked."""
+    quantised. All by the same measure; None where not compared."""
 
     case: str
     dtype: str
@@ -222,9 +222,7 @@ def verdict(name: str, found: Sequence[Found], ended: str | None = None) -> str:
     bad, refused = failed(found), [one for one in found if one.status == "refused"]
     ran = len(found) - len(refused)
     if not ran:
-        reasons = (
-            ", ".join(dict.fromkeys(str(one.reason) for one in refused)) or "it takes none of the dtypes asked for"
-        )
+        reasons = ", ".join(dict.fromkeys(str(one.reason) for one in refused)) or "it takes none of the dtypes given"
         return f"{name}: NOTHING VALIDATED: {ended or reasons}"
     state = f"WRONG in {len(bad)} of {ran} trials" if bad else f"right in all of {ran} trials"
     if raised := sum(one.status == "error" for one in bad):

@@ -52,7 +52,7 @@ class Kernel:
         self._grid, self._block, self._shared_bytes = launch.grid, launch.block, launch.shared_bytes
         numbers: dict[str, Any] = {name: np.int32(value) for name, value in sizes.items()}
         numbers |= {name: np.float32(value) for name, value in floats.items()}
-        # A tensor's place is filled in at each call: torch may hand out another address.
+        # A tensor's address is filled in at each call: torch may hand out another address.
         self._arguments = [(name, numbers.get(name)) for name in source.parameters]
 
     def __call__(self, tensors: Mapping[str, Tensor | None]) -> None:

@@ -280,12 +280,12 @@ def _split(text: str) -> list[str]:
 
 def _header(text: str) -> dict[str, str]:
     """The keys of a kernel's header, with what may be left out."""
-    rest, *pieces = re.split(rf"\b({'|'.join(_KEYS)})=(?!=)", text)
-    keys = pieces[::2]
+    rest, *parts = re.split(rf"\b({'|'.join(_KEYS)})=(?!=)", text)
+    keys = parts[::2]
     if rest.strip() or len(set(keys)) < len(keys):
         raise SourceError(f"its launchtax line must be of {', '.join(_KEYS)}, each once, got {' '.join(text.split())}")
     header = {"dtype": "bf16", "shared": "0", "require": "1", "pdl": "0"}
-    header |= {key: value.strip() for key, value in zip(keys, pieces[1::2], strict=True)}
+    header |= {key: value.strip() for key, value in zip(keys, parts[1::2], strict=True)}
     for key in ("op", "grid", "block"):
         if not header.get(key):
             raise SourceError(f"its launchtax line lacks {key}=")

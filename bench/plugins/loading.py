@@ -37,7 +37,7 @@ KINDS = "FILE.py:Class or FILE.cu:kernel"
 
 @dataclass(frozen=True)
 class Plugin:
-    """One plug-in as it was asked for, by `flag`. `label` is its name in tables: the file's name without its folder."""
+    """One plug-in as `flag` named it. `label` is its name in tables: the file's name without its folder."""
 
     path: Path
     name: str

@@ -79,16 +79,16 @@ def steps_section(folder: Folder) -> Section | None:
         named = ", ".join(f"{row['model']} ctx {row['ctx']} b{row['batch']} {row['arm']}" for row in drifting)
         section.words.append(f"Drifted while they were measured, compare by ratio only: {named}.")
     if failed:
-        asked = [
+        gigabytes = [
             f"{row['memory']['asked_bytes'] / 1e9:.2f} / {row['memory']['peak_bytes'] / 1e9:.2f}"
             if row["memory"]
             else "-"
             for row in failed
         ]
         section.grids.append((
-            ["model", "ctx", "batch", "arm", "status", "reason", "GB asked / peak"],
+            ["model", "ctx", "batch", "arm", "status", "reason", "GB needed / peak"],
             [[row["model"], str(row["ctx"]), str(row["batch"]), row["arm"], row["status"], str(row["reason"]), gb]
-             for row, gb in zip(failed, asked, strict=True)],
+             for row, gb in zip(failed, gigabytes, strict=True)],
         ))  # fmt: skip
     section.figures.append(drawn("floor-ratio", "R_floor over peak bandwidth", lambda: figures.floor_ratio(rows)))
     steps = collect.distinct_steps(folder.of_kind("step"))

@@ -73,8 +73,8 @@ def check(arms: list[Arm], device: torch.device) -> None:
 def document_of(settings: Settings, found: Measurement, looked: Document, machine: Document) -> Document:
     """The result document; `looked` holds what was measured after the rounds."""
     spec, dtype, device = settings.spec, settings.torch_dtype, settings.target
-    asked, cache = settings.bytes_needed(), environment.last_level_cache_bytes(device)
-    l2 = "cold" if asked["weight_bytes"] >= 2 * cache else "warm"
+    needed, cache = settings.bytes_needed(), environment.last_level_cache_bytes(device)
+    l2 = "cold" if needed["weight_bytes"] >= 2 * cache else "warm"
     device_name = machine["gpu"]["name"] if device.type == "cuda" else machine["cpu"]["model"]
     entries = [arm_document(arm, settings, found.bandwidths, device_name, found.arms) for arm in found.arms]
     for entry in entries:
@@ -91,11 +91,11 @@ def document_of(settings: Settings, found: Measurement, looked: Document, machin
         "cache": "random K and V of unit scale before ctx; nothing was prefilled",
         "ctx": settings.ctx, "batch": settings.batch, "dtype": settings.dtype, "device": device.type,
         "l2": l2,
-        "l2_words": f"{l2} by size: {asked['weight_bytes'] / 1e9:.3g} GB of weights, "
+        "l2_words": f"{l2} by size: {needed['weight_bytes'] / 1e9:.3g} GB of weights, "
                     f"last-level cache {cache / 1e6:.0f} MB",
         "warmup": settings.warmup, "steps": settings.steps, **found.throttling,
         "kv_len": {"first": settings.kv_lens(1)[0], "last": settings.kv_lens(settings.steps)[-1]},
-        "memory": {**asked, "peak_bytes": peak_bytes(device)},
+        "memory": {**needed, "peak_bytes": peak_bytes(device)},
         "ceiling": found.bandwidths,
         "bytes": {
             "step_streamed": {fusion: step_bytes(settings, fusion) for fusion in settings.fusions},

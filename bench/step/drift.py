@@ -9,7 +9,7 @@ import scipy
 from bench.core.document import entry_name
 
 SIGNIFICANCE = 0.005
-"""Of either test; a run has many arms, and each is asked."""
+"""Of either test; a run has many arms, and each is tested."""
 
 SMALLEST_CHANGE = 0.02
 """A change of the median that is worth a flag, as a share of it: what a step's own growth does not reach."""

@@ -95,7 +95,7 @@ def test_no_place_for_the_last_records(gpu, capsys, tmp_path):
     (arm,) = document["arms"]
     assert (arm["replays"], arm["replays_left_out"], arm["records_lost"]) == (5, 1, 7)
     assert arm["kernels"][-1]["inside_us"]["mean"] == pytest.approx(KERNEL_US, abs=0.01)
-    assert "INCOMPLETE: 7 records found no place, 1 replays left out" in flat(result.out)
+    assert "INCOMPLETE: 7 records did not fit, 1 replays left out" in flat(result.out)
 
 
 def test_a_wrong_layer_gets_no_time(gpu, capsys, tmp_path, monkeypatch):
@@ -121,10 +121,10 @@ def test_records_of_another_chain_are_an_error(gpu, capsys, tmp_path, monkeypatc
 
 def test_other_drivers_say_that_the_kernels_have_timestamps(gpu, capsys, monkeypatch):
     layer = ["--device=cuda", "--model=tiny", "--ctx=64", "--l2=warm", "--steps=2", "--backend=native", "--mode=graph"]
-    assert "STAMPED" not in run_here(capsys, "bench.layer", *layer).out
+    assert "TIMESTAMPS" not in run_here(capsys, "bench.layer", *layer).out
     true_info = pk.runtime.build_info
     monkeypatch.setattr(pk.runtime, "build_info", lambda: {**true_info(), "timestamps": True})
-    assert "STAMPED: the kernels of this build read clocks" in flat(run_here(capsys, "bench.layer", *layer).out)
+    assert "TIMESTAMPS: the kernels of this build read clocks" in flat(run_here(capsys, "bench.layer", *layer).out)
 
 
 def test_a_build_without_stamps(capsys):

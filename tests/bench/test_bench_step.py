@@ -113,7 +113,7 @@ def test_out_of_memory_is_a_status(capsys, tmp_path):
     flags = ["--backend=native,sdpa", "--mode=eager,native", "--fusion=block", "--memory-limit-gb=0.01"]
     result = run_here(capsys, "bench.step", *SMALL, *flags, f"--json={output}")
     document = json.loads(output.read_text())
-    assert result.status == 0 and "weights and cache ask for 0.02 GB, 0.01 GB are available" in flat(result.out)
+    assert result.status == 0 and "weights and cache need 0.02 GB, 0.01 GB are available" in flat(result.out)
     assert [arm["status"] for arm in document["arms"]] == ["oom", "oom", "oom", "unsupported"]
     assert document["memory"]["asked_bytes"] > 1e7 and document["memory"]["peak_bytes"] > 0
 

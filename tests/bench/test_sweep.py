@@ -76,7 +76,7 @@ def test_out_of_memory_is_a_status(capsys, tmp_path):
     flags = [*SMALL, "--ctx=8,4000", "--memory-limit-gb=0.026", f"--out={tmp_path}"]
     result = run_here(capsys, "bench.sweep", *flags)
     assert result.status == 0 and "1 ok, 1 oom" in result.out
-    assert "tiny_ctx4000_b1: oom: " in result.out and "asked 0.03 GB, peak 0." in result.out
+    assert "tiny_ctx4000_b1: oom: " in result.out and "needs 0.03 GB, peak 0." in result.out
     memory = cells(tmp_path)["tiny_ctx4000_b1"]["memory"]
     assert memory["asked_bytes"] == memory["weight_bytes"] + memory["kv_bytes"] > 0.026e9
     assert "2 of 2 cells were finished before" in run_here(capsys, "bench.sweep", *flags).out

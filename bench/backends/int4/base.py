@@ -140,7 +140,7 @@ def gate_depth(kernel: type[Int4Kernel]) -> int:
 
 
 class LibraryKernel(Int4Kernel):
-    """A kernel of a library for CUDA, imported only when it is asked for."""
+    """A kernel of a library for CUDA, imported only where it is named."""
 
     devices: ClassVar[Sequence[str]] = ("cuda",)
     package: ClassVar[str]

@@ -110,7 +110,7 @@ class Launcher(ABC):
         """Import the library. Raises what importing it raises."""
         import importlib
 
-        assert cls.package is not None  # of one that has no package this is not asked
+        assert cls.package is not None  # a launcher without a package has a library() of its own
         return importlib.import_module(cls.package)
 
     @abstractmethod
