@@ -263,7 +263,8 @@ def summary(documents: Documents) -> Lines:
         for ctx in (2048, 16384):
             found = _graph_us(documents[f"{card}-attention"], 1, "32/8x128")
             own = found.pop("native")[ctx]
-            best = min(found, key=lambda name, found=found, ctx=ctx: found[name].get(ctx, float("inf")))
+            of_ctx = {name: us.get(ctx, float("inf")) for name, us in found.items()}
+            best = min(of_ctx, key=of_ctx.__getitem__)
             row(
                 f"attention alone, 32/8 heads, kv {ctx:,}",
                 card,
@@ -280,7 +281,7 @@ def summary(documents: Documents) -> Lines:
         }
         own = times_us["native"]
         peers = {name: us for name, us in times_us.items() if not name.startswith(("native", "bf16", "torch-bf16"))}
-        best = min(peers, key=lambda name, peers=peers: peers[name])
+        best = min(peers, key=peers.__getitem__)
         row("4-bit GEMV, 4096 -> 14336, groups of 128", card, own, None, f"the fastest library, {best}", peers[best])
     return grid(["what (batch 1, ctx 2048)", "card", "launchtax", "against", "times as fast"], rows, 4)
 
