@@ -147,8 +147,8 @@ def close(
 
 
 def document_program(document: Document) -> str:
-    """The driver that made a document, by its command."""
-    return shlex.split(document["command"])[2]
+    """The driver that made a document, by its command: `python -m bench.layer ...`."""
+    return next(iter(shlex.split(document.get("command", ""))[2:]), "bench")
 
 
 def failure(document: Document) -> str | None:

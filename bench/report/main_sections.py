@@ -31,7 +31,7 @@ def ladder_grid(ladders: dict[str, list[dict]]) -> Grid:
 
 def layers_section(folder: Folder) -> Section | None:
     """One layer: every arm, and its ladders."""
-    documents = folder.of_kind("layer")
+    documents = [result for result in folder.of_kind("layer") if result["arms"]]
     if not documents:
         return None
     from bench.report import figures

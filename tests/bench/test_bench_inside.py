@@ -4,6 +4,7 @@ import json
 from contextlib import contextmanager
 
 import pytest
+import torch
 from inputs.command_line import assert_refused, flat, run_here
 from inputs.fake_gpu import GAP_US, KERNEL_US, fake_gpu
 from inputs.timestamp_records import TICKS_PER_US, Records
@@ -127,9 +128,10 @@ def test_other_drivers_say_that_the_kernels_have_timestamps(gpu, capsys, monkeyp
     assert "TIMESTAMPS: the kernels of this build read clocks" in flat(run_here(capsys, "bench.layer", *layer).out)
 
 
-def test_a_build_without_stamps(capsys):
+def test_a_build_without_timestamps(capsys, monkeypatch):
     if pk.runtime.build_info()["timestamps"]:
         pytest.skip("this build has them")
+    monkeypatch.setattr("bench.core.cli.device", lambda text: torch.device("cuda", 0))
     assert_refused(
         run_here(capsys, "bench.inside", "--model=tiny"),
         "this build has no in-kernel timestamps: CMAKE_ARGS=-DPYKERNELS_TIMESTAMPS=ON make build",

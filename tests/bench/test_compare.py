@@ -106,7 +106,7 @@ def test_differences_come_first_and_fleeting_ones_not_at_all(capsys, files):
     a, b = document(0, eager=100), document(40, eager=100)
     b["environment"]["torch"]["version"] = "2.14.0"
     b["ctx"] = 128
-    result = run_here(capsys, "bench.compare", *files(a, b))
+    result = run_here(capsys, "bench.compare", *files(a, b), "--across")
     lines = result.out.splitlines()
     assert lines[:2] == ["differs: ctx: 64 | 128", "differs: environment.torch.version: 2.13.0 | 2.14.0"]
     assert "mhz_now" not in result.out

@@ -134,7 +134,11 @@ def op() -> dict:
         dict(backend="native", mode="graph", op="gqa_decode", shape="28/4x128, kv 2048", time_us=clock(9.0)),
         dict(backend="torch", mode="eager", op="gqa_decode", shape="28/4x128, kv 2048", time_us=None),
     ]
-    return COMMON | dict(kind="op", ops=rows)
+    of_each = dict(
+        label="attention", models=["qwen2.5-7b"], bytes=8e6, floor_us=2.0, gbs=900.0, share_of_spec=0.2,
+        share_of_read=0.25, status="ok", reason=None, fusion=None,
+    )  # fmt: skip
+    return COMMON | dict(kind="op", title="op gqa_decode", ops=[of_each | row for row in rows])
 
 
 @pytest.fixture
