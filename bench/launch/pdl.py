@@ -108,11 +108,11 @@ def measure(spec: ModelSpec, device: torch.device) -> tuple[list[Document], str 
     with torch.inference_mode():
         for fusion in OP_LABELS:
             program = layer.program(fusion)
-            traced = [
-                _traced_steps(pk.runtime.CudaGraph([program] * STEPS, programmatic), stream)
-                for programmatic in (False, True)
-            ]
-            rows = edges(*traced, programmatic_edges(program, device))
+            full, programmatic = (
+                _traced_steps(pk.runtime.CudaGraph([program] * STEPS, with_edges), stream)
+                for with_edges in (False, True)
+            )
+            rows = edges(full, programmatic, programmatic_edges(program, device))
             gain = sum(row["gain_us"] for row in rows)
             found.append({"program": f"layer {fusion}", "model": spec.name, "edges": rows, "gain_us": gain})
     return found, None

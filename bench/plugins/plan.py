@@ -65,9 +65,9 @@ class Found:
         return [entry for entry in (self.document or {}).get(key, []) if entry["backend"] == self.plugin.label]
 
     def of_shape(self, what: Mapping[str, object]) -> dict[tuple[str, str], Document]:
-        """By backend and mode, its entries of `ops` of one shape (what: its keys `label`, `shape` and, of bench.op, `batch`): those of the
-        process that finished and, of modes that ended one, those that it had saved by then. A kernel that takes only
-        the other half precision is called by the plug-in's label and that."""
+        """By backend and mode, its entries of `ops` of one shape (what: its keys `label`, `shape` and, of bench.op,
+        `batch`): those of the process that finished and, of modes that ended one, those that it had saved by then. A
+        kernel that takes only the other half precision is called by the plug-in's label and that."""
         documents = [*self.kept, *([self.document] if self.document else [])]
         return {
             (entry["backend"], entry["mode"]): entry

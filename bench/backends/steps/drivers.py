@@ -179,7 +179,8 @@ class TorchRelaunchDriver(TorchDriver):
 
     def __init__(self, model: pk.DecodeModel, first: int) -> None:
         super().__init__(model)
-        self._first, self._results = first, {}
+        self._first = first
+        self._results: dict[int, Tensor] = {}
         self._again = relaunches([partial(self._step_at, position) for position in range(first, model.max_len)])
         self.launches, self.nodes = len(self._again[0]), self._again[0].nodes
         self._wall = partial(self._launched, self._samplers.programs)
