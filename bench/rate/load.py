@@ -46,6 +46,7 @@ def running(load: str, device_index: int, limit_s: float) -> Iterator[None]:
         [sys.executable, "-m", "bench.rate.load", kind, count or str(device_index), f"{limit_s:.0f}"],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, text=True,
     )  # fmt: skip
+    assert process.stdout and process.stderr  # pipes
     try:
         if process.stdout.readline().strip() != "ready":
             words = process.stderr.read().strip().splitlines()

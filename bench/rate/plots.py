@@ -1,6 +1,7 @@
 """What bench.rate found, as a picture: the tail of each latency distribution, and joules a step against the rate."""
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -19,7 +20,7 @@ from bench.rate.tables import arm_label  # noqa: E402
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 
 
-def _style(index: int) -> dict[str, object]:
+def _style(index: int) -> dict[str, Any]:
     return {"color": _COLOURS[index % len(_COLOURS)], "linestyle": "-" if index < len(_COLOURS) else "--"}
 
 
@@ -50,7 +51,8 @@ def _joules(axes: Axes, names: list[str], cells: dict[tuple[str, float], Documen
             (x + (index - (len(names) - 1) / 2) * width, energy["joules_per_step"]) for x, energy in found if energy
         ]
         if bars:
-            axes.bar(*zip(*bars, strict=True), width=0.9 * width, color=_COLOURS[index % len(_COLOURS)])
+            x, height = zip(*bars, strict=True)
+            axes.bar(x, height, width=0.9 * width, color=_COLOURS[index % len(_COLOURS)])
     axes.set_xticks(range(len(rates)), [_rate(hz) for hz in rates], fontsize=8)
     axes.set_ylabel("joules a step, idle power included", fontsize=8)
     axes.set_title("energy of a step", fontsize=9)

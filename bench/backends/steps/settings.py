@@ -87,11 +87,11 @@ class StepModelSettings(Flags):
     def make_model(self) -> pk.DecodeModel:
         """Weights and caches. Raises MemoryError where they do not fit what is there (or --memory-limit-gb)."""
         spec, dtype, device = self.spec, self.torch_dtype, self.target
-        asked, available = self.bytes_needed()["asked_bytes"], available_bytes(device)
+        needed, available = self.bytes_needed()["asked_bytes"], available_bytes(device)
         if self.memory_limit_gb:
             available = min(available, int(self.memory_limit_gb * 1e9))
-        if asked > available:
-            raise MemoryError(f"weights and cache ask for {asked / 1e9:.2f} GB, {available / 1e9:.2f} GB are available")
+        if needed > available:
+            raise MemoryError(f"weights and cache need {needed / 1e9:.2f} GB, {available / 1e9:.2f} GB are available")
         if self.weights:
             weights = cli.usage(lambda: pk.ModelWeights.from_folder(self.weights, spec, dtype, device))
             if weights.layers[0].is_int4:
