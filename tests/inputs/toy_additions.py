@@ -87,8 +87,9 @@ void scale(const Tensor& x_, double factor, const Tensor& out_) {
         fail("scale", "factor must be in (-1e38, 1e38), got " + std::to_string(factor));
     }
     check_no_overlap(out, {&x});
-    submit(ScaleParams{x.data(), out.data(), x.bytes() / dtype_bytes(dtype), static_cast<float>(factor), dtype},
-           {&x_, &out_});
+    submit(
+        ScaleParams{x.data(), out.data(), x.bytes() / dtype_bytes(dtype), static_cast<float>(factor), dtype},
+        {&x_, &out_});
 }
 
 PYKERNELS_TORCH_OP(scale, "(Tensor x, float factor, Tensor(a!) out) -> ()")
