@@ -31,6 +31,12 @@ def test_large_documents_are_compressed():
     assert not large
 
 
+def test_a_document_is_stored_once():
+    """Compressed or plain: beside a new one of the other kind an old one would be read."""
+    results = ROOT / "bench" / "results"
+    assert not [path for path in results.rglob("*.json") if path.with_suffix(".json.gz").exists()]
+
+
 def test_no_picture_is_stored_twice():
     found: dict[str, Path] = {}
     for path in tracked():
