@@ -31,7 +31,7 @@ set -- "${1:-results}" "${@:2}"
 steps=${PARTS:-step sweep ab report}
 limit_s=${LIMIT_S:-600} model=${MODEL:-qwen2.5-7b} ctx=${CTX:-2048} contexts=${CONTEXTS:-2048,4096,8192,16384}
 arms=${ARMS:-native/block:eager,native/block:graph,native/block:graph-pdl,sdpa:eager,sdpa:graph}
-# Graphs on against off, in torch and here; programmatic launches; fusion without graphs and in them; fusion alone
+# Graphs on against off, in torch and here; PDL launches; fusion without graphs and in them; fusion alone
 # against graphs alone; and the best of either side.
 read -r -a pairs <<< "${PAIRS:-sdpa:eager=sdpa:graph native/block:eager=native/block:graph \
     native/block:graph=native/block:graph-pdl native/none:eager=native/block:eager \

@@ -1,7 +1,7 @@
 """The device's own clock: kernel intervals from CUPTI, in a pass of its own, because tracing slows the host.
 
 `device_us` of a step is the time during which at least one of its kernels ran: the union of their intervals, so that
-kernels that overlap (programmatic launches) do not count twice and gaps do not count at all.
+kernels that overlap (PDL launches) do not count twice and gaps do not count at all.
 """
 
 import itertools

@@ -129,7 +129,7 @@ def op_document(op: floors.OpBytes, fusion: str, samples_us: np.ndarray, ceiling
 
 def arms_by_kernel(arms: Sequence[Arm], traces: Mapping[str, Traced]) -> dict[str, Arm]:
     """By fusion, the traced native arm whose kernels tell what each op takes alone: the graph's, else the one that
-    comes last; never one with programmatic launches, whose kernels wait inside for the one ahead."""
+    comes last; never one with PDL launches, whose kernels wait inside for the one ahead."""
     chosen: dict[str, Arm] = {}
     for arm in arms:
         if arm.backend != "native" or arm.fusion is None or arm.mode == "graph-pdl" or arm.label not in traces:

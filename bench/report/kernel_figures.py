@@ -19,7 +19,7 @@ _OTHERS = "#b0b0b0"
 
 def gantt(rows: Sequence[Row]) -> Figure:
     """When each kernel of one block ran, a row an arm (`bench.report.collect.block_rows`). A kernel that begins before
-    the one ahead of it has ended, as programmatic launches do, lies in the lower half of its row."""
+    the one ahead of it has ended, as PDL launches do, lies in the lower half of its row."""
     heights = [len(list(group)) for _, group in itertools.groupby(rows, key=lambda row: row["title"])]
     names = dict.fromkeys(k["label"] for row in rows if row["named"] for k in row["kernels"])
     height = max(0.5 + 0.75 * len(heights) + 0.42 * len(rows), 0.4 + 0.15 * len(names))  # the legend's at least

@@ -1,4 +1,4 @@
-// add: out = a + b. A few KB to 60 KB each: one thread is done before two have met.
+// add: out = a + b. A few KB to 60 KB each: one thread finishes before a second would have started.
 #include "cpu/elementwise.h"
 #include "cpu/kernels.h"
 

@@ -1,5 +1,5 @@
-// argmax: the greedy token of every sequence, and the step onward. One pass over the logits by one thread: a
-// few hundred KB after the hundreds of MB that lm_head has just streamed.
+// argmax: the greedy token of each sequence, and the increment of position and kv_len. One thread makes one
+// pass over the logits: a few hundred KB, after the hundreds of MB that lm_head has just streamed.
 #include "cpu/kernels.h"
 #include "cpu/simd.h"
 

@@ -1,11 +1,11 @@
-// The memory's own speed. ceiling_read sums every 64-bit word; ceiling_copy copies. All threads, each on
-// linear runs of 1 MB, with the GEMVs' own prefetch: no kernel here may beat it by knowing a trick it
-// lacks. It is the fastest of the forms tried (1 to 8 lines a turn, runs of 256 KB to 128 MB, every kind of
-// prefetch), which lie within a tenth of one another.
+// The memory bandwidth that a plain kernel reaches. ceiling_read sums every 64-bit word; ceiling_copy copies.
+// All threads take part, each on contiguous runs of 1 MB, with the prefetch that the GEMVs use, so that no
+// kernel is faster by a method that this one lacks. Of the variants measured (1 to 8 cache lines an
+// iteration, runs of 256 KB to 128 MB, each kind of prefetch), which differ by less than 10%, it is the
+// fastest.
 //
-// Bytes: a read moves `bytes`. A copy moves 2 * bytes where the stores bypass the cache (x86), which is how
-// it is written; with ordinary stores the CPU would first read what it is about to overwrite, a third of the
-// traffic.
+// Bytes: a read moves `bytes`. A copy moves 2 * bytes with non-temporal stores (x86), which it uses. With
+// ordinary stores the CPU would also read the destination, a third of the traffic.
 #include "cpu/dot.h"
 #include "cpu/kernels.h"
 #include "cpu/thread_pool.h"

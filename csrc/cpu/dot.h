@@ -1,8 +1,8 @@
 // Dot products of one weight row with the 1 to 8 rows of x: the inner loop of every GEMV.
 //
-// A thread walks its rows in the order they lie in memory, one at a time, so that what memory sees is a
-// single linear stream; x stays in the first-level cache. The bf16 instruction (two products a lane, summed
-// in float32) is used where the CPU has it; otherwise both sides are widened to float32.
+// A thread reads its rows one at a time in memory order: a single linear stream. x stays in the L1. The bf16
+// dot product instruction (two products a lane, summed in float32) is used where the CPU has it; otherwise
+// both operands are widened to float32.
 #pragma once
 
 #include <cstddef>
@@ -11,16 +11,15 @@
 
 namespace pykernels::cpu::PYKERNELS_ISA {
 
-// How far ahead of its reads a stream prefetches. The hardware's prefetchers stop at every 4 KB page; this
-// bridges them. Measured on Zen 5: 2 to 4 KB are alike, none loses a tenth.
+// The prefetch distance. Hardware prefetchers stop at 4 KB page boundaries; software prefetch covers the gap.
+// Measured on Zen 5: 2 to 4 KB are the same, no prefetch is 10% slower.
 constexpr int64_t prefetch_bytes = 3072;
 
-// sums[b] = dot(weight[0..k), x[b * k .. b * k + k)) for b in [0, batch). A row is long: one copy of this for
-// all its callers costs nothing but a call.
+// sums[b] = dot(weight[0..k), x[b * k .. b * k + k)) for b in [0, batch). Rows are long, so a call
+// costs nothing, and one copy serves all callers.
 template <int batch, class T>
 [[gnu::noinline]] inline void dot_row(const T* weight, const T* x, int64_t k, float* sums) {
-    // Several sums a row hide the latency of the multiply-add; with more rows of x there is enough to
-    // interleave.
+    // Several accumulators hide the latency of FMA; with more rows of x there are enough independent ones.
     constexpr int chains = batch == 1 ? 4 : batch == 2 ? 2 : 1;
     F32 acc[batch][chains];
     for (auto& row : acc) {
@@ -64,13 +63,13 @@ template <int batch, class T>
     }
 }
 
-// Rows of `bytes` bytes that make a chunk of about 256 KB: long enough for a stream to run, short enough that
-// the last chunks end together.
+// Rows of `bytes` bytes in a chunk of about 256 KB: long enough for the prefetchers, short enough that all
+// threads end at about the same time.
 inline int64_t rows_per_chunk(int64_t bytes) {
     return larger<int64_t>(1, (256 << 10) / larger<int64_t>(1, bytes));
 }
 
-// Calls body(integral constant) with the batch as a compile-time number.
+// Calls body(Constant<n>{}) with the batch n as a compile-time constant.
 template <int value>
 struct Constant {
     static constexpr int number = value;

@@ -1,5 +1,5 @@
-// What the GEMVs do with their rows, whatever a row is made of: a Rows has dot(n, sums), the dot products
-// of row n with the rows of x.
+// The GEMVs' loops over rows, for dense and 4-bit weights. A Rows type has dot(n, stride, count, sums): the
+// dot products of rows n, n + stride, ... with the rows of x.
 #pragma once
 
 #include "cpu/dot.h"
@@ -22,8 +22,8 @@ struct DenseRows {
 
 // store(n, sums) of every row n in [first, last), sums[b] = row n . x[b].
 //
-// The rows taken at once are far apart: each walks a part of the run in the order it lies in memory, so that
-// what memory sees is at_once linear streams, not one whose next line is in turn here and there.
+// Rows taken at once are `stride` apart: each of the at_once streams reads its own part of the run in
+// memory order, so that hardware prefetchers follow them.
 template <int batch, class Rows, class Store>
 inline void dot_run(const Rows& weight, int64_t first, int64_t last, Store&& store) {
     const int64_t stride = ceil_div(last - first, Rows::at_once);
@@ -35,8 +35,8 @@ inline void dot_run(const Rows& weight, int64_t first, int64_t last, Store&& sto
     }
 }
 
-// Rows of a chunk: about rows_per_chunk(), but as many chunks for every thread, so that of a small matrix no
-// thread gets one more than another. Chunks of less than 32 KB are not worth waking a thread for.
+// Rows of a chunk: about rows_per_chunk(), but the same number of chunks for every thread, so that a small
+// matrix is divided evenly. Chunks have at least 32 KB: less is not worth waking a thread.
 inline int64_t even_rows_per_chunk(int64_t n_rows, int64_t row_bytes) {
     const int64_t threads = num_threads(),
                   chunks = larger<int64_t>(1, ceil_div(n_rows, rows_per_chunk(row_bytes)));
@@ -44,7 +44,7 @@ inline int64_t even_rows_per_chunk(int64_t n_rows, int64_t row_bytes) {
     return ceil_div(n_rows, smaller(ceil_div(chunks, threads) * threads, most));
 }
 
-// out[b, n] = row n . x[b] + bias[n] + residual[b, n]. A chunk is a run of rows that one thread streams.
+// out[b, n] = row n . x[b] + bias[n] + residual[b, n]. A chunk is a run of consecutive rows.
 template <int batch, class T, class Rows>
 inline void gemv_rows(const Rows& weight, int64_t n_rows, int64_t row_bytes, const T* bias, const T* residual,
                       T* out) {
@@ -66,8 +66,8 @@ inline void gemv_rows(const Rows& weight, int64_t n_rows, int64_t row_bytes, con
 template <int batch, class T, class Rows>
 inline void swiglu_rows(const Rows& gate_weight, const Rows& up_weight, int64_t n_rows, int64_t row_bytes,
                         T* out) {
-    // Rows whose sums are kept before the activation is taken of all of them at once, as vectors: enough for
-    // each of the rows taken at once to walk a while.
+    // Rows whose sums are kept, so that the activation is computed in vectors: enough for each of the streams
+    // to read a while.
     constexpr int64_t block = 16 * Rows::at_once;
     const int64_t rows = ceil_div(rows_per_chunk(2 * row_bytes), block) * block;
     parallel_chunks(ceil_div(n_rows, rows), [=, &gate_weight, &up_weight](int64_t chunk) {
@@ -75,7 +75,7 @@ inline void swiglu_rows(const Rows& gate_weight, const Rows& up_weight, int64_t 
         for (int64_t first = chunk * rows; first < end; first += block) {
             const int64_t count = smaller(block, end - first);
             float gate[batch][block] = {}, up[batch][block] = {};
-            // One weight after the other: two linear streams, not one that alternates between them.
+            // One weight, then the other: alternating between them would break the streams.
             dot_run<batch>(gate_weight, first, first + count, [&](int64_t n, const float* sums) {
                 for (int b = 0; b < batch; ++b) gate[b][n - first] = sums[b];
             });

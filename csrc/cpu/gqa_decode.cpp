@@ -1,10 +1,10 @@
 // gqa_decode: out = softmax(scale * q K^T) V over kv_len slots, one query token a sequence, heads in groups.
 //
 // A chunk is (sequence, KV head, split of the KV axis). It reads its K and V once for all query heads of the
-// group: 64 keys at a time it scores them (key by key, K straight from memory), takes the softmax online in
-// base 2, and adds p V with a slice of every head's output held in registers. Splits leave (maximum, sum,
-// output) in the workspace; the caller's thread joins them by their log-sum-exp: out = sum_i 2^(m_i - m) o_i
-// / sum_i 2^(m_i - m) s_i.
+// group. 64 keys at a time it computes scores (key by key, K from memory), takes the softmax online in base
+// 2, and adds p V, holding a slice of every head's output in registers. Each split stores its partial
+// (maximum, sum, output) in the workspace; the calling thread combines them by their log-sum-exp: out = sum_i
+// 2^(m_i - m) o_i / sum_i 2^(m_i - m) s_i.
 //
 // Bytes: K and V up to kv_len once; slots past it are never touched. Limit: memory bandwidth, with the score
 // and value arithmetic (4 * group * head_dim operations a key) close behind at group 7.
@@ -18,7 +18,7 @@ namespace pykernels::cpu::PYKERNELS_ISA {
 namespace {
 
 constexpr int64_t max_head_dim = 256;
-// Query heads treated together; larger groups go round again, with K and V in the cache.
+// Query heads of one pass; larger groups take more passes, with K and V then in the cache.
 constexpr int max_heads = 8;
 constexpr float lowest = -3.0e38f;  // below any score; -inf would make (-inf) - (-inf) of an empty maximum
 
@@ -69,8 +69,8 @@ void score_block(const Chunk<T>& c, const float* q, int64_t first, int64_t count
     }
 }
 
-// Turns a block's scores into exponentials against the running maximum. Returns what earlier output must be
-// multiplied by.
+// Replaces a block's scores by their exponentials against the running maximum. Returns the factor for earlier
+// output.
 float softmax_block(float* scores, int64_t count, float& maximum_so_far, float& sum) {
     for (int64_t j = count; j % lanes != 0; ++j) scores[j] = lowest;
     F32 top = broadcast(lowest);
@@ -180,9 +180,9 @@ void attend_tile(int heads, const Chunk<T>& chunk) {
     }
 }
 
-// Joins the splits of one query head. `partials` are split_stride floats apart.
+// Combines the splits of one query head. `partials` are split_stride floats apart.
 template <class T>
-void join(const float* partials, int64_t n_splits, int64_t split_stride, int64_t dim, T* out) {
+void combine(const float* partials, int64_t n_splits, int64_t split_stride, int64_t dim, T* out) {
     float top = partials[0];
     for (int64_t s = 1; s < n_splits; ++s) top = larger(top, partials[s * split_stride]);
     float sums[max_head_dim] = {};
@@ -229,8 +229,8 @@ void gqa_decode_typed(const GqaDecodeParams& params) {
         const int64_t n_splits = ceil_div(params.kv_len[b], gqa_split_keys(params.kv_len[b], max_splits));
         for (int64_t h = 0; h < n_heads; ++h) {
             const int64_t kv_head = b * n_kv_heads + h / group;
-            join(workspace + kv_head * max_splits * split_stride + h % group * partial_floats, n_splits,
-                 split_stride, dim, static_cast<T*>(params.out) + (b * n_heads + h) * dim);
+            combine(workspace + kv_head * max_splits * split_stride + h % group * partial_floats, n_splits,
+                    split_stride, dim, static_cast<T*>(params.out) + (b * n_heads + h) * dim);
         }
     }
 }

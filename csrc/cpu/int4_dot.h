@@ -104,8 +104,8 @@ inline F32 int4_scales(const T* scales) {
 
 // The rows of one weight, against one prepared x: a Rows of gemv.h.
 //
-// x is four times the bytes of a row or more, and often larger than the first-level cache: a few rows at once
-// share its loads, as many as the registers hold sums for.
+// x takes at least four times the bytes of a row and is often larger than the L1: a few rows at once share
+// its loads, as many as the registers hold accumulators for.
 template <int batch, class T>
 class Int4Rows {
   public:

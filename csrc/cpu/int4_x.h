@@ -8,9 +8,9 @@
 //   with bf16 dot products   [i = 0..3][word]       pairs of bf16: elements 8 * word + 2i, 8 * word + 2i + 1
 //   otherwise                [nibble = 0..7][word]  float32: element 8 * word + order[nibble]
 //
-// and the rows' tiles lie side by side, [tile][batch], so that they do not fight for the same sets of the
-// first-level cache. Rows are padded with zeros to whole tiles. Behind all lie the sums of x over each group,
-// which fold the zero points of asymmetric weights in. Act-order takes x[perm[k]] for element k.
+// stored as [tile][batch], so that rows do not compete for the same sets of the L1. Rows are padded with
+// zeros to whole tiles. Behind them are the sums of x over each group, for the zero points of asymmetric
+// weights. With act-order, element k is x[perm[k]].
 #pragma once
 
 #include <cstddef>
@@ -56,21 +56,21 @@ inline void int4_gather(const T* x, const int32_t* perm, int64_t from, int64_t i
 template <class T>
 inline void int4_lay_out(const T* tile, char* to) {
     if constexpr (int4_bf16_dot<T>) {
-        uint32_t pairs[int4_tile / 2], turned[int4_tile / 2];
+        uint32_t pairs[int4_tile / 2], transposed[int4_tile / 2];
         __builtin_memcpy(pairs, tile, sizeof(pairs));
         for (int i = 0; i < 4; ++i) {
-            for (int word = 0; word < lanes; ++word) turned[i * lanes + word] = pairs[4 * word + i];
+            for (int word = 0; word < lanes; ++word) transposed[i * lanes + word] = pairs[4 * word + i];
         }
-        __builtin_memcpy(to, turned, sizeof(turned));
+        __builtin_memcpy(to, transposed, sizeof(transposed));
     } else {
-        float values[int4_tile], turned[int4_tile];
+        float values[int4_tile], transposed[int4_tile];
         for (int i = 0; i < int4_tile; i += lanes) store(values + i, load(tile + i));
         for (int nibble = 0; nibble < 8; ++nibble) {
             for (int word = 0; word < lanes; ++word) {
-                turned[nibble * lanes + word] = values[8 * word + int4_order[nibble]];
+                transposed[nibble * lanes + word] = values[8 * word + int4_order[nibble]];
             }
         }
-        __builtin_memcpy(to, turned, sizeof(turned));
+        __builtin_memcpy(to, transposed, sizeof(transposed));
     }
 }
 

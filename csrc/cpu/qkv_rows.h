@@ -1,5 +1,5 @@
-// The rows of q, k and v, their bias, RoPE, and the way into the cache: what qkv_gemv and int4_qkv_gemv
-// share.
+// The loop over the rows of q, k and v, with bias, RoPE and the append to the cache, shared by qkv_gemv and
+// int4_qkv_gemv.
 #pragma once
 
 #include "cpu/gemv_rows.h"
@@ -7,8 +7,8 @@
 
 namespace pykernels::cpu::PYKERNELS_ISA {
 
-// A chunk is a run of dimensions of one head: for q and k the rows d and d + head_dim / 2 come together,
-// because RoPE turns them as a pair.
+// A chunk is a run of dimensions of one head. Rows d and d + head_dim / 2 are in one chunk, because RoPE
+// rotates them together.
 template <int batch, class T, class Rows, class Params>
 class QkvRows {
   public:
@@ -44,7 +44,7 @@ class QkvRows {
   private:
     // The pairs [first, last) of one head, written to out + offset + b * batch_stride + position[b] *
     // slot_stride.
-    void rows(const Rows& weight, const void* bias_, int64_t head, int64_t first, int64_t last, bool turn,
+    void rows(const Rows& weight, const void* bias_, int64_t head, int64_t first, int64_t last, bool rotated,
               T* out, int64_t offset, int64_t batch_stride, int64_t slot_stride) const {
         const auto* bias = bias_ ? static_cast<const T*>(bias_) + head * dim_ : nullptr;
         const int64_t half = dim_ / 2, row = head * dim_;
@@ -62,7 +62,7 @@ class QkvRows {
             for (int64_t d = first; d < last; ++d) {
                 float a = low[b][d - first] + (bias ? to_float(bias[d]) : 0.0f);
                 float c = high[b][d - first] + (bias ? to_float(bias[half + d]) : 0.0f);
-                if (turn) rotate(angles, d, half, a, c);
+                if (rotated) rotate(angles, d, half, a, c);
                 from_float(a, to + d);
                 from_float(c, to + half + d);
             }
@@ -76,7 +76,7 @@ class QkvRows {
     int64_t dim_, pairs_, chunks_per_head_;
 };
 
-// q out, k and v appended to the cache. A Rows is a weight as gemv.h has it.
+// q out, k and v appended to the cache. Rows is a weight as in gemv_rows.h.
 template <int batch, class T, class Rows, class Params>
 inline void qkv_rows(const Params& params, const Rows& q, const Rows& k, const Rows& v, int64_t row_bytes) {
     const QkvRows<batch, T, Rows, Params> kernel(params, q, k, v, row_bytes);

@@ -1,12 +1,12 @@
-// RMSNorm of one row, shared by the op and by the GEMVs that take their norm in.
+// RMSNorm of one row, shared by the op and by the GEMVs with a fused norm.
 #pragma once
 
 #include "cpu/simd.h"
 
 namespace pykernels::cpu::PYKERNELS_ISA {
 
-// out[i] = x[i] / sqrt(mean(x^2) + eps) * weight[i]. A row is a few KB: one thread is done before two have
-// met.
+// out[i] = x[i] / sqrt(mean(x^2) + eps) * weight[i]. A row is a few KB: one thread finishes before a second
+// would have started.
 template <class T>
 inline void rmsnorm_row(const T* x, const T* weight, int64_t n, float eps, T* out) {
     F32 acc[2] = {};

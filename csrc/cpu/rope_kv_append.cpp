@@ -1,4 +1,4 @@
-// rope_kv_append: q and k turned by their position's angles, k and v appended to the cache.
+// rope_kv_append: q and k rotated by their position's angles, k and v appended to the cache.
 //
 // Bytes: q, k, v and one row of angles in, q and one slot of each cache out: a few KB, so one thread does it.
 #include "cpu/kernels.h"

@@ -1,4 +1,5 @@
-// silu_mul: out = silu(gate) * up. Under 150 KB each at batch 1: one thread is done before two have met.
+// silu_mul: out = silu(gate) * up. Under 150 KB each at batch 1: one thread finishes before a second would
+// have started.
 #include "cpu/elementwise.h"
 #include "cpu/kernels.h"
 

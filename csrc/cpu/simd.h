@@ -66,7 +66,6 @@ inline To bit_copy(From from) {
 }
 
 // --- one value
-// ----------------------------------------------------------------------------------------------
 
 inline float to_float(float value) {
     return value;
@@ -123,7 +122,6 @@ inline void from_float(float value, Fp16* out) {
 }
 
 // --- vectors
-// ------------------------------------------------------------------------------------------------
 
 inline F32 load(const float* from) {
     F32 value;
@@ -217,7 +215,7 @@ inline F32 exp2(F32 x) {
     return p * bit_copy<F32>((half + 127) << 23) * bit_copy<F32>((n - half + 127) << 23);
 }
 
-constexpr float log2_e = 1.44269504f;
+constexpr float log2_e = 1.44269504f;  // exp(x) = exp2(x * log2_e)
 
 // x / (1 + exp(-x))
 inline F32 silu(F32 x) {
@@ -229,7 +227,7 @@ inline float silu(float x) {
     return silu(value)[0];
 }
 
-// For bytes that are read once: they pass the outer caches by, which streams 5% faster on Zen 5.
+// PREFETCHNTA, for data that is read once: it does not displace the L2 and L3. 5% faster on Zen 5.
 inline void prefetch_once(const void* address) {
     __builtin_prefetch(address, 0, 0);
 }

@@ -1,8 +1,8 @@
-// The kernels' own threads. The calling thread takes part; workers spin for some tens of microseconds after
-// their last work, so that the ops of one layer find them awake, and then sleep: torch's threads share the
-// cores.
+// The kernels' thread pool. The calling thread takes part. Workers spin for some tens of microseconds after
+// their last chunk, so that they are awake for the next op of a layer, and then sleep: torch's threads share
+// the cores.
 //
-// Chunks are claimed one by one, so a core that is slow for the moment does not hold up the others.
+// Chunks are claimed one by one, so that a slow core does not delay the others.
 #pragma once
 
 #include <cstdint>

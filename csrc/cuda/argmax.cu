@@ -8,7 +8,7 @@
 // Fewest bytes: the logits, once. lm_head has just written them, so they are in the L2. Limit: latency.
 //
 // It writes token, position and kv_len. A kernel that reads them ahead of griddepcontrol.wait must not be the
-// programmatic launch right behind it.
+// PDL launch right behind it.
 #include <cmath>
 #include <cstdint>
 

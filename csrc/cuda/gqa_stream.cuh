@@ -104,7 +104,7 @@ class BulkStream {
           ring_(ring + warp() * warp_bytes),
           barriers_(reinterpret_cast<Mbarrier*>(ring + gqa_warps * warp_bytes) + warp() * slots) {}
 
-    // The first tile is issued before kv_len is known. Not in a programmatic launch: the tile with the newest
+    // The first tile is issued before kv_len is known. Not in a PDL launch: the tile with the newest
     // key must wait for the producer, and there is time.
     __device__ __forceinline__ void start() {
         if (lane() == 0) {

@@ -168,7 +168,7 @@ struct Int4GemvFastPlan {
     int k_tiles;                     // of a row tile
     int group_shift;                 // a group is 2^group_shift times 128 columns
     bool zeros, programmatic;
-    int stages_ahead_of_x;                // issued before griddepcontrol.wait in a programmatic launch
+    int stages_ahead_of_x;                // issued before griddepcontrol.wait in a PDL launch
     int finish_lanes_log2;                // log2 of the lanes that add the partials of one row pair
     Int4Divisor by_k_tiles, by_items[2];  // by_items: of a block with block_pairs, of one with one more
     // Shared memory of a block, in this order: each warp's stages, the partial sums (a slot for each warp's
@@ -202,7 +202,7 @@ inline Int4GemvFastPlan plan_int4_gemv_fast(const Int4GemvSizes& sizes, bool in_
     for (const int i : {0, 1})
         plan.by_items[i] = int4_divisor(int4_row_tiles(plan.block_pairs + i) * plan.k_tiles);
     // At most four items a warp and no norm, as for the output projection behind attention: half the warps
-    // are as fast and leave registers for a block of another kernel. In a programmatic launch this block then
+    // are as fast and leave registers for a block of another kernel. In a PDL launch this block then
     // becomes resident and prefetches weights while the attention kernel still runs. Other launches use the
     // same plan, so that results are bitwise the same.
     const bool half_of_warps = !sizes.norm && items > int4_max_warps && items <= 4 * int4_max_warps;

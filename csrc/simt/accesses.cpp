@@ -61,8 +61,8 @@ Grid& Executor::grid_of(Unit unit) {
     return **(after - 1);
 }
 
-// May the thread share memory with what that unit did before? `fresh`: it looks past the first-level cache,
-// or writes.
+// Whether the thread may share memory with what that unit did before. `fresh`: the access bypasses the L1, or
+// is a store.
 void Executor::check_order(Thread& thread, Unit unit, bool fresh, bool atomic, const char* action,
                            const char* before, const Access& access, Site site) {
     const size_t offset = access.first * granule_bytes, bytes = access.buffer->bytes;
@@ -91,7 +91,7 @@ void Executor::check_order(Thread& thread, Unit unit, bool fresh, bool atomic, c
     } else if (theirs.unfenced) {
         missing = "which stored it without a fence before its atomic";
     } else if (!fresh) {
-        missing = "by a load that may find an old value in the first-level cache; load_fresh() does not";
+        missing = "by a load that may find an old value in the L1; load_fresh() does not";
     }
     if (missing) {
         fail(FaultKind::unordered_blocks, site,

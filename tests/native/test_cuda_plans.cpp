@@ -165,7 +165,7 @@ void test_int4_plan(const char* what, const Int4GemvSizes& sizes, const Device& 
     for (const int offset :
          {scales, zeros, sums, squares, x, plan.scale_pitch, plan.zero_pitch, plan.x_pitch})
         CHECK(offset % 16 == 0, "%s: %d", context("alignment"), offset);
-    // Eight rows lie in different banks: an odd number of 16 bytes, and for x of 64 bytes.
+    // Eight rows have no bank conflict: an odd number of 16 bytes, and for x of 64 bytes.
     CHECK(plan.scale_pitch % 32 == 16 && plan.zero_pitch % 32 == (sizes.zeros ? 16 : 0) &&
               int4_k_tile_pitch % 128 == 16 && plan.x_pitch % 128 == 64,
           "%s", context("banks"));
@@ -379,10 +379,10 @@ void test_gqa_plan(const Model& model, int batch, int max_len, const Device& dev
           context("counters"));
     CHECK(gqa_workspace_bytes(plan, head_dim) >= gqa_counter_bytes(plan) + slots * gqa_slot_floats * 4, "%s",
           context("workspace"));
-    // An op is bound once and run with and without programmatic launches: on one workspace.
+    // An op is bound once and run with and without PDL launches: on one workspace.
     const GqaPlan other = plan_gqa_decode(params, device.sm_count, device.shared_bytes, device.sm_90, true);
     CHECK(gqa_workspace_bytes(other, head_dim) == gqa_workspace_bytes(plan, head_dim), "%s",
-          context("workspace of a programmatic launch"));
+          context("workspace of a PDL launch"));
 }
 
 // Where they were measured to be faster (docs/kernels.md).

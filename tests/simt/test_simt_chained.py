@@ -21,7 +21,7 @@ def names_with(part: str) -> list:
 
 
 def copy(dev: Device, source: Tensor, to: Tensor) -> None:
-    """Queue a programmatic launch that copies a tensor. `add` lets the next launch start before it has written;
+    """Queue a PDL launch that copies a tensor. `add` lets the next launch start before it has written;
     integers go by ceiling_copy, which does not, but leaves them as unordered."""
     if source.dtype.is_floating_point:
         zeros = padded(dev, torch.zeros_like(source))

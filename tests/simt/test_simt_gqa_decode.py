@@ -138,7 +138,7 @@ def test_scores_that_overflow_an_exponential(favourite, arch):
 
 
 # In the longest cache K and V come by bulk copies; its 3 splits have 384 keys a round of tiles. So they do in the
-# programmatic launch where clusters are few and the cache is whole tiles: 2 splits of 304 slots, 8 of 1040.
+# PDL launch where clusters are few and the cache is whole tiles: 2 splits of 304 slots, 8 of 1040.
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize(
     ("newest", "max_len"),

@@ -67,7 +67,7 @@ def test_the_fast_path_with_fewer_warps(batch, shared_kb):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("exponent", [-108, -60, -24, 0, 12, 15, 60, 108])
 def test_x_of_any_magnitude(exponent, dtype):
-    """x is brought to whole numbers by a power of two of its own every 128 columns."""
+    """x is scaled to integers by one power of two per 128 columns."""
     if dtype == torch.float16 and not -24 <= exponent <= 12:
         pytest.skip("float16 has no such numbers")
     weight = int4(9, 512, dtype=dtype, seed=4)

@@ -120,7 +120,7 @@ def test_two_recordings_at_once():
 
 @pytest.mark.parametrize("seed", range(6))
 def test_launches_one_after_another(seed):
-    """A chain of programmatic launches, whose blocks overlap: records lie launch by launch."""
+    """A chain of PDL launches, whose blocks overlap: records lie launch by launch."""
     dtype, layers, replays = torch.bfloat16, 2, 3
     x, norm = randn(1, 512, dtype=dtype), randn(512, dtype=dtype, seed=1)
     wide, narrow = randn(96, 512, dtype=dtype, seed=2), randn(512, 96, dtype=dtype, seed=3)
