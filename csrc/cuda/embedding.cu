@@ -17,7 +17,9 @@ __global__ void __launch_bounds__(threads)
     wait_for_producers();
     timestamps.mark(TimestampPoint::producers_done);
     launch_dependents();
-    const int64_t token = load(params.token + blockIdx.x);
+    // As clamp_index(), of 64 bits.
+    const auto token = static_cast<int64_t>(
+        min(static_cast<uint64_t>(load(params.token + blockIdx.x)), static_cast<uint64_t>(params.vocab - 1)));
     const auto* row = static_cast<const Element*>(params.table) + token * row_elements;
     auto* out = static_cast<Element*>(params.out) + int64_t{blockIdx.x} * row_elements;
     for (int i = static_cast<int>(threadIdx.x); i < row_elements; i += threads) store(out + i, load(row + i));

@@ -90,7 +90,8 @@ __global__ void __launch_bounds__(gqa_threads, 1)
         }
         async_commit();
     };
-    const int kv_len = load(params.kv_len + work.sequence);
+    const int kv_len =
+        clamp_index(static_cast<uint32_t>(load(params.kv_len + work.sequence)) - 1u, params.max_len) + 1;
     if (!plan.programmatic) fetch_q();
 
     const Tiles<T> tiles = {static_cast<const T*>(params.k_cache) + cache_offset,

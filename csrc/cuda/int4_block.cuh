@@ -204,10 +204,11 @@ struct Int4Block {
             float sum = 0;
             for (int i = thread_column(); i < phase.columns; i += thread_columns()) {
                 uint4 values = copied ? load(reinterpret_cast<const uint4*>(to + i))
-                                      : gather(x, order, phase.column + i);
+                                      : gather(x, order, phase.column + i, Op::width(params));
                 if (norm_weight) {
-                    const uint4 norm = copied ? load(reinterpret_cast<const uint4*>(x_row(shared, batch) + i))
-                                              : gather(norm_weight, order, phase.column + i);
+                    const uint4 norm = copied
+                                           ? load(reinterpret_cast<const uint4*>(x_row(shared, batch) + i))
+                                           : gather(norm_weight, order, phase.column + i, Op::width(params));
                     Floats8 v = unpack8<T>(values);
                     const Floats8 w = unpack8<T>(norm);
                     sum = dot8(v, v, sum);
@@ -233,13 +234,16 @@ struct Int4Block {
         return static_cast<int>(blockDim.x) * vector_elements;
     }
 
-    __device__ static __forceinline__ uint4 gather(const T* row, const int32_t* perm, int column) {
+    // Columns column to column + 7 in the order of perm, if any; row has `width` columns.
+    __device__ static __forceinline__ uint4 gather(const T* row, const int32_t* perm, int column, int width) {
         uint32_t words[4];
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
             const int even = column + 2 * i, odd = even + 1;
-            words[i] = load(row + (perm ? load(perm + even) : even)).bits |
-                       static_cast<uint32_t>(load(row + (perm ? load(perm + odd) : odd)).bits) << 16;
+            words[i] =
+                load(row + (perm ? clamp_index(load(perm + even), width) : even)).bits |
+                static_cast<uint32_t>(load(row + (perm ? clamp_index(load(perm + odd), width) : odd)).bits)
+                    << 16;
         }
         return make_uint4(words[0], words[1], words[2], words[3]);
     }

@@ -39,6 +39,12 @@ __device__ __forceinline__ Fp16 from_float<Fp16>(float value) {
     return {float_to_fp16(value)};
 }
 
+// An index that comes from memory, clamped to [0, size): what is outside, negative too, becomes the last. It
+// keeps a wrong value's accesses inside the tensor; runtime/ranges.h finds the value.
+__device__ __forceinline__ int clamp_index(uint32_t index, int size) {
+    return static_cast<int>(min(index, static_cast<uint32_t>(size - 1)));
+}
+
 // The two elements of a 32-bit word, the lower address first.
 __device__ __forceinline__ float2 unpack(uint32_t word, Bf16) {
     return make_float2(bits_to_float(word << 16), bits_to_float(word & 0xffff0000u));
