@@ -18,6 +18,11 @@ constexpr int64_t dtype_bytes(Dtype dtype) {
 
 constexpr int max_batch = 8;
 
+// No dimension of an op's tensor is larger, but for buffers counted in 64 bits (add, the ceilings). It lets
+// kernels compute in 32 bits: max_batch rows of the largest size in float32 are 2^29 bytes, and a head's
+// cache of the largest max_len and a head_dim of 128 has 2^31 elements.
+constexpr int64_t max_size = int64_t{1} << 24;
+
 // out = x / sqrt(mean(x^2) + eps) * weight
 struct RmsnormParams {
     const void* x;       // [batch, hidden]

@@ -6,13 +6,16 @@ falls into. Tensors the function closes over become constants of the tape; Pytho
 """
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.fx import Node
 from torch.fx.experimental.proxy_tensor import make_fx
+
+from pykernels import _runtime
 
 _ops = torch.ops.pykernels
 
@@ -127,9 +130,19 @@ def timed_loop(tapes: Sequence[Tape], warmup: int, steps: int, repeats: int = 1)
     """
     _check(tapes, warmup, steps, repeats)
     samples_us = torch.zeros(steps, dtype=torch.float64)
-    with torch.inference_mode():
+    with torch.inference_mode(), _interruptible():
         _ops.tape_timed_loop([tape._id for tape in tapes], warmup, repeats, samples_us)
     return samples_us.numpy()
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """The loop's exception becomes what a signal's handler raised meanwhile: KeyboardInterrupt for Ctrl-C."""
+    try:
+        yield
+    except RuntimeError:
+        _runtime.raise_interrupt()
+        raise
 
 
 def _check(tapes: Sequence[Tape], warmup: int, steps: int, repeats: int) -> None:
@@ -152,6 +165,6 @@ def cuda_timed_loop(
     _check(tapes, warmup, steps, repeats)
     samples_us = torch.zeros(steps, dtype=torch.float64)
     ids = [tape._id for tape in tapes]
-    with torch.inference_mode():
+    with torch.inference_mode(), _interruptible():
         _ops.tape_cuda_timed_loop(ids, stream.device_index, stream.cuda_stream, warmup, repeats, host, samples_us)
     return samples_us.numpy()

@@ -11,6 +11,7 @@ A program is a list of ops with bound arguments. It is recorded from the calls o
 Recording checks the arguments as a call does, computes nothing and keeps the tensors alive.
 """
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -48,16 +49,24 @@ isas_supported = _runtime.supported_isas
 def record() -> Iterator[Program]:
     """Record this thread's calls of ``pykernels.ops`` into the program it yields.
 
+    The program keeps the tensors' memory. It reads the values of index tensors (``position``, ``kv_len``, ``token``,
+    ``perm``) each time it runs.
+
     Give ``out=`` (and ``workspace=``) to read results later: a program writes where its recording pointed.
-    Raises RuntimeError when this thread is recording already.
+    Raises RuntimeError when this thread is recording already, and, the recording ended, when the context is left in
+    another thread than it was entered in.
     """
     if _runtime.is_recording():
         raise RuntimeError("pykernels.runtime.record: this thread is recording already")
     program = Program()
+    thread = threading.get_ident()
     _runtime.set_recording(program)
     try:
         yield program
     finally:
+        if threading.get_ident() != thread:
+            program.end_recording()
+            raise RuntimeError("pykernels.runtime.record: entered in one thread and left in another")
         _runtime.set_recording(None)
 
 
@@ -91,6 +100,23 @@ def timed_ops(programs: Sequence[Program], warmup: int, steps: int) -> np.ndarra
     Returns float64 [steps, ops of a program], microseconds.
     """
     return _runtime.timed_ops(list(programs), warmup, steps)
+
+
+@contextmanager
+def range_checks() -> Iterator[None]:
+    """Check the values of index tensors at every launch on CUDA too, in all threads; on a CPU they always are.
+
+    Positions, lengths, tokens and permutations out of range then raise ValueError, which names the op and the argument.
+    Without it CUDA kernels clamp them, so that no access leaves a tensor, and compute something else than was meant.
+    Each launch that reads such a tensor waits for the device, and launches of a captured graph are not checked. The
+    environment variable PYKERNELS_CHECK_RANGES=1 does the same for a whole process.
+    """
+    before = _runtime.range_checks()
+    _runtime.set_range_checks(True)
+    try:
+        yield
+    finally:
+        _runtime.set_range_checks(before)
 
 
 @contextmanager

@@ -137,6 +137,13 @@ const Argument& Argument::like(const Argument& other) const {
     return same_device(other);
 }
 
+int32_t Argument::size32(size_t dim) const {
+    if (sizes_[dim] > max_size) {
+        fail("of sizes up to " + std::to_string(max_size), shape_text(sizes_, rank_));
+    }
+    return static_cast<int32_t>(sizes_[dim]);
+}
+
 Dtype Argument::dtype() const {
     switch (type_) {
         case ScalarType::Float:
@@ -158,17 +165,6 @@ void check_no_overlap(const Argument& written, std::initializer_list<const Argum
         const char* other_begin = static_cast<const char*>(other->data());
         if (begin < other_begin + other->bytes() && other_begin < end) {
             written.fail("memory of its own", std::string("memory that overlaps ") + other->name());
-        }
-    }
-}
-
-void check_range(const Argument& values, int64_t low, int64_t high, const char* why) {
-    for (int64_t i = 0; i < values.size(0); ++i) {
-        const int64_t value =
-            values.bytes() / values.size(0) == 8 ? values.values<int64_t>()[i] : values.values<int32_t>()[i];
-        if (value < low || value > high) {
-            values.fail("in [" + std::to_string(low) + ", " + std::to_string(high) + "] (" + why + ")",
-                        std::to_string(value) + " for sequence " + std::to_string(i));
         }
     }
 }

@@ -45,7 +45,9 @@ class Argument {
 
     const char* name() const { return name_; }
     int64_t size(size_t dim) const { return sizes_[dim]; }
+    int32_t size32(size_t dim) const;  // fails above max_size
     size_t rank() const { return rank_; }
+    ScalarType scalar_type() const { return type_; }
     Dtype dtype() const;  // fails unless float32, bfloat16 or float16
     int64_t bytes() const { return bytes_; }
     void* data() const { return data_; }
@@ -90,8 +92,5 @@ class OptionalArgument {
 
 // `written` shares no byte with any of `others`.
 void check_no_overlap(const Argument& written, std::initializer_list<const Argument*> others);
-
-// values[i] is in [low, high] for each of `count` values: only where the host can read them.
-void check_range(const Argument& values, int64_t low, int64_t high, const char* why);
 
 }  // namespace pykernels::binding

@@ -46,6 +46,7 @@ struct TapeCall {
 class Tape {
   public:
     int64_t add_slot(const Tensor& tensor) {
+        const std::lock_guard lock(running_);
         slots_.push_back(tensor);
         return static_cast<int64_t>(slots_.size()) - 1;
     }
@@ -53,6 +54,7 @@ class Tape {
     // Returns the slot of the first result.
     int64_t add_call(std::string op, std::string overload, std::vector<TapeArgument> arguments,
                      int64_t n_results) {
+        const std::lock_guard lock(running_);
         TapeCall call{std::move(op),
                       std::move(overload),
                       std::move(arguments),
@@ -66,7 +68,9 @@ class Tape {
         return calls_.back().first_result;
     }
 
+    // One run at a time: slots and stack belong to the tape.
     void run() {
+        const std::lock_guard lock(running_);
         for (const TapeCall& call : calls_) {
             if (call.is_add) {
                 run_add(call);
@@ -77,7 +81,10 @@ class Tape {
     }
 
     size_t calls() const { return calls_.size(); }
-    const Tensor& slot(int64_t index) const { return slots_.at(static_cast<size_t>(index)); }
+    Tensor slot(int64_t index) {
+        const std::lock_guard lock(running_);
+        return slots_.at(static_cast<size_t>(index));
+    }
 
   private:
     const Tensor& slot_of(const TapeArgument& argument) const {
@@ -134,6 +141,7 @@ class Tape {
     std::vector<Tensor> slots_;
     std::vector<TapeCall> calls_;
     std::vector<StableIValue> stack_;
+    std::mutex running_;
 };
 
 // Tapes are named by numbers: the stable ABI registers no classes.
@@ -203,7 +211,7 @@ void tape_timed_loop(const std::vector<int64_t>& ids, int64_t warmup, int64_t re
     const auto rotation = find_all(ids);
     size_t next = 0;
     time_steps(
-        [&](int64_t) {
+        [&] {
             rotation[next]->run();
             if (++next == rotation.size()) next = 0;
         },

@@ -4,10 +4,12 @@
 
 #include <dlfcn.h>
 
-#include <algorithm>
 #include <memory>
 #include <utility>
 #include <vector>
+
+#include "binding/autograd.h"
+#include "runtime/ranges.h"
 
 namespace pykernels::binding {
 namespace {
@@ -34,10 +36,64 @@ void* current_stream(int device) {
 }
 #endif
 
+void check_no_overlaps(Arguments read, Arguments written, const Argument* workspace) {
+    if (workspace) {
+        check_no_overlap(*workspace, read);
+        check_no_overlap(*workspace, written);
+    }
+    for (const Argument* const* output = written.begin(); output != written.end(); ++output) {
+        if (*output == nullptr) continue;
+        check_no_overlap(**output, read);
+        for (const Argument* const* other = output + 1; other != written.end(); ++other)
+            check_no_overlap(**output, {*other});
+    }
+}
+
+// A tensor of an op of a program: an alias, which holds the storage whatever becomes of the tensor.
+class TensorMemory : public Memory {
+  public:
+    TensorMemory(const char* op, const Argument& argument)
+        : name_(std::string("pykernels::") + op + ": " + argument.name()),
+          alias_(alias(argument.tensor())),
+          data_(argument.data()),
+          storage_bytes_(storage_bytes(alias_)) {}
+
+    bool is_unchanged() const override {
+        return alias_.data_ptr() == data_ && storage_bytes(alias_) >= storage_bytes_;
+    }
+    std::string changed() const override {
+        return name_ + " was resized after it was recorded: a program's tensors keep their memory";
+    }
+
+  private:
+    static Tensor alias(const Tensor& tensor) {
+        const auto sizes = tensor.sizes();
+        const auto strides = tensor.strides();
+        int64_t offset = 0;
+        PYKERNELS_CHECK_TORCH(aoti_torch_get_storage_offset(tensor.get(), &offset));
+        AtenTensorHandle handle = nullptr;
+        PYKERNELS_CHECK_TORCH(aoti_torch__reinterpret_tensor(tensor.get(), static_cast<int64_t>(sizes.size()),
+                                                             sizes.data(), strides.data(), offset, &handle));
+        return Tensor(handle);
+    }
+    static int64_t storage_bytes(const Tensor& tensor) {
+        int64_t bytes = 0;
+        PYKERNELS_CHECK_TORCH(aoti_torch_get_storage_size(tensor.get(), &bytes));
+        return bytes;
+    }
+
+    std::string name_;
+    Tensor alias_;
+    void* data_;
+    int64_t storage_bytes_;
+};
+
 }  // namespace
 
-void submit(Op op, std::initializer_list<const Tensor*> tensors) {
-    const int device = cuda_device(**tensors.begin());
+void submit(Op op, Arguments read, Arguments written, const Argument* workspace) {
+    check_no_overlaps(read, written, workspace);
+    note_writes(op_name(op), read, written);
+    const int device = cuda_device((*read.begin())->tensor());
     Program* program = recording();
     if (program == nullptr) {
 #ifdef PYKERNELS_CUDA
@@ -50,11 +106,15 @@ void submit(Op op, std::initializer_list<const Tensor*> tensors) {
         launch(op, {});
         return;
     }
-    std::vector<std::shared_ptr<const void>> owners;
-    for (const Tensor* tensor : tensors) {
-        if (tensor != nullptr) owners.push_back(std::make_shared<const Tensor>(*tensor));
-    }
-    program->append(std::move(op), device, std::move(owners));
+    if (device < 0) std::visit([](const auto& params) { check_ranges(params, Target{}); }, op);
+    std::vector<std::unique_ptr<const Memory>> memory;
+    const auto keep = [&](const Argument* argument) {
+        if (argument) memory.push_back(std::make_unique<TensorMemory>(op_name(op), *argument));
+    };
+    for (const Argument* argument : read) keep(argument);
+    for (const Argument* argument : written) keep(argument);
+    keep(workspace);
+    program->append(std::move(op), device, std::move(memory));
 }
 
 void check_batch(const Argument& x) {
@@ -82,12 +142,6 @@ void RopeArguments::check(const Argument& x, int64_t n_kv_heads, int64_t head_di
     v_cache.like(x).shape_of(k_cache);
     cos_sin.type(ScalarType::Float).same_device(x).shape({-1, head_dim});
     position.type(ScalarType::Int).same_device(x).shape({x.size(0)});
-    const int64_t limit = std::min(cos_sin.size(0), k_cache.size(2));
-    if (x.tensor().is_cpu()) {
-        check_range(position, 0, limit - 1, "the slots of the cache and the rows of cos_sin");
-    }
-    check_no_overlap(k_cache, {&x, &v_cache, &cos_sin, &position});
-    check_no_overlap(v_cache, {&x, &cos_sin, &position});
 }
 
 Dtype QkvArguments::check_input() const {
@@ -116,33 +170,23 @@ void QkvArguments::check(const Argument& q_weight, double eps) const {
     }
     rope.check(x, n_kv_heads(), head_dim());
     check_eps(op_, eps);
-    check_no_overlap(out, {&x, &rope.cos_sin, &rope.position, &rope.k_cache, &rope.v_cache});
-    for (const Argument* output : written()) {
-        check_no_overlap(*output, {&norm_weight, q_bias.get(), k_bias.get(), v_bias.get()});
-    }
 }
 
-Workspace::Workspace(const char* op, MaybeTensor& given, size_t bytes, const Argument& like,
-                     std::initializer_list<const Argument*> others) {
-    if (given) {
-        Argument workspace(op, "workspace", *given);
-        workspace.type(ScalarType::Byte).shape({-1}).same_device(like);
-        if (workspace.size(0) < static_cast<int64_t>(bytes)) {
-            workspace.fail("of at least " + std::to_string(bytes) + " bytes",
-                           std::to_string(workspace.size(0)) + " bytes");
-        }
-        if (reinterpret_cast<uintptr_t>(workspace.data()) % 64 != 0) {
-            workspace.fail("64-byte aligned", "an address that is not");
-        }
-        check_no_overlap(workspace, others);
-        data_ = workspace.data();
-        bytes_ = workspace.bytes();
-    } else if (bytes > 0) {
+Workspace::Workspace(const char* op, MaybeTensor& given, size_t bytes, const Argument& like) {
+    if (!given && bytes > 0) {
         const int64_t size[] = {static_cast<int64_t>(bytes)};
         given = torch::stable::new_empty(like.tensor(), {size, 1}, ScalarType::Byte);
         if (!like.tensor().is_cpu()) torch::stable::zero_(*given);  // counters start at zero
-        data_ = given->data_ptr();
-        bytes_ = size[0];
+    }
+    if (!given) return;
+    const Argument& workspace = argument_.emplace(op, "workspace", *given);
+    workspace.type(ScalarType::Byte).shape({-1}).same_device(like);
+    if (workspace.size(0) < static_cast<int64_t>(bytes)) {
+        workspace.fail("of at least " + std::to_string(bytes) + " bytes",
+                       std::to_string(workspace.size(0)) + " bytes");
+    }
+    if (reinterpret_cast<uintptr_t>(workspace.data()) % 64 != 0) {
+        workspace.fail("64-byte aligned", "an address that is not");
     }
 }
 

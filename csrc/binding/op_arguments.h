@@ -2,7 +2,6 @@
 // to the launcher.
 #pragma once
 
-#include <array>
 #include <cstddef>
 
 #include "binding/checks.h"
@@ -12,17 +11,24 @@ namespace pykernels::binding {
 
 using MaybeTensor = std::optional<Tensor>;
 
-inline int32_t narrow(int64_t size) {
-    return static_cast<int32_t>(size);
-}
+// The caller's workspace, checked, or a new one of `bytes` bytes, which is put into `given`.
+class Workspace {
+  public:
+    Workspace(const char* op, MaybeTensor& given, size_t bytes, const Argument& like);
+    void* data() const { return argument_ ? argument_->data() : nullptr; }
+    int64_t bytes() const { return argument_ ? argument_->bytes() : 0; }
+    const Argument* argument() const { return argument_ ? &*argument_ : nullptr; }
 
-inline const Tensor* pointer(const MaybeTensor& tensor) {
-    return tensor ? &*tensor : nullptr;
-}
+  private:
+    std::optional<Argument> argument_;
+};
 
-// Launches the op, or appends it to the program that this thread records. The first tensor's device is the
-// op's.
-void submit(Op op, std::initializer_list<const Tensor*> tensors);
+using Arguments = std::initializer_list<const Argument*>;  // null: absent
+
+// What every op does with its checked arguments: what it writes may overlap nothing else, autograd is told
+// (autograd.h), and the op is launched, or appended to the program that this thread records. The device is
+// that of the first read argument; `read` has all that are read.
+void submit(Op op, Arguments read, Arguments written, const Argument* workspace = nullptr);
 
 void check_batch(const Argument& x);
 void check_eps(const char* op, double eps);
@@ -68,9 +74,6 @@ class QkvArguments {
     int64_t head_dim() const { return rope.k_cache.size(3); }
     int64_t kv_rows() const { return n_kv_heads() * head_dim(); }
 
-    // What the op writes beside its workspace; no weight may overlap any of it.
-    std::array<const Argument*, 3> written() const { return {&out, &rope.k_cache, &rope.v_cache}; }
-
     // The fields of QkvGemvParams and Int4QkvGemvParams that come of these arguments.
     template <class Params>
     void fill(Params& params, double eps, Dtype dtype) const {
@@ -84,13 +87,13 @@ class QkvArguments {
         params.q_out = out.data();
         params.k_cache = rope.k_cache.data();
         params.v_cache = rope.v_cache.data();
-        params.batch = narrow(x.size(0));
-        params.hidden = narrow(hidden());
-        params.n_heads = narrow(out.size(1));
-        params.n_kv_heads = narrow(n_kv_heads());
-        params.head_dim = narrow(head_dim());
-        params.max_len = narrow(rope.k_cache.size(2));
-        params.max_position = narrow(rope.cos_sin.size(0));
+        params.batch = x.size32(0);
+        params.hidden = x.size32(1);
+        params.n_heads = out.size32(1);
+        params.n_kv_heads = rope.k_cache.size32(1);
+        params.head_dim = rope.k_cache.size32(3);
+        params.max_len = rope.k_cache.size32(2);
+        params.max_position = rope.cos_sin.size32(0);
         params.eps = static_cast<float>(eps);
         params.dtype = dtype;
     }
@@ -101,19 +104,6 @@ class QkvArguments {
 
   private:
     const char* op_;
-};
-
-// The caller's workspace, checked, or a new one of `bytes` bytes.
-class Workspace {
-  public:
-    Workspace(const char* op, MaybeTensor& given, size_t bytes, const Argument& like,
-              std::initializer_list<const Argument*> others);
-    void* data() const { return data_; }
-    int64_t bytes() const { return bytes_; }
-
-  private:
-    void* data_ = nullptr;
-    int64_t bytes_ = 0;
 };
 
 }  // namespace pykernels::binding

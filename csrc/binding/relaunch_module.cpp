@@ -47,7 +47,10 @@ py::array_t<double> cuda_timed_relaunches(const std::vector<RelaunchPointer>& re
                                           int64_t warmup, int64_t count, int64_t repeats, bool host) {
     if (relaunches.empty()) throw std::invalid_argument("relaunches must hold at least one, got none");
     std::vector<NodeStep> steps;
-    for (const auto& relaunch : relaunches) steps.emplace_back(relaunch.get());
+    for (const auto& relaunch : relaunches) {
+        if (!relaunch) throw std::invalid_argument("relaunches must hold no None");
+        steps.emplace_back(relaunch.get());
+    }
     return time_on_cuda(steps, relaunches[0]->cuda_device(), stream, warmup, count, repeats, host);
 }
 

@@ -8,6 +8,7 @@
 
 #include "binding/timed_arrays.h"
 #include "runtime/program.h"
+#include "runtime/ranges.h"
 #include "runtime/timed_loop.h"
 #include "timestamps.h"
 
@@ -19,7 +20,30 @@ void bind_cuda_trace(py::module_& module);  // cuda_trace_module.cpp
 #ifdef PYKERNELS_CUDA
 void bind_relaunch(py::module_& module);  // relaunch_module.cpp
 #endif
-void bind_due_clock(py::module_& module);  // due_clock_module.cpp
+void bind_due_clock(py::module_& module);   // due_clock_module.cpp
+void bind_workspaces(py::module_& module);  // workspaces_module.cpp
+
+namespace {
+
+// Ctrl-C in the loops, which run without the GIL. What a signal's handler raised waits here until the loop is
+// left.
+thread_local PyObject* raised[3] = {};
+
+bool signal_raised() {
+    const py::gil_scoped_acquire gil;
+    if (PyErr_CheckSignals() == 0) return false;
+    PyErr_Fetch(&raised[0], &raised[1], &raised[2]);
+    return true;
+}
+
+}  // namespace
+
+void raise_interrupt() {
+    if (raised[0] == nullptr) return;
+    PyErr_Restore(raised[0], raised[1], raised[2]);
+    raised[0] = raised[1] = raised[2] = nullptr;
+    throw py::error_already_set();
+}
 
 namespace {
 
@@ -30,13 +54,17 @@ struct Launch {
     ProgramPointer program;
     size_t index;
     void* stream;
-    void operator()() const { launch(program->op(index), {program->cuda_device(), stream, false}); }
+    void operator()() const {
+        program->check(index);
+        launch(program->op(index), {program->cuda_device(), stream, false});
+    }
 };
 
 std::vector<const Program*> rotation(const std::vector<ProgramPointer>& programs) {
-    if (programs.empty()) throw std::invalid_argument("programs must hold at least one program, got none");
+    check_given(programs, "program");
     std::vector<const Program*> pointers;
     for (const auto& program : programs) {
+        program->check();
         if (program->size() == 0)
             throw std::invalid_argument("programs must not be empty, got one without ops");
         if (program->cuda_device() != programs[0]->cuda_device())
@@ -44,6 +72,12 @@ std::vector<const Program*> rotation(const std::vector<ProgramPointer>& programs
         pointers.push_back(program.get());
     }
     return pointers;
+}
+
+// The ops of a program that another thread is recording may move at any time.
+void check_readable(const Program& program) {
+    if (program.is_recording() && recording() != &program)
+        throw std::runtime_error("the program is being recorded by another thread");
 }
 
 // The host's clock tells nothing of a device.
@@ -59,8 +93,7 @@ py::array_t<double> timed_loop_array(const std::vector<ProgramPointer>& programs
     check_on_cpu(programs);
     py::array_t<double> samples_us(steps);
     double* data = samples_us.mutable_data();
-    py::gil_scoped_release release;
-    timed_loop(pointers, warmup, steps, repeats, data);
+    run_interruptibly([&] { timed_loop(pointers, warmup, steps, repeats, data); });
     return samples_us;
 }
 
@@ -76,8 +109,7 @@ py::array_t<double> timed_ops_array(const std::vector<ProgramPointer>& programs,
     }
     py::array_t<double> samples_us({static_cast<size_t>(steps), n_ops});
     double* data = samples_us.mutable_data();
-    py::gil_scoped_release release;
-    timed_ops(pointers, warmup, steps, data);
+    run_interruptibly([&] { timed_ops(pointers, warmup, steps, data); });
     return samples_us;
 }
 
@@ -133,7 +165,8 @@ py::array_t<double> cuda_timed_programs(const std::vector<ProgramPointer>& progr
 
 py::array_t<double> cuda_timed_graphs(const std::vector<std::shared_ptr<CudaGraph>>& graphs, uintptr_t stream,
                                       int64_t warmup, int64_t count, int64_t repeats, bool host) {
-    if (graphs.empty()) throw std::invalid_argument("graphs must hold at least one graph, got none");
+    check_given(graphs, "graph");
+    for (const auto& graph : graphs) graph->check();
     std::vector<GraphStep> steps;
     for (const auto& graph : graphs) steps.emplace_back(graph.get());
     return time_on_cuda(steps, graphs[0]->cuda_device(), stream, warmup, count, repeats, host);
@@ -180,13 +213,16 @@ PYBIND11_MODULE(_runtime, module) {
         .def(
             "run",
             [](const Program& program, uintptr_t stream, bool programmatic) {
+                program.check();
                 program.run(stream_of(stream), programmatic);
             },
             py::arg("stream") = 0, py::arg("programmatic") = false, py::call_guard<py::gil_scoped_release>())
+        .def("end_recording", &Program::end_recording)
         .def_property_readonly("cuda_device", &Program::cuda_device)
         .def("__len__", &Program::size)
         .def_property_readonly("ops",
                                [](const Program& program) {
+                                   check_readable(program);
                                    std::vector<std::string> names;
                                    for (size_t i = 0; i < program.size(); ++i)
                                        names.emplace_back(op_name(program.op(i)));
@@ -195,6 +231,7 @@ PYBIND11_MODULE(_runtime, module) {
         .def(
             "launchers",
             [](const ProgramPointer& program, uintptr_t stream) {
+                check_readable(*program);
                 std::vector<Launch> launchers;
                 for (size_t i = 0; i < program->size(); ++i)
                     launchers.push_back({program, i, stream_of(stream)});
@@ -202,8 +239,11 @@ PYBIND11_MODULE(_runtime, module) {
             },
             py::arg("stream") = 0);
 
-    module.def(
-        "set_recording", [](Program* program) { set_recording(program); }, py::arg("program").none(true));
+    module.def("set_recording", &set_recording, py::arg("program").none(true));
+    module.def("raise_interrupt", &raise_interrupt);
+    set_interrupt_check(&signal_raised);
+    module.def("set_range_checks", &set_range_checks, py::arg("enabled"));
+    module.def("range_checks", &range_checks);
     module.def("is_recording", [] { return recording() != nullptr; });
     module.def("timed_loop", &timed_loop_array, py::arg("programs"), py::arg("warmup"), py::arg("steps"),
                py::arg("repeats"));
@@ -213,13 +253,18 @@ PYBIND11_MODULE(_runtime, module) {
 #ifdef PYKERNELS_CUDA
     py::class_<CudaGraph, std::shared_ptr<CudaGraph>>(module, "CudaGraph")
         .def(py::init([](const std::vector<ProgramPointer>& programs, bool programmatic) {
+                 check_given(programs, "program");
                  return std::make_shared<CudaGraph>(
                      std::vector<std::shared_ptr<const Program>>(programs.begin(), programs.end()),
                      programmatic);
              }),
              py::arg("programs"), py::arg("programmatic") = false, py::call_guard<py::gil_scoped_release>())
         .def(
-            "replay", [](const CudaGraph& graph, uintptr_t stream) { graph.replay(stream_of(stream)); },
+            "replay",
+            [](const CudaGraph& graph, uintptr_t stream) {
+                graph.check();
+                graph.replay(stream_of(stream));
+            },
             py::arg("stream") = 0)
         .def_property_readonly("kernels", &CudaGraph::kernels);
     py::class_<StreamHold>(module, "StreamHold")
@@ -260,63 +305,5 @@ PYBIND11_MODULE(_runtime, module) {
     module.def("build_info", &build_info);
     module.def("op_names", &op_names);
 
-    module.def("gqa_decode_workspace_bytes", [](int batch, int n_heads, int n_kv_heads, int head_dim,
-                                                int max_len, int element_bytes, bool on_cuda) {
-        GqaDecodeParams params{};
-        params.batch = batch;
-        params.n_heads = n_heads;
-        params.n_kv_heads = n_kv_heads;
-        params.head_dim = head_dim;
-        params.max_len = max_len;
-        params.dtype = element_bytes == 4 ? Dtype::float32 : Dtype::bfloat16;
-#ifdef PYKERNELS_CUDA
-        if (on_cuda) return cuda::gqa_decode_workspace_bytes(params);
-#endif
-        (void)on_cuda;
-        return cpu::gqa_decode_workspace_bytes(params);
-    });
-    module.def("swiglu_gemv_workspace_bytes",
-               [](int batch, int in_features, bool has_norm, int element_bytes) {
-                   SwigluGemvParams params{};
-                   params.batch = batch;
-                   params.in_features = in_features;
-                   params.norm_weight = has_norm ? &params : nullptr;  // only whether it is null counts
-                   params.dtype = element_bytes == 4 ? Dtype::float32 : Dtype::bfloat16;
-                   return cpu::swiglu_gemv_workspace_bytes(params);
-               });
-    module.def("qkv_gemv_workspace_bytes", [](int batch, int hidden, int element_bytes) {
-        QkvGemvParams params{};
-        params.batch = batch;
-        params.hidden = hidden;
-        params.dtype = element_bytes == 4 ? Dtype::float32 : Dtype::bfloat16;
-        return cpu::qkv_gemv_workspace_bytes(params);
-    });
-    module.def("int4_gemv_workspace_bytes", [](int batch, int in_features, int n_groups) {
-        Int4GemvParams params{};
-        params.batch = batch;
-        params.in_features = in_features;
-        params.weight.n_groups = n_groups;
-        return cpu::int4_gemv_workspace_bytes(params);
-    });
-    module.def("int4_swiglu_gemv_workspace_bytes",
-               [](int batch, int in_features, int gate_groups, int up_groups, int element_bytes) {
-                   Int4SwigluGemvParams params{};
-                   params.batch = batch;
-                   params.in_features = in_features;
-                   params.gate.n_groups = gate_groups;
-                   params.up.n_groups = up_groups;
-                   params.dtype = element_bytes == 4 ? Dtype::float32 : Dtype::bfloat16;
-                   return cpu::int4_swiglu_gemv_workspace_bytes(params);
-               });
-    module.def("int4_qkv_gemv_workspace_bytes",
-               [](int batch, int hidden, int q_groups, int k_groups, int v_groups, int element_bytes) {
-                   Int4QkvGemvParams params{};
-                   params.batch = batch;
-                   params.hidden = hidden;
-                   params.q.n_groups = q_groups;
-                   params.k.n_groups = k_groups;
-                   params.v.n_groups = v_groups;
-                   params.dtype = element_bytes == 4 ? Dtype::float32 : Dtype::bfloat16;
-                   return cpu::int4_qkv_gemv_workspace_bytes(params);
-               });
+    bind_workspaces(module);
 }

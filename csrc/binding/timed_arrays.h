@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "runtime/interrupt.h"
 #ifdef PYKERNELS_CUDA
 #include "runtime/cuda_timing.h"
 #endif
@@ -33,6 +34,35 @@ inline void check_counts(int64_t warmup, int64_t steps, int64_t repeats) {
     check("repeats", repeats, 1);
 }
 
+// None among programs or graphs.
+template <class Pointer>
+void check_given(const std::vector<Pointer>& given, const char* what) {
+    if (given.empty()) {
+        throw std::invalid_argument(std::string(what) + "s must hold at least one " + what + ", got none");
+    }
+    for (size_t i = 0; i < given.size(); ++i) {
+        if (!given[i]) {
+            throw std::invalid_argument(std::string(what) + "s[" + std::to_string(i) + "] must be a " + what +
+                                        ", got None");
+        }
+    }
+}
+
+// Raises what a signal's handler raised while a loop ran, if anything (runtime_module.cpp).
+void raise_interrupt();
+
+// Runs a timed loop without the GIL; Ctrl-C ends it.
+template <class Loop>
+void run_interruptibly(Loop&& loop) {
+    try {
+        const py::gil_scoped_release release;
+        loop();
+    } catch (const Interrupted&) {
+        raise_interrupt();
+        throw;
+    }
+}
+
 #ifdef PYKERNELS_CUDA
 template <class Step>
 py::array_t<double> time_on_cuda(const std::vector<Step>& steps, int device, uintptr_t stream, int64_t warmup,
@@ -43,12 +73,13 @@ py::array_t<double> time_on_cuda(const std::vector<Step>& steps, int device, uin
     for (const Step& step : steps) pointers.push_back(&step);
     py::array_t<double> samples_us(count);
     double* data = samples_us.mutable_data();
-    py::gil_scoped_release release;
-    if (host) {
-        cuda_host_steps(device, stream_of(stream), pointers, warmup, count, data);
-    } else {
-        cuda_timed_steps(device, stream_of(stream), pointers, warmup, count, repeats, data);
-    }
+    run_interruptibly([&] {
+        if (host) {
+            cuda_host_steps(device, stream_of(stream), pointers, warmup, count, data);
+        } else {
+            cuda_timed_steps(device, stream_of(stream), pointers, warmup, count, repeats, data);
+        }
+    });
     return samples_us;
 }
 #endif

@@ -38,10 +38,9 @@ void rmsnorm(const Tensor& x_, const Tensor& weight_, double eps, const Tensor& 
     weight.like(x).shape({x.size(1)});
     out.like(x).shape_of(x);
     check_eps("rmsnorm", eps);
-    check_no_overlap(out, {&x, &weight});
-    submit(RmsnormParams{x.data(), weight.data(), out.data(), narrow(x.size(0)), narrow(x.size(1)),
+    submit(RmsnormParams{x.data(), weight.data(), out.data(), x.size32(0), x.size32(1),
                          static_cast<float>(eps), dtype},
-           {&x_, &weight_, &out_});
+           {&x, &weight}, {&out});
 }
 
 PYKERNELS_TORCH_OP(rmsnorm, "(Tensor x, Tensor weight, float eps, Tensor(a!) out) -> ()")
@@ -56,10 +55,9 @@ void gemv(const Tensor& x_, const Tensor& weight_, const MaybeTensor& bias_, con
     if (bias) bias->like(x).shape({weight.size(0)});
     if (residual) residual->like(x).shape({x.size(0), weight.size(0)});
     out.like(x).shape({x.size(0), weight.size(0)});
-    check_no_overlap(out, {&x, &weight, bias.get(), residual.get()});
-    submit(GemvParams{x.data(), weight.data(), bias.data(), residual.data(), out.data(), narrow(x.size(0)),
-                      narrow(x.size(1)), narrow(weight.size(0)), dtype},
-           {&x_, &weight_, pointer(bias_), pointer(residual_), &out_});
+    submit(GemvParams{x.data(), weight.data(), bias.data(), residual.data(), out.data(), x.size32(0),
+                      x.size32(1), weight.size32(0), dtype},
+           {&x, &weight, bias.get(), residual.get()}, {&out});
 }
 
 PYKERNELS_TORCH_OP(gemv, "(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, Tensor(a!) out) -> ()")
@@ -77,15 +75,11 @@ void rope_kv_append(const Tensor& q_, const Tensor& k_, const Tensor& v_, const 
     out.like(q).shape_of(q);
     check_heads(q, q.size(1), k.size(1), q.size(2));
     rope.check(q, k.size(1), q.size(2));
-    check_no_overlap(out, {&q, &k, &v, &rope.cos_sin, &rope.position, &rope.k_cache, &rope.v_cache});
-    check_no_overlap(rope.k_cache, {&k, &v});
-    check_no_overlap(rope.v_cache, {&k, &v});
     submit(RopeKvAppendParams{q.data(), k.data(), v.data(), rope.cos_sin.values<float>(),
                               rope.position.values<int32_t>(), out.data(), rope.k_cache.data(),
-                              rope.v_cache.data(), narrow(q.size(0)), narrow(q.size(1)), narrow(k.size(1)),
-                              narrow(q.size(2)), narrow(rope.k_cache.size(2)), narrow(rope.cos_sin.size(0)),
-                              dtype},
-           {&q_, &k_, &v_, &cos_sin_, &position_, &k_cache_, &v_cache_, &out_});
+                              rope.v_cache.data(), q.size32(0), q.size32(1), k.size32(1), q.size32(2),
+                              rope.k_cache.size32(2), rope.cos_sin.size32(0), dtype},
+           {&q, &k, &v, &rope.cos_sin, &rope.position}, {&out, &rope.k_cache, &rope.v_cache});
 }
 
 PYKERNELS_TORCH_OP(rope_kv_append,
@@ -107,27 +101,24 @@ void gqa_decode(const Tensor& q_, const Tensor& k_cache_, const Tensor& v_cache_
     if (!(std::fabs(scale) < 1e38)) {  // kernels go on in float32, with scale * log2(e)
         fail(op, "scale must be in (-1e38, 1e38), got " + std::to_string(scale));
     }
-    if (q_.is_cpu()) check_range(kv_len, 1, k_cache.size(2), "the slots of the cache");
-    check_no_overlap(out, {&q, &k_cache, &v_cache, &kv_len});
     GqaDecodeParams params{q.data(),
                            k_cache.data(),
                            v_cache.data(),
                            kv_len.values<int32_t>(),
                            out.data(),
                            nullptr,
-                           narrow(q.size(0)),
-                           narrow(q.size(1)),
-                           narrow(k_cache.size(1)),
-                           narrow(q.size(2)),
-                           narrow(k_cache.size(2)),
+                           q.size32(0),
+                           q.size32(1),
+                           k_cache.size32(1),
+                           q.size32(2),
+                           k_cache.size32(2),
                            static_cast<float>(scale),
                            dtype,
                            0};
-    const Workspace workspace(op, workspace_, workspace_bytes(params, q), q,
-                              {&q, &k_cache, &v_cache, &kv_len, &out});
+    const Workspace workspace(op, workspace_, workspace_bytes(params, q), q);
     params.workspace = workspace.data();
     params.workspace_bytes = workspace.bytes();
-    submit(params, {&q_, &k_cache_, &v_cache_, &kv_len_, &out_, pointer(workspace_)});
+    submit(params, {&q, &k_cache, &v_cache, &kv_len}, {&out}, workspace.argument());
 }
 
 PYKERNELS_TORCH_OP(gqa_decode,
@@ -140,10 +131,8 @@ void silu_mul(const Tensor& gate_, const Tensor& up_, const Tensor& out_) {
     check_batch(gate);
     up.like(gate).shape_of(gate);
     out.like(gate).shape_of(gate);
-    check_no_overlap(out, {&gate, &up});
-    submit(
-        SiluMulParams{gate.data(), up.data(), out.data(), narrow(gate.size(0)), narrow(gate.size(1)), dtype},
-        {&gate_, &up_, &out_});
+    submit(SiluMulParams{gate.data(), up.data(), out.data(), gate.size32(0), gate.size32(1), dtype},
+           {&gate, &up}, {&out});
 }
 
 PYKERNELS_TORCH_OP(silu_mul, "(Tensor gate, Tensor up, Tensor(a!) out) -> ()")
@@ -161,22 +150,12 @@ void swiglu_gemv(const Tensor& x_, const Tensor& gate_weight_, const Tensor& up_
     if (norm_weight) norm_weight->like(x).shape({x.size(1)});
     out.like(x).shape({x.size(0), gate_weight.size(0)});
     check_eps(op, eps);
-    check_no_overlap(out, {&x, &gate_weight, &up_weight, norm_weight.get()});
-    SwigluGemvParams params{x.data(),
-                            norm_weight.data(),
-                            gate_weight.data(),
-                            up_weight.data(),
-                            out.data(),
-                            nullptr,
-                            narrow(x.size(0)),
-                            narrow(x.size(1)),
-                            narrow(gate_weight.size(0)),
-                            static_cast<float>(eps),
-                            dtype};
-    params.workspace = Workspace(op, workspace_, workspace_bytes(params, x), x,
-                                 {&x, &gate_weight, &up_weight, norm_weight.get(), &out})
-                           .data();
-    submit(params, {&x_, &gate_weight_, &up_weight_, pointer(norm_weight_), &out_, pointer(workspace_)});
+    SwigluGemvParams params{
+        x.data(),    norm_weight.data(), gate_weight.data(),    up_weight.data(),        out.data(), nullptr,
+        x.size32(0), x.size32(1),        gate_weight.size32(0), static_cast<float>(eps), dtype};
+    const Workspace workspace(op, workspace_, workspace_bytes(params, x), x);
+    params.workspace = workspace.data();
+    submit(params, {&x, &gate_weight, &up_weight, norm_weight.get()}, {&out}, workspace.argument());
 }
 
 PYKERNELS_TORCH_OP(
@@ -199,23 +178,18 @@ void qkv_gemv(const Tensor& x_, const Tensor& norm_weight_, double eps, const Te
     shared.check(q_weight, eps);
     k_weight.like(shared.x).shape({shared.kv_rows(), shared.hidden()});
     v_weight.like(shared.x).shape_of(k_weight);
-    for (const Argument* output : shared.written()) {
-        check_no_overlap(*output, {&q_weight, &k_weight, &v_weight});
-    }
     QkvGemvParams params{};
     shared.fill(params, eps, dtype);
     params.q_weight = q_weight.data();
     params.k_weight = k_weight.data();
     params.v_weight = v_weight.data();
+    const Workspace workspace(op, workspace_, workspace_bytes(params, shared.x), shared.x);
+    params.workspace = workspace.data();
     const RopeArguments& rope = shared.rope;
-    params.workspace = Workspace(op, workspace_, workspace_bytes(params, shared.x), shared.x,
-                                 {&shared.x, &shared.norm_weight, &q_weight, &k_weight, &v_weight,
-                                  shared.q_bias.get(), shared.k_bias.get(), shared.v_bias.get(),
-                                  &rope.cos_sin, &rope.position, &rope.k_cache, &rope.v_cache, &shared.out})
-                           .data();
     submit(params,
-           {&x_, &norm_weight_, &q_weight_, &k_weight_, &v_weight_, pointer(q_bias_), pointer(k_bias_),
-            pointer(v_bias_), &cos_sin_, &position_, &k_cache_, &v_cache_, &out_, pointer(workspace_)});
+           {&shared.x, &shared.norm_weight, &q_weight, &k_weight, &v_weight, shared.q_bias.get(),
+            shared.k_bias.get(), shared.v_bias.get(), &rope.cos_sin, &rope.position},
+           {&shared.out, &rope.k_cache, &rope.v_cache}, workspace.argument());
 }
 
 PYKERNELS_TORCH_OP(
@@ -229,9 +203,8 @@ void add(const Tensor& a_, const Tensor& b_, const Tensor& out_) {
     const Dtype dtype = a.shape_of(a).dtype();
     b.like(a).shape_of(a);
     out.like(a).shape_of(a);
-    check_no_overlap(out, {&a, &b});
-    submit(AddParams{a.data(), b.data(), out.data(), a.bytes() / dtype_bytes(dtype), dtype},
-           {&a_, &b_, &out_});
+    submit(AddParams{a.data(), b.data(), out.data(), a.bytes() / dtype_bytes(dtype), dtype}, {&a, &b},
+           {&out});
 }
 
 PYKERNELS_TORCH_OP(add, "(Tensor a, Tensor b, Tensor(a!) out) -> ()")
@@ -242,12 +215,10 @@ void embedding(const Tensor& token_, const Tensor& table_, const Tensor& out_) {
     const Dtype dtype = table.shape({-1, -1}).dtype();
     token.type(ScalarType::Long).same_device(table).shape({-1});
     check_batch(token);
-    if (token_.is_cpu()) check_range(token, 0, table.size(0) - 1, "the rows of table");
     out.like(table).shape({token.size(0), table.size(1)});
-    check_no_overlap(out, {&token, &table});
-    submit(EmbeddingParams{token.values<int64_t>(), table.data(), out.data(), narrow(token.size(0)),
-                           narrow(table.size(1)), narrow(table.size(0)), dtype},
-           {&token_, &table_, &out_});
+    submit(EmbeddingParams{token.values<int64_t>(), table.data(), out.data(), token.size32(0),
+                           table.size32(1), table.size32(0), dtype},
+           {&token, &table}, {&out});
 }
 
 PYKERNELS_TORCH_OP(embedding, "(Tensor token, Tensor table, Tensor(a!) out) -> ()")
@@ -261,22 +232,18 @@ void argmax(const Tensor& logits_, const MaybeTensor& position_, const MaybeTens
     check_batch(logits);
     out.type(ScalarType::Long).same_device(logits).shape({logits.size(0)});
     if (bool(position) != bool(kv_len)) fail(op, "position and kv_len must be given together or not at all");
-    check_no_overlap(out, {&logits, position.get(), kv_len.get()});
     if (position) {
-        if (max_len < 1 || max_len > INT32_MAX) {
+        if (max_len < 1 || max_len > max_size) {
             fail(op,
-                 "max_len must be in 1.." + std::to_string(INT32_MAX) + ", got " + std::to_string(max_len));
+                 "max_len must be in 1.." + std::to_string(max_size) + ", got " + std::to_string(max_len));
         }
         position->type(ScalarType::Int).same_device(logits).shape({logits.size(0)});
         kv_len->type(ScalarType::Int).same_device(logits).shape({logits.size(0)});
-        if (logits_.is_cpu()) check_range(*position, 0, max_len - 1, "the slots of the cache");
-        check_no_overlap(*position, {&logits, kv_len.get()});
-        check_no_overlap(*kv_len, {&logits});
     }
     submit(ArgmaxParams{logits.data(), static_cast<int64_t*>(out.data()),
                         static_cast<int32_t*>(position.data()), static_cast<int32_t*>(kv_len.data()),
-                        narrow(logits.size(0)), narrow(logits.size(1)), narrow(max_len), dtype},
-           {&logits_, pointer(position_), pointer(kv_len_), &out_});
+                        logits.size32(0), logits.size32(1), static_cast<int32_t>(max_len), dtype},
+           {&logits}, {&out, position.get(), kv_len.get()});
 }
 
 PYKERNELS_TORCH_OP(
@@ -285,7 +252,8 @@ PYKERNELS_TORCH_OP(
 // The controls. `x` only names the device.
 
 void null(const Tensor& x_) {
-    submit(NullParams{}, {&x_});
+    const Argument x("null", "x", x_);
+    submit(NullParams{}, {&x}, {});
 }
 
 PYKERNELS_TORCH_OP(null, "(Tensor x) -> ()")
@@ -294,7 +262,8 @@ void spin(const Tensor& x_, double duration_us) {
     if (!(duration_us >= 0 && duration_us <= 1e7)) {
         fail("spin", "duration_us must be in [0, 1e7], got " + std::to_string(duration_us));
     }
-    submit(SpinParams{duration_us}, {&x_});
+    const Argument x("spin", "x", x_);
+    submit(SpinParams{duration_us}, {&x}, {});
 }
 
 PYKERNELS_TORCH_OP(spin, "(Tensor x, float duration_us) -> ()")
@@ -310,7 +279,7 @@ void ceiling_read(const Tensor& src_, const Tensor& sink_) {
     Argument src("ceiling_read", "src", src_), sink("ceiling_read", "sink", sink_);
     check_stream(src);
     sink.type(ScalarType::Long).same_device(src).shape({8});
-    submit(CeilingReadParams{src.data(), sink.data(), src.bytes()}, {&src_, &sink_});
+    submit(CeilingReadParams{src.data(), sink.data(), src.bytes()}, {&src}, {&sink});
 }
 
 PYKERNELS_TORCH_OP(ceiling_read, "(Tensor src, Tensor(a!) sink) -> ()")
@@ -320,8 +289,7 @@ void ceiling_copy(const Tensor& src_, const Tensor& out_) {
     check_stream(src);
     check_stream(out);
     out.like(src).shape_of(src);
-    check_no_overlap(out, {&src});
-    submit(CeilingCopyParams{src.data(), out.data(), src.bytes()}, {&src_, &out_});
+    submit(CeilingCopyParams{src.data(), out.data(), src.bytes()}, {&src}, {&out});
 }
 
 PYKERNELS_TORCH_OP(ceiling_copy, "(Tensor src, Tensor(a!) out) -> ()")

@@ -2,8 +2,6 @@
 // them for the others. A 4-bit weight is four arguments, those of pykernels.Int4Weight: packed, scales,
 // zeros, perm.
 
-#include <algorithm>
-
 #include "binding/op_arguments.h"
 #include "binding/register_op.h"
 
@@ -47,35 +45,18 @@ class Int4Argument {
                         std::to_string(n_groups) + " groups");
         }
         if (zeros) zeros->type(ScalarType::Byte).same_device(x).shape({packed.size(0), n_groups});
-        if (perm) {
-            perm->type(ScalarType::Int).same_device(x).shape({in_features});
-            if (x.tensor().is_cpu()) check_perm(in_features);
-        }
-    }
-
-    void check_apart(const Argument& written) const {
-        check_no_overlap(written, {&packed, &scales, zeros.get(), perm.get()});
+        if (perm) perm->type(ScalarType::Int).same_device(x).shape({in_features});
     }
 
     int64_t rows() const { return packed.size(0); }
 
     Int4WeightParams params() const {
         return {packed.values<uint8_t>(), scales.data(), zeros ? zeros->values<uint8_t>() : nullptr,
-                perm ? perm->values<int32_t>() : nullptr, narrow(scales.size(1))};
+                perm ? perm->values<int32_t>() : nullptr, scales.size32(1)};
     }
 
     Argument packed, scales;
     OptionalArgument zeros, perm;
-
-  private:
-    void check_perm(int64_t in_features) const {
-        const int32_t* begin = perm->values<int32_t>();
-        const auto [low, high] = std::minmax_element(begin, begin + in_features);
-        if (*low < 0 || *high >= in_features) {
-            perm->fail("in [0, " + std::to_string(in_features - 1) + "] (the columns of x)",
-                       std::to_string(*low < 0 ? *low : *high));
-        }
-    }
 };
 
 void int4_gemv(const Tensor& x_, const Tensor& packed_, const Tensor& scales_, const MaybeTensor& zeros_,
@@ -91,17 +72,15 @@ void int4_gemv(const Tensor& x_, const Tensor& packed_, const Tensor& scales_, c
     if (bias) bias->like(x).shape({weight.rows()});
     if (residual) residual->like(x).shape({x.size(0), weight.rows()});
     out.like(x).shape({x.size(0), weight.rows()});
-    check_no_overlap(out, {&x, bias.get(), residual.get()});
-    weight.check_apart(out);
-    Int4GemvParams params{x.data(), weight.params(),   bias.data(),       residual.data(),       out.data(),
-                          nullptr,  narrow(x.size(0)), narrow(x.size(1)), narrow(weight.rows()), dtype};
+    Int4GemvParams params{x.data(), weight.params(), bias.data(), residual.data(),         out.data(),
+                          nullptr,  x.size32(0),     x.size32(1), weight.packed.size32(0), dtype};
     const size_t bytes = x_.is_cpu() ? cpu::int4_gemv_workspace_bytes(params) : 0;
-    params.workspace = Workspace(op, workspace_, bytes, x,
-                                 {&x, &weight.packed, &weight.scales, weight.zeros.get(), weight.perm.get(),
-                                  bias.get(), residual.get(), &out})
-                           .data();
-    submit(params, {&x_, &packed_, &scales_, pointer(zeros_), pointer(perm_), pointer(bias_),
-                    pointer(residual_), &out_, pointer(workspace_)});
+    const Workspace workspace(op, workspace_, bytes, x);
+    params.workspace = workspace.data();
+    submit(params,
+           {&x, &weight.packed, &weight.scales, weight.zeros.get(), weight.perm.get(), bias.get(),
+            residual.get()},
+           {&out}, workspace.argument());
 }
 
 PYKERNELS_TORCH_OP(
@@ -128,22 +107,17 @@ void int4_swiglu_gemv(const Tensor& x_, const Tensor& gate_packed_, const Tensor
     if (norm_weight) norm_weight->like(x).shape({x.size(1)});
     out.like(x).shape({x.size(0), gate.rows()});
     check_eps(op, eps);
-    check_no_overlap(out, {&x, norm_weight.get()});
-    gate.check_apart(out);
-    up.check_apart(out);
     Int4SwigluGemvParams params{
-        x.data(), norm_weight.data(), gate.params(),     up.params(),         out.data(),
-        nullptr,  narrow(x.size(0)),  narrow(x.size(1)), narrow(gate.rows()), static_cast<float>(eps),
+        x.data(), norm_weight.data(), gate.params(), up.params(),           out.data(),
+        nullptr,  x.size32(0),        x.size32(1),   gate.packed.size32(0), static_cast<float>(eps),
         dtype};
     const size_t bytes = x_.is_cpu() ? cpu::int4_swiglu_gemv_workspace_bytes(params) : 0;
-    params.workspace =
-        Workspace(op, workspace_, bytes, x,
-                  {&x, &gate.packed, &gate.scales, gate.zeros.get(), gate.perm.get(), &up.packed, &up.scales,
-                   up.zeros.get(), up.perm.get(), norm_weight.get(), &out})
-            .data();
-    submit(params, {&x_, &gate_packed_, &gate_scales_, pointer(gate_zeros_), pointer(gate_perm_), &up_packed_,
-                    &up_scales_, pointer(up_zeros_), pointer(up_perm_), pointer(norm_weight_), &out_,
-                    pointer(workspace_)});
+    const Workspace workspace(op, workspace_, bytes, x);
+    params.workspace = workspace.data();
+    submit(params,
+           {&x, &gate.packed, &gate.scales, gate.zeros.get(), gate.perm.get(), &up.packed, &up.scales,
+            up.zeros.get(), up.perm.get(), norm_weight.get()},
+           {&out}, workspace.argument());
 }
 
 PYKERNELS_TORCH_OP(
@@ -174,48 +148,20 @@ void int4_qkv_gemv(const Tensor& x_, const Tensor& norm_weight_, double eps, con
     shared.check(q.packed, eps);
     k.check(shared.x, shared.kv_rows());
     v.check(shared.x, shared.kv_rows());
-    for (const Argument* output : shared.written()) {
-        for (const Int4Argument* weight : {&q, &k, &v}) weight->check_apart(*output);
-    }
     Int4QkvGemvParams params{};
     shared.fill(params, eps, dtype);
     params.q = q.params();
     params.k = k.params();
     params.v = v.params();
     const size_t bytes = x_.is_cpu() ? cpu::int4_qkv_gemv_workspace_bytes(params) : 0;
+    const Workspace workspace(op, workspace_, bytes, shared.x);
+    params.workspace = workspace.data();
     const RopeArguments& rope = shared.rope;
-    params.workspace =
-        Workspace(
-            op, workspace_, bytes, shared.x,
-            {&shared.x,           &shared.norm_weight, &q.packed,     &q.scales,      q.zeros.get(),
-             q.perm.get(),        &k.packed,           &k.scales,     k.zeros.get(),  k.perm.get(),
-             &v.packed,           &v.scales,           v.zeros.get(), v.perm.get(),   shared.q_bias.get(),
-             shared.k_bias.get(), shared.v_bias.get(), &rope.cos_sin, &rope.position, &rope.k_cache,
-             &rope.v_cache,       &shared.out})
-            .data();
-    submit(params, {&x_,
-                    &norm_weight_,
-                    &q_packed_,
-                    &q_scales_,
-                    pointer(q_zeros_),
-                    pointer(q_perm_),
-                    &k_packed_,
-                    &k_scales_,
-                    pointer(k_zeros_),
-                    pointer(k_perm_),
-                    &v_packed_,
-                    &v_scales_,
-                    pointer(v_zeros_),
-                    pointer(v_perm_),
-                    pointer(q_bias_),
-                    pointer(k_bias_),
-                    pointer(v_bias_),
-                    &cos_sin_,
-                    &position_,
-                    &k_cache_,
-                    &v_cache_,
-                    &out_,
-                    pointer(workspace_)});
+    submit(params,
+           {&shared.x, &shared.norm_weight, &q.packed, &q.scales, q.zeros.get(), q.perm.get(), &k.packed,
+            &k.scales, k.zeros.get(), k.perm.get(), &v.packed, &v.scales, v.zeros.get(), v.perm.get(),
+            shared.q_bias.get(), shared.k_bias.get(), shared.v_bias.get(), &rope.cos_sin, &rope.position},
+           {&shared.out, &rope.k_cache, &rope.v_cache}, workspace.argument());
 }
 
 PYKERNELS_TORCH_OP(

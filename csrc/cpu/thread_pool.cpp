@@ -10,6 +10,7 @@
 #include <new>
 #include <stdexcept>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -33,23 +34,23 @@ void relax() {
 #endif
 }
 
-// A job is open from its publication until the caller finds no chunk left. Only a worker that joined an open
-// job is waited for, so one that is still asleep costs the caller nothing.
+// A job is open from its publication until the caller finds no chunk left. The caller waits only for workers
+// that entered the open job, so a sleeping worker costs it nothing.
 class Pool {
   public:
+    // Throws std::system_error where the system makes no more threads; those that were made have ended then.
     explicit Pool(int n_threads) {
-        for (int i = 1; i < n_threads; ++i) workers_.emplace_back([this] { work(); });
+        workers_.reserve(static_cast<size_t>(n_threads));
+        try {
+            for (int i = 1; i < n_threads; ++i) workers_.emplace_back([this] { work(); });
+        } catch (...) {
+            stop();
+            throw;
+        }
     }
 
-    // Waits for the workers: only set_num_threads() deletes a pool, with the caller's lock held.
-    ~Pool() {
-        {
-            const std::lock_guard lock(sleep_mutex_);
-            stopping_ = true;
-        }
-        wake_.notify_all();
-        for (std::thread& worker : workers_) worker.join();
-    }
+    // Only set_num_threads() deletes a pool, with the caller's lock held.
+    ~Pool() { stop(); }
 
     int n_threads() const { return static_cast<int>(workers_.size()) + 1; }
 
@@ -71,13 +72,13 @@ class Pool {
         }
         take_chunks();
         const uint64_t closed = state_.fetch_and(~open_bit, std::memory_order_acq_rel);
-        const uint64_t joined = (closed & ((uint64_t{1} << generation_shift) - 1)) / join_one;
-        while (finished_.load(std::memory_order_acquire) != joined) relax();
+        const uint64_t entered = (closed & ((uint64_t{1} << generation_shift) - 1)) / one_worker;
+        while (finished_.load(std::memory_order_acquire) != entered) relax();
     }
 
   private:
-    // state_: bit 0 open, bits 1..15 workers that joined, the rest the job's number.
-    static constexpr uint64_t open_bit = 1, join_one = 2;
+    // state_: bit 0 open, bits 1..15 workers that entered, the rest the job's number.
+    static constexpr uint64_t open_bit = 1, one_worker = 2;
     static constexpr int generation_shift = 16;
 
     void take_chunks() {
@@ -93,6 +94,16 @@ class Pool {
     }
 
     void work();
+
+    // Waits for the workers.
+    void stop() {
+        {
+            const std::lock_guard lock(sleep_mutex_);
+            stopping_ = true;
+        }
+        wake_.notify_all();
+        for (std::thread& worker : workers_) worker.join();
+    }
 
     std::atomic<uint64_t> state_{0};
     std::atomic<int64_t> next_chunk_{0};
@@ -131,9 +142,9 @@ void Pool::work() {
             sleepers_.fetch_sub(1, std::memory_order_relaxed);
             if (stopping_) return;
         }
-        // Joining must find the job still open: after that its fields may belong to the next one.
+        // Only an open job may be entered: once it is closed its fields may belong to the next one.
         while (is_new(state, last)) {
-            if (state_.compare_exchange_weak(state, state + join_one, std::memory_order_acq_rel)) {
+            if (state_.compare_exchange_weak(state, state + one_worker, std::memory_order_acq_rel)) {
                 last = state >> generation_shift;
                 take_chunks();
                 finished_.fetch_add(1, std::memory_order_release);
@@ -161,8 +172,18 @@ Pool* pool = nullptr;
 // runs.
 std::atomic<int> pool_threads{0};
 
+// The pool before it, if any, is deleted when the new one is there.
 void make_pool(int n_threads) {
-    pool = new Pool(n_threads);
+    Pool* made = nullptr;
+    try {
+        made = new Pool(n_threads);
+    } catch (const std::system_error& error) {
+        throw std::runtime_error("the system cannot make " + std::to_string(n_threads) + " threads (" +
+                                 error.what() +
+                                 "): PYKERNELS_NUM_THREADS or set_num_threads() asks for fewer");
+    }
+    delete pool;
+    pool = made;
     pool_threads.store(n_threads, std::memory_order_relaxed);
 }
 
@@ -173,10 +194,14 @@ void forget_pool_in_child() {
     new (&pool_mutex) std::mutex();
 }
 
+void register_fork_handler() {
+    static const int registered = pthread_atfork(nullptr, nullptr, forget_pool_in_child);
+    (void)registered;
+}
+
 Pool& locked_pool() {
     if (pool == nullptr) {
-        static const int registered = pthread_atfork(nullptr, nullptr, forget_pool_in_child);
-        (void)registered;
+        register_fork_handler();
         make_pool(default_threads());
     }
     return *pool;
@@ -208,8 +233,8 @@ void set_num_threads(int count) {
                                     std::to_string(count));
     }
     const std::lock_guard lock(pool_mutex);
-    if (locked_pool().n_threads() == count) return;
-    delete pool;
+    if (pool != nullptr && pool->n_threads() == count) return;
+    register_fork_handler();
     make_pool(count);
 }
 

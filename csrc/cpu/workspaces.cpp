@@ -18,11 +18,11 @@ size_t gqa_decode_workspace_bytes(const GqaDecodeParams& params) {
 
 size_t swiglu_gemv_workspace_bytes(const SwigluGemvParams& params) {
     if (params.norm_weight == nullptr) return 0;
-    return aligned(params.batch * params.in_features * dtype_bytes(params.dtype));
+    return aligned(int64_t{params.batch} * params.in_features * dtype_bytes(params.dtype));
 }
 
 size_t qkv_gemv_workspace_bytes(const QkvGemvParams& params) {
-    return aligned(params.batch * params.hidden * dtype_bytes(params.dtype));
+    return aligned(int64_t{params.batch} * params.hidden * dtype_bytes(params.dtype));
 }
 
 size_t int4_gemv_workspace_bytes(const Int4GemvParams& params) {

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "cuda/common/launch.h"
+#include "runtime/interrupt.h"
 
 namespace pykernels {
 namespace {
@@ -40,10 +41,10 @@ class Events {
     std::vector<cudaEvent_t> events_;
 };
 
-// Goes round the steps.
-class Turns {
+// Enqueues the steps in rotation.
+class Rotation {
   public:
-    Turns(const std::vector<const CudaStep*>& steps, void* stream) : steps_(steps), stream_(stream) {}
+    Rotation(const std::vector<const CudaStep*>& steps, void* stream) : steps_(steps), stream_(stream) {}
     void enqueue() {
         steps_[next_]->enqueue(stream_);
         if (++next_ == steps_.size()) next_ = 0;
@@ -65,6 +66,7 @@ CudaGraph::CudaGraph(std::vector<std::shared_ptr<const Program>> programs, bool 
             throw std::invalid_argument("a CUDA graph needs programs of CUDA ops");
         if (program->cuda_device() != cuda_device())
             throw std::invalid_argument("programs must all be of one device");
+        program->check();
     }
     const cuda::DeviceScope scope(cuda_device());
     // A kernel's first launch loads its code, which a capture does not allow.
@@ -136,11 +138,13 @@ void cuda_timed_steps(int device, void* stream, const std::vector<const CudaStep
                       int64_t count, int64_t repeats, double* samples_us) {
     const cuda::DeviceScope scope(device);
     const Events events(static_cast<size_t>(count) + 1);
-    Turns turns(steps, stream);
-    for (int64_t i = 0; i < warmup * repeats; ++i) turns.enqueue();
+    Rotation rotation(steps, stream);
+    InterruptPoll poll;
+    const auto enqueue = [&] { rotation.enqueue(); };
+    for (int64_t i = 0; i < warmup; ++i) poll.repeat(repeats, enqueue);
     PYKERNELS_CHECK_CUDA(cudaEventRecord(events[0], as_stream(stream)));
     for (int64_t sample = 0; sample < count; ++sample) {
-        for (int64_t i = 0; i < repeats; ++i) turns.enqueue();
+        poll.repeat(repeats, enqueue);
         PYKERNELS_CHECK_CUDA(cudaEventRecord(events[static_cast<size_t>(sample) + 1], as_stream(stream)));
     }
     PYKERNELS_CHECK_CUDA(cudaStreamSynchronize(as_stream(stream)));
@@ -156,8 +160,9 @@ void cuda_host_steps(int device, void* stream, const std::vector<const CudaStep*
                      int64_t count, double* samples_us) {
     const cuda::DeviceScope scope(device);
     StreamHold hold(device, stream);
-    Turns turns(steps, stream);
-    for (int64_t i = 0; i < warmup; ++i) turns.enqueue();
+    Rotation rotation(steps, stream);
+    InterruptPoll poll;
+    poll.repeat(warmup, [&] { rotation.enqueue(); });
     PYKERNELS_CHECK_CUDA(cudaStreamSynchronize(as_stream(stream)));
     const auto batch = static_cast<int64_t>(max_queued_launches / (steps[0]->launches() + 1)) + 1;
     for (int64_t done = 0; done < count; done += batch) {
@@ -165,10 +170,11 @@ void cuda_host_steps(int device, void* stream, const std::vector<const CudaStep*
         const int64_t end = std::min(done + batch, count);
         for (int64_t i = done; i < end; ++i) {
             const auto begin = Clock::now();
-            turns.enqueue();
+            rotation.enqueue();
             samples_us[i] = std::chrono::duration<double, std::micro>(Clock::now() - begin).count();
         }
         hold.release();
+        if (interrupt_requested()) throw Interrupted();
     }
 }
 

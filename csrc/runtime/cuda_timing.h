@@ -21,7 +21,12 @@ class CudaGraph {
     CudaGraph(const CudaGraph&) = delete;
     CudaGraph& operator=(const CudaGraph&) = delete;
 
+    // The caller of replay() has called check(): it throws std::runtime_error where a program's memory has
+    // moved.
     void replay(void* stream) const;
+    void check() const {
+        for (const auto& program : programs_) program->check();
+    }
     int cuda_device() const { return programs_[0]->cuda_device(); }
     size_t kernels() const { return kernels_; }
 

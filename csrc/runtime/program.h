@@ -5,6 +5,7 @@
 // has one definition, and what runs natively has passed the same checks as what runs eagerly.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <memory>
 #include <string>
@@ -41,25 +42,54 @@ void launch(const Op& op, const Target& target);
 // what its host side costs. It is how the host clock is read on a CPU, where kernel and host share a thread.
 void set_launches_enabled(bool enabled);
 
+// The memory behind one of an op's pointers. It is kept as long as this object is.
+class Memory {
+  public:
+    virtual ~Memory() = default;
+    // Whether the pointer still is what it was when the op was recorded. If not: a line that names the
+    // argument.
+    virtual bool is_unchanged() const = 0;
+    virtual std::string changed() const = 0;
+};
+
+// Recorded once, by one thread; from then on any number of threads may run it.
 class Program {
   public:
-    // `owners` keep the memory behind the op's pointers alive as long as the program. All ops are of one
-    // device: throws std::invalid_argument otherwise.
-    void append(Op op, int cuda_device, std::vector<std::shared_ptr<const void>> owners = {});
-    // On the program's device; `stream` and `programmatic` as in Target.
+    // All ops are of one device: throws std::invalid_argument otherwise.
+    void append(Op op, int cuda_device, std::vector<std::unique_ptr<const Memory>> memory = {});
+
+    // On the program's device; `stream` and `programmatic` as in Target. The caller has called check().
     void run(void* stream = nullptr, bool programmatic = false) const;
+    // Throws std::runtime_error while the program is being recorded, and where an op's memory is not where it
+    // was: a tensor was resized or given other storage.
+    void check() const;
+    void check(size_t index) const;
+
     int cuda_device() const { return cuda_device_; }  // -1: the CPU
     size_t size() const { return ops_.size(); }
     const Op& op(size_t index) const { return ops_[index]; }
 
+    // Throws std::runtime_error where it was recorded before, or is being recorded.
+    void begin_recording();
+    void end_recording() { state_.store(State::recorded, std::memory_order_release); }
+    bool is_recording() const { return state_.load(std::memory_order_acquire) == State::recording; }
+
   private:
+    enum class State { made, recording, recorded };
+
+    void check_recorded() const;
+
     std::vector<Op> ops_;
     int cuda_device_ = -1;
-    std::vector<std::shared_ptr<const void>> owners_;
+    std::vector<std::unique_ptr<const Memory>> memory_;  // of all ops, in their order
+    std::vector<size_t> memory_ends_;                    // of each op, in memory_
+    std::atomic<State> state_{State::made};
 };
 
-// The program this thread is recording, or null.
+// The program this thread is recording, or null. Another thread may have ended the recording.
 Program* recording();
-void set_recording(Program* program);
+// Begins, or with null ends, this thread's recording. Throws std::runtime_error where the thread is recording
+// already.
+void set_recording(std::shared_ptr<Program> program);
 
 }  // namespace pykernels

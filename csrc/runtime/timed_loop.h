@@ -5,24 +5,26 @@
 #include <cstdint>
 #include <vector>
 
+#include "runtime/interrupt.h"
 #include "runtime/program.h"
 
 namespace pykernels {
 
-// Runs `step(i)` for i = 0, 1, ...: first warmup * repeats times untimed, then one sample per `repeats` runs.
-// samples_us[s] is the mean of its runs in microseconds. One clock reading ends a sample and begins the next.
+// Runs `step()` first warmup * repeats times untimed, then `repeats` times a sample. samples_us[s] is the
+// mean of its runs in microseconds. One clock reading ends a sample and begins the next, unless an interrupt
+// is asked for in between. Throws Interrupted (interrupt.h).
 template <class Step>
 void time_steps(Step&& step, int64_t warmup, int64_t steps, int64_t repeats, double* samples_us) {
-    using Clock = std::chrono::steady_clock;
-    int64_t index = 0;
-    for (int64_t i = 0; i < warmup * repeats; ++i) step(index++);
+    using Clock = InterruptPoll::Clock;
+    InterruptPoll poll;
+    for (int64_t i = 0; i < warmup; ++i) poll.repeat(repeats, step);
     auto begin = Clock::now();
     for (int64_t sample = 0; sample < steps; ++sample) {
-        for (int64_t i = 0; i < repeats; ++i) step(index++);
+        poll.repeat(repeats, step);
         const auto end = Clock::now();
         samples_us[sample] =
             std::chrono::duration<double, std::micro>(end - begin).count() / static_cast<double>(repeats);
-        begin = end;
+        begin = poll.between_samples(end);
     }
 }
 
