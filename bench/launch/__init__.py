@@ -1,1 +1,1 @@
-"""python -m bench.launch: what every launcher costs, what a graph costs, what programmatic launches gain."""
+"""python -m bench.launch: what every launcher costs, what a graph costs, what PDL launches gain."""

@@ -46,7 +46,7 @@ EmptyLaunch::EmptyLaunch(const std::string& call, int arguments, bool programmat
     plan.call = call_of(call);
     plan.kernel = cuda::empty_kernel(arguments);
     if (plan.call == Call::runtime && (programmatic || cluster_blocks != 1)) {
-        throw std::invalid_argument("cudaLaunchKernel takes neither programmatic launches nor clusters");
+        throw std::invalid_argument("cudaLaunchKernel takes neither PDL launches nor clusters");
     }
     if (cluster_blocks < 1 || cluster_blocks > cuda::default_cluster_blocks) {
         throw std::invalid_argument("cluster_blocks must be in 1..8, got " + std::to_string(cluster_blocks));

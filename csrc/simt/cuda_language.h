@@ -61,6 +61,14 @@ inline int max(int a, int b) {
     return a < b ? b : a;
 }
 
+inline uint32_t min(uint32_t a, uint32_t b) {
+    return b < a ? b : a;
+}
+
+inline uint64_t min(uint64_t a, uint64_t b) {
+    return b < a ? b : a;
+}
+
 inline uint32_t max(uint32_t a, uint32_t b) {
     return a < b ? b : a;
 }
