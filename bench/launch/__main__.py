@@ -3,7 +3,7 @@
 python -m bench.launch --json=launch.json --plot=launch.png
 python -m bench.launch --launcher=cuLaunchKernelEx,pybind11,triton --arguments=8
 python -m bench.launch --device=cpu
-python -m bench.launch --what=graph,pdl      # what a graph costs, what programmatic launches gain: a GPU
+python -m bench.launch --what=graph,pdl      # what a graph costs, what PDL launches gain: a GPU
 
 An empty kernel of 0, 1, 8 and 32 pointers: microseconds of the host a launch, with the stream held so that the device
 takes no part in it; from one launch to the next back to back; and what the device leaves between two that lie ready.

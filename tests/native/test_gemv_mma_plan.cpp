@@ -52,7 +52,7 @@ void test_plan(int pairs, int width, int batch, bool programmatic, const Device&
     CHECK((plan.shape < 2) == device.large, "width %d on %s: shape %d", width, device.name, plan.shape);
     CHECK(plan.shared_bytes >= shape.shared_bytes() && plan.shared_bytes <= device.limits.shared_bytes,
           "%d bytes on %s", plan.shared_bytes, device.name);
-    // As in the other GEMVs: in programmatic launches no two blocks fit an SM.
+    // As in the other GEMVs: in PDL launches no two blocks fit an SM.
     if (programmatic)
         CHECK(2 * (plan.shared_bytes + 1024) > device.limits.shared_bytes + 1024, "two of %d bytes fit on %s",
               plan.shared_bytes, device.name);
