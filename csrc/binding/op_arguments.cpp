@@ -69,11 +69,9 @@ class TensorMemory : public Memory {
     static Tensor alias(const Tensor& tensor) {
         const auto sizes = tensor.sizes();
         const auto strides = tensor.strides();
-        int64_t offset = 0;
-        PYKERNELS_CHECK_TORCH(aoti_torch_get_storage_offset(tensor.get(), &offset));
         AtenTensorHandle handle = nullptr;
         PYKERNELS_CHECK_TORCH(aoti_torch__reinterpret_tensor(tensor.get(), static_cast<int64_t>(sizes.size()),
-                                                             sizes.data(), strides.data(), offset, &handle));
+                                                             sizes.data(), strides.data(), 0, &handle));
         return Tensor(handle);
     }
     static int64_t storage_bytes(const Tensor& tensor) {

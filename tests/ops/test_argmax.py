@@ -94,7 +94,7 @@ def test_compiled_equals_eager():
         (dict(position=torch.tensor([0, 1])), "position must be int32, got int64"),
         (dict(position=int32(0, 9)), r"position must be in \[0, 8\] \(the slots of the cache\), got 9 for sequence 1"),
         (dict(kv_len=torch.tensor([0, 1])), "kv_len must be int32, got int64"),
-        (dict(max_len=0), "max_len must be in 1..2147483647, got 0"),
+        (dict(max_len=0), "max_len must be in 1..16777216, got 0"),
         (dict(out=torch.zeros(3, dtype=torch.int64)), r"out must be of shape \[2\], got \[3\]"),
         (dict(out=torch.zeros(2)), "out must be int64, got float32"),
     ],

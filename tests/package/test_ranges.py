@@ -150,3 +150,12 @@ def test_a_program_keeps_the_memory_of_tensors_that_get_other():
     x.data = torch.zeros(1, 64)
     program.run()
     assert (out == 7).all() and torch.allclose(recorded.double(), expected.double(), atol=1e-5)
+
+
+def test_a_view_at_an_offset_is_where_it_was():
+    memory = torch.zeros(4, 64)
+    x, out = memory[1:2].copy_(randn(1, 64)), memory[3:4]
+    with runtime.record() as program:
+        pk.ops.rmsnorm(x, torch.ones(64), 1e-6, out=out)
+    program.run()
+    assert out.any() and not memory[2].any()
