@@ -56,18 +56,18 @@ EXPORT size_t pykernels_simt_gqa_decode_workspace_bytes(const GqaDecodeParams* p
 
 // pykernels_simt_rmsnorm(params, programmatic) and so on; pykernels_simt_rmsnorm_params_bytes() is the size
 // of the struct. Weak, because the build with timestamps has the kernels of a few ops only.
-#define PYKERNELS_ENTRIES(op, Params)                                                        \
-    namespace pykernels::cuda {                                                              \
-    __attribute__((weak)) void op(const Params& params, const Stream& stream);               \
-    }                                                                                        \
-    EXPORT int pykernels_simt_##op(const Params* params, int programmatic) {                 \
-        return guarded([&] {                                                                 \
-            if (&cuda::op == nullptr) throw std::runtime_error(#op " is not in this build"); \
-            cuda::op(*params, {nullptr, programmatic != 0});                                 \
-        });                                                                                  \
-    }                                                                                        \
-    EXPORT size_t pykernels_simt_##op##_params_bytes() {                                     \
-        return sizeof(Params);                                                               \
+#define PYKERNELS_ENTRIES(op, Params)                                                                \
+    namespace pykernels::cuda {                                                                      \
+    __attribute__((weak, visibility("hidden"))) void op(const Params& params, const Stream& stream); \
+    }                                                                                                \
+    EXPORT int pykernels_simt_##op(const Params* params, int programmatic) {                         \
+        return guarded([&] {                                                                         \
+            if (&cuda::op == nullptr) throw std::runtime_error(#op " is not in this build");         \
+            cuda::op(*params, {nullptr, programmatic != 0});                                         \
+        });                                                                                          \
+    }                                                                                                \
+    EXPORT size_t pykernels_simt_##op##_params_bytes() {                                             \
+        return sizeof(Params);                                                                       \
     }
 PYKERNELS_OPS(PYKERNELS_ENTRIES)
 

@@ -28,7 +28,7 @@ EVERYWHERE = [
     (r"whole numbers?\b", "integers", "in whole numbers"),
     (r"\bdigits of x\b|int4_digits|Int4Digits", "int8 slices", "the digits of x"),
     (r"(first|second)[- ]level cache", "L1, L2", "the first-level cache"),
-    (r"\bone[_-]phase\b|\busual case's\b", "fast path", "int4_one_phase.cuh"),
+    (r"one[_-]phase\b|\busual case's\b", "fast path", "int4_one_phase.cuh"),
     (r"transaction barriers?\b|TransactionBarrier", "mbarrier", "a transaction barrier"),
     (r"(lie|meet) in (a|the same|different) banks?\b|meet in banks", "bank conflict", "they lie in different banks"),
     (r"\bprogrammatic launch(es)?\b", "PDL launch", "in a programmatic launch"),
