@@ -18,10 +18,12 @@
 ifdef PYTHON
   python := $(PYTHON)
   setup :=
+  test_setup :=
   build_command = $(python) setup.py build_ext --inplace
 else
   python := .venv/bin/python
   setup := .venv/.complete
+  test_setup := .venv/.complete-test
   build_command = $(python) -m pip install --quiet --no-deps --no-build-isolation --editable .
   export PATH := $(CURDIR)/.venv/bin:$(PATH)
 endif
@@ -30,7 +32,7 @@ cxx_sources = $(shell git ls-files --cached --others --exclude-standard 'csrc/*.
                                     'tests/*.cpp' 'tests/*.h' 'tests/*.cu' 'tests/*.cuh' 'examples/*.cu')
 build_folder = build/$(shell $(python) -c 'import sysconfig; print(sysconfig.get_config_var("SOABI"))')
 
-.PHONY: layer test fuzz mutations build lint format clean nsys ncu sanitize gpu-check gpu-peers gpu-int4 report resources
+.PHONY: layer test fuzz mutations build build-tests lint format clean nsys ncu sanitize gpu-check gpu-peers gpu-int4 report resources
 .DELETE_ON_ERROR:
 
 layer: build
@@ -39,35 +41,45 @@ layer: build
 # Whole files side by side, so that what a file makes once is made once; torch's threads would only be in one another's
 # way. The controls test the timer itself, and come alone.
 TEST_JOBS ?= 2
-test: build lint
+test: build-tests lint
 	ctest --test-dir $(build_folder) --output-on-failure --parallel $(TEST_JOBS)
 	OMP_NUM_THREADS=1 $(python) -m pytest --numprocesses=$(TEST_JOBS) --dist=loadfile --ignore=tests/package/test_controls.py
 	$(python) -m pytest tests/package/test_controls.py
 
 # Each case in a process of its own; tests/bench/test_fuzz.py runs most of those that are to be refused in one.
-fuzz: build
+fuzz: build $(test_setup)
 	PYTHONPATH=tests $(python) -m fuzz --jobs=$(TEST_JOBS) $(ARGS)
 
 # Compiles and tests a kernel anew for each wait, barrier and fence: hours.
-mutations: build
+mutations: build-tests
 	PYTHONPATH=tests $(python) -m mutations $(ARGS)
 
 build: $(setup)
 	$(build_command)
 
-# The stamp comes last, so that an interrupted set-up is taken up again.
-.venv/.complete: requirements-dev.txt
+# With csrc/simt and tests/native. From then on `make build` keeps them up to date too.
+build-tests: $(setup) $(test_setup)
+	CMAKE_ARGS="-DBUILD_TESTING=ON $$CMAKE_ARGS" $(build_command)
+
+# A stamp comes last, so that an interrupted set-up is taken up again. Python compiles what it imports when it does:
+# compiling all that pip installs would take longer than the rest of the installation.
+pip_install = .venv/bin/python -m pip install --quiet --no-compile --requirement
+.venv/.complete: requirements.txt
 	test -x .venv/bin/python || python3 -m venv --clear .venv
-	.venv/bin/python -m pip install --quiet --requirement requirements-dev.txt
+	$(pip_install) requirements.txt
 	touch $@
 
-lint: $(setup)
+.venv/.complete-test: .venv/.complete requirements-dev.txt
+	$(pip_install) requirements-dev.txt
+	touch $@
+
+lint: $(setup) $(test_setup)
 	$(python) -m ruff check .
 	$(python) -m ruff format --check .
 	$(python) -m mypy
 	clang-format --dry-run --Werror $(cxx_sources)
 
-format: $(setup)
+format: $(setup) $(test_setup)
 	$(python) -m ruff check --fix .
 	$(python) -m ruff format .
 	clang-format -i $(cxx_sources)

@@ -8,7 +8,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
@@ -40,4 +40,11 @@ class CMakeBuild(build_ext):
         return [str(path) for path in (Path(self.build_lib) / "pykernels").glob("*.so")]
 
 
-setup(ext_modules=[Extension("pykernels._runtime", sources=[])], cmdclass={"build_ext": CMakeBuild})
+# An installed launchtax takes two names: pykernels, and launchtax, which holds the drivers (launchtax/__init__.py).
+setup(
+    ext_modules=[Extension("pykernels._runtime", sources=[])],
+    cmdclass={"build_ext": CMakeBuild},
+    packages=["launchtax"]
+    + find_packages(str(ROOT), include=["pykernels", "pykernels.*"])
+    + [f"launchtax.{name}" for name in find_packages(str(ROOT), include=["bench", "bench.*"])],
+)

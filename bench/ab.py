@@ -30,7 +30,7 @@ from bench.core.paths import user_path
 from bench.core.processes import run_module
 from bench.core.progress import progress
 from bench.core.run import close
-from bench.core.tables import microseconds
+from bench.core.tables import commit_lines, microseconds
 from bench.drivers import takes
 from bench.study import sessions
 from bench.study.sessions import Rule
@@ -164,7 +164,7 @@ def run(plan: Plan, save: Callable[[Document], None]) -> Document:
 
 def lines(result: Document) -> list[str]:
     """What is printed: a line a session, the statistics, the verdict."""
-    shown = [result["title"]]
+    shown = [result["title"], *commit_lines(result)]
     for session in result["sessions"]:
         if session["status"] != "ok":
             shown.append(f"session {session['session']:>2}: {session['status']}: {session['reason']}")

@@ -13,6 +13,7 @@ import pykernels as pk
 from bench.backends import int4, registry
 from bench.core import cli, device_trace, environment
 from bench.core.document import Document
+from bench.core.extras import extras
 from bench.core.flags import Flags, make_command
 from bench.drivers import takes
 
@@ -47,6 +48,7 @@ def diagnose() -> Document:
             }
             for name, kernel in int4.registry().items()
         ],
+        "extras": [vars(extra) for extra in extras()],
     }
 
 
@@ -70,6 +72,7 @@ def _print(document: Document) -> None:
             f"cupti     {document['trace_reason'] or 'traces kernels: bench.layer and bench.op have the device clock'}"
         )
     print(f"pykernels {kernels['version']}, {cuda}; {kernels['threads']} threads; {kernels['compiler']}")
+    print(f"          built from {_build(machine)}")
     print(f"nvtx      ranges {nvtx}")
     print(f"torch     {torch['version']}, cuda {torch['cuda'] or 'none'}, {torch['threads']} threads")
     print()
@@ -85,6 +88,17 @@ def _print(document: Document) -> None:
         print(f"{'':<15} {'no: ' + kernel['reason'] if kernel['reason'] else 'yes'}")
         if kernel["reason"] and kernel["install_hint"]:
             print(f"{'':<15} install: {kernel['install_hint']}")
+    print("\nextras (docs/install.md)")
+    for extra in document["extras"]:
+        missing = f"no: {', '.join(extra['missing'])} not installed" if extra["missing"] else "yes"
+        print(f"{extra['name']:<15} {missing}")
+        if extra["missing"]:
+            print(f"{'':<15} install: {extra['install']}" + (f" ({extra['note']})" if extra["note"] else ""))
+
+
+def _build(machine: Document) -> str:
+    """Which commit the kernels are of, in words."""
+    return environment.commit_words(machine) or f"commit {machine['commit'][:9]}, clean"
 
 
 @dataclass(kw_only=True)

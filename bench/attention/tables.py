@@ -13,7 +13,7 @@ from bench.attention import document as attention_document
 from bench.attention.arms import SDPA_KERNELS
 from bench.attention.results import Entry
 from bench.core.document import Document, write_atomically
-from bench.core.tables import Grid, fit, make_table, markdown_table, microseconds
+from bench.core.tables import Grid, commit_lines, fit, make_table, markdown_table, microseconds
 
 # The context whose arms are shown one by one; the study's.
 _HEADLINE_CTX = 2048
@@ -59,6 +59,7 @@ def heading(document: Document) -> list[str]:
         slowed = sum(len(one["throttled_rounds"]) for one in session["throttled"].values())
         if slowed:
             lines.append(f"session {session['session']}: {slowed} throttled rounds")
+    lines += commit_lines(document)
     if document["interrupted"]:
         lines.append("INTERRUPTED: what follows was measured up to then")
     return lines

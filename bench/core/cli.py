@@ -408,6 +408,14 @@ def _ended_as_by_ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
+def started_as(program: str) -> list[str]:
+    """The words that start the driver `program`, bench.layer, again as this process was: `python -m bench.layer`, or
+    `launchtax layer`."""
+    if "launchtax" in sys.modules:  # only the command imports it
+        return ["launchtax", program.removeprefix("bench.")]
+    return ["python", "-m", program]
+
+
 def run(program: str, command: Callable[..., int | None], arguments: Sequence[str] | None = None) -> int:
     """Parse `arguments` with typer, run the command, and turn what goes wrong into an exit status."""
 
@@ -443,6 +451,6 @@ def head(program: str, kind: str, **keys: Any) -> document.Document:
         "schema": document.SCHEMA,
         "kind": kind,
         **keys,
-        "command": shlex.join(["python", "-m", program, *sys.argv[1:]]),
+        "command": shlex.join([*started_as(program), *sys.argv[1:]]),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }

@@ -35,9 +35,15 @@ def _end(_signal: int, _frame: FrameType | None) -> None:
     os._exit(INTERRUPTED)
 
 
-def guard() -> None:
-    """From here to release(), where this process is being started for one of our modules and does not ignore Ctrl-C."""
-    if _program.startswith("bench.") and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+def guard(program: str = "") -> None:
+    """From here to release(), where this process is being started for one of our modules and does not ignore Ctrl-C.
+
+    program: what is being started, by the command `launchtax`, which is no module's name.
+    """
+    global _program
+    _program = program or _program
+    ours = _program.startswith(("bench.", "launchtax"))
+    if ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _end)
 
 

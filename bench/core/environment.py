@@ -3,7 +3,7 @@
 import os
 import platform
 import re
-import subprocess
+from collections.abc import Mapping
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -14,6 +14,7 @@ import torch
 
 import pykernels as pk
 from bench.core.gpu_state import ask, reason_names
+from pykernels.source_hash import source_hash
 
 _CPU_FLAGS = ("avx2", "f16c", "avx512f", "avx512_bf16", "amx_bf16", "hypervisor")
 _LIBRARIES = ("numpy", "scipy", "nvtx", "typer", "rich", "matplotlib", "safetensors", "transformers")
@@ -158,13 +159,40 @@ def _gpu() -> dict[str, Any] | None:
         pynvml.nvmlShutdown()
 
 
-def _git(*args: str) -> str | None:
-    folder = Path(__file__).parent
-    try:
-        result = subprocess.run(["git", "-C", str(folder), *args], capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return result.stdout.strip() if result.returncode == 0 else None
+def _stamp() -> dict[str, Any]:
+    """The commit of the installed build and whether what runs differs from it, as the build baked them in.
+
+    The Python is not compiled: where it is another than the build saw, as after an edit of a checkout or a `git pull`
+    without a build, the commit is dirty all the same. None: the build did not know.
+    """
+    info = pk.runtime.build_info()
+    built = info.get("source_hashes", {})  # none in a build from before they were baked in
+    changed = [name for name in ("pykernels", "bench") if built.get(name) != python_hash(name)]
+    commit, dirty = info.get("commit"), info.get("dirty")
+    if commit and changed:
+        dirty = True
+    return {"commit": commit, "commit_dirty": dirty, "changed_since_build": changed}
+
+
+@cache
+def python_hash(package: str) -> str:
+    """The source_hash() of the package's Python as it is on disk: what the build compared."""
+    folder = Path(pk.__file__).parent if package == "pykernels" else Path(__file__).parent.parent
+    return source_hash(folder, without=("results",))
+
+
+def commit_words(environment: Mapping[str, Any]) -> str | None:
+    """What a reader of a document has to know of its commit; None where it is known and clean."""
+    commit = environment.get("commit")
+    if commit is None:
+        return "UNKNOWN COMMIT: the build did not know it (docs/install.md); nobody can build this again"
+    if environment.get("commit_dirty"):
+        changed = environment.get("changed_since_build")
+        words = f"{' and '.join(changed)} changed since the build" if changed else "with changes that are in no commit"
+        return f"DIRTY: built from commit {commit[:9]}, {words}"
+    if environment.get("commit_dirty") is None:
+        return f"commit {commit[:9]}, and unknown whether it was changed"
+    return None
 
 
 def _version(package: str) -> str | None:
@@ -176,7 +204,6 @@ def _version(package: str) -> str | None:
 
 def collect() -> dict[str, Any]:
     """The key `environment` of a result document. No user, host name or path is in it."""
-    status = _git("status", "--porcelain", "--untracked-files=no")
     return {
         "cpu": _cpu(),
         "gpu": _gpu(),
@@ -196,6 +223,5 @@ def collect() -> dict[str, Any]:
             **pk.runtime.build_info(),
         },
         "libraries": {name: _version(name) for name in _LIBRARIES},
-        "commit": _git("rev-parse", "HEAD"),
-        "commit_dirty": None if status is None else bool(status),
+        **_stamp(),
     }

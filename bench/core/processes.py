@@ -1,5 +1,6 @@
 """Fresh processes with a time limit: a crash or a hang costs the one alone."""
 
+import json
 import os
 import re
 import signal
@@ -33,10 +34,13 @@ _running: set[subprocess.Popen] = set()
 # Killed with -9 a driver cannot end its child, which would then disturb the run that takes its place: the child asks
 # the kernel (PR_SET_PDEATHSIG) to be killed with it. It does so itself, not in a preexec_fn: with one, Python runs the
 # hooks of its modules at the fork, and a Ctrl-C that falls into one of them is lost.
+#
+# Its sys.path is this process's: whatever lies in the current folder or on PYTHONPATH, it finds the same packages.
 _START = """
-import ctypes, runpy, signal, sys
+import ctypes, json, runpy, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-del sys.argv[0]
+sys.path[:] = json.loads(sys.argv[1])
+del sys.argv[:2]
 runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 """
 
@@ -50,7 +54,7 @@ def run_module(module: str, arguments: Sequence[str], limit_s: float) -> Outcome
     # A file and no pipe: what the process started and left behind would hold a pipe open, and with it this one.
     with tempfile.TemporaryFile("w+", errors="replace") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-c", _START, module, *arguments],
+            [sys.executable, "-c", _START, json.dumps(sys.path), module, *arguments],
             stdout=subprocess.DEVNULL,
             stderr=errors,
             start_new_session=True,

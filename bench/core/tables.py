@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bench.core.document import Document, entry_name, program_name, write_atomically
+from bench.core.environment import commit_words
 
 # One colour a part, shared with the plots: from what software costs (warm) to what the memory must (cold).
 PART_COLOURS = {
@@ -114,7 +115,7 @@ HIDDEN = "hidden: host work that the device's own work covers, so that it costs 
 
 def doubts(document: Document) -> list[str]:
     """What the reader of the numbers has to know first: others were at work, or a ceiling that was passed."""
-    lines, cpu = [], document["environment"]["cpu"]
+    lines, cpu = commit_lines(document), document["environment"]["cpu"]
     load, cpus = cpu.get("load_average_1min", 0.0), cpu.get("cpus_usable", 1)
     if load > cpus:
         lines.append(f"BUSY: load average {load:.1f} on {cpus} CPUs when this began: others' work is in the times")
@@ -133,6 +134,12 @@ def doubts(document: Document) -> list[str]:
             "a cache had their data, or the ceiling was slowed down; their kernel and ceiling parts mean little"
         )
     return lines
+
+
+def commit_lines(document: Document) -> list[str]:
+    """A line for a document whose commit is unknown or dirty; none for another."""
+    words = commit_words(document["environment"])
+    return [words] if words else []
 
 
 _ABOVE_CEILING = 1.05

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from bench.core.document import Document, write_atomically, write_figure
 from bench.core.errors import UsageError
-from bench.core.tables import Grid, fit, make_table, markdown_table, microseconds, refusals
+from bench.core.tables import Grid, commit_lines, fit, make_table, markdown_table, microseconds, refusals
 
 if TYPE_CHECKING:  # it takes a second to import
     from matplotlib.figure import Figure
@@ -27,6 +27,7 @@ def heading(document: Document) -> list[str]:
         f"{document['title']}: {model}, ctx {document['ctx']}, batch {document['batch']}, {document['dtype']}",
         f"{document['device']}: {device}; torch {machine['torch']['version']}; {document['created']}",
     ]
+    lines += commit_lines(document)
     if document["interrupted"]:
         lines.append("INTERRUPTED: what follows was measured up to then")
     return lines

@@ -7,6 +7,7 @@
 #include <stdexcept>
 
 #include "binding/timed_arrays.h"
+#include "runtime/build_stamp.h"
 #include "runtime/program.h"
 #include "runtime/ranges.h"
 #include "runtime/timed_loop.h"
@@ -194,6 +195,14 @@ py::dict build_info() {
 #endif
     info["compiler"] = PYKERNELS_COMPILER;
     info["build_type"] = PYKERNELS_BUILD_TYPE;
+    const BuildStamp stamp = build_stamp();
+    info["commit"] = *stamp.commit ? py::object(py::str(stamp.commit)) : py::object(py::none());
+    info["dirty"] = stamp.dirty >= 0 ? py::object(py::bool_(stamp.dirty == 1)) : py::object(py::none());
+    py::dict hashes;
+    hashes["csrc"] = stamp.csrc_hash;
+    hashes["pykernels"] = stamp.pykernels_hash;
+    hashes["bench"] = stamp.bench_hash;
+    info["source_hashes"] = hashes;
     return info;
 }
 

@@ -2,7 +2,7 @@
 //
 // As qkv_gemv, with x normalised and then laid out (int4_x.h) by the caller's thread: once where the three
 // weights read it alike. Bytes: the packed weights, scales and zeros once. Limit: memory bandwidth.
-#include "cpu/int4_dot.h"
+#include "cpu/int4_rows.h"
 #include "cpu/kernels.h"
 #include "cpu/qkv_rows.h"
 #include "cpu/rmsnorm.h"
@@ -22,8 +22,8 @@ void int4_qkv_gemv_typed(const Int4QkvGemvParams& params) {
     Int4X<T> x[3];
     int4_prepare_all(static_cast<const T*>(normed), {&params.q, &params.k, &params.v}, batch, hidden,
                      memory + int4_normed_bytes(batch, hidden, params.dtype), x);
-    qkv_rows<batch, T>(params, Int4Rows<batch, T>(params.q, x[0]), Int4Rows<batch, T>(params.k, x[1]),
-                       Int4Rows<batch, T>(params.v, x[2]), hidden / 2);
+    qkv_rows<batch, T>(params, Int4Rows<batch, T>{params.q, x[0]}, Int4Rows<batch, T>{params.k, x[1]},
+                       Int4Rows<batch, T>{params.v, x[2]}, hidden / 2);
 }
 
 }  // namespace

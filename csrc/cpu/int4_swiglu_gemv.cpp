@@ -5,7 +5,7 @@
 // it out (int4_x.h), then the threads stream runs of rows of both weights. Bytes: both packed weights, scales
 // and zeros once. Limit: memory bandwidth.
 #include "cpu/gemv_rows.h"
-#include "cpu/int4_dot.h"
+#include "cpu/int4_rows.h"
 #include "cpu/kernels.h"
 #include "cpu/rmsnorm.h"
 
@@ -27,7 +27,7 @@ void int4_swiglu_gemv_typed(const Int4SwigluGemvParams& params) {
     }
     Int4X<T> prepared[2];
     int4_prepare_all(x, {&params.gate, &params.up}, batch, k, memory, prepared);
-    const Int4Rows<batch, T> gate(params.gate, prepared[0]), up(params.up, prepared[1]);
+    const Int4Rows<batch, T> gate{params.gate, prepared[0]}, up{params.up, prepared[1]};
     swiglu_rows<batch>(gate, up, params.out_features, k / 2, static_cast<T*>(params.out));
 }
 

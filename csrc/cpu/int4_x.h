@@ -74,10 +74,11 @@ inline void int4_lay_out(const T* tile, char* to) {
     }
 }
 
-// Lays `batch` rows of x out in `memory` for the weight. `sums`: take the groups' sums too.
+// Lays `batch` rows of x out in `memory` for the weight. `sums`: take the groups' sums too. One copy for the
+// kernels of every batch.
 template <class T>
-inline Int4X<T> int4_prepare(const T* x, const Int4WeightParams& weight, int64_t batch, int64_t in_features,
-                             bool sums, void* memory) {
+[[gnu::noinline]] inline Int4X<T> int4_prepare(const T* x, const Int4WeightParams& weight, int64_t batch,
+                                               int64_t in_features, bool sums, void* memory) {
     const int64_t n_groups = weight.n_groups, group_size = in_features / n_groups;
     auto* tiles = static_cast<char*>(memory);
     auto* group_sums =

@@ -43,9 +43,10 @@ class QkvRows {
 
   private:
     // The pairs [first, last) of one head, written to out + offset + b * batch_stride + position[b] *
-    // slot_stride.
-    void rows(const Rows& weight, const void* bias_, int64_t head, int64_t first, int64_t last, bool rotated,
-              T* out, int64_t offset, int64_t batch_stride, int64_t slot_stride) const {
+    // slot_stride. One copy for q, k and v.
+    [[gnu::noinline]] void rows(const Rows& weight, const void* bias_, int64_t head, int64_t first,
+                                int64_t last, bool rotated, T* out, int64_t offset, int64_t batch_stride,
+                                int64_t slot_stride) const {
         const auto* bias = bias_ ? static_cast<const T*>(bias_) + head * dim_ : nullptr;
         const int64_t half = dim_ / 2, row = head * dim_;
         float low[batch][max_pairs], high[batch][max_pairs];

@@ -8,12 +8,12 @@
 // The sums of x over the groups are prepared (int4_x.h); a symmetric weight has zero = 8 and needs none.
 //
 // Products and sums are float32; the scale multiplies once a group. Bytes: words, scales, zeros, each once.
-#pragma once
+#include "cpu/int4_rows.h"
 
 #include "cpu/dot.h"
-#include "cpu/int4_x.h"
 
 namespace pykernels::cpu::PYKERNELS_ISA {
+namespace {
 
 typedef float Float4 __attribute__((vector_size(16)));
 typedef uint8_t Bytes __attribute__((vector_size(lanes)));
@@ -102,17 +102,14 @@ inline F32 int4_scales(const T* scales) {
     }
 }
 
-// The rows of one weight, against one prepared x: a Rows of gemv.h.
-//
-// x takes at least four times the bytes of a row and is often larger than the L1: a few rows at once share
-// its loads, as many as the registers hold accumulators for.
+// The rows of one weight, `at_once` of them a pass over x.
 template <int batch, class T>
-class Int4Rows {
+class RowPasses {
   public:
-    static constexpr int at_once = lanes == 16 ? (batch <= 2 ? 4 : 2) : (batch <= 2 ? 2 : 1);
+    static constexpr int at_once = Int4Rows<batch, T>::at_once;
 
-    Int4Rows(const Int4WeightParams& weight, const Int4X<T>& x)
-        : weight_(weight), x_(x), group_size_(x.in_features / x.n_groups) {}
+    explicit RowPasses(const Int4Rows<batch, T>& rows)
+        : weight_(rows.weight), x_(rows.x), group_size_(x_.in_features / x_.n_groups) {}
 
     // sums[i][b] = dot(row n + i * stride, x[b]) for i in [0, count), count at most at_once
     void dot(int64_t n, int64_t stride, int64_t count, float (*sums)[batch]) const {
@@ -230,8 +227,29 @@ class Int4Rows {
     }
 
     const Int4WeightParams& weight_;
-    const Int4X<T> x_;
+    const Int4X<T>& x_;
     int64_t group_size_;
 };
+
+}  // namespace
+
+template <int batch, class T>
+void Int4Rows<batch, T>::dot(int64_t n, int64_t stride, int64_t count, float (*sums)[batch]) const {
+    RowPasses<batch, T>(*this).dot(n, stride, count, sums);
+}
+
+#define PYKERNELS_INT4_ROWS(batch)          \
+    template struct Int4Rows<batch, float>; \
+    template struct Int4Rows<batch, Bf16>;  \
+    template struct Int4Rows<batch, Fp16>;
+PYKERNELS_INT4_ROWS(1)
+PYKERNELS_INT4_ROWS(2)
+PYKERNELS_INT4_ROWS(3)
+PYKERNELS_INT4_ROWS(4)
+PYKERNELS_INT4_ROWS(5)
+PYKERNELS_INT4_ROWS(6)
+PYKERNELS_INT4_ROWS(7)
+PYKERNELS_INT4_ROWS(8)
+#undef PYKERNELS_INT4_ROWS
 
 }  // namespace pykernels::cpu::PYKERNELS_ISA
