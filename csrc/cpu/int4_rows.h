@@ -8,8 +8,8 @@ namespace pykernels::cpu::PYKERNELS_ISA {
 
 // The rows of one weight, against one prepared x, which both outlive it.
 //
-// x is four times the bytes of a row or more, and often larger than the L1 cache: a few rows at once share
-// its loads, as many as the registers hold sums for.
+// x takes at least four times the bytes of a row and is often larger than the L1: a few rows at once share
+// its loads, as many as the registers hold accumulators for.
 template <int batch, class T>
 struct Int4Rows {
     static constexpr int at_once = lanes == 16 ? (batch <= 2 ? 4 : 2) : (batch <= 2 ? 2 : 1);
