@@ -152,6 +152,11 @@ def main(settings: Settings) -> int:
         cli.print_list([(Native.name, Native.description, reason, MODES)])
         return 0
     outputs = cli.Outputs(settings.json, md=settings.md)
+    if settings.stop_noise or settings.max_seconds:
+        flag, value = (
+            ("--stop-noise", settings.stop_noise) if settings.stop_noise else ("--max-seconds", settings.max_seconds)
+        )
+        raise flag_error(flag, value, "left out: so many replays are recorded as --steps says")
     settings.check()
     # The GPU first: who has none need not build anew to find that out.
     if settings.target.type != "cuda":

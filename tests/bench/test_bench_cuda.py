@@ -252,11 +252,11 @@ def test_an_op_against_torch(capsys, tmp_path, gpu):
     result, document = measure(capsys, tmp_path, "bench.op", *small)
     rows = {(row["backend"], row["mode"]): row for row in document["ops"]}
     assert rows.keys() == {("native", "native"), ("native", "graph"), ("native", "eager"),
-                           ("torch", "graph"), ("torch", "eager")}  # fmt: skip
+                           ("torch", "native"), ("torch", "graph"), ("torch", "eager")}  # fmt: skip
     for (_, mode), row in rows.items():
         assert row["status"] == "ok", row["reason"]
         assert row["time_us"]["p50"] == STEP_US and row["host_us"]["p50"] > 0
-        assert ("ratio_to_torch" in row) == (mode != "native"), "like with like"
+        assert row["ratio_to_torch"]["p50"] == pytest.approx(1), "like with like"
         assert (row["device_us"] or {}).get("p50") == (KERNEL_US if gpu.traced else None)
         assert row["steps_per_graph"] == (row["repeats"] if mode == "graph" else None)
         assert 200 < row["repeats"] <= 512, "half a millisecond of two microseconds"

@@ -129,9 +129,11 @@ def test_a_4_bit_cuda_kernel_is_measured(monkeypatch, capsys, tmp_path, cupy, sp
     if spoils:
         cupy.afterwards = lambda given: tensor_at(given["out"] - 1, (1,), torch.uint8).fill_(1)
     with fake_gpu(monkeypatch):
-        result, ops = timed_int4(capsys, tmp_path, "--mode=eager,graph", "--l2=warm", "--repeats=1")
+        result, ops = timed_int4(capsys, tmp_path, "--mode=eager,native,graph", "--l2=warm", "--repeats=1")
     assert result.status == spoils, result.out + result.err
-    assert {(entry["mode"], entry["status"]) for entry in ops} == {("eager", status), ("graph", status)}
+    assert {(entry["mode"], entry["status"]) for entry in ops} == {
+        (mode, status) for mode in ("eager", "native", "graph")
+    }
     assert not spoils or {entry["reason"] for entry in ops} == {
         "wrote outside out: 1 bytes changed, the first 0 bytes before its begin"
     }
@@ -198,11 +200,26 @@ def test_modes_of_a_cuda_kernel(monkeypatch, capsys, tmp_path, cupy):
     assert result.status == 0, result.out + result.err
     arms = [arm for arm in json.loads(output.read_text())["arms"] if arm["backend"] != "sdpa"]
     assert [(arm["mode"], arm["status"]) for arm in arms] == [
-        ("eager", "ok"), ("native", "unsupported"), ("graph", "ok"),
+        ("eager", "ok"), ("native", "ok"), ("graph", "ok"),
     ]  # fmt: skip
+    native = next(arm for arm in arms if arm["mode"] == "native")
+    assert native["against_eager"] == "equal" and native["nodes"][0]["attributes"] == []
     graph = next(arm for arm in arms if arm["mode"] == "graph")
     assert graph["steps_per_graph"] == 8 and graph["ratio_to_sdpa_graph"]["p50"] > 0
     assert cupy.stream == 0  # the fake GPU's
+
+
+def test_a_cuda_kernel_that_asks_for_pdl_is_launched_so(monkeypatch, capsys, tmp_path, cupy):
+    path, output = tmp_path / "pdl.cu", tmp_path / "layer.json"
+    path.write_text(GQA_DECODE.read_text().replace("block=256", "block=256 pdl=1"))
+    with fake_gpu(monkeypatch):
+        result = run_here(
+            capsys, "bench.layer", "--device=cuda", "--model=tiny", "--ctx=40", "--steps=2", "--warmup=1", "--l2=warm",
+            f"--backend={path}:gqa_decode", "--mode=eager,native", f"--plugin-journal={tmp_path}", f"--json={output}",
+        )  # fmt: skip
+    assert result.status == 0, result.out + result.err
+    native = next(arm for arm in json.loads(output.read_text())["arms"] if arm["mode"] == "native")
+    assert (native["status"], native["nodes"][0]["attributes"]) == ("ok", ["programmatic"])
 
 
 def test_a_cuda_kernel_in_bench_attention(monkeypatch, capsys, tmp_path, cupy):
@@ -220,7 +237,7 @@ def test_a_cuda_kernel_in_bench_attention(monkeypatch, capsys, tmp_path, cupy):
     assert result.status == 0, result.out + result.err
     arms = [arm for arm in json.loads(output.read_text())["arms"] if arm["backend"] != "sdpa"]
     assert [(arm["group_size"], arm["mode"], arm["status"]) for arm in arms] == [
-        (group, mode, "ok") for group in (4, 8) for mode in ("eager", "graph")
+        (group, mode, "ok") for group in (4, 8) for mode in ("eager", "native", "graph")
     ]  # fmt: skip
     assert all(arm["wall_us"] and arm["device_us"] for arm in arms if arm["mode"] == "eager")
     assert Journal(tmp_path).read("modes")["graph"] is None
