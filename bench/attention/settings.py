@@ -28,6 +28,9 @@ _ONLY_BY_NAME = ("flex",)
 """It compiles at every shape, which takes longer than measuring it."""
 
 
+_DEFAULT_MODES = {"cpu": "eager,graph", "cuda": "all"}
+
+
 @dataclass(kw_only=True)
 class Settings(StopFlags):
     """The flags of one run, and what they come to."""
@@ -59,9 +62,9 @@ class Settings(StopFlags):
         typer.Option(
             "--mode",
             help="comma-separated, or all. eager: calls from Python; native: the captured call launched again by a "
-            "C++ loop; graph: a replayed graph",
+            "C++ loop; graph: a replayed graph. Default: all on a GPU; on a CPU eager, graph",
         ),
-    ] = "all"
+    ] = ""
     context_manager: Annotated[
         str, typer.Option("--context-manager", help="where SDPA's is entered: outside the timed call, inside, or both")
     ] = "outside"
@@ -173,7 +176,7 @@ class Settings(StopFlags):
     def plan(self) -> Plan:
         """What the arms are made by."""
         return Plan(
-            self.backends, cli.modes("--mode", self.mode, MODES),
+            self.backends, cli.modes("--mode", self.mode or _DEFAULT_MODES[self.target.type], MODES),
             cli.choices("--context-manager", self.context_manager, MANAGERS), self.calls, self.warmup,
             cli.choices("--sdpa-from", self.sdpa_from, list(SDPA_KERNELS)), self.watched,
         )  # fmt: skip

@@ -361,7 +361,7 @@ def test_a_plugin_that_came_to_nothing_is_not_tried_in_every_session(capsys, mon
         ("--ctx=0", ["--ctx=0", "1..131072"]),
         ("--batch=9", ["--batch=9", "1..8"]),
         ("--backend=compile", ["--backend=compile", "flashinfer"]),
-        ("--mode=pybind", ["--mode=pybind", "eager, graph"]),
+        ("--mode=pybind", ["--mode=pybind", "eager, native, graph"]),
         ("--context-manager=both", ["--context-manager=both", "outside, inside"]),
         ("--calls=1", ["--calls=1", "2.."]),
         ("--seed=99999999999999999999", ["--seed=99999999999999999999", "0..2147483647"]),
