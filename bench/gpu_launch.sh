@@ -8,7 +8,8 @@
 #
 # Libraries that are not there are listed as unsupported, with the reason. Steps, with the seconds that each may take:
 #   tests       40  captured steps launched again give their own bits
-#   layer      150  native and the peers, Qwen2.5-7B: eager, dispatch, native, graph, graph-pdl; gaps and their causes
+#   layer      250  native and the peers, Qwen2.5-7B: eager, dispatch, native, graph, graph-pdl; gaps and their causes;
+#                   in three processes
 #   launchers  150  an empty kernel by every launcher; what graphs cost; what each programmatic edge gains
 #   call        90  the ladder of examples/call_block.py: a block of plain torch, a decoder layer of transformers
 #
@@ -19,10 +20,12 @@ steps=${LAUNCH_STEPS:-tests layer launchers call}
 
 ask_gpu
 step tests 40 "$python" -m pytest -q -p no:cacheprovider tests/package/test_relaunch.py
-step layer 150 "$python" -m bench.layer --model=qwen2.5-7b \
-    --backend=native,sdpa,sdpa-flash,sdpa-cudnn,fa2,fa3,flashinfer-tc,flex,compile \
-    --mode=eager,dispatch,native,graph,graph-pdl --fusion=none --json="$out/$gpu-launch-layer.json" \
-    --plot="$out/$gpu-launch-layer.png"
+layer=(-m bench.layer --model=qwen2.5-7b --mode=eager,dispatch,native,graph,graph-pdl --fusion=none)
+step layer 100 "$python" "${layer[@]}" --backend=native,sdpa,sdpa-flash,sdpa-cudnn,compile \
+    --json="$out/$gpu-launch-layer.json" --plot="$out/$gpu-launch-layer.png"
+# Apart: a library that ends its process takes no other backend along.
+step "layer, peers" 90 "$python" "${layer[@]}" --backend=native,fa2,fa3,flashinfer-tc --json="$out/$gpu-launch-layer-peers.json"
+step "layer, flex" 60 "$python" "${layer[@]}" --backend=native,flex --json="$out/$gpu-launch-layer-flex.json"
 step launchers 150 "$python" -m bench.launch --what=all --json="$out/$gpu-launchers.json" --plot="$out/$gpu-launchers.png"
 step call 60 "$python" -m bench.call examples/call_block.py:block --json="$out/$gpu-call-block.json"
 step call 60 "$python" -m bench.call examples/call_block.py:decoder --json="$out/$gpu-call-decoder.json"

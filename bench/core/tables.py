@@ -341,7 +341,7 @@ _NAME = 52
 
 def kernel_words(name: str) -> str:
     """A kernel's name less what its template and function take, cut to a table's width."""
-    plain = name.removeprefix("void ").split("(", 1)[0] or name
+    plain = name.replace("(anonymous namespace)::", "").removeprefix("void ").split("(", 1)[0] or name
     return plain if len(plain) <= _NAME else plain[: _NAME - 3] + "..."
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bench.core import gaps
+from bench.core import gaps, tables
 from bench.core.device_trace import Sample, Traced
 from bench.core.measure import Arm
 from pykernels.trace import Call, Kernel
@@ -89,3 +89,16 @@ def test_the_rows_add_up_to_wall_less_busy(seed):
     assert sum(document[c] for c in causes) + document["untraced_us"] == document["sum_us"]
     assert document["sum_us"] == pytest.approx(np.median(arm.samples_us) - np.median(traced.samples_us), abs=2e-6)
     assert sum(row["us"] for row in rows) == pytest.approx(sum(document[c] for c in causes), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("void at::native::(anonymous namespace)::softmax<float>(float*)", "at::native::softmax<float>"),
+        ("pykernels::cuda::(anonymous namespace)::rmsnorm_kernel(int)", "pykernels::cuda::rmsnorm_kernel"),
+        ("triton_red_fused_0", "triton_red_fused_0"),
+        ("[memset]", "[memset]"),
+    ],
+)
+def test_names_of_kernels_in_tables(name, words):
+    assert tables.kernel_words(name) == words
