@@ -24,8 +24,9 @@ layer=(-m bench.layer --model=qwen2.5-7b --mode=eager,dispatch,native,graph,grap
 step layer 100 "$python" "${layer[@]}" --backend=native,sdpa,sdpa-flash,sdpa-cudnn,compile \
     --json="$out/$gpu-launch-layer.json" --plot="$out/$gpu-launch-layer.png"
 # Apart: a library that ends its process takes no other backend along.
-step "layer, peers" 90 "$python" "${layer[@]}" --backend=native,fa2,fa3,flashinfer-tc --json="$out/$gpu-launch-layer-peers.json"
-step "layer, flex" 60 "$python" "${layer[@]}" --backend=native,flex --json="$out/$gpu-launch-layer-flex.json"
+step "layer, fa" 60 "$python" "${layer[@]}" --backend=native,fa2,fa3 --json="$out/$gpu-launch-layer-fa.json"
+step "layer, others" 90 "$python" "${layer[@]}" --backend=native,flashinfer-tc,flex \
+    --json="$out/$gpu-launch-layer-others.json"
 step launchers 150 "$python" -m bench.launch --what=all --json="$out/$gpu-launchers.json" --plot="$out/$gpu-launchers.png"
 step call 60 "$python" -m bench.call examples/call_block.py:block --json="$out/$gpu-call-block.json"
 step call 60 "$python" -m bench.call examples/call_block.py:decoder --json="$out/$gpu-call-decoder.json"
