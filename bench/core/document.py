@@ -8,15 +8,15 @@ import gzip
 import io
 import json
 import math
-import os
-import tempfile
 import zlib
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.core.errors import UsageError, flag_error
+from bench.core.errors import UsageError
+from bench.core.files import check_writable as check_writable
+from bench.core.files import make_folder as make_folder
+from bench.core.files import read_file, write_atomically
 
 if TYPE_CHECKING:  # it takes a second to import, and most runs draw nothing
     from matplotlib.figure import Figure
@@ -42,47 +42,6 @@ def arm_name(backend: str, fusion: str | None, mode: str) -> str:
 def entry_name(entry: Document) -> str:
     """arm_name() of an entry of the key `arms`."""
     return arm_name(entry["backend"], entry.get("fusion"), entry["mode"])
-
-
-def check_writable(path: Path, flag: str) -> None:
-    """Raise UsageError, before the run, where `path` could not be written after it. Leaves nothing behind."""
-    folder = path.parent
-    if path.is_dir():
-        raise flag_error(flag, path, "a file, and that is a folder")
-    if not folder.is_dir():
-        raise flag_error(flag, path, f"in a folder that exists, and {folder} does not")
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-        if path.exists():
-            with path.open("ab"):
-                pass
-    except OSError as error:
-        raise flag_error(flag, path, f"writable: {error.strerror}") from None
-
-
-def make_folder(folder: Path, flag: str, given: str | Path) -> None:
-    """Make the folder and those above it, where they are not there. Raises UsageError, which names what was given."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise flag_error(flag, given, f"a folder that can be made: {error.strerror}") from None
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Put `content` at `path`: a reader finds the old file or the new one, never half of one."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        with suppress(FileNotFoundError):  # interrupted just after it was renamed
-            os.unlink(name)
-        raise
 
 
 def picture(figure: "Figure", kind: str) -> bytes:
@@ -144,6 +103,18 @@ def write_json(path: Path, document: Document) -> None:
     write_atomically(path, gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
 
 
+_MOST_BYTES = 1 << 30
+
+
+def _decompressed(content: bytes) -> bytes:
+    """What a .gz holds, which may be a thousand times as large as the file. Raises ValueError past a GiB."""
+    with gzip.open(io.BytesIO(content)) as file:
+        text = file.read(_MOST_BYTES + 1)
+    if len(text) > _MOST_BYTES:
+        raise ValueError("it unpacks to more than a GiB")
+    return text
+
+
 def _no_number(text: str) -> None:
     raise ValueError(f"{text} is no JSON")
 
@@ -161,9 +132,11 @@ def stem(path: Path) -> str:
 def load(path: Path) -> Document:
     """Read a document back, compressed or not. Raises UsageError, one line, where the file is none."""
     try:
-        content = path.read_bytes()
-        text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode()
+        content = read_file(path)
+        text = (_decompressed(content) if path.suffix == ".gz" else content).decode()
         document = json.loads(text, parse_constant=_no_number)
+    except UsageError:
+        raise
     except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
         raise UsageError(f"{path}: cannot be read as a result document: {error}") from None
     schema = document.get("schema") if isinstance(document, dict) else None

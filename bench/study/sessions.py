@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.core.errors import UsageError
+from bench.core.files import read_file
 from bench.core.spread import Spread, spread
 
 DEFAULT_THRESHOLDS = Path(__file__).parent / "thresholds.toml"
@@ -36,13 +37,13 @@ class Rule:
 
 def load_rules(path: Path) -> tuple[list[Rule], str]:
     """The rules of a thresholds file and its SHA-256. Raises UsageError, one line, where it is none."""
+    content = read_file(path)
     try:
-        content = path.read_bytes()
         tables = tomllib.loads(content.decode())["rule"]
         if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables) or not tables:
             raise ValueError("rule must be tables, [[rule]]")
         rules = [_rule(path, fields) for fields in tables]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UsageError(f"{path}: is not a thresholds file: {error}") from None
     return rules, hashlib.sha256(content).hexdigest()
 

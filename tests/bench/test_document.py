@@ -13,7 +13,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
-from bench.core import document
+from bench.core import document, files
 from bench.core.errors import UsageError
 
 CLOCK = {"p20": 1.0, "p50": 2.0, "p80": 3.0, "n": 5}
@@ -29,7 +29,7 @@ WRITERS = [document.write_json, document.write_csv]
 
 
 @pytest.mark.parametrize("write", WRITERS)
-@pytest.mark.parametrize("step", ["fsync", "chmod", "replace"])
+@pytest.mark.parametrize("step", ["fsync", "fchmod", "replace"])
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_a_write_that_fails_leaves_what_was_there(monkeypatch, tmp_path, write, step, error):
     path = tmp_path / "result"
@@ -181,7 +181,7 @@ def test_a_file_that_is_no_document(tmp_path, content, words):
 
 
 def test_a_folder_is_no_document(tmp_path):
-    with pytest.raises(UsageError, match="cannot be read as a result document: .*Is a directory"):
+    with pytest.raises(UsageError, match="must be a regular file, and that is a folder"):
         document.load(tmp_path)
 
 
@@ -199,7 +199,7 @@ def test_checking_leaves_nothing_behind(tmp_path):
 @pytest.mark.parametrize(
     ("name", "allowed"),
     [
-        ("folder", "must be a file, and that is a folder"),
+        ("folder", "must be a regular file, and that is a folder"),
         ("missing/x.json", "must be in a folder that exists, and {folder}/missing does not"),
         ("file/x.json", "must be in a folder that exists, and {folder}/file does not"),
     ],
@@ -215,11 +215,11 @@ def test_a_path_that_cannot_be_written(tmp_path, name, allowed):
 
 
 def test_a_disk_that_refuses(monkeypatch, tmp_path):
-    def fail(**_):
+    def fail(_folder):
         raise PermissionError(13, "Permission denied")
 
     # Root writes everywhere, so the refusal is simulated.
-    monkeypatch.setattr("tempfile.TemporaryFile", fail)
+    monkeypatch.setattr(files, "_temporary", fail)
     with pytest.raises(UsageError, match=r"--csv=.*x\.csv: must be writable: Permission denied$"):
         document.check_writable(tmp_path / "x.csv", "--csv")
 
