@@ -37,7 +37,10 @@ class Rule:
 
 def load_rules(path: Path) -> tuple[list[Rule], str]:
     """The rules of a thresholds file and its SHA-256. Raises UsageError, one line, where it is none."""
-    content = read_file(path)
+    try:
+        content = read_file(path)
+    except UsageError as error:
+        raise UsageError(f"{path}: is not a thresholds file: {str(error).removeprefix(f'{path}: ')}") from None
     try:
         tables = tomllib.loads(content.decode())["rule"]
         if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables) or not tables:
