@@ -247,6 +247,11 @@ class DecodeLayer(Steps):
         )  # fmt: skip
         return ops.int4_gemv(self._activated, w.down_weight, residual=self._h, out=self.out, workspace=workspace)
 
+    def parts(self) -> dict[str, Tensor]:
+        """What a step leaves behind beside `out`, by its name in :mod:`pykernels.reference`: `q` rotated, `attended`
+        [batch, n_heads, head_dim], `h` [batch, hidden], `activated` [batch, intermediate]."""
+        return {"q": self._q_turned, "attended": self._attended, "h": self._h, "activated": self._activated}
+
     def poison(self) -> None:
         """Fill every buffer that a step writes with NaN: what is not written shows."""
         for tensor in (

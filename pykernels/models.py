@@ -133,30 +133,123 @@ class _Config:
         return bool(value)
 
 
-# What config.json leaves unsaid and the model type decides: whether q, k and v carry a bias.
-_QKV_BIAS = {"qwen2": True, "mistral": False, "llama": False}
+@dataclass(frozen=True)
+class _Family:
+    """What a model type decides that config.json may leave unsaid, as transformers decides it.
+
+    qkv_bias: whether q, k and v carry a bias; n_kv_heads: None for as many as query heads; biases: the switches of
+    further biases that its layers have; window: of its attention where `sliding_window` is not there at all, 0 where it
+    has none whatever is there.
+    """
+
+    qkv_bias: bool
+    n_kv_heads: int | None
+    max_position: int
+    biases: tuple[str, ...]
+    window: int
+    switched_window: bool = False
+    """`use_sliding_window` switches the window on, from layer `max_window_layers` on."""
 
 
-def _rope_scaling(config: _Config, rope: dict[str, Any]) -> Llama3RopeScaling | None:
+_FAMILIES = {
+    "qwen2": _Family(True, 32, 32768, (), 4096, switched_window=True),
+    "mistral": _Family(False, 8, 131072, (), 4096),
+    "llama": _Family(False, None, 2048, ("attention_bias", "mlp_bias"), 0),
+}
+
+_READ = frozenset((
+    "model_type", "hidden_act", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "head_dim", "vocab_size", "rms_norm_eps", "tie_word_embeddings", "max_position_embeddings",
+    "rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor", "original_max_position_embeddings",
+    "attention_bias", "mlp_bias", "sliding_window", "use_sliding_window", "max_window_layers", "layer_types",
+    "quantization_config", "compression_config",
+))  # fmt: skip
+"""The keys of config.json that are read, here or by pykernels.quant."""
+
+_INERT = frozenset((
+    # Where it comes from and who loads it.
+    "_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version", "tokenizer_class",
+    "attn_implementation", "_attn_implementation", "_attn_implementation_autoset", "_attn_implementation_internal",
+    "unsloth_version", "unsloth_fixed", "finetuning_task", "task_specific_params", "problem_type", "id2label",
+    "label2id", "prefix", "ignore_keys_at_rope_validation", "_commit_hash", "name_or_path", "model_name",
+    # Of training, or the same arithmetic in another order.
+    "initializer_range", "attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop", "pretraining_tp",
+    "chunk_size_feed_forward", "gradient_checkpointing", "use_flash_attention_2", "_flash_attn_2_enabled",
+    # Of what a forward returns, and of generation.
+    "use_cache", "return_dict", "use_return_dict", "output_attentions", "output_hidden_states", "output_scores",
+    "return_dict_in_generate", "bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "decoder_start_token_id",
+    "max_length", "min_length", "do_sample", "early_stopping", "num_beams", "num_beam_groups", "diversity_penalty",
+    "temperature", "top_k", "top_p", "typical_p", "repetition_penalty", "length_penalty", "no_repeat_ngram_size",
+    "encoder_no_repeat_ngram_size", "num_return_sequences", "max_new_tokens", "forced_bos_token_id",
+    "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "remove_invalid_values",
+    "exponential_decay_length_penalty", "num_labels", "is_decoder", "tf_legacy_loss",
+))  # fmt: skip
+"""Keys that change nothing of what a decode step computes."""
+
+_ROPE_KEYS = frozenset((
+    "rope_theta", "rope_type", "type", "factor", "low_freq_factor", "high_freq_factor",
+    "original_max_position_embeddings", "partial_rotary_factor",
+))  # fmt: skip
+
+
+def is_off(value: object) -> bool:
+    """A key that nobody here knows is harmless where it is null, false or empty."""
+    return value is None or value is False or value in ("", [], {})
+
+
+def _rope(config: _Config, max_position: int) -> tuple[float, Llama3RopeScaling | None]:
+    """theta and scaling. `rope_scaling` stands for `rope_parameters` where both are there, as in transformers."""
+    fields = config.fields
+    for field in ("rope_scaling", "rope_parameters"):
+        if not isinstance(fields.get(field) or {}, dict):
+            raise config.fail(field, "an object", fields[field])
+    field = "rope_scaling" if fields.get("rope_scaling") else "rope_parameters"
+    rope = fields.get(field) or {}
+    for key, value in rope.items():
+        if key not in _ROPE_KEYS and not is_off(value):
+            raise config.fail(f"{field}.{key}", "left out: it is not known, and might change the angles", value)
+    for source in (rope, fields):
+        if source.get("partial_rotary_factor") not in (None, 1, 1.0):
+            raise config.fail("partial_rotary_factor", "absent or 1", source["partial_rotary_factor"])
+    theta = config.number(rope if rope.get("rope_theta") is not None else fields, "rope_theta", 10000.0)
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
-        return None
+        return theta, None
     if kind != "llama3":
-        raise config.fail("rope_type", "absent, 'default' or 'llama3'", kind)
+        raise config.fail(f"{field}.rope_type", "absent, 'default' or 'llama3'", kind)
     low, high = config.number(rope, "low_freq_factor"), config.number(rope, "high_freq_factor")
     if high <= low:
         raise config.fail("high_freq_factor", f"above low_freq_factor ({low:g})", high)
-    return Llama3RopeScaling(
-        config.number(rope, "factor"), low, high, config.size("original_max_position_embeddings", source=rope)
-    )
+    outside = fields.get("original_max_position_embeddings") is not None
+    original = config.size("original_max_position_embeddings", max_position, fields if outside else rope)
+    return theta, Llama3RopeScaling(config.number(rope, "factor"), low, high, original)
+
+
+def _window(config: _Config, family: _Family, n_layers: int) -> int | None:
+    """How many slots some layer sees at most; None where all see all."""
+    fields = config.fields
+    if not family.window:
+        return None
+    if family.switched_window:
+        types = fields.get("layer_types")
+        if not config.flag("use_sliding_window"):
+            return None
+        if types is None and config.size("max_window_layers", 28) >= n_layers:
+            return None
+        if isinstance(types, list) and "sliding_attention" not in types:
+            return None
+    if "sliding_window" in fields and fields["sliding_window"] is None:
+        return None
+    return config.size("sliding_window", family.window)
 
 
 def from_config(path: str | Path) -> ModelSpec:
     """The spec of a Hugging Face config.json of type qwen2, mistral or llama (its file, or the folder it lies in).
 
-    RoPE's numbers are read from where transformers 4 puts them (`rope_theta`, `rope_scaling`) and where
-    transformers 5 does (`rope_parameters`). A sliding window narrower than the model's context is refused: the
-    attention here sees every slot.
+    What it says means what it means to transformers, defaults included. RoPE's numbers are read from where
+    transformers 4 puts them (`rope_theta`, `rope_scaling`) and where transformers 5 does (`rope_parameters`). A sliding
+    window narrower than the model's context is refused: the attention here sees every slot. So is every key that is not
+    known, unless it is off: it might change what the model computes.
 
     Raises ValueError, one line naming the file, the field, what is allowed and what it got.
     """
@@ -166,16 +259,18 @@ def from_config(path: str | Path) -> ModelSpec:
     config = _Config(path)
     fields = config.fields
     model_type = fields.get("model_type")
-    if not isinstance(model_type, str) or model_type not in _QKV_BIAS:
-        raise config.fail("model_type", "one of " + ", ".join(_QKV_BIAS), model_type)
+    if not isinstance(model_type, str) or model_type not in _FAMILIES:
+        raise config.fail("model_type", "one of " + ", ".join(_FAMILIES), model_type)
+    family = _FAMILIES[model_type]
     activation = fields.get("hidden_act", "silu")
     if activation != "silu":
         raise config.fail("hidden_act", "'silu'", activation)
-    for field in ("attention_bias", "mlp_bias"):
+    for field in family.biases:
         if fields.get(field):
             raise config.fail(field, "absent or false (only q, k and v may carry a bias)", fields[field])
     hidden, n_heads = config.size("hidden_size"), config.size("num_attention_heads")
-    n_kv_heads = config.size("num_key_value_heads")
+    absent = family.n_kv_heads if "num_key_value_heads" not in fields else None
+    n_kv_heads = config.size("num_key_value_heads", absent or n_heads)
     if n_heads % n_kv_heads:
         raise config.fail("num_attention_heads", f"a multiple of num_key_value_heads ({n_kv_heads})", n_heads)
     if fields.get("head_dim") is None and hidden % n_heads:
@@ -183,32 +278,34 @@ def from_config(path: str | Path) -> ModelSpec:
     head_dim = config.size("head_dim", hidden // n_heads)
     if head_dim % 8 or head_dim > 256:
         raise config.fail("head_dim", "a multiple of 8 up to 256", head_dim)
-    max_position = config.size("max_position_embeddings", 32768)
-    window = None
-    if fields.get("sliding_window") is not None and fields.get("use_sliding_window", True):
-        window = config.size("sliding_window")
+    max_position = config.size("max_position_embeddings", family.max_position)
+    n_layers = config.size("num_hidden_layers")
+    window = _window(config, family, n_layers)
     if window is not None and window < max_position:
-        raise config.fail("sliding_window", f"absent or at least max_position_embeddings ({max_position})", window)
-    rope_field = "rope_parameters" if fields.get("rope_parameters") else "rope_scaling"
-    rope = fields.get(rope_field) or {}
-    if not isinstance(rope, dict):
-        raise config.fail(rope_field, "an object", rope)
-    theta_source = rope if "rope_theta" in rope else fields
+        value = fields.get("sliding_window", f"nothing, which is {family.window} to {model_type}")
+        raise config.fail("sliding_window", f"null or at least max_position_embeddings ({max_position})", value)
+    eps = config.number(fields, "rms_norm_eps", 1e-6)
+    if eps >= 1:
+        raise config.fail("rms_norm_eps", "below 1", eps)
+    theta, scaling = _rope(config, max_position)
+    for key, value in fields.items():
+        if key not in _READ and key not in _INERT and not is_off(value):
+            raise config.fail(key, "left out: it is not known, and might change what the model computes", value)
     return ModelSpec(
         name=str(fields.get("_name_or_path") or path.resolve().parent.name or model_type),
         hidden=hidden,
         intermediate=config.size("intermediate_size"),
-        n_layers=config.size("num_hidden_layers"),
+        n_layers=n_layers,
         n_heads=n_heads,
         n_kv_heads=n_kv_heads,
         head_dim=head_dim,
         vocab=config.size("vocab_size"),
-        rope_theta=config.number(theta_source, "rope_theta", 10000.0),
-        rms_eps=config.number(fields, "rms_norm_eps", 1e-6),
-        qkv_bias=_QKV_BIAS[model_type],
+        rope_theta=theta,
+        rms_eps=eps,
+        qkv_bias=family.qkv_bias,
         tied_embeddings=config.flag("tie_word_embeddings"),
         max_position=max_position,
-        rope_scaling=_rope_scaling(config, rope),
+        rope_scaling=scaling,
     )
 
 

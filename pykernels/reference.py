@@ -163,17 +163,39 @@ def layer(
     [batch, n_kv_heads, head_dim]. 4-bit projections are dequantised first.
     """
     w = weights.dequantize()
-    q, k_row, v_row = qkv_gemv(
+    q, k_row, v_row = layer_qkv(spec, w, x, cos_sin, position)
+    attended = layer_attention(q, k_row, v_row, k_cache, v_cache, position)
+    return layer_rest(spec, w, x, attended)["out"], k_row, v_row
+
+
+def layer_qkv(
+    spec: "ModelSpec", weights: "LayerWeights", x: Tensor, cos_sin: Tensor, position: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of dense weights: q rotated [batch, n_heads, head_dim], and the rows that a layer appends."""
+    w = weights
+    return qkv_gemv(
         x, w.input_norm, spec.rms_eps, w.q_weight, w.k_weight, w.v_weight, cos_sin, position, spec.head_dim,
         w.q_bias, w.k_bias, w.v_bias,
     )  # fmt: skip
+
+
+def layer_attention(
+    q: Tensor, k_row: Tensor, v_row: Tensor, k_cache: Tensor, v_cache: Tensor, position: Tensor
+) -> Tensor:
+    """[batch, n_heads, head_dim] of a layer: over the slots before `position` [batch] and the rows that it appends."""
     k_cache, v_cache = k_cache.to(torch.float64, copy=True), v_cache.to(torch.float64, copy=True)
     for b, slot in enumerate(position.tolist()):
         k_cache[b, :, slot], v_cache[b, :, slot] = k_row[b], v_row[b]
-    attended = gqa_decode(q, k_cache, v_cache, position + 1).flatten(1)
-    h = gemv(attended, w.o_weight, residual=x)
+    return gqa_decode(q, k_cache, v_cache, position + 1)
+
+
+def layer_rest(spec: "ModelSpec", weights: "LayerWeights", x: Tensor, attended: Tensor) -> dict[str, Tensor]:
+    """Of dense weights, what follows on the attention: `h`, the residual stream before the MLP, `activated`
+    [batch, intermediate], the input of the down projection, and `out` [batch, hidden]."""
+    w = weights
+    h = gemv(attended.flatten(1), w.o_weight, residual=x)
     activated = swiglu_gemv(h, w.gate_weight, w.up_weight, w.post_norm, spec.rms_eps)
-    return gemv(activated, w.down_weight, residual=h), k_row, v_row
+    return {"h": h, "activated": activated, "out": gemv(activated, w.down_weight, residual=h)}
 
 
 def step(

@@ -1,5 +1,6 @@
 """The weights of a decoder layer or model: random ones of a realistic scale, or a local Hugging Face folder's."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from pykernels.checkpoint import open_tensors, tensor_files
 from pykernels.models import ModelSpec
-from pykernels.quant import Int4Weight, quantization_of
+from pykernels.quant import PARTS, Int4Weight, quantization_of
 
 PROJECTIONS = ("q_weight", "k_weight", "v_weight", "o_weight", "gate_weight", "up_weight", "down_weight")
 """The fields of :class:`LayerWeights` that may be of 4 bits."""
@@ -176,9 +177,10 @@ class LayerWeights:
     ) -> "LayerWeights":
         """Layer `layer` of a Hugging Face checkpoint folder, model.safetensors or its shards.
 
-        Tensors are taken as they are: a checkpoint of another dtype than `dtype` is refused, not converted. The
-        projections of a quantised folder (GPTQ, AWQ, compressed-tensors) become 4-bit weights, whose scales alone
-        are rounded to `dtype`.
+        Projections are taken as they are: a checkpoint of another dtype than `dtype` is refused, not converted. Norms
+        and biases of another are converted, and a UserWarning says so. The projections of a quantised folder (GPTQ,
+        AWQ, compressed-tensors, AutoRound) become 4-bit weights, whose scales alone are rounded to `dtype`. A tensor of
+        the layer that is not used is refused, unless it changes nothing.
         Raises ValueError, one line naming the file or tensor, what was expected and what was found.
         """
         folder = Path(folder).expanduser()
@@ -187,21 +189,31 @@ class LayerWeights:
         files = tensor_files(folder)
         quantised = quantization_of(folder) is not None
         tensors: dict[str, Any] = {}
+        prefix = f"model.layers.{layer}."
+        used = set()
         for name, shape in cls.shapes(spec).items():
-            tensor_name = f"model.layers.{layer}.{_CHECKPOINT_NAMES[name]}"
-            # Layers that a folder leaves as they were (modules_to_not_convert, ignore) have their dense weight there.
-            if quantised and shape is not None and name in PROJECTIONS and tensor_name not in files:
-                tensors[name] = _read_int4(folder, tensor_name.removesuffix(".weight"), shape, dtype).to(device)
-                continue
+            tensor_name = prefix + _CHECKPOINT_NAMES[name]
             if shape is None:
-                if tensor_name in files:
-                    raise ValueError(f"weights {folder}: {tensor_name} is there, but {spec.name} has no such bias")
                 tensors[name] = None
+                continue
+            # Layers that a folder leaves as they were (modules_to_not_convert, ignore) have their dense weight there.
+            if quantised and name in PROJECTIONS and tensor_name not in files:
+                module = tensor_name.removesuffix(".weight")
+                tensors[name] = _read_int4(folder, module, shape, dtype).to(device)
+                used |= {f"{module}.{part}" for part in PARTS}
                 continue
             if tensor_name not in files:
                 raise ValueError(f"weights {folder}: there is no tensor {tensor_name}")
-            tensors[name] = _read(folder / files[tensor_name], tensor_name, shape, dtype).to(device)
-        return cls(**tensors)
+            convert = name not in PROJECTIONS
+            tensors[name] = _read(folder / files[tensor_name], tensor_name, shape, dtype, convert).to(device)
+            used.add(tensor_name)
+        for name in sorted(name for name in files if name.startswith(prefix) and name not in used):
+            if words := _unused(folder / files[name], name):
+                raise ValueError(f"weights {folder / files[name]}: {name} {words}")
+        try:
+            return cls(**tensors)
+        except ValueError as error:
+            raise ValueError(f"weights {folder}: model.layers.{layer}: {error}") from None
 
     def named(self) -> dict[str, Projection]:
         """The tensors that are there, by field."""
@@ -232,7 +244,8 @@ _SAFETENSORS_TYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float1
 _DTYPE_FLAGS = {"F32": "fp32", "BF16": "bf16", "F16": "fp16"}
 
 
-def _read(path: Path, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+def _read(path: Path, name: str, shape: tuple[int, ...], dtype: torch.dtype, convert: bool = False) -> Tensor:
+    """A tensor of a file. convert: one of another float type is rounded to `dtype`, and a warning says so."""
     with open_tensors(path) as file:
         if name not in file.keys():  # noqa: SIM118 - the file is not a mapping
             raise ValueError(f"weights {path}: the index names {name}, which is not in it")
@@ -240,11 +253,33 @@ def _read(path: Path, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> 
         found_shape, found_type = tuple(header.get_shape()), header.get_dtype()
         if found_shape != shape:
             raise ValueError(f"weights {path}: {name} must be of shape {list(shape)}, got {list(found_shape)}")
-        if found_type != _SAFETENSORS_TYPES[dtype]:
+        wanted = _SAFETENSORS_TYPES[dtype]
+        if found_type == wanted:
+            return file.get_tensor(name)
+        if not convert or found_type not in _DTYPE_FLAGS:
             flag = _DTYPE_FLAGS.get(found_type)
             hint = f" (read it with --dtype={flag})" if flag else ""
-            raise ValueError(f"weights {path}: {name} must be {_SAFETENSORS_TYPES[dtype]}, got {found_type}{hint}")
-        return file.get_tensor(name)
+            raise ValueError(f"weights {path}: {name} must be {wanted}, got {found_type}{hint}")
+        tensor = file.get_tensor(name)
+        converted = tensor.to(dtype)
+        if not torch.equal(converted.isfinite(), tensor.isfinite()):
+            raise ValueError(f"weights {path}: {name} is {found_type} and has numbers too large for {wanted}")
+        # The same words for every layer: they are said once.
+        warnings.warn(f"weights {path.parent}: norms or biases of {found_type} are converted to {wanted}", stacklevel=3)
+        return converted
+
+
+def _unused(path: Path, name: str) -> str | None:
+    """Why a tensor that this model does not use is in the way; None where it changes nothing: the angles that older
+    llama checkpoints carry along, and biases that are zero."""
+    if name.endswith("rotary_emb.inv_freq"):
+        return None
+    if not name.endswith(".bias"):
+        return "is not used: the model that is computed here has no such tensor"
+    with open_tensors(path) as file:
+        if name not in file.keys():  # noqa: SIM118 - the file is not a mapping
+            return "is named by the index and not in the file"
+        return "is not zero, and the model has no such bias" if bool(file.get_tensor(name).any()) else None
 
 
 def _read_int4(folder: Path, module: str, shape: tuple[int, ...], dtype: torch.dtype) -> Int4Weight:
@@ -318,13 +353,26 @@ class ModelWeights:
             return _read(folder / files[name], name, shape, dtype).to(device)
 
         table = (spec.vocab, spec.hidden)
-        embedding = read("model.embed_tokens.weight", table)
-        return cls(
-            embedding,
-            [LayerWeights.from_folder(folder, index, spec, dtype, device) for index in range(spec.n_layers)],
-            read("model.norm.weight", (spec.hidden,)),
-            embedding if spec.tied_embeddings else read("lm_head.weight", table),
-        )
+        embedding, head = read("model.embed_tokens.weight", table), "lm_head.weight"
+        if not spec.tied_embeddings:
+            lm_head = read(head, table)
+        else:
+            lm_head = embedding
+            if head in files and not torch.equal(read(head, table), embedding):
+                raise ValueError(
+                    f"weights {folder / files[head]}: {head} is not model.embed_tokens.weight, and the configuration "
+                    "says tie_word_embeddings: true"
+                )
+        known = {"model.embed_tokens.weight", "model.norm.weight", head}
+        for name in sorted(name for name in files if name not in known and not name.startswith("model.layers.")):
+            if words := _unused(folder / files[name], name):
+                raise ValueError(f"weights {folder / files[name]}: {name} {words}")
+        path = folder / files.get("model.norm.weight", "")
+        if not path.is_file():
+            raise ValueError(f"weights {folder}: there is no tensor model.norm.weight")
+        final_norm = _read(path, "model.norm.weight", (spec.hidden,), dtype, convert=True).to(device)
+        layers = [LayerWeights.from_folder(folder, index, spec, dtype, device) for index in range(spec.n_layers)]
+        return cls(embedding, layers, final_norm, lm_head)
 
     def checkpoint(self) -> dict[str, Tensor]:
         """The same tensors by the names a Hugging Face checkpoint has for them (lm_head only where it is not tied)."""

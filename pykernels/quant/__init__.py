@@ -5,13 +5,14 @@ modules ``gptq``, ``awq`` and ``compressed_tensors``, each with ``pack`` and ``u
 """
 
 from pykernels.quant import awq, compressed_tensors, gptq
-from pykernels.quant.folder import Quantization, quantization_of, read_quantized
+from pykernels.quant.folder import PARTS, Quantization, quantization_of, read_quantized
 from pykernels.quant.int4_weight import Int4Weight
 from pykernels.quant.nf4 import Nf4Weight
 from pykernels.quant.round_to_nearest import round_to_nearest
 from pykernels.quant.weight import QuantizedWeight, equal
 
 __all__ = [
+    "PARTS",
     "Int4Weight",
     "Nf4Weight",
     "Quantization",

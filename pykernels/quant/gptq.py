@@ -80,8 +80,16 @@ def unpack(
     )
 
 
+def symmetric_version(qzeros: Tensor) -> int | None:
+    """1 or 2 where every zero is 7 or every one is 8, as symmetric layers store them; None where they are not."""
+    nibbles = unpack_words(qzeros, 8 * qzeros.shape[1])
+    first = int(nibbles[0, 0])
+    return {7: 1, 8: 2}.get(first) if bool((nibbles == first).all()) else None
+
+
 def decide_version(qweight: Tensor, qzeros: Tensor, g_idx: Tensor | None = None) -> int | None:
-    """1 or 2 from the data alone, None where it does not tell.
+    """What one layer says of its version by its data alone: 1 or 2, None where it does not tell. It may be wrong: a
+    matrix that lies off zero by a third of its deviation says the other (pykernels.quant.folder.gptq_version).
 
     Symmetric layers store 7 everywhere (v1) or 8 (v2). Else: a trained weight is near zero on average, so the mean of
     q minus the stored zero is near 0 where the true zero is stored and near 1 where it is one less. The mean must
@@ -89,8 +97,8 @@ def decide_version(qweight: Tensor, qzeros: Tensor, g_idx: Tensor | None = None)
     """
     out_features, in_features, n_groups = qweight.shape[1], 8 * qweight.shape[0], qzeros.shape[0]
     stored = unpack_words(qzeros, out_features)
-    if bool((stored == stored[0, 0]).all()) and int(stored[0, 0]) in (7, 8):
-        return 1 if int(stored[0, 0]) == 7 else 2
+    if version := symmetric_version(qzeros):
+        return version
     if g_idx is None:
         groups = torch.arange(in_features, device=qweight.device) // -(-in_features // n_groups)
     else:

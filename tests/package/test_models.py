@@ -13,12 +13,14 @@ from pykernels import models
 
 CONFIG_CLASSES = {"qwen2.5-7b": Qwen2Config, "mistral-7b-v0.3": MistralConfig, "llama-3.1-8b": LlamaConfig}
 STUDY = list(CONFIG_CLASSES)
+CLASS_OF = {"qwen2": Qwen2Config, "mistral": MistralConfig, "llama": LlamaConfig}
 
 # The smallest config.json that is accepted; every error below is one change to it.
 MINIMAL = dict(
     model_type="llama", hidden_size=256, intermediate_size=448, num_hidden_layers=2, num_attention_heads=8,
     num_key_value_heads=2, vocab_size=64, max_position_embeddings=512,
 )  # fmt: skip
+MISTRAL, QWEN2 = dict(model_type="mistral"), dict(model_type="qwen2")
 LLAMA3 = dict(
     rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64
 )
@@ -146,10 +148,78 @@ def test_rope_is_read_from_both_places(rope, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "window", [dict(sliding_window=512), dict(sliding_window=16, use_sliding_window=False), dict(sliding_window=None)]
+    "window",
+    [
+        QWEN2 | dict(sliding_window=512),
+        QWEN2 | dict(sliding_window=16, use_sliding_window=False),
+        QWEN2 | dict(sliding_window=16),  # off where nothing switches it on
+        QWEN2 | dict(sliding_window=16, use_sliding_window=True),  # from layer 28 on, of 2
+        QWEN2 | dict(sliding_window=16, use_sliding_window=True, layer_types=["full_attention"] * 2),
+        MISTRAL,  # 4096 slots, and 512 positions
+        MISTRAL | dict(sliding_window=512),
+        dict(sliding_window=16),  # llama has none whatever is there
+    ],
+    ids=str,
 )
 def test_a_window_that_hides_nothing_is_accepted(window, tmp_path):
-    assert models.from_config(write_config(tmp_path, model_type="qwen2", **window)).max_position == 512
+    assert models.from_config(write_config(tmp_path, **window)).max_position == 512
+
+
+def test_a_window_that_is_null(tmp_path):
+    path = write_config(tmp_path, **MISTRAL, max_position_embeddings=8192)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"sliding_window": None}))
+    assert models.from_config(path).max_position == 8192
+
+
+@pytest.mark.parametrize("scaled", ["rope_scaling", "rope_parameters"])
+def test_of_two_places_of_rope_the_one_that_transformers_takes(scaled, tmp_path):
+    plain = {"rope_scaling": "rope_parameters", "rope_parameters": "rope_scaling"}[scaled]
+    rope = {scaled: {**LLAMA3, "rope_theta": 5e5}, plain: {"rope_type": "default", "rope_theta": 5e5}}
+    spec = models.from_config(write_config(tmp_path, **rope))
+    rotary = LlamaRotaryEmbedding(LlamaConfig.from_pretrained(tmp_path))
+    torch.testing.assert_close(models.rope_frequencies(spec), rotary.inv_freq.double(), rtol=1e-6, atol=0)
+    assert (spec.rope_scaling is None) == (scaled == "rope_parameters")
+
+
+@pytest.mark.parametrize("original", [dict(), dict(original_max_position_embeddings=128)])
+def test_an_original_length_that_stands_outside_or_nowhere(original, tmp_path):
+    rope = {key: value for key, value in LLAMA3.items() if key != "original_max_position_embeddings"}
+    spec = models.from_config(write_config(tmp_path, rope_scaling=rope, **original))
+    rotary = LlamaRotaryEmbedding(LlamaConfig.from_pretrained(tmp_path))
+    torch.testing.assert_close(models.rope_frequencies(spec), rotary.inv_freq.double(), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("model_type", CLASS_OF)
+def test_what_is_left_unsaid_is_what_transformers_takes(model_type, tmp_path):
+    sizes = dict(num_attention_heads=32, max_position_embeddings=None, num_key_value_heads=None)
+    path = write_config(tmp_path, model_type=model_type, **sizes)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"sliding_window": None}))
+    spec, theirs = models.from_config(path), CLASS_OF[model_type].from_pretrained(tmp_path)
+    assert spec.n_kv_heads == theirs.num_key_value_heads and spec.max_position == theirs.max_position_embeddings
+    assert spec.rms_eps == theirs.rms_norm_eps and spec.tied_embeddings == theirs.tie_word_embeddings
+    assert spec.rope_theta == theirs.rope_parameters["rope_theta"]
+
+
+@pytest.mark.parametrize("model_type", ["qwen2", "llama"])
+def test_null_key_value_heads_are_as_many_as_query_heads(model_type, tmp_path):
+    path = write_config(tmp_path, model_type=model_type)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_key_value_heads": None}))
+    assert (
+        models.from_config(path).n_kv_heads == 8 == CLASS_OF[model_type].from_pretrained(tmp_path).num_key_value_heads
+    )
+
+
+@pytest.mark.parametrize("family", [QWEN2, MISTRAL])
+def test_switches_of_biases_that_a_family_does_not_have(family, tmp_path):
+    fields = family | dict(attention_bias=True, mlp_bias=True)
+    spec = models.from_config(write_config(tmp_path, **fields))
+    assert spec == models.from_config(write_config(tmp_path, **family))
+
+
+def test_keys_that_change_nothing_and_unknown_ones_that_are_off(tmp_path):
+    inert = dict(use_cache=True, torch_dtype="bfloat16", attention_dropout=0.1, pretraining_tp=2, eos_token_id=[1, 2])
+    off = dict(use_qk_norm=False, pruned_heads={}, some_list=[], some_name="")
+    assert models.from_config(write_config(tmp_path, **inert, **off)) == models.from_config(write_config(tmp_path))
 
 
 @pytest.mark.parametrize("suffix", ["config.json", "elsewhere/config.json"])
@@ -194,9 +264,25 @@ def test_files_that_are_no_config(content, words, tmp_path):
         (dict(num_attention_heads=6), "hidden_size", "a multiple of num_attention_heads (6), got 256"),
         (dict(head_dim=12), "head_dim", "a multiple of 8 up to 256, got 12"),
         (dict(head_dim=264), "head_dim", "a multiple of 8 up to 256, got 264"),
-        (dict(sliding_window=16), "sliding_window", "at least max_position_embeddings (512), got 16"),
-        (dict(sliding_window="16"), "sliding_window", "got '16'"),
+        (MISTRAL | dict(sliding_window=16), "sliding_window", "null or at least max_position_embeddings (512), got 16"),
+        (MISTRAL | dict(sliding_window="16"), "sliding_window", "got '16'"),
+        (MISTRAL | dict(max_position_embeddings=8192), "sliding_window", "got 'nothing, which is 4096 to mistral'"),
+        (
+            QWEN2 | dict(sliding_window=16, use_sliding_window=True, max_window_layers=1), "sliding_window",
+            "null or at least max_position_embeddings (512), got 16",
+        ),
+        (QWEN2 | dict(use_sliding_window=True, sliding_window=16, layer_types=["sliding_attention"] * 2),
+         "sliding_window", "got 16"),
+        (dict(residual_multiplier=0.5), "residual_multiplier", "left out: it is not known"),
+        (dict(pruned_heads={"0": [1]}), "pruned_heads", "left out: it is not known"),
+        (dict(rope_scaling={**LLAMA3, "mrope_section": [1, 2]}), "rope_scaling.mrope_section", "left out"),
+        (dict(partial_rotary_factor=0.5), "partial_rotary_factor", "absent or 1, got 0.5"),
+        (
+            dict(rope_parameters={"rope_type": "default"}, rope_scaling={"rope_type": "yarn", "factor": 4.0}),
+            "rope_scaling.rope_type", "'default' or 'llama3', got 'yarn'",
+        ),
         (dict(tie_word_embeddings="false"), "tie_word_embeddings", "got 'false'"),
+        (dict(rms_norm_eps=2), "rms_norm_eps", "below 1, got 2.0"),
         (dict(rms_norm_eps=0), "rms_norm_eps", "a positive number, got 0"),
         (dict(rms_norm_eps="1e-6"), "rms_norm_eps", "a positive number, got '1e-6'"),
         (dict(rms_norm_eps=float("nan")), "rms_norm_eps", "a positive number, got nan"),
@@ -221,7 +307,8 @@ def test_fields_that_cannot_be(changes, field, words, tmp_path):
 
 
 @pytest.mark.parametrize("value", [None, 0, -8, 2.0, "8", True, [8]], ids=repr)
-@pytest.mark.parametrize("field", [name for name in MINIMAL if name not in ("model_type", "max_position_embeddings")])
+@pytest.mark.parametrize("field", [name for name in MINIMAL if name not in (
+    "model_type", "max_position_embeddings", "num_key_value_heads")])  # fmt: skip
 def test_sizes_are_positive_integers(field, value, tmp_path):
     message = complaint(write_config(tmp_path, **{field: value}))
     assert message.endswith(f"{field} must be a positive integer, got {value!r}")

@@ -111,15 +111,60 @@ def test_a_whole_row_is_minus_one(tmp_path):
     assert quant.equal(read(tmp_path), weight)
 
 
-@pytest.mark.parametrize("symmetric", [False, True])
+def write_modules(folder, weights, version, label):
+    """A GPTQ folder of so many modules, that of MODULE first."""
+    named = {}
+    for index, weight in enumerate(weights):
+        module = MODULE.replace("layers.0", f"layers.{index}")
+        named |= {f"{module}.{suffix}": tensor for suffix, tensor in quant.gptq.pack(weight, version).items()}
+    save_file(named, folder / "model.safetensors")
+    config = GPTQ | dict(checkpoint_format="gptq" if label == 1 else "gptq_v2")
+    (folder / "config.json").write_text(json.dumps({"quantization_config": config}))
+
+
+def off_zero(shift: float, seed: int) -> quant.QuantizedWeight:
+    """A matrix whose mean lies that many of its standard deviations off zero."""
+    values = (torch.randn(64, 256, generator=torch.Generator().manual_seed(seed)) + shift) * 0.02
+    return quant.round_to_nearest(values, 64, False, torch.float16)
+
+
+@pytest.mark.parametrize(("count", "symmetric"), [(1, True), (9, False), (9, True)])
 @pytest.mark.parametrize("label", [1, 2])
-def test_a_label_that_lies(tmp_path, label, symmetric):
-    weight, holds = trained(symmetric), 3 - label
-    config = GPTQ | dict(checkpoint_format="gptq" if label == 1 else "gptq_v2", sym=symmetric)
-    write(tmp_path, quant.gptq.pack(weight, holds), config)
-    with pytest.warns(UserWarning, match=f"{MODULE} is labelled GPTQ v{label} and holds v{holds}: read as v{holds}"):
+def test_a_label_that_lies(tmp_path, label, count, symmetric):
+    weights, holds = [trained(symmetric)] * count, 3 - label
+    write_modules(tmp_path, weights, holds, label)
+    with pytest.warns(UserWarning, match=f"is labelled GPTQ v{label} and holds v{holds} .*: read as v{holds}"):
         found = quant.read_quantized(tmp_path, MODULE)
-    assert quant.equal(found, weight)
+    assert quant.equal(found, weights[0])
+
+
+@pytest.mark.parametrize("label", [1, 2])
+def test_of_one_module_a_label_stands(tmp_path, label):
+    write_modules(tmp_path, [trained()], 3 - label, label)
+    assert not quant.equal(read(tmp_path), trained())
+
+
+@pytest.mark.parametrize(("label", "shift"), [(1, -0.3), (2, 0.4)])
+def test_a_true_label_stands_where_matrices_lie_off_zero(tmp_path, label, shift):
+    """By itself each of these says the other version."""
+    skewed = off_zero(shift, 0)
+    packed = quant.gptq.pack(skewed, label)
+    assert quant.gptq.decide_version(packed["qweight"], packed["qzeros"]) == 3 - label
+    write_modules(
+        tmp_path, [skewed, *(off_zero(shift if seed % 2 else 0.0, seed) for seed in range(1, 12))], label, label
+    )
+    assert quant.equal(read(tmp_path), skewed)
+
+
+@pytest.mark.parametrize(
+    ("packing", "pack"),
+    [("auto_round:auto_gptq", FORMATS["gptq v1"][1]), ("auto_round:auto_awq", quant.awq.pack)],
+)
+def test_auto_round_folders(tmp_path, packing, pack):
+    config = dict(quant_method="auto-round", packing_format=packing, bits=4, group_size=64, sym=False, data_type="int",
+                  iters=200, autoround_version="0.9.0", extra_config={"lm_head": {"bits": 16}})  # fmt: skip
+    write(tmp_path, pack(trained()), config)
+    assert quant.equal(read(tmp_path), trained())
 
 
 @pytest.mark.parametrize("label", [1, 2])
@@ -138,7 +183,10 @@ def test_where_the_data_do_not_tell_the_label_is_believed(tmp_path, label):
     [
         (None, "is not quantised: config.json has no quantization_config"),
         ([4], r"quantization_config must be an object, got \[4\]"),
-        (dict(quant_method="bitsandbytes"), "quant_method must be one of gptq, awq, compressed-tensors, got 'bitsand"),
+        (
+            dict(quant_method="bitsandbytes"),
+            "compressed-tensors, auto-round, got 'bitsand",
+        ),
         (GPTQ | dict(bits=8), "bits must be 4, got 8"),
         (GPTQ | dict(checkpoint_format="marlin"), "checkpoint_format must be 'gptq' or 'gptq_v2', got 'marlin'"),
         (GPTQ | dict(group_size=0), "group_size must be -1 or a positive integer, got 0"),
@@ -148,6 +196,14 @@ def test_where_the_data_do_not_tell_the_label_is_believed(tmp_path, label):
             COMPRESSED | dict(format="int-quantized"),
             "must be 'pack-quantized' or 'mixed-precision', got 'int-quantized'",
         ),
+        (COMPRESSED | dict(transform_config={"config_groups": {"R4": {}}}), "transform_config must be left out"),
+        (COMPRESSED | dict(kv_cache_scheme={"num_bits": 8}), "kv_cache_scheme must be left out"),
+        (GPTQ | dict(rotation="hadamard"), "rotation must be left out: it is not known"),
+        (
+            dict(quant_method="auto-round", bits=4, packing_format="auto_round:marlin"),
+            "packing_format must be of auto_gptq",
+        ),
+        (dict(quant_method="auto-round", bits=4, act_bits=8), "act_bits must be absent, 16 or 32"),
         (COMPRESSED | dict(config_groups={}), "config_groups must be an object of at least one group"),
         (
             COMPRESSED | dict(config_groups=dict(a=dict(weights=dict(num_bits=8)))),

@@ -1,5 +1,6 @@
 """Layer weights: random ones, and those of a checkpoint folder with all that can be wrong with it."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -199,7 +200,81 @@ def test_a_missing_tensor(write, field, tmp_path):
 def test_a_bias_that_the_model_does_not_have(tmp_path):
     write_single(tmp_path)
     message = complaint(tmp_path, spec=UNBIASED)
-    assert "model.layers.1.self_attn.q_proj.bias is there, but unbiased has no such bias" in message
+    assert message.endswith("self_attn.k_proj.bias is not zero, and the model has no such bias")
+
+
+def test_biases_that_are_zero(tmp_path):
+    """AutoGPTQ writes them for every projection of a llama."""
+    tensors = checkpoint_tensors(UNBIASED)
+    zero = {f"model.layers.1.self_attn.{name}_proj.bias": torch.zeros(32, dtype=torch.float16) for name in "qkvo"}
+    write_single(tmp_path, tensors | zero | {"model.layers.1.self_attn.rotary_emb.inv_freq": torch.ones(4)})
+    read = pk.LayerWeights.from_folder(tmp_path, 1, UNBIASED, torch.bfloat16)
+    assert read.q_bias is None and torch.equal(read.q_weight, tensors["model.layers.1.self_attn.q_proj.weight"])
+
+
+@pytest.mark.parametrize(
+    "name", ["self_attn.q_norm.weight", "mlp.down_proj.R4_input.weight", "self_attn.q_proj.weight_scale_inv", "new"]
+)
+def test_a_tensor_that_the_model_does_not_have(name, tmp_path):
+    path = write_single(tmp_path, checkpoint_tensors() | {f"model.layers.1.{name}": torch.zeros(4)})
+    words = "is not used: the model that is computed here has no such tensor"
+    assert complaint(tmp_path) == f"weights {path}: model.layers.1.{name} {words}"
+    assert pk.LayerWeights.from_folder(tmp_path, 0, SPEC, torch.bfloat16), "another layer's"
+
+
+def test_a_bias_of_another_projection(tmp_path):
+    name = "model.layers.1.self_attn.o_proj.bias"
+    write_single(tmp_path, checkpoint_tensors() | {name: torch.ones(32)})
+    assert complaint(tmp_path).endswith(f"{name} is not zero, and the model has no such bias")
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.float16])
+def test_norms_and_biases_of_another_float_type_are_converted(stored, tmp_path):
+    tensors = checkpoint_tensors()
+    other = {name: t.to(stored) for name, t in tensors.items() if "norm" in name or name.endswith("bias")}
+    write_single(tmp_path, tensors | other)
+    kind = {torch.float32: "F32", torch.float16: "F16"}[stored]
+    with pytest.warns(UserWarning, match=f"norms or biases of {kind} are converted to BF16"):
+        read = pk.LayerWeights.from_folder(tmp_path, 1, SPEC, torch.bfloat16)
+    for name, tensor in read.named().items():
+        assert tensor.dtype == torch.bfloat16
+        torch.testing.assert_close(tensor, tensors[f"model.layers.1.{CHECKPOINT_NAMES[name]}"], rtol=0, atol=1e-7)
+
+
+def test_a_norm_that_the_other_type_cannot_hold(tmp_path):
+    name = "model.layers.1.input_layernorm.weight"
+    tensors = {key: t.to(torch.float16) for key, t in checkpoint_tensors().items()}
+    path = write_single(tmp_path, tensors | {name: torch.full((32,), 1e6)})
+    with pytest.raises(ValueError) as raised:
+        pk.LayerWeights.from_folder(tmp_path, 1, SPEC, torch.float16)
+    assert str(raised.value) == f"weights {path}: {name} is F32 and has numbers too large for F16"
+
+
+def model_tensors(spec) -> dict[str, torch.Tensor]:
+    return pk.ModelWeights.random(spec).checkpoint()
+
+
+def test_a_head_beside_tables_that_are_tied(tmp_path):
+    """The same one is no more than a copy; another makes another model of it (tie_word_embeddings: true)."""
+    tied = dataclasses.replace(SPEC, n_layers=1, tied_embeddings=True)
+    tensors = model_tensors(tied)
+    table = tensors["model.embed_tokens.weight"]
+    write_single(tmp_path, tensors | {"lm_head.weight": table.clone()})
+    assert torch.equal(pk.ModelWeights.from_folder(tmp_path, tied).lm_head, table)
+    path = write_single(tmp_path, tensors | {"lm_head.weight": table + 1})
+    with pytest.raises(
+        ValueError, match="lm_head.weight is not model.embed_tokens.weight, .* tie_word_embeddings"
+    ) as e:
+        pk.ModelWeights.from_folder(tmp_path, tied)
+    assert str(path) in str(e.value)
+
+
+@pytest.mark.parametrize("name", ["score.weight", "model.embed_positions.weight", "lm_head.bias"])
+def test_a_tensor_beside_the_layers_that_is_not_used(name, tmp_path):
+    spec = dataclasses.replace(SPEC, n_layers=1)
+    write_single(tmp_path, model_tensors(spec) | {name: torch.ones(4)})
+    with pytest.raises(ValueError, match=f"{name} is not"):
+        pk.ModelWeights.from_folder(tmp_path, spec)
 
 
 @pytest.mark.parametrize("file", ["../outside.safetensors", "/outside.safetensors", "sub/outside.safetensors", ".."])
