@@ -203,6 +203,7 @@ def measure_case(
     throttling = take_rounds(arms, ceiling, settings.warmup, settings.steps, monitor, settings.stop_rule())
     if on_cuda:
         measure.measure_host(arms, settings.warmup, max(settings.steps, 100))
+    measure.gate_again(arms)
     bandwidths: Document = ceiling.bandwidths(settings.spec_bandwidth[0])
     floor_us = floors.microseconds(case.bytes, bandwidths["spec_gbs"] or bandwidths["read_gbs"])
     entries = []

@@ -7,9 +7,9 @@ for, because the slowest of them takes a thousand times the fastest.
 import math
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -21,10 +21,11 @@ import pykernels as pk
 from bench.attention.cases import Inputs
 from bench.backends import Backend, registry
 from bench.backends.native import Native, drive, without_kernels
+from bench.backends.op_cases import showing_every_key
 from bench.backends.sdpa import Sdpa, choice_of
 from bench.backends.torch_layer import Attention
 from bench.core import gpu_state, measure
-from bench.core.measure import Arm, Rotation, Sampler
+from bench.core.measure import Arm, Drive, Rotation, Sampler, Watch
 from bench.core.samplers import Samplers, capture_results, relaunch_results, synchronised_sampler
 from bench.plugins.loading import WatchedAttention
 
@@ -162,6 +163,25 @@ def inside(call: Call, manager: Callable[[], Any]) -> Call:
     return step
 
 
+@dataclass
+class AttentionCheck:
+    """The check of one arm (bench.core.measure.Check). After the clocks it makes the arm's own call, since the loop
+    over it keeps no result, on inputs that show every key."""
+
+    maker: "_Maker"
+    result: Call
+
+    def __call__(self, drive: Drive | None = None, watch: Watch | None = None) -> pk.reference.Comparison:
+        """As bench.core.measure.Check says."""
+        with self.maker.renewed() if drive else nullcontext(self.maker.expected) as expected:
+            if watch:
+                watch.begin()
+            got = self.result()
+            comparison = pk.reference.compare(got.reshape(expected.shape), expected, self.maker.dtype, 1)
+            words = watch.end() if watch else None
+        return replace(comparison, ok=False, message=words) if words else comparison
+
+
 class _Maker:
     """Makes the arms of one backend for one case, gated and with their samplers."""
 
@@ -211,11 +231,35 @@ class _Maker:
 
     def _gated(self, arm: AttentionArm, result: Call) -> bool:
         # It holds this maker, and so what a graph reads: a graph of torch's keeps no tensors alive.
-        arm.check = lambda: pk.reference.compare(result().reshape(self.expected.shape), self.expected, self.dtype, 1)
+        arm.check = AttentionCheck(self, result)
         if self.plugin:
             arm.check = self.plugin.check(arm, self._bound[0], self.copies[0])
         gate(arm)
         return arm.status == "ok"
+
+    @contextmanager
+    def renewed(self) -> Iterator[Tensor]:
+        """Other inputs in the memory of every copy and in the adapters' layouts, the same for every arm of a cell;
+        what they must give."""
+        first = self.copies[0]
+        numbers = first.numbers()
+        before = [tensor.clone() for tensor in numbers]
+
+        def put(numbers: Sequence[Tensor]) -> None:
+            for inputs in self.copies:
+                for tensor, new in zip(inputs.numbers(), numbers, strict=True):
+                    tensor.copy_(new)
+            if "_bound" in self.__dict__:
+                for attention, inputs in zip(self._bound[1], self.copies, strict=True):
+                    attention.load(inputs)
+
+        put(showing_every_key(numbers, torch.Generator(self.device).manual_seed(first.renewed_seed)))
+        try:
+            if first.renewed_expected is None:
+                first.renewed_expected = first.expected()
+            yield first.renewed_expected
+        finally:
+            put(before)
 
     def _native(self, arm: AttentionArm) -> None:
         """Our op, with its output and workspace given."""

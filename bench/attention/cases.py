@@ -2,6 +2,7 @@
 
 import copy
 import re
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -88,7 +89,8 @@ class Inputs:
     """What the adapters ask of a DecodeLayer, without the layer: a cache that the query sees all of.
 
     `q` [batch, n_heads, head_dim]; `k_cache`, `v_cache` [batch, n_kv_heads, ctx, head_dim], all of unit scale;
-    `position`, `kv_len` int32 [batch].
+    `position`, `kv_len` int32 [batch]. The check after the clocks has other numbers, by `renewed_seed`; what they give
+    is kept as `renewed_expected`.
     """
 
     def __init__(self, cell: Cell, dtype: torch.dtype, device: torch.device, seed: int) -> None:
@@ -103,6 +105,11 @@ class Inputs:
         self.k_cache, self.v_cache = (random(self.batch, spec.n_kv_heads, self.ctx, spec.head_dim) for _ in range(2))
         self.position = torch.full((self.batch,), self.ctx - 1, dtype=torch.int32, device=device)
         self.kv_len = self.position + 1
+        self.renewed_seed, self.renewed_expected = secrets.randbits(62), None
+
+    def numbers(self) -> tuple[Tensor, Tensor, Tensor]:
+        """q, K and V."""
+        return self.q, self.k_cache, self.v_cache
 
     def copy(self) -> "Inputs":
         """The same numbers with a cache of their own."""

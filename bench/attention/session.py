@@ -17,7 +17,7 @@ from bench.core.ceiling import Ceiling
 from bench.core.document import Document, write_atomically
 from bench.core.errors import one_line
 from bench.core.measure import Rotation, no_garbage_collection
-from bench.core.run import Machine, take_rounds
+from bench.core.run import Machine, check_again, take_rounds
 from pykernels.layer import available_bytes
 
 
@@ -134,6 +134,7 @@ class Session:
         warmup = -(-plan.warmup // plan.calls_a_sample(0.0, max(copies, 1), settings.target.type == "cuda"))
         throttling = take_rounds(arms, ceiling, warmup, plan.rounds, self._machine.monitor, settings.stop_rule())
         _single_clocks(arms, plan)
+        check_again(arms)
         if throttling:
             self.document["throttled"][cell.shape] = throttling
         self.document["ceilings"][cell.shape] = ceiling.document(*settings.spec_bandwidth)

@@ -1,15 +1,18 @@
 """What a backend is to the drivers."""
 
+import secrets
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 import pykernels as pk
+from bench.backends.gate_inputs import GateInputs, fresh_inputs, gate_inputs
 from bench.core.cli import MODES
-from bench.core.measure import Arm, Rotation, unsupported
+from bench.core.measure import Arm, Drive, Rotation, Watch, unsupported
 from bench.core.samplers import Samplers
 
 
@@ -23,59 +26,137 @@ NO_CAPTURE = "needs a CUDA device: there is nothing to capture on a CPU"
 # A layer rounds about ten times between its input and its output; the errors add like a random walk, and the
 # residual stream carries most of the output unrounded.
 LAYER_DEPTH = 2
+# Where the MLP is not hidden by the residual stream, its roundings are not either.
+MLP_DEPTH = 3
 
 
-@dataclass
 class Workload:
     """What every backend computes: the layer, as copies with weights of their own to rotate through, and the reference.
 
-    One copy where the layer is larger than the cache anyhow, or where warm weights are wanted.
+    One copy where the layer is larger than the cache anyhow, or where warm weights are wanted. All copies hold the same
+    numbers.
     """
 
-    layers: list[pk.DecodeLayer]
-    samplers: Samplers
-    expected: Tensor
-    expected_k: Tensor
-    expected_v: Tensor
+    def __init__(self, layers: list[pk.DecodeLayer], samplers: Samplers, seed: int = 0) -> None:
+        self.layers, self.samplers, self._seed = layers, samplers, seed
+        self._expected: dict[bool, list[GateInputs]] = {}
 
     @classmethod
     def of(cls, layers: list[pk.DecodeLayer], repeats: int = 1) -> "Workload":
-        """Ask the reference for the output and the appended rows (all copies hold the same numbers).
+        """repeats: the steps of a sample, and of a graph."""
+        workload = cls(layers, Samplers(Rotation(len(layers)), repeats, layers[0].device))
+        workload.inputs()  # now, while the layers hold what is timed
+        return workload
 
-        repeats: the steps of a sample, and of a graph.
-        """
-        first = layers[0]
-        out, k_row, v_row = pk.reference.layer(
-            first.spec, first.weights, first.x, first.k_cache, first.v_cache, first.cos_sin, first.position
-        )
-        return cls(layers, Samplers(Rotation(len(layers)), repeats, first.device), out, k_row, v_row)
+    def inputs(self, fresh: bool = False) -> list[GateInputs]:
+        """The inputs of the gate and what the reference says of them; or those of the check after the clocks, which
+        nobody has seen before. Made once for all arms."""
+        if fresh not in self._expected:
+            weights = self.layers[0].weights.dequantize()
+            make, seed = (fresh_inputs, secrets.randbits(62)) if fresh else (gate_inputs, self._seed)
+            self._expected[fresh] = make(self.layers[0], weights, seed)
+        return self._expected[fresh]
 
     def checker(
-        self, step: Callable[[], object], output: Callable[[], Tensor], rows: tuple[Tensor, Tensor] | None = None
-    ) -> Callable[[], pk.reference.Comparison]:
-        """One step on the first copy, with everything it writes poisoned before, against the reference.
+        self,
+        step: Callable[[], object],
+        outputs: Callable[[], Tensor] | Sequence[Callable[[], Tensor]],
+        attentions: Sequence["Cache"] = (),
+        parts: Mapping[str, Tensor] | None = None,
+        by_step: bool = False,
+    ) -> "LayerCheck":
+        """The check of an arm (bench.core.measure.Check).
 
-        rows: views [batch, n_kv_heads, head_dim] of the K and V slots that the step writes, where they are not those
-        of the layer's own cache.
+        step: one on the first copy. outputs: the layer's result, of the first copy, or of every copy. attentions: of
+        every copy, the cache that it reads, where that is not the layer's own. parts: what else of the first copy can
+        be looked at after a step, by its name in GateInputs.expected. by_step: the arm's loop leaves no result, so
+        that the step is checked after the clocks too.
         """
-        layer = self.layers[0]
+        outputs = [outputs] if callable(outputs) else outputs
+        return LayerCheck(self, step, list(outputs), list(attentions), dict(parts or {}), by_step)
 
-        def check() -> pk.reference.Comparison:
-            slot = int(layer.position[0])
-            k_row, v_row = rows or (layer.k_cache[:, :, slot], layer.v_cache[:, :, slot])
-            layer.poison()
-            for row in (k_row, v_row):
-                row.fill_(float("nan"))
-            step()
-            compare = pk.reference.compare
-            found = [
-                compare(output(), self.expected, layer.dtype, LAYER_DEPTH),
-                compare(k_row, self.expected_k, layer.dtype, LAYER_DEPTH),
-                compare(v_row, self.expected_v, layer.dtype, LAYER_DEPTH),
-            ]
-            return max(found, key=lambda comparison: comparison.max_rel_error / comparison.tolerance)
 
-        return check
+class Cache(Protocol):
+    """A cache in a layout of a backend's own. `k_row`, `v_row` [batch, n_kv_heads, head_dim] are views of the slot that
+    a step writes."""
+
+    k_row: Tensor
+    v_row: Tensor
+
+    def load(self, layer: pk.DecodeLayer) -> None:
+        """Take over what the layer's own cache holds now."""
+
+
+@dataclass
+class LayerCheck:
+    """The check of one arm of a layer: its step on every set of the gate's inputs, or what drives it on fresh ones."""
+
+    workload: Workload
+    step: Callable[[], object]
+    outputs: list[Callable[[], Tensor]]
+    caches: list[Cache]
+    parts: dict[str, Tensor]
+    by_step: bool
+
+    def __call__(self, drive: Drive | None = None, watch: Watch | None = None) -> pk.reference.Comparison:
+        """As bench.core.measure.Check says."""
+        timed, *others = self.workload.inputs()
+        sets = self.workload.inputs(fresh=True) if drive else [timed, *others]
+        # Before the clocks one copy is enough: that the others are right is seen after them.
+        checked = len(self.outputs) if drive else 1
+        layers = self.workload.layers[:checked]
+        found = []
+        try:
+            for inputs in sets:
+                self._put(inputs, layers)
+                if not drive:
+                    self._poison(layers[0])
+                if watch:
+                    watch.begin()
+                if drive and not self.by_step:
+                    drive(self.workload.samplers.samples_for_all)
+                else:
+                    self.step()
+                found += self._compare(inputs, layers)
+                if watch and (words := watch.end()):
+                    return replace(found[-1], ok=False, message=words)
+        finally:
+            self._put(timed, layers)
+        return max(found, key=lambda comparison: comparison.max_rel_error / comparison.tolerance)
+
+    def _put(self, inputs: GateInputs, layers: Sequence[pk.DecodeLayer]) -> None:
+        for layer in layers:
+            inputs.put(layer)
+        for layer, cache in zip(layers, self.caches, strict=False):
+            cache.load(layer)
+
+    def _rows(self, layer: pk.DecodeLayer, copy: int) -> tuple[Tensor, Tensor]:
+        if self.caches:
+            return self.caches[copy].k_row, self.caches[copy].v_row
+        slot = int(layer.position[0])
+        return layer.k_cache[:, :, slot], layer.v_cache[:, :, slot]
+
+    def _poison(self, layer: pk.DecodeLayer) -> None:
+        layer.poison()
+        for row in self._rows(layer, 0):
+            row.fill_(float("nan"))
+
+    def _compare(self, inputs: GateInputs, layers: Sequence[pk.DecodeLayer]) -> list[pk.reference.Comparison]:
+        rows = [self._rows(layer, copy) for copy, layer in enumerate(layers)]
+        got = {
+            "out": [output() for _, output in zip(layers, self.outputs, strict=False)],
+            "k_row": [k_row for k_row, _ in rows],
+            "v_row": [v_row for _, v_row in rows],
+        } | {name: [tensor] for name, tensor in self.parts.items() if name in inputs.expected}
+        found = []
+        for name, tensors in got.items():
+            expected = inputs.expected[name]
+            stacked = torch.stack([tensor.reshape(expected.shape) for tensor in tensors])
+            of_all = expected.expand(stacked.shape)
+            depth = MLP_DEPTH if inputs.shows_mlp and name in ("activated", "out") else LAYER_DEPTH
+            comparison = pk.reference.compare(stacked, of_all, self.workload.layers[0].dtype, depth)
+            found.append(replace(comparison, message=f"{inputs.words(name)}: {comparison.message}"))
+        return found
 
 
 class Backend(ABC):

@@ -71,6 +71,7 @@ class CompileGraphs(Compile):
 
     name = "compile-graphs"
     description = 'torch.compile of the plain torch layer, mode="reduce-overhead"'
+    results_last = False  # inductor's graphs share their memory
 
     @classmethod
     def availability(cls, device: torch.device) -> str | None:

@@ -122,7 +122,7 @@ class Native(Backend):
         layers, samplers = workload.layers, workload.samplers
         assert fusion is not None  # fusions() names them
         driven = drive(mode, [partial(layer.forward, fusion) for layer in layers], samplers)
-        ops = layers[0].program(fusion).ops
+        ops, first = layers[0].program(fusion).ops, layers[0]
         if samplers.on_cuda:
             kernels = [f"pykernels::cuda::{op}" for op in ops]
         else:
@@ -132,7 +132,7 @@ class Native(Backend):
             mode,
             fusion,
             driven.sampler,
-            workload.checker(driven.step, lambda: layers[0].out),
+            workload.checker(driven.step, [lambda layer=layer: layer.out for layer in layers], parts=first.parts()),
             host_sampler=driven.host_sampler if samplers.on_cuda else without_kernels(driven.sampler),
             kernels=kernels,
             launches=len(kernels),

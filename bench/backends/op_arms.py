@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import pykernels as pk
 from bench.backends.native import Native, drive, tape_of
-from bench.backends.op_cases import Case, Instance
+from bench.backends.op_cases import Case, Instance, OpCheck
 from bench.backends.op_plugin import OpPlugin
 from bench.core import measure
 from bench.core.measure import Arm
@@ -27,18 +26,18 @@ def peer_modes(device: torch.device) -> tuple[str, ...]:
 
 def native_arm(case: Case, instances: list[Instance], mode: str, samplers: Samplers) -> Arm:
     """Our op in that mode."""
-    first = instances[0]
     if reason := Native.mode_reason(mode, samplers.device):
         return measure.unsupported("native", mode, reason)
     if samplers.on_cuda and case.dtype == torch.float32:
         return measure.unsupported("native", mode, Native.NO_FLOAT32)
     driven = drive(mode, [instance.native for instance in instances], samplers)
+    outs = [instance.out for instance in instances]
 
-    def check() -> pk.reference.Comparison:
-        first.out.fill_(float("nan"))
+    def step() -> Tensor:
         driven.step()
-        return case.check(first.out)
+        return outs[0]
 
+    check = OpCheck(case, instances, step, samplers.samples_for_all, lambda: outs, outs[:1])
     return Arm(
         "native", mode, None, driven.sampler, check, launches=1,
         host_sampler=driven.host_sampler if samplers.on_cuda else None,
@@ -56,25 +55,25 @@ def torch_arm(case: Case, instances: list[Instance], mode: str, samplers: Sample
     tapes = [tape_of(call) for call in calls] if mode == "dispatch" else []
     launches = len(tapes[0].calls) if tapes else 1
     nodes: list[Any] = []
+    step, results = calls[0], None
     if mode == "eager":
-        check = lambda: case.check(calls[0]())  # noqa: E731
         sampler, on_host = samplers.python(calls), samplers.host_python(calls, launches)
     elif mode == "dispatch":
 
-        def check() -> pk.reference.Comparison:
+        def step() -> Tensor:
             tapes[0].run()
-            return case.check(tapes[0].outputs()[0])
+            return tapes[0].outputs()[0]
 
+        results = lambda: [tape.outputs()[0] for tape in tapes]  # noqa: E731
         sampler, on_host = samplers.tapes(tapes), samplers.host_tapes(tapes)
     elif mode == "native":
-        again, relaunched = relaunch_results(calls, samplers.stream, case.programmatic)
+        again, step = relaunch_results(calls, samplers.stream, case.programmatic)
         nodes, launches = again[0].nodes, len(again[0])
-        check = lambda: case.check(relaunched())  # noqa: E731
         sampler, on_host = samplers.programs(again), samplers.host_programs(again)
     else:
-        graphs, replayed = capture_results(calls, samplers.repeats)
-        check = lambda: case.check(replayed())  # noqa: E731
+        graphs, step = capture_results(calls, samplers.repeats)
         sampler, on_host = samplers.torch_graphs(graphs), samplers.host_torch_graphs(graphs, launches)
+    check = OpCheck(case, instances, step, samplers.samples_for_all, results)
     return Arm(
         "torch", mode, None, sampler, check, launches=launches, nodes=nodes,
         host_sampler=on_host if samplers.on_cuda else None,
@@ -101,10 +100,11 @@ def plugin_arm(
         step, sampler = replay_all(graphs), samplers.torch_graphs(graphs)
         on_host = samplers.host_torch_graphs(graphs, 1)
 
-    def check() -> pk.reference.Comparison:
+    def first() -> Tensor:
         step()
-        return case.check(outs[0])
+        return outs[0]
 
+    check = OpCheck(case, instances, first, samplers.samples_for_all, lambda: outs)
     return Arm(
         type(plugin).__name__, mode, None, sampler, check, launches=len(nodes) or 1, nodes=nodes,
         host_sampler=on_host if samplers.on_cuda else None,

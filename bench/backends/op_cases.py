@@ -1,6 +1,8 @@
 """The cases of bench.op: every op over the shapes that the models need, with torch's equivalent beside it."""
 
-from collections.abc import Callable, Sequence
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -10,8 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import pykernels as pk
+from bench.backends.gate_inputs import LOOSE, cancelling
 from bench.backends.int4.tinygemm import Tinygemm
 from bench.core import floors
+from bench.core.measure import Drive, Watch
 from pykernels.models import ModelSpec
 from pykernels.reference import compare
 
@@ -22,13 +26,26 @@ Item = TypeVar("Item")
 class Instance:
     """One copy of a case's data: the native call, torch's call (None where torch has no such op), and the result.
 
-    `inputs` are named where plug-ins can have the op (bench.plugins.cuda_source.OPS).
+    `reads` are its tensors of the case's `reads`, in that order. `inputs` are named where plug-ins can have the op
+    (bench.plugins.cuda_source.OPS).
     """
 
     native: Callable[[], object]
     torch: Callable[[], Tensor] | None
     out: Tensor
+    reads: Sequence[Tensor] = ()
     inputs: dict[str, Tensor] = field(default_factory=dict)
+
+
+def other_signs(tensors: Sequence[Tensor], generator: torch.Generator) -> list[Tensor]:
+    """The same numbers with other signs, by random signs along every dimension."""
+    changed = []
+    for tensor in tensors:
+        changed.append(tensor.clone())
+        for dim, size in enumerate(tensor.shape):
+            signs = torch.randint(0, 2, (size,), device=tensor.device, generator=generator) * 2 - 1
+            changed[-1] *= signs.to(tensor.dtype).view(-1, *[1] * (tensor.ndim - dim - 1))
+    return changed
 
 
 @dataclass
@@ -36,6 +53,8 @@ class Case:
     """One shape of one op. `make` builds a copy with weights of its own; `expected` asks the reference.
 
     `cold_bytes` are the bytes of weights or cache, which a decode step finds cold; 0 for ops on activations alone.
+    `reads` are the tensors that `expected` reads, and `renew` makes others of them, of that seed, for the check after
+    the clocks.
     """
 
     op: str
@@ -46,21 +65,74 @@ class Case:
     make: Callable[[], Instance]
     expected: Callable[[], Tensor]
     dtype: torch.dtype
+    reads: Sequence[Tensor] = ()
+    seed: int = field(default_factory=lambda: secrets.randbits(62))
+    renew: Callable[[Sequence[Tensor], torch.Generator], Sequence[Tensor]] = other_signs
     batch: int = 1
     programmatic: Sequence[str] = ()
     """Parts of the names of kernels that mode native launches with programmatic stream serialization."""
     models: tuple[str, ...] = ()
     """Those that have the shape."""
 
-    def check(self, got: Tensor) -> pk.reference.Comparison:
-        """Compare with the reference."""
-        return compare(got.reshape(self._reference.shape), self._reference, self.dtype, 1)
+    def check(self, got: Tensor, renewed: bool = False) -> pk.reference.Comparison:
+        """Compare with the reference; `renewed`: on the other inputs."""
+        if renewed not in (references := self.__dict__.setdefault("_references", {})):
+            references[renewed] = self.expected()
+        return self.compare(got.reshape(references[renewed].shape), references[renewed])
 
-    @property
-    def _reference(self) -> Tensor:
-        if not hasattr(self, "_cached"):
-            self._cached = self.expected()
-        return self._cached
+    def compare(self, got: Tensor, expected: Tensor) -> pk.reference.Comparison:
+        """Of one shape."""
+        return compare(got, expected, self.dtype, 1)
+
+    @contextmanager
+    def renewed(self, instances: Sequence[Instance]) -> Iterator[None]:
+        """Other inputs in the same memory, of the case and of its copies; the same ones whenever it is asked."""
+        device = self.reads[0].device if self.reads else torch.device("cpu")
+        before = [tensor.clone() for tensor in self.reads]
+
+        def put(numbers: Sequence[Tensor]) -> None:
+            for tensors in (self.reads, *(instance.reads for instance in instances)):
+                for tensor, new in zip(tensors, numbers, strict=True):
+                    tensor.copy_(new)
+
+        put(self.renew(self.reads, torch.Generator(device).manual_seed(self.seed)))
+        try:
+            yield
+        finally:
+            put(before)
+
+
+@dataclass
+class OpCheck:
+    """The check of one arm of a case (bench.core.measure.Check).
+
+    step: one call on the first copy, which returns its result. results: of every copy, after the arm's own loop; None
+    where that leaves none. outs: what is full of NaN before the first check.
+    """
+
+    case: Case
+    instances: Sequence[Instance]
+    step: Callable[[], Tensor]
+    samples_for_all: int
+    results: Callable[[], Sequence[Tensor]] | None = None
+    outs: Sequence[Tensor] = ()
+
+    def __call__(self, drive: Drive | None = None, watch: Watch | None = None) -> pk.reference.Comparison:
+        """As bench.core.measure.Check says."""
+        with self.case.renewed(self.instances) if drive else nullcontext():
+            for out in self.outs if not drive else ():
+                out.fill_(float("nan"))
+            if watch:
+                watch.begin()
+            if drive and self.results:
+                drive(self.samples_for_all)
+                results = self.results()
+            else:
+                results = [self.step()]
+            found = [self.case.check(result, renewed=drive is not None) for result in results]
+            words = watch.end() if watch else None
+        worst = max(found, key=lambda comparison: comparison.max_rel_error)
+        return replace(worst, ok=False, message=words) if words else worst
 
 
 class _Maker:
@@ -103,11 +175,14 @@ def _rmsnorm(m: _Maker, _: Sequence[int]) -> list[Case]:
 
     def make() -> Instance:
         a, w, out = x.clone(), weight.clone(), m.poisoned(*x.shape)
-        return Instance(lambda: pk.ops.rmsnorm(a, w, eps, out=out), lambda: F.rms_norm(a, (spec.hidden,), w, eps), out)
+        return Instance(
+            lambda: pk.ops.rmsnorm(a, w, eps, out=out), lambda: F.rms_norm(a, (spec.hidden,), w, eps), out, (a, w)
+        )
 
     n_bytes = floors.rmsnorm(m.batch, spec.hidden, m.dtype.itemsize)
     shape = f"{m.batch}x{spec.hidden}"
-    return [Case("rmsnorm", "", shape, n_bytes, 0, make, lambda: pk.reference.rmsnorm(x, weight, eps), m.dtype)]
+    expected = lambda: pk.reference.rmsnorm(x, weight, eps)  # noqa: E731
+    return [Case("rmsnorm", "", shape, n_bytes, 0, make, expected, m.dtype, (x, weight))]
 
 
 def _torch_int4(weight: pk.Int4Weight, x: Tensor) -> Callable[[], Tensor] | None:
@@ -139,12 +214,14 @@ def _gemv(m: _Maker, _: Sequence[int], int4: bool = False) -> list[Case]:
                 w, out = weight.clone(), m.poisoned(m.batch, n_out)
                 if int4:
                     workspace = pk.ops.int4_gemv_workspace(x, w)
-                    return Instance(lambda: call(x, w, out=out, workspace=workspace), _torch_int4(w, x), out)
-                return Instance(lambda: call(x, w, out=out), lambda: F.linear(x, w), out, {"x": x, "weight": w})
+                    return Instance(lambda: call(x, w, out=out, workspace=workspace), _torch_int4(w, x), out, (x,))
+                named = {"x": x, "weight": w}
+                return Instance(lambda: call(x, w, out=out), lambda: F.linear(x, w), out, (x, w), named)
 
             n_bytes = count_bytes(m.batch, n_in, n_out, m.dtype.itemsize)
             shape = f"{m.batch}x{n_in} -> {n_out}"
-            return Case(op, label, shape, n_bytes, n_bytes, make, lambda: reference(x, weight), m.dtype)
+            reads = (x,) if int4 else (x, weight)
+            return Case(op, label, shape, n_bytes, n_bytes, make, lambda: reference(x, weight), m.dtype, reads)
 
         cases.append(case())
     return cases
@@ -166,12 +243,21 @@ def _swiglu_gemv(m: _Maker, _: Sequence[int], int4: bool = False) -> list[Case]:
             return F.silu(F.linear(normed, g)) * F.linear(normed, u)
 
         native = lambda: call(x, g, u, norm_weight=norm, eps=eps, out=out, workspace=workspace)  # noqa: E731
-        return Instance(native, None if int4 else by_torch, out)
+        return Instance(native, None if int4 else by_torch, out, (x, norm) if int4 else (x, norm, g, u))
 
     n_bytes = count_bytes(m.batch, spec.hidden, spec.intermediate, m.dtype.itemsize)
     shape = f"{m.batch}x{spec.hidden} -> 2x{spec.intermediate}"
     expected = lambda: reference(x, gate, up, norm, eps)  # noqa: E731
-    return [Case(op, "norm+gate+up", shape, n_bytes, n_bytes, make, expected, m.dtype)]
+    reads = (x, norm) if int4 else (x, norm, gate, up)
+    return [Case(op, "norm+gate+up", shape, n_bytes, n_bytes, make, expected, m.dtype, reads)]
+
+
+def showing_every_key(tensors: Sequence[Tensor], generator: torch.Generator) -> list[Tensor]:
+    """Of q, K and V: other queries, keys that are equal, values that cancel but for a few (bench.backends.gate_inputs).
+    One key that is missing shows at any length."""
+    q, k, v = tensors
+    (q,) = other_signs([q], generator)
+    return [q, k[:, :, :1].expand(k.shape), cancelling(v.shape, LOOSE, v.dtype, generator)]
 
 
 def _gqa_decode(m: _Maker, contexts: Sequence[int]) -> list[Case]:
@@ -192,13 +278,17 @@ def _gqa_decode(m: _Maker, contexts: Sequence[int]) -> list[Case]:
                     lambda: pk.ops.gqa_decode(q, keys, values, kv_len, out=out, workspace=workspace),
                     lambda: F.scaled_dot_product_attention(query, keys, values, enable_gqa=True),
                     out,
+                    (q, keys, values),
                     {"q": q, "k_cache": keys, "v_cache": values, "kv_len": kv_len},
                 )
 
             n_bytes = floors.gqa_decode(m.batch, spec.n_heads, spec.n_kv_heads, spec.head_dim, ctx, m.dtype.itemsize)
             shape = f"{m.several}{spec.n_heads}/{spec.n_kv_heads}x{spec.head_dim}, kv {ctx}"
             expected = lambda: pk.reference.gqa_decode(q, k, v, kv_len)  # noqa: E731
-            return Case("gqa_decode", "attention", shape, n_bytes, n_bytes, make, expected, m.dtype)
+            return Case(
+                "gqa_decode", "attention", shape, n_bytes, n_bytes, make, expected, m.dtype, (q, k, v),
+                renew=showing_every_key,
+            )  # fmt: skip
 
         cases.append(case())
     return cases
@@ -209,11 +299,12 @@ def _silu_mul(m: _Maker, _: Sequence[int]) -> list[Case]:
 
     def make() -> Instance:
         g, u, out = gate.clone(), up.clone(), m.poisoned(*gate.shape)
-        return Instance(lambda: pk.ops.silu_mul(g, u, out=out), lambda: F.silu(g) * u, out)
+        return Instance(lambda: pk.ops.silu_mul(g, u, out=out), lambda: F.silu(g) * u, out, (g, u))
 
     n_bytes = floors.silu_mul(m.batch, m.spec.intermediate, m.dtype.itemsize)
     shape = f"{m.batch}x{m.spec.intermediate}"
-    return [Case("silu_mul", "", shape, n_bytes, 0, make, lambda: pk.reference.silu_mul(gate, up), m.dtype)]
+    expected = lambda: pk.reference.silu_mul(gate, up)  # noqa: E731
+    return [Case("silu_mul", "", shape, n_bytes, 0, make, expected, m.dtype, (gate, up))]
 
 
 def _add(m: _Maker, _: Sequence[int]) -> list[Case]:
@@ -221,11 +312,11 @@ def _add(m: _Maker, _: Sequence[int]) -> list[Case]:
 
     def make() -> Instance:
         x, y, out = a.clone(), b.clone(), m.poisoned(*a.shape)
-        return Instance(lambda: pk.ops.add(x, y, out=out), lambda: x + y, out)
+        return Instance(lambda: pk.ops.add(x, y, out=out), lambda: x + y, out, (x, y))
 
     n_bytes = floors.add(a.numel(), m.dtype.itemsize)
     shape = f"{m.batch}x{m.spec.hidden}"
-    return [Case("add", "", shape, n_bytes, 0, make, lambda: pk.reference.add(a, b), m.dtype)]
+    return [Case("add", "", shape, n_bytes, 0, make, lambda: pk.reference.add(a, b), m.dtype, (a, b))]
 
 
 def _embedding(m: _Maker, _: Sequence[int]) -> list[Case]:
@@ -234,12 +325,14 @@ def _embedding(m: _Maker, _: Sequence[int]) -> list[Case]:
 
     def make() -> Instance:
         out = m.poisoned(m.batch, spec.hidden)
-        return Instance(lambda: pk.ops.embedding(token, table, out=out), lambda: F.embedding(token, table), out)
+        return Instance(
+            lambda: pk.ops.embedding(token, table, out=out), lambda: F.embedding(token, table), out, (table,)
+        )
 
     n_bytes = floors.embedding(m.batch, spec.hidden, m.dtype.itemsize)
     shape = f"{m.batch} of {spec.vocab}x{spec.hidden}"
     expected = lambda: pk.reference.embedding(token, table)  # noqa: E731
-    return [Case("embedding", "", shape, n_bytes, 0, make, expected, m.dtype)]
+    return [Case("embedding", "", shape, n_bytes, 0, make, expected, m.dtype, (table,))]
 
 
 def _rope_cache(m: _Maker, ctx: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -269,12 +362,13 @@ def _rope_kv_append(m: _Maker, contexts: Sequence[int]) -> list[Case]:
             values[:, :, last] = v
             return turn(q)
 
-        return Instance(lambda: pk.ops.rope_kv_append(q, k, v, cos_sin, position, keys, values, out=out), by_torch, out)
+        native = lambda: pk.ops.rope_kv_append(q, k, v, cos_sin, position, keys, values, out=out)  # noqa: E731
+        return Instance(native, by_torch, out, (q, k, v))
 
     n_bytes = floors.rope_kv_append(m.batch, spec.n_heads, spec.n_kv_heads, spec.head_dim, m.dtype.itemsize)
     shape = f"{m.several}{spec.n_heads}/{spec.n_kv_heads}x{spec.head_dim}"
     expected = lambda: pk.reference.rope_kv_append(q, k, v, cos_sin, position)[0]  # noqa: E731
-    return [Case("rope_kv_append", "", shape, n_bytes, 0, make, expected, m.dtype)]
+    return [Case("rope_kv_append", "", shape, n_bytes, 0, make, expected, m.dtype, (q, k, v))]
 
 
 def _qkv_gemv(m: _Maker, contexts: Sequence[int], int4: bool = False) -> list[Case]:
@@ -303,14 +397,15 @@ def _qkv_gemv(m: _Maker, contexts: Sequence[int], int4: bool = False) -> list[Ca
             out=out,
             workspace=workspace,
         )
-        return Instance(native, None, out)
+        return Instance(native, None, out, (x, norm) if int4 else (x, norm, *copies))
 
     n_bytes = count_bytes(
         m.batch, spec.hidden, spec.n_heads, spec.n_kv_heads, spec.head_dim, m.dtype.itemsize, spec.qkv_bias
     )
     shape = f"{m.batch}x{spec.hidden} -> {q_rows}+2x{kv_rows}"
     expected = lambda: reference(x, norm, eps, *weights, cos_sin, position, spec.head_dim, *biases)[0]  # noqa: E731
-    return [Case(op, "norm+qkv+rope", shape, n_bytes, n_bytes, make, expected, m.dtype)]
+    reads = (x, norm) if int4 else (x, norm, *weights)
+    return [Case(op, "norm+qkv+rope", shape, n_bytes, n_bytes, make, expected, m.dtype, reads)]
 
 
 _MAKERS: dict[str, Callable[[_Maker, Sequence[int]], list[Case]]] = {

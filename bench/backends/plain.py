@@ -16,7 +16,7 @@ from bench.backends.base import NO_CAPTURE, Backend, Workload
 from bench.backends.library import library_reason
 from bench.backends.torch_layer import Attention, TorchLayer
 from bench.core import bits
-from bench.core.measure import Arm
+from bench.core.measure import Arm, Check, Drive, Watch
 from bench.core.samplers import capture, relaunches, replay_all
 
 _MODE_REASONS = {
@@ -28,10 +28,12 @@ _MODE_REASONS = {
 
 class PlainLayer(Backend):
     """A layer of plain torch ops. `no_dispatch` says why its attention cannot go on a tape; None where it can.
-    `programmatic` are parts of the names of kernels that ask for programmatic dependent launch in mode native."""
+    `programmatic` are parts of the names of kernels that ask for programmatic dependent launch in mode native.
+    `results_last`: the result of a step is there after steps of other copies."""
 
     no_dispatch: ClassVar[str | None] = None
     programmatic: Sequence[str] = ()
+    results_last: ClassVar[bool] = True
 
     @classmethod
     def mode_reason(cls, mode: str, device: torch.device) -> str | None:
@@ -68,7 +70,7 @@ class PlainLayer(Backend):
         layers = [TorchLayer(layer, self.attention(layer)) for layer in workload.layers]
         attention = layers[0].attention
         rows = (attention.k_row, attention.v_row)
-        output: Callable[[], Tensor] = lambda: layers[0].out  # noqa: E731
+        outputs = [lambda layer=layer: layer.out for layer in layers]
         step: Callable[[], object]
         arm = Arm(self.name, mode, fusion, surroundings=self.surroundings)
         with self.surroundings():
@@ -77,7 +79,7 @@ class PlainLayer(Backend):
             if mode == "dispatch":
                 tapes = [layer.tape() for layer in layers]
                 step, arm.sampler, host_sampler = tapes[0].run, samplers.tapes(tapes), samplers.host_tapes(tapes)
-                output = lambda: tapes[0].outputs()[0]  # noqa: E731
+                outputs = [lambda tape=tape: tape.outputs()[0] for tape in tapes]
             else:
                 steps = self._steps(layers)
                 if mode == "eager":
@@ -97,7 +99,10 @@ class PlainLayer(Backend):
                     host_sampler = samplers.host_torch_graphs(graphs, arm.launches)
                     arm.steps_per_graph = samplers.repeats
         arm.host_sampler = host_sampler if samplers.on_cuda else None
-        arm.check = workload.checker(step, output, rows)
+        arm.check = workload.checker(
+            step, outputs if self.results_last else outputs[0], [layer.attention for layer in layers],
+            by_step=not self.results_last,
+        )  # fmt: skip
         if mode in ("native", "graph"):
             arm.check = self._checked(arm, steps[0], step, layers[0], rows)
         return arm
@@ -109,16 +114,18 @@ class PlainLayer(Backend):
         captured: Callable[[], object],
         layer: TorchLayer,
         rows: Sequence[Tensor],
-    ) -> Callable[[], pk.reference.Comparison]:
+    ) -> Check:
         """The check of an arm that runs a captured step, with the result poisoned before, and a look whether it leaves
         the bits of an eager step."""
         check = arm.check
         assert check is not None
 
-        def checked() -> pk.reference.Comparison:
+        def checked(drive: Drive | None = None, watch: Watch | None = None) -> pk.reference.Comparison:
+            if drive:
+                return check(drive, watch)
             written = layer.out  # by the captured step; an eager one makes a result of its own
             bits.poison((written, *rows))
-            comparison = check()
+            comparison = check(None, watch)
             if not comparison.ok:
                 return comparison
 

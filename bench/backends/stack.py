@@ -45,6 +45,9 @@ class OpaqueAttention(Attention):
         _ATTENTIONS.append(inner)
         self.k_cache, self.v_cache, self.k_row, self.v_row = inner.k_cache, inner.v_cache, inner.k_row, inner.v_row
 
+    def load(self, layer: pk.DecodeLayer) -> None:
+        self.inner.load(layer)
+
     def append(self, k: Tensor, v: Tensor) -> None:
         self.inner.append(k, v)
 

@@ -31,6 +31,10 @@ class Attention(ABC):
     v_row: Tensor
 
     @abstractmethod
+    def load(self, layer: pk.DecodeLayer) -> None:
+        """Take over what the layer's own cache holds now; nothing to do where that is what it reads."""
+
+    @abstractmethod
     def append(self, k: Tensor, v: Tensor) -> None:
         """Store the step's rotated key and its value, both [batch, n_kv_heads, 1, head_dim]."""
 
@@ -60,6 +64,9 @@ class LayerCache(Attention):
         self.k_cache, self.v_cache = layer.k_cache, layer.v_cache
         self.k_row, self.v_row = (cache[:, :, self.position] for cache in (self.k_cache, self.v_cache))
 
+    def load(self, layer: pk.DecodeLayer) -> None:
+        """It reads the layer's own."""
+
     def append(self, k: Tensor, v: Tensor) -> None:
         position = self.position
         self.k_cache[:, :, position : position + 1] = k
@@ -85,13 +92,14 @@ class TokenMajorCache(Attention):
         self.position = int(layer.position[0])
         slots = -(-layer.ctx // page_size) * page_size
 
-        def token_major(cache: Tensor) -> Tensor:
-            copy = cache.new_full((layer.batch, slots, layer.spec.n_kv_heads, layer.spec.head_dim), float("nan"))
-            copy[:, : layer.ctx] = cache.transpose(1, 2)
-            return copy
-
-        self.k_cache, self.v_cache = token_major(layer.k_cache), token_major(layer.v_cache)
+        shape = (layer.batch, slots, layer.spec.n_kv_heads, layer.spec.head_dim)
+        self.k_cache, self.v_cache = (layer.k_cache.new_full(shape, float("nan")) for _ in range(2))
+        self.load(layer)
         self.k_row, self.v_row = self.k_cache[:, self.position], self.v_cache[:, self.position]
+
+    def load(self, layer: pk.DecodeLayer) -> None:
+        self.k_cache[:, : layer.ctx] = layer.k_cache.transpose(1, 2)
+        self.v_cache[:, : layer.ctx] = layer.v_cache.transpose(1, 2)
 
     def append(self, k: Tensor, v: Tensor) -> None:
         position = self.position

@@ -7,12 +7,13 @@ On a GPU "one step" is one sample of several (bench.core.samplers).
 """
 
 import gc
+import inspect
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -27,12 +28,56 @@ Item = TypeVar("Item")
 Sampler = Callable[[int], np.ndarray]
 """Takes that many samples back to back and returns their times: float64 [samples], microseconds a step."""
 
+Drive = Callable[[int], object]
+"""Takes that many samples: an arm's own sampler, or what stands for it."""
+
+
+class Watch(Protocol):
+    """Looks at what a step writes beside its results (bench.plugins.loading)."""
+
+    def begin(self) -> None:
+        """Inputs lie where they are read; the step comes next."""
+
+    def end(self) -> str | None:
+        """After the step: what it wrote that it may not, in words; None where there is nothing."""
+
+
+class Check(Protocol):
+    """What compares an arm's results with the reference, on inputs that it puts in place and takes away again."""
+
+    def __call__(self, drive: Drive | None = None, watch: Watch | None = None) -> Comparison:
+        """Without `drive`: one step, with everything it writes full of NaN before.
+
+        With `drive`, after the clocks: on inputs that were never seen before, in the same memory, by the loop that was
+        timed where the results can be found after it. What a step writes holds its last results then, as it does while
+        it is timed: nothing tells the two apart.
+        """
+
+
+def as_check(check: Callable[..., Comparison]) -> Check:
+    """A check of no arguments, a user's own say, as a :class:`Check`: after the clocks it does what it did before."""
+    try:
+        inspect.signature(check).bind(None, None)
+    except TypeError:
+        pass
+    else:
+        return check
+
+    def called(drive: Drive | None = None, watch: Watch | None = None) -> Comparison:
+        if watch:
+            watch.begin()
+        comparison = check()
+        words = watch.end() if watch else None
+        return replace(comparison, ok=False, message=words) if words else comparison
+
+    return called
+
 
 @dataclass
 class Arm:
     """One arm of a run. `status` is ok, unsupported, wrong, oom or error, each but ok with a reason.
 
-    `sampler` drives it; `check` runs one step and compares its output with the reference; `surroundings` makes the
+    `sampler` drives it; `check` compares its output with the reference; `surroundings` makes the
     context that must hold around both (a pinned SDPA backend, inference mode), entered outside the timing. A graph
     holds `steps_per_graph` steps. `tracing`, where it is given, makes the arm ready for a traced pass and returns the
     sampler that is traced then, instead of `sampler`. `nodes` are those of a captured step that is launched again
@@ -44,7 +89,7 @@ class Arm:
     mode: str
     fusion: str | None = None
     sampler: Sampler | None = None
-    check: Callable[[], Comparison] | None = None
+    check: Check | None = None
     surroundings: Callable[[], AbstractContextManager] = nullcontext
     host_sampler: Sampler | None = None
     tracing: Callable[[], Sampler] | None = None
@@ -109,7 +154,7 @@ class Rotation:
     """
 
     def __init__(self, copies: int) -> None:
-        self._copies, self._next = copies, 0
+        self.copies, self._next = copies, 0
 
     def take(self, items: Sequence[Item], n: int, stride: int = 1) -> list[Item]:
         """`items` in the order of the next n steps.
@@ -117,11 +162,11 @@ class Rotation:
         An item runs `stride` copies, one after the other: item j begins at copy j * stride (modulo the copies), so
         there are copies / gcd(copies, stride) items. With stride 1 there is one a copy.
         """
-        step = math.gcd(self._copies, stride)
+        step = math.gcd(self.copies, stride)
         # Where the next turn falls inside an item, the item after it is next.
-        start = -(-self._next // step) * step % self._copies
-        first = next(j for j in range(len(items)) if j * stride % self._copies == start)
-        self._next = (start + n * stride) % self._copies
+        start = -(-self._next // step) * step % self.copies
+        first = next(j for j in range(len(items)) if j * stride % self.copies == start)
+        self._next = (start + n * stride) % self.copies
         return [items[(first + i) % len(items)] for i in range(len(items))]
 
 
@@ -151,15 +196,39 @@ def gate(arms: Sequence[Arm], advance: Callable[[Arm], None] = lambda arm: None)
         if arm.status != "ok" or arm.check is None:
             continue
         advance(arm)
-        try:
-            with torch.inference_mode(), arm.surroundings():
-                comparison = arm.check()
-        except Exception as error:  # an arm's failure is a result of the run, not the end of it
-            arm.fail(error)
+        if (comparison := _checked(arm)) is None:
             continue
         arm.max_rel_error = comparison.max_rel_error
         if not comparison.ok:
             arm.status, arm.reason = "wrong", comparison.message
+
+
+AFTERWARDS = "after it was timed, on other inputs"
+"""How a reason begins that :func:`gate_again` finds."""
+
+
+def gate_again(arms: Sequence[Arm], advance: Callable[[Arm], None] = lambda arm: None) -> None:
+    """The second check, of every arm that was timed. A mismatch becomes `wrong` and takes the arm's samples away."""
+    for arm in arms:
+        if arm.status != "ok" or arm.check is None or arm.sampler is None or not arm.samples_us:
+            continue
+        advance(arm)
+        comparison = _checked(arm, arm.sampler)
+        if comparison is None or comparison.ok:
+            continue
+        arm.max_rel_error = comparison.max_rel_error
+        arm.status, arm.reason = "wrong", f"{AFTERWARDS}: {comparison.message}"
+        arm.samples_us, arm.host_samples_us = [], []
+
+
+def _checked(arm: Arm, *drive: Drive) -> Comparison | None:
+    """What the arm's check says; None where it raised, which is the arm's end."""
+    try:
+        with torch.inference_mode(), arm.surroundings():
+            return as_check(arm.check)(*drive)
+    except Exception as error:  # an arm's failure is a result of the run, not the end of it
+        arm.fail(error)
+        return None
 
 
 def settle() -> None:

@@ -38,6 +38,13 @@ def gate(arms: Sequence[Arm]) -> None:
         measure.gate(runnable, lambda arm: advance())
 
 
+def check_again(arms: Sequence[Arm]) -> None:
+    """measure.gate_again, with a progress bar."""
+    timed = [arm for arm in arms if arm.status == "ok" and arm.samples_us]
+    with progress("checking again", len(timed)) as advance:
+        measure.gate_again(timed, lambda arm: advance())
+
+
 def take_rounds(
     arms: Sequence[Arm],
     ceiling: Ceiling,
@@ -110,6 +117,7 @@ class Measurement:
             if not finished:
                 raise KeyboardInterrupt
             measure.measure_host(self.arms, warmup, steps)
+            check_again(self.arms)
             afterwards()
         except KeyboardInterrupt:
             self.interrupted = True

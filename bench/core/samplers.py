@@ -172,6 +172,12 @@ class Samplers:
         """Mode graph of torch's ops: the same from Python, which a replay of many kernels hides."""
         return event_sampler([graph.replay for graph in graphs], self.rotation, 1, self.repeats)
 
+    @property
+    def samples_for_all(self) -> int:
+        """So many samples run every copy at least once."""
+        copies = self.rotation.copies
+        return copies // math.gcd(copies, self.repeats)
+
     # The host's clocks, CUDA only.
 
     def host_python(self, steps: Sequence[Step], launches: int) -> Sampler:

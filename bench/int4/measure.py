@@ -24,6 +24,7 @@ def measure_group(
     throttling = take_rounds(group.arms, ceiling, settings.warmup, settings.steps, monitor, rule)
     if settings.target.type == "cuda":
         measure.measure_host(group.arms, settings.warmup, max(settings.steps, 100))
+    measure.gate_again(group.arms)
     bandwidths: Document = ceiling.bandwidths(settings.spec_bandwidth[0])
     entries = []
     for arm in group.arms:

@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from bench.backends.op_plugin import AttentionPlugin, Guarded, OpPlugin, changed
 from bench.core import cli, gpu_state
 from bench.core.document import write_atomically
 from bench.core.errors import UsageError
-from bench.core.measure import Arm, unsupported
+from bench.core.measure import Arm, Check, Drive, Watch, as_check, unsupported
 from bench.core.paths import user_path
 from bench.core.samplers import Samplers
 from bench.plugins.cuda_kernel import KERNELS
@@ -178,14 +178,12 @@ class Journal:
         return None
 
 
-def _noted(
-    check: Callable[[], pk.reference.Comparison], mode: str, journal: Journal
-) -> Callable[[], pk.reference.Comparison]:
+def _noted(check: Callable[..., pk.reference.Comparison], mode: str, journal: Journal) -> Check:
     """`check`, noted in the journal."""
 
-    def noted() -> pk.reference.Comparison:
+    def noted(drive: Drive | None = None, watch: Watch | None = None) -> pk.reference.Comparison:
         with journal.during("checked", mode):
-            return check()
+            return as_check(check)(drive, watch)
 
     return noted
 
@@ -209,33 +207,46 @@ def watch(arm: Arm, journal: Journal) -> None:
     _watch_runs(arm, journal)
 
 
-def _watch(arm: Arm, check: Callable[[], pk.reference.Comparison], plugin: Plugin, journal: Journal) -> Arm:
+def _watch(arm: Arm, check: Check, plugin: Plugin, journal: Journal) -> Arm:
     """The arm under the plug-in's label, with `check`; both are noted in the journal."""
     arm.backend, arm.check = plugin.label, check
     watch(arm, journal)
     return arm
 
 
+@dataclass
+class _Trespass:
+    """What is written beside `guards` and into `inputs` (bench.core.measure.Watch).
+
+    slot: of every input, a cache, what a step may write. poison: fill the guarded outputs with NaN.
+    """
+
+    guards: Sequence[Guarded]
+    inputs: Mapping[str, Tensor]
+    slot: int | None
+    poison: bool
+
+    def begin(self) -> None:
+        self._before = {name: tensor.clone() for name, tensor in self.inputs.items()}
+        for guard in self.guards if self.poison else ():
+            guard.poison()
+
+    def end(self) -> str | None:
+        found = [guard.overrun() for guard in self.guards]
+        found += [changed(name, tensor, self._before[name], self.slot) for name, tensor in self.inputs.items()]
+        return next(filter(None, found), None)
+
+
 def guarded_check(
-    check: Callable[[], pk.reference.Comparison],
+    check: Callable[..., pk.reference.Comparison],
     guards: Sequence[Guarded],
     inputs: Mapping[str, Tensor],
     slot: int | None = None,
-) -> Callable[[], pk.reference.Comparison]:
-    """`check` with its outputs poisoned before, and afterwards a look at what was written beside them.
+) -> Check:
+    """`check` with a look at what was written beside the outputs."""
 
-    slot: of every input, a cache, what a step may write.
-    """
-
-    def guarded() -> pk.reference.Comparison:
-        before = {name: tensor.clone() for name, tensor in inputs.items()}
-        for guard in guards:
-            guard.poison()
-        comparison = check()
-        found = [guard.overrun() for guard in guards]
-        found += [changed(name, tensor, before[name], slot) for name, tensor in inputs.items()]
-        words = next(filter(None, found), None)
-        return replace(comparison, ok=False, message=words) if words else comparison
+    def guarded(drive: Drive | None = None, watch: Watch | None = None) -> pk.reference.Comparison:
+        return as_check(check)(drive, _Trespass(guards, inputs, slot, poison=drive is None))
 
     return guarded
 
@@ -301,7 +312,7 @@ class WatchedAttention:
     backend: type[AttentionPlugin]
     journal: Journal
 
-    def check(self, arm: Arm, adapter: AttentionPlugin, inputs: Any) -> Callable[[], pk.reference.Comparison]:
+    def check(self, arm: Arm, adapter: AttentionPlugin, inputs: Any) -> Check:
         """The arm's check, noted, with a look at what the plug-in writes beside its outputs, and into `inputs`: of
         bench.attention, `q`, `k_cache` and `v_cache`."""
         tensors = {name: getattr(inputs, name) for name in ("q", "k_cache", "v_cache")}

@@ -139,7 +139,7 @@ def test_a_token_that_is_not_the_argmax_is_wrong():
     model = pk.DecodeModel(TINY, pk.ModelWeights.random(TINY), 40)
     reference = step_arms.Reference(model, 32)
     driver = step_drivers.NativeDriver(model, "block", "native")
-    check = step_arms.checker(driver, reference)
+    check = step_arms.StepCheck(driver, reference)
     assert check().ok
     right, step = model.token.tolist(), driver.step
     driver.step = lambda: (step(), model.token.add_(1))

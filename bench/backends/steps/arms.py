@@ -1,10 +1,9 @@
 """The arms of a whole decode step: which there are, how kv_len grows while they are measured, and their gate."""
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from bench.backends import MODES, registry
 from bench.backends.native import Native
 from bench.backends.sdpa import Sdpa
 from bench.backends.steps.drivers import Driver, NativeDriver, TorchDriver, TorchGraphDriver, TorchRelaunchDriver
+from bench.backends.steps.gate import Reference, StepCheck
 from bench.backends.steps.transformers import TransformersDriver, mode_reason
 from bench.core import cli
 from bench.core.cli import FUSIONS
@@ -39,52 +39,6 @@ class Course:
         """Stand at `position`; what steps on from there enqueues nothing but steps."""
         self._driver.stand(position)
         return self._driver.run
-
-
-class Reference:
-    """What one step of a model at `position` must give, by the float64 reference on the model's own device. Worked out
-    when it is first read: all arms of the model take the same step, over the slots before `position`, which none
-    of them writes."""
-
-    def __init__(self, model: pk.DecodeModel, position: int) -> None:
-        self.model, self.position = model, position
-        self.token = torch.arange(model.batch, device=model.device) * 7 % model.spec.vocab
-
-    @cached_property
-    def expected(self) -> tuple[torch.Tensor, list[tuple[torch.Tensor, torch.Tensor]]]:
-        """As `pykernels.reference.step` returns them."""
-        model = self.model
-        caches = [(layer.k_cache, layer.v_cache) for layer in model.layers]
-        where = torch.full_like(model.position, self.position)
-        return pk.reference.step(model.spec, model.weights, self.token, caches, model.layers[0].cos_sin, where)
-
-
-def checker(driver: Driver, reference: Reference) -> Callable[[], pk.reference.Comparison]:
-    """One step with what it writes poisoned before, against the reference: logits, the rows that every layer appends,
-    and the token."""
-
-    def check() -> pk.reference.Comparison:
-        model, position = reference.model, reference.position
-        expected, rows = reference.expected
-        model.poison()
-        for cache in (cache for layer in model.layers for cache in (layer.k_cache, layer.v_cache)):
-            cache[:, :, position] = float("nan")
-        model.token.copy_(reference.token)
-        driver.stand(position)
-        driver.step()
-        # Errors of the layers add like a random walk.
-        depth = math.ceil(2 * math.sqrt(model.spec.n_layers))
-        found = [pk.reference.compare(driver.logits(), expected, model.dtype, depth)]
-        for layer, (k_row, v_row) in zip(model.layers, rows, strict=True):
-            found.append(pk.reference.compare(layer.k_cache[:, :, position], k_row, model.dtype, depth))
-            found.append(pk.reference.compare(layer.v_cache[:, :, position], v_row, model.dtype, depth))
-        worst = max(found, key=lambda comparison: comparison.max_rel_error / comparison.tolerance)
-        if worst.ok and not torch.equal(model.token, best := driver.logits().argmax(-1)):
-            words = f"token must be the argmax of the logits, {best.tolist()}, got {model.token.tolist()}"
-            return replace(worst, ok=False, message=words)
-        return worst
-
-    return check
 
 
 @dataclass(frozen=True)
@@ -184,7 +138,7 @@ def arm_of(
         return failed, None
     course = Course(driver, first)
     arm = Arm(
-        backend.name, mode, fusion, course.sample, checker(driver, reference), backend.surroundings,
+        backend.name, mode, fusion, course.sample, StepCheck(driver, reference), backend.surroundings,
         driver.host_sampler(), partial(course.tracing, first if traced_from is None else traced_from),
         driver.kernels, driver.launches, steps_per_graph=1 if mode.startswith("graph") else None,
     )  # fmt: skip

@@ -1,0 +1,195 @@
+"""The gate of a whole step: the numbers that are timed, and one layer after another on inputs that show its parts.
+
+In a deep model the errors of all layers add up, and what a single op of them does wrong drowns in what is allowed. So
+most sets of inputs switch all layers off but one: norms and the value's bias are zero there, and so are the cached
+values, so that the residual stream goes through unchanged. The one that is on has inputs of bench.backends.gate_inputs,
+and the logits are held to the tolerance of one layer.
+"""
+
+import math
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+import pykernels as pk
+from bench.backends.base import LAYER_DEPTH
+from bench.backends.gate_inputs import GateInputs, GateMaker
+from bench.backends.steps.drivers import Driver
+from bench.core.measure import Drive, Watch
+
+# Rows of the vocabulary whose logits are compared where one layer is on.
+_ROWS = 2048
+
+
+@dataclass(frozen=True)
+class LayerOn:
+    """Inputs of one layer, all others off. `logits`: float64 [batch, rows], those of `rows` of the vocabulary."""
+
+    layer: int
+    inputs: GateInputs
+    rows: Tensor
+    logits: Tensor
+
+
+class Reference:
+    """What one step of a model at `position` must give, by the float64 reference on the model's own device. Worked out
+    when it is first asked for: all arms of the model take the same step, over the slots before `position`, which none
+    of them writes."""
+
+    def __init__(self, model: pk.DecodeModel, position: int) -> None:
+        self.model, self.position = model, position
+        self.token = torch.arange(model.batch, device=model.device) * 7 % model.spec.vocab
+
+    @cached_property
+    def expected(self) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """As `pykernels.reference.step` returns them."""
+        model = self.model
+        caches = [(layer.k_cache, layer.v_cache) for layer in model.layers]
+        where = torch.full_like(model.position, self.position)
+        return pk.reference.step(model.spec, model.weights, self.token, caches, model.layers[0].cos_sin, where)
+
+    @property
+    def separable(self) -> bool:
+        """Can layers be switched off one by one? Not where they share their weights."""
+        layers = self.model.weights.layers
+        return len({layer.post_norm.data_ptr() for layer in layers}) == len(layers)
+
+    @cached_property
+    def sets(self) -> list[LayerOn]:
+        """For the gate: the first layer and the last, every kind of inputs."""
+        last = len(self.model.layers) - 1
+        return [on for layer in dict.fromkeys((0, last)) for on in self._sets(layer, 0)] if self.separable else []
+
+    @cached_property
+    def fresh(self) -> list[LayerOn]:
+        """For the check after the clocks: a layer and numbers that nobody has seen before."""
+        layer, seed = secrets.randbelow(len(self.model.layers)), secrets.randbits(62)
+        return self._sets(layer, seed) if self.separable else []
+
+    def _sets(self, index: int, seed: int) -> list[LayerOn]:
+        model, layer = self.model, self.model.layers[index]
+        model.set_position(self.position)
+        maker = GateMaker(layer, layer.weights.dequantize(), seed, stream=1.0, mlp=0.5)
+        keys, scores = maker.every_key(), maker.scores()
+        rows = torch.randperm(model.spec.vocab, device=model.device)[:_ROWS]
+        rows = rows[~torch.isin(rows, self.token)]  # whose rows of a tied table are the step's x
+        found = []
+        for inputs in (keys, scores, maker.mlp(scores)):
+            normed = pk.reference.rmsnorm(inputs.expected["out"], model.weights.final_norm, model.spec.rms_eps)
+            logits = pk.reference.gemv(normed, model.weights.lm_head[rows])
+            found.append(LayerOn(index, inputs, rows, logits))
+        return found
+
+
+class _Memory:
+    """What the gate writes over in a model: the embeddings of the tokens, norms, value biases and cached values."""
+
+    def __init__(self, reference: Reference) -> None:
+        self._model, self._token, self._slots = reference.model, reference.token, reference.position
+        self._embedding = self._model.weights.embedding[self._token].clone()
+        self._before = [tensor.clone() for tensor in self._tensors()]
+
+    def _tensors(self) -> list[Tensor]:
+        found = []
+        for layer in self._model.layers:
+            w = layer.weights
+            caches = [cache[:, :, : self._slots] for cache in (layer.k_cache, layer.v_cache)]
+            found += [w.input_norm, w.post_norm, *([] if w.v_bias is None else [w.v_bias]), *caches]
+        return found
+
+    def put(self, on: LayerOn) -> None:
+        """Switch on that layer, with its inputs, and off all others."""
+        self.restore()
+        for index, layer in enumerate(self._model.layers):
+            w = layer.weights
+            if index != on.layer:
+                for tensor in (w.input_norm, w.post_norm, w.v_bias, layer.v_cache[:, :, : self._slots]):
+                    if tensor is not None:
+                        tensor.zero_()
+        on.inputs.put(self._model.layers[on.layer])  # its x is the embedding, or what a layer that is off lets through
+        self._model.weights.embedding[self._token] = on.inputs.x
+
+    def restore(self) -> None:
+        """As it was."""
+        for tensor, before in zip(self._tensors(), self._before, strict=True):
+            tensor.copy_(before)
+        self._model.weights.embedding[self._token] = self._embedding
+
+
+@dataclass
+class StepCheck:
+    """The check of one arm of a step (bench.core.measure.Check): logits, the rows that layers append, and the token."""
+
+    driver: Driver
+    reference: Reference
+
+    def __call__(self, drive: Drive | None = None, watch: Watch | None = None) -> pk.reference.Comparison:
+        """As bench.core.measure.Check says; what drives it is the driver's own loop."""
+        step = (lambda: self.driver.run(1)) if drive else self.driver.step
+        sets = self.reference.fresh if drive else self.reference.sets
+        found = [] if drive and sets else self._as_timed(step, poison=drive is None)
+        memory = _Memory(self.reference) if sets else None
+        try:
+            for on in sets:
+                memory.put(on)
+                found += self._with_layer_on(step, on, poison=drive is None)
+        finally:
+            if memory:
+                memory.restore()
+        wrong = [comparison for comparison in found if not comparison.ok]
+        return max(wrong or found, key=lambda comparison: comparison.max_rel_error / comparison.tolerance)
+
+    def _take(self, step: Callable[[], object], poison: bool) -> None:
+        model, position = self.reference.model, self.reference.position
+        if poison:
+            model.poison()
+            for cache in (cache for layer in model.layers for cache in (layer.k_cache, layer.v_cache)):
+                cache[:, :, position] = float("nan")
+        model.token.copy_(self.reference.token)
+        self.driver.stand(position)
+        step()
+
+    def _as_timed(self, step: Callable[[], object], poison: bool) -> list[pk.reference.Comparison]:
+        model, position = self.reference.model, self.reference.position
+        expected, rows = self.reference.expected
+        self._take(step, poison)
+        depth = step_depth(model.spec.n_layers)
+        logits = self.driver.logits()
+        found = [pk.reference.compare(logits, expected, model.dtype, depth)]
+        for layer, of_layer in zip(model.layers, rows, strict=True):
+            for cache, row in zip((layer.k_cache, layer.v_cache), of_layer, strict=True):
+                found.append(pk.reference.compare(cache[:, :, position], row, model.dtype, depth))
+        return self._with_token(found, logits)
+
+    def _with_layer_on(self, step: Callable[[], object], on: LayerOn, poison: bool) -> list[pk.reference.Comparison]:
+        model, layer = self.reference.model, self.reference.model.layers[on.layer]
+        self._take(step, poison)
+        logits, inputs = self.driver.logits(), on.inputs
+        found = []
+        for part, got, expected in (
+            ("logits", logits[:, on.rows], on.logits),
+            ("k_row", layer.k_cache[:, :, self.reference.position], inputs.expected["k_row"]),
+            ("v_row", layer.v_cache[:, :, self.reference.position], inputs.expected["v_row"]),
+        ):
+            comparison = pk.reference.compare(got, expected, model.dtype, LAYER_DEPTH)
+            words = f"{inputs.words(part)} of layer {on.layer}: {comparison.message}"
+            found.append(replace(comparison, message=words))
+        return self._with_token(found, logits)
+
+    def _with_token(self, found: Sequence[pk.reference.Comparison], logits: Tensor) -> list[pk.reference.Comparison]:
+        token = self.reference.model.token
+        within = bool(((token >= 0) & (token < logits.shape[-1])).all())
+        # Of equal logits any may be the greatest.
+        if within and torch.equal(logits.gather(-1, token[:, None])[:, 0], logits.amax(-1)):
+            return list(found)
+        words = f"token must be the argmax of the logits, {logits.argmax(-1).tolist()}, got {token.tolist()}"
+        return [*found, replace(found[0], ok=False, message=words)] if all(c.ok for c in found) else list(found)
+
+
+def step_depth(n_layers: int) -> int:
+    """Of pykernels.reference.compare: errors of the layers add like a random walk."""
+    return math.ceil(2 * math.sqrt(n_layers))
