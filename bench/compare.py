@@ -1,13 +1,18 @@
-"""Two result documents of the same work: which arms became faster, which slower, and is that more than noise?
+"""Two runs of the same work: which arms became faster, which slower, and is that more than noise?
 
 python -m bench.compare before.json after.json --threshold=0.03
+python -m bench.compare before/ after/
 
-Works on documents of every kind that carry samples. Exit status 1: an arm is significantly slower by more than
---threshold.
+A side is a document of any kind that carries samples, a folder of them, or several with commas between: each process
+is a session, and sessions are what is compared (bench.study.runs). Exit status 0: no arm is slower by more than
+--threshold, as far as that can be told; 1: one is, significantly; 2: a bad argument, a file that is no such document,
+or sides of other work.
 """
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -22,16 +27,17 @@ from bench.core.document import Document
 from bench.core.errors import UsageError, flag_error
 from bench.core.flags import Flags, make_command
 from bench.core.paths import user_path
-from bench.core.statistics import ratio_interval
 from bench.core.tables import microseconds
 from bench.drivers import takes
+from bench.study import drift, runs
 
 CORRECTIONS = ("holm", "bh")
 
 
 @dataclass
 class Comparison:
-    """One arm in both documents. `ratio` is B over A: above 1, B is slower. `p` is corrected for the number of arms."""
+    """One arm on both sides, and of how many sessions. `ratio` is B over A: above 1, B is slower. `p` is corrected for
+    the number of arms."""
 
     key: str
     a_us: float
@@ -41,36 +47,44 @@ class Comparison:
     high: float
     p: float
     verdict: str
+    a_sessions: int
+    b_sessions: int
 
 
-def series(result: Document) -> dict[str, np.ndarray]:
-    """Every list of samples of a document by a name that is the same in another run of the same work.
+def series(result: Document) -> dict[str, list[np.ndarray]]:
+    """Every list of samples of a document by a name that is the same in another run of the same work, one a session.
 
     A list of samples is a value under a key that ends in `samples_us`, or the study's `step_times_ms`; its name is
-    made of what the entry around it says it is: sizes, model, backend, fusion, mode, op, label, shape.
+    made of what the entry around it says it is: sizes, model, backend, fusion, mode, op, label, shape. A document of
+    several sessions has several by one name.
     """
-    found: dict[str, np.ndarray] = {}
+    found: dict[str, list[np.ndarray]] = {}
+    seen: dict[tuple[str, str], int] = {}
 
-    def walk(node: Any, names: tuple[str, ...]) -> None:
+    def walk(node: Any, names: tuple[str, ...], session: str) -> None:
         if isinstance(node, dict):
             own = [str(node[key]) for key in _NAMING if isinstance(node.get(key), (str, int)) and node[key] != ""]
-            names = (*names, *own)
+            names, session = (*names, *own), str(node.get("session", session))
             for key, value in node.items():
                 if _is_series(key, value) and not _shadowed(node, key):
                     unit = 1000.0 if key.endswith("_ms") else 1.0
                     clock = key.removesuffix("samples_us").removesuffix("step_times_ms").strip("_")
-                    _add(found, " ".join((*names, clock)).strip() or "step", np.array(value, dtype=np.float64) * unit)
+                    name = " ".join((*names, clock)).strip() or "step"
+                    # Twice the same in one session are two arms.
+                    seen[name, session] = count = seen.get((name, session), 0) + 1
+                    samples = np.array(value, dtype=np.float64) * unit
+                    found.setdefault(name if count == 1 else f"{name} #{count}", []).append(samples)
                 elif key not in ("environment", "model", "paper"):
-                    walk(value, names)
+                    walk(value, names, session)
         elif isinstance(node, list):
             for item in node:
-                walk(item, names)
+                walk(item, names, session)
 
-    walk({key: value for key, value in result.items() if key not in _NAMING}, ())
+    walk({key: value for key, value in result.items() if key not in (*_NAMING, "session")}, (), "")
     return found
 
 
-_NAMING = ("arm", "backend", "fusion", "mode", "op", "label", "shape", "session")
+_NAMING = ("arm", "backend", "fusion", "mode", "op", "label", "shape")
 
 
 def _is_series(key: str, value: Any) -> bool:
@@ -83,12 +97,13 @@ def _shadowed(node: dict, key: str) -> bool:
     return key == "step_times_ms" and bool(node.get("samples_us"))
 
 
-def _add(found: dict[str, np.ndarray], name: str, samples: np.ndarray) -> None:
-    base, count = name, 1
-    while name in found:
-        count += 1
-        name = f"{base} #{count}"
-    found[name] = samples
+def of_side(documents: Sequence[Document]) -> dict[str, list[np.ndarray]]:
+    """series() of several documents together."""
+    found: dict[str, list[np.ndarray]] = {}
+    for result in documents:
+        for key, sessions in series(result).items():
+            found.setdefault(key, []).extend(sessions)
+    return found
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:
@@ -118,35 +133,37 @@ def verdict(low: float, high: float, p: float, alpha: float, threshold: float) -
     return "SAME" if 1 - threshold <= low and high <= 1 + threshold else "UNCLEAR"
 
 
-def compare(a: Document, b: Document, alpha: float, threshold: float, correction: str) -> list[Comparison]:
-    """The arms that both documents have, in A's order. The test is Mann and Whitney's U, two-sided (scipy)."""
-    ours, theirs = series(a), series(b)
+def compare(
+    a: Sequence[Document],
+    b: Sequence[Document],
+    alpha: float,
+    threshold: float,
+    correction: str,
+    shift: float = runs.KNOWN_SHIFT,
+) -> list[Comparison]:
+    """The arms that both sides have, in A's order; shift: bench.study.runs.compare."""
+    ours, theirs = of_side(a), of_side(b)
     shared = [key for key in ours if key in theirs]
-    raw = np.array([scipy.stats.mannwhitneyu(ours[key], theirs[key], alternative="two-sided").pvalue for key in shared])
-    p_values = corrected(np.nan_to_num(raw, nan=1.0), correction)
-    rows = []
-    for key, p in zip(shared, p_values, strict=True):
-        x, y = ours[key], theirs[key]
-        low, high = ratio_interval(y, x, paired=False)  # they are of different runs
-        a_us, b_us = float(np.median(x)), float(np.median(y))
-        rows.append(
-            Comparison(key, a_us, b_us, b_us / a_us, low, high, float(p), verdict(low, high, p, alpha, threshold))
+    found = [runs.compare(ours[key], theirs[key], shift) for key in shared]
+    p_values = corrected(np.array([one.p for one in found]), correction)
+    return [
+        Comparison(
+            key, one.a_us, one.b_us, one.ratio, one.low, one.high, float(p),
+            verdict(one.low, one.high, p, alpha, threshold), len(ours[key]), len(theirs[key]),
         )
-    return rows
+        for key, one, p in zip(shared, found, p_values, strict=True)
+    ]  # fmt: skip
 
 
 _KINDS = ("layer", "op", "step", "ab", "attention", "stack", "int4")
 """Of the documents that carry samples."""
 
-_SETTINGS = (
-    "kind", "model.name", "model.n_layers", "ctx", "batch", "dtype", "device", "l2", "weights", "shared_weights",
-    "warmup", "steps", "group_size", "symmetric", "quant.group_size", "quant.zero_points", "quant.act_order",
-)  # fmt: skip
 _WORKLOAD = (
     "kind", "model.name", "model.n_layers", "ctx", "ctxs", "batch", "batches", "dtype", "device", "l2",
     "shared_weights", "group_size", "symmetric", "quant.group_size", "quant.zero_points", "quant.act_order",
 )  # fmt: skip
 """What two documents must share for a ratio of their times to say that an arm became faster or slower."""
+_SETTINGS = (*_WORKLOAD, "weights", "warmup", "steps")
 
 
 def workload_differences(a: Document, b: Document) -> list[tuple[str, Any, Any]]:
@@ -173,22 +190,73 @@ def differences(a: Document, b: Document) -> list[tuple[str, Any, Any]]:
     return [(key, flat_a.get(key), flat_b.get(key)) for key in keys if flat_a.get(key) != flat_b.get(key)]
 
 
-def load(path: str) -> Document:
+def load(path: Path) -> Document:
     """A document that has samples. Raises UsageError otherwise."""
-    result = document.load(user_path("DOCUMENT", path))
+    result = document.load(path)
     found = series(result)
     if not found:
         raise UsageError(f"{path}: carries no samples to compare (kind {result.get('kind')!r})")
-    for name, samples in found.items():
-        if not (np.isfinite(samples) & (samples > 0)).all():
-            raise UsageError(f"{path}: samples of {name} must be finite times above 0, got {samples.min():g}")
+    for name, sessions in found.items():
+        for samples in sessions:
+            if not (np.isfinite(samples) & (samples > 0)).all():
+                raise UsageError(f"{path}: samples of {name} must be finite times above 0, got {samples.min():g}")
     return result
 
 
+def load_side(text: str, across: bool) -> list[Document]:
+    """The documents of a side: files and folders with commas between. Raises UsageError where their work differs."""
+    paths: list[Path] = []
+    for part in text.split(","):
+        path = user_path("DOCUMENT", part)
+        inside = [*sorted(path.glob("*.json")), *sorted(path.glob("*.json.gz"))] if path.is_dir() else [path]
+        if not inside:
+            raise UsageError(f"{path}: is a folder without documents (*.json, *.json.gz)")
+        paths += inside
+    documents = [load(path) for path in paths]
+    for path, other in zip(paths[1:], documents[1:], strict=True):
+        if (found := other_work(documents[0], other)) and not across:
+            raise UsageError(f"{path}: is of another workload than {paths[0]}: {found}")
+    return documents
+
+
+def other_work(a: Document, b: Document) -> str | None:
+    """workload_differences() in words; None where there are none."""
+    return ", ".join(f"{key} {x} and {y}" for key, x, y in workload_differences(a, b)) or None
+
+
+def doubts(side: str, result: Document) -> list[str]:
+    """What a document's reader was told first, once more: others were at work, a clock was slowed, an arm drifted."""
+    found = []
+    cpu = result.get("environment", {}).get("cpu", {})
+    load_average, cpus = cpu.get("load_average_1min"), cpu.get("cpus_usable")
+    if load_average is not None and cpus is not None and load_average > cpus:
+        found.append(f"BUSY: load average {load_average:.1f} on {cpus} CPUs when this began")
+    if slowed := result.get("throttled_rounds"):
+        found.append(f"throttled: {len(slowed)} of {result.get('steps')} rounds")
+    if slowed := sum(
+        len(cell.get("throttled_rounds", ()))
+        for session in result.get("sessions", ()) if isinstance(session, dict)
+        for cell in (session.get("throttled") or {}).values()
+    ):  # fmt: skip
+        found.append(f"throttled: {slowed} rounds")
+    drifting = [
+        f"{name} {100 * one.change:+.1f}%"
+        for name, sessions in series(result).items()
+        for samples in sessions
+        if (one := drift.test(samples)).drifting
+    ]
+    if drifting:
+        more = f" and {len(drifting) - 3} more" if len(drifting) > 3 else ""
+        found.append(f"drifting over their rounds: {', '.join(drifting[:3])}{more}")
+    return [f"{side}: {words}" for words in found]
+
+
 def print_comparison(result: Document, console: Console) -> None:
-    """Differences of the environment first, then a line an arm."""
+    """Differences of the environment and doubts first, then a line an arm."""
     for row in result["differences"]:
         console.print(Text(f"differs: {row['key']}: {row['a']} | {row['b']}"))
+    for line in result["doubts"]:
+        console.print(Text(line))
     table = Table(box=None, pad_edge=False)
     for name in ("arm", "A us", "B us", "B / A", "95%", "p", ""):
         table.add_column(name, justify="left" if name in ("arm", "") else "right", overflow="fold")
@@ -198,6 +266,11 @@ def print_comparison(result: Document, console: Console) -> None:
             f"{row['low']:.3f} - {row['high']:.3f}", f"{row['p']:.2g}", row["verdict"],
         )  # fmt: skip
     console.print(table)
+    if least := result["least_difference"]:
+        console.print(Text(
+            f"one session on a side: no difference below {100 * least:.1f}% can be told from what sessions of one "
+            f"machine differ by ({100 * result['shift']:g}%, --shift); give folders of several sessions"
+        ))  # fmt: skip
     for side in ("a", "b"):
         if only := result[f"only_in_{side}"]:
             console.print(Text(f"only in {side.upper()}: {', '.join(only)}"))
@@ -207,12 +280,15 @@ def print_comparison(result: Document, console: Console) -> None:
 class Settings(Flags):
     """The flags of one run."""
 
-    a: Annotated[str, typer.Argument(metavar="A.json", help="the run before")] = ""
-    b: Annotated[str, typer.Argument(metavar="B.json", help="the run after")] = ""
+    a: Annotated[str, typer.Argument(metavar="A", help="the run before: a document, a folder, several by commas")] = ""
+    b: Annotated[str, typer.Argument(metavar="B", help="the run after")] = ""
     threshold: Annotated[float, typer.Option("--threshold", help="a slow-down that fails, as a share of the time")] = (
         0.03
     )
     alpha: Annotated[float, typer.Option("--alpha", help="significance of the corrected test")] = 0.05
+    shift: Annotated[
+        float, typer.Option("--shift", help="by what share sessions of this machine are known to differ (SD)")
+    ] = runs.KNOWN_SHIFT
     correction: Annotated[str, typer.Option("--correction", help="for many arms: holm or bh")] = "holm"
     across: Annotated[bool, typer.Option("--across", help="compare documents of different workloads")] = False
     json: cli.JsonFlag = ""
@@ -228,27 +304,33 @@ def main(settings: Settings) -> int:
         settings.a, settings.b, settings.threshold, settings.alpha, settings.correction,
     )  # fmt: skip
     if not (a and b):
-        raise UsageError("A.json B.json: must be two result documents")
+        raise UsageError("A B: must be two sides, each a result document or a folder of them")
     outputs = cli.Outputs(settings.json)
     if not 0 <= threshold < 10:
         raise flag_error("--threshold", threshold, "in 0..10")
     if not 0 < alpha < 1:
         raise flag_error("--alpha", alpha, "between 0 and 1")
+    if not 0 <= settings.shift < 1:
+        raise flag_error("--shift", settings.shift, "in 0..1")
     cli.choice("--correction", correction, CORRECTIONS)
-    before, after = load(a), load(b)
-    if other := workload_differences(before, after):
-        words = ", ".join(f"{key} {x} and {y}" for key, x, y in other)
-        if not settings.across:
-            raise UsageError(f"{a} and {b}: are of different workloads ({words}): --across compares them all the same")
-    rows = compare(before, after, alpha, threshold, correction)
+    before, after = load_side(a, settings.across), load_side(b, settings.across)
+    if (found := other_work(before[0], after[0])) and not settings.across:
+        raise UsageError(f"{a} and {b}: are of different workloads ({found}): --across compares them all the same")
+    rows = compare(before, after, alpha, threshold, correction, settings.shift)
     if not rows:
         raise UsageError(f"{a} and {b}: have no arm in common")
-    keys_a, keys_b = series(before), series(after)
+    keys_a, keys_b = of_side(before), of_side(after)
+    alone = any(min(row.a_sessions, row.b_sessions) == 1 for row in rows)
     failed = [row.key for row in rows if row.verdict == "SLOWER" and row.ratio > 1 + threshold]
     result = {
         **cli.head("bench.compare", "compare"),
         "threshold": threshold, "alpha": alpha, "correction": correction,
-        "differences": [{"key": key, "a": x, "b": y} for key, x, y in differences(before, after)],
+        "differences": [{"key": key, "a": x, "b": y} for key, x, y in differences(before[0], after[0])],
+        "doubts": [
+            line for side, documents in (("A", before), ("B", after)) for result in documents
+            for line in doubts(side, result)
+        ],
+        "shift": settings.shift, "least_difference": runs.least_difference(settings.shift) if alone else None,
         "comparisons": [vars(row) for row in rows],
         "only_in_a": [key for key in keys_a if key not in keys_b],
         "only_in_b": [key for key in keys_b if key not in keys_a],

@@ -20,7 +20,6 @@ from bench.core.flags import make_command
 from bench.core.measure import Arm
 from bench.core.run import Machine, Measurement, close, gate
 from bench.drivers import takes
-from bench.step import drift
 from bench.step.entries import (
     anatomy,
     arm_document,
@@ -34,6 +33,7 @@ from bench.step.entries import (
     traced_anatomy,
 )
 from bench.step.settings import Settings
+from bench.study import drift
 
 _PROGRAM = "bench.step"
 

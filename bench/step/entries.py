@@ -19,9 +19,8 @@ from bench.core.measure import Arm
 from bench.core.results import bandwidth
 from bench.core.run import Measurement
 from bench.core.tables import percent
-from bench.step import drift
 from bench.step.settings import Settings
-from bench.study import accounting
+from bench.study import accounting, drift
 from pykernels.model import STEP_LABELS
 
 

@@ -10,6 +10,7 @@ from inputs.command_line import assert_refused, flat, run_here
 from scipy import stats
 
 from bench import compare
+from bench.study import runs
 
 
 def samples(seed: int, centre: float = 100.0, n: int = 30, noise: float = 0.02) -> list[float]:
@@ -38,7 +39,9 @@ def files(tmp_path):
 
 
 def verdicts(a: dict, b: dict, threshold: float = 0.03, correction: str = "holm") -> dict[str, str]:
-    return {row.key.split()[-1]: row.verdict for row in compare.compare(a, b, 0.05, threshold, correction)}
+    return {
+        row.key.split()[-1]: row.verdict for row in compare.compare([a], [b], 0.05, threshold, correction, shift=0.001)
+    }
 
 
 def test_verdicts():
@@ -66,35 +69,74 @@ def test_a_run_against_itself_raises_no_alarm(correction):
 def test_p_values_and_corrections():
     a, b = document(0, eager=100, native=100), document(9, eager=103, native=101)
     raw = [
-        stats.mannwhitneyu(x["samples_us"], y["samples_us"]).pvalue for x, y in zip(a["arms"], b["arms"], strict=True)
+        runs.compare([np.array(x["samples_us"])], [np.array(y["samples_us"])]).p
+        for x, y in zip(a["arms"], b["arms"], strict=True)
     ]
-    rows = compare.compare(a, b, 0.05, 0.03, "bh")
+    rows = compare.compare([a], [b], 0.05, 0.03, "bh")
     np.testing.assert_allclose([row.p for row in rows], stats.false_discovery_control(raw))
     np.testing.assert_allclose(compare.holm(np.array([0.01, 0.04, 0.03, 0.005])), [0.03, 0.06, 0.06, 0.02])
     np.testing.assert_allclose(compare.holm(np.array([0.9, 0.8])), [1.0, 1.0])
     assert len(compare.corrected(np.array([]), "holm")) == 0
 
 
-def test_the_interval_covers_the_ratio():
-    draws, true = 400, 1.05
-    generator = np.random.default_rng(5)
-    covered = 0
-    for _ in range(draws):
-        a, b = (100 * np.exp(0.05 * generator.standard_normal(30)) for _ in range(2))
-        low, high = compare.ratio_interval(true * b, a, paired=False)
-        covered += low <= true <= high
-    assert 0.92 <= covered / draws <= 0.985
+def test_sides_of_several_sessions(capsys, tmp_path):
+    """Two per cent that one session a side cannot decide, and folders of ten can."""
+    for side, centre in (("before", 100.0), ("after", 102.0)):
+        (tmp_path / side).mkdir()
+        for session in range(10):
+            content = document(100 * session + int(centre), native=centre * (1 + 0.002 * (session % 3)))
+            (tmp_path / side / f"{session}.json").write_text(json.dumps(content))
+    one = [str(tmp_path / side / "0.json") for side in ("before", "after")]
+    alone = run_here(capsys, "bench.compare", *one, "--threshold=0.01")
+    assert alone.status == 0 and "UNCLEAR" in alone.out
+    assert "one session on a side: no difference below 3.0% can be told" in flat(alone.out)
+    together = run_here(
+        capsys, "bench.compare", *(str(tmp_path / side) for side in ("before", "after")), "--threshold=0.01"
+    )
+    assert together.status == 1 and "SLOWER" in together.out and "one session on a side" not in together.out
+    three = ",".join(str(tmp_path / "before" / f"{session}.json") for session in range(3))
+    assert run_here(capsys, "bench.compare", three, three).status == 0
+
+
+def test_few_samples_of_a_large_difference(capsys, files):
+    """Three samples, 50% slower."""
+    a, b = ({**document(0), "arms": [arm("eager", samples(seed, centre, 3))]} for seed, centre in ((0, 100), (1, 150)))
+    assert run_here(capsys, "bench.compare", *files(a, b)).status == 1
+
+
+def test_doubts_are_repeated(capsys, files):
+    a, b = document(0, eager=100), document(1, eager=100)
+    a["environment"]["cpu"] |= dict(load_average_1min=9.0, cpus_usable=2)
+    b |= dict(throttled_rounds=[3, 4], throttled_left_out=True, steps=30)
+    b["arms"][0]["samples_us"] = np.linspace(100, 110, 30).tolist()
+    result = run_here(capsys, "bench.compare", *files(a, b))
+    assert "A: BUSY: load average 9.0 on 2 CPUs" in result.out
+    assert "B: throttled: 2 of 30 rounds" in result.out
+    assert "B: drifting over their rounds: native none eager +" in result.out
+
+
+def test_folders_that_are_no_side(capsys, tmp_path, files):
+    a = document(0, eager=100)
+    paths = files(a, a | {"ctx": 128})
+    (tmp_path / "empty").mkdir()
+    assert_refused(run_here(capsys, "bench.compare", str(tmp_path / "empty"), paths[0]), "folder without documents")
+    assert_refused(
+        run_here(capsys, "bench.compare", str(tmp_path), paths[0]), "is of another workload than", "ctx 64 and 128"
+    )
 
 
 def test_series_of_every_kind():
     layer = document(0, eager=1)
     assert list(compare.series(layer)) == ["native none eager"]
+    both = dict(kind="ab", sessions=[dict(session=i, a=dict(arm="a", samples_us=[1.0 + i])) for i in range(2)])
+    (name,), (found,) = compare.series(both), compare.series(both).values()
+    assert name == "a" and [samples.tolist() for samples in found] == [[1.0], [2.0]]
     op = dict(
         kind="op", ops=[dict(backend="native", mode="eager", op="gemv", label="q", shape="1x8", samples_us=[1.0])]
     )
     assert list(compare.series(op)) == ["native eager gemv q 1x8"]
     cell = dict(arch="qwen", step_times_ms=[1.5, 2.5])
-    np.testing.assert_array_equal(compare.series(cell)["step"], [1500.0, 2500.0])
+    np.testing.assert_array_equal(compare.series(cell)["step"], [[1500.0, 2500.0]])
     step = dict(arms=[arm("eager", [1.0]) | {"paper": {"step_times_ms": [0.001]}}])
     assert list(compare.series(step)) == ["native none eager"]
     twice = dict(arms=[arm("eager", [1.0]), arm("eager", [2.0])])
@@ -116,12 +158,12 @@ def test_exit_status(capsys, files, tmp_path):
     a = document(0, eager=100, native=100)
     slower = files(a, document(50, eager=105, native=100))
     output = tmp_path / "compare.json"
-    result = run_here(capsys, "bench.compare", *slower, "--threshold=0.02", f"--json={output}")
+    result = run_here(capsys, "bench.compare", *slower, "--threshold=0.02", "--shift=0.001", f"--json={output}")
     assert result.status == 1 and "slower by more than 2%: native none eager" in flat(result.out)
     written = json.loads(output.read_text())
     assert written["kind"] == "compare" and written["slower_past_threshold"] == ["native none eager"]
-    assert run_here(capsys, "bench.compare", *slower, "--threshold=0.2").status == 0
-    assert run_here(capsys, "bench.compare", *slower[::-1], "--threshold=0.02").status == 0
+    assert run_here(capsys, "bench.compare", *slower, "--threshold=0.2", "--shift=0.001").status == 0
+    assert run_here(capsys, "bench.compare", *slower[::-1], "--threshold=0.02", "--shift=0.001").status == 0
 
 
 def test_arms_of_one_side(capsys, files):
@@ -144,5 +186,5 @@ def test_what_is_refused(capsys, files, tmp_path):
     assert_refused(run_here(capsys, "bench.compare", *files(a, spoilt)), "b.json", "no samples")
     paths = files(a, a)
     assert_refused(run_here(capsys, "bench.compare", paths[0], str(tmp_path / "none.json")), "none.json")
-    for flag in ("--threshold=-1", "--alpha=1", "--correction=none"):
+    for flag in ("--threshold=-1", "--alpha=1", "--correction=none", "--shift=-1"):
         assert_refused(run_here(capsys, "bench.compare", *paths, flag), flag)

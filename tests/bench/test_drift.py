@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bench.step import drift
+from bench.study import drift
 
 
 def series(seed: int, n: int = 30, noise: float = 0.01) -> np.ndarray:
