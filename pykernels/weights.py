@@ -344,16 +344,18 @@ class ModelWeights:
         folder = Path(folder).expanduser()
         files = tensor_files(folder)
 
-        def read(name: str, shape: tuple[int, ...]) -> Tensor:
+        def read(name: str, shape: tuple[int, ...], convert: bool = False) -> Tensor:
             if name not in files:
                 module = name.removesuffix(".weight")
                 packed = [part for part in ("qweight", "weight_packed") if f"{module}.{part}" in files]
                 words = f", but {module}.{packed[0]}: {module} must not be quantised" if packed else ""
                 raise ValueError(f"weights {folder}: there is no tensor {name}{words}")
-            return _read(folder / files[name], name, shape, dtype).to(device)
+            return _read(folder / files[name], name, shape, dtype, convert).to(device)
 
         table = (spec.vocab, spec.hidden)
-        embedding, head = read("model.embed_tokens.weight", table), "lm_head.weight"
+        embedding, head, norm = read("model.embed_tokens.weight", table), "lm_head.weight", "model.norm.weight"
+        layers = [LayerWeights.from_folder(folder, index, spec, dtype, device) for index in range(spec.n_layers)]
+        final_norm = read(norm, (spec.hidden,), convert=True)
         if not spec.tied_embeddings:
             lm_head = read(head, table)
         else:
@@ -363,15 +365,10 @@ class ModelWeights:
                     f"weights {folder / files[head]}: {head} is not model.embed_tokens.weight, and the configuration "
                     "says tie_word_embeddings: true"
                 )
-        known = {"model.embed_tokens.weight", "model.norm.weight", head}
+        known = {"model.embed_tokens.weight", norm, head}
         for name in sorted(name for name in files if name not in known and not name.startswith("model.layers.")):
             if words := _unused(folder / files[name], name):
                 raise ValueError(f"weights {folder / files[name]}: {name} {words}")
-        path = folder / files.get("model.norm.weight", "")
-        if not path.is_file():
-            raise ValueError(f"weights {folder}: there is no tensor model.norm.weight")
-        final_norm = _read(path, "model.norm.weight", (spec.hidden,), dtype, convert=True).to(device)
-        layers = [LayerWeights.from_folder(folder, index, spec, dtype, device) for index in range(spec.n_layers)]
         return cls(embedding, layers, final_norm, lm_head)
 
     def checkpoint(self) -> dict[str, Tensor]:

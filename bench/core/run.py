@@ -3,6 +3,7 @@
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -113,14 +114,19 @@ class Measurement:
         if not self.ceiling.read.samples_us:
             raise KeyboardInterrupt
         self.bandwidths = self.ceiling.document(*self._spec_bandwidth)
+        checked = False
         try:
             if not finished:
                 raise KeyboardInterrupt
             measure.measure_host(self.arms, warmup, steps)
+            checked = True
             check_again(self.arms)
             afterwards()
         except KeyboardInterrupt:
             self.interrupted = True
+            if not checked:  # what was finished is kept, and so it is checked; whoever is in a hurry asks again
+                with suppress(KeyboardInterrupt):
+                    check_again(self.arms)
 
     def trace(self, repeats: int) -> None:
         """The device's own clock of every arm: last, since a process that CUPTI has traced stays slower."""

@@ -199,6 +199,19 @@ def _made(
     return arms
 
 
+def layout_bytes(tensors: Sequence[Tensor], weight: pk.Int4Weight) -> int:
+    """Bytes of a layout that a kernel prepared. Raises ValueError where it has fewer than the weight's 4 bits take: its
+    bandwidth would be counted by what it does not read."""
+    kept = {tensor.data_ptr(): tensor.numel() * tensor.element_size() for tensor in tensors}
+    least = weight.out_features * weight.in_features // 2
+    if sum(kept.values()) < least:
+        raise ValueError(
+            f"prepare must return the tensors that run reads of the weight: the 4 bits alone are {least} bytes, "
+            f"got {sum(kept.values())}"
+        )
+    return sum(kept.values())
+
+
 def _kernel_arms(
     name: str, kernel: type[Int4Kernel], data: Data, copies: int, samplers: Samplers, settings: Settings
 ) -> tuple[list[Arm], int]:
@@ -219,7 +232,7 @@ def _kernel_arms(
             counted = weight.n_bytes + data.vector_bytes
             return Instance(lambda: pk.ops.int4_gemv(x, weight, out=out, workspace=workspace), None, out, (x,))
         prepared.append(one := kernel())
-        counted = sum(t.numel() * t.element_size() for t in one.prepare(weight)) + data.vector_bytes
+        counted = layout_bytes(one.prepare(weight), weight) + data.vector_bytes
         return Instance(_nothing, lambda: one.run(x), x, (x,))
 
     try:

@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from bench.core.errors import UsageError
 from bench.core.measure import Arm, Check, Drive, Watch, as_check, unsupported
 from bench.core.paths import user_path
 from bench.core.samplers import Samplers
+from bench.plugins import tampering
 from bench.plugins.cuda_kernel import KERNELS
 from bench.plugins.cuda_source import CudaSource, SourceError
 from bench.plugins.user_file import run_file
@@ -113,13 +114,15 @@ class Journal:
 
     `modes`: why it has not each mode, or null; `refused`: why it is no plug-in; `lost`: the error that took the device
     along; `begun` and `trials`: of a validation, what it began and how that ended; `state`: what is being done to which
-    mode. That last one is a write of a few bytes between timed regions.
+    mode. That last one is a write of a few bytes between timed regions. `before` is no file: what stood where before
+    the plug-in was loaded (bench.plugins.tampering).
     """
 
     _WIDTH = 64
 
     def __init__(self, folder: Path) -> None:
         self.folder, self._now = folder, ("", "")
+        self.before: dict[str, object] = {}
         self._state: int | None = None
 
     def note(self, doing: str, mode: str) -> None:
@@ -179,11 +182,13 @@ class Journal:
 
 
 def _noted(check: Callable[..., pk.reference.Comparison], mode: str, journal: Journal) -> Check:
-    """`check`, noted in the journal."""
+    """`check`, noted in the journal, with a look at what the plug-in replaced in this process."""
 
     def noted(drive: Drive | None = None, watch: Watch | None = None) -> pk.reference.Comparison:
         with journal.during("checked", mode):
-            return as_check(check)(drive, watch)
+            comparison = as_check(check)(drive, watch)
+            words = tampering.replaced(journal.before) if journal.before else None
+            return replace(comparison, ok=False, message=words) if words else comparison
 
     return noted
 
@@ -280,6 +285,7 @@ def watched_layer(plugin: Plugin, backend: type[Backend], journal: Journal) -> t
 @contextmanager
 def _loading(plugin: Plugin, journal: Journal) -> Iterator[type]:
     """The plug-in's class, noted as being loaded; a UsageError is left in the journal."""
+    journal.before = tampering.state()
     with journal.during("loaded"):
         try:
             yield load(plugin)
