@@ -177,15 +177,18 @@ class GateMaker:
 
     def mlp(self, attention: GateInputs) -> GateInputs:
         """The same with an MLP that adds its share."""
-        attended, stream, norm = attention.expected["attended"], _rms(attention.expected["h"]), self.weights.post_norm
-        for _ in range(8):
+        attended, stream = attention.expected["attended"], _rms(attention.expected["h"])
+        scale, tried = 1.0, set()
+        while True:
+            norm = self.weights.post_norm * scale
             weights = replace(self.weights, post_norm=norm)
             rest = pk.reference.layer_rest(self.spec, weights, self.x, attended)
             share = max(_rms(rest["out"] - rest["h"]), 1e-30) / stream
-            if self._mlp <= share <= 4 * self._mlp:
+            tried.add(scale)
+            # The norm goes in twice, by gate and by up; through silu by more than its square.
+            scale *= _power_of_two(math.sqrt(2 * self._mlp / share))
+            if self._mlp <= share <= 4 * self._mlp or scale in tried or len(tried) == 8:
                 break
-            # The norm goes in twice: by gate and by up.
-            norm = norm * _power_of_two(math.sqrt(2 * self._mlp / share))
         return replace(attention, name=_MLP, post_norm=norm, expected=self._parts(attended) | rest)
 
 

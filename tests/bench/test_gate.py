@@ -215,7 +215,7 @@ def test_one_missing_key_of_a_step(monkeypatch, step_reference):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-@pytest.mark.parametrize(("ctx", "batch"), [(1, 1), (2, 3), (LOOSE + 1, 1), (300, 8), (3001, 1)])
+@pytest.mark.parametrize(("ctx", "batch"), [(1, 1), (2, 3), (LOOSE + 1, 1), (300, 1), (300, 8), (3001, 1)])
 def test_the_right_numbers_pass_both_checks(dtype, ctx, batch):
     weights = pk.LayerWeights.random(SPEC, dtype)
     of = Workload.of([pk.DecodeLayer(SPEC, weights, ctx, batch, dtype) for _ in range(2)])
