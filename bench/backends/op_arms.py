@@ -37,7 +37,7 @@ def native_arm(case: Case, instances: list[Instance], mode: str, samplers: Sampl
         driven.step()
         return outs[0]
 
-    check = OpCheck(case, instances, step, samplers.samples_for_all, lambda: outs, outs[:1])
+    check = OpCheck(case, instances, step, samplers.samples_for_all, lambda: outs, outs)
     return Arm(
         "native", mode, None, driven.sampler, check, launches=1,
         host_sampler=driven.host_sampler if samplers.on_cuda else None,
@@ -104,7 +104,7 @@ def plugin_arm(
         step()
         return outs[0]
 
-    check = OpCheck(case, instances, first, samplers.samples_for_all, lambda: outs)
+    check = OpCheck(case, instances, first, samplers.samples_for_all, lambda: outs, outs)
     return Arm(
         type(plugin).__name__, mode, None, sampler, check, launches=len(nodes) or 1, nodes=nodes,
         host_sampler=on_host if samplers.on_cuda else None,

@@ -74,11 +74,18 @@ class Case:
     models: tuple[str, ...] = ()
     """Those that have the shape."""
 
-    def check(self, got: Tensor, renewed: bool = False) -> pk.reference.Comparison:
-        """Compare with the reference; `renewed`: on the other inputs."""
-        if renewed not in (references := self.__dict__.setdefault("_references", {})):
+    def reference(self, renewed: bool) -> Tensor:
+        """The reference's result on the inputs that lie there: those that are timed, or the other ones. Asked for once
+        of each."""
+        references = self.__dict__.setdefault("_references", {})
+        if renewed not in references:
             references[renewed] = self.expected()
-        return self.compare(got.reshape(references[renewed].shape), references[renewed])
+        return references[renewed]
+
+    def check(self, got: Tensor, renewed: bool = False) -> pk.reference.Comparison:
+        """Compare with reference()."""
+        expected = self.reference(renewed)
+        return self.compare(got.reshape(expected.shape), expected)
 
     def compare(self, got: Tensor, expected: Tensor) -> pk.reference.Comparison:
         """Of one shape."""
@@ -107,7 +114,8 @@ class OpCheck:
     """The check of one arm of a case (bench.core.measure.Check).
 
     step: one call on the first copy, which returns its result. results: of every copy, after the arm's own loop; None
-    where that leaves none. outs: what is full of NaN before the first check.
+    where that leaves none. outs: of every copy, what the op writes: full of NaN before the first check, and before the
+    other of the result that timed calls leave there, since another arm may have left the right one.
     """
 
     case: Case
@@ -119,9 +127,10 @@ class OpCheck:
 
     def __call__(self, drive: Drive | None = None, watch: Watch | None = None) -> pk.reference.Comparison:
         """As bench.core.measure.Check says."""
+        before = self.case.reference(False) if drive else torch.tensor(float("nan"))
         with self.case.renewed(self.instances) if drive else nullcontext():
-            for out in self.outs if not drive else ():
-                out.fill_(float("nan"))
+            for out in self.outs:
+                out.copy_(before.reshape(out.shape) if drive else before)
             if watch:
                 watch.begin()
             if drive and self.results:

@@ -124,7 +124,10 @@ def make_layers(settings: LayerSettings) -> list[pk.DecodeLayer]:
         weights = weights.quantize(settings.group, not settings.asymmetric)
     copies = weight_copies(weights.n_bytes, settings.l2, device)
     check_memory(settings, weights.n_bytes, copies)
-    settings.int4_format = weights.int4_format() if weights.is_int4 else None
+    try:
+        settings.int4_format = weights.int4_format() if weights.is_int4 else None
+    except ValueError as error:
+        raise ValueError(f"weights {settings.weights}: model.layers.{settings.layer}: {error}") from None
     shared = (settings.ctx, settings.batch, dtype, device, settings.seed)
     return [pk.DecodeLayer(spec, weights.clone() if copy else weights, *shared) for copy in range(copies)]
 

@@ -131,7 +131,8 @@ class StepCheck:
         """As bench.core.measure.Check says; what drives it is the driver's own loop."""
         step = (lambda: self.driver.run(1)) if drive else self.driver.step
         sets = self.reference.fresh if drive else self.reference.sets
-        found = [] if drive and sets else self._as_timed(step, poison=drive is None)
+        # Where there are no other inputs, what lies there before must be wrong.
+        found = [] if drive and sets else self._as_timed(step, poison=drive is None or not sets)
         memory = _Memory(self.reference) if sets else None
         try:
             for on in sets:
