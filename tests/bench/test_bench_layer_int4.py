@@ -171,6 +171,8 @@ def test_projections_of_two_group_sizes():
     weights = pk.LayerWeights.random(TINY).quantize(64)
     assert weights.int4_format() == (64, False, False)
     weights.q_weight = pk.LayerWeights.random(TINY).quantize(32).q_weight
-    with pytest.raises(ValueError, match=r"must be of one group size, got 32 \(q_weight\); 64 \(k_weight, .*, down_weight\)"):
+    with pytest.raises(
+        ValueError, match=r"must be of one group size, got 32 \(q_weight\); 64 \(k_weight, .*, down_weight\)"
+    ):
         weights.int4_format()
     assert pk.LayerWeights.random(TINY).quantize(-1, False).int4_format() == (-1, True, False)
