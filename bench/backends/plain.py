@@ -123,11 +123,12 @@ class PlainLayer(Backend):
         def checked(drive: Drive | None = None, watch: Watch | None = None) -> pk.reference.Comparison:
             if drive:
                 return check(drive, watch)
-            written = layer.out  # by the captured step; an eager one makes a result of its own
-            bits.poison((written, *rows))
+            if layer.out is not None:
+                bits.poison((layer.out, *rows))
             comparison = check(None, watch)
             if not comparison.ok:
                 return comparison
+            written = layer.out  # by the captured step; an eager one makes a result of its own
 
             def results(step: Callable[[], object]) -> Sequence[Tensor]:
                 bits.poison((written, *rows))
