@@ -250,7 +250,7 @@ class DecodeLayer(Steps):
     def parts(self) -> dict[str, Tensor]:
         """What a step leaves behind beside `out`, by its name in :mod:`pykernels.reference`: `q` rotated, `attended`
         [batch, n_heads, head_dim], `h` [batch, hidden], `activated` [batch, intermediate]."""
-        return {"q": self._q_turned, "attended": self._attended, "h": self._h, "activated": self._activated}
+        return {"q": self._q_rotated, "attended": self._attended, "h": self._h, "activated": self._activated}
 
     def poison(self) -> None:
         """Fill every buffer that a step writes with NaN: what is not written shows."""

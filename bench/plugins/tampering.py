@@ -5,7 +5,6 @@ that puts the old one back in time is not: it runs in the process that times it 
 """
 
 import importlib
-from functools import reduce
 
 _GUARDED = {
     "time": ("perf_counter_ns", "perf_counter", "monotonic", "process_time", "sleep"),
@@ -25,11 +24,14 @@ _GUARDED = {
 
 def state() -> dict[str, object]:
     """What each guarded name stands for now."""
-    found = {}
+    found: dict[str, object] = {}
     for module, names in _GUARDED.items():
         loaded = importlib.import_module(module)
         for name in names:
-            found[f"{module}.{name}"] = reduce(lambda of, part: getattr(of, part, None), name.split("."), loaded)
+            thing: object = loaded
+            for part in name.split("."):
+                thing = getattr(thing, part, None)
+            found[f"{module}.{name}"] = thing
     return found
 
 

@@ -99,7 +99,7 @@ def test_a_fault_of_an_op_of_the_plain_layer(monkeypatch, wide, function, n, cal
 def test_a_fault_of_the_rotation(monkeypatch, wide, fault):
     for n in (0, 1):  # k, then q
         with monkeypatch.context() as patched:
-            nth_call(patched, TorchLayer, "_turn", n, 2, FAULTS[fault])
+            nth_call(patched, TorchLayer, "_rotate", n, 2, FAULTS[fault])
             assert status("sdpa", wide)[0] == "wrong"
 
 
