@@ -1,40 +1,15 @@
 """bench/gpu_peers.sh without a GPU: its commands are right; a step that is cut off saves what it has."""
 
-import os
 import subprocess
 
 import pytest
 from inputs.busy import HANG_S
 from inputs.command_line import ROOT, run_here
+from inputs.gpu_scripts import commands
 
 from bench.attention import __main__ as attention
 from bench.backends import registry
 from bench.stack import __main__ as stack
-
-SCRIPT = ROOT / "bench" / "gpu_peers.sh"
-
-# Stands for Python: says what it is asked about the machine, and writes down every other command.
-PYTHON = """\
-#!/bin/sh
-case "$*" in
-*get_device_name*) echo h200 9.0 ;;
-*) printf '%s\\n' "$*" >> {log} ;;
-esac
-"""
-
-
-def commands(tmp_path, **environment) -> list[list[str]]:
-    """Runs the script: the commands that it gave, each as its words."""
-    log, python = tmp_path / "commands", tmp_path / "python"
-    python.write_text(PYTHON.format(log=log))
-    python.chmod(0o755)
-    log.unlink(missing_ok=True)
-    done = subprocess.run(
-        ["bash", SCRIPT, tmp_path / "out", python], env=os.environ | environment, cwd=ROOT, capture_output=True,
-        text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    return [line.split() for line in log.read_text().splitlines()]
 
 
 class _AcceptedError(Exception):
@@ -47,7 +22,7 @@ def test_the_commands_are_right(monkeypatch, capsys, tmp_path):
 
     for module, name in ((attention, "run_here"), (attention, "run_sessions"), (stack, "run")):
         monkeypatch.setattr(module, name, accepted)
-    given, outputs, kept = commands(tmp_path), [], []
+    given, outputs, kept = commands("gpu_peers.sh", tmp_path), [], []
     for _, module, *flags in given:
         if module in ("bench.attention", "bench.stack"):
             with pytest.raises(_AcceptedError):
@@ -65,7 +40,7 @@ def test_the_commands_are_right(monkeypatch, capsys, tmp_path):
 
 
 def test_only_the_steps_that_are_wanted(tmp_path):
-    given = commands(tmp_path, PEERS_STEPS="pinned-sdpa")
+    given = commands("gpu_peers.sh", tmp_path, PEERS_STEPS="pinned-sdpa")
     assert [words[1] for words in given] == ["bench.doctor", "bench.attention", "bench.attention"]
 
 
@@ -86,7 +61,7 @@ def test_a_step_that_is_cut_off_saves_what_it_has(tmp_path):
 
 def test_what_is_compiled_ahead_is_what_the_steps_ask_for(tmp_path):
     """FlashInfer compiles a kernel for each kind of cores and for one sequence and more; flex one for each shape."""
-    given = commands(tmp_path, PEERS_STEPS="compile flex")
+    given = commands("gpu_peers.sh", tmp_path, PEERS_STEPS="compile flex")
     ahead = [words for words in given if "--sessions=0" in words]
     flashinfer = {(words[-3], words[-1]) for words in ahead if "--backend=flashinfer" in words}
     assert flashinfer == {(heads, f"--batch={batch}") for batch in (1, 4)
