@@ -91,7 +91,7 @@ class LayerWeights:
         four_bit = [value for value in self.named().values() if isinstance(value, Int4Weight)]
         sizes = sorted({weight.group_size for weight in four_bit if weight.n_groups > 1}) or [-1]
         if len(sizes) > 1 or (sizes != [-1] and any(weight.in_features % sizes[0] for weight in four_bit)):
-            by_size = {size: [] for size in sizes}
+            by_size: dict[int, list[str]] = {size: [] for size in sizes}
             for name in PROJECTIONS:
                 by_size.setdefault(getattr(self, name).group_size, []).append(name)
             words = "; ".join(f"{size} ({', '.join(names)})" for size, names in sorted(by_size.items()))

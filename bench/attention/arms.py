@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -251,7 +251,7 @@ class _Maker:
                     tensor.copy_(new)
             if "_bound" in self.__dict__:
                 for attention, inputs in zip(self._bound[1], self.copies, strict=True):
-                    attention.load(inputs)
+                    attention.load(cast(pk.DecodeLayer, inputs))  # what it reads of a layer, they have
 
         put(showing_every_key(numbers, torch.Generator(self.device).manual_seed(first.renewed_seed)))
         try:

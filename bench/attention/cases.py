@@ -105,7 +105,8 @@ class Inputs:
         self.k_cache, self.v_cache = (random(self.batch, spec.n_kv_heads, self.ctx, spec.head_dim) for _ in range(2))
         self.position = torch.full((self.batch,), self.ctx - 1, dtype=torch.int32, device=device)
         self.kv_len = self.position + 1
-        self.renewed_seed, self.renewed_expected = secrets.randbits(62), None
+        self.renewed_seed = secrets.randbits(62)
+        self.renewed_expected: Tensor | None = None
 
     def numbers(self) -> tuple[Tensor, Tensor, Tensor]:
         """q, K and V."""

@@ -139,8 +139,8 @@ class GateMaker:
 
     def _attended(self, k_cache: Tensor, v_cache: Tensor) -> Tensor:
         room = torch.zeros_like(self._k_row, dtype=self.layer.dtype).unsqueeze(2)  # the slot that the step writes
-        caches = (torch.cat((cache, room), dim=2) for cache in (k_cache, v_cache))
-        return pk.reference.layer_attention(self._q, self._k_row, self._v_row, *caches, self.layer.position)
+        k_cache, v_cache = torch.cat((k_cache, room), dim=2), torch.cat((v_cache, room), dim=2)
+        return pk.reference.layer_attention(self._q, self._k_row, self._v_row, k_cache, v_cache, self.layer.position)
 
     def _parts(self, attended: Tensor) -> dict[str, Tensor]:
         return {"q": self._q, "k_row": self._k_row, "v_row": self._v_row, "attended": attended}
@@ -156,10 +156,10 @@ class GateMaker:
     def as_timed(self) -> GateInputs:
         """The layer's own numbers."""
         self._take(self.layer.x.clone())
-        caches = [cache[:, :, : self.slot].clone() for cache in (self.layer.k_cache, self.layer.v_cache)]
-        attended, w = self._attended(*caches), self.weights
+        k_cache, v_cache = (cache[:, :, : self.slot].clone() for cache in (self.layer.k_cache, self.layer.v_cache))
+        attended, w = self._attended(k_cache, v_cache), self.weights
         rest = pk.reference.layer_rest(self.spec, w, self.x, attended)
-        return GateInputs("as timed", self.x, *caches, w.input_norm, w.post_norm, self._parts(attended) | rest)
+        return GateInputs("as timed", self.x, k_cache, v_cache, w.input_norm, w.post_norm, self._parts(attended) | rest)
 
     def every_key(self) -> GateInputs:
         """Equal keys, values that cancel, and an x of their own."""

@@ -132,7 +132,7 @@ class Native(Backend):
             mode,
             fusion,
             driven.sampler,
-            workload.checker(driven.step, [lambda layer=layer: layer.out for layer in layers], parts=first.parts()),
+            workload.checker(driven.step, [partial(getattr, layer, "out") for layer in layers], parts=first.parts()),
             host_sampler=driven.host_sampler if samplers.on_cuda else without_kernels(driven.sampler),
             kernels=kernels,
             launches=len(kernels),

@@ -11,7 +11,7 @@ from bench.backends.torch_layer import Calls
 from bench.call.subject import Restored, Subject, tensors_of
 from bench.core import bits, samplers
 from bench.core.errors import UnsupportedError
-from bench.core.measure import Arm, Rotation, unsupported
+from bench.core.measure import Arm, Rotation, as_check, unsupported
 from bench.core.samplers import Samplers
 from pykernels.reference import Comparison, compare
 
@@ -95,9 +95,9 @@ class Maker:
         arm.sampler = self.samplers.python(self.steps)
         arm.host_sampler = self.samplers.host_python(self.steps, max(arm.launches, 1))
         if self.expected is not None:
-            arm.check = partial(self._compared, self.first.step, lambda: self.first.written)
+            arm.check = as_check(partial(self._compared, self.first.step, lambda: self.first.written))
         else:
-            arm.check = self._finite
+            arm.check = as_check(self._finite)
 
     def _dispatch(self, arm: Arm) -> None:
         def record(subject: Subject) -> pk.dispatch.Tape:
@@ -114,7 +114,7 @@ class Maker:
         self.restored.restore()
         arm.launches = len(tapes[0].calls)
         arm.sampler, arm.host_sampler = self.samplers.tapes(tapes), self.samplers.host_tapes(tapes)
-        arm.check = partial(self._compared, tapes[0].run, tapes[0].outputs)
+        arm.check = as_check(partial(self._compared, tapes[0].run, tapes[0].outputs))
 
     def _native(self, arm: Arm) -> None:
         again = samplers.relaunches(self.steps, serialise=self.serialise)
@@ -127,7 +127,7 @@ class Maker:
         if any(node.kind == "memcpy" and "host" in node.name for node in arm.nodes):
             self.notes.append("the captured step copies from or to host memory: what lies there is read at each launch")
         arm.sampler, arm.host_sampler = self.samplers.programs(again), self.samplers.host_programs(again)
-        arm.check = self._captured(arm, partial(again[0].run, self.samplers.stream))
+        arm.check = as_check(self._captured(arm, partial(again[0].run, self.samplers.stream)))
 
     def _graph(self, arm: Arm) -> None:
         graphs = samplers.capture(self.steps, self.samplers.repeats)
@@ -136,7 +136,7 @@ class Maker:
         arm.steps_per_graph = self.samplers.repeats
         # A graph of many steps leaves a state that many steps make: it is checked by one of one step.
         (one,) = samplers.capture(self.steps[:1], 1)
-        arm.check = self._captured(arm, one.replay)
+        arm.check = as_check(self._captured(arm, one.replay))
 
     def _captured(self, arm: Arm, run: Callable[[], object]) -> Callable[[], Comparison]:
         """The check of a mode that runs a captured step: against what is expected or an eager call, and whether the

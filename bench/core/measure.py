@@ -221,11 +221,12 @@ def gate_again(arms: Sequence[Arm], advance: Callable[[Arm], None] = lambda arm:
         arm.samples_us, arm.host_samples_us = [], []
 
 
-def _checked(arm: Arm, *drive: Drive) -> Comparison | None:
+def _checked(arm: Arm, drive: Drive | None = None) -> Comparison | None:
     """What the arm's check says; None where it raised, which is the arm's end."""
+    assert arm.check is not None  # who calls this looked
     try:
         with torch.inference_mode(), arm.surroundings():
-            return as_check(arm.check)(*drive)
+            return as_check(arm.check)(drive)
     except Exception as error:  # an arm's failure is a result of the run, not the end of it
         arm.fail(error)
         return None

@@ -100,7 +100,8 @@ def compare(a: Sequence[np.ndarray], b: Sequence[np.ndarray], shift: float = KNO
         low, high = _hierarchical(a, b)
     else:
         p, low, high = _by_known_shift([run_of(x) for x in a], [run_of(x) for x in b], ratio, shift)
-    return Found(*(float(np.exp(logs.mean())) for logs in (logs_a, logs_b)), math.exp(ratio), low, high, p)
+    a_us, b_us = (float(np.exp(logs.mean())) for logs in (logs_a, logs_b))
+    return Found(a_us, b_us, math.exp(ratio), low, high, p)
 
 
 def p_of_sessions(logs_a: np.ndarray, logs_b: np.ndarray) -> float:

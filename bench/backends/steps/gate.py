@@ -136,6 +136,7 @@ class StepCheck:
         memory = _Memory(self.reference) if sets else None
         try:
             for on in sets:
+                assert memory is not None
                 memory.put(on)
                 found += self._with_layer_on(step, on, poison=drive is None)
         finally:
