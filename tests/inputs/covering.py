@@ -47,7 +47,10 @@ class _Values:
 
     @staticmethod
     def _id(value: object) -> str:
-        return str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else str(value).replace(" ", "")
+        if isinstance(value, torch.dtype):
+            return str(value).removeprefix("torch.")
+        # A function's own words hold its address, which no two workers share.
+        return value.__name__ if callable(value) and hasattr(value, "__name__") else str(value).replace(" ", "")
 
 
 def pairwise(function: Callable) -> Callable:
