@@ -78,15 +78,27 @@ def _rms(tensor: Tensor) -> float:
     return float(tensor.double().pow(2).mean().sqrt())
 
 
+def loose_of(slots: int) -> int:
+    """How many values of so many slots do not cancel: LOOSE, more in a long cache."""
+    return min(max(LOOSE, slots // 32), 1024)
+
+
 def cancelling(shape: Sequence[int], loose: int, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
     """Of shape [batch, heads, slots, head_dim]: +1 and -1, where every slot but `loose` or so has its opposite in
-    another slot, anywhere."""
+    another slot nearby: in the same block of slots, of which each has two loose ones, anywhere in it.
+
+    A kernel that divides the slots among its splits may keep each split's result in 16 bits. Were opposites anywhere in
+    the cache, those results would be as large as the root of a split, and rounding them would hide a key.
+    """
     device, slots = generator.device, shape[2]
     signs = torch.randint(0, 2, tuple(shape), dtype=torch.int8, device=device, generator=generator).to(dtype)
     signs = signs.mul_(2).sub_(1)
-    order = torch.randperm(slots, device=device, generator=generator)
-    pairs = max(slots - loose, 0) // 2
-    signs[:, :, order[pairs : 2 * pairs]] = -signs[:, :, order[:pairs]]
+    block = 2 * max(-(-slots // max(loose, 1)), 1)
+    for begin, blocks, size in ((0, slots // block, block), (slots // block * block, 1, slots % block)):
+        order = torch.rand(blocks, size, device=device, generator=generator).argsort(1)
+        order += begin + torch.arange(blocks, device=device).unsqueeze(1) * size
+        pairs = max(size - 2, 0) // 2
+        signs[:, :, order[:, pairs : 2 * pairs].flatten()] = -signs[:, :, order[:, :pairs].flatten()]
     return signs
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import pykernels as pk
-from bench.backends.gate_inputs import LOOSE, cancelling
+from bench.backends.gate_inputs import cancelling, loose_of
 from bench.backends.int4.tinygemm import Tinygemm
 from bench.core import floors
 from bench.core.measure import Drive, Watch
@@ -266,7 +266,7 @@ def showing_every_key(tensors: Sequence[Tensor], generator: torch.Generator) -> 
     One key that is missing shows at any length."""
     q, k, v = tensors
     (q,) = other_signs([q], generator)
-    return [q, k[:, :, :1].expand(k.shape), cancelling(v.shape, LOOSE, v.dtype, generator)]
+    return [q, k[:, :, :1].expand(k.shape), cancelling(v.shape, loose_of(v.shape[2]), v.dtype, generator)]
 
 
 def _gqa_decode(m: _Maker, contexts: Sequence[int]) -> list[Case]:
