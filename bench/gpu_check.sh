@@ -26,7 +26,7 @@ wait "$sanitizer" || failed+=(sanitizer)
 echo "--- tests and sanitizer: $((SECONDS - begin)) s"
 for model in qwen2.5-7b llama-3.1-8b mistral-7b-v0.3; do
     step "layer $model" 90 "$python" -m bench.layer --model=$model --backend=native,sdpa \
-        --json="$out/$gpu-layer-$model.json" --plot="$out/$gpu-layer-$model.png"
+        --json="$out/$gpu-layer-$model.json.gz" --plot="$out/$gpu-layer-$model.png"
 done
 step gemv 90 "$python" -m bench.op --op=gemv --mode=native,graph --json="$out/$gpu-gemv.json"
 step swiglu_gemv 60 "$python" -m bench.op --op=swiglu_gemv --mode=native,graph --json="$out/$gpu-swiglu_gemv.json"

@@ -38,7 +38,7 @@ take_turns() {
 ask_gpu
 for model in qwen2.5-7b llama-3.1-8b mistral-7b-v0.3; do
     step "layer $model" 90 "$python" -m bench.layer --model=$model --backend=native,sdpa \
-        --json="$out/$gpu-layer-$model.json" --plot="$out/$gpu-layer-$model.png"
+        --json="$out/$gpu-layer-$model.json.gz" --plot="$out/$gpu-layer-$model.png"
 done
 mkdir -p "$out/$gpu-study"
 step step 120 "$python" -m bench.step --model=qwen2.5-7b --json="$out/$gpu-study/step.json" \

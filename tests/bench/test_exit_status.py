@@ -208,7 +208,7 @@ def test_old_documents_have_todays_ratios(tmp_path):
 
 
 def test_a_report_shows_the_main_jobs_documents(capsys, tmp_path):
-    document = load(ROOT / "bench" / "results" / "h200-layer-llama-3.1-8b.json")
+    document = load(ROOT / "bench" / "results" / "h200-layer-llama-3.1-8b.json.gz")
     document["environment"]["cpu"] |= {"load_average_1min": 99.0, "cpus_usable": 2}
     document["arms"][0]["share_of_read"] = 3.66
     (tmp_path / "layer.json").write_text(json.dumps(document))
