@@ -27,7 +27,7 @@ def test_a_dimension_that_is_too_large_is_refused(size):
     with pytest.raises(ValueError, match=f"silu_mul: gate {refused}"):
         pk.ops.silu_mul(x, untouched(1, size), out=untouched(1, size))
     with pytest.raises(ValueError, match=f"swiglu_gemv: x {refused}"):
-        pk.ops.swiglu_gemv(x, untouched(1, size), untouched(1, size), untouched(size))
+        pk.ops.swiglu_gemv(x, untouched(1, size), untouched(1, size), norm_weight=untouched(size))
     with pytest.raises(ValueError, match=rf"embedding: table must be of sizes up to {MOST}"):
         pk.ops.embedding(torch.zeros(1, dtype=torch.int64), untouched(size, 1))
     with pytest.raises(ValueError, match=rf"gemv: weight must be of sizes up to {MOST}, got \[{size}, 1\]"):

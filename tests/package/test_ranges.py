@@ -30,7 +30,7 @@ def qkv_gemv() -> tuple[runtime.Program, torch.Tensor]:
     weights = [randn(heads * DIM, HIDDEN) for heads in (HEADS, KV_HEADS, KV_HEADS)]
     with runtime.record() as program:
         pk.ops.qkv_gemv(
-            randn(1, HIDDEN), torch.ones(HIDDEN), 1e-6, *weights, cos_sin, position, cache(), cache()
+            randn(1, HIDDEN), *weights, cos_sin, position, cache(), cache(), norm_weight=torch.ones(HIDDEN), eps=1e-6
         )  # fmt: skip
     return program, position
 
@@ -40,7 +40,7 @@ def int4_qkv_gemv() -> tuple[runtime.Program, torch.Tensor]:
     weights = [pk.Int4Weight.quantize(randn(heads * DIM, HIDDEN), 32) for heads in (HEADS, KV_HEADS, KV_HEADS)]
     with runtime.record() as program:
         pk.ops.int4_qkv_gemv(
-            randn(1, HIDDEN), torch.ones(HIDDEN), 1e-6, *weights, cos_sin, position, cache(), cache()
+            randn(1, HIDDEN), *weights, cos_sin, position, cache(), cache(), norm_weight=torch.ones(HIDDEN), eps=1e-6
         )  # fmt: skip
     return program, position
 

@@ -160,7 +160,8 @@ LOOPS = {
 @pytest.mark.parametrize("loop", LOOPS.values(), ids=LOOPS)
 def test_a_loop_ends_by_an_interrupt(loop):
     script = f"""
-        import torch, pykernels as pk, pykernels.dispatch
+        import signal, torch, pykernels as pk, pykernels.dispatch
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background of a shell ignores it
         x = torch.zeros(1)
         tape = pk.dispatch.Tape.record(lambda: pk.ops.null(x))
         with pk.runtime.record() as program:
