@@ -164,8 +164,12 @@ def test_a_wrong_arm_fails_the_session():
     ("code", "status", "reason"),
     [
         ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "error", "ended by SIGSEGV"),
-        ("raise ValueError('no such thing')", "error", "ValueError: no such thing"),
-        ("raise RuntimeError('CUDA error: no luck\\nCompile with DSA')", "error", "RuntimeError: CUDA error: no luck"),
+        ("raise ValueError('no such thing')", "error", "ValueError: no such thing (victim.py:1)"),
+        (
+            "raise RuntimeError('CUDA error: no luck\\nCompile with DSA')",
+            "error",
+            "RuntimeError: CUDA error: no luck (victim.py:1)",
+        ),
         ("import sys; print('one\\n  two', file=sys.stderr); sys.exit(3)", "error", "  two"),
         ("raise SystemExit(3)", "error", "exit status 3"),
         ("import time; time.sleep(60)", "hang", "was not done after 2 s"),
@@ -174,7 +178,7 @@ def test_a_wrong_arm_fails_the_session():
 )
 def test_how_a_process_ends(tmp_path, monkeypatch, code, status, reason):
     (tmp_path / "victim.py").write_text(code)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
     outcome = run_module("victim", [], 2 if status == "hang" else HANG_S)
     assert (outcome.status, outcome.reason) == (status, reason)
 
@@ -189,7 +193,7 @@ open(sys.argv[1], "w").write(str(child.pid))
 def test_what_a_process_leaves_behind_is_not_waited_for_and_ends_with_it(tmp_path, monkeypatch):
     """Its child holds the process's stderr open."""
     (tmp_path / "victim.py").write_text(LEAVES_A_CHILD)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
     assert run_module("victim", [str(tmp_path / "pid")], 60).status == "ok"
     status = Path("/proc", (tmp_path / "pid").read_text(), "stat")
     for _ in range(100):  # it is killed; who inherits it may take its time to reap it

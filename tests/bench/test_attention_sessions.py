@@ -48,7 +48,7 @@ def test_a_crash_costs_its_backend_alone(capsys, monkeypatch, tmp_path):
     sessions = Sessions(monkeypatch, [crash_in("sdpa"), None, crash_in("")])
     output = tmp_path / "a.json"
     result = run_here(capsys, "bench.attention", *ONE, "--sessions=2", f"--json={output}")
-    assert result.status == 0, result.err
+    assert (result.status, result.err) == (1, "bench.attention: error: session 1: ended by SIGSEGV\n")
     document = load(output)
     first, second = document["sessions"]
     assert (first["status"], first["lost"]) == ("ok", {"sdpa": "error: ended by SIGSEGV"})
@@ -104,7 +104,8 @@ def test_killed_and_run_again(capsys, monkeypatch, tmp_path):
 def test_a_failed_session_is_not_kept(capsys, monkeypatch, tmp_path):
     Sessions(monkeypatch, [None, crash_in("")])
     flags = [*ONE, "--sessions=2", f"--keep={tmp_path / 'kept'}"]
-    assert run_here(capsys, "bench.attention", *flags).status == 0
+    result = run_here(capsys, "bench.attention", *flags)
+    assert (result.status, result.err) == (1, "bench.attention: error: session 1: ended by SIGSEGV\n")
     assert [path.name for path in (tmp_path / "kept").iterdir()] == ["session-00.json"]
 
 

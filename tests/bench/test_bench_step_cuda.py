@@ -156,7 +156,8 @@ def test_a_backend_that_fails_costs_itself_alone(capsys, tmp_path, monkeypatch):
     output = tmp_path / "step.json"
     with fake_gpu(monkeypatch):
         few = ["--arm=native:graph,transformers:eager", f"--json={output}"]
-        assert run_here(capsys, "bench.step", *STEP, *few).status == 0
+        result = run_here(capsys, "bench.step", *STEP, *few)
+    assert (result.status, result.err) == (1, "bench.step: error: transformers:eager: RuntimeError: no kernel image\n")
     native, theirs = json.loads(output.read_text())["arms"]
     assert (theirs["status"], theirs["reason"]) == ("error", "RuntimeError: no kernel image")
     assert native["status"] == "ok" and native["launches_per_layer"] == 5 and theirs["launches_per_layer"] is None

@@ -21,7 +21,7 @@ def test_the_command_on_the_example_and_on_those_that_end_their_process(capsys, 
         f"{MISBEHAVING}:Dies": "ended by SIGSEGV", f"{MISBEHAVING}:Exits": "exit status 3",
         f"{MISBEHAVING}:SlipsAway": "ended with exit status 0 before it was done",
         f"{MISBEHAVING.with_name('raises_at_import.py')}:X":
-            "ImportError: libsomething.so.1: cannot open shared object file",
+            "ImportError: libsomething.so.1: cannot open shared object file (raises_at_import.py:3)",
     }  # fmt: skip
     asked = ",".join([*bad, f"{EXAMPLE}:TransposedNibbles"])
     flags = ["--validate", "--group=64", "--dtype=fp16", "--device=cpu", f"--kernel={asked}", f"--json={output}"]
