@@ -13,7 +13,7 @@ import pykernels as pk
 from bench.backends import Workload, arms_of, registry, sdpa
 from bench.backends.gate_inputs import LOOSE, cancelling, fresh_inputs, gate_inputs
 from bench.backends.steps import drivers
-from bench.backends.steps.gate import Reference, StepCheck
+from bench.backends.steps.gate import LayerOn, Reference, StepCheck
 from bench.backends.torch_layer import TorchLayer
 from bench.core.measure import gate, gate_again
 from pykernels.layer import OP_LABELS
@@ -182,8 +182,14 @@ def step_reference() -> Reference:
     return Reference(pk.DecodeModel(spec, pk.ModelWeights.random(spec), 2060), 2048)
 
 
+@pytest.fixture(scope="module")
+def fresh_of_layers(step_reference) -> list[list[LayerOn]]:
+    """What Reference.fresh may draw, by layer."""
+    return [step_reference._sets(layer, 7) for layer in range(2)]
+
+
 @pytest.mark.parametrize(("op", "n"), STEP_CALLS)
-def test_a_fault_of_an_op_in_every_layer_of_a_step(monkeypatch, step_reference, op, n):
+def test_a_fault_of_an_op_in_every_layer_of_a_step(monkeypatch, step_reference, fresh_of_layers, op, n):
     driver = drivers.NativeDriver(step_reference.model, "none", "eager")
     check = StepCheck(driver, step_reference)
     each, more = STEP_OPS[op]
@@ -200,8 +206,11 @@ def test_a_fault_of_an_op_in_every_layer_of_a_step(monkeypatch, step_reference, 
     with torch.inference_mode():
         monkeypatch.setattr(pk.ops, op, spoilt)
         assert not check().ok
-        seen[0] = 0
-        assert not check(driver.run).ok
+        for layer, sets in enumerate(fresh_of_layers):  # after the clocks, whichever of them is drawn
+            monkeypatch.setitem(vars(step_reference), "fresh", sets)
+            seen[0] = 0
+            # The size of the sum that leaves the only layer that is on is what the last norm hides.
+            assert check(driver.run).ok == ((op, n, layer) == ("add", 1, 0))
 
 
 def test_one_missing_key_of_a_step(monkeypatch, step_reference):
