@@ -20,7 +20,7 @@ import torch
 import typer
 
 import pykernels as pk
-from bench.backends import modes_on
+from bench.backends import MODES, modes_on
 from bench.backends.op_arms import MAKERS, Maker, make_arms, native_arm, peer_modes, reference_of
 from bench.backends.op_cases import OPS, Case, Instance, cases
 from bench.core import cli, controls, device_trace, floors, gpu_state, measure, results, statistics
@@ -159,11 +159,9 @@ class Settings(StopFlags):
         assert self.modes and self.contexts and self.batches and self.durations_us and self.spec_bandwidth
         found = self.plugin_plan.plugins
         names, _ = self.named
-        torch_modes = {"dispatch", *peer_modes(self.target)} & set(self.modes)
-        if not found and names == ["torch"] and not self.plugin_journal and not torch_modes:
-            raise flag_error(
-                "--mode", self.mode, f"with one of {', '.join(['dispatch', *peer_modes(self.target)])} for torch"
-            )
+        torch_modes = [mode for mode in MODES if mode in ("dispatch", *peer_modes(self.target))]
+        if not found and names == ["torch"] and not self.plugin_journal and not set(torch_modes) & set(self.modes):
+            raise flag_error("--mode", self.mode, f"with one of {', '.join(torch_modes)} for torch")
         if found and (self.op in _CONTROLS or self.aa):
             raise found[0].error("must be left out with --aa, --op=null and --op=spin")
         if found and not self.plugin_plan.modes:

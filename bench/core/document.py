@@ -154,7 +154,8 @@ _RENAMED = {
 def _today(document: Document) -> Document:
     """A document with the names that ratios have today: `ratio_to_X` is the time of X over this one's, `X / this` in
     tables. Documents from before 2026-11-29 have other names for three of them."""
-    for arm in document.get("arms") or ():
+    arms = document.get("arms")
+    for arm in arms if isinstance(arms, list) else ():
         for old, new in _RENAMED.items():
             if isinstance(arm, dict) and old in arm:
                 arm[new] = arm.pop(old)

@@ -103,7 +103,8 @@ def test_a_file_that_would_not_be_written(capsys, tmp_path, flags, words):
 
 
 def test_modes_that_torch_has_not(capsys):
-    result = run_here(capsys, "bench.op", "--op=gemv", "--model=tiny", "--backend=torch", "--mode=pybind,native")
+    on_cpu = ["--model=tiny", "--device=cpu"]  # a GPU has mode native of torch too
+    result = run_here(capsys, "bench.op", "--op=gemv", *on_cpu, "--backend=torch", "--mode=pybind,native")
     assert_refused(result, "--mode=pybind,native", "eager, dispatch, graph for torch")
 
 
@@ -182,7 +183,12 @@ def test_an_op_beyond_memory(capsys, monkeypatch):
         (json.dumps(CONFIG | {"model_type": "gpt2"}), "model_type must be one of qwen2, mistral, llama, got 'gpt2'"),
         (json.dumps(CONFIG | {"num_key_value_heads": 3}), "num_attention_heads must be a multiple of"),
         (json.dumps(CONFIG | {"num_attention_heads": 6}), "hidden_size must be a multiple of num_attention_heads"),
-        (json.dumps({k: v for k, v in CONFIG.items() if k != "num_key_value_heads"}), "num_key_value_heads must be"),
+        (json.dumps(CONFIG | {"num_key_value_heads": 0}), "num_key_value_heads must be"),
+        # Left unsaid it is 32 to qwen2, as to transformers.
+        (
+            json.dumps({k: v for k, v in CONFIG.items() if k != "num_key_value_heads"}),
+            "num_attention_heads must be a multiple of num_key_value_heads (32), got 4",
+        ),
     ],
 )
 def test_a_config(capsys, tmp_path, text, words):

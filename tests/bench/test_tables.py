@@ -258,6 +258,7 @@ def test_what_the_heading_says():
         "one decode layer of tiny, ctx 64, batch 1, bf16, cold: 6 MB of weights",
         "cpu: A [fast] CPU, 2 threads, avx2; torch 2.11; 2026-01-02T03:04:05+00:00",
         "bandwidth: read 20.0 GB/s and copy 1,234.6 GB/s measured, spec unknown (unknown for A [fast] CPU)",
+        "UNKNOWN COMMIT: the build did not know it (docs/install.md); nobody can build this again",
         tables.CONTROLS,
         "null op, us: eager 12.50",
         "spin op, us: 1000 asked, 12.50 measured",

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from fuzz.case import ENDS, Case, special
+from fuzz.case import ENDS, OK, Case, special
 
 CONFIG = {
     "model_type": "qwen2",
@@ -62,8 +62,6 @@ def config_cases() -> Iterator[Case]:
         "rope_theta": [0, -1, 10**400, "x"],
         "head_dim": [7, 264, 0, "8", 2**40],
         "hidden_act": ["gelu", 7],
-        "attention_bias": [True],
-        "sliding_window": [7, "x"],
         "rope_scaling": [7, [1], "x"],
         "rope_parameters": [{"rope_type": "yarn"}, {"rope_type": "llama3"}, {"rope_type": []}],
         "tie_word_embeddings": ["x", 7, []],
@@ -72,6 +70,18 @@ def config_cases() -> Iterator[Case]:
             shown = json.dumps(value)
             shown = shown if len(shown) < 40 else f"{shown[:4]}...{len(shown)}"
             yield Case(f"config/{key}={shown}", "layer", with_config(CONFIG | {key: value}), may_leave="config")
+    # What a family has not or has switched off changes nothing; the same where it does is refused.
+    switched_on = {"use_sliding_window": True, "max_window_layers": 1}
+    for key, values, where, on in (
+        ("attention_bias", [True], "llama", {"model_type": "llama"}),
+        ("sliding_window", [7, "x"], "switched on", switched_on),
+        ("sliding_window", [7, "x"], "mistral", {"model_type": "mistral"}),
+    ):
+        for value in values:
+            named = f"config/{key}={json.dumps(value)}"
+            if where != "mistral":
+                yield Case(named, "layer", with_config(CONFIG | {key: value}), OK, may_leave="config")
+            yield Case(f"{named}, {where}", "layer", with_config(CONFIG | on | {key: value}), may_leave="config")
     for key, value in {"_name_or_path": "\ud800", "name of control characters": "\x1b[2J"}.items():
         yield Case(f"config/{key}", "layer", with_config(CONFIG | {"_name_or_path": value}), ENDS, may_leave="config")
     yield Case(
