@@ -61,7 +61,7 @@ def test_each_costs_its_own_arm_only(capsys, tmp_path):
         "Overruns": "wrote outside the attention's out: 2 bytes changed, the first 6 bytes past its end",
         "DiesInOneMode": "ended by SIGSEGV, while it was made",
         "Exits": "exit status 3, while it was checked",
-        "X": "ImportError: libsomething.so.1: cannot open shared object file",
+        "X": "ImportError: libsomething.so.1: cannot open shared object file (raises_at_import.py:3)",
     }
     for arm in document["arms"]:
         assert len(arm["samples_us"]) == (3 if arm["status"] == "ok" else 0)

@@ -59,12 +59,14 @@ def test_one_session_by_its_own_noise_alone(kind):
 
 def test_two_per_cent_of_ten_sessions():
     rng = np.random.default_rng(13)
-    found = 0
+    alone = among_eight = 0
     for _ in range(30):
         a, b = ([session(rng, "shift of 1%", centre, 0.01) for _ in range(10)] for centre in (100, 102))
         result = compare(a, b)
-        found += result.p < 0.05 / 8 and result.low > 1  # eight arms, by Holm's first step
-    assert found >= 27
+        alone += result.p < 0.05 and result.low > 1
+        among_eight += result.p < 0.05 / 8 and result.low > 1  # eight arms, by Holm's first step
+    # Welch's test of such sessions has a power of 98%, and of 87% among eight arms: 26 of 30, fewer than 22 once in 60.
+    assert alone >= 27 and among_eight >= 22
 
 
 def test_what_one_session_cannot_decide():
