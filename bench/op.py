@@ -287,7 +287,9 @@ def aa_check(case: Case, settings: Settings, repeats: int) -> tuple[int, list[fl
     held, differences = 0, []
     for _ in range(repeats):
         instances, samplers = prepare(case, settings)
-        arms = [replace(native_arm(case, instances, settings.modes[0], samplers), backend=name) for name in ("a", "b")]
+        with torch.inference_mode():  # as their data was made
+            made = [native_arm(case, instances, settings.modes[0], samplers) for _ in range(2)]
+        arms = [replace(arm, backend=name) for arm, name in zip(made, ("a", "b"), strict=True)]
         measure.gate(arms)
         if not measure.alternate(arms, settings.warmup, settings.steps):
             raise KeyboardInterrupt

@@ -73,7 +73,7 @@ def torch_arm(case: Case, instances: list[Instance], mode: str, samplers: Sample
     else:
         graphs, step = capture_results(calls, samplers.repeats)
         sampler, on_host = samplers.torch_graphs(graphs), samplers.host_torch_graphs(graphs, launches)
-    check = OpCheck(case, instances, step, samplers.samples_for_all, results)
+    check = OpCheck(case, instances, step, samplers.samples_for_all, results, depth=case.torch_depth)
     return Arm(
         "torch", mode, None, sampler, check, launches=launches, nodes=nodes,
         host_sampler=on_host if samplers.on_cuda else None,

@@ -69,6 +69,8 @@ class Case:
     seed: int = field(default_factory=lambda: secrets.randbits(62))
     renew: Callable[[Sequence[Tensor], torch.Generator], Sequence[Tensor]] = other_signs
     batch: int = 1
+    torch_depth: int = 1
+    """Ops in a row that torch's equivalent is, each of which rounds its result."""
     programmatic: Sequence[str] = ()
     """Parts of the names of kernels that mode native launches with programmatic stream serialization."""
     models: tuple[str, ...] = ()
@@ -82,14 +84,14 @@ class Case:
             references[renewed] = self.expected()
         return references[renewed]
 
-    def check(self, got: Tensor, renewed: bool = False) -> pk.reference.Comparison:
-        """Compare with reference()."""
+    def check(self, got: Tensor, renewed: bool = False, depth: int = 1) -> pk.reference.Comparison:
+        """Compare with reference(). depth: as pykernels.reference.compare says."""
         expected = self.reference(renewed)
-        return self.compare(got.reshape(expected.shape), expected)
+        return self.compare(got.reshape(expected.shape), expected, depth)
 
-    def compare(self, got: Tensor, expected: Tensor) -> pk.reference.Comparison:
+    def compare(self, got: Tensor, expected: Tensor, depth: int = 1) -> pk.reference.Comparison:
         """Of one shape."""
-        return compare(got, expected, self.dtype, 1)
+        return compare(got, expected, self.dtype, depth)
 
     @contextmanager
     def renewed(self, instances: Sequence[Instance]) -> Iterator[None]:
@@ -115,7 +117,8 @@ class OpCheck:
 
     step: one call on the first copy, which returns its result. results: of every copy, after the arm's own loop; None
     where that leaves none. outs: of every copy, what the op writes: full of NaN before the first check, and before the
-    other of the result that timed calls leave there, since another arm may have left the right one.
+    other of the result that timed calls leave there, since another arm may have left the right one. depth: ops in a row
+    whose roundings the comparison allows.
     """
 
     case: Case
@@ -124,6 +127,7 @@ class OpCheck:
     samples_for_all: int
     results: Callable[[], Sequence[Tensor]] | None = None
     outs: Sequence[Tensor] = ()
+    depth: int = 1
 
     def __call__(self, drive: Drive | None = None, watch: Watch | None = None) -> pk.reference.Comparison:
         """As bench.core.measure.Check says."""
@@ -138,7 +142,7 @@ class OpCheck:
                 results = self.results()
             else:
                 results = [self.step()]
-            found = [self.case.check(result, renewed=drive is not None) for result in results]
+            found = [self.case.check(result, drive is not None, self.depth) for result in results]
             words = watch.end() if watch else None
         worst = max(found, key=lambda comparison: comparison.max_rel_error)
         return replace(worst, ok=False, message=words) if words else worst
@@ -258,7 +262,7 @@ def _swiglu_gemv(m: _Maker, _: Sequence[int], int4: bool = False) -> list[Case]:
     shape = f"{m.batch}x{spec.hidden} -> 2x{spec.intermediate}"
     expected = lambda: reference(x, gate, up, norm, eps)  # noqa: E731
     reads = (x, norm) if int4 else (x, norm, gate, up)
-    return [Case(op, "norm+gate+up", shape, n_bytes, n_bytes, make, expected, m.dtype, reads)]
+    return [Case(op, "norm+gate+up", shape, n_bytes, n_bytes, make, expected, m.dtype, reads, torch_depth=3)]
 
 
 def showing_every_key(tensors: Sequence[Tensor], generator: torch.Generator) -> list[Tensor]:

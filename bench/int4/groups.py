@@ -60,8 +60,8 @@ class _KernelCase(Case):
     depth: int = 1
     trespass: Callable[[], str | None] = lambda: None
 
-    def compare(self, got: Tensor, expected: Tensor) -> pk.reference.Comparison:
-        comparison = pk.reference.compare(got, expected, self.dtype, self.depth)
+    def compare(self, got: Tensor, expected: Tensor, depth: int = 1) -> pk.reference.Comparison:
+        comparison = pk.reference.compare(got, expected, self.dtype, max(depth, self.depth))
         words = self.trespass()
         return replace(comparison, ok=False, message=words) if words else comparison
 
