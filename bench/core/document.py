@@ -186,13 +186,18 @@ def rows(document: Document) -> Iterable[dict[str, Any]]:
             yield {**common, **row, "kind": kind.removesuffix("s")}
 
 
+def write_rows(path: Path, columns: Iterable[str], rows: Iterable[dict[str, Any]]) -> None:
+    """Rows of a CSV file under these headings."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(columns))
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue().encode())
+
+
 def write_csv(path: Path, document: Document) -> None:
     """Arms and ops, one row each."""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, _COLUMNS)
-    writer.writeheader()
-    writer.writerows(rows(document))
-    write_atomically(path, text.getvalue().encode())
+    write_rows(path, _COLUMNS, rows(document))
 
 
 def device_name(result: Document) -> str:

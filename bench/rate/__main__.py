@@ -8,8 +8,6 @@ A step's latency runs from the time it is due to its token on the host. Back to 
 token before it begins the next step, as a control loop does; bench.step does not.
 """
 
-import csv
-import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +15,7 @@ from pathlib import Path
 import pykernels as pk
 from bench.backends.steps import arms as step_arms
 from bench.core import cli, measure, results
-from bench.core.document import Document, write_atomically
+from bench.core.document import Document, write_rows
 from bench.core.errors import UsageError
 from bench.core.flags import make_command
 from bench.core.measure import Arm
@@ -138,15 +136,12 @@ def run(settings: Settings) -> Document:
 
 
 def _write_csv(path: Path, document: Document) -> None:
-    rows, text = list(tables.rows(document)), io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)))
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(path, text.getvalue().encode())
+    rows = list(tables.rows(document))
+    write_rows(path, dict.fromkeys(key for row in rows for key in row), rows)
 
 
 def _write_picture(path: Path, document: Document) -> None:
-    from bench.rate import plots  # matplotlib takes a second: only where a picture is asked for
+    from bench.rate import plots  # matplotlib takes a second: only where --plot is given
 
     plots.write_picture(path, document)
 
