@@ -9,7 +9,7 @@ early_interrupt.guard()
 
 
 def __getattr__(name: str) -> Any:
-    if name == "measure":  # when it is asked for: a driver need not import it
+    if name == "measure":  # on its first use: a driver need not import it
         from bench.call import measure
 
         return measure

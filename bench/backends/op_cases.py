@@ -77,7 +77,7 @@ class Case:
     """Those that have the shape."""
 
     def reference(self, renewed: bool) -> Tensor:
-        """The reference's result on the inputs that lie there: those that are timed, or the other ones. Asked for once
+        """The reference's result on the inputs that lie there: those that are timed, or the other ones. Computed once
         of each."""
         references = self.__dict__.setdefault("_references", {})
         if renewed not in references:

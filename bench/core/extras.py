@@ -45,7 +45,7 @@ def _declared() -> dict[str, list[Requirement]]:
 
 
 def _installed() -> bool:
-    """Is launchtax a distribution, whose extras pip can be asked for? A build in place is none."""
+    """Is launchtax a distribution, whose extras pip can install? A build in place is none."""
     try:
         return bool(metadata.version("launchtax"))
     except metadata.PackageNotFoundError:

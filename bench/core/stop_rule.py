@@ -83,7 +83,7 @@ class StopRule:
         return self.why is not None
 
     def document(self) -> Document:
-        """The key `stop` of a document; nothing where no rule was asked for."""
+        """The key `stop` of a document; nothing where no rule was given."""
         if self.noise is None and self.seconds is None:
             return {}
         return {"stop": {"noise": self.noise, "seconds": self.seconds, "why": self.why, "rounds": self.rounds}}

@@ -123,7 +123,7 @@ class Data:
 
     @property
     def expected(self) -> Tensor:
-        """The reference's result on the 4-bit weight and the x of now, asked for once an x."""
+        """The reference's result on the 4-bit weight and the x of now, computed once an x."""
         for x, expected in self._expected:
             if torch.equal(x, self.x):
                 return expected

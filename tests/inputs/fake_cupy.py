@@ -113,7 +113,7 @@ class FakeCupy:
         self.cuda = SimpleNamespace(Stream=Stream)
 
     def RawModule(self, *, code: str, options: tuple[str, ...] = ()) -> SimpleNamespace:  # noqa: N802
-        """Compiled when a kernel is asked for, as by the real one."""
+        """Compiled when a kernel is requested, as by the real one."""
 
         def get_function(name: str) -> FakeKernel:
             if "#error" in code:

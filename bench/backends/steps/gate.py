@@ -37,7 +37,7 @@ class LayerOn:
 
 class Reference:
     """What one step of a model at `position` must give, by the float64 reference on the model's own device. Worked out
-    when it is first asked for: all arms of the model take the same step, over the slots before `position`, which none
+    on its first use: all arms of the model take the same step, over the slots before `position`, which none
     of them writes."""
 
     def __init__(self, model: pk.DecodeModel, position: int) -> None:
