@@ -15,7 +15,7 @@
 # compile    GemLite's Triton kernels for the models' shapes; 240 s at most
 # validate   bench.int4 --validate of every kernel, GemLite's in bf16 and groups of 128 only (it compiles for each
 #            shape); ExLlamaV2 compiles here; 300 s at most
-# arch       bench.int4 --arch=sm89; 420 s at most. The build must have compute_89 PTX:
+# arch       bench.int4 --arch=sm89; 420 s at most. The build must have PTX of compute_80 or compute_89:
 #            CMAKE_ARGS='-DPYKERNELS_CUDA_ARCHITECTURES=89-virtual;90a-real' make build PYTHON=python3
 # sanitize   compute-sanitizer's four tools over the 4-bit ops' tests; 300 s at most
 # int4       bench.int4 over the models' shapes and layers; 300 s at most                   FOLDER/GPU-int4.json, .md, .png

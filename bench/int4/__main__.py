@@ -128,7 +128,7 @@ def run_validation(
 
 
 def run_jit(device: torch.device) -> tuple[bool, str]:
-    """Run the compute_89 PTX on the GPU that is here, in a process whose driver must compile it. Is it right, and one
+    """Run the PTX for sm_89 on the GPU that is here, in a process whose driver must compile it. Is it right, and one
     line about it."""
     command = [sys.executable, "-m", _PROGRAM, "--validate", "--kernel=native", "--device=cuda"]
     # torch's own kernels have no PTX for most GPUs and cannot run so: a validation runs none of them.
@@ -138,11 +138,11 @@ def run_jit(device: torch.device) -> tuple[bool, str]:
             command, env=os.environ | {"CUDA_FORCE_PTX_JIT": "1"}, capture_output=True, text=True, timeout=_JIT_SECONDS
         )
     except subprocess.TimeoutExpired:
-        return False, f"the compute_89 PTX, compiled by the driver for {name}: no end after {_JIT_SECONDS} s"
+        return False, f"the PTX for sm_89, compiled by the driver for {name}: no end after {_JIT_SECONDS} s"
     lines = (done.stdout + done.stderr).strip().splitlines()
     # The verdict, which comes last: the title of the table begins with the kernel's name too.
     words = next((line for line in reversed(lines) if line.startswith("native:")), lines[-1] if lines else "no output")
-    return done.returncode == 0, f"the compute_89 PTX, compiled by the driver for {name}: {words}"
+    return done.returncode == 0, f"the PTX for sm_89, compiled by the driver for {name}: {words}"
 
 
 def run_arch(architecture: str) -> int:

@@ -141,17 +141,23 @@ def inspect(architecture: str, library: Path = LIBRARY) -> list[Kernel]:
     return kernels
 
 
+def _serves(ptx: str, architecture: str) -> bool:
+    """Can the driver compile PTX of compute_`ptx` for `architecture`, by the code path that its own generation takes?"""
+    number = architecture.removeprefix("sm_")
+    return ptx.isdigit() and ptx[:-1] == number[:-1] and int(ptx) <= int(number)
+
+
 def has_ptx(architecture: str, library: Path = LIBRARY) -> bool:
-    """Does the library hold PTX for that architecture (`sm_89` for compute_89)?"""
-    return architecture in _run(_cuobjdump(), "-lptx", str(library))
+    """Does the library hold PTX for that architecture (for `sm_89`: of compute_80 to compute_89)?"""
+    names = re.findall(r"\.sm_(\d+a?)\.ptx", _run(_cuobjdump(), "-lptx", str(library)))
+    return any(_serves(name, architecture) for name in names)
 
 
 def built_with_ptx(architecture: str) -> bool:
     """The same as the build says of itself: that needs no tool. CMake's `89` is SASS and PTX, `89-virtual` PTX
     alone, `89-real` none."""
-    number = architecture.removeprefix("sm_")
     built = pk.runtime.build_info().get("cuda_architectures", "").split()
-    return number in built or f"{number}-virtual" in built
+    return any(_serves(name.removesuffix("-virtual"), architecture) for name in built)
 
 
 def demangled(names: list[str]) -> list[str]:

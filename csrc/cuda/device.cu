@@ -17,7 +17,7 @@ DeviceLimits read_limits(int device) {
     PYKERNELS_CHECK_CUDA(cudaDeviceGetAttribute(&limits.sm_count, cudaDevAttrMultiProcessorCount, device));
     PYKERNELS_CHECK_CUDA(
         cudaDeviceGetAttribute(&limits.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-    // The code that the driver chose decides, not the device: PTX of compute_89 has no cp.async.bulk on sm_90
+    // The code that the driver chose decides, not the device: PTX of compute_80 has no cp.async.bulk on sm_90
     // either.
     cudaFuncAttributes attributes = {};
     PYKERNELS_CHECK_CUDA(cudaFuncGetAttributes(&attributes, probe_kernel));

@@ -410,7 +410,7 @@ def test_sass_of_a_real_compilation(tmp_path):
     kernels = {("bad" in kernel.name): kernel for kernel in sass.inspect("sm_89", tmp_path / "k.o")}
     assert not kernels[False].problems and kernels[False].registers
     assert any("local memory" in problem for problem in kernels[True].problems)
-    assert sass.has_ptx("sm_89", tmp_path / "k.o")
+    assert sass.has_ptx("sm_89", tmp_path / "k.o") and not sass.has_ptx("sm_90a", tmp_path / "k.o")
     with pytest.raises(RuntimeError, match="k.o has no SASS for sm_80"):
         sass.inspect("sm_80", tmp_path / "k.o")
 
@@ -428,7 +428,14 @@ def test_sass_that_cannot_be_looked_at(capsys, monkeypatch, built, found, words)
 
 
 @pytest.mark.parametrize(
-    ("architectures", "ran"), [("90a-real", False), ("89-real 90a-real", False), ("89-virtual 90a-real", True)]
+    ("architectures", "ran"),
+    [
+        ("90a-real", False),
+        ("89-real 90a-real", False),
+        ("75 90", False),
+        ("89-virtual 90a-real", True),
+        ("80 89-real 90a-real", True),
+    ],
 )
 def test_ptx_runs_without_any_tool_and_without_sass(capsys, monkeypatch, architectures, ran):
     monkeypatch.setattr(pk.runtime, "build_info", lambda: {"cuda": True, "cuda_architectures": architectures})
