@@ -1,7 +1,7 @@
 """The compiled module csrc/binding/runtime_module.cpp; pykernels.runtime is its public face.
 
-`CudaGraph`, `StreamHold` and the `cuda_*` functions exist in a build with CUDA kernels, the timestamps in one that was
-built with them: build_info() says which it is.
+`CudaGraph`, `GraphLoop`, `StreamHold` and the `cuda_*` functions exist in a build with CUDA kernels, the timestamps in
+one that was built with them: build_info() says which it is.
 """
 
 from collections.abc import Sequence
@@ -32,6 +32,16 @@ class CudaGraph:
     def replay(self, stream: int = 0) -> None: ...
     @property
     def kernels(self) -> int: ...
+
+class GraphLoop:
+    def __init__(
+        self, program: Program, token: int, tokens: int, end_ns: int, done: int, batch: int, steps: int
+    ) -> None: ...
+    def run(self, stream: int = 0) -> None: ...
+    @property
+    def kernels(self) -> int: ...
+
+def graph_loop_reason(driver_version: int = ...) -> str: ...
 
 class StreamHold:
     def __init__(self, device: int, stream: int) -> None: ...

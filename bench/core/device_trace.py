@@ -93,6 +93,9 @@ def trace_arms(arms: Sequence[Arm], repeats: int, warmup: int = 0) -> tuple[dict
         return {}, {arm.label: why for arm in measured}
     found, refused = {}, {}
     for arm in measured:
+        if arm.no_trace:
+            refused[arm.label] = arm.no_trace
+            continue
         try:
             with named(arm.label), no_garbage_collection(), torch.inference_mode(), arm.surroundings():
                 sampler = arm.tracing() if arm.tracing else arm.sampler

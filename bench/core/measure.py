@@ -81,8 +81,8 @@ class Arm:
     context that must hold around both (a pinned SDPA backend, inference mode), entered outside the timing. A graph
     holds `steps_per_graph` steps. `tracing`, where it is given, makes the arm ready for a traced pass and returns the
     sampler that is traced then, instead of `sampler`. `nodes` are those of a captured step that is launched again
-    (pykernels.relaunch.Node), `against_eager` is a word of bench.core.bits. Rounds in `dropped_rounds`
-    stay out of the summaries (bench.core.gpu_state).
+    (pykernels.relaunch.Node), `against_eager` is a word of bench.core.bits. `no_trace` says why its kernels cannot be
+    traced. Rounds in `dropped_rounds` stay out of the summaries (bench.core.gpu_state).
     """
 
     backend: str
@@ -101,6 +101,7 @@ class Arm:
     max_rel_error: float | None = None
     nodes: list[Any] = field(default_factory=list)
     against_eager: str | None = None
+    no_trace: str | None = None
     samples_us: list[float] = field(default_factory=list)
     host_samples_us: list[float] = field(default_factory=list)
     dropped_rounds: Collection[int] = ()

@@ -6,11 +6,12 @@ from typing import Annotated
 
 import typer
 
-from bench.backends import MODES
 from bench.backends.steps import arms as step_arms
 from bench.backends.steps.settings import StepModelSettings
 from bench.core import cli, device_trace
 from bench.core.stop_rule import StopFlags
+
+_MODE_HELP = f"{cli.MODE_HELP}; graph-loop: one launch of a graph that decodes all tokens (native, a GPU)"
 
 
 @dataclass(kw_only=True)
@@ -18,7 +19,7 @@ class Settings(StepModelSettings, StopFlags):
     """The flags of one run, and what they come to."""
 
     backend: cli.BackendFlag = "native,sdpa,transformers"
-    mode: cli.ModeFlag = "all"
+    mode: Annotated[str, typer.Option("--mode", help=_MODE_HELP)] = "all"
     fusion: cli.FusionFlag = "none,block"
     arm: Annotated[
         str, typer.Option("--arm", help="exactly these, comma-separated backend[/fusion]:mode, instead of the above")
@@ -38,7 +39,10 @@ class Settings(StepModelSettings, StopFlags):
         if self.arm:
             parsed = step_arms.parse_arms("--arm", self.arm, self.target)
             return [(name, [mode], [fusion] if fusion else []) for name, fusion, mode in parsed]
-        modes, fusions = cli.modes("--mode", self.mode, MODES), cli.choices("--fusion", self.fusion, cli.FUSIONS)
+        modes, fusions = (
+            cli.modes("--mode", self.mode, step_arms.STEP_MODES),
+            cli.choices("--fusion", self.fusion, cli.FUSIONS),
+        )
         names = cli.choices("--backend", self.backend, list(step_arms.backends()))
         return [(name, modes, fusions) for name in names]
 

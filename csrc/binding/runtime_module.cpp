@@ -19,7 +19,8 @@ namespace pykernels {
 
 void bind_cuda_trace(py::module_& module);  // cuda_trace_module.cpp
 #ifdef PYKERNELS_CUDA
-void bind_relaunch(py::module_& module);  // relaunch_module.cpp
+void bind_graph_loop(py::module_& module);  // graph_loop_module.cpp
+void bind_relaunch(py::module_& module);    // relaunch_module.cpp
 #endif
 void bind_due_clock(py::module_& module);   // due_clock_module.cpp
 void bind_workspaces(py::module_& module);  // workspaces_module.cpp
@@ -288,6 +289,7 @@ PYBIND11_MODULE(_runtime, module) {
                py::arg("host"));
     module.def("cuda_timed_graphs", &cuda_timed_graphs, py::arg("graphs"), py::arg("stream"),
                py::arg("warmup"), py::arg("steps"), py::arg("repeats"), py::arg("host"));
+    bind_graph_loop(module);
     bind_relaunch(module);
 #endif
 

@@ -11,7 +11,6 @@ import torch
 from inputs.command_line import assert_refused, flat, run, run_here
 
 import pykernels as pk
-from bench.backends import MODES
 from bench.backends.steps import arms as step_arms
 from bench.backends.steps import drivers as step_drivers
 from bench.backends.steps import transformers as transformers_driver
@@ -194,7 +193,7 @@ def test_every_driver_decodes_the_same_tokens():
     model = pk.DecodeModel(TINY, pk.ModelWeights.random(TINY, torch.float32), 64, 2, torch.float32)
     sequences = {}
     for name, backend in step_arms.backends().items():
-        for mode in MODES:
+        for mode in step_arms.STEP_MODES:
             if backend.reason(mode, model.device):
                 continue
             for fusion in backend.fusions(("none", "block")):

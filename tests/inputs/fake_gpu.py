@@ -151,6 +151,27 @@ class FakeRelaunch:
         self.gpu.relaunching = False
 
 
+class FakeGraphLoop:
+    """pk.runtime.GraphLoop: its steps one after another, as kernels of the clock, behind one call of the host's."""
+
+    def __init__(self, gpu: FakeGpu, program, steps: int, token: torch.Tensor) -> None:
+        self.gpu, self.program, self.steps, self.token = gpu, program, steps, token
+        self.tokens = torch.zeros(steps, token.numel(), dtype=torch.int64)
+        self.end_us: list[int] = []
+
+    def run(self, stream: int = 0) -> None:
+        self.gpu.call("cudaGraphLaunch")
+        self.gpu.replaying, self.end_us = True, [self.gpu.now_us]
+        for step in range(self.steps):
+            self.gpu.run(self.program)
+            self.tokens[step] = self.token
+            self.end_us.append(self.gpu.now_us)
+        self.gpu.replaying = False
+
+    def step_us(self) -> np.ndarray:
+        return np.diff(np.array(self.end_us, dtype=np.float64))
+
+
 def in_a_captured_step(gpu: FakeGpu) -> bool:
     """Whether a graph is replayed or a captured step launched again."""
     return gpu.replaying or gpu.relaunching
@@ -253,6 +274,8 @@ def install(monkeypatch: pytest.MonkeyPatch, traced: bool = True) -> FakeGpu:
     set_(gpu_state, "Monitor", Monitor)
     set_(pk.runtime, "StreamHold", Hold, raising=False)
     set_(pk.runtime, "CudaGraph", native_graph, raising=False)
+    set_(pk.runtime, "GraphLoop", lambda program, steps, token: FakeGraphLoop(gpu, program, steps, token))
+    set_(pk.runtime, "graph_loop_reason", lambda: None)
     set_(pk.runtime, "cuda_timed_loop", gpu.timed_loop)
     set_(pk.runtime, "cuda_host_loop", gpu.host_loop)
     set_(pk.dispatch, "cuda_timed_loop", tape_loop)
@@ -264,7 +287,9 @@ def install(monkeypatch: pytest.MonkeyPatch, traced: bool = True) -> FakeGpu:
         set_(module, "relaunches", relaunches, raising=False)
     set_(step_drivers, "capture_each", capture_each)
     set_(samplers, "event_sampler", python_sampler_of(samplers.event_sampler))
-    set_(samplers, "held_sampler", python_sampler_of(samplers.held_sampler))
+    held = python_sampler_of(samplers.held_sampler)
+    for module in (samplers, step_drivers):
+        set_(module, "held_sampler", held)
     set_("bench.core.ceiling._CUDA_BYTES", 1 << 20)
     return gpu
 

@@ -11,15 +11,29 @@ from torch.nn.attention import sdpa_kernel
 
 import pykernels as pk
 from bench.backends import MODES, registry
+from bench.backends.base import NO_CAPTURE
 from bench.backends.native import Native
 from bench.backends.sdpa import Sdpa
-from bench.backends.steps.drivers import Driver, NativeDriver, TorchDriver, TorchGraphDriver, TorchRelaunchDriver
+from bench.backends.steps.drivers import (
+    Driver,
+    NativeDriver,
+    NativeLoopDriver,
+    TorchDriver,
+    TorchGraphDriver,
+    TorchRelaunchDriver,
+)
 from bench.backends.steps.gate import Reference, StepCheck
 from bench.backends.steps.transformers import TransformersDriver, mode_reason
 from bench.core import cli
 from bench.core.cli import FUSIONS
 from bench.core.errors import flag_error
 from bench.core.measure import Arm, Sampler, unsupported
+
+GRAPH_LOOP = "graph-loop"
+STEP_MODES = (*MODES, GRAPH_LOOP)
+"""Who drives a whole step. The last one is native's alone: a graph whose WHILE node decodes many tokens a launch."""
+_NO_LOOP = "a loop on the device is native's: its step reads the position and the token from device memory"
+_NO_LOOP_TRACE = "CUPTI's records of a graph's WHILE node are not read here: the step's time is the device's own clock"
 
 
 class Course:
@@ -53,6 +67,8 @@ class StepBackend:
 
     def reason(self, mode: str, device: torch.device) -> str | None:
         """None where this mode runs on the device, else why not."""
+        if mode == GRAPH_LOOP:
+            return self._loop_reason(device)
         if self.name == "transformers":
             return mode_reason(mode)
         layer = registry()[self.name]
@@ -60,6 +76,13 @@ class StepBackend:
         if reason is None and self.name != "native" and mode == "dispatch":
             return "takes the position as a Python number: a recorded step could not go on to the next"
         return reason
+
+    def _loop_reason(self, device: torch.device) -> str | None:
+        if self.name != "native":
+            return _NO_LOOP
+        if device.type != "cuda":
+            return NO_CAPTURE
+        return registry()[self.name].availability(device) or pk.runtime.graph_loop_reason()
 
     def fusions(self, wanted: Sequence[str]) -> Sequence[str | None]:
         """Which of the wanted fusions it tells apart."""
@@ -72,13 +95,13 @@ def _plain_driver(model: pk.DecodeModel, mode: str, _: str | None, first: int) -
     return (TorchGraphDriver if mode == "graph" else TorchRelaunchDriver)(model, first)
 
 
+def _native_driver(model: pk.DecodeModel, mode: str, fusion: str | None, _: int) -> Driver:
+    return NativeLoopDriver(model, str(fusion)) if mode == GRAPH_LOOP else NativeDriver(model, str(fusion), mode)
+
+
 def backends() -> dict[str, StepBackend]:
     """Every backend of a whole step by name, in the order of the tables."""
-    listed = [
-        StepBackend(
-            "native", "launchtax's own kernels", lambda model, mode, fusion, _: NativeDriver(model, str(fusion), mode)
-        )
-    ]  # fmt: skip
+    listed = [StepBackend("native", "launchtax's own kernels", _native_driver)]
     for name, backend in registry().items():
         if issubclass(backend, Sdpa):
             pinned = backend.pinned
@@ -99,8 +122,8 @@ def parse_arm(flag: str, text: str) -> tuple[str, str | None, str]:
     mode = cli.mode(mode)
     name, _, fusion = name.partition("/")
     known = backends()
-    if name not in known or mode not in MODES:
-        raise flag_error(flag, text, f"backend[/fusion]:mode, of {', '.join(known)} and of {', '.join(MODES)}")
+    if name not in known or mode not in STEP_MODES:
+        raise flag_error(flag, text, f"backend[/fusion]:mode, of {', '.join(known)} and of {', '.join(STEP_MODES)}")
     if name == "native":
         fusion = fusion or DEFAULT_FUSION
         if fusion not in FUSIONS:
@@ -141,6 +164,7 @@ def arm_of(
         backend.name, mode, fusion, course.sample, StepCheck(driver, reference), backend.surroundings,
         driver.host_sampler(), partial(course.tracing, first if traced_from is None else traced_from),
         driver.kernels, driver.launches, steps_per_graph=1 if mode.startswith("graph") else None,
+        no_trace=_NO_LOOP_TRACE if mode == GRAPH_LOOP else None,
     )  # fmt: skip
     return arm, driver
 
@@ -161,7 +185,7 @@ def print_list() -> None:
     device = cli.device("auto")
 
     def entry(name: str, backend: StepBackend) -> tuple[str, str, str | None, list[str]]:
-        modes = [mode for mode in MODES if not backend.reason(mode, device)]
+        modes = [mode for mode in STEP_MODES if not backend.reason(mode, device)]
         return name, backend.description, None if modes else backend.reason("eager", device), modes
 
     cli.print_list(entry(name, backend) for name, backend in backends().items())

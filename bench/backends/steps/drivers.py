@@ -20,7 +20,7 @@ from bench.backends.native import drive
 from bench.backends.sdpa import sdpa
 from bench.backends.torch_layer import Calls, LayerCache, TorchLayer
 from bench.core.measure import Rotation, Sampler
-from bench.core.samplers import Samplers, capture_each, relaunches
+from bench.core.samplers import MAX_QUEUED_LAUNCHES, Samplers, capture_each, held_sampler, relaunches
 
 
 def calls_of(function: Callable[[], object]) -> list[str]:
@@ -90,6 +90,43 @@ class NativeDriver(Driver):
     def _without_kernels(self, n: int) -> np.ndarray:
         with pk.runtime.launches_disabled():
             return self._wall(n)
+
+
+class NativeLoopDriver(Driver):
+    """launchtax's own kernels in mode graph-loop: one launch decodes all tokens of a sample (pykernels.graph_loop)."""
+
+    LAUNCHES = 8
+    """That the host's clock is read around, at most: each decodes as many tokens as the host's samples are wanted."""
+
+    def __init__(self, model: pk.DecodeModel, fusion: str) -> None:
+        super().__init__(model)
+        self._program = model.program(fusion)
+        self._program.run(self._samplers.stream)  # a loop's capture may not load kernels
+        self._loops: dict[int, pk.runtime.GraphLoop] = {}
+        self.kernels = [f"pykernels::cuda::{op}" for op in self._program.ops]
+        self.launches = len(self.kernels)
+        self._wall, self._host_on_cuda = self._decode, self._launch
+        self.loop(1)  # a driver that cannot make one says so before it is asked for a step
+
+    def loop(self, steps: int) -> "pk.runtime.GraphLoop":
+        """The loop of so many steps, made on its first use."""
+        if steps not in self._loops:
+            self._loops[steps] = pk.runtime.GraphLoop(self._program, steps, self.model.token)
+        return self._loops[steps]
+
+    def step(self) -> None:
+        self.loop(1).run(self._samplers.stream)
+
+    def _decode(self, n: int) -> np.ndarray:
+        loop = self.loop(n)
+        loop.run(self._samplers.stream)
+        return loop.step_us()
+
+    def _launch(self, n: int) -> np.ndarray:
+        """The host's share of a step: the launch of a loop of n steps, over n."""
+        loop = self.loop(n)
+        launch = partial(loop.run, self._samplers.stream)
+        return held_sampler([launch], Rotation(1), MAX_QUEUED_LAUNCHES)(min(n, self.LAUNCHES)) / n
 
 
 class TorchDriver(Driver):
