@@ -142,7 +142,7 @@ def inspect(architecture: str, library: Path = LIBRARY) -> list[Kernel]:
 
 
 def _serves(ptx: str, architecture: str) -> bool:
-    """Can the driver compile PTX of compute_`ptx` for `architecture`, by the code path that its own generation takes?"""
+    """Can the driver compile PTX of compute_`ptx` for `architecture`, and is it of the same generation?"""
     number = architecture.removeprefix("sm_")
     return ptx.isdigit() and ptx[:-1] == number[:-1] and int(ptx) <= int(number)
 
