@@ -1,6 +1,7 @@
 """Decode steps that are due at a rate, as a robot's or a copilot's are: latency, its tail, jitter, and joules.
 
 python -m bench.rate --hz=0,10,30,100 --json=rate.json --plot=rate.png
+python -m bench.rate --hz=0,10,30,100 --seconds=5,38,13,5    # each rate as long as its p99 needs: 368 steps
 python -m bench.rate --model=tiny --device=cpu --seconds=2 --arm=native/block:native,native/block:eager
 python -m bench.rate --load=none,cpu:8 --hz=30           # beside busy host threads
 
@@ -12,9 +13,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 import pykernels as pk
 from bench.backends.steps import arms as step_arms
-from bench.core import cli, measure, results
+from bench.core import cli, results
 from bench.core.document import Document, write_rows
 from bench.core.errors import UsageError
 from bench.core.flags import make_command
@@ -30,8 +33,10 @@ from bench.rate.stepper import DueClock, TokenStepper
 
 _PROGRAM = "bench.rate"
 _WARM_UP_STEPS = 6
-_CHECK_S = 2.0
-"""Steps back to back while the power is read, for the energy counter's check."""
+_IDLE_S = 2.0
+"""That idle power is taken over."""
+_CHECK_S = energy.RAMP_S + 2.0
+"""A spin, and steps back to back, while the power is read, for the energy counter's check."""
 
 
 def make_arms(settings: Settings, model: pk.DecodeModel) -> tuple[list[Arm], dict[str, RateArm]]:
@@ -55,19 +60,31 @@ def _status(arms: list[Arm], name: str) -> str:
     return next(arm.status for arm in arms if arm.label == name.removesuffix(SECOND_NAME))
 
 
-def _energy_document(watch: Watch, reason: str | None, idle_w: float | None, at_work: dict[str, RateArm]) -> Document:
-    """The key `energy`: the counter, how often it moves, and, on a GPU, its check against power x time."""
-    if watch.counter is None:
-        return {"counter": None, "reason": reason, "resolution_s": None, "idle_w": None, "check": None}
-    check = None
-    if isinstance(watch.counter, energy.NvmlCounter) and at_work:
+def _energy_document(watch: Watch, spun: Document | None, at_work: dict[str, RateArm]) -> Document:
+    """The key `energy`: the counter, how often it moves, and, on a GPU, its checks against power x time: beside a spin
+    op of known length, and beside steps back to back of the fastest arm."""
+    meter, steps = watch.meter, None
+    if isinstance(meter.counter, energy.NvmlCounter) and at_work:
         fastest = min(at_work.values(), key=lambda arm: arm.step_us)
-        steps = max(int(_CHECK_S * 1e6 / fastest.step_us), 2)
-        check = energy.check(watch.counter, lambda: warm_up(fastest, DueClock(), steps)).document()
+        count = max(int(_CHECK_S * 1e6 / fastest.step_us), 2)
+        steps = energy.check(meter.counter, lambda: warm_up(fastest, DueClock(), count)).document()
     return {
-        "counter": watch.counter.name, "reason": None, "resolution_s": energy.resolution_s(watch.counter),
-        "idle_w": idle_w, "check": check,
+        "counter": meter.counter.name if meter.counter else None, "reason": meter.reason,
+        "resolution_s": meter.resolution_s, "idle_w": watch.idle_w, "spin_check": spun, "check": steps,
     }  # fmt: skip
+
+
+def _spin_check(meter: energy.Meter, device: torch.device) -> Document | None:
+    """The counter against power x time while the spin op runs, on a GPU."""
+    if not isinstance(meter.counter, energy.NvmlCounter):
+        return None
+    x = torch.zeros(1, device=device)
+
+    def spin() -> None:
+        pk.ops.spin(x, _CHECK_S * 1e6)
+        torch.cuda.synchronize(device)
+
+    return energy.check(meter.counter, spin).document()
 
 
 def _arm_entries(arms: list[Arm], cells: dict[str, list[Document]]) -> list[Document]:
@@ -88,32 +105,32 @@ def run(settings: Settings) -> Document:
     machine, device = Machine(settings.target), settings.target
     clock = DueClock()
     timer = quantiles.summary(timer_error_us(clock))
-    counter, reason = energy.counter_of(device)
-    watch = Watch(counter, machine.monitor.state if machine.monitor else None)
+    watch = Watch(energy.meter_of(device), state=machine.monitor.state if machine.monitor else None)
     try:
         model = settings.make_model()
         arms, at_work = make_arms(settings, model)
-    except (MemoryError, measure.torch.OutOfMemoryError) as error:
+    except (MemoryError, torch.OutOfMemoryError) as error:
         raise UsageError(f"--model={settings.spec.name}: {error}") from None
     cells: dict[str, list[Document]] = {name: [] for name in at_work}
-    idle_w = idle_watts(counter, max(settings.idle_s, 1.0))
+    watch.idle_w = idle_watts(watch.meter, _IDLE_S)
+    spun = _spin_check(watch.meter, device)
     interrupted = False
 
     def keep(found: dict[str, Cell]) -> None:
         for name, cell in found.items():
             deadline = settings.deadline_us(cell.hz)
-            cells[name].append(cell_document(cell, settings.burst, settings.batch, deadline, watch, idle_w))
+            cells[name].append(cell_document(cell, settings.burst, settings.batch, deadline, watch))
 
     total = len(settings.loads) * len(settings.rates) * settings.blocks * len(at_work)
-    limit_s = 60 + total * (settings.seconds / settings.blocks + settings.idle_s) * 3
+    limit_s = 60 + 3 * expected_s(settings)
     try:
         for arm in at_work.values():
             warm_up(arm, clock, _WARM_UP_STEPS)
         with progress("measuring", total) as advance:
             for named in settings.loads:
                 with load.running(named, device.index or 0, limit_s):
-                    for hz in settings.rates:
-                        keep(measure_rate(at_work, hz, named, settings.seconds, settings.blocks, settings.idle_s,
+                    for hz, seconds in zip(settings.rates, settings.seconds_each, strict=True):
+                        keep(measure_rate(at_work, hz, named, seconds, settings.blocks, settings.idle_s,
                                           clock, watch, advance))  # fmt: skip
     except KeyboardInterrupt:
         if not any(cells.values()):
@@ -127,10 +144,10 @@ def run(settings: Settings) -> Document:
     ) | {
         "model": results.model_document(settings.spec), "weights": "checkpoint" if settings.weights else "random",
         "ctx": settings.ctx, "batch": settings.batch, "dtype": settings.dtype, "device": device.type,
-        "burst": settings.burst, "hz": settings.rates, "loads": settings.loads, "seconds": settings.seconds,
+        "burst": settings.burst, "hz": settings.rates, "loads": settings.loads, "seconds": settings.seconds_each,
         "block_count": settings.blocks, "idle_s": settings.idle_s,
         "positions": {"first": settings.ctx, "count": settings.positions - 1},
-        "timer": timer, "energy": _energy_document(watch, reason, idle_w, {} if interrupted else at_work),
+        "timer": timer, "energy": _energy_document(watch, spun, {} if interrupted else at_work),
         "arms": _arm_entries(arms, cells),
     }  # fmt: skip
 
@@ -148,8 +165,8 @@ def _write_picture(path: Path, document: Document) -> None:
 
 def expected_s(settings: Settings) -> float:
     """How long the blocks take."""
-    cells = len(settings.loads) * len(settings.rates) * (len(settings.arms) + (settings.twice is not None))
-    return cells * (settings.seconds + settings.blocks * settings.idle_s)
+    turns = len(settings.loads) * (len(settings.arms) + (settings.twice is not None))
+    return turns * (sum(settings.seconds_each) + len(settings.rates) * settings.blocks * settings.idle_s)
 
 
 def main(settings: Settings) -> int:

@@ -16,9 +16,15 @@ import pynvml
 import torch
 
 from bench.core.document import Document
-from bench.core.gpu_state import handle_of
+from bench.core.gpu_state import ask, handle_of
 
 RAPL = Path("/sys/class/powercap")
+
+
+LEAST_RESOLUTION_S = 0.002
+"""A counter that moves this often is read as it stands."""
+RAMP_S = 1.5
+"""Of a check, that nothing is taken from."""
 
 
 class Counter(Protocol):
@@ -47,7 +53,10 @@ class NvmlCounter:
         return pynvml.nvmlDeviceGetTotalEnergyConsumption(self._handle) / 1000
 
     def watts(self) -> float:
-        """What the board draws now, by its own average over the last tens of milliseconds."""
+        """What the board draws now; where NVML has no such reading, its average over up to a second."""
+        found = ask(pynvml.nvmlDeviceGetFieldValues, self._handle, [pynvml.NVML_FI_DEV_POWER_INSTANT])
+        if found is not None and found[0].nvmlReturn == pynvml.NVML_SUCCESS:
+            return found[0].value.uiVal / 1000
         return pynvml.nvmlDeviceGetPowerUsage(self._handle) / 1000
 
 
@@ -74,12 +83,41 @@ class RaplCounter:
         return self._total_uj / 1e6
 
 
-def counter_of(device: torch.device) -> tuple[Counter | None, str | None]:
-    """The device's counter, or None and why there is none."""
+@dataclass(frozen=True)
+class Meter:
+    """A device's counter and how often it moves (None: it did not tell), or why there is none."""
+
+    counter: Counter | None = None
+    reason: str | None = None
+    resolution_s: float | None = None
+
+    def joules(self) -> float:
+        """The counter now; 0 where there is none."""
+        return self.counter.joules() if self.counter else 0.0
+
+    def at_a_new_value(self, now: Callable[[], float] = time.perf_counter) -> tuple[float, float]:
+        """Wait until the counter moves, so that what it says is of now: the counter, and the seconds that were waited;
+        at once where it moves every millisecond or oftener."""
+        begin, before = now(), self.joules()
+        if self.resolution_s is None or self.resolution_s < LEAST_RESOLUTION_S:
+            return before, 0.0
+        while now() - begin < 3 * self.resolution_s:
+            if (value := self.joules()) != before:
+                return value, now() - begin
+        return self.joules(), now() - begin
+
+
+def meter_of(device: torch.device) -> Meter:
+    """The device's counter, tried for a second; without one, why there is none."""
     try:
-        return (NvmlCounter(device) if device.type == "cuda" else RaplCounter()), None
-    except OSError as error:
-        return None, str(error)
+        counter: Counter = NvmlCounter(device) if device.type == "cuda" else RaplCounter()
+        before = counter.joules()
+        every_s = resolution_s(counter)
+        if counter.joules() == before:
+            return Meter(reason=f"{counter.name} did not move within a second")
+    except (OSError, pynvml.NVMLError) as error:
+        return Meter(reason=str(error))
+    return Meter(counter, None, every_s)
 
 
 def of_block(joules: float, seconds: float, steps: int, tokens: int, idle_w: float | None) -> Document:
@@ -114,28 +152,42 @@ class PowerCheck:
 
     def document(self) -> Document:
         """The key of the document."""
-        return {**vars(self), "ratio": self.counter_joules / self.power_joules}
+        ratio = self.counter_joules / self.power_joules if self.power_joules else None
+        return {**vars(self), "ratio": ratio}
 
 
-def check(counter: NvmlCounter, run: Callable[[], object], every_s: float = 0.01) -> PowerCheck:
-    """Run `run` (seconds long) while a thread reads the power every `every_s`, and integrate by trapezoids."""
-    times, watts, over = [], [], threading.Event()
+def against_power(times_s: np.ndarray, joules: np.ndarray, watts: np.ndarray) -> PowerCheck:
+    """Readings of the counter and of the power at the same times, from the counter's first move to its last: between
+    two moves it is right to the joule, and anywhere else it is as old as its resolution. Power is integrated by
+    trapezoids. Where it moved less than twice, all readings count."""
+    moved = np.flatnonzero(np.diff(joules)) + 1
+    first, last = (moved[0], moved[-1]) if len(moved) > 1 else (0, len(joules) - 1)
+    within = slice(first, last + 1)
+    return PowerCheck(
+        float(times_s[last] - times_s[first]), float(joules[last] - joules[first]),
+        float(np.trapezoid(watts[within], times_s[within])),
+    )  # fmt: skip
+
+
+def check(
+    counter: NvmlCounter, run: Callable[[], object], ramp_s: float = RAMP_S, every_s: float = 0.005,
+    now: Callable[[], float] = time.perf_counter,
+) -> PowerCheck:  # fmt: skip
+    """Run `run`, seconds longer than `ramp_s`, while a thread reads counter and power. Nothing before `ramp_s` counts:
+    where the power is an average of the last second, it has yet to rise."""
+    readings, over = [], threading.Event()
 
     def read() -> None:
         while not over.is_set():
-            times.append(time.perf_counter())
-            watts.append(counter.watts())
+            readings.append((now(), counter.joules(), counter.watts()))
             over.wait(every_s)
 
-    reader = threading.Thread(target=read)
-    before, begin = counter.joules(), time.perf_counter()
+    reader, begin = threading.Thread(target=read), now()
     reader.start()
     try:
         run()
     finally:
         over.set()
         reader.join()
-    end = time.perf_counter()
-    joules = counter.joules() - before
-    times, watts = [begin, *times[1:], end], [watts[0], *watts[1:], watts[-1]]
-    return PowerCheck(end - begin, joules, float(np.trapezoid(watts, times)))
+    times_s, joules, watts = np.array([r for r in readings if r[0] - begin >= ramp_s] or readings).T
+    return against_power(times_s, joules, watts)

@@ -45,7 +45,9 @@ class Cell:
 class Watch:
     """What is read between blocks."""
 
-    counter: energy.Counter | None = None
+    meter: energy.Meter = field(default_factory=energy.Meter)
+    idle_w: float | None = None
+    """What the device takes with nothing to do."""
     state: Callable[[], Document] | None = None
 
 
@@ -85,11 +87,12 @@ def measure_rate(
         arm, cell = arms[name], cells[name]
         pause(idle_s)
         with torch.inference_mode(), arm.surroundings():
-            before = watch.counter.joules() if watch.counter else 0.0
+            before, _waited_s = watch.meter.at_a_new_value()
             cell.block_s += (
                 run_block(arm.stepper, clock, hz if cell.met else 0, seconds / blocks, cell.times) / SECOND_NS
             )
-            cell.joules += (watch.counter.joules() if watch.counter else 0.0) - before
+            after, waited_s = watch.meter.at_a_new_value()  # the device idles meanwhile
+            cell.joules += after - before - waited_s * (watch.idle_w or 0.0)
         if watch.state:
             cell.states.append(watch.state())
         advance()
@@ -99,20 +102,19 @@ def measure_rate(
     return cells
 
 
-def idle_watts(
-    counter: energy.Counter | None, seconds: float, pause: Callable[[float], None] = time.sleep
-) -> float | None:
-    """What the device takes with nothing to do."""
-    if counter is None:
+def idle_watts(meter: energy.Meter, seconds: float, pause: Callable[[float], None] = time.sleep) -> float | None:
+    """What the device takes with nothing to do, once it has had a second to calm down."""
+    if meter.counter is None:
         return None
-    begin, before = time.perf_counter(), counter.joules()
+    pause(1.0)
+    before, _waited_s = meter.at_a_new_value()
+    begin = time.perf_counter()
     pause(seconds)
-    return (counter.joules() - before) / (time.perf_counter() - begin)
+    after, _waited_s = meter.at_a_new_value()
+    return (after - before) / (time.perf_counter() - begin)
 
 
-def cell_document(
-    cell: Cell, burst: int, batch: int, deadline_us: float | None, watch: Watch, idle_w: float | None
-) -> Document:
+def cell_document(cell: Cell, burst: int, batch: int, deadline_us: float | None, watch: Watch) -> Document:
     """One entry of an arm's `cells`."""
     latencies = cell.times.latencies_us()
     steps = len(cell.times.end_ns)
@@ -126,6 +128,6 @@ def cell_document(
         "deadline": quantiles.missed(latencies, deadline_us) if deadline_us else None,
         "energy": None, "gpu": cell.states, "samples_us": latencies.tolist(),
     }  # fmt: skip
-    if watch.counter and cell.block_s:
-        found["energy"] = energy.of_block(cell.joules, cell.block_s, steps, steps * burst * batch, idle_w)
+    if watch.meter.counter and cell.block_s:
+        found["energy"] = energy.of_block(cell.joules, cell.block_s, steps, steps * burst * batch, watch.idle_w)
     return found

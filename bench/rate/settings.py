@@ -35,7 +35,9 @@ class Settings(StepModelSettings):
     hz: Annotated[str, typer.Option("--hz", help="steps due a second, comma-separated; 0: back to back")] = (
         "0,10,30,100"
     )
-    seconds: Annotated[float, typer.Option("--seconds", help="of every arm at every rate")] = 15.0
+    seconds: Annotated[
+        str, typer.Option("--seconds", help="of every arm at every rate; or one for each of --hz, comma-separated")
+    ] = "15"
     blocks: Annotated[int, typer.Option("--blocks", help="turns that those seconds are divided into")] = 4
     idle_s: Annotated[float, typer.Option("--idle-s", help="without work before every block, seconds")] = 0.5
     burst: Annotated[int, typer.Option("--burst", help="tokens a due time: an action chunk")] = 1
@@ -71,6 +73,14 @@ class Settings(StepModelSettings):
         return list(dict.fromkeys(cli.numbers("--hz", self.hz, 0, MAX_HZ, float)))
 
     @cached_property
+    def seconds_each(self) -> list[float]:
+        """--seconds, one a rate."""
+        found = cli.numbers("--seconds", self.seconds, 0.01, 86_400, float)
+        if len(found) not in (1, len(self.rates)):
+            raise flag_error("--seconds", self.seconds, f"one number, or one for each of the {len(self.rates)} of --hz")
+        return found * len(self.rates) if len(found) == 1 else found
+
+    @cached_property
     def loads(self) -> list[str]:
         """--load."""
         return load.parse("--load", self.load, self.target.type == "cuda")
@@ -90,12 +100,10 @@ class Settings(StepModelSettings):
         """Raise UsageError for the first flag that does not fit."""
         cli.number("--burst", self.burst, 1, MAX_BURST)
         cli.number("--blocks", self.blocks, 1, 1000)
-        if not 0.01 <= self.seconds <= 86_400:
-            raise flag_error("--seconds", self.seconds, "in 0.01..86400")
         if not 0 <= self.idle_s <= 60:
             raise flag_error("--idle-s", self.idle_s, "in 0..60")
         if not 0 <= self.deadline_ms <= 1e6:
             raise flag_error("--deadline-ms", self.deadline_ms, "in 0..1e+06; 0 is the period")
         self.check_model()
-        assert self.arms and self.rates and self.loads
+        assert self.arms and self.rates and self.seconds_each and self.loads
         assert self.twice is None or self.twice

@@ -10,8 +10,13 @@ from pykernels.ranges import ranged
 class DueClock:
     """blocks.Clock, of the machine."""
 
+    SPIN_US = 500.0
+    """Before a due time: a core in deep sleep, or a virtual machine's, wakes hundreds of microseconds late."""
+
     now_ns = staticmethod(pk.runtime.monotonic_ns)
-    wait_until = staticmethod(pk.runtime.wait_until)
+
+    def wait_until(self, due_ns: int) -> int:
+        return pk.runtime.wait_until(due_ns, self.SPIN_US)
 
 
 class TokenStepper:

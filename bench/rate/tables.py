@@ -35,14 +35,34 @@ def heading(document: Document) -> list[str]:
             f"energy: {power['counter']}, a new value every {f'{1000 * every:.0f} ms' if every else 'unknown time'}; "
             f"idle {power['idle_w']:.1f} W"
         )
-        if check := power["check"]:
-            lines.append(
-                f"energy check, {check['seconds']:.1f} s of steps: counter {check['counter_joules']:.1f} J, "
-                f"power x time {check['power_joules']:.1f} J, ratio {check['ratio']:.3f}"
-            )
+        for words, check in (("a spin op", power["spin_check"]), ("steps back to back", power["check"])):
+            if check:
+                ratio = "unknown" if check["ratio"] is None else f"{check['ratio']:.3f}"
+                lines.append(
+                    f"energy check, {check['seconds']:.1f} s of {words}: counter {check['counter_joules']:.1f} J, "
+                    f"power x time {check['power_joules']:.1f} J, ratio {ratio}"
+                )
+    lines += _gpu(document)
     if document["interrupted"]:
         lines.append("INTERRUPTED: what follows was measured up to then")
     return lines
+
+
+def _gpu(document: Document) -> list[str]:
+    """The GPU's state after the blocks, in a line: the least and the most of each, and the reasons for its clocks."""
+    states = [state for entry in document["arms"] for cell in entry.get("cells", ()) for state in cell["gpu"] if state]
+    words = []
+    for key, name, unit in (("sm_mhz", "SM", "MHz"), ("memory_mhz", "memory", "MHz"), ("temperature_c", "", "C")):
+        if values := [state[key] for state in states if state.get(key) is not None]:
+            words.append(f"{name} {min(values)} to {max(values)} {unit}".strip())
+    pstates = sorted({state["pstate"] for state in states if state.get("pstate") is not None})
+    words += [", ".join(f"P{pstate}" for pstate in pstates)] if pstates else []
+    reasons = sorted({reason for state in states for reason in state.get("clock_event_reasons") or ()})
+    return (
+        [f"GPU after each block: {'; '.join(words)}; reasons for its clocks: {', '.join(reasons) or 'none'}"]
+        if words
+        else []
+    )
 
 
 def _us(clock: Document, name: str) -> str:

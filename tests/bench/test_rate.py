@@ -1,6 +1,7 @@
 """bench.rate: quantiles, deadlines and energy by a fake clock with known delays, and the driver on the CPU."""
 
 import json
+import time
 from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
@@ -135,11 +136,10 @@ def rate_arm(clock, durations_ns, name="one") -> RateArm:
 
 
 def measured(arm, clock, hz, **given):
-    watch = Watch(Counter(clock), lambda: {"sm_mhz": 1980})
+    watch = Watch(energy.Meter(Counter(clock)), 40.0, lambda: {"sm_mhz": 1980})
     cells = measure_rate({arm.name: arm}, hz, "none", 1.0, 4, 0.5, clock, watch, lambda: None,
                          lambda s: setattr(clock, "now", clock.now + int(s * 1e9)))  # fmt: skip
-    return cell_document(cells[arm.name], **{"burst": 1, "batch": 1, "deadline_us": 10_000, "watch": watch,
-                                             "idle_w": 40.0} | given)  # fmt: skip
+    return cell_document(cells[arm.name], **{"burst": 1, "batch": 1, "deadline_us": 10_000, "watch": watch, **given})
 
 
 def test_energy_of_a_step():
@@ -173,6 +173,73 @@ def test_a_counter_that_moves_every_fifth_of_a_second():
             return int(Coarse.now / 0.02)
 
     assert energy.resolution_s(Coarse(), 1.0, now=lambda: Coarse.now) == pytest.approx(0.02, abs=0.0011)
+
+
+class Ticking:
+    """A device that takes 100 W busy and 40 W idle, whose counter moves every 0.1 s; reading it takes 1 ms."""
+
+    name, now, true = "ticking", 0.0, 0.0
+
+    def run(self, seconds: float, watts: float) -> None:
+        for _ in range(round(seconds * 1000)):
+            self.now, self.true = self.now + 0.001, self.true + 0.001 * watts
+            if round(self.now * 1000) % 100 == 0:
+                self.shown = self.true
+
+    shown = 0.0
+
+    def joules(self) -> float:
+        self.run(0.001, 40)
+        return self.shown
+
+
+def test_a_blocks_energy_is_read_where_the_counter_moves():
+    device = Ticking()
+    meter = energy.Meter(device, None, 0.1)
+    device.run(0.033, 40)
+    before, _ = meter.at_a_new_value(lambda: device.now)
+    device.run(1.0 + 0.047, 100)
+    after, waited_s = meter.at_a_new_value(lambda: device.now)
+    assert 0.04 < waited_s < 0.06
+    assert after - before - 40 * waited_s == pytest.approx(104.7, abs=0.3), "within the readings' own milliseconds"
+    assert energy.Meter(device, None, 0.001).at_a_new_value(lambda: device.now)[1] == 0
+
+
+def test_the_counter_against_power_and_time():
+    """200 W for 1.94 s, counted by a counter that lags up to 0.1 s: exact from move to move. And one that counts 3% too
+    much."""
+    times = np.arange(0, 1.94, 0.005)
+    for factor in (1, 1.03):
+        joules = factor * 200 * np.floor(times / 0.1 + 1e-9) * 0.1
+        found = energy.against_power(times, joules, np.full(len(times), 200.0))
+        assert found.seconds == pytest.approx(1.8) and found.document()["ratio"] == pytest.approx(factor)
+    still = energy.against_power(times, np.zeros(len(times)), np.zeros(len(times)))
+    assert still.document()["ratio"] is None and still.seconds == pytest.approx(times[-1])
+
+
+def test_a_check_leaves_the_ramp_out():
+    """Power that is an average of the last second rises slowly: what is read before ramp_s does not count."""
+    clock = SimpleNamespace(now=0.0)
+
+    def joules() -> float:
+        clock.now += 0.01
+        return 100 * clock.now
+
+    counter = SimpleNamespace(joules=joules, watts=lambda: 100.0 * (clock.now > 0.5))
+
+    def run() -> None:
+        while clock.now < 2:
+            time.sleep(0.001)
+
+    found = energy.check(counter, run, ramp_s=0.6, every_s=0.0005, now=lambda: clock.now)
+    assert found.document()["ratio"] == pytest.approx(1) and found.seconds > 1
+
+
+def test_a_counter_that_stands_still_is_none(monkeypatch):
+    monkeypatch.setattr(energy, "RaplCounter", lambda: SimpleNamespace(name="RAPL packages", joules=lambda: 7.0))
+    monkeypatch.setattr(energy, "resolution_s", lambda counter: None)
+    meter = energy.meter_of(torch.device("cpu"))
+    assert (meter.counter, meter.reason) == (None, "RAPL packages did not move within a second")
 
 
 def test_rapl_counts_over_its_wrap(tmp_path):
@@ -241,6 +308,7 @@ def _processes() -> list[str]:
         ("--hz=fast", "a number"),
         ("--hz=nan", "in 0..10000"),
         ("--seconds=0", "in 0.01..86400"),
+        ("--seconds=1,2", "one for each of the 4 of --hz"),
         ("--seconds=inf", "in 0.01..86400"),
         ("--blocks=0", "in 1..1000"),
         ("--burst=0", "in 1..256"),
