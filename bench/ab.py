@@ -24,11 +24,12 @@ from bench.backends.steps import arms as step_arms
 from bench.core import cli, document, environment, results
 from bench.core.document import Document, device_name
 from bench.core.errors import flag_error
-from bench.core.flags import Flags, make_command
+from bench.core.flags import make_command
 from bench.core.kept import KeepFlag, Kept, open_folder
 from bench.core.paths import user_path
 from bench.core.processes import run_module
 from bench.core.progress import progress
+from bench.core.quant_flags import QuantFlags
 from bench.core.run import close
 from bench.core.tables import commit_lines, microseconds
 from bench.drivers import takes
@@ -114,7 +115,8 @@ def make_document(plan: Plan, done: list[Session], first: Document | None, inter
     finished = [session for session in done if session["status"] == "ok"]
     series = {side: [session[side]["p50_us"] for session in finished] for side in "ab"}
     rule = sessions.choose_rule(plan.rules, plan.rule, device_name(first) if first else "", plan.ctx)
-    shared = {key: first[key] if first else None for key in ("model", "full_layers", "dtype", "device", "weights")}
+    keys = ("model", "full_layers", "dtype", "device", "weights", "quant")
+    shared = {key: first.get(key) if first else None for key in keys}
     return {
         **cli.head(
             _PROGRAM, "ab", interrupted=interrupted,
@@ -199,10 +201,10 @@ def show(result: Document, console: Console) -> None:
 
 
 @dataclass(kw_only=True)
-class Settings(Flags):
+class Settings(QuantFlags):
     """The flags of one run, and what they come to."""
 
-    NOT_SHARED = Flags.NOT_SHARED | {
+    NOT_SHARED = QuantFlags.NOT_SHARED | {
         "a", "b", "arms", "keep", "sessions", "limit_s", "thresholds", "rule",
     }  # fmt: skip
 
@@ -266,11 +268,13 @@ class Settings(Flags):
         named = [("--a", self.sides["a"]), ("--b", self.sides["b"]), *(("--arms", text) for text in self.measured)]
         for flag, text in named:
             backend, _, mode = step_arms.parse_arm(flag, text)
+            step_arms.check_quantised(flag, [backend], self.four_bit)
             if text not in self.measured:
                 raise flag_error(flag, text, f"one of --arms: {', '.join(self.measured)}")
             if reason := step_arms.backends()[backend].reason(mode, device):
                 raise flag_error(flag, text, f"an arm that runs here: {reason}")
         spec = cli.model(self.model, self.config, self.weights)
+        self.check_quant([spec])
         cli.number("--layers", self.layers, 0, spec.n_layers)
         cli.number("--ctx", self.ctx, 1, spec.max_position - max(self.warmup, 1) - self.steps)
 

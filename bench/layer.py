@@ -8,19 +8,20 @@ import itertools
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 import pykernels as pk
-from bench.backends import MODES, Backend, Workload, arms_of, by_name, registry
+from bench.backends import INT4, MODES, Backend, Workload, arms_of, attentions, by_name, linear_peers, of_int4, registry
 from bench.core import cli, controls, gaps, ladder, measure, results
 from bench.core import quant_words as words
 from bench.core.ceiling import Ceiling
 from bench.core.copies import layers_a_sample
 from bench.core.device_trace import Traced
 from bench.core.document import Document
+from bench.core.errors import flag_error
 from bench.core.flags import make_command
 from bench.core.layer_settings import LayerSettings, l2_words, layer_ops, make_layers, streamed_bytes
 from bench.core.run import Machine, Measurement, close, gate
@@ -37,6 +38,7 @@ class Settings(LayerSettings):
     """The flags of one run, and what they come to."""
 
     backend: cli.BackendFlag = "all"
+    attention: cli.AttentionFlag = "sdpa"
     mode: cli.ModeFlag = "all"
     threads: cli.ThreadsFlag = 0
     spec_gbs: cli.SpecFlag = 0.0
@@ -57,13 +59,19 @@ class Settings(LayerSettings):
     @cached_property
     def named(self) -> tuple[list[str], list[Plugin]]:
         """--backend: names, and plug-ins."""
-        return parse_backends("--backend", self.backend, list(registry() if self.backend == "all" else by_name()))
+        if self.backend == "all":
+            return list(of_int4() if self.four_bit else registry()), []
+        return parse_backends("--backend", self.backend, list(self._known))
+
+    @cached_property
+    def _known(self) -> dict[str, type[Backend]]:
+        return by_name() | of_int4(cli.choice("--attention", self.attention, list(attentions())))
 
     @cached_property
     def backends(self) -> dict[str, type[Backend]]:
         """What this process measures: in a plug-in's own process that plug-in first."""
         names, found = self.named
-        backends = {name: by_name()[name] for name in names}
+        backends = {name: self._known[name] for name in names}
         if not self.plugin_journal:
             return backends
         (plugin,) = found
@@ -78,6 +86,13 @@ class Settings(LayerSettings):
             [name for name in names if name == "sdpa"], self.plugin_timeout_s,
         )  # fmt: skip
 
+    def is_dense(self, name: str) -> bool:
+        """Whether the arms of that name multiply by dense weights."""
+        if not self.four_bit:
+            return True
+        backend = self.backends.get(name)
+        return backend is not None and INT4 not in backend.weights
+
     @cached_property
     def spec_bandwidth(self) -> tuple[float | None, str]:
         """The specified bandwidth, GB/s, and where it comes from."""
@@ -87,6 +102,12 @@ class Settings(LayerSettings):
         """Raise UsageError for the first flag that does not fit the others."""
         super().check()
         assert self.modes and self.backends is not None
+        linear = linear_peers()
+        for name in () if self.four_bit else self.named[0]:
+            if name in linear:
+                raise flag_error("--backend", name, "given with --quant=int4 or a quantised folder of --weights")
+        if self.attention != "sdpa" and not any(name in linear for name in self.named[0]):
+            raise flag_error("--attention", self.attention, f"given with one of {', '.join(linear)} in --backend")
         check_traceable(self.trace, self.target)
 
 
@@ -119,8 +140,15 @@ def document_of(
     spec, dtype, device = settings.spec, settings.torch_dtype, settings.target
     on_cuda = device.type == "cuda"
     repeats = layers_a_sample(settings.repeats, max(len(layers), 1), device)
-    streamed = partial(streamed_bytes, settings)
-    entries = [results.arm_document(arm, streamed(arm.fusion), found.bandwidths, found.arms) for arm in found.arms]
+
+    def streamed(backend: str, fusion: str | None) -> int:
+        return streamed_bytes(settings, fusion, settings.is_dense(backend))
+
+    entries = [
+        results.arm_document(arm, streamed(arm.backend, arm.fusion), found.bandwidths, found.arms)
+        | words.weights_key(settings.int4_format, settings.is_dense(arm.backend), settings.dtype)
+        for arm in found.arms
+    ]
     if on_cuda:
         found.add_device_keys(entries)
     read_gbs = found.ceiling.read_gbs() if found.ceiling else np.empty(0)
@@ -146,7 +174,7 @@ def document_of(
         "ceiling": found.bandwidths,
         "bytes": {
             "ops": {fusion: [vars(op) for op in layer_ops(settings, fusion)] for fusion in settings.fusions},
-            "layer_streamed": {fusion: streamed(fusion) for fusion in settings.fusions},
+            "layer_streamed": {fusion: streamed("native", fusion) for fusion in settings.fusions},
             "paper": results.paper_bytes(spec, settings.ctx, settings.batch, dtype, layer_bytes),
         },
         **looked,
@@ -214,10 +242,12 @@ def trace_writer(found: Measurement, settings: Settings) -> Callable[[Path], Non
 def print_list() -> None:
     """What --list prints: models, and every backend with what it needs here."""
     device = cli.device("auto")
+    known = registry() | of_int4()
     cli.print_list(
         (name, backend.description, backend.availability(device), backend.modes(device))
-        for name, backend in registry().items()
+        for name, backend in known.items()
     )
+    print("with --quant=int4 or a quantised folder only:", ", ".join([*linear_peers(), "native-dense"]))
     print(f"plug-ins: {KINDS} (docs/plugins.md)")
 
 

@@ -22,9 +22,10 @@ from bench.backends.steps import arms as step_arms
 from bench.core import cli, document, environment
 from bench.core.document import SCHEMA, Document, entry_name
 from bench.core.errors import UsageError, flag_error
-from bench.core.flags import Flags, make_command
+from bench.core.flags import make_command
 from bench.core.paths import user_path
 from bench.core.processes import run_module
+from bench.core.quant_flags import QuantFlags
 from bench.drivers import takes
 
 
@@ -35,11 +36,13 @@ class Cell:
     model: str
     ctx: int
     batch: int
+    quant: str = ""
+    """Of 4-bit weights: what tells them from others in one folder, int4-g128 say."""
 
     @property
     def name(self) -> str:
         """Of its file, less the suffix."""
-        return f"{self.model}_ctx{self.ctx}_b{self.batch}"
+        return f"{self.model}{'_' * bool(self.quant)}{self.quant}_ctx{self.ctx}_b{self.batch}"
 
 
 @dataclass(frozen=True)
@@ -158,10 +161,10 @@ def run(plan: Plan, say: Callable[[str], None] = print) -> dict[str, int]:
 
 
 @dataclass(kw_only=True)
-class Settings(Flags):
+class Settings(QuantFlags):
     """The flags of one run, and what they come to."""
 
-    NOT_SHARED = Flags.NOT_SHARED | {"out", "model", "ctx", "batch", "limit_s", "again"}
+    NOT_SHARED = QuantFlags.NOT_SHARED | {"out", "model", "ctx", "batch", "limit_s", "again"}
 
     out: Annotated[
         str, typer.Option("--out", help="the folder of the cells' documents; made where it is not there")
@@ -193,9 +196,12 @@ class Settings(Flags):
         """The matrix, every cell once."""
         names = cli.STUDIED if self.model == "study" else cli.choices("--model", self.model, pk.models.names())
         specs = [pk.models.get(name) for name in names]
+        self.check_quant(specs)
+        size = "row" if self.group == -1 else self.group
+        quant = f"int4-g{size}{'-zeros' * self.asymmetric}" if self.four_bit else ""
         beyond = max(self.warmup, 1) + self.steps
         found = [
-            Cell(spec.name, slots, sequences)
+            Cell(spec.name, slots, sequences, quant)
             for spec in specs
             for sequences in cli.numbers("--batch", self.batch, 1, 8, int)
             for slots in cli.numbers("--ctx", self.ctx, 1, spec.max_position - beyond, int)
@@ -212,7 +218,8 @@ def main(settings: Settings) -> int:
         return 0
     cells, target = settings.cells(), cli.device(settings.device)
     if settings.arm:
-        step_arms.parse_arms("--arm", settings.arm, target)
+        parsed = step_arms.parse_arms("--arm", settings.arm, target)
+        step_arms.check_quantised("--arm", [name for name, _, _ in parsed], settings.four_bit)
     if not settings.out:
         raise flag_error("--out", settings.out, "the name of a folder")
     folder = user_path("--out", settings.out)

@@ -1,7 +1,9 @@
 """One decoder layer on the native kernels: its weights, cache and buffers, and the sequence of its ops."""
 
+import copy
 import os
 from abc import ABC, abstractmethod
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -40,7 +42,7 @@ OP_LABELS = {
 
 
 def op_labels(fusion: str, int4: bool = False) -> list[tuple[str, str]]:
-    """OP_LABELS of a fusion, for a layer whose projections are of 4 bits where `int4` says so: only "block" has one."""
+    """OP_LABELS of a fusion, for a layer whose projections are of 4 bits where `int4` says so."""
     if not int4:
         return OP_LABELS[fusion]
     return [(f"int4_{op}" if op.endswith("gemv") else op, label) for op, label in OP_LABELS[fusion]]
@@ -101,7 +103,7 @@ class DecodeLayer(Steps):
     ) -> None:
         """A layer whose cache has `ctx` slots, filled with random K and V of unit scale, as is `x`.
 
-        It stands at position ctx - 1. Weights with 4-bit projections run at fusion "block" alone.
+        It stands at position ctx - 1.
 
         Raises ValueError where ctx is not in 1..max_position of the model, where the batch is not in 1..8, where the
         weights are another model's, and where the cache does not fit the memory that is there.
@@ -148,9 +150,13 @@ class DecodeLayer(Steps):
         self._projected, self._h = buffer(batch, spec.hidden), buffer(batch, spec.hidden)
         self._gate, self._up, self._activated = (buffer(batch, spec.intermediate) for _ in range(3))
         self._attention_workspace = ops.gqa_decode_workspace(self._q_rotated, self.k_cache)
-        if weights.is_int4:
-            # One for all four GEMVs: they run one after another.
-            w = weights
+        self._bind()
+
+    def _bind(self) -> None:
+        """Choose the ops and the workspace that the weights ask for."""
+        w = self.weights
+        if w.is_int4:
+            # One for all GEMVs: they run one after another. Those of fusion none ask for no more than these.
             self._norm_workspace = max(
                 ops.int4_qkv_gemv_workspace(self.x, w.q_weight, w.k_weight, w.v_weight),
                 ops.int4_gemv_workspace(self._attended_flat, w.o_weight),
@@ -158,10 +164,19 @@ class DecodeLayer(Steps):
                 ops.int4_gemv_workspace(self._activated, w.down_weight),
                 key=len,
             )
-            self._forward = {"block": self._forward_block_int4}
+            self._forward = {"none": self._forward_none, "block": self._forward_block_int4}
         else:
             self._norm_workspace = ops.qkv_gemv_workspace(self.x)
             self._forward = {"none": self._forward_none, "block": self._forward_block}
+
+    def with_weights(self, weights: LayerWeights) -> "DecodeLayer":
+        """The same layer over other weights of its model, dense ones for 4-bit ones say: cache, input and buffers are
+        shared. Raises ValueError where the weights are another model's."""
+        weights.check(self.spec)
+        other = copy.copy(self)
+        other.weights = weights
+        other._bind()
+        return other
 
     def set_position(self, position: int) -> None:
         """Stand at `position` (0 to ctx - 1): the next step writes that slot and attends up to it."""
@@ -186,15 +201,16 @@ class DecodeLayer(Steps):
     def forward(self, fusion: str) -> Tensor:
         """One step through the public ops (mode `eager`). Returns `out`."""
         if fusion not in self._forward:
-            raise ValueError(f"fusion must be {' or '.join(self._forward)} for these weights, got {fusion}")
+            raise ValueError(f"fusion must be {' or '.join(self._forward)}, got {fusion}")
         return self._forward[fusion]()
 
     def _forward_none(self) -> Tensor:
         w, eps = self.weights, self.spec.rms_eps
+        gemv = partial(ops.int4_gemv, workspace=self._norm_workspace) if w.is_int4 else ops.gemv
         ops.rmsnorm(self.x, w.input_norm, eps, out=self._normed)
-        ops.gemv(self._normed, w.q_weight, w.q_bias, out=self._q)
-        ops.gemv(self._normed, w.k_weight, w.k_bias, out=self._k)
-        ops.gemv(self._normed, w.v_weight, w.v_bias, out=self._v)
+        gemv(self._normed, w.q_weight, w.q_bias, out=self._q)
+        gemv(self._normed, w.k_weight, w.k_bias, out=self._k)
+        gemv(self._normed, w.v_weight, w.v_bias, out=self._v)
         ops.rope_kv_append(
             self._q_heads, self._k_heads, self._v_heads, self.cos_sin, self.position, self.k_cache, self.v_cache,
             out=self._q_rotated,
@@ -203,13 +219,13 @@ class DecodeLayer(Steps):
             self._q_rotated, self.k_cache, self.v_cache, self.kv_len,
             out=self._attended, workspace=self._attention_workspace,
         )  # fmt: skip
-        ops.gemv(self._attended_flat, w.o_weight, out=self._projected)
+        gemv(self._attended_flat, w.o_weight, out=self._projected)
         ops.add(self.x, self._projected, out=self._h)
         ops.rmsnorm(self._h, w.post_norm, eps, out=self._normed)
-        ops.gemv(self._normed, w.gate_weight, out=self._gate)
-        ops.gemv(self._normed, w.up_weight, out=self._up)
+        gemv(self._normed, w.gate_weight, out=self._gate)
+        gemv(self._normed, w.up_weight, out=self._up)
         ops.silu_mul(self._gate, self._up, out=self._activated)
-        ops.gemv(self._activated, w.down_weight, out=self._projected)
+        gemv(self._activated, w.down_weight, out=self._projected)
         return ops.add(self._h, self._projected, out=self.out)
 
     def _forward_block(self) -> Tensor:

@@ -1,5 +1,7 @@
 """A whole decode step on the native kernels: embedding, the decoder layers, final norm, lm_head, argmax."""
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -68,6 +70,15 @@ class DecodeModel(Steps):
         generator = torch.Generator(device=self.device).manual_seed(seed)
         self.token = torch.randint(spec.vocab, (batch,), generator=generator, device=self.device)
         self.set_position(0)
+
+    def with_weights(self, weights: ModelWeights) -> "DecodeModel":
+        """The same model over other layers of its own tables (ModelWeights.mapped), dense ones for 4-bit ones say:
+        token, position, caches and buffers are shared."""
+        other = copy.copy(self)
+        other.weights = weights
+        other.layers = [layer.with_weights(of) for layer, of in zip(self.layers, weights.layers, strict=True)]
+        other._last = other.layers[-1]
+        return other
 
     def set_position(self, position: int) -> None:
         """Stand at `position` (0 to max_len - 1): the next step writes that slot and attends up to it."""

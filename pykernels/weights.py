@@ -112,6 +112,10 @@ class LayerWeights:
             return self
         return replace(self, **{name: getattr(self, name).dequantize(dtype) for name in PROJECTIONS})
 
+    def to(self, dtype: torch.dtype) -> "LayerWeights":
+        """The same in another dtype: tensors, and the scales of 4-bit projections."""
+        return replace(self, **{name: value.to(dtype) for name, value in self.named().items()})
+
     @staticmethod
     def shapes(spec: ModelSpec) -> dict[str, tuple[int, ...] | None]:
         """The shape of every field; None for a bias the model does not have."""
@@ -317,20 +321,24 @@ class ModelWeights:
         device: torch.device | str = "cpu",
         seed: int = 0,
         shared_layers: bool = False,
+        convert: Callable[[LayerWeights], LayerWeights] = lambda layer: layer,
     ) -> "ModelWeights":
         """Seeded normal weights of a trained model's scale, as :meth:`LayerWeights.random`; embeddings near 1.
 
-        With `shared_layers` all layers are one set of weights: a model too large for the memory can be stepped
-        through, but a cache larger than a layer would find them there.
+        `convert` is called with each layer as it is made (``lambda layer: layer.quantize(128)``, say): one layer is
+        there in both forms at a time. With `shared_layers` all layers are one set of weights: a model too large for the
+        memory can be stepped through, but a cache larger than a layer would find them there.
         """
         normal = _normals(dtype, device, seed)
         embedding = normal((spec.vocab, spec.hidden), 0.0, 1.0)
         final_norm = normal((spec.hidden,), 1.0, 0.1)
         lm_head = embedding if spec.tied_embeddings else normal((spec.vocab, spec.hidden), 0.0, spec.hidden**-0.5)
         if shared_layers:
-            layers = [LayerWeights.random(spec, dtype, device, seed + 1)] * spec.n_layers
+            layers = [convert(LayerWeights.random(spec, dtype, device, seed + 1))] * spec.n_layers
         else:
-            layers = [LayerWeights.random(spec, dtype, device, seed + 1 + index) for index in range(spec.n_layers)]
+            layers = [
+                convert(LayerWeights.random(spec, dtype, device, seed + 1 + index)) for index in range(spec.n_layers)
+            ]
         return cls(embedding, layers, final_norm, lm_head)
 
     @classmethod
@@ -374,6 +382,25 @@ class ModelWeights:
             if words := _unused(folder / files[name], name):
                 raise ValueError(f"weights {folder / files[name]}: {name} {words}")
         return cls(embedding, layers, final_norm, lm_head)
+
+    def mapped(self, convert: Callable[[LayerWeights], LayerWeights]) -> "ModelWeights":
+        """The same tables with every layer converted; layers that were one stay one."""
+        converted = {id(layer): convert(layer) for layer in self.layers}
+        return replace(self, layers=[converted[id(layer)] for layer in self.layers])
+
+    def to(self, dtype: torch.dtype) -> "ModelWeights":
+        """The same in another dtype: tables, norms, projections, and the scales of 4-bit projections."""
+        embedding = self.embedding.to(dtype)
+        lm_head = embedding if self.lm_head is self.embedding else self.lm_head.to(dtype)
+        layers = self.mapped(lambda layer: layer.to(dtype)).layers
+        return ModelWeights(embedding, layers, self.final_norm.to(dtype), lm_head)
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of everything that is there, once each."""
+        layers = {id(layer): layer.n_bytes for layer in self.layers}
+        tables = {id(table): table for table in (self.embedding, self.final_norm, self.lm_head)}
+        return sum(layers.values()) + sum(table.numel() * table.element_size() for table in tables.values())
 
     def checkpoint(self) -> dict[str, Tensor]:
         """The same tensors by the names a Hugging Face checkpoint has for them (lm_head only where it is not tied)."""

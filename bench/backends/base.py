@@ -4,14 +4,15 @@ import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from functools import cached_property
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 import pykernels as pk
 from bench.backends.gate_inputs import GateInputs, fresh_inputs, gate_inputs
-from bench.core.cli import MODES
+from bench.core.cli import DTYPE_FLAGS, MODES
 from bench.core.measure import Arm, Drive, Rotation, Watch, unsupported
 from bench.core.samplers import Samplers
 
@@ -30,6 +31,22 @@ LAYER_DEPTH = 2
 MLP_DEPTH = 3
 
 
+DENSE, INT4 = "dense", "int4"
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What the reference multiplies by where it judges an arm, as a function of a layer's weights, and how many times
+    the roundings of the layer the arm may err by. `key` tells one such function from another."""
+
+    key: str = "as given"
+    of: Callable[[pk.LayerWeights], pk.LayerWeights] = pk.LayerWeights.dequantize
+    depth: int = 1
+
+
+AS_GIVEN = Numbers()
+
+
 class Workload:
     """What every backend computes: the layer, as copies with weights of their own to rotate through, and the reference.
 
@@ -39,7 +56,11 @@ class Workload:
 
     def __init__(self, layers: list[pk.DecodeLayer], samplers: Samplers, seed: int = 0) -> None:
         self.layers, self.samplers, self._seed = layers, samplers, seed
-        self._expected: dict[bool, list[GateInputs]] = {}
+        self._expected: dict[tuple[bool, str], list[GateInputs]] = {}
+        self._judge: Workload = self
+        self._in_dtype: dict[torch.dtype, Workload] = {}
+        self.kept: dict[object, Any] = {}
+        """What the arms of a backend share, by its name: weights in a layout of its own."""
 
     @classmethod
     def of(cls, layers: list[pk.DecodeLayer], repeats: int = 1) -> "Workload":
@@ -48,14 +69,42 @@ class Workload:
         workload.inputs()  # now, while the layers hold what is timed
         return workload
 
-    def inputs(self, fresh: bool = False) -> list[GateInputs]:
+    @cached_property
+    def dense(self) -> "Workload":
+        """The same layers with 4-bit projections dequantised and rounded to the run's dtype, judged by the 4-bit ones;
+        itself where they are dense. Input, cache and buffers are shared."""
+        if not self.layers[0].weights.is_int4:
+            return self
+        other = Workload(
+            [layer.with_weights(layer.weights.dequantize(layer.dtype)) for layer in self.layers], self.samplers
+        )  # fmt: skip
+        other._judge = self
+        return other
+
+    def in_dtype(self, dtype: torch.dtype) -> "Workload":
+        """The same layers in another dtype, with inputs, caches and a reference of their own."""
+        if dtype == self.layers[0].dtype:
+            return self
+        if dtype not in self._in_dtype:
+            layers = [
+                pk.DecodeLayer(layer.spec, layer.weights.to(dtype), layer.ctx, layer.batch, dtype, layer.device)
+                for layer in self.layers
+            ]
+            self._in_dtype[dtype] = Workload(layers, self.samplers, self._seed)
+            self._in_dtype[dtype].inputs()
+        return self._in_dtype[dtype]
+
+    def inputs(self, fresh: bool = False, numbers: Numbers = AS_GIVEN) -> list[GateInputs]:
         """The inputs of the gate and what the reference says of them; or those of the check after the clocks, which
-        nobody has seen before. Made once for all arms."""
-        if fresh not in self._expected:
-            weights = self.layers[0].weights.dequantize()
+        nobody has seen before. Made once for all arms that are judged by the same numbers."""
+        if self._judge is not self:
+            return self._judge.inputs(fresh, numbers)
+        key = fresh, numbers.key
+        if key not in self._expected:
+            weights = numbers.of(self.layers[0].weights)
             make, seed = (fresh_inputs, secrets.randbits(62)) if fresh else (gate_inputs, self._seed)
-            self._expected[fresh] = make(self.layers[0], weights, seed)
-        return self._expected[fresh]
+            self._expected[key] = make(self.layers[0], weights, seed)
+        return self._expected[key]
 
     def checker(
         self,
@@ -64,16 +113,17 @@ class Workload:
         attentions: Sequence["Cache"] = (),
         parts: Mapping[str, Tensor] | None = None,
         by_step: bool = False,
+        numbers: Numbers = AS_GIVEN,
     ) -> "LayerCheck":
         """The check of an arm (bench.core.measure.Check).
 
         step: one on the first copy. outputs: the layer's result, of the first copy, or of every copy. attentions: of
         every copy, the cache that it reads, where that is not the layer's own. parts: what else of the first copy can
         be looked at after a step, by its name in GateInputs.expected. by_step: the arm's loop leaves no result, so
-        that the step is checked after the clocks too.
+        that the step is checked after the clocks too. numbers: what judges it.
         """
         outputs = [outputs] if callable(outputs) else outputs
-        return LayerCheck(self, step, list(outputs), list(attentions), dict(parts or {}), by_step)
+        return LayerCheck(self, step, list(outputs), list(attentions), dict(parts or {}), by_step, numbers)
 
 
 class Cache(Protocol):
@@ -97,11 +147,12 @@ class LayerCheck:
     caches: list[Cache]
     parts: dict[str, Tensor]
     by_step: bool
+    numbers: Numbers = AS_GIVEN
 
     def __call__(self, drive: Drive | None = None, watch: Watch | None = None) -> pk.reference.Comparison:
         """As bench.core.measure.Check says."""
-        timed, *others = self.workload.inputs()
-        sets = self.workload.inputs(fresh=True) if drive else [timed, *others]
+        timed, *others = self.workload.inputs(numbers=self.numbers)
+        sets = self.workload.inputs(fresh=True, numbers=self.numbers) if drive else [timed, *others]
         # Before the clocks one copy is enough: that the others are right is seen after them.
         checked = len(self.outputs) if drive else 1
         layers = self.workload.layers[:checked]
@@ -154,6 +205,7 @@ class LayerCheck:
             stacked = torch.stack([tensor.reshape(expected.shape) for tensor in tensors])
             of_all = expected.expand(stacked.shape)
             depth = MLP_DEPTH if inputs.shows_mlp and name in ("activated", "out") else LAYER_DEPTH
+            depth *= self.numbers.depth
             comparison = pk.reference.compare(stacked, of_all, self.workload.layers[0].dtype, depth)
             found.append(replace(comparison, message=f"{inputs.words(name)}: {comparison.message}"))
         return found
@@ -165,8 +217,9 @@ class Backend(ABC):
     name: str
     description: str
     install_hint: str | None = None
-    takes_int4: bool = False
-    """Multiplies by 4-bit weights too."""
+    weights: ClassVar[Sequence[str]] = (DENSE,)
+    """What its projections multiply by. One of dense weights alone gets 4-bit ones dequantised and rounded to the run's
+    dtype: the 16-bit layer beside the 4-bit ones."""
 
     @classmethod
     @abstractmethod
@@ -190,6 +243,11 @@ class Backend(ABC):
             return []
         return [mode for mode in MODES if not cls.mode_reason(mode, device)]
 
+    @classmethod
+    def dtype_on(cls, device: torch.device, dtype: torch.dtype) -> torch.dtype:
+        """The activations that it computes with in a run of that dtype: the run's, unless it takes another alone."""
+        return dtype
+
     @abstractmethod
     def arm(self, workload: Workload, mode: str, fusion: str | None) -> Arm:
         """The arm of one mode that mode_reason allows."""
@@ -200,26 +258,44 @@ class Backend(ABC):
         return [None]
 
 
+class NotRecordableError(Exception):
+    """A step whose calls no tape can hold: an arm of mode dispatch is unsupported, in these words."""
+
+
+def name_in(name: str, dtype: torch.dtype, of_the_run: torch.dtype) -> str:
+    """What a backend is called that computes in another dtype than the run: its name, and that dtype."""
+    return name if dtype == of_the_run else f"{name}-{DTYPE_FLAGS[dtype]}"
+
+
 def arms_of(backend: type[Backend], workload: Workload, modes: Sequence[str], fusions: Sequence[str]) -> list[Arm]:
     """All arms of a backend, unsupported ones with their reason. What fails while it is made is an `error` arm."""
-    device = workload.layers[0].device
+    layer = workload.layers[0]
+    device = layer.device
     reason = backend.availability(device)
-    if reason is None and workload.layers[0].weights.is_int4 and not backend.takes_int4:
-        reason = "multiplies by dense weights only"
-    reason = reason or backend.layer_reason(workload.layers[0])
+    if reason is None and not layer.weights.is_int4 and DENSE not in backend.weights:
+        reason = "multiplies by 4-bit weights only"
+    name = backend.name
+    if reason is None:
+        dtype = backend.dtype_on(device, layer.dtype)
+        name = name_in(name, dtype, layer.dtype)
+        workload = workload.in_dtype(dtype) if INT4 in backend.weights else workload.dense
+        reason = backend.layer_reason(workload.layers[0])
     if reason:
-        return [unsupported(backend.name, mode, reason) for mode in modes]
+        return [unsupported(name, mode, reason) for mode in modes]
     arms = []
     for fusion in backend.fusions(fusions):
         for mode in modes:
             if reason := backend.mode_reason(mode, device):
-                arms.append(unsupported(backend.name, mode, reason, fusion))
+                arms.append(unsupported(name, mode, reason, fusion))
                 continue
             try:
                 with torch.inference_mode():
-                    arms.append(backend().arm(workload, mode, fusion))
+                    arm = backend().arm(workload, mode, fusion)
+            except NotRecordableError as error:
+                arm = unsupported(name, mode, str(error), fusion)
             except Exception as error:  # the library's own words are the result
-                arm = Arm(backend.name, mode, fusion)
+                arm = Arm(name, mode, fusion)
                 arm.fail(error)
-                arms.append(arm)
+            arm.backend = name
+            arms.append(arm)
     return arms

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import numpy as np
 import torch
 
 import pykernels as pk
-from bench.backends.base import NO_CAPTURE, Backend, Workload
+from bench.backends.base import DENSE, INT4, NO_CAPTURE, Backend, Workload
 from bench.core.measure import Arm, Sampler
 from bench.core.samplers import Samplers, Step, chains, replay_all
 
@@ -85,7 +86,7 @@ class Native(Backend):
 
     name = "native"
     description = "launchtax's own kernels"
-    takes_int4 = True
+    weights: ClassVar[Sequence[str]] = (DENSE, INT4)
     NO_FLOAT32 = "has no float32 kernels for CUDA: bf16 or fp16"
 
     @classmethod
@@ -138,3 +139,11 @@ class Native(Backend):
             launches=len(kernels),
             steps_per_graph=samplers.repeats if mode.startswith("graph") else None,
         )
+
+
+class NativeDense(Native):
+    """The same kernels over 4-bit weights that were dequantised: what 16 bits cost beside 4."""
+
+    name = "native-dense"
+    description = "launchtax's own kernels on the dequantised weights"
+    weights = (DENSE,)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 import pykernels as pk
-from bench.backends.base import NO_CAPTURE, Backend, Workload
+from bench.backends.base import AS_GIVEN, NO_CAPTURE, Backend, Numbers, Workload
 from bench.backends.library import library_reason
-from bench.backends.torch_layer import Attention, TorchLayer
+from bench.backends.torch_layer import Attention, Projections, TorchLayer
 from bench.core import bits
 from bench.core.measure import Arm, Check, Drive, Watch
 from bench.core.samplers import capture, relaunches, replay_all
@@ -49,6 +49,14 @@ class PlainLayer(Backend):
     def attention(self, layer: pk.DecodeLayer) -> Attention:
         """Its attention over that layer's cache; whatever can be prepared outside the timing is prepared here."""
 
+    def projections(self, layer: pk.DecodeLayer, kept: dict[object, Any], copy: int) -> Projections:
+        """Its projections of that copy of the layer. `kept` outlives the arm (Workload.kept)."""
+        return Projections(layer.weights)
+
+    def numbers(self, weights: pk.LayerWeights) -> Numbers:
+        """What judges it over those weights."""
+        return AS_GIVEN
+
     @abstractmethod
     def kernel_name(self, layer: pk.DecodeLayer) -> str:
         """What is called for the attention, in words."""
@@ -61,13 +69,20 @@ class PlainLayer(Backend):
         """One step a copy, for the modes that Python drives and for a graph's capture."""
         return [layer.forward for layer in layers]
 
+    def _tapes(self, layers: list[TorchLayer]) -> list[pk.dispatch.Tape]:
+        """One a copy, for mode dispatch."""
+        return [layer.tape() for layer in layers]
+
     def _calls(self, layer: TorchLayer) -> list[str]:
         """The calls of one step, by name."""
         return layer.calls(self.kernel_name(layer.layer))
 
     def arm(self, workload: Workload, mode: str, fusion: str | None) -> Arm:
         samplers = workload.samplers
-        layers = [TorchLayer(layer, self.attention(layer)) for layer in workload.layers]
+        layers = [
+            TorchLayer(layer, self.attention(layer), self.projections(layer, workload.kept, copy))
+            for copy, layer in enumerate(workload.layers)
+        ]
         attention = layers[0].attention
         rows = (attention.k_row, attention.v_row)
         outputs = [lambda layer=layer: layer.out for layer in layers]
@@ -77,7 +92,7 @@ class PlainLayer(Backend):
             arm.kernels = self._calls(layers[0])
             arm.launches = len(arm.kernels)
             if mode == "dispatch":
-                tapes = [layer.tape() for layer in layers]
+                tapes = self._tapes(layers)
                 step, arm.sampler, host_sampler = tapes[0].run, samplers.tapes(tapes), samplers.host_tapes(tapes)
                 outputs = [lambda tape=tape: tape.outputs()[0] for tape in tapes]
             else:
@@ -101,7 +116,7 @@ class PlainLayer(Backend):
         arm.host_sampler = host_sampler if samplers.on_cuda else None
         arm.check = workload.checker(
             step, outputs if self.results_last else outputs[0], [layer.attention for layer in layers],
-            by_step=not self.results_last,
+            by_step=not self.results_last, numbers=self.numbers(workload.layers[0].weights),
         )  # fmt: skip
         if mode in ("native", "graph"):
             arm.check = self._checked(arm, steps[0], step, layers[0], rows)

@@ -4,7 +4,7 @@ The attention is a parameter, with the cache it reads; everything else is F.rms_
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -131,6 +131,33 @@ class Calls(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+class Projections:
+    """The linear projections of a layer, by F.linear."""
+
+    def __init__(self, weights: pk.LayerWeights) -> None:
+        self.weights = weights
+
+    def reload(self) -> None:
+        """Take over what was written into norms and biases since: nothing to do where nothing is a copy of them."""
+
+    def qkv(self, x: Tensor) -> Sequence[Tensor]:
+        """x [batch, hidden] -> q [batch, n_heads * head_dim], k and v [batch, n_kv_heads * head_dim]"""
+        w = self.weights
+        return F.linear(x, w.q_weight, w.q_bias), F.linear(x, w.k_weight, w.k_bias), F.linear(x, w.v_weight, w.v_bias)
+
+    def o(self, x: Tensor) -> Tensor:
+        """x [batch, n_heads * head_dim] -> [batch, hidden]"""
+        return F.linear(x, self.weights.o_weight)
+
+    def gate_up(self, x: Tensor) -> Sequence[Tensor]:
+        """x [batch, hidden] -> two of [batch, intermediate]"""
+        return F.linear(x, self.weights.gate_weight), F.linear(x, self.weights.up_weight)
+
+    def down(self, x: Tensor) -> Tensor:
+        """x [batch, intermediate] -> [batch, hidden]"""
+        return F.linear(x, self.weights.down_weight)
+
+
 class TorchLayer:
     """The layer over a DecodeLayer's weights and input.
 
@@ -138,8 +165,9 @@ class TorchLayer:
     angles of that position are prepared beforehand, as a model does once a step for all its layers.
     """
 
-    def __init__(self, layer: pk.DecodeLayer, attention: Attention) -> None:
+    def __init__(self, layer: pk.DecodeLayer, attention: Attention, projections: Projections | None = None) -> None:
         self.layer, self.attention = layer, attention
+        self.projections = projections or Projections(layer.weights)
         half = layer.spec.head_dim // 2
         angles = layer.cos_sin[int(layer.position[0])].to(layer.dtype)
         self.cosine, self.sine = angles[:half].repeat(2), angles[half:].repeat(2)
@@ -153,19 +181,19 @@ class TorchLayer:
         layer = self.layer
         w, spec, batch, dim = layer.weights, layer.spec, layer.batch, layer.spec.head_dim
         normed = F.rms_norm(layer.x, (spec.hidden,), w.input_norm, spec.rms_eps)
-        q = F.linear(normed, w.q_weight, w.q_bias).view(batch, spec.n_heads, 1, dim)
-        k = F.linear(normed, w.k_weight, w.k_bias).view(batch, spec.n_kv_heads, 1, dim)
-        v = F.linear(normed, w.v_weight, w.v_bias).view(batch, spec.n_kv_heads, 1, dim)
-        self.attention.append(self._rotate(k), v)
-        return self._rotate(q)
+        q, k, v = self.projections.qkv(normed)
+        self.attention.append(
+            self._rotate(k.view(batch, spec.n_kv_heads, 1, dim)), v.view(batch, spec.n_kv_heads, 1, dim)
+        )
+        return self._rotate(q.view(batch, spec.n_heads, 1, dim))
 
     def _after_attention(self, attended: Tensor) -> Tensor:
         layer = self.layer
         w, spec = layer.weights, layer.spec
-        h = layer.x + F.linear(attended.reshape(layer.batch, -1), w.o_weight)
+        h = layer.x + self.projections.o(attended.reshape(layer.batch, -1))
         normed = F.rms_norm(h, (spec.hidden,), w.post_norm, spec.rms_eps)
-        activated = F.silu(F.linear(normed, w.gate_weight)) * F.linear(normed, w.up_weight)
-        return h + F.linear(activated, w.down_weight)
+        gate, up = self.projections.gate_up(normed)
+        return h + self.projections.down(F.silu(gate) * up)
 
     def forward(self) -> Tensor:
         """One step. Returns [batch, hidden]."""

@@ -161,7 +161,7 @@ def run(
     if device.type == "cuda":
         found.add_device_keys(entries)
     ladders = results.make_ladders(
-        arms, ceiling.read_gbs(), lambda _: moved, bandwidth[0],
+        arms, ceiling.read_gbs(), lambda *_: moved, bandwidth[0],
         ladder.CUDA_CHAIN if device.type == "cuda" else ladder.CPU_CHAIN, found.traces,
     )  # fmt: skip
     counted = "as --bytes says" if n_bytes else "weights, inputs and results, each once"

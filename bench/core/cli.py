@@ -31,8 +31,9 @@ from pykernels.models import ModelSpec
 from pykernels.quant.int4_weight import group_size_allowed
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+DTYPE_FLAGS = {dtype: flag for flag, dtype in DTYPES.items()}
+"""What --dtype calls a dtype."""
 FUSIONS = tuple(OP_LABELS)
-"""Of dense weights, which alone make a step; a layer of 4-bit ones has `block` alone (layer_fusions)."""
 STUDIED = tuple(name for name in pk.models.names() if name != "tiny")
 """The models of the study."""
 ALL_STUDIED = ",".join(STUDIED)
@@ -73,15 +74,6 @@ def mode(text: str) -> str:
 def modes(flag: str, text: str, allowed: Sequence[str]) -> list[str]:
     """A comma-separated --mode: choices(), and cpp for native."""
     return choices(flag, ",".join(mode(part.strip()) for part in text.split(",")), allowed)
-
-
-def layer_fusions(text: str, int4: bool) -> list[str]:
-    """--fusion of a layer's driver: of 4-bit weights `block` alone."""
-    if not int4:
-        return choices("--fusion", text, FUSIONS)
-    if text not in ("block", "all"):
-        raise flag_error("--fusion", text, "block: 4-bit weights have no other")
-    return ["block"]
 
 
 def choice(flag: str, text: str, allowed: Sequence[str]) -> str:
@@ -176,12 +168,9 @@ DeviceFlag = Annotated[str, typer.Option("--device", help="auto, cpu or cuda")]
 WeightsFlag = Annotated[str, typer.Option("--weights", help="a local Hugging Face folder")]
 LayerWeightsFlag = Annotated[str, typer.Option("--weights", help="a local Hugging Face folder to take one layer from")]
 LayerFlag = Annotated[int, typer.Option("--layer", help="which layer of --weights")]
-LayerFusionFlag = Annotated[
+AttentionFlag = Annotated[
     str,
-    typer.Option(
-        "--fusion",
-        help="how native cuts the layer into ops: none (fourteen), block (five). Default: both; 4-bit weights: block",
-    ),
+    typer.Option("--attention", help="of 4-bit libraries' layers: the backend whose attention they have (--list)"),
 ]
 FusionFlag = Annotated[
     str,
@@ -303,7 +292,7 @@ def print_list(backends: Iterable[tuple[str, str, str | None, Sequence[str]]]) -
     """What --list prints: models, fusions, and of every backend its name, its description, and why it does not run here
     or its modes."""
     print("models:  ", ", ".join(pk.models.names()), "(or --config=PATH)")
-    print("fusions: ", ", ".join(FUSIONS) + "; of a layer's 4-bit weights block")
+    print("fusions: ", ", ".join(FUSIONS))
     print("backends:")
     for name, description, reason, modes in backends:
         print(f"  {name:<15} {description}")

@@ -167,10 +167,20 @@ def layer_ops(
     return [OpBytes(op, label, *by_label[label]) for op, label in op_labels(fusion, four_bit)]
 
 
-def step_ops(spec: ModelSpec, fusion: str, batch: int, kv_len: int, dtype: torch.dtype) -> list[OpBytes]:
-    """Every op of a whole step (`pykernels.DecodeModel.labels`) with its bytes, in order."""
+def step_ops(
+    spec: ModelSpec,
+    fusion: str,
+    batch: int,
+    kv_len: int,
+    dtype: torch.dtype,
+    int4_group_size: int | None = None,
+    int4_zeros: bool = False,
+    int4_perm: bool = False,
+) -> list[OpBytes]:
+    """Every op of a whole step (`pykernels.DecodeModel.labels`) with its bytes, in order; of 4-bit layers as layer_ops
+    says. The tables are of `dtype`."""
     e, hidden, vocab = dtype.itemsize, spec.hidden, spec.vocab
-    layer = layer_ops(spec, fusion, batch, kv_len, dtype)
+    layer = layer_ops(spec, fusion, batch, kv_len, dtype, int4_group_size, int4_zeros, int4_perm)
     return [
         OpBytes("embedding", "embedding", f"{batch} of {vocab}x{hidden}", embedding(batch, hidden, e)),
         *(layer * spec.n_layers),
@@ -188,6 +198,12 @@ def microseconds(n_bytes: float, gbs: float) -> float:
 def gigabytes_per_second(n_bytes: float, time_us: Time) -> Time:
     """10^9 bytes a second."""
     return n_bytes / (time_us * 1e3)
+
+
+def projection_shapes(spec: ModelSpec) -> list[tuple[int, int]]:
+    """(in_features, out_features) of the seven projections of a layer."""
+    of = {label: sizes(spec) for label, sizes in LINEAR_SHAPES.items()}
+    return [of["q"], of["kv"], of["kv"], of["o"], of["gate/up"], of["gate/up"], of["down"]]
 
 
 LINEAR_SHAPES: dict[str, Callable[[ModelSpec], tuple[int, int]]] = {

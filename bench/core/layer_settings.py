@@ -1,6 +1,6 @@
 """The flags of the drivers of one decode layer (bench.layer, bench.inside), and the layer that they describe."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -9,21 +9,14 @@ import pykernels as pk
 from bench.core import cli, environment, floors
 from bench.core.copies import weight_copies
 from bench.core.errors import flag_error
+from bench.core.quant_flags import QuantFlags
 from bench.core.stop_rule import StopFlags
 from pykernels.layer import available_bytes
 from pykernels.models import ModelSpec
 
 
-def check_group_size(flag: str, group_size: int, specs: list[ModelSpec]) -> None:
-    """Raise UsageError unless the groups divide the rows of every linear shape of the models."""
-    for spec in specs if group_size != -1 else ():
-        for label, sizes in floors.LINEAR_SHAPES.items():
-            if (n_in := sizes(spec)[0]) % group_size:
-                raise flag_error(flag, group_size, f"a divisor of in_features, which is {n_in} ({spec.name}, {label})")
-
-
 @dataclass(kw_only=True)
-class LayerSettings(StopFlags):
+class LayerSettings(QuantFlags, StopFlags):
     """The flags of one layer, and what they come to."""
 
     model: cli.ModelFlag = "qwen2.5-7b"
@@ -34,18 +27,12 @@ class LayerSettings(StopFlags):
     batch: cli.BatchFlag = 1
     dtype: cli.DtypeFlag = "bf16"
     device: cli.DeviceFlag = "auto"
-    fusion: cli.LayerFusionFlag = ""
-    quant: cli.QuantFlag = "none"
-    group: cli.GroupFlag = 128
-    asymmetric: cli.AsymmetricFlag = False
+    fusion: cli.FusionFlag = "none,block"
     l2: cli.L2Flag = "cold"
     warmup: cli.WarmupFlag = 5
     steps: cli.StepsFlag = 30
     repeats: cli.RepeatsFlag = 0
     seed: cli.SeedFlag = 0
-
-    int4_format: tuple[int, bool, bool] | None = field(default=None, init=False)
-    """Of the weights (LayerWeights.int4_format), set once they are made; None where they are dense."""
 
     @cached_property
     def spec(self) -> ModelSpec:
@@ -63,34 +50,14 @@ class LayerSettings(StopFlags):
         return cli.DTYPES[self.dtype]
 
     @cached_property
-    def from_quantised_folder(self) -> bool:
-        """Whether --weights holds quantised weights already."""
-        return bool(self.weights) and cli.usage(lambda: pk.quant.quantization_of(self.weights)) is not None
-
-    @property
-    def four_bit(self) -> bool:
-        """Whether the layer multiplies by 4-bit weights."""
-        return self.quant == "int4" or self.from_quantised_folder
-
-    @cached_property
     def fusions(self) -> list[str]:
         """--fusion of native."""
-        return cli.layer_fusions(self.fusion or ("block" if self.four_bit else "none,block"), self.four_bit)
+        return cli.choices("--fusion", self.fusion, cli.FUSIONS)
 
     def check(self) -> None:
         """Raise UsageError for the first of the layer's flags that does not fit the others."""
         cli.number("--ctx", self.ctx, 1, self.spec.max_position)
-        check_group_size(
-            "--group", cli.group_size("--group", self.group),
-            [self.spec] if self.quant == "int4" and not self.from_quantised_folder else [],
-        )  # fmt: skip
-        if self.from_quantised_folder or self.quant == "none":
-            folder = self.from_quantised_folder
-            allowed = "left out: the weights of --weights have their own" if folder else "given with --quant=int4"
-            if self.group != 128:
-                raise flag_error("--group", self.group, allowed)
-            if self.asymmetric:
-                raise flag_error("--asymmetric", "true", allowed)
+        self.check_quant([self.spec])
         if self.layer and not self.weights:
             raise flag_error("--layer", self.layer, "given with --weights: random weights are of no layer")
         assert self.fusions
@@ -120,8 +87,7 @@ def make_layers(settings: LayerSettings) -> list[pk.DecodeLayer]:
         weights = pk.LayerWeights.from_folder(settings.weights, settings.layer, spec, dtype, device)
     else:
         weights = pk.LayerWeights.random(spec, dtype, device, settings.seed)
-    if settings.four_bit and not weights.is_int4:
-        weights = weights.quantize(settings.group, not settings.asymmetric)
+    weights = settings.quantised(weights)
     copies = weight_copies(weights.n_bytes, settings.l2, device)
     check_memory(settings, weights.n_bytes, copies)
     try:
@@ -142,13 +108,13 @@ def l2_words(settings: LayerSettings, layers: list[pk.DecodeLayer]) -> str:
     )
 
 
-def layer_ops(settings: LayerSettings, fusion: str | None) -> list[floors.OpBytes]:
-    """The ops of a step and their bytes; the plain torch layer is held to the unfused sequence."""
-    int4 = settings.int4_format or ()
-    fusion = fusion or ("block" if int4 else "none")
-    return floors.layer_ops(settings.spec, fusion, settings.batch, settings.ctx, settings.torch_dtype, *int4)
+def layer_ops(settings: LayerSettings, fusion: str | None, dense: bool = False) -> list[floors.OpBytes]:
+    """The ops of a step and their bytes; the plain torch layer is held to the unfused sequence. dense: of a layer that
+    multiplies by dense weights in a run of 4-bit ones."""
+    int4 = () if dense else settings.int4_format or ()
+    return floors.layer_ops(settings.spec, fusion or "none", settings.batch, settings.ctx, settings.torch_dtype, *int4)
 
 
-def streamed_bytes(settings: LayerSettings, fusion: str | None) -> int:
-    """What a step must move."""
-    return sum(op.bytes for op in layer_ops(settings, fusion))
+def streamed_bytes(settings: LayerSettings, fusion: str | None, dense: bool = False) -> int:
+    """What a step must move. 4-bit weights count by the run's format, whatever layout a library makes of them."""
+    return sum(op.bytes for op in layer_ops(settings, fusion, dense))

@@ -1,5 +1,7 @@
 """The format of 4-bit weights, for documents and titles."""
 
+from collections.abc import Sequence
+
 from bench.core.document import Document
 
 Format = tuple[int, bool, bool]
@@ -20,3 +22,25 @@ def quant_words(of: Format | None) -> str:
     group_size, zeros, act_order = of
     size = "one group a row" if group_size == -1 else f"groups of {group_size}"
     return f", int4 in {size}{' with zero points' * zeros}{', act-order' * act_order}"
+
+
+def quant_suffix(quant: Document | None) -> str:
+    """The key `quant` of a document behind the model's name, for tables; nothing where the weights are dense."""
+    if not quant:
+        return ""
+    size = "row" if quant["group_size"] == -1 else quant["group_size"]
+    return f" int4 g{size}{' zeros' * quant['zero_points']}{' act-order' * quant['act_order']}"
+
+
+def weights_key(of: Format | None, dense: bool, dtype: str) -> Document:
+    """The key `weights` of an arm in a run of 4-bit weights: int4, or the dtype of those that were dequantised for it.
+    Nothing in other runs, where all arms multiply by the same."""
+    return {} if of is None else {"weights": dtype if dense else "int4"}
+
+
+def dense_line(arms: Sequence[Document]) -> str:
+    """Which arms of a run of 4-bit weights multiply by dequantised ones, in words; empty where none does."""
+    dense = {arm["backend"]: arm["weights"] for arm in arms if arm.get("weights", "int4") != "int4"}
+    if not dense:
+        return ""
+    return f"on the same weights in {', '.join(dict.fromkeys(dense.values()))}: {', '.join(dense)}; all others in int4"

@@ -171,14 +171,15 @@ def timeline(kernels: Sequence[Kernel], labels: Sequence[str]) -> list[Document]
 def make_ladders(
     arms: Sequence[Arm],
     read_gbs: np.ndarray,
-    n_bytes: Callable[[str | None], int],
+    n_bytes: Callable[[str, str | None], int],
     spec_gbs: float | None,
     chain: ladder.Chain,
     traces: Mapping[str, Traced],
 ) -> Document:
     """The keys `ladder` and `ladder_notes`: one a backend and fusion whose eager arm was measured.
 
-    n_bytes: what a step of that fusion must move. The device's clock is that of the lowest arm of the chain.
+    n_bytes: what a step of that backend and fusion must move. The device's clock is that of the lowest arm of the
+    chain.
     """
     ladders, notes = {}, {}
     for backend, fusion in dict.fromkeys((arm.backend, arm.fusion) for arm in arms):
@@ -196,7 +197,7 @@ def make_ladders(
         # On a CPU kernel and host share a thread: nothing is ever hidden.
         on_cuda = chain is ladder.CUDA_CHAIN
         host_us = {m: float(np.median(a.host_samples_us)) for m, a in measured.items() if on_cuda and a.host_samples_us}
-        parts, note = ladder.ladder(clocks, read_gbs, n_bytes(fusion), spec_gbs, chain, host_us)
+        parts, note = ladder.ladder(clocks, read_gbs, n_bytes(backend, fusion), spec_gbs, chain, host_us)
         name = program_name(backend, fusion)
         ladders[name] = [vars(part) for part in parts]
         if note:

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from bench.core.document import Document, entry_name, program_name, write_atomically
 from bench.core.environment import commit_words
+from bench.core.quant_words import dense_line
 
 # One colour a part, shared with the plots: from what software costs (warm) to what the memory must (cold).
 PART_COLOURS = {
@@ -253,14 +254,15 @@ def arm_grid(document: Document) -> Grid:
 
 
 def refusals(document: Document) -> list[str]:
-    """One line for each reason that kept arms from running, or was wrong with them."""
+    """One line for each reason that kept arms from running, or was wrong with them; before them, in a run of 4-bit
+    weights, which arms multiply by dequantised ones."""
     by_reason: dict[tuple[str, str], dict[str, list[str]]] = {}
     for arm in [*document.get("arms", []), *document.get("ops", [])]:
         if arm.get("status", "ok") != "ok":
             backend = program_name(arm["backend"], None if arm["status"] == "unsupported" else arm["fusion"])
             backends = by_reason.setdefault((arm["status"], arm["reason"]), {})
             backends.setdefault(backend, []).append(arm["mode"])
-    lines = []
+    lines = [line] if (line := dense_line(document.get("arms", []))) else []
     for (status, reason), backends in by_reason.items():
         by_modes: dict[str, list[str]] = {}
         for backend, modes in backends.items():

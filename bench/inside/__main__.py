@@ -58,7 +58,7 @@ class Settings(LayerSettings):
             callback=cli.checked(cli.number, "--repeats", 0, 512),
         ),
     ] = 0
-    fusion: cli.LayerFusionFlag = "block"
+    fusion: cli.FusionFlag = "block"
     json: cli.JsonFlag = ""
     md: cli.MdFlag = ""
     list_: cli.ListFlag = False

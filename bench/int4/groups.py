@@ -12,16 +12,17 @@ import pykernels as pk
 from bench.backends import Workload, arms_of
 from bench.backends import native as layer_backend
 from bench.backends.int4 import Int4Kernel, gate_depth
-from bench.backends.int4.base import DTYPE_FLAGS
 from bench.backends.op_arms import native_arm, peer_modes, torch_arm
 from bench.backends.op_cases import Case, Instance
 from bench.core import floors
+from bench.core.cli import DTYPE_FLAGS
 from bench.core.copies import layers_a_sample, steps_a_sample, weight_copies
 from bench.core.document import Document
 from bench.core.errors import flag_error
 from bench.core.measure import Arm, Rotation, unsupported
 from bench.core.samplers import Samplers
 from bench.int4 import plugged
+from bench.int4.plain_reads import PlainRead, plain_read
 from bench.int4.settings import Settings
 from bench.int4.validate import relative
 from bench.plugins.loading import Journal, watch
@@ -88,6 +89,8 @@ class Group:
     """By backend: how far the reference on what a kernel's layout says is from the reference on the 4-bit weight."""
     dtypes: dict[str, str] = field(default_factory=dict)
     """By backend: the activations, where they are not the run's in every case."""
+    reads: list[PlainRead] = field(default_factory=list)
+    """Plain reads of as many bytes, measured with the arms."""
 
 
 class Data:
@@ -273,9 +276,13 @@ def shape_group(shape: Shape, settings: Settings) -> Group:
             # Only of what was prepared: of a kernel that does not run there is no layout to compare.
             if any(arm.status == "ok" for arm in of_kernel):
                 layout_errors[name] = relative(given.expected_of(kernel), given.expected)
+    reads = [
+        plain_read(one.bytes, one.copies, one.repeats, settings.modes, settings.target)
+        for one in (of_dense, Counted(packed + data.vector_bytes, samplers.repeats, copies))
+    ]
     arms += (failed := plugged.failed(settings.plugged, what))
     counted |= {arm.label: Counted(0, samplers.repeats, copies) for arm in failed}
-    return Group(what, arms, counted, 1, layout_errors, dtypes)
+    return Group(what, arms, counted, 1, layout_errors, dtypes, reads)
 
 
 def layer_group(spec: ModelSpec, settings: Settings) -> Group:

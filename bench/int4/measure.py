@@ -10,6 +10,7 @@ from bench.core.ceiling import Ceiling
 from bench.core.document import Document
 from bench.core.measure import Arm
 from bench.core.run import take_rounds
+from bench.int4 import plain_reads
 from bench.int4.groups import Group
 from bench.int4.parts import Parts, split
 from bench.int4.settings import Settings
@@ -19,9 +20,10 @@ def measure_group(
     group: Group, settings: Settings, ceiling: Ceiling, monitor: gpu_state.Monitor | None, null_us: dict[str, float]
 ) -> list[Document]:
     """Gate and measure. Returns the entries of the key `ops`. Raises KeyboardInterrupt where it was interrupted."""
-    measure.gate(group.arms)
+    reads = [arm for read in group.reads for arm in read.arms]
+    measure.gate([*group.arms, *reads])
     rule = settings.stop_rule()
-    throttling = take_rounds(group.arms, ceiling, settings.warmup, settings.steps, monitor, rule)
+    throttling = take_rounds([*group.arms, *reads], ceiling, settings.warmup, settings.steps, monitor, rule)
     if settings.target.type == "cuda":
         measure.measure_host(group.arms, settings.warmup, max(settings.steps, 100))
     measure.gate_again(group.arms)
@@ -50,6 +52,7 @@ def measure_group(
             entry |= results.device_keys(entry, None, arm.reason, bandwidths)
         entries.append(entry)
     compare(entries, group.arms, settings)
+    plain_reads.compare(entries, group.reads)
     return entries
 
 

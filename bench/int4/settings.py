@@ -12,11 +12,11 @@ import typer
 from bench.backends import int4 as kernels4
 from bench.backends import modes_on
 from bench.backends.int4 import Int4Kernel
-from bench.backends.int4.base import DTYPE_FLAGS
 from bench.backends.op_arms import peer_modes
 from bench.core import cli
+from bench.core.cli import DTYPE_FLAGS
 from bench.core.errors import flag_error
-from bench.core.layer_settings import check_group_size
+from bench.core.quant_flags import check_group_size
 from bench.core.stop_rule import StopFlags
 from bench.int4.predict import GPUS
 from bench.plugins import plan as plugins

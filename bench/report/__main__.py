@@ -19,7 +19,7 @@ from bench.core.flags import Flags, make_command
 from bench.core.paths import user_path
 from bench.core.tables import microseconds, percent
 from bench.drivers import takes
-from bench.report import collect, main_sections, peer_sections
+from bench.report import collect, int4_steps, main_sections, peer_sections
 from bench.report.collect import Folder
 from bench.report.page import Grid, Section, as_html, as_markdown, drawn
 from bench.study import cost, paper
@@ -273,7 +273,8 @@ def make_sections(folder: Folder, prices: Sequence[str]) -> list[Section]:
         environment_section(folder), main_sections.layers_section(folder), main_sections.ops_section(folder),
         steps_section(folder), block_section(folder), speedup_section(folder),
         attention_section(folder), peer_sections.backends_section(folder),
-        peer_sections.stack_section(folder), int4_section(folder), comparison_section(folder),
+        peer_sections.stack_section(folder), int4_section(folder),
+        int4_steps.section(folder, cost.prices(prices)), comparison_section(folder),
         cost_section(folder, prices) if folder.of_kind("step") else None,
     ]  # fmt: skip
     return [section for section in made if section is not None]

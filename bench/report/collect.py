@@ -9,6 +9,7 @@ from typing import Any
 from bench.core import document
 from bench.core.document import Document, device_name, entry_name, program_name
 from bench.core.errors import UsageError, flag_error
+from bench.core.quant_words import quant_suffix
 
 Row = dict[str, Any]
 
@@ -78,7 +79,7 @@ def model_name(result: Document) -> str:
     """The model, with what is not all of it said."""
     model, full = result["model"], result.get("full_layers")
     part = "" if full in (None, model.get("n_layers")) else f" ({model['n_layers']} of {full} layers)"
-    return model["name"] + part
+    return model["name"] + quant_suffix(result.get("quant")) + part
 
 
 def step_rows(folder: Folder) -> list[Row]:

@@ -28,7 +28,7 @@ PUBLISHED = "published (arXiv 2605.30571)"
 # Okabe and Ito's colours, told apart by most eyes.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
 _MARKS = {"eager": "o", "pybind": "v", "dispatch": "^", "native": "D", "graph": "s", "graph-pdl": "*"}
-_HOLLOW: dict[str, Any] = {"facecolor": "white", "edgecolor": "#555555", "hatch": "///", "linewidth": 0.8}
+HOLLOW: dict[str, Any] = {"facecolor": "white", "edgecolor": "#555555", "hatch": "///", "linewidth": 0.8}
 
 
 def _new(height: float, title: str, width: float = 8.5) -> tuple[Figure, Axes]:
@@ -258,7 +258,7 @@ def _bars(axes: Axes, bars: Sequence[tuple], text: Callable[[float], str]) -> No
     smallest = min(value for _, value, _, _ in bars)
     start = 10 ** np.floor(np.log10(smallest) - 0.3)
     for row, (_, value, whiskers, is_published) in enumerate(bars):
-        style = _HOLLOW if is_published else {"facecolor": COLOURS[0]}
+        style = HOLLOW if is_published else {"facecolor": COLOURS[0]}
         axes.barh(row, value - start, left=start, height=0.68, **style)
         if whiskers:
             axes.errorbar([value], [row], xerr=[[whiskers[0]], [whiskers[1]]], color="black", capsize=2, linewidth=1)
@@ -272,7 +272,7 @@ def _bars(axes: Axes, bars: Sequence[tuple], text: Callable[[float], str]) -> No
         [plt.Rectangle((0, 0), 1, 1, facecolor=COLOURS[0], label="measured")] if not all(b[3] for b in bars) else []
     )
     if any(b[3] for b in bars):
-        handles.append(plt.Rectangle((0, 0), 1, 1, label=PUBLISHED, **_HOLLOW))
+        handles.append(plt.Rectangle((0, 0), 1, 1, label=PUBLISHED, **HOLLOW))
     axes.legend(handles=handles, fontsize=7, frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
 
 

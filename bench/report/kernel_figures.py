@@ -12,7 +12,8 @@ from matplotlib.figure import Figure  # noqa: E402
 
 from bench.core.tables import microseconds, percent  # noqa: E402
 from bench.report.collect import Row  # noqa: E402
-from bench.report.figures import ink, palette_of  # noqa: E402
+from bench.report.figures import HOLLOW, PUBLISHED, ink, palette_of  # noqa: E402
+from bench.study import paper  # noqa: E402
 
 _OTHERS = "#b0b0b0"
 
@@ -96,4 +97,41 @@ def int4(rows: Sequence[Row]) -> Figure:
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=7)
     grid[-1, 0].set_xlabel("times as fast as the dense kernel; mark: the ratio of their bytes", fontsize=8)
+    return figure
+
+
+def int4_steps(rows: Sequence[Row], published: Sequence[paper.Figure]) -> Figure:
+    """A step of each backend (`bench.report.int4_steps.rows_of`), eager and as fast as it goes, and published ones."""
+    figure, axes = plt.subplots(figsize=(9, 1.2 + 0.3 * (len(rows) + len(published))), layout="constrained")
+    labels = []
+    for y, row in enumerate(rows):
+        dense = row["weights"] != "int4"
+        if row["eager_ms"]:
+            axes.barh(y, row["eager_ms"], height=0.7, color="#cccccc" if dense else "#9ecae1")
+        axes.barh(y, row["best_ms"], height=0.7, color="#777777" if dense else "#0072b2")
+        words = f"{row['best_ms']:,.2f} {row['best_mode']}"
+        if row["eager_ms"] and row["best_mode"] != "eager":
+            words += f", eager {row['eager_ms']:,.2f}"
+        end = max(row["best_ms"], row["eager_ms"] or 0)
+        axes.annotate(f"{words} ms", (end, y), xytext=(4, 0), textcoords="offset points", va="center", fontsize=7)
+        labels.append(f"{row['backend']} ({row['weights']})")
+    for y, one in enumerate(published, len(rows)):
+        axes.barh(y, one.value, height=0.7, **HOLLOW)
+        axes.annotate(f"{one.value:.2f} ms", (one.value, y), xytext=(4, 0), textcoords="offset points", va="center",
+                      fontsize=7)  # fmt: skip
+        labels.append(f"{one.gpu}: {'bf16 eager' if one.arm == 'eager' else one.arm}")
+    axes.set_yticks(range(len(labels)), labels, fontsize=7)
+    axes.set_ylim(len(labels) - 0.4, -0.6)
+    axes.set_xscale("log")
+    axes.set_xlim(right=4 * max([*(row["eager_ms"] or row["best_ms"] for row in rows), *(f.value for f in published)]))
+    axes.set_xlabel("ms a step, logarithmic", fontsize=8)
+    handles = [
+        plt.Rectangle((0, 0), 1, 1, color="#0072b2", label="fastest mode"),
+        plt.Rectangle((0, 0), 1, 1, color="#9ecae1", label="eager"),
+        plt.Rectangle((0, 0), 1, 1, color="#777777", label="16-bit weights"),
+        plt.Rectangle((0, 0), 1, 1, label=PUBLISHED, **HOLLOW),
+    ]
+    axes.legend(handles=handles, fontsize=6, frameon=False, loc="lower right")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title(rows[0]["device_name"], fontsize=9, loc="left", fontweight="bold")
     return figure

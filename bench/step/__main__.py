@@ -14,6 +14,7 @@ from rich.console import Console
 
 from bench.backends.steps import arms as step_arms
 from bench.core import cli, environment, measure, results, tables
+from bench.core import quant_words as words
 from bench.core.ceiling import Ceiling
 from bench.core.document import Document, program_name
 from bench.core.flags import make_command
@@ -51,7 +52,7 @@ def out_of_memory_arms(settings: Settings, error: BaseException) -> list[Arm]:
     """Every wanted arm, none of which had room."""
     arms = []
     for name, modes, fusions in settings.groups:
-        backend = step_arms.backends()[name]
+        backend = settings.known[name]
         for fusion in backend.fusions(fusions):
             for mode in modes:
                 if reason := backend.reason(mode, settings.target):
@@ -88,6 +89,7 @@ def document_of(settings: Settings, found: Measurement, looked: Document, machin
         "full_layers": settings.full_spec.n_layers,
         "shared_weights": settings.shared_weights,
         "weights": "checkpoint" if settings.weights else "random",
+        "quant": words.quant_document(settings.int4_format),
         "cache": "random K and V of unit scale before ctx; nothing was prefilled",
         "ctx": settings.ctx, "batch": settings.batch, "dtype": settings.dtype, "device": device.type,
         "l2": l2,
@@ -99,7 +101,9 @@ def document_of(settings: Settings, found: Measurement, looked: Document, machin
         "ceiling": found.bandwidths,
         "bytes": {
             "step_streamed": {fusion: step_bytes(settings, fusion) for fusion in settings.fusions},
-            "paper": results.paper_bytes(spec, settings.ctx, settings.batch, dtype),
+            "paper": results.paper_bytes(
+                spec, settings.ctx, settings.batch, dtype, settings.layer_bytes(settings.four_bit)
+            ),
         },
         "ops": looked["ops"],
         "timelines": looked["timelines"],
@@ -118,7 +122,7 @@ def run(settings: Settings) -> Document:
         arms = [
             arm
             for name, modes, fusions in settings.groups
-            for arm in step_arms.arms_of(step_arms.backends()[name], reference, modes, fusions, settings.traced_from)
+            for arm in step_arms.arms_of(settings.known[name], reference, modes, fusions, settings.traced_from)
         ]
         check(arms, settings.target)
         ceiling = Ceiling(settings.target)

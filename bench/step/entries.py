@@ -16,6 +16,7 @@ from bench.core.document import Document, entry_name, program_name
 from bench.core.floors import OpBytes
 from bench.core.intervals import union_ns
 from bench.core.measure import Arm
+from bench.core.quant_words import quant_words, weights_key
 from bench.core.results import bandwidth
 from bench.core.run import Measurement
 from bench.core.tables import percent
@@ -24,28 +25,32 @@ from bench.study import accounting, drift
 from pykernels.model import STEP_LABELS
 
 
-def step_bytes(settings: Settings, fusion: str | None) -> int:
-    """What a step must move, at the average kv_len of the timed steps; plain torch is held to the unfused sequence."""
-    return sum(op.bytes for op in step_ops(settings, fusion))
+def step_bytes(settings: Settings, fusion: str | None, dense: bool = False) -> int:
+    """What a step must move, at the average kv_len of the timed steps; plain torch is held to the unfused sequence.
+    dense: of an arm that multiplies by dense weights in a run of 4-bit ones."""
+    return sum(op.bytes for op in step_ops(settings, fusion, dense))
 
 
-def step_ops(settings: Settings, fusion: str | None) -> list[OpBytes]:
+def step_ops(settings: Settings, fusion: str | None, dense: bool = False) -> list[OpBytes]:
     """The ops of a step in order, at the average kv_len of the timed steps."""
     kv_len = round(float(np.mean(settings.kv_lens(settings.steps))))
-    return floors.step_ops(settings.spec, fusion or "none", settings.batch, kv_len, settings.torch_dtype)
+    int4 = () if dense else settings.int4_format or ()
+    return floors.step_ops(settings.spec, fusion or "none", settings.batch, kv_len, settings.torch_dtype, *int4)
 
 
 def arm_document(arm: Arm, settings: Settings, ceiling: Document, device_name: str, arms: Sequence[Arm]) -> Document:
     """One entry of the key `arms`: bench.layer's keys, the study's own under `paper`, and whether it drifted.
     `kernels` says how often a step has each: their names in order would be most of the document."""
-    entry = results.arm_document(arm, step_bytes(settings, arm.fusion), ceiling, arms)
+    dense = settings.is_dense(arm.backend)
+    entry = results.arm_document(arm, step_bytes(settings, arm.fusion, dense), ceiling, arms)
+    entry |= weights_key(settings.int4_format, dense, settings.dtype)
     entry |= {"kernels": dict(Counter(arm.kernels)), "paper": None, "drift": None, "launches_per_layer": None}
     if entry["wall_us"]:
         lengths = settings.kv_lens(len(arm.samples_us))
         entry["paper"] = accounting.paper_cell(
             settings.spec, device_name, settings.ctx, settings.batch, settings.torch_dtype, arm.kept_us.tolist(),
             [kv_len for index, kv_len in enumerate(lengths) if index not in arm.dropped_rounds],
-            ceiling["spec_gbs"], f"launchtax {pk.__version__} bench.step",
+            ceiling["spec_gbs"], f"launchtax {pk.__version__} bench.step", settings.layer_bytes(not dense),
         )  # fmt: skip
         entry["drift"] = vars(drift.test(arm.samples_us))
         for other in arms:
@@ -125,11 +130,12 @@ def count_launches_per_layer(model: pk.DecodeModel, settings: Settings, names: C
             pk.DecodeModel(spec, few, settings.ctx + 1, settings.batch, settings.torch_dtype, settings.target)
         )
     for name in names:
-        backend = step_arms.backends()[name]
-        mode = "native" if name == "native" else "eager"
+        backend = step_arms.named(name)
+        mode = "native" if name in step_arms.NATIVE else "eager"
         for fusion in backend.fusions(settings.fusions):
             with torch.inference_mode(), backend.surroundings():
-                one, two = (_launches(backend.driver(small, mode, fusion, 0)) for small in models)
+                subjects = [backend.subject(step_arms.Reference(small, 0)).model for small in models]
+                one, two = (_launches(backend.driver(small, mode, fusion, 0)) for small in subjects)
             counts[program_name(name, fusion)] = two - one
     return counts
 
@@ -215,7 +221,8 @@ def make_ladders(found: Measurement, settings: Settings) -> Document:
         return {"ladder": {}, "ladder_notes": {}}
     chain = ladder.CUDA_CHAIN if settings.target.type == "cuda" else ladder.CPU_CHAIN
     return results.make_ladders(
-        found.arms, found.ceiling.read_gbs(), lambda fusion: step_bytes(settings, fusion), settings.spec_bandwidth[0],
+        found.arms, found.ceiling.read_gbs(),
+        lambda backend, fusion: step_bytes(settings, fusion, settings.is_dense(backend)), settings.spec_bandwidth[0],
         chain, found.traces,
     )  # fmt: skip
 
@@ -229,4 +236,4 @@ def title(settings: Settings) -> str:
         else f", {spec.n_layers} of its {settings.full_spec.n_layers} layers"
     )
     shared = ", all layers of one set of weights" if settings.shared_weights else ""
-    return f"one decode step of {spec.name}{part}{shared}, ctx {settings.ctx}"
+    return f"one decode step of {spec.name}{quant_words(settings.int4_format)}{part}{shared}, ctx {settings.ctx}"

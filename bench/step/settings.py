@@ -6,9 +6,11 @@ from typing import Annotated
 
 import typer
 
+from bench.backends import INT4
 from bench.backends.steps import arms as step_arms
 from bench.backends.steps.settings import StepModelSettings
 from bench.core import cli, device_trace
+from bench.core.errors import flag_error
 from bench.core.stop_rule import StopFlags
 
 _MODE_HELP = f"{cli.MODE_HELP}; graph-loop: one launch of a graph that decodes all tokens (native, a GPU)"
@@ -18,7 +20,13 @@ _MODE_HELP = f"{cli.MODE_HELP}; graph-loop: one launch of a graph that decodes a
 class Settings(StepModelSettings, StopFlags):
     """The flags of one run, and what they come to."""
 
-    backend: cli.BackendFlag = "native,sdpa,transformers"
+    backend: Annotated[
+        str,
+        typer.Option(
+            "--backend", help="comma-separated, or all: who computes. Default: native,sdpa,transformers; 4-bit: all"
+        ),
+    ] = ""
+    attention: cli.AttentionFlag = "sdpa"
     mode: Annotated[str, typer.Option("--mode", help=_MODE_HELP)] = "all"
     fusion: cli.FusionFlag = "none,block"
     arm: Annotated[
@@ -43,8 +51,43 @@ class Settings(StepModelSettings, StopFlags):
             cli.modes("--mode", self.mode, step_arms.STEP_MODES),
             cli.choices("--fusion", self.fusion, cli.FUSIONS),
         )
-        names = cli.choices("--backend", self.backend, list(step_arms.backends()))
+        default = "all" if self.four_bit else "native,sdpa,transformers"
+        text = self.backend or default
+        if not self.four_bit:
+            step_arms.check_quantised("--backend", [name.strip() for name in text.split(",")], self.four_bit)
+        of_run = step_arms.default_backends(self.four_bit)
+        known = of_run if text == "all" or not self.four_bit else list(step_arms.backends())
+        names = cli.choices("--backend", text, known)
         return [(name, modes, fusions) for name in names]
+
+    @cached_property
+    def known(self) -> dict[str, step_arms.StepBackend]:
+        """Every backend by name, with --attention."""
+        return step_arms.backends(cli.choice("--attention", self.attention, step_arms.attentions()))
+
+    def is_dense(self, arm: str) -> bool:
+        """Whether the arms of that name multiply by dense weights."""
+        return not self.four_bit or INT4 not in step_arms.named(arm).weights
+
+    def beside_bytes(self) -> int:
+        """One set of dequantised layers for all who multiply by those, one in a layout of its own a linear peer, and
+        tables and caches again where a peer takes another dtype alone."""
+        if not self.four_bit:
+            return 0
+        layers = 1 if self.shared_weights else self.spec.n_layers
+        of_layers = {int4: layers * self.layer_bytes(int4) for int4 in (True, False)}
+        needed, moved = 0, False
+        if any(self.is_dense(name) for name in self.backends):
+            needed += of_layers[False]
+        for name in self.backends:
+            peer = self.known[name].peer
+            if peer and not peer.availability(self.target):
+                needed += of_layers[True]
+                moved |= peer.dtype_on(self.target, self.torch_dtype) != self.torch_dtype
+        if moved:
+            tables = self._weight_bytes(True) - of_layers[True]
+            needed += tables + self.spec.kv_bytes(self.max_len, self.batch, self.torch_dtype)
+        return needed
 
     @cached_property
     def spec_bandwidth(self) -> tuple[float | None, str]:
@@ -79,4 +122,7 @@ class Settings(StepModelSettings, StopFlags):
     def check(self) -> None:
         """Raise UsageError for the first flag that does not fit the others."""
         self.check_model()
-        assert self.groups
+        assert self.groups and self.known
+        step_arms.check_quantised("--arm" if self.arm else "--backend", self.backends, self.four_bit)
+        if self.attention != "sdpa" and not any(self.known[name].peer for name in self.backends):
+            raise flag_error("--attention", self.attention, "given with a 4-bit library in --backend")

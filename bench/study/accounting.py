@@ -49,15 +49,18 @@ def paper_cell(
     kv_lens: Sequence[int],
     peak_gbs: float | None,
     source: str,
+    layer_bytes: int | None = None,
 ) -> Cell:
     """The keys of the study's cell JSON (its Appendix A), of the steps whose times and kv_len are given.
 
-    kv_bytes_avg is over the measured steps, all sequences of the batch together; t_floor_ms and R_floor are None
-    where the peak bandwidth is unknown.
+    layer_bytes: what the weights of a layer take where they are not of `dtype`. kv_bytes_avg is over the measured
+    steps, all sequences of the batch together; t_floor_ms and R_floor are None where the peak bandwidth is unknown.
     """
     step_times_ms = [time / 1000 for time in step_times_us]
     p50_ms = float(np.median(step_times_ms))
-    weight_bytes, per_token = spec.weight_bytes(dtype), spec.kv_bytes(1, 1, dtype)
+    dense = spec.layer_weight_elements * dtype.itemsize
+    weight_bytes = spec.weight_bytes(dtype) + spec.n_layers * ((layer_bytes or dense) - dense)
+    per_token = spec.kv_bytes(1, 1, dtype)
     average_ctx = float(np.mean(kv_lens))
     kv_bytes = per_token * average_ctx * batch
     floor = floor_ms(weight_bytes, kv_bytes, peak_gbs) if peak_gbs else None

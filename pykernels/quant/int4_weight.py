@@ -1,6 +1,6 @@
 """The layout that the int4 kernels read: made once from a plain weight, and back. docs/int4.md draws it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -147,6 +147,30 @@ class Int4Weight:
     ) -> "Int4Weight":
         """Module `name` (such as ``model.layers.0.mlp.up_proj``) of a local quantised Hugging Face folder."""
         return cls.from_plain(read_quantized(folder, name), dtype).to(device)
+
+    @classmethod
+    def concatenate(cls, weights: Sequence["Int4Weight"]) -> "Int4Weight":
+        """The rows of several weights over one input, one below the other: a fused projection.
+
+        Raises ValueError where they differ in in_features, in the group size or in their act-order.
+        """
+        first, *others = weights
+        for name, of in (("in_features", lambda w: w.in_features), ("group_size", lambda w: w.group_size)):
+            if len(sizes := {of(weight) for weight in weights}) > 1:
+                raise ValueError(f"weights must be of one {name} to be concatenated, got {sorted(sizes)}")
+        for other in others:
+            if (first.perm is None) != (other.perm is None) or (
+                first.perm is not None and other.perm is not None and not torch.equal(first.perm, other.perm)
+            ):
+                raise ValueError("weights must be of one act-order to be concatenated: their perm differ")
+        zeros = None
+        if any(weight.zeros is not None for weight in weights):
+            zeros = torch.cat([
+                torch.full_like(weight.scales, 8, dtype=torch.uint8) if weight.zeros is None else weight.zeros
+                for weight in weights
+            ])  # fmt: skip
+        packed, scales = (torch.cat([getattr(weight, part) for weight in weights]) for part in ("packed", "scales"))
+        return cls(packed, scales, zeros, first.perm)
 
     @property
     def out_features(self) -> int:

@@ -20,7 +20,7 @@ SMALL = ["--device=cpu", "--steps=3", "--warmup=1", "--model=tiny", "--ctx=64", 
 def test_a_layer_rounded_to_4_bits(capsys, tmp_path):
     output = tmp_path / "layer.json"
     flags = [*SMALL, "--quant=int4", "--group=64", "--asymmetric", "--backend=native,sdpa", f"--json={output}"]
-    result = run_here(capsys, "bench.layer", *flags)
+    result = run_here(capsys, "bench.layer", *flags, "--fusion=block")
     document = json.loads(output.read_text())
     assert result.status == 0 and "int4 in groups of 64 with zero points" in flat(result.out)
     assert document["quant"] == {"format": "int4", "group_size": 64, "zero_points": True, "act_order": False}
@@ -32,8 +32,13 @@ def test_a_layer_rounded_to_4_bits(capsys, tmp_path):
     saved = TINY.weight_bytes(torch.bfloat16) - document["bytes"]["paper"]["weight_bytes"]
     assert saved == TINY.n_layers * (dense - weights.n_bytes)
     by_status = {arm["backend"]: arm["status"] for arm in document["arms"] if arm["mode"] == "eager"}
-    assert by_status == {"native": "ok", "sdpa": "unsupported"}
-    assert "multiplies by dense weights only" in result.out
+    assert by_status == {"native": "ok", "sdpa": "ok"}
+    assert "on the same weights in bf16: sdpa; all others in int4" in flat(result.out)
+    for arm in document["arms"]:
+        dense_ops = floors.layer_ops(TINY, "none", 1, 64, torch.bfloat16)
+        assert (arm["weights"], arm["bytes"]) == (
+            ("bf16", sum(op.bytes for op in dense_ops)) if arm["backend"] == "sdpa" else ("int4", sum(counted))
+        )
 
 
 def test_a_dense_layer_says_so(capsys, tmp_path):
@@ -46,7 +51,9 @@ def test_a_dense_layer_says_so(capsys, tmp_path):
     ("flags", "words"),
     [
         (["--quant=int8"], ("--quant=int8", "none, int4")),
-        (["--quant=int4", "--fusion=none"], ("--fusion=none", "block: 4-bit weights have no other")),
+        (["--backend=native,marlin"], ("--backend=marlin", "given with --quant=int4 or a quantised folder")),
+        (["--quant=int4", "--attention=compile"], ("--attention=compile", "one of sdpa, ")),
+        (["--attention=sdpa-math"], ("--attention=sdpa-math", "given with one of tinygemm, ")),
         (["--quant=int4", "--group=33"], ("--group=33", "32, 64, a multiple of 128")),
         (["--quant=int4", "--group=1024"], ("--group=1024", "a divisor of in_features")),
     ],
@@ -154,17 +161,6 @@ def test_an_lm_head_of_4_bits_is_named(tmp_path):
     save_file(load_file(path) | tables, path)
     with pytest.raises(ValueError, match="lm_head.weight, but lm_head.qweight: lm_head must not be quantised"):
         pk.ModelWeights.from_folder(tmp_path, spec, torch.float16)
-
-
-def test_a_step_takes_dense_weights(capsys, tmp_path):
-    spec, _ = folder_of(tmp_path, "gptq")
-    tables = {
-        name: torch.zeros(spec.vocab, spec.hidden).half() for name in ("model.embed_tokens.weight", "lm_head.weight")
-    }
-    path = tmp_path / "model.safetensors"
-    save_file(load_file(path) | tables | {"model.norm.weight": torch.ones(spec.hidden).half()}, path)
-    result = run_here(capsys, "bench.step", f"--weights={tmp_path}", "--dtype=fp16", "--ctx=8", "--steps=2")
-    assert_refused(result, "--weights=", "of dense weights: 4-bit ones are measured by bench.layer")
 
 
 def test_projections_of_two_group_sizes():

@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 import subprocess
+from functools import partial
 
 import pytest
 import torch
@@ -12,8 +13,8 @@ from inputs.helpers import torch_threads
 
 import pykernels as pk
 from bench.backends import int4
-from bench.core import environment, floors
-from bench.int4 import groups, predict
+from bench.core import environment, floors, measure
+from bench.int4 import groups, plain_reads, predict
 from bench.int4 import sass as sass
 from bench.int4.parts import PARTS, Parts, split
 from bench.study import paper
@@ -98,11 +99,31 @@ def test_ratios_bandwidths_and_parts_hold_together(finished):
         assert entry["ratio_to_dense"]["p50"] == pytest.approx(base["time_us"]["p50"] / time_us)
         assert entry["ideal_ratio"] == pytest.approx(base["bytes"] / entry["bytes"])
         assert entry["share_of_ideal"] == pytest.approx(entry["ratio_to_dense"]["p50"] / entry["ideal_ratio"])
+        assert (entry["share_of_plain_read"] is None) == (entry["label"] == "layer")
+        if entry["label"] != "layer":
+            assert entry["share_of_plain_read"] == pytest.approx(entry["plain_read_us"] / time_us) and time_us > 0
         assert sum(entry["parts_us"].values()) == pytest.approx(time_us)
         assert min(entry["parts_us"].values()) >= 0 and tuple(entry["parts_us"]) == PARTS
         assert entry["parts_us"][entry["binds"]] == max(entry["parts_us"].values())
         assert 0 < entry["max_rel_error"] < 0.01 or entry["label"] == "layer"
         assert entry["layout_error"] is None or (entry["layout_error"] > 0) == (entry["backend"] == "tinygemm")
+
+
+def test_a_plain_read_reads_everything():
+    read = plain_reads.plain_read(1000, 2, 1, ["native", "eager", "graph"], torch.device("cpu"))
+    assert read.bytes == 1024 and [arm.mode for arm in read.arms] == ["native", "eager"]
+    measure.gate(read.arms)
+    assert [arm.status for arm in read.arms] == ["ok", "ok"]
+    entries = [{"mode": "native", "status": "ok", "bytes": 512, "time_us": {"p50": 4.0}},
+               {"mode": "pybind", "status": "ok", "bytes": 512, "time_us": {"p50": 4.0}}]  # fmt: skip
+    read.arms[0].samples_us = [6.0, 6.0]
+    plain_reads.compare(entries, [read])
+    assert (entries[0]["plain_read_us"], entries[0]["share_of_plain_read"]) == (3.0, 0.75)
+    assert entries[1]["plain_read_us"] is None
+    short = plain_reads.plain_read(1024, 1, 1, ["eager"], torch.device("cpu"))
+    short.arms[0].check = partial(short.arms[0].check.func, short.arms[0].check.args[0], lambda: None, 1)
+    measure.gate(short.arms)
+    assert short.arms[0].status == "wrong" and "checksum" in short.arms[0].reason
 
 
 def test_what_a_run_writes(finished):

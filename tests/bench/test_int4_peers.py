@@ -23,19 +23,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture
 def libraries(monkeypatch):
-    """Every library, faked."""
-    kept = [fake_int4_peers.define_vllm(), fake_int4_peers.define_bitsandbytes(), fake_int4_peers.define_tinygemm()]
-    for name, module in {
-        "vllm": SimpleNamespace(), "vllm._custom_ops": SimpleNamespace(), "bitsandbytes": SimpleNamespace(),
-        "exllamav2": SimpleNamespace(), "exllamav2.ext": fake_int4_peers.exllamav2_ext(),
-        "gemlite": fake_int4_peers.gemlite(), "torchao": SimpleNamespace(),
-        "torchao.quantization": SimpleNamespace(Int4TilePackedTo4dTensor=fake_int4_peers.Int4TilePackedTo4dTensor),
-    }.items():  # fmt: skip
-        monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(multi_processor_count=4))
-    yield kept
-    for library in kept:
-        library._destroy()
+    with fake_int4_peers.replace_libraries(monkeypatch):
+        yield
 
 
 def trials(kernel, group, symmetric):

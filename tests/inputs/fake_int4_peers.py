@@ -5,11 +5,16 @@ So what an adapter hands over meets the reference on a machine without the libra
 vLLM 0.25.1 and bitsandbytes 0.50.2.
 """
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 
+import pytest
 import torch
 from torch import Tensor
 
+from bench.backends import int4
 from pykernels.quant import Nf4Weight, awq, gptq
 from pykernels.quant.packing import unpack_words
 
@@ -260,3 +265,21 @@ class Int4TilePackedTo4dTensor:
         assert x.shape[1] == weight.shape[1]
         x = torch.nn.functional.pad(x, (0, -x.shape[1] % 1024))
         return torch.ops.aten._weight_int4pack_mm(x, *weight.parts)[:, : weight.shape[0]]
+
+
+@contextmanager
+def replace_libraries(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Every library, faked."""
+    kept = [define_vllm(), define_bitsandbytes(), define_tinygemm()]
+    for name, module in {
+        "vllm": SimpleNamespace(), "vllm._custom_ops": SimpleNamespace(), "bitsandbytes": SimpleNamespace(),
+        "exllamav2": SimpleNamespace(), "exllamav2.ext": exllamav2_ext(), "gemlite": gemlite(),
+        "torchao": SimpleNamespace(),
+        "torchao.quantization": SimpleNamespace(Int4TilePackedTo4dTensor=Int4TilePackedTo4dTensor),
+    }.items():  # fmt: skip
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(int4.registry()["torchao"], "tiled_on", ("cpu", "cuda"))  # its stand-in reads that layout
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(multi_processor_count=4))
+    yield
+    for library in kept:
+        library._destroy()

@@ -23,7 +23,8 @@ def make_layer(dtype=torch.bfloat16, batch=1, group_size=128, symmetric=True, ct
 @pytest.mark.parametrize("group_size", [32, 64, 128, -1])
 @pytest.mark.parametrize("batch", [1, 3, 8])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_equals_the_reference_and_appends(dtype, batch, group_size, symmetric):
+@pytest.mark.parametrize("fusion", ["none", "block"])
+def test_equals_the_reference_and_appends(fusion, dtype, batch, group_size, symmetric):
     layer = make_layer(dtype, batch, group_size, symmetric)
     layer.set_position(50)
     layer.k_cache[:, :, 51:] = float("nan")
@@ -33,7 +34,7 @@ def test_equals_the_reference_and_appends(dtype, batch, group_size, symmetric):
     )
     before = layer.k_cache[:, :, :50].clone()
     layer.poison()
-    layer.forward("block")
+    layer.forward(fusion)
     for got, wanted in ((layer.out, expected), (layer.k_cache[:, :, 50], k_row), (layer.v_cache[:, :, 50], v_row)):
         comparison = pk.reference.compare(got, wanted, dtype, depth=2)
         assert comparison.ok, comparison.message
@@ -41,15 +42,37 @@ def test_equals_the_reference_and_appends(dtype, batch, group_size, symmetric):
     assert layer.k_cache[:, :, 51:].isnan().all(), "a step wrote past its slot"
 
 
-def test_every_mode_gives_the_same_bits():
-    tape = check_every_way_to_drive(make_layer(), "block")
+@pytest.mark.parametrize("fusion", ["none", "block"])
+def test_every_mode_gives_the_same_bits(fusion):
+    tape = check_every_way_to_drive(make_layer(), fusion)
     # And so nothing is allocated.
-    assert tape.calls == [f"pykernels::{op}" for op, _ in op_labels("block", int4=True)]
+    assert tape.calls == [f"pykernels::{op}" for op, _ in op_labels(fusion, int4=True)]
 
 
-def test_only_block_fusion():
-    with pytest.raises(ValueError, match="fusion must be block for these weights, got none"):
-        make_layer().forward("none")
+def test_the_same_layer_over_dense_weights():
+    layer = make_layer()
+    other = layer.with_weights(layer.weights.dequantize(layer.dtype))
+    layer.x.normal_()
+    for fusion in ("none", "block"):
+        expected = layer.forward(fusion).double().clone()
+        layer.poison()
+        assert pk.reference.compare(other.forward(fusion), expected, layer.dtype, depth=4).ok
+    assert other.x is layer.x and other.k_cache is layer.k_cache and layer.weights.is_int4
+    with pytest.raises(ValueError, match="weights: "):
+        layer.with_weights(pk.LayerWeights.random(dataclasses.replace(layer.spec, intermediate=256)))
+
+
+def test_rows_of_several_weights_as_one():
+    weights = [
+        pk.Int4Weight.quantize(torch.randn(rows, 128), 64, symmetric) for rows, symmetric in ((32, True), (16, False))
+    ]
+    fused = pk.Int4Weight.concatenate(weights)
+    assert torch.equal(fused.dequantize(), torch.cat([weight.dequantize() for weight in weights]))
+    perm = dataclasses.replace(weights[0], perm=torch.randperm(128).int())
+    other = pk.Int4Weight.quantize(torch.randn(16, 128), 32)
+    for second, words in ((perm, "one act-order"), (other, r"one group_size to be concatenated, got \[32, 64\]")):
+        with pytest.raises(ValueError, match=words):
+            pk.Int4Weight.concatenate([weights[0], second])
 
 
 def test_all_projections_or_none():

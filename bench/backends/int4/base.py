@@ -12,10 +12,9 @@ from torch import Tensor
 
 import pykernels as pk
 from bench.backends.library import library_reason
-from bench.core import cli
+from bench.core.cli import DTYPE_FLAGS
 
-DTYPE_FLAGS = {dtype: flag for flag, dtype in cli.DTYPES.items()}
-"""What --dtype calls a dtype."""
+QKV, GATE_UP = "qkv", "gate+up"
 
 
 def sizes(allowed: Sequence[int]) -> str:
@@ -48,6 +47,17 @@ class Int4Kernel(ABC):
     """Takes weights with zero points of their own."""
     act_order: ClassVar[bool] = False
     """Takes weights whose columns are sorted by group (`perm`)."""
+
+    fuses: ClassVar[Sequence[str]] = ()
+    """Which projections of one input its own users concatenate to one weight: of QKV and GATE_UP."""
+    fused_by: ClassVar[str] = ""
+    """Whose model code does, or does not."""
+    requantises: ClassVar[bool] = False
+    """Rounds the weight once more, to a format of its own: it is held against that."""
+    no_dispatch: ClassVar[str | None] = None
+    """Why a call of it cannot go on a tape (mode dispatch); None where it is an op of the dispatcher."""
+    unseen_call: ClassVar[str | None] = None
+    """What it calls, where that is no op of the dispatcher, which would tell."""
 
     programmatic: Sequence[str] = ()
     """Parts of the names of its kernels that mode native launches with programmatic stream serialization (PDL)."""
@@ -171,6 +181,8 @@ class VllmKernel(LibraryKernel):
     """A kernel of vLLM's, by its registered op: from the package, or from a library that a variable names."""
 
     package = "vllm"
+    fuses = (QKV, GATE_UP)
+    fused_by = "vLLM's QKVParallelLinear and MergedColumnParallelLinear"
     install_hint = "pip install vllm, or PYKERNELS_VLLM_LIB=_C_stable_libtorch.abi3.so of a wheel for this torch"
     library_variable: ClassVar[str] = "PYKERNELS_VLLM_LIB"
     ops: ClassVar[Sequence[str]]

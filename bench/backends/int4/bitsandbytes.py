@@ -26,7 +26,8 @@ class BitsandbytesNf4(LibraryKernel):
     # Blocks run over the ends of rows. On a CPU, version 0.50.2 unpacks rows that are no whole blocks wrongly.
     in_multiple = 64
     act_order = True  # it sees the dequantised weight alone
-    rounds_weights = True
+    rounds_weights = requantises = True
+    fused_by = "transformers, which replaces one nn.Linear after another"
     BLOCK_SIZE = 64
 
     @classmethod

@@ -27,6 +27,9 @@ class Exllamav2(LibraryKernel):
     group_sizes = (32, 64, 128, 256, 512, 1024, -1)  # it takes the next power of two for whatever it is given
     in_multiple, out_multiple = 32, 32
     half_sums = True
+    fused_by = "its own model code, which keeps q, k, v, gate and up apart"
+    no_dispatch = "its extension's function is no op of the dispatcher"
+    unseen_call = "exllamav2_ext::gemm_half_q_half"
 
     @classmethod
     def library(cls) -> Any:

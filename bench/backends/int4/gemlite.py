@@ -23,6 +23,8 @@ class Gemlite(LibraryKernel):
     package = "gemlite"
     in_multiple, out_multiple = 32, 32
     half_sums = True
+    fused_by = "GemLite's patch_model, which replaces one nn.Linear after another"
+    no_dispatch = "its Triton kernels are launched from Python"
     rounds_weights = True
 
     def prepare(self, weight: pk.Int4Weight) -> Sequence[Tensor]:

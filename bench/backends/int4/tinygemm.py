@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import pykernels as pk
-from bench.backends.int4.base import Int4Kernel, with_rounded_zeros
+from bench.backends.int4.base import QKV, Int4Kernel, with_rounded_zeros
 
 INNER_K_TILES = 8
 """Of the CUDA layout; the CPU's ignores it."""
@@ -33,6 +33,11 @@ def tile_packed(q: Tensor) -> Tensor:
     return torch.ops.aten._convert_weight_to_int4pack((q[:, ::2] << 4 | q[:, 1::2]).contiguous(), INNER_K_TILES)
 
 
+def cpu_packed(q: Tensor) -> Tensor:
+    """The CPU kernel's layout, from uint8 [out_features, in_features]."""
+    return torch.ops.aten._convert_weight_to_int4pack_for_cpu(q.int(), INNER_K_TILES)
+
+
 class Tinygemm(Int4Kernel):
     """aten::_weight_int4pack_mm and aten::_weight_int4pack_mm_for_cpu."""
 
@@ -40,6 +45,7 @@ class Tinygemm(Int4Kernel):
     description = "torch's _weight_int4pack_mm"
     dtypes = (torch.bfloat16, torch.float16, torch.float32)
     group_sizes = (32, 64, 128, 256)
+    fuses, fused_by = (QKV,), "gpt-fast's wqkv"
     rounds_weights = True
 
     @classmethod
@@ -70,7 +76,7 @@ class Tinygemm(Int4Kernel):
             self._op, self._packed = torch.ops.aten._weight_int4pack_mm, tile_packed(weight.plain().q)
         else:
             self._op = torch.ops.aten._weight_int4pack_mm_for_cpu
-            self._packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(weight.plain().q.int(), INNER_K_TILES)
+            self._packed = cpu_packed(weight.plain().q)
         return [self._packed, self._scales_and_zeros]
 
     def run(self, x: Tensor) -> Tensor:

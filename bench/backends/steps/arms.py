@@ -10,9 +10,12 @@ import torch
 from torch.nn.attention import sdpa_kernel
 
 import pykernels as pk
-from bench.backends import MODES, registry
-from bench.backends.base import NO_CAPTURE
-from bench.backends.native import Native
+from bench.backends import DENSE, INT4, MODES, LinearPeer, by_name, linear_peers, registry
+from bench.backends.base import NO_CAPTURE, name_in
+from bench.backends.int4 import Int4Kernel
+from bench.backends.int4.projections import numbers_of
+from bench.backends.linear import model_projections
+from bench.backends.native import Native, NativeDense
 from bench.backends.sdpa import Sdpa
 from bench.backends.steps.drivers import (
     Driver,
@@ -64,6 +67,10 @@ class StepBackend:
     description: str
     driver: Callable[[pk.DecodeModel, str, str | None, int], Driver]
     surroundings: Callable[[], AbstractContextManager] = nullcontext
+    weights: Sequence[str] = (DENSE,)
+    """What its projections multiply by, as bench.backends.Backend says."""
+    peer: type[LinearPeer] | None = None
+    """Whose projections the plain torch loop has; None where they are its own."""
 
     def reason(self, mode: str, device: torch.device) -> str | None:
         """None where this mode runs on the device, else why not."""
@@ -71,46 +78,111 @@ class StepBackend:
             return self._loop_reason(device)
         if self.name == "transformers":
             return mode_reason(mode)
-        layer = registry()[self.name]
+        layer = self.peer or by_name().get(self.name, NativeDense)
         reason = layer.availability(device) or layer.mode_reason(mode, device)
-        if reason is None and self.name != "native" and mode == "dispatch":
+        if reason is None and not self._is_native and mode == "dispatch":
             return "takes the position as a Python number: a recorded step could not go on to the next"
         return reason
 
     def _loop_reason(self, device: torch.device) -> str | None:
-        if self.name != "native":
+        if not self._is_native:
             return _NO_LOOP
         if device.type != "cuda":
             return NO_CAPTURE
-        return registry()[self.name].availability(device) or pk.runtime.graph_loop_reason()
+        return Native.availability(device) or pk.runtime.graph_loop_reason()
 
     def fusions(self, wanted: Sequence[str]) -> Sequence[str | None]:
         """Which of the wanted fusions it tells apart."""
-        return wanted if self.name == "native" else [None]
+        return wanted if self._is_native else [None]
+
+    @property
+    def _is_native(self) -> bool:
+        return self.name in NATIVE
+
+    def subject(self, reference: Reference) -> Reference:
+        """What judges it, over the model that it takes steps of: the 4-bit one, the same in another dtype, or with its
+        projections dequantised."""
+        if INT4 not in self.weights:
+            return reference.dense
+        if self.peer is None:
+            return reference
+        reference = reference.in_dtype(self.peer.dtype_on(reference.model.device, reference.model.dtype))
+        return reference.by(numbers_of(self.peer.kernel, reference.model.weights.layers))
+
+    def model_reason(self, model: pk.DecodeModel) -> str | None:
+        """None where it can take steps of that model, else the reason why not."""
+        if self._is_native:
+            return Native.layer_reason(model.layers[0])
+        if self.peer is None:
+            return None
+        if not model.weights.layers[0].is_int4:
+            return "multiplies by 4-bit weights only"
+        reasons = (self.peer.layer_reason(layer) for layer in {id(of.weights): of for of in model.layers}.values())
+        return next(filter(None, reasons), None)
 
 
-def _plain_driver(model: pk.DecodeModel, mode: str, _: str | None, first: int) -> Driver:
+NATIVE = ("native", "native-dense")
+
+
+def _plain_driver(
+    model: pk.DecodeModel, mode: str, _: str | None, first: int, kernel: type[Int4Kernel] | None = None
+) -> Driver:
+    projections = model_projections(kernel, model) if kernel else ()
     if mode == "eager":
-        return TorchDriver(model)
-    return (TorchGraphDriver if mode == "graph" else TorchRelaunchDriver)(model, first)
+        return TorchDriver(model, projections)
+    return (TorchGraphDriver if mode == "graph" else TorchRelaunchDriver)(model, first, projections)
 
 
 def _native_driver(model: pk.DecodeModel, mode: str, fusion: str | None, _: int) -> Driver:
     return NativeLoopDriver(model, str(fusion)) if mode == GRAPH_LOOP else NativeDriver(model, str(fusion), mode)
 
 
-def backends() -> dict[str, StepBackend]:
-    """Every backend of a whole step by name, in the order of the tables."""
-    listed = [StepBackend("native", "launchtax's own kernels", _native_driver)]
+def backends(attention: str = "sdpa") -> dict[str, StepBackend]:
+    """Every backend of a whole step by name, in the order of the tables; linear peers with that attention of SDPA's."""
+    listed = [StepBackend("native", Native.description, _native_driver, weights=Native.weights)]
+    of = registry()[attention]
+    assert issubclass(of, Sdpa)
+    around: Callable[[], AbstractContextManager]
+    for name, peer in linear_peers(of).items():
+        around = nullcontext if of.pinned is None else partial(sdpa_kernel, of.pinned)
+        driver = partial(_plain_driver, kernel=peer.kernel)
+        listed.append(StepBackend(name, peer.description, driver, around, peer.weights, peer))
     for name, backend in registry().items():
         if issubclass(backend, Sdpa):
             pinned = backend.pinned
             around = nullcontext if pinned is None else partial(sdpa_kernel, pinned)
             listed.append(StepBackend(name, backend.description, _plain_driver, around))
+    listed.append(StepBackend("native-dense", NativeDense.description, _native_driver))
     listed.append(
         StepBackend("transformers", "transformers' model, SDPA attention", lambda model, *_: TransformersDriver(model))
     )
     return {backend.name: backend for backend in listed}
+
+
+def check_quantised(flag: str, names: Sequence[str], int4: bool) -> None:
+    """Raise UsageError where one of those backends multiplies by 4-bit weights alone and the run's are dense."""
+    known = backends()
+    for name in names if not int4 else ():
+        if name == "native-dense" or (name in known and known[name].peer):
+            raise flag_error(flag, name, "given with --quant=int4 or a quantised folder of --weights")
+
+
+def attentions() -> list[str]:
+    """What --attention of a step may be: SDPA's own choice, and its pinned kernels."""
+    return [name for name, backend in registry().items() if issubclass(backend, Sdpa)]
+
+
+def default_backends(int4: bool) -> list[str]:
+    """What a step measures where nobody says, and what `all` is over weights of that kind."""
+    if not int4:
+        return [name for name, backend in backends().items() if DENSE in backend.weights and name != "native-dense"]
+    return ["native", *linear_peers(), "sdpa", "native-dense"]
+
+
+def named(arm: str) -> StepBackend:
+    """The backend of an arm by that name, which may end in the dtype that the backend computes in."""
+    known = backends()
+    return known[arm] if arm in known else known[arm.rpartition("-")[0]]
 
 
 DEFAULT_FUSION = "block"
@@ -124,7 +196,7 @@ def parse_arm(flag: str, text: str) -> tuple[str, str | None, str]:
     known = backends()
     if name not in known or mode not in STEP_MODES:
         raise flag_error(flag, text, f"backend[/fusion]:mode, of {', '.join(known)} and of {', '.join(STEP_MODES)}")
-    if name == "native":
+    if name in NATIVE:
         fusion = fusion or DEFAULT_FUSION
         if fusion not in FUSIONS:
             raise flag_error(flag, text, f"of a fusion in {', '.join(FUSIONS)}")
@@ -148,20 +220,24 @@ def arm_of(
 ) -> tuple[Arm, Driver | None]:
     """One arm for steps from the reference's position on, with its driver; where it does not run, its reason and None.
     A traced pass begins at the position `traced_from`."""
+    of_the_run, name = reference.model.dtype, backend.name
+    if reason := backend.reason(mode, reference.model.device):
+        return unsupported(name, mode, reason, fusion), None
+    reference = backend.subject(reference)
     model, first = reference.model, reference.position
-    lacking = Native.layer_reason(model.layers[0]) if backend.name == "native" else None
-    if reason := backend.reason(mode, model.device) or lacking:
-        return unsupported(backend.name, mode, reason, fusion), None
+    name = name_in(name, model.dtype, of_the_run)
+    if reason := backend.model_reason(model):
+        return unsupported(name, mode, reason, fusion), None
     try:
         with torch.inference_mode(), backend.surroundings():
             driver = backend.driver(model, mode, fusion, first)
     except Exception as error:  # the library's own words are the result
-        failed = Arm(backend.name, mode, fusion)
+        failed = Arm(name, mode, fusion)
         failed.fail(error)
         return failed, None
     course = Course(driver, first)
     arm = Arm(
-        backend.name, mode, fusion, course.sample, StepCheck(driver, reference), backend.surroundings,
+        name, mode, fusion, course.sample, StepCheck(driver, reference), backend.surroundings,
         driver.host_sampler(), partial(course.tracing, first if traced_from is None else traced_from),
         driver.kernels, driver.launches, steps_per_graph=1 if mode.startswith("graph") else None,
         no_trace=_NO_LOOP_TRACE if mode == GRAPH_LOOP else None,

@@ -18,7 +18,7 @@ from torch import Tensor
 import pykernels as pk
 from bench.backends.native import drive
 from bench.backends.sdpa import sdpa
-from bench.backends.torch_layer import Calls, LayerCache, TorchLayer
+from bench.backends.torch_layer import Calls, LayerCache, Projections, TorchLayer
 from bench.core.measure import Rotation, Sampler
 from bench.core.samplers import MAX_QUEUED_LAUNCHES, Samplers, capture_each, held_sampler, relaunches
 
@@ -47,6 +47,9 @@ class Driver(ABC):
     def stand(self, position: int) -> None:
         """Make the next step decode at `position`."""
         self.model.set_position(position)
+
+    def reload(self) -> None:  # noqa: B027 - nothing to do for most
+        """Take over what was written into the model's norms and biases since: nothing, where nothing is a copy."""
 
     @abstractmethod
     def step(self) -> None:
@@ -132,7 +135,8 @@ class NativeLoopDriver(Driver):
 class TorchDriver(Driver):
     """A loop of plain torch ops as a user writes one, eager. The position is a Python number, as it is there."""
 
-    def __init__(self, model: pk.DecodeModel) -> None:
+    def __init__(self, model: pk.DecodeModel, projections: Sequence[Projections] = ()) -> None:
+        """projections: of each layer, where they are not F.linear's."""
         super().__init__(model)
         self._views: list[Any] = [  # what TorchLayer and LayerCache read of a DecodeLayer
             SimpleNamespace(
@@ -141,13 +145,21 @@ class TorchDriver(Driver):
             )
             for layer in model.layers
         ]  # fmt: skip
-        self._layers = [TorchLayer(view, LayerCache(view, sdpa)) for view in self._views]
+        of_layers = projections or [Projections(layer.weights) for layer in model.layers]
+        self._layers = [
+            TorchLayer(view, LayerCache(view, sdpa), of_layer)
+            for view, of_layer in zip(self._views, of_layers, strict=True)
+        ]
         self._position, self._logits = model.max_len - 1, model.logits
         self.kernels = calls_of(self._forward)
         self.launches = len(self.kernels)
 
     def stand(self, position: int) -> None:
         self._position = position
+
+    def reload(self) -> None:
+        for layer in self._layers:
+            layer.projections.reload()
 
     def _forward(self) -> Tensor:
         model, weights, position = self.model, self.model.weights, self._position
@@ -179,8 +191,8 @@ class TorchGraphDriver(TorchDriver):
     position has the eager step's kernels. What it costs to capture one and to bring it to the device is in no step.
     """
 
-    def __init__(self, model: pk.DecodeModel, first: int) -> None:
-        super().__init__(model)
+    def __init__(self, model: pk.DecodeModel, first: int, projections: Sequence[Projections] = ()) -> None:
+        super().__init__(model, projections)
         self._first = first
         self._results: dict[int, Tensor] = {}
         self._graphs = capture_each([partial(self._step_at, position) for position in range(first, model.max_len)])
@@ -214,8 +226,8 @@ class TorchRelaunchDriver(TorchDriver):
     """The same loop captured, a step for each position from `first` on, and its nodes launched again one by one by a
     C++ loop: mode native."""
 
-    def __init__(self, model: pk.DecodeModel, first: int) -> None:
-        super().__init__(model)
+    def __init__(self, model: pk.DecodeModel, first: int, projections: Sequence[Projections] = ()) -> None:
+        super().__init__(model, projections)
         self._first = first
         self._results: dict[int, Tensor] = {}
         self._again = relaunches([partial(self._step_at, position) for position in range(first, model.max_len)])

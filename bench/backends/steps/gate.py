@@ -11,12 +11,13 @@ import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 import pykernels as pk
-from bench.backends.base import LAYER_DEPTH
+from bench.backends.base import AS_GIVEN, LAYER_DEPTH, Numbers
 from bench.backends.gate_inputs import GateInputs, GateMaker
 from bench.backends.steps.drivers import Driver
 from bench.core.measure import Drive, Watch
@@ -40,17 +41,60 @@ class Reference:
     on its first use: all arms of the model take the same step, over the slots before `position`, which none
     of them writes."""
 
-    def __init__(self, model: pk.DecodeModel, position: int) -> None:
-        self.model, self.position = model, position
+    def __init__(self, model: pk.DecodeModel, position: int, numbers: Numbers = AS_GIVEN) -> None:
+        self.model, self.position, self.numbers = model, position, numbers
+        self._judge: Reference = self
+        self._others: dict[object, Reference] = {}
         self.token = torch.arange(model.batch, device=model.device) * 7 % model.spec.vocab
+
+    @cached_property
+    def dense(self) -> "Reference":
+        """Of the model with 4-bit projections dequantised and rounded to its dtype, judged by the 4-bit ones; itself
+        where they are dense. Everything but the projections is shared."""
+        if not self.model.weights.layers[0].is_int4:
+            return self
+        dtype = self.model.dtype
+        weights = self.model.weights.mapped(lambda layer: layer.dequantize(dtype))
+        return self._judging(Reference(self.model.with_weights(weights), self.position))
+
+    def _judging(self, other: "Reference") -> "Reference":
+        other._judge = self
+        return other
+
+    def in_dtype(self, dtype: torch.dtype) -> "Reference":
+        """Of the model in another dtype, with caches of its own."""
+        model = self.model
+        if dtype == model.dtype:
+            return self
+        if dtype not in self._others:
+            other = pk.DecodeModel(
+                model.spec, model.weights.to(dtype), model.max_len, model.batch, dtype, model.device
+            )  # fmt: skip
+            self._others[dtype] = Reference(other, self.position)
+        return self._others[dtype]
+
+    def by(self, numbers: Numbers) -> "Reference":
+        """Of the same model, judged by those numbers."""
+        if numbers == self.numbers:
+            return self
+        key = numbers.key, numbers.depth
+        if key not in self._others:
+            other = Reference(self.model, self.position, numbers)
+            self._others[key] = self._judging(other) if numbers.key == self.numbers.key else other
+        return self._others[key]
 
     @cached_property
     def expected(self) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         """As `pykernels.reference.step` returns them."""
+        if self._judge is not self:
+            return self._judge.expected
         model = self.model
         caches = [(layer.k_cache, layer.v_cache) for layer in model.layers]
         where = torch.full_like(model.position, self.position)
-        return pk.reference.step(model.spec, model.weights, self.token, caches, model.layers[0].cos_sin, where)
+        # One layer after another: all of them in float64 would be sixteen times the 4-bit model.
+        layers: Any = (self.numbers.of(layer) for layer in model.weights.layers)
+        weights = replace(model.weights, layers=layers)
+        return pk.reference.step(model.spec, weights, self.token, caches, model.layers[0].cos_sin, where)
 
     @property
     def separable(self) -> bool:
@@ -61,19 +105,23 @@ class Reference:
     @cached_property
     def sets(self) -> list[LayerOn]:
         """For the gate: the first layer and the last, every kind of inputs."""
+        if self._judge is not self:
+            return self._judge.sets
         last = len(self.model.layers) - 1
         return [on for layer in dict.fromkeys((0, last)) for on in self._sets(layer, 0)] if self.separable else []
 
     @cached_property
     def fresh(self) -> list[LayerOn]:
         """For the check after the clocks: a layer and numbers that nobody has seen before."""
+        if self._judge is not self:
+            return self._judge.fresh
         layer, seed = secrets.randbelow(len(self.model.layers)), secrets.randbits(62)
         return self._sets(layer, seed) if self.separable else []
 
     def _sets(self, index: int, seed: int) -> list[LayerOn]:
         model, layer = self.model, self.model.layers[index]
         model.set_position(self.position)
-        maker = GateMaker(layer, layer.weights.dequantize(), seed, stream=1.0, mlp=0.5)
+        maker = GateMaker(layer, self.numbers.of(layer.weights), seed, stream=1.0, mlp=0.5)
         keys, scores = maker.every_key(), maker.scores()
         rows = torch.randperm(model.spec.vocab, device=model.device)[:_ROWS]
         rows = rows[~torch.isin(rows, self.token)]  # whose rows of a tied table are the step's x
@@ -138,10 +186,12 @@ class StepCheck:
             for on in sets:
                 assert memory is not None
                 memory.put(on)
+                self.driver.reload()
                 found += self._with_layer_on(step, on, poison=drive is None)
         finally:
             if memory:
                 memory.restore()
+                self.driver.reload()
         wrong = [comparison for comparison in found if not comparison.ok]
         return max(wrong or found, key=lambda comparison: comparison.max_rel_error / comparison.tolerance)
 
@@ -159,7 +209,7 @@ class StepCheck:
         model, position = self.reference.model, self.reference.position
         expected, rows = self.reference.expected
         self._take(step, poison)
-        depth = step_depth(model.spec.n_layers)
+        depth = step_depth(model.spec.n_layers) * self.reference.numbers.depth
         logits = self.driver.logits()
         found = [pk.reference.compare(logits, expected, model.dtype, depth)]
         for layer, of_layer in zip(model.layers, rows, strict=True):
@@ -177,7 +227,7 @@ class StepCheck:
             ("k_row", layer.k_cache[:, :, self.reference.position], inputs.expected["k_row"]),
             ("v_row", layer.v_cache[:, :, self.reference.position], inputs.expected["v_row"]),
         ):
-            comparison = pk.reference.compare(got, expected, model.dtype, LAYER_DEPTH)
+            comparison = pk.reference.compare(got, expected, model.dtype, LAYER_DEPTH * self.reference.numbers.depth)
             words = f"{inputs.words(part)} of layer {on.layer}: {comparison.message}"
             found.append(replace(comparison, message=words))
         return self._with_token(found, logits)

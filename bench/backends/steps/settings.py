@@ -6,15 +6,15 @@ from functools import cached_property
 import torch
 
 import pykernels as pk
-from bench.core import cli
+from bench.core import cli, floors
 from bench.core.errors import flag_error
-from bench.core.flags import Flags
+from bench.core.quant_flags import QuantFlags
 from pykernels.layer import available_bytes
 from pykernels.models import ModelSpec
 
 
 @dataclass(kw_only=True)
-class StepModelSettings(Flags):
+class StepModelSettings(QuantFlags):
     """The flags of one model, and what they come to."""
 
     model: cli.ModelFlag = "qwen2.5-7b"
@@ -64,11 +64,34 @@ class StepModelSettings(Flags):
     def bytes_needed(self) -> dict[str, int]:
         """What the weights and the cache take; all arms share them."""
         spec, dtype = self.spec, self.torch_dtype
-        weights = spec.weight_bytes(dtype)
-        if self.shared_weights:
-            weights -= (spec.n_layers - 1) * spec.layer_weight_elements * dtype.itemsize
+        own = self._weight_bytes(self.four_bit)
         cache = spec.kv_bytes(self.max_len, self.batch, dtype)
-        return {"weight_bytes": weights, "kv_bytes": cache, "asked_bytes": weights + cache}
+        return {"weight_bytes": own, "kv_bytes": cache, "asked_bytes": own + cache + self.beside_bytes()}
+
+    def _weight_bytes(self, int4: bool) -> int:
+        """Of tables and layers. Before the weights are made, 4-bit ones are counted as --group says."""
+        spec, dtype = self.spec, self.torch_dtype
+        of_layer = self.layer_bytes(int4)
+        dense = spec.layer_weight_elements * dtype.itemsize
+        layers = 1 if self.shared_weights else spec.n_layers
+        return spec.weight_bytes(dtype) - spec.n_layers * dense + layers * of_layer
+
+    def layer_bytes(self, int4: bool) -> int:
+        """Of the weights of one layer."""
+        spec, dtype = self.spec, self.torch_dtype
+        dense = spec.layer_weight_elements * dtype.itemsize
+        if not int4:
+            return dense
+        size, zeros, perm = self.int4_format or (self.group, self.asymmetric, False)
+        for shape in floors.projection_shapes(spec):
+            group = shape[0] if size == -1 else size
+            dense -= shape[0] * shape[1] * dtype.itemsize
+            dense += floors.int4_weight(*shape, dtype.itemsize, group, zeros, perm)
+        return dense
+
+    def beside_bytes(self) -> int:
+        """What the arms keep of the weights beside the model's own."""
+        return 0
 
     def check_model(self) -> None:
         """Raise UsageError for the first flag of the model that does not fit the others."""
@@ -77,6 +100,7 @@ class StepModelSettings(Flags):
         if self.weights and self.shared_weights:
             raise flag_error("--shared-weights", "true", "left out with --weights, which has every layer's own")
         assert self.spec
+        self.check_quant([self.spec])
         cli.number("--ctx", self.ctx, 1, full.max_position)
         if self.max_len > full.max_position:
             most = full.max_position - self.positions
@@ -94,8 +118,27 @@ class StepModelSettings(Flags):
             raise MemoryError(f"weights and cache need {needed / 1e9:.2f} GB, {available / 1e9:.2f} GB are available")
         if self.weights:
             weights = cli.usage(lambda: pk.ModelWeights.from_folder(self.weights, spec, dtype, device))
-            if weights.layers[0].is_int4:
-                raise flag_error("--weights", self.weights, "of dense weights: 4-bit ones are measured by bench.layer")
+            weights = weights.mapped(self.quantised)
         else:
-            weights = pk.ModelWeights.random(spec, dtype, device, self.seed, self.shared_weights)
+            weights = pk.ModelWeights.random(spec, dtype, device, self.seed, self.shared_weights, self.quantised)
+        self.int4_format = cli.usage(lambda: self._format_of(weights))
         return cli.usage(lambda: pk.DecodeModel(spec, weights, self.max_len, self.batch, dtype, device, self.seed))
+
+    def _format_of(self, weights: pk.ModelWeights) -> tuple[int, bool, bool] | None:
+        """Of all layers. Raises ValueError where they differ in the group size, or some of them are dense."""
+        four_bit = [index for index, layer in enumerate(weights.layers) if layer.is_int4]
+        if not four_bit:
+            return None
+        if len(four_bit) < len(weights.layers):
+            dense = next(index for index in range(len(weights.layers)) if index not in four_bit)
+            raise ValueError(f"weights {self.weights}: layers must be all of 4 bits or all dense, {dense} is dense")
+        found = {}
+        for index, layer in enumerate(weights.layers):
+            try:
+                found[index] = layer.int4_format()
+            except ValueError as error:
+                raise ValueError(f"weights {self.weights}: model.layers.{index}: {error}") from None
+        sizes = {size for size, _, _ in found.values()}
+        if len(sizes) > 1:
+            raise ValueError(f"weights {self.weights}: layers must be of one group size, got {sorted(sizes)}")
+        return sizes.pop(), any(zeros for _, zeros, _ in found.values()), any(perm for _, _, perm in found.values())

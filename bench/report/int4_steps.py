@@ -1,0 +1,91 @@
+"""The study's Figure 8 for the card at hand: whole steps of every 4-bit library, what launching costs each, and what a
+token costs. Documents of kind `step` whose weights are of 4 bits."""
+
+from collections.abc import Sequence
+from functools import partial
+
+from bench.core import tables
+from bench.core.document import Document, device_name
+from bench.core.tables import percent
+from bench.report import collect
+from bench.report.collect import Folder, Row
+from bench.report.page import Section, drawn
+from bench.study import paper
+from bench.study.accounting import usd_per_million_tokens
+from bench.study.cost import Price, price_of
+
+FIGURE_8 = ("l4_eager", "l4_nf4", "l4_awq", "l4_exl2")
+"""The published figures of it, by their names in paper.toml."""
+
+
+def rows_of(result: Document) -> list[Row]:
+    """One row a backend that ran: its eager step, its fastest one and the mode of that, milliseconds, and the share of
+    the eager step that is not there in a graph: Python, dispatcher and launches."""
+    times: dict[str, dict[str, float]] = {}
+    weights: dict[str, str] = {}
+    for arm in result["arms"]:
+        if arm["status"] == "ok" and arm["wall_us"]:
+            of_backend = times.setdefault(arm["backend"], {})
+            milliseconds = arm["wall_us"]["p50"] / 1000
+            of_backend[arm["mode"]] = min(milliseconds, of_backend.get(arm["mode"], milliseconds))
+            weights[arm["backend"]] = arm.get("weights", "int4")
+    rows = []
+    for backend, modes in times.items():
+        mode = min(modes, key=lambda mode: modes[mode])
+        eager, captured = modes.get("eager"), modes.get("graph")
+        rows.append({
+            "device_name": device_name(result), "backend": backend, "weights": weights[backend], "eager_ms": eager,
+            "best_ms": modes[mode], "best_mode": mode, "batch": result["batch"],
+            "launch_share": 1 - captured / eager if eager and captured else None,
+        })  # fmt: skip
+    return rows
+
+
+def section(folder: Folder, known: Sequence[Price]) -> Section | None:
+    """A table and a picture a document, the published bars beside."""
+    from bench.report import kernel_figures
+
+    found = Section("Steps with 4-bit weights (the study's Figure 8)")
+    for result in folder.of_kind("step"):
+        if not result.get("quant") or not (rows := rows_of(result)):
+            continue
+        price = price_of(device_name(result), known)
+        what = f"{device_name(result)}, {collect.model_name(result)}, ctx {result['ctx']}, batch {result['batch']}"
+        bits = {row["backend"]: row["eager_ms"] for row in rows if row["weights"] != "int4"}
+        base = bits.get("sdpa")
+
+        def usd(milliseconds: float | None, price: Price | None = price, batch: int = result["batch"]) -> str:
+            if milliseconds is None or price is None:
+                return "-"
+            return f"{usd_per_million_tokens(price.usd_per_hour, milliseconds, batch):.2f}"
+
+        def ms(value: float | None) -> str:
+            return "-" if value is None else f"{value:,.3f}"
+
+        grid = [
+            ["measured", row["backend"], row["weights"], ms(row["eager_ms"]), ms(row["best_ms"]), row["best_mode"],
+             "-" if row["launch_share"] is None else percent(row["launch_share"]),
+             "-" if not (base and row["eager_ms"]) else f"{base / row['eager_ms']:.2f}",
+             usd(row["eager_ms"]), usd(row["best_ms"])]
+            for row in rows
+        ]  # fmt: skip
+        figures = [paper.figures()[name] for name in FIGURE_8]
+        for one in figures:
+            price_there = price_of(str(one.gpu), known)
+            dollars = usd_per_million_tokens(price_there.usd_per_hour, one.value) if price_there else None
+            grid.append([
+                "published", f"{one.gpu}: {one.arm}", "bf16" if one.arm == "eager" else "4-bit", f"{one.value:.2f}",
+                "-", "-", "-", f"{figures[0].value / one.value:.2f}", "-" if dollars is None else f"{dollars:.2f}", "-",
+            ])  # fmt: skip
+        headings = [what, "backend", "weights", "eager ms", "fastest ms", "mode", "gone in a graph",
+                    "16-bit sdpa eager / this", "USD a million tokens, eager", "fastest"]  # fmt: skip
+        found.grids.append((headings, grid))
+        found.words += tables.refusals(result)
+        name = f"int4-steps-{result['file']}"
+        draw = partial(kernel_figures.int4_steps, rows, figures)
+        found.figures.append(drawn(name, f"4-bit steps: {what}", draw))
+    if not found.grids:
+        return None
+    found.words.insert(0, "`gone in a graph` is the share of the eager step that its graph does without: Python, the "
+                          "dispatcher and the launches. Where it is large, fewer bits cannot show.")  # fmt: skip
+    return found

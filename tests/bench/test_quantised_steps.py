@@ -1,0 +1,153 @@
+"""Whole quantised Hugging Face folders through bench.step: what the step decodes is what transformers decodes with the
+dequantised weights."""
+
+import json
+
+import pytest
+import torch
+from inputs.command_line import assert_refused, run_here
+from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import pykernels as pk
+from bench.backends.steps import arms as step_arms
+from bench.step.settings import Settings
+from pykernels.quant import awq, gptq
+
+GROUP, TOKENS, FIRST = 32, 24, 7
+CONFIG = LlamaConfig(
+    hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+    vocab_size=160, max_position_embeddings=64, rms_norm_eps=1e-5, tie_word_embeddings=False,
+)  # fmt: skip
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def packed_by_compressed_tensors(dense, weight):
+    """By the library's own compressor: of the dense weight and of the scales and zero points found for it."""
+    from compressed_tensors.compressors import BaseCompressor
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+
+    arguments = QuantizationArgs(num_bits=4, type="int", symmetric=False, strategy="group", group_size=GROUP)
+    state = {
+        "weight": dense, "weight_scale": weight.scales,
+        "weight_zero_point": (weight.explicit_zeros().int() - 8).to(torch.int8),
+    }  # fmt: skip
+    scheme = QuantizationScheme(targets=["Linear"], weights=arguments)
+    return BaseCompressor.load_from_registry("pack-quantized").compress(state, scheme)
+
+
+FORMATS = {
+    "gptq": (dict(quant_method="gptq", bits=4, group_size=GROUP), lambda _, weight: gptq.pack(weight, 1)),
+    "awq": (
+        dict(quant_method="awq", bits=4, group_size=GROUP, version="gemm"), lambda _, weight: awq.pack(weight),
+    ),
+    "compressed-tensors": (
+        dict(
+            quant_method="compressed-tensors", format="pack-quantized",
+            config_groups={
+                "group_0": {"weights": dict(num_bits=4, type="int", strategy="group", group_size=GROUP)},
+            },
+        ),
+        packed_by_compressed_tensors,
+    ),
+}  # fmt: skip
+
+
+def write_folder(path, name):
+    """A folder of that format, and transformers' model of the same weights, dequantised, in fp16."""
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(CONFIG).half().eval()
+    config, pack = FORMATS[name]
+    tensors = {}
+    for key, tensor in model.state_dict().items():
+        module, _, part = key.rpartition(".")
+        if module.endswith("_proj") and part == "weight":
+            dense = torch.empty(tensor.shape).normal_(0, tensor.shape[1] ** -0.5).half()
+            weight = pk.quant.round_to_nearest(dense, GROUP, symmetric=False)
+            tensors |= {f"{module}.{suffix}": value.contiguous() for suffix, value in pack(dense, weight).items()}
+            tensor.copy_(weight.dequantize(torch.float16))
+        else:
+            if "norm" not in key:
+                tensor.normal_(0, 1 if "embed" in key else 0.1)
+            tensors[key] = tensor.clone()
+    (path / "config.json").write_text(json.dumps(CONFIG.to_dict() | {"quantization_config": config}))
+    save_file(tensors, path / "model.safetensors")
+    return model
+
+
+def decoded_by_transformers(model) -> list[int]:
+    tokens = model.generate(
+        torch.tensor([[FIRST]]), max_new_tokens=TOKENS, do_sample=False, eos_token_id=None, pad_token_id=0
+    )  # fmt: skip
+    return tokens[0, 1:].tolist()
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_greedy_tokens_are_those_of_the_dequantised_model(tmp_path, name):
+    expected = decoded_by_transformers(write_folder(tmp_path, name))
+    assert len(set(expected)) > 5, "a sequence of one token would be right by chance"
+    arms = "native/none:native,native/block:eager,tinygemm:eager,sdpa:eager,native-dense:dispatch,transformers:eager"
+    settings = Settings(weights=str(tmp_path), dtype="fp16", device="cpu", ctx=1, steps=2, arm=arms)
+    settings.check()
+    settings.layers = 0
+    model = settings.make_model()
+    assert settings.int4_format == (GROUP, True, False) and model.weights.layers[0].is_int4
+    assert not hasattr(model.weights.lm_head, "packed") and model.weights.lm_head.dtype == torch.float16
+    reference = step_arms.Reference(long := grown(settings, model), 1)
+    for backend, modes, fusions in settings.groups:
+        arm, driver = step_arms.arm_of(settings.known[backend], reference, modes[0], fusions[0] if fusions else None)
+        assert arm.status == "ok" and driver is not None, arm.reason
+        long.token.fill_(FIRST)
+        driver.stand(0)
+        found = []
+        with torch.inference_mode():
+            for _ in range(TOKENS):
+                driver.step()
+                found.append(int(long.token))
+        assert found == expected, arm.label
+
+
+def grown(settings, model) -> pk.DecodeModel:
+    """The same weights with room for all tokens."""
+    return pk.DecodeModel(settings.spec, model.weights, TOKENS + 2, 1, model.dtype)
+
+
+def test_a_folder_s_step_is_measured(capsys, tmp_path):
+    write_folder(tmp_path, "gptq")
+    output = tmp_path / "step.json"
+    flags = [f"--weights={tmp_path}", "--dtype=fp16", "--device=cpu", "--ctx=8", "--steps=2", "--warmup=1"]
+    result = run_here(
+        capsys, "bench.step", *flags, "--backend=native,sdpa", "--mode=native,eager", "--fusion=block",
+        f"--json={output}",
+    )  # fmt: skip
+    document = json.loads(output.read_text())
+    assert result.status == 0 and document["weights"] == "checkpoint"
+    assert document["quant"] == {"format": "int4", "group_size": GROUP, "zero_points": True, "act_order": False}
+    labels = {op["op"]: op["label"] for op in document["ops"]}
+    assert labels["gemv"] == "lm_head" and labels["int4_qkv_gemv"] == "norm+qkv+rope x2"
+    assert {arm["status"] for arm in document["arms"]} <= {"ok", "unsupported"}
+
+
+def test_what_is_wrong_with_a_folder(capsys, tmp_path):
+    write_folder(tmp_path, "awq")
+    flags = [f"--weights={tmp_path}", "--dtype=fp16", "--device=cpu", "--ctx=8", "--steps=2"]
+    assert_refused(
+        run_here(capsys, "bench.step", *flags, "--group=64"), "--group=64", "left out: the weights of --weights"
+    )
+    tensors = load_file(tmp_path / "model.safetensors")
+    dense = {
+        f"model.layers.1.{module}.weight": torch.zeros(shape).half()
+        for module, shape in (
+            ("self_attn.q_proj", (128, 128)), ("self_attn.k_proj", (64, 128)), ("self_attn.v_proj", (64, 128)),
+            ("self_attn.o_proj", (128, 128)), ("mlp.gate_proj", (256, 128)), ("mlp.up_proj", (256, 128)),
+            ("mlp.down_proj", (128, 256)),
+        )
+    }  # fmt: skip
+    kept = {name: value for name, value in tensors.items() if not name.startswith("model.layers.1.") or "norm" in name}
+    save_file(kept | dense, tmp_path / "model.safetensors")
+    assert_refused(run_here(capsys, "bench.step", *flags), "layers must be all of 4 bits or all dense, 1 is dense")
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"]["quant_method"] = "aqlm"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert_refused(run_here(capsys, "bench.step", *flags), "quant_method must be one of gptq, awq", "'aqlm'")
