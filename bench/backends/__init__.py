@@ -18,10 +18,11 @@ from bench.backends.stack import (
     CompileNative,
     PlainNative,
 )
+from bench.backends.xqa import Xqa
 
 _BACKENDS: tuple[type[Backend], ...] = (
     Native, Sdpa, SdpaMath, SdpaFlash, SdpaEfficient, SdpaCudnn, FlashAttention2, FlashAttention3, FlashInfer,
-    FlashInferTensorCores, Flex, Compile, CompileGraphs,
+    FlashInferTensorCores, Xqa, Flex, Compile, CompileGraphs,
 )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from bench.backends.flash import _FlashCache, arguments
 from bench.backends.torch_layer import TokenMajorCache
 
 LIBRARIES = {"fa2": "flash_attn", "fa3": "flash_attn_interface", "flashinfer": "flashinfer",
-             "flashinfer-tc": "flashinfer"}  # fmt: skip
+             "flashinfer-tc": "flashinfer", "xqa": "flashinfer"}  # fmt: skip
 
 
 @pytest.fixture
@@ -80,9 +81,20 @@ def test_a_library_meets_the_reference(fakes, name, batch, heads):
         assert sum(kernel.endswith(words) for kernel in arm.kernels) == 1
 
 
-@pytest.mark.parametrize("position", [0, 15, 16, 39])
-def test_pages_at_their_edges(fakes, position):
-    assert gated("flashinfer", workload(batch=2, position=position)).reason is None
+@pytest.mark.parametrize(
+    ("name", "position"),
+    [("flashinfer", 0), ("flashinfer", 15), ("flashinfer", 16), ("flashinfer", 39), ("xqa", 63), ("xqa", 64)],
+)
+def test_pages_at_their_edges(fakes, name, position):
+    assert gated(name, workload(batch=2, position=position, ctx=80)).reason is None
+
+
+def test_xqa_needs_its_function_and_its_gpu(monkeypatch):
+    backend = registry()["xqa"]
+    monkeypatch.setitem(sys.modules, "flashinfer", SimpleNamespace(__version__="0.3"))
+    assert backend.library_reason() == "flashinfer is not installed: this flashinfer (0.3) has no xqa"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 9))
+    assert backend.device_reason(torch.device("cuda")).endswith("10.x or 12.x, and this GPU has 8.9")
 
 
 @pytest.mark.parametrize("name", ["fa2", "fa3"])
@@ -227,5 +239,5 @@ def test_graphs_of_the_libraries(monkeypatch, capsys, tmp_path, fakes):
         )  # fmt: skip
     assert result.status == 0, result.out + result.err
     arms = json.loads((tmp_path / "layer.json").read_text())["arms"]
-    assert [(arm["mode"], arm["status"]) for arm in arms] == [("eager", "ok"), ("graph", "ok")] * 4
-    assert [arm["steps_per_graph"] for arm in arms] == [None, 8] * 4
+    assert [(arm["mode"], arm["status"]) for arm in arms] == [("eager", "ok"), ("graph", "ok")] * len(LIBRARIES)
+    assert [arm["steps_per_graph"] for arm in arms] == [None, 8] * len(LIBRARIES)

@@ -153,8 +153,26 @@ def flashinfer() -> SimpleNamespace:
                 rows.append(attention(q[b], *(t[pages].flatten(0, 1)[:kv_len] for t in (k, v))))
             return torch.stack(rows)
 
+    def xqa(
+        q, k_cache, v_cache, page_table, seq_lens, output, workspace_buffer, semaphores, num_kv_heads, page_size,
+        kv_layout="NHD",
+    ):  # fmt: skip
+        batch, beams, _, head_dim = q.shape
+        assert beams == 1 and output.shape == q.shape and output.dtype == q.dtype and kv_layout == "NHD"
+        assert k_cache.shape[1:] == v_cache.shape[1:] == (page_size, num_kv_heads, head_dim)
+        assert page_size in (16, 32, 64, 128) and workspace_buffer.dtype == torch.uint8
+        assert (page_table.dtype, seq_lens.dtype, semaphores.dtype) == (torch.int32, torch.uint32, torch.uint32)
+        assert page_table.shape[0] == batch and seq_lens.shape == (batch, 1)
+        assert not semaphores.view(torch.int32).any()
+        seen.append(("xqa", True))
+        for b, kv_len in enumerate(seq_lens.view(torch.int32)[:, 0].tolist()):
+            assert page_table.shape[1] == -(-kv_len // page_size)  # the longest that the kernel plans for
+            pages = page_table[b].long()
+            output[b, 0] = attention(q[b, 0], *(t[pages].flatten(0, 1)[:kv_len] for t in (k_cache, v_cache)))
+
     return SimpleNamespace(
         seen=seen,
+        xqa=xqa,
         single_decode_with_kv_cache=single_decode_with_kv_cache,
         BatchDecodeWithPagedKVCacheWrapper=BatchDecodeWithPagedKVCacheWrapper,
     )
