@@ -4,33 +4,36 @@ python -m bench.ab --a=native/none:native --b=native/block:native --sessions=10 
 
 A speed-up is A / B: above 1, B is the faster. Thresholds are registered beforehand in a file (--thresholds). With
 --keep=FOLDER the sessions' own documents stay there: killed at any point and run again, finished sessions are not
-measured again; and other pairs of arms can be read off the same sessions, where these measured more (--arms).
+measured again; and other pairs of arms can be read off the same sessions, where these measured more (--arms). Several
+processes can share the folder, and --shard=i/n measures a share of the sessions alone.
 """
 
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 from rich.console import Console
 from rich.text import Text
 
 from bench.backends.steps import arms as step_arms
-from bench.core import cli, document, environment, results
+from bench.core import claims, cli, document, environment, results, shards
 from bench.core.document import Document, device_name
 from bench.core.errors import flag_error
 from bench.core.flags import make_command
-from bench.core.kept import KeepFlag, Kept, open_folder
+from bench.core.kept import KeepFlag, Kept, flags_of_any_device, open_folder
 from bench.core.paths import user_path
 from bench.core.processes import run_module
 from bench.core.progress import progress
 from bench.core.quant_flags import QuantFlags
-from bench.core.run import close
+from bench.core.run import close, failure
 from bench.core.tables import commit_lines, microseconds
 from bench.drivers import takes
 from bench.study import sessions
@@ -80,6 +83,7 @@ class Plan:
     kept: Kept
     sessions: int
     limit_s: float
+    device: torch.device
     rules: list[Rule]
     rule: str
     registered: Document
@@ -87,12 +91,22 @@ class Plan:
     batch: int
     arguments: list[str]
 
+    @property
+    def known_by(self) -> list[str]:
+        """The flags of a kept session of this run."""
+        return flags_of_any_device(self.arguments, self.device.type)
+
+
+def session_name(number: int) -> str:
+    """Of its document in the folder of --keep."""
+    return f"session-{number:02}"
+
 
 def run_session(plan: Plan, number: int) -> tuple[Session, Document | None]:
     """A fresh process of bench.step with all arms, unless the session is kept. What goes wrong with it becomes the
     session's status."""
-    name = f"session-{number:02}"
-    if kept := plan.kept.load(name, plan.arguments):
+    name = session_name(number)
+    if kept := plan.kept.load(name, plan.known_by):
         return read_session(number, kept, plan.indices), kept
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "step.json"
@@ -100,7 +114,7 @@ def run_session(plan: Plan, number: int) -> tuple[Session, Document | None]:
         if outcome.status != "ok" and not path.exists():
             return {"session": number, "status": outcome.status, "reason": outcome.reason}, None
         result = document.load(path)
-    plan.kept.save(name, result, plan.arguments)
+    plan.kept.save(name, result, plan.known_by)
     return read_session(number, result, plan.indices), result
 
 
@@ -121,7 +135,7 @@ def make_document(plan: Plan, done: list[Session], first: Document | None, inter
         **cli.head(
             _PROGRAM, "ab", interrupted=interrupted,
             title=f"{plan.arms['a']} against {plan.arms['b']}, one decode step, ctx {plan.ctx}, batch {plan.batch}",
-            environment=first["environment"] if first else environment.collect(),
+            environment=first["environment"] if first else environment.collect(plan.device),
         ),
         "ctx": plan.ctx, "batch": plan.batch, **shared,
         "sessions_planned": plan.sessions, "arms_of_a_session": plan.measured,
@@ -144,16 +158,19 @@ def make_document(plan: Plan, done: list[Session], first: Document | None, inter
     }  # fmt: skip
 
 
-def run(plan: Plan, save: Callable[[Document], None]) -> Document:
-    """Every session, saved after each. Ctrl-C ends the one that runs and keeps those that are finished."""
+def run(plan: Plan, numbers: Sequence[int], save: Callable[[Document], None]) -> Document:
+    """The sessions of these numbers, saved after each; with --keep those that another process has in hand are left to
+    it. Ctrl-C ends the one that runs and keeps those that are finished."""
     done: list[Session] = []
     first: Document | None = None
     interrupted = False
-    with progress("sessions", plan.sessions) as advance:
+    by_name = {session_name(number): number for number in numbers}
+    shared = claims.parts(plan.kept.folder, by_name, lambda name: plan.kept.load(name, plan.known_by) is not None)
+    with progress("sessions", len(numbers)) as advance, closing(shared):
         try:
-            for number in range(plan.sessions):
-                session, result = run_session(plan, number)
-                done.append(session)
+            for name, _ in shared:
+                session, result = run_session(plan, by_name[name])
+                done = sorted([*done, session], key=lambda session: session["session"])
                 first = first or (result if session["status"] == "ok" else None)
                 save(make_document(plan, done, first, interrupted=len(done) < plan.sessions))
                 advance()
@@ -164,10 +181,10 @@ def run(plan: Plan, save: Callable[[Document], None]) -> Document:
     return make_document(plan, done, first, interrupted)
 
 
-def lines(result: Document) -> list[str]:
-    """What is printed: a line a session, the statistics, the verdict."""
-    shown = [result["title"], *commit_lines(result)]
-    for session in result["sessions"]:
+def session_lines(sessions_: Sequence[Session]) -> list[str]:
+    """A line a session."""
+    shown = []
+    for session in sessions_:
         if session["status"] != "ok":
             shown.append(f"session {session['session']:>2}: {session['status']}: {session['reason']}")
             continue
@@ -176,6 +193,12 @@ def lines(result: Document) -> list[str]:
             f"session {session['session']:>2}: a {microseconds(session['a']['p50_us'])} us, "
             f"b {microseconds(session['b']['p50_us'])} us, a / b {session['speedup']:.3f}{drifting}"
         )
+    return shown
+
+
+def lines(result: Document) -> list[str]:
+    """What is printed: a line a session, the statistics, the verdict."""
+    shown = [result["title"], *commit_lines(result), *session_lines(result["sessions"])]
     for name, unit in (("a", " us"), ("b", " us"), ("speedup", "")):
         if spread := result["analysis"][name]:
             form = microseconds if unit else (lambda value: f"{value:.4f}")
@@ -195,6 +218,16 @@ def lines(result: Document) -> list[str]:
     return shown
 
 
+def finish_share(result: Document, shard: str) -> int:
+    """--shard: a line a session and no verdict, which is all shares'. Returns the exit status."""
+    sessions_, failed = result["sessions"], failure(result | {"arms": []})
+    print("\n".join(session_lines(sessions_)))
+    print(f"shard {shard} is done: {len(sessions_)} sessions. The verdict is the same command's without --shard")
+    if failed:
+        print(f"{_PROGRAM}: {failed}", file=sys.stderr)
+    return 1 if failed else 0
+
+
 def show(result: Document, console: Console) -> None:
     """lines(), printed."""
     console.print(Text("\n".join(lines(result))), soft_wrap=True)
@@ -205,7 +238,7 @@ class Settings(QuantFlags):
     """The flags of one run, and what they come to."""
 
     NOT_SHARED = QuantFlags.NOT_SHARED | {
-        "a", "b", "arms", "keep", "sessions", "limit_s", "thresholds", "rule",
+        "a", "b", "arms", "keep", "sessions", "limit_s", "thresholds", "rule", "shard",
     }  # fmt: skip
 
     a: Annotated[
@@ -222,6 +255,7 @@ class Settings(QuantFlags):
     sessions: Annotated[
         int, typer.Option("--sessions", help="fresh processes", callback=cli.checked(cli.number, "--sessions", 1, 1000))
     ] = 10
+    shard: shards.ShardFlag = ""
     limit_s: Annotated[
         float,
         typer.Option("--limit-s", help="seconds a session may take", callback=cli.checked(cli.seconds, "--limit-s")),
@@ -244,9 +278,25 @@ class Settings(QuantFlags):
     list_: cli.ListFlag = False
 
     @cached_property
+    def target(self) -> torch.device:
+        """--device. This process only starts others."""
+        return cli.device(self.device, use=False)
+
+    @cached_property
+    def numbers(self) -> list[int]:
+        """Of the sessions that are measured: all, or the share of --shard."""
+        shard = shards.parse(self.shard)
+        if shard.count > 1 and not self.keep:
+            raise flag_error("--shard", self.shard, "given with --keep, the folder where the shares meet")
+        if shard.count > 1 and self.json:
+            raise flag_error("--json", self.json, "left out with --shard: the command without it judges what is kept")
+        shard.check(self.sessions)
+        return shard.of(range(self.sessions))
+
+    @cached_property
     def sides(self) -> dict[str, str]:
         """The arms a and b, spelled out."""
-        on_cuda = cli.device(self.device).type == "cuda"
+        on_cuda = self.target.type == "cuda"
         default = ("sdpa:eager", "sdpa:graph") if on_cuda else ("native:eager", "native:native")
         return {"a": arm_text("--a", self.a or default[0]), "b": arm_text("--b", self.b or default[1])}
 
@@ -264,7 +314,7 @@ class Settings(QuantFlags):
 
     def check(self) -> None:
         """Raise UsageError for the first flag that does not fit the others."""
-        device = cli.device(self.device)
+        device = self.target
         named = [("--a", self.sides["a"]), ("--b", self.sides["b"]), *(("--arms", text) for text in self.measured)]
         for flag, text in named:
             backend, _, mode = step_arms.parse_arm(flag, text)
@@ -277,6 +327,7 @@ class Settings(QuantFlags):
         self.check_quant([spec])
         cli.number("--layers", self.layers, 0, spec.n_layers)
         cli.number("--ctx", self.ctx, 1, spec.max_position - max(self.warmup, 1) - self.steps)
+        assert self.numbers
 
 
 def main(settings: Settings) -> int:
@@ -295,10 +346,13 @@ def main(settings: Settings) -> int:
     kept = open_folder(settings.keep)
     arguments = [f"--arm={','.join(settings.measured)}", *settings.shared_flags()]
     plan = Plan(
-        settings.sides, settings.measured, settings.indices, kept, settings.sessions, settings.limit_s, rules,
+        settings.sides, settings.measured, settings.indices, kept, settings.sessions, settings.limit_s,
+        settings.target, rules,
         settings.rule, {"file": file.name, "sha256": digest}, settings.ctx, settings.batch, arguments,
     )  # fmt: skip
-    result = run(plan, outputs.write)
+    result = run(plan, settings.numbers, outputs.write)
+    if settings.shard and not result["interrupted"]:
+        return finish_share(result, settings.shard)
     return close(result, outputs, show)
 
 

@@ -1,7 +1,14 @@
 """Fixtures of several test files."""
 
 import pytest
-from inputs.helpers import torch_threads
+import torch
+from inputs.helpers import GPU, torch_threads
+
+
+def pytest_sessionstart():
+    """Tests say `cuda`, which is the current device."""
+    if GPU.index:
+        torch.cuda.set_device(GPU)
 
 
 @pytest.fixture

@@ -28,11 +28,11 @@ from bench.attention.arms import MODES, NAMES, SECOND, DeviceLostError
 from bench.attention.session import Session, estimated_seconds, noted
 from bench.attention.settings import Settings
 from bench.backends import registry
-from bench.core import cli, document, environment
+from bench.core import claims, cli, document, environment
 from bench.core.document import Document
 from bench.core.errors import flag_error
 from bench.core.flags import make_command
-from bench.core.kept import Kept, open_folder
+from bench.core.kept import Kept, flags_of_any_device, open_folder
 from bench.core.processes import Outcome, run_module
 from bench.core.progress import about, progress, seconds_since_start
 from bench.core.run import close
@@ -50,7 +50,8 @@ def make_document(settings: Settings, sessions: list[Document], interrupted: boo
         **cli.head(
             "bench.attention", "attention",
             title="attention alone, " + ("compared with the reference" if settings.gate else "one decode call"),
-            interrupted=interrupted, environment=(first and first["environment"]) or environment.collect(),
+            interrupted=interrupted,
+            environment=(first and first["environment"]) or environment.collect(settings.target),
         ),
         "gate_only": settings.gate,
         "models": list(dict.fromkeys(name for cell in cells_ for name in cell.layers)),
@@ -162,11 +163,20 @@ def run_sessions(
     lost: list[plugins.Found] = []
     planned, plugged = settings.sessions, settings.plugin_plan
     files = [f"sha256={plugins.digest(plugin)}" for plugin in plugged.plugins]
+    by_name = {f"session-{number:02}{settings.share.suffix}": number for number in range(planned)}
+
+    def flags_of(number: int) -> list[str]:
+        # Which kernels run is the same in all sessions; to trace them takes as long as to measure.
+        return [*settings.run_flags, *(settings.untraced if number == 0 else ["--no-trace-kernels"])]
+
+    def known_by(number: int) -> list[str]:
+        return flags_of_any_device([*flags_of(number), *files], settings.target.type)
+
+    shared = claims.parts(kept.folder, by_name, lambda name: kept.load(name, known_by(by_name[name])) is not None)
     try:
-        for number in range(planned):
-            # Which kernels run is the same in all sessions; to trace them takes as long as to measure.
-            flags = [*settings.run_flags, *(settings.untraced if number == 0 else ["--no-trace-kernels"])]
-            name, whose = f"session-{number:02}", [*flags, *files]
+        for name, _ in shared:
+            number = by_name[name]
+            flags, whose = flags_of(number), known_by(number)
             if earlier := kept.load(name, whose):
                 session, how = attention_document.sessions(earlier)[0], "finished before"
             else:
@@ -186,7 +196,8 @@ def run_sessions(
                     kept.save(name, make_document(settings, [session], interrupted=False, planned=1), whose)
                 else:
                     how += f" ({session['reason']})"
-            done.append(session)
+            session["session"] = number
+            done = sorted([*done, session], key=lambda session: session["session"])
             save(make_document(settings, done, interrupted=len(done) < planned))
             left = to_go(session, planned - len(done))
             say(f"session {len(done)} of {planned}: {how}, {session['seconds']:.0f} s{left}")
@@ -194,6 +205,8 @@ def run_sessions(
         if not done:
             raise
         return done, True
+    finally:
+        shared.close()
     return done, False
 
 

@@ -12,7 +12,7 @@ import pykernels as pk
 from bench.attention import aa as attention_aa
 from bench.attention.arms import MANAGERS, MODES, NAMES, SDPA_KERNELS, Plan
 from bench.attention.cases import Cell, cells, parse_heads
-from bench.core import cli
+from bench.core import cli, shards
 from bench.core.copies import weight_copies
 from bench.core.errors import UsageError, flag_error
 from bench.core.flags import Flags
@@ -113,6 +113,7 @@ class Settings(StopFlags):
     trace_kernels: Annotated[
         bool, typer.Option("--trace-kernels/--no-trace-kernels", help="name the kernels, and time them by CUPTI")
     ] = True
+    shard: shards.ShardFlag = ""
     keep: KeepFlag = ""
     resume: Annotated[
         bool, typer.Option("--resume", help="with --sessions=0: go on with the cells that --json has")
@@ -145,11 +146,18 @@ class Settings(StopFlags):
 
     @cached_property
     def cells(self) -> list[Cell]:
-        """Head shapes x contexts x batches."""
+        """Head shapes x contexts x batches; of --shard its share."""
         default = "1024,2048,4096,8192,16384,32768,65536" if self.on_cuda else "256,1024"
         specs = [*map(pk.models.get, self.models), *parse_heads("--heads", self.heads)]
         contexts = cli.numbers("--ctx", self.ctx or default, 1, MAX_CTX, int)
-        return cells(specs, contexts, cli.numbers("--batch", self.batch, 1, 8, int))
+        every = cells(specs, contexts, cli.numbers("--batch", self.batch, 1, 8, int))
+        self.share.check(len(every))
+        return self.share.of(every, lambda cell: cell.bytes(self.torch_dtype))
+
+    @cached_property
+    def share(self) -> shards.Shard:
+        """--shard."""
+        return shards.parse(self.shard)
 
     @cached_property
     def named(self) -> tuple[list[str], list[Plugin]]:

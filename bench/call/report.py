@@ -7,6 +7,7 @@ print(report)
 
 import io
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -215,7 +216,9 @@ def measure(
         lying = tensors_of([subject.weights, inputs, keywords])
         device = lying[0].device if lying else "cuda" if torch.cuda.is_available() else "cpu"
     name = getattr(function, "__name__", type(function).__name__)
-    return run(
-        subject, reference, f"one call of {name}", torch.device(device), l2=l2, steps=steps, n_bytes=n_bytes,
-        stop=StopRule(parse_noise("stop_noise", stop_noise), max_seconds or None),
-    )  # fmt: skip
+    target = torch.device(device)
+    with torch.cuda.device(target) if target.type == "cuda" else nullcontext():
+        return run(
+            subject, reference, f"one call of {name}", target, l2=l2, steps=steps, n_bytes=n_bytes,
+            stop=StopRule(parse_noise("stop_noise", stop_noise), max_seconds or None),
+        )  # fmt: skip

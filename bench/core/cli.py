@@ -7,6 +7,7 @@ allowed; 130 interrupted, by Ctrl-C or SIGTERM.
 
 import contextlib
 import functools
+import re
 import shlex
 import signal
 import sys
@@ -164,7 +165,9 @@ BatchFlag = Annotated[int, typer.Option("--batch", help="sequences, 1 to 8", cal
 DtypeFlag = Annotated[
     str, typer.Option("--dtype", help="bf16, fp16 or fp32", callback=checked(choice, "--dtype", tuple(DTYPES)))
 ]
-DeviceFlag = Annotated[str, typer.Option("--device", help="auto, cpu or cuda")]
+DeviceFlag = Annotated[
+    str, typer.Option("--device", help="auto, cpu, cuda or cuda:N, as torch counts them; auto: cuda:0 where one is")
+]
 WeightsFlag = Annotated[str, typer.Option("--weights", help="a local Hugging Face folder")]
 LayerWeightsFlag = Annotated[str, typer.Option("--weights", help="a local Hugging Face folder to take one layer from")]
 LayerFlag = Annotated[int, typer.Option("--layer", help="which layer of --weights")]
@@ -252,15 +255,28 @@ PlotFlag = Annotated[str, typer.Option("--plot", help="draw the ladder (.png, .s
 TraceFlag = Annotated[str, typer.Option("--trace", help="write a sample of every arm for Perfetto (.json), GPU only")]
 
 
-def device(text: str) -> torch.device:
-    """--device; auto is the first GPU where this build has kernels for one and torch sees one, else the CPU."""
-    choice("--device", text, ("auto", "cpu", "cuda"))
+def device(text: str, use: bool = True) -> torch.device:
+    """--device; auto is the first GPU where this build has kernels for one and torch sees one, else the CPU.
+
+    A GPU becomes the process's current device, which streams, events, graphs and what other libraries launch follow. It
+    does not with use=False: for a process that only starts others, and needs no context there.
+    """
+    match = re.fullmatch(r"auto|cpu|cuda(?::(\d{1,4}))?", text)
+    if not match:
+        raise flag_error("--device", text, "one of auto, cpu, cuda, cuda:N")
     built_for_cuda = pk.runtime.build_info()["cuda"]
     usable = built_for_cuda and torch.cuda.is_available()
-    if text == "cuda" and not usable:
+    if text.startswith("cuda") and not usable:
         missing = "a CUDA device, and torch sees none" if built_for_cuda else "a build with CUDA kernels"
         raise flag_error("--device", text, f"cpu or auto here: cuda needs {missing}")
-    return torch.device("cuda", 0) if usable and text != "cpu" else torch.device("cpu")
+    if not usable or text == "cpu":
+        return torch.device("cpu")
+    index = int(match[1] or 0)
+    if index and index >= (count := torch.cuda.device_count()):
+        raise flag_error("--device", text, f"a GPU that torch sees: cuda:0 to cuda:{count - 1}, {count} in all")
+    if use and (index or torch.cuda.is_initialized()):  # the first is the current one as it is
+        torch.cuda.set_device(index)
+    return torch.device("cuda", index)
 
 
 def model(name: str, config: str, weights: str = "") -> ModelSpec:
@@ -415,7 +431,9 @@ def run(program: str, command: Callable[..., int | None], arguments: Sequence[st
         except KeyboardInterrupt:
             raise _InterruptedError from None
 
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    bare = getattr(command, "bare", {})  # typer has no flag whose value is optional
+    given = sys.argv[1:] if arguments is None else arguments
+    arguments = [f"{argument}={bare[argument]}" if argument in bare else argument for argument in given]
     app = typer.Typer(add_completion=False, rich_markup_mode=None)
     app.command()(interruptible)
     try:

@@ -73,18 +73,20 @@ def null_op(steps: int, device: torch.device = _CPU) -> list[dict[str, Any]]:
 
 
 def spin(
-    durations_us: Sequence[float] | None = None, steps: int = 10, device: torch.device = _CPU
+    durations_us: Sequence[float] | None = None, steps: int = 10, device: torch.device = _CPU, traces: bool = True
 ) -> list[dict[str, Any]]:
     """Ops that busy-wait a known time: a millisecond, on a GPU 10 and 100 us too.
 
     On a CPU: timed by the native loop (`us`) and by Python's clock around it (`outside_us`). On a GPU: by events and,
     where kernels can be traced, by CUPTI (`device_us`); `net_us` is that clock's median less `null_us`, the null
-    kernel's on the same clock: beginning and ending a kernel takes time that is not the spin's.
+    kernel's on the same clock: beginning and ending a kernel takes time that is not the spin's. traces=False leaves
+    CUPTI out: a process that it has traced stays slower.
     """
     if durations_us is None:
         durations_us = (10.0, 100.0, 1000.0) if device.type == "cuda" else (1000.0,)
-    spin_rows = _spin_on_cuda if device.type == "cuda" else _spin_on_cpu
-    return spin_rows(device, durations_us, steps)
+    if device.type != "cuda":
+        return _spin_on_cpu(device, durations_us, steps)
+    return _spin_on_cuda(device, durations_us, steps, traces and device_trace.reason() is None)
 
 
 def _spin_on_cpu(device: torch.device, durations_us: Sequence[float], steps: int) -> list[dict[str, Any]]:
@@ -100,9 +102,8 @@ def _spin_on_cpu(device: torch.device, durations_us: Sequence[float], steps: int
     return rows
 
 
-def _spin_on_cuda(device: torch.device, durations_us: Sequence[float], steps: int) -> list[dict[str, Any]]:
+def _spin_on_cuda(device: torch.device, durations_us: Sequence[float], steps: int, trace: bool) -> list[dict[str, Any]]:
     x = torch.zeros(1, device=device)
-    trace = device_trace.reason() is None
 
     def clocks(program: pk.runtime.Program, estimate_us: float) -> tuple[np.ndarray, np.ndarray | None]:
         """Samples by events, and by the trace where there is one."""

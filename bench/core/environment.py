@@ -13,7 +13,7 @@ import pynvml
 import torch
 
 import pykernels as pk
-from bench.core.gpu_state import ask, reason_names
+from bench.core.gpu_state import ask, handle_of, reason_names
 from pykernels.source_hash import source_hash
 
 _CPU_FLAGS = ("avx2", "f16c", "avx512f", "avx512_bf16", "amx_bf16", "hypervisor")
@@ -129,14 +129,16 @@ def _cpu() -> dict[str, Any]:
     }
 
 
-def _gpu() -> dict[str, Any] | None:
-    """The first GPU as NVML sees it; None without a driver."""
+def _gpu(device: torch.device) -> dict[str, Any] | None:
+    """The GPU as NVML sees it, whatever CUDA_VISIBLE_DEVICES makes of its number; of a CPU the machine's first. None
+    without a driver."""
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
         return None
     try:
-        handle = ask(pynvml.nvmlDeviceGetHandleByIndex, 0)
+        on_cuda = device.type == "cuda"
+        handle = ask(handle_of, device) if on_cuda else ask(pynvml.nvmlDeviceGetHandleByIndex, 0)
         if handle is None:
             return None
         memory = ask(pynvml.nvmlDeviceGetMemoryInfo, handle)
@@ -145,6 +147,8 @@ def _gpu() -> dict[str, Any] | None:
         power_mw = ask(pynvml.nvmlDeviceGetPowerManagementLimit, handle)
         return {
             "name": ask(pynvml.nvmlDeviceGetName, handle),
+            "index": device.index if on_cuda else None,
+            "uuid": ask(pynvml.nvmlDeviceGetUUID, handle),
             "driver": ask(pynvml.nvmlSystemGetDriverVersion),
             "memory_bytes": memory.total if memory else None,
             "sm_mhz": ask(pynvml.nvmlDeviceGetClockInfo, handle, pynvml.NVML_CLOCK_SM),
@@ -202,11 +206,14 @@ def _version(package: str) -> str | None:
         return None
 
 
-def collect() -> dict[str, Any]:
-    """The key `environment` of a result document. No user, host name or path is in it."""
+_CPU_DEVICE = torch.device("cpu")
+
+
+def collect(device: torch.device = _CPU_DEVICE) -> dict[str, Any]:
+    """The key `environment` of a result document, of a run on that device. No user, host name or path is in it."""
     return {
         "cpu": _cpu(),
-        "gpu": _gpu(),
+        "gpu": _gpu(device),
         "os": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "torch": {

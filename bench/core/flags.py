@@ -31,6 +31,9 @@ class Flags:
     )
     """Flags of one process alone: what it writes, lists and reports to. They are not passed on to a child process."""
 
+    BARE: ClassVar[dict[str, str]] = {}
+    """Flags that can be given without a value, and the value that they have then."""
+
     @classmethod
     def from_flags(cls, flags: Sequence[str] = ()) -> Self:
         """The settings that a command line gives. Raises what typer raises for flags that it cannot parse, and
@@ -49,7 +52,7 @@ class Flags:
             if parameter.name in without:
                 continue
             if parameter.param_type_name == "argument":
-                flags.append(str(value))
+                flags += map(str, value if parameter.nargs != 1 else [value])
             elif parameter.is_flag:
                 flags += parameter.opts[:1] if value else parameter.secondary_opts[:1]
             elif parameter.multiple:
@@ -92,6 +95,7 @@ def make_command(main: Callable[[S], int], of: type[S], expected: str = "") -> C
             inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=field.type)
         )
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    run.bare = of.BARE  # type: ignore[attr-defined]
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return run
 

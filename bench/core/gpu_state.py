@@ -73,10 +73,16 @@ def lost_device() -> str | None:
 
 
 def handle_of(device: torch.device) -> Any:
-    """NVML's handle of a torch device. Raises pynvml.NVMLError where there is none."""
-    uuid = str(torch.cuda.get_device_properties(device).uuid)
+    """NVML's handle of a torch device, by what no CUDA_VISIBLE_DEVICES changes: its UUID or, of a part of a GPU whose
+    UUID NVML has otherwise, the PCI bus id. Raises pynvml.NVMLError where there is none."""
+    found: Any = torch.cuda.get_device_properties(device)  # torch's types lack the bus
+    uuid = str(found.uuid)
     pynvml.nvmlInit()
-    return pynvml.nvmlDeviceGetHandleByUUID(uuid if uuid.startswith("GPU-") else f"GPU-{uuid}")
+    try:
+        return pynvml.nvmlDeviceGetHandleByUUID(uuid if uuid.startswith("GPU-") else f"GPU-{uuid}")
+    except pynvml.NVMLError:
+        bus = f"{found.pci_domain_id:08X}:{found.pci_bus_id:02X}:{found.pci_device_id:02X}.0"
+        return pynvml.nvmlDeviceGetHandleByPciBusId(bus)
 
 
 class Monitor:

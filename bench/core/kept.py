@@ -1,5 +1,6 @@
 """--keep: documents of finished processes stay in a folder, and a run that was killed goes on with them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +15,11 @@ from bench.core.paths import user_path
 KeepFlag = Annotated[
     str, typer.Option("--keep", help="a folder for the processes' documents; those there of these flags are taken")
 ]
+
+
+def flags_of_any_device(flags: Sequence[str], device: str) -> list[str]:
+    """The flags by which a process is known: on cuda:0 and cuda:1 it measures the same. device: cuda or cpu."""
+    return [f"--device={device}" if flag.startswith("--device=") else flag for flag in flags]
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,11 @@ runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 """
 
 
+def module_command(module: str, arguments: Sequence[str]) -> list[str]:
+    """The command of `python -m module arguments` that finds the same packages and dies with this process."""
+    return [sys.executable, "-c", _START, json.dumps(sys.path), module, *arguments]
+
+
 def run_module(module: str, arguments: Sequence[str], limit_s: float) -> Outcome:
     """`python -m module arguments` in a process group of its own, which dies with it.
 
@@ -54,7 +59,7 @@ def run_module(module: str, arguments: Sequence[str], limit_s: float) -> Outcome
     # A file and no pipe: what the process started and left behind would hold a pipe open, and with it this one.
     with tempfile.TemporaryFile("w+", errors="replace") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-c", _START, json.dumps(sys.path), module, *arguments],
+            module_command(module, arguments),
             stdout=subprocess.DEVNULL,
             stderr=errors,
             start_new_session=True,

@@ -22,7 +22,7 @@ class Machine:
     """The machine of a run; on a GPU with a monitor of its clocks (`monitor` is None elsewhere)."""
 
     def __init__(self, device: torch.device) -> None:
-        self.before = environment.collect()
+        self.before = environment.collect(device)
         self.monitor = gpu_state.Monitor(device) if device.type == "cuda" else None
         if self.monitor:
             self.before["gpu_before"] = self.monitor.state()

@@ -52,9 +52,9 @@ def run(settings: Settings, keep: Callable[[Document], None] = lambda document: 
     ceiling = Ceiling(settings.target)
     makers: list[Callable[[], groups.Group]] = []
     if "shapes" in settings.parts:
-        makers += [partial(groups.shape_group, shape, settings) for shape in groups.shapes(settings.specs)]
+        makers += [partial(groups.shape_group, shape, settings) for shape in groups.own_shapes(settings)]
     if "layer" in settings.parts:
-        makers += [partial(groups.layer_group, spec, settings) for spec in settings.specs]
+        makers += [partial(groups.layer_group, spec, settings) for spec in groups.own_layers(settings)]
     measured: list[tuple[Callable[[], groups.Group], list[Document]]] = []
     interrupted = False
 
@@ -116,7 +116,7 @@ def run_validation(
     if interrupted and not found:
         raise KeyboardInterrupt
     outputs.write({
-        **cli.head(_PROGRAM, "int4-validation", interrupted=interrupted, environment=environment.collect()),
+        **cli.head(_PROGRAM, "int4-validation", interrupted=interrupted, environment=environment.collect(device)),
         "device": device.type, "seed": seed, "kernels": [tried.document() for tried in every],
     })  # fmt: skip
     if interrupted:
@@ -130,7 +130,7 @@ def run_validation(
 def run_jit(device: torch.device) -> tuple[bool, str]:
     """Run the PTX for sm_89 on the GPU that is here, in a process whose driver must compile it. Is it right, and one
     line about it."""
-    command = [sys.executable, "-m", _PROGRAM, "--validate", "--kernel=native", "--device=cuda"]
+    command = [sys.executable, "-m", _PROGRAM, "--validate", "--kernel=native", f"--device={device}"]
     # torch's own kernels have no PTX for most GPUs and cannot run so: a validation runs none of them.
     name = torch.cuda.get_device_name(device)
     try:
@@ -209,6 +209,7 @@ def main(settings: Settings) -> int:
     cli.set_threads(settings.threads)
     if settings.validate:
         return _validate(settings, outputs)
+    settings.share.check(len(groups.shapes(settings.specs) if "shapes" in settings.parts else settings.specs))
     settings.plugged = plugins.measure_all(settings.plugin_plan)
     writers = {"--md": show.write_markdown, "--plot": _bars}
     return close(run(settings, outputs.keep), outputs, show.print_document, writers=writers)

@@ -54,6 +54,18 @@ def shapes(specs: Sequence[ModelSpec]) -> list[Shape]:
     return [Shape(*key, tuple(models)) for key, models in found.items()]
 
 
+def own_shapes(settings: Settings) -> list[Shape]:
+    """The shapes that this run measures: of --shard its share, even by elements."""
+    return settings.share.of(shapes(settings.specs), lambda shape: shape.n_in * shape.n_out)
+
+
+def own_layers(settings: Settings) -> list[ModelSpec]:
+    """The models whose layers this run measures: of --shard its share, even by elements; the last share first, which
+    has the fewest shapes."""
+    share = replace(settings.share, index=settings.share.count + 1 - settings.share.index)
+    return share.of(settings.specs, lambda spec: spec.layer_weight_elements)
+
+
 @dataclass
 class _KernelCase(Case):
     """A case whose gate allows what the kernel says of itself."""

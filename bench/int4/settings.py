@@ -13,7 +13,7 @@ from bench.backends import int4 as kernels4
 from bench.backends import modes_on
 from bench.backends.int4 import Int4Kernel
 from bench.backends.op_arms import peer_modes
-from bench.core import cli
+from bench.core import cli, shards
 from bench.core.cli import DTYPE_FLAGS
 from bench.core.errors import flag_error
 from bench.core.quant_flags import check_group_size
@@ -67,6 +67,7 @@ class Settings(StopFlags):
     threads: cli.ThreadsFlag = 0
     spec_gbs: cli.SpecFlag = 0.0
     seed: cli.SeedFlag = 0
+    shard: shards.ShardFlag = ""
     validate: Annotated[bool, typer.Option("--validate", help="are the kernels right? Exit status 1: no")] = False
     arch: Annotated[str, typer.Option("--arch", help="sm89: check our SASS for that GPU, without one")] = ""
     predict: Annotated[str, typer.Option("--predict", help="predict our layer on that GPU: " + ", ".join(GPUS))] = ""
@@ -110,6 +111,11 @@ class Settings(StopFlags):
     def parts(self) -> list[str]:
         """--what."""
         return cli.choices("--what", self.what, PARTS)
+
+    @cached_property
+    def share(self) -> shards.Shard:
+        """--shard: of the shapes, and of the layers."""
+        return shards.parse(self.shard)
 
     @cached_property
     def modes(self) -> list[str]:
@@ -161,7 +167,20 @@ class Settings(StopFlags):
     @property
     def validation_flags(self) -> list[str]:
         """What a plug-in's validation in a process of its own is started with."""
-        measured = {"what", "model", "config", "mode", "ctx", "batch", "predict", "repeats", "arch", "steps", "warmup"}
+        measured = {
+            "what",
+            "model",
+            "config",
+            "mode",
+            "ctx",
+            "batch",
+            "predict",
+            "repeats",
+            "arch",
+            "steps",
+            "warmup",
+            "shard",
+        }
         return self.shared_flags({"kernel", "l2", "spec_gbs", *measured})
 
     @cached_property
@@ -205,7 +224,7 @@ class Settings(StopFlags):
     def _check_validation(self) -> None:
         """A validation has shapes, batches and a number of calls of its own, and one document."""
         default = type(self)()
-        for name in ("arch", "what", "model", "config", "mode", "ctx", "batch", "predict", "repeats"):
+        for name in ("arch", "shard", "what", "model", "config", "mode", "ctx", "batch", "predict", "repeats"):
             if (value := getattr(self, name)) != getattr(default, name):
                 raise flag_error(f"--{name}", value, "given without --validate, which has its own shapes and batches")
         if self.md or self.csv or self.plot:

@@ -11,6 +11,7 @@ token before it begins the next step, as a control loop does; bench.step does no
 
 import sys
 from collections.abc import Callable
+from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -121,15 +122,15 @@ def run(settings: Settings) -> Document:
             deadline = settings.deadline_us(cell.hz)
             cells[name].append(cell_document(cell, settings.burst, settings.batch, deadline, watch))
 
-    total = len(settings.loads) * len(settings.rates) * settings.blocks * len(at_work)
+    total = len(settings.points) * settings.blocks * len(at_work)
     limit_s = 60 + 3 * expected_s(settings)
     try:
         for arm in at_work.values():
             warm_up(arm, clock, _WARM_UP_STEPS)
         with progress("measuring", total) as advance:
-            for named in settings.loads:
+            for named, points in groupby(settings.points, key=lambda point: point[0]):
                 with load.running(named, device.index or 0, limit_s):
-                    for hz, seconds in zip(settings.rates, settings.seconds_each, strict=True):
+                    for _, hz, seconds in points:
                         keep(measure_rate(at_work, hz, named, seconds, settings.blocks, settings.idle_s,
                                           clock, watch, advance))  # fmt: skip
     except KeyboardInterrupt:
@@ -145,7 +146,7 @@ def run(settings: Settings) -> Document:
         "model": results.model_document(settings.spec), "weights": "checkpoint" if settings.weights else "random",
         "ctx": settings.ctx, "batch": settings.batch, "dtype": settings.dtype, "device": device.type,
         "burst": settings.burst, "hz": settings.rates, "loads": settings.loads, "seconds": settings.seconds_each,
-        "block_count": settings.blocks, "idle_s": settings.idle_s,
+        "shard": settings.shard or None, "block_count": settings.blocks, "idle_s": settings.idle_s,
         "positions": {"first": settings.ctx, "count": settings.positions - 1},
         "timer": timer, "energy": _energy_document(watch, spun, {} if interrupted else at_work),
         "arms": _arm_entries(arms, cells),
@@ -165,8 +166,8 @@ def _write_picture(path: Path, document: Document) -> None:
 
 def expected_s(settings: Settings) -> float:
     """How long the blocks take."""
-    turns = len(settings.loads) * (len(settings.arms) + (settings.twice is not None))
-    return turns * (sum(settings.seconds_each) + len(settings.rates) * settings.blocks * settings.idle_s)
+    each = sum(seconds + settings.blocks * settings.idle_s for _, _, seconds in settings.points)
+    return each * (len(settings.arms) + (settings.twice is not None))
 
 
 def main(settings: Settings) -> int:

@@ -8,7 +8,7 @@ import typer
 
 from bench.backends.steps import arms as step_arms
 from bench.backends.steps.settings import StepModelSettings
-from bench.core import cli
+from bench.core import cli, shards
 from bench.core.errors import flag_error
 from bench.rate import load
 
@@ -45,6 +45,7 @@ class Settings(StepModelSettings):
     load: Annotated[
         str, typer.Option("--load", help="none, cpu:N (busy host threads), copy (host to device); comma-separated")
     ] = "none"
+    shard: shards.ShardFlag = ""
     json: cli.JsonFlag = ""
     csv: cli.CsvFlag = ""
     md: cli.MdFlag = ""
@@ -85,6 +86,15 @@ class Settings(StepModelSettings):
         """--load."""
         return load.parse("--load", self.load, self.target.type == "cuda")
 
+    @cached_property
+    def points(self) -> list[tuple[str, float, float]]:
+        """(load, rate, seconds) of every cell of an arm, rates within loads; of --shard its share. The arms are not
+        divided: they are compared within a process."""
+        timed = list(zip(self.rates, self.seconds_each, strict=True))
+        every, share = [(load, hz, seconds) for load in self.loads for hz, seconds in timed], shards.parse(self.shard)
+        share.check(len(every))
+        return share.of(every, lambda point: point[2])
+
     @property
     def positions(self) -> int:
         """The window, or as many as a burst takes."""
@@ -105,5 +115,5 @@ class Settings(StepModelSettings):
         if not 0 <= self.deadline_ms <= 1e6:
             raise flag_error("--deadline-ms", self.deadline_ms, "in 0..1e+06; 0 is the period")
         self.check_model()
-        assert self.arms and self.rates and self.seconds_each and self.loads
+        assert self.arms and self.points
         assert self.twice is None or self.twice

@@ -1,6 +1,7 @@
-"""A folder of result documents as tables and pictures, the paper's published figures beside the measured ones.
+"""Folders of result documents as tables and pictures, the paper's published figures beside the measured ones.
 
 python -m bench.report results --out=report --price=H200=4.54
+python -m bench.report h200 l4 a100 --out=report        # of several machines, merged
 
 Writes report.md, figures/*.png and *.svg, and report.html: one file that opens without a network.
 """
@@ -19,7 +20,7 @@ from bench.core.flags import Flags, make_command
 from bench.core.paths import user_path
 from bench.core.tables import microseconds, percent
 from bench.drivers import takes
-from bench.report import collect, int4_steps, main_sections, peer_sections
+from bench.report import collect, fleet_sections, int4_steps, main_sections, peer_sections
 from bench.report.collect import Folder
 from bench.report.page import Grid, Section, as_html, as_markdown, drawn
 from bench.study import cost, paper
@@ -271,7 +272,7 @@ def make_sections(folder: Folder, prices: Sequence[str]) -> list[Section]:
     """Every part that the folder has documents for."""
     made = [
         environment_section(folder), main_sections.layers_section(folder), main_sections.ops_section(folder),
-        steps_section(folder), block_section(folder), speedup_section(folder),
+        steps_section(folder), *fleet_sections.sections(folder), block_section(folder), speedup_section(folder),
         attention_section(folder), peer_sections.backends_section(folder),
         peer_sections.stack_section(folder), int4_section(folder),
         int4_steps.section(folder, cost.prices(prices)), comparison_section(folder),
@@ -284,8 +285,10 @@ def make_sections(folder: Folder, prices: Sequence[str]) -> list[Section]:
 class Settings(Flags):
     """The flags of one run."""
 
-    directory: Annotated[str, typer.Argument(metavar="DIR", help="a folder of result documents")] = ""
-    out: Annotated[str, typer.Option("--out", help="the folder to write to; default: DIR/report")] = ""
+    directories: Annotated[
+        list[str], typer.Argument(metavar="DIR...", help="folders of result documents, of any machines")
+    ] = field(default_factory=list)
+    out: Annotated[str, typer.Option("--out", help="the folder to write to; default: report in the first DIR")] = ""
     title: Annotated[str, typer.Option("--title", help="of the report")] = "launchtax report"
     svg: Annotated[bool, typer.Option("--svg/--no-svg", help="write every picture as SVG too")] = True
     price: Annotated[
@@ -295,14 +298,14 @@ class Settings(Flags):
 
 
 def main(settings: Settings) -> int:
-    """Tables and pictures of a folder of result documents, the paper's figures beside them."""
+    """Tables and pictures of folders of result documents, the paper's figures beside them."""
     if settings.list_:
         print(f"kinds of documents: {', '.join(collect.KINDS)}")
         return 0
-    if not settings.directory:
-        raise flag_error("DIR", settings.directory, "a folder of result documents")
+    if not all(settings.directories) or not settings.directories:
+        raise flag_error("DIR", "", "a folder of result documents")
     cost.prices(settings.price)
-    folder = collect.load_folder(user_path("DIR", settings.directory))
+    folder = collect.load_folders([user_path("DIR", directory) for directory in settings.directories])
     target = user_path("--out", settings.out) if settings.out else folder.path / "report"
     make_folder(target / "figures", "--out", target)
     sections = make_sections(folder, settings.price)

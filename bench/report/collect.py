@@ -1,6 +1,7 @@
 """Result documents of a folder, and the rows that a report makes of them."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby, pairwise
 from pathlib import Path
@@ -73,6 +74,34 @@ def load_folder(path: Path) -> Folder:
     if not documents:
         raise flag_error("DIR", path, "a folder with result documents (.json, .json.gz) in it")
     return Folder(path, documents, skipped)
+
+
+def load_folders(paths: Sequence[Path]) -> Folder:
+    """The documents of several folders, of any machines, as one. The key `folder` of a document names its own, as
+    briefly as tells them apart; with several, `file` begins with it."""
+    loaded = [load_folder(path) for path in paths]
+    if len(paths) == 1:
+        for result in loaded[0].documents:
+            result["folder"] = paths[0].name
+        return loaded[0]
+    names = _brief([path.resolve() for path in paths])
+    for name, folder in zip(names, loaded, strict=True):
+        for result in folder.documents:
+            result |= {"folder": name, "file": f"{name.replace('/', '-')}-{result['file']}"}
+    merged = loaded[0]
+    for folder in loaded[1:]:
+        merged.documents += folder.documents
+        merged.skipped += folder.skipped
+    return merged
+
+
+def _brief(paths: Sequence[Path]) -> list[str]:
+    """Of every path as many of its last parts as tell it from the others."""
+    for count in range(1, max(len(path.parts) for path in paths) + 1):
+        names = ["/".join(path.parts[-count:]) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    raise flag_error("DIR", paths[0], "given once")
 
 
 def model_name(result: Document) -> str:

@@ -275,7 +275,7 @@ class Settings(StopFlags):
 
     def plan(self) -> Plan:
         """What is run. Raises UsageError for the first flag that does not fit the others."""
-        cli.device(self.device)
+        cli.device(self.device, use=False)
         cli.number("--ctx", self.ctx, 1, cli.model(self.model, "").max_position)
         jobs = len(os.sched_getaffinity(0)) // 4 if self.compile_jobs < 0 else self.compile_jobs
         flags = [*self.shared_flags(), "--fusion=block"]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from inputs.busy import HANG_S
 from inputs.command_line import assert_refused, run_here, run_module_here, start
 
@@ -95,11 +96,12 @@ def test_kept_sessions_serve_other_pairs_and_survive_a_kill(capsys, monkeypatch,
         time.sleep(0.05)
     process.kill()
     process.communicate()
-    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "kept").iterdir()}
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "kept").glob("*.json")}
     assert len(stamps) == 1
     monkeypatch.setattr(ab, "run_module", run_module_here)
     assert run_here(capsys, "bench.ab", *SMALL[:2], *flags, f"--json={tmp_path / 'one.json'}").status == 0
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps, "a finished session was measured again"
+    assert len(list((tmp_path / "kept").iterdir())) == 2, "a dead process's claim was left"
 
     def none(module, arguments, limit_s):
         raise AssertionError("a session was measured again")
@@ -114,6 +116,26 @@ def test_kept_sessions_serve_other_pairs_and_survive_a_kill(capsys, monkeypatch,
     monkeypatch.setattr(ab, "run_module", lambda *_: Outcome("error", "asked for", 3))
     again = run_here(capsys, "bench.ab", *other, *flags, "--seed=1")
     assert "session  1: error: asked for" in again.out, "sessions of other flags are others"
+
+
+def test_two_in_one_folder_and_shares(capsys, monkeypatch, tmp_path):
+    """Every session is measured once; the shares have no verdict, the command without --shard has."""
+    monkeypatch.setattr(ab, "run_module", run_module_here)
+    flags = [*SMALL, "--sessions=3", f"--keep={tmp_path / 'kept'}"]
+    shares = [run_here(capsys, "bench.ab", *flags, f"--shard={index}/2") for index in (1, 2)]
+    assert [share.status for share in shares] == [0, 0], shares[1].err
+    assert shares[0].out.count("session ") == 2 and shares[1].out.count("session ") == 1
+    assert "UNDECIDED" not in shares[0].out and "the same command's without --shard" in shares[0].out
+    monkeypatch.setattr(ab, "run_module", lambda *_: Outcome("error", "measured again", 3))
+    whole = run_here(capsys, "bench.ab", *flags, f"--json={tmp_path / 'ab.json'}")
+    assert whole.status == 0 and "UNDECIDED: 3 finished sessions" in whole.out, whole.err
+    assert [session["session"] for session in json.loads((tmp_path / "ab.json").read_text())["sessions"]] == [0, 1, 2]
+
+
+def test_a_share_needs_a_folder_and_writes_no_document(capsys, tmp_path):
+    assert_refused(run_here(capsys, "bench.ab", *SMALL, "--shard=1/2"), "--shard=1/2", "given with --keep")
+    flags = [f"--keep={tmp_path}", f"--json={tmp_path / 'ab.json'}", "--shard=1/2"]
+    assert_refused(run_here(capsys, "bench.ab", *SMALL, *flags), "--json=", "left out with --shard")
 
 
 def test_an_arm_against_itself_through_the_whole_path(monkeypatch, tmp_path):
@@ -140,8 +162,11 @@ def test_an_arm_against_itself_through_the_whole_path(monkeypatch, tmp_path):
     monkeypatch.setattr("bench.core.spread.RESAMPLES", 500)
     rules, digest = sessions.load_rules(sessions.DEFAULT_THRESHOLDS)
     arms = dict(a="native/block:graph", b="native/block:graph")
-    plan = ab.Plan(arms, list(arms.values()), (0, 1), Kept(), 5, 1.0, rules, "", dict(sha256=digest), 2048, 1, [])
-    results = [ab.run(plan, lambda made: None) for _ in range(100)]
+    plan = ab.Plan(
+        arms, list(arms.values()), (0, 1), Kept(), 5, 1.0, torch.device("cpu"), rules, "", dict(sha256=digest), 2048, 1,
+        [],
+    )  # fmt: skip
+    results = [ab.run(plan, range(5), lambda made: None) for _ in range(100)]
     assert {result["registered"]["rule"]["name"] for result in results} == {"difference"}
     verdicts = [result["analysis"]["verdict"] for result in results]
     assert verdicts.count("supported") <= 5 and all(result["analysis"]["speedup"]["n"] == 5 for result in results)

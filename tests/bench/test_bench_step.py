@@ -97,7 +97,7 @@ def test_fewer_layers_are_said_aloud(capsys, tmp_path):
 
 @pytest.mark.parametrize("driver", ["bench.step", "bench.sweep"])
 def test_arms_none_of_which_runs_here_are_refused_before_a_model_is_made(capsys, monkeypatch, tmp_path, driver):
-    for name in ("bench.backends.steps.settings.StepModelSettings.make_model", "bench.sweep.run_cell"):
+    for name in ("bench.backends.steps.settings.StepModelSettings.make_model", "bench.fleet.local.run_cell"):
         monkeypatch.setattr(name, lambda *_: pytest.fail("something was begun"))
     where = [f"--out={tmp_path}/out"] if driver == "bench.sweep" else ["--model=tiny"]
     result = run_here(capsys, driver, *where, "--device=cpu", "--arm=native:graph,transformers:graph")

@@ -6,11 +6,12 @@ import pytest
 from inputs.command_line import ROOT, assert_refused, flat, run_here
 
 import pykernels as pk
-from bench import compare, layer, op, sweep
+from bench import compare, layer, op
 from bench.core import errors, processes, run
 from bench.core.document import load
 from bench.core.measure import Arm
 from bench.core.progress import about
+from bench.fleet import local
 from bench.plugins import plan as plugins
 from bench.plugins.loading import Plugin
 from bench.plugins.user_file import run_file
@@ -140,14 +141,13 @@ def test_shapes_that_were_finished_before_a_time_limit_are_kept():
 
 
 def test_a_sweep_says_what_was_finished(capsys, monkeypatch, tmp_path):
-    def run_cell(plan, cell):
+    def run_cell(plan, cell, measurer):
         if cell.ctx == 64:
             raise KeyboardInterrupt
-        (plan.out / f"{cell.name}.json").write_text(json.dumps(dict(schema="launchtax/1")))
-        return "ok", None
+        (plan.out / f"{cell.name}.json").write_text(json.dumps(dict(schema="launchtax/1", status="ok")))
 
-    monkeypatch.setattr(sweep, "run_cell", run_cell)
-    monkeypatch.setattr(sweep, "line", lambda *_: "ok: fast")
+    monkeypatch.setattr(local, "run_cell", run_cell)
+    monkeypatch.setattr(local, "line", lambda *_: "ok: fast")
     flags = ["--model=tiny", "--ctx=32,64", "--batch=1", "--device=cpu", f"--out={tmp_path / 'out'}"]
     result = run_here(capsys, "bench.sweep", *flags)
     assert result.status == 130 and "1 of 2 cells are finished and saved" in result.out and "1 ok" in result.out

@@ -13,7 +13,7 @@ from bench.drivers import DRIVERS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
-LEVELS = {"pykernels": 0, "core": 1, "backends": 2, "study": 2, "plugins": 3, "drivers": 3}
+LEVELS = {"pykernels": 0, "core": 1, "backends": 2, "study": 2, "plugins": 3, "fleet": 3, "drivers": 3}
 """Rooms by level: a file imports from its own room and from lower levels. plugins wrap backends, and so stand above
 them. `drivers` is bench/drivers.py, which lists the drivers and imports none; a room not named here is a driver's."""
 DRIVER_LEVEL = 4

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 from inputs.command_line import run_here, run_module_here
 
-from bench import ab, sweep
+from bench import ab
+from bench.fleet import cells
 
 
 @pytest.fixture(autouse=True)
 def processes_here(monkeypatch):
     """That each cell and session can be a process of its own is test_sweep's and test_ab's."""
-    for driver in (ab, sweep):
+    for driver in (ab, cells):
         monkeypatch.setattr(driver, "run_module", run_module_here)
 
 
@@ -22,7 +23,7 @@ def test_sweep_ab_compare_report(capsys, tmp_path):
     small = ["--model=tiny", "--steps=4", "--warmup=1"]
     for name, contexts in (("before", "32"), ("after", "16,32")):
         arms = "--arm=native/block:eager,native/block:native"
-        flags = [f"--ctx={contexts}", "--batch=2", arms, f"--out={tmp_path / name}"]
+        flags = [f"--ctx={contexts}", "--batch=2", arms, f"--out={tmp_path / name}", "--no-controls"]
         assert run_here(capsys, "bench.sweep", *small, *flags).status == 0
     cell = "tiny_ctx32_b2.json"
     flags = ["--threshold=9", f"--json={tmp_path / 'after' / 'compare.json'}"]

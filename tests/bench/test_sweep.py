@@ -10,10 +10,12 @@ import pytest
 from inputs.busy import HANG_S
 from inputs.command_line import assert_refused, run_here, run_module_here, start
 
-from bench import sweep
+from bench.core import processes
+from bench.core.kept import flags_of_any_device
 from bench.core.processes import Outcome
+from bench.fleet import cells as fleet_cells
 
-SMALL = ["--model=tiny", "--batch=1", "--steps=2", "--warmup=1", "--arm=native/block:native"]
+SMALL = ["--model=tiny", "--batch=1", "--steps=2", "--warmup=1", "--arm=native/block:native", "--no-controls"]
 
 
 def cells(folder: Path) -> dict[str, dict]:
@@ -34,7 +36,7 @@ def test_killed_and_run_again(capsys, monkeypatch, tmp_path):
         assert cell["command"].startswith("python -m bench.step --model=tiny") and str(tmp_path) not in cell["command"]
         assert cell["arms"][0]["status"] == "ok" and len(cell["arms"][0]["paper"]["step_times_ms"]) == 2
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.glob("tiny*.json")}
-    monkeypatch.setattr(sweep, "run_module", run_module_here)
+    monkeypatch.setattr(fleet_cells, "run_module", run_module_here)
     second = run_here(capsys, "bench.sweep", *flags)
     assert second.status == 0, second.err
     assert f"{len(before)} of 3 cells were finished before" in second.out
@@ -45,7 +47,7 @@ def test_killed_and_run_again(capsys, monkeypatch, tmp_path):
 
 
 def test_a_hang_and_a_crash_cost_themselves_alone(capsys, monkeypatch, tmp_path):
-    true = sweep.run_module
+    true = processes.run_module
 
     def sometimes(module, arguments, limit_s):
         if "--ctx=8" in arguments:
@@ -54,20 +56,20 @@ def test_a_hang_and_a_crash_cost_themselves_alone(capsys, monkeypatch, tmp_path)
             return Outcome("error", "ended by SIGSEGV", -signal.SIGSEGV)
         return run_module_here(module, arguments, limit_s)
 
-    monkeypatch.setattr(sweep, "run_module", sometimes)
+    monkeypatch.setattr(fleet_cells, "run_module", sometimes)
     flags = [*SMALL, "--ctx=8,16,24", f"--out={tmp_path}"]
     result = run_here(capsys, "bench.sweep", *flags)
     assert result.status == 1 and "1 hang, 1 error, 1 ok" in result.out
     assert "tiny_ctx8_b1: hang: was not done after 0.05 s" in result.out
     assert "tiny_ctx16_b1: error: ended by SIGSEGV" in result.out
     assert "3 of 3 cells were finished before" in run_here(capsys, "bench.sweep", *flags).out
-    monkeypatch.setattr(sweep, "run_module", run_module_here)
+    monkeypatch.setattr(fleet_cells, "run_module", run_module_here)
     result = run_here(capsys, "bench.sweep", *flags, "--again")
     assert "1 of 3 cells were finished before" in result.out and "3 ok" in result.out
 
 
 def test_a_sweep_of_which_nothing_came_fails(capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(sweep, "run_module", lambda *_: Outcome("error", "ended by SIGSEGV", -signal.SIGSEGV))
+    monkeypatch.setattr(fleet_cells, "run_module", lambda *_: Outcome("error", "ended by SIGSEGV", -signal.SIGSEGV))
     result = run_here(capsys, "bench.sweep", *SMALL, "--ctx=8,16", f"--out={tmp_path}")
     assert result.status == 1 and "2 error" in result.out
 
@@ -88,14 +90,14 @@ def test_two_arms_fit_where_one_fits(capsys, tmp_path):
     asked = cells(tmp_path / "one")["tiny_ctx8_b1"]["memory"]["asked_bytes"]
     limit = f"--memory-limit-gb={asked / 1e9 + 1e-9:.9f}"
     both = ["--arm=native/block:native,native/none:native,sdpa:eager,transformers:eager", "--ctx=8", limit]
-    two = run_here(capsys, "bench.sweep", *SMALL[:-1], *both, f"--out={tmp_path / 'two'}")
+    two = run_here(capsys, "bench.sweep", *SMALL[:-2], "--no-controls", *both, f"--out={tmp_path / 'two'}")
     assert (one.status, two.status) == (0, 0)
     cell = cells(tmp_path / "two")["tiny_ctx8_b1"]
     assert [arm["status"] for arm in cell["arms"]] == ["ok"] * 4 and cell["memory"]["asked_bytes"] == asked
 
 
 def test_other_flags_are_another_cell(capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(sweep, "run_module", run_module_here)
+    monkeypatch.setattr(fleet_cells, "run_module", run_module_here)
     flags = [*SMALL, "--ctx=8", f"--out={tmp_path}"]
     run_here(capsys, "bench.sweep", *flags)
     assert "were finished before" not in run_here(capsys, "bench.sweep", *flags, "--seed=1").out
@@ -103,15 +105,42 @@ def test_other_flags_are_another_cell(capsys, monkeypatch, tmp_path):
     assert "were finished before" not in run_here(capsys, "bench.sweep", *flags).out
 
 
+def test_two_sweeps_in_one_folder(tmp_path):
+    """Started at once, each cell is measured by one of them, and both end with all of them."""
+    flags = [*SMALL, "--ctx=8,16,24", f"--out={tmp_path}"]
+    both = [start("bench.sweep", *flags) for _ in range(2)]
+    outs = [process.communicate(timeout=HANG_S)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    said = [line.partition("] ")[2] for out in outs for line in out.splitlines() if line.startswith("[")]
+    measured = [line.partition(":")[0] for line in said if "another process" not in line]
+    assert sorted(measured) == sorted(f"tiny_ctx{ctx}_b1" for ctx in (8, 16, 24))
+    assert all(out.endswith("3 ok\n") for out in outs)
+    assert sorted(os.listdir(tmp_path)) == sorted(f"{name}.json" for name in measured), "something was left"
+
+
+def test_the_shares_of_a_sweep_make_its_folder(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(fleet_cells, "run_module", run_module_here)
+    flags = [*SMALL, "--ctx=8,16,24", f"--out={tmp_path}"]
+    for index in (2, 1):
+        assert run_here(capsys, "bench.sweep", *flags, f"--shard={index}/2").status == 0
+    assert len(cells(tmp_path)) == 3
+    assert "3 of 3 cells were finished before" in run_here(capsys, "bench.sweep", *flags).out
+
+
+def test_a_cell_is_the_same_on_every_gpu_of_a_machine():
+    flags = ["--dtype=bf16", "--device=cuda:1", "--steps=2"]
+    assert flags_of_any_device(flags, "cuda") == ["--dtype=bf16", "--device=cuda", "--steps=2"]
+
+
 def test_the_study_s_matrix():
     models = ("qwen2.5-7b", "mistral-7b-v0.3", "llama-3.1-8b")
-    names = {sweep.Cell(model, ctx, batch).name for model in models for ctx in (2048, 16384) for batch in (1, 4)}
+    names = {fleet_cells.Cell(model, ctx, batch).name for model in models for ctx in (2048, 16384) for batch in (1, 4)}
     assert len(names) == 12 and "qwen2.5-7b_ctx2048_b1" in names
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(5, "0:05"), (65.4, "1:05"), (3723, "1:02:03")])
 def test_duration(seconds, text):
-    assert sweep.duration(seconds) == text
+    assert fleet_cells.duration(seconds) == text
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import json
 import pytest
 import torch
 from inputs.command_line import run_here
-from inputs.helpers import assert_close, randn
+from inputs.helpers import GPU, assert_close, randn
 from inputs.int4_weights import int4
 
 import pykernels as pk
@@ -267,7 +267,7 @@ def test_a_captured_step_decodes_a_sequence_by_itself(fusion, batch):
 def test_bench_step(capsys, tmp_path, batch):
     output = tmp_path / "step.json"
     few = ["--model=tiny", "--ctx=100", "--steps=12", "--backend=native,sdpa", f"--batch={batch}", f"--json={output}"]
-    result = run_here(capsys, "bench.step", "--device=cuda", *few)
+    result = run_here(capsys, "bench.step", f"--device={GPU}", *few)
     assert result.status == 0, result.out
     n_layers, per_layer = pk.models.get("tiny").n_layers, {"none": 14, "block": 5}
     document = json.loads(output.read_text())
@@ -294,7 +294,7 @@ def test_bench_step(capsys, tmp_path, batch):
 def test_bench_inside(capsys, tmp_path, flags):
     output = tmp_path / "inside.json"
     few = ["--model=tiny", "--ctx=300", "--steps=12", *flags, f"--json={output}"]
-    result = run_here(capsys, "bench.inside", "--device=cuda", *few)
+    result = run_here(capsys, "bench.inside", f"--device={GPU}", *few)
     assert result.status == 0, result.out + result.err
     arms = [arm for arm in json.loads(output.read_text())["arms"] if arm["status"] != "unsupported"]
     assert [(arm["status"], arm["reason"]) for arm in arms] == [("ok", None)] * len(arms) and arms

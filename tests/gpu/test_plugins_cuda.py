@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from inputs.command_line import ROOT, run
+from inputs.helpers import GPU
 
 import pykernels as pk
 from bench.attention import arms as attention_arms
@@ -31,7 +32,6 @@ GQA_DECODE = ROOT / "examples" / "gqa_decode_plugin.cu"
 ATTENTION = ROOT / "examples" / "attention_plugin.py"
 INT4_GEMV = ROOT / "examples" / "int4_gemv.cu"
 PLUGINS = ROOT / "tests" / "inputs" / "plugins"
-GPU = torch.device("cuda", 0)
 
 
 def plugin(path, name) -> Plugin:
@@ -130,7 +130,7 @@ def arguments(name, tmp_path) -> tuple[list[str], Path]:
     path, output = source.get(name, PLUGINS / "misbehaving.cu"), tmp_path / f"{name}.json"
     hangs = name == "hangs"
     return [
-        "--device=cuda", "--model=tiny", "--ctx=64", "--steps=4", "--l2=warm",
+        f"--device={GPU}", "--model=tiny", "--ctx=64", "--steps=4", "--l2=warm",
         f"--mode={'eager' if hangs else 'eager,graph'}", f"--plugin-timeout-s={HANG_S if hangs else LIMIT_S}",
         f"--backend=native,sdpa,{path}:{name}", f"--json={output}",
     ], output  # fmt: skip

@@ -40,16 +40,32 @@ class _OnCpu(TorchFunctionMode):
 
 
 class FakeGpu:
-    """The clock, what ran, and what was traced. `held` is the number of streams held now."""
+    """The clock, what ran, and what was traced. `held` is the number of streams held now. `current` is the current
+    device of two or more, `used` those that anything was done on or asked of, by what it was."""
 
-    def __init__(self) -> None:
+    def __init__(self, devices: int = 1) -> None:
         self.now_us = 0
+        self.current = 0
+        self.streams = [SimpleNamespace(cuda_stream=4096 * index, device_index=index) for index in range(devices)]
+        self.used: dict[str, set[int]] = {}
         self.kernels: list[Kernel] = []
         self.calls: list[Call] = []
         self.held = 0
         self.replaying = self.relaunching = False
         self.queued = self.most_queued = 0
         self.graphs: list[FakeGraph] = []
+
+    def use(self, what: str, device: torch.device | int | None = None) -> int:
+        """Note that this is done on a device, the current one unless it is named; which one that is."""
+        index = device.index if isinstance(device, torch.device) else device
+        index = self.current if index is None else index
+        self.used.setdefault(what, set()).add(index)
+        return index
+
+    def on_stream(self, what: str, handle: int) -> None:
+        """The same by a stream, which must be one of the current device."""
+        assert handle == self.streams[self.current].cuda_stream, f"{what} on a stream of another device"
+        self.use(what)
 
     def call(self, name: str) -> None:
         """A call of the host's, in the first half of a gap; what is launched until the next is this one's."""
@@ -59,13 +75,27 @@ class FakeGpu:
 
     def launch(self, name: str) -> None:
         """One kernel after the other, a gap between them; with a call of its own where no graph launches it."""
+        self.use("launch")
         if not self.replaying:
             self.call("cudaLaunchKernelExC")
         self.now_us += GAP_US
         begin = self.now_us
         self.now_us += KERNEL_US
         self.kernels.append(
-            Kernel(name, 1000 * begin, 1000 * self.now_us, 0, 7, len(self.calls), 0, (1, 1, 1), (32, 1, 1), 32, 0, 0)
+            Kernel(
+                name,
+                1000 * begin,
+                1000 * self.now_us,
+                self.current,
+                7,
+                len(self.calls),
+                0,
+                (1, 1, 1),
+                (32, 1, 1),
+                32,
+                0,
+                0,
+            )
         )
         if self.held:
             self.queued += 1
@@ -93,6 +123,7 @@ class FakeGpu:
 
     def timed_loop(self, steps, stream, warmup, samples, repeats=1):
         """pk.runtime.cuda_timed_loop, and pk.dispatch.cuda_timed_loop."""
+        self.on_stream("timed loop", stream)
         turn, times = 0, []
         for _ in range(samples):
             begin = self.now_us
@@ -104,6 +135,7 @@ class FakeGpu:
 
     def host_loop(self, steps, stream, warmup, samples):
         """pk.runtime.cuda_host_loop."""
+        self.on_stream("host loop", stream)
         for i in range(samples):
             self.enqueue(steps[i % len(steps)])
         return np.full(samples, float(HOST_US))
@@ -111,6 +143,7 @@ class FakeGpu:
     @contextmanager
     def trace(self):
         """pk.runtime.cuda_trace."""
+        self.use("trace")
         trace = SimpleNamespace(kernels=[], calls=[])
         first_kernel, first_call = len(self.kernels), len(self.calls)
         yield trace
@@ -122,6 +155,7 @@ class FakeGraph:
 
     def __init__(self, gpu: FakeGpu, run: Callable, items: list, programmatic: bool) -> None:
         self.gpu, self.run, self.items, self.programmatic, self.replays = gpu, run, items, programmatic, 0
+        gpu.use("capture")
         gpu.graphs.append(self)
 
     def replay(self, stream: int = 0) -> None:
@@ -177,10 +211,16 @@ def in_a_captured_step(gpu: FakeGpu) -> bool:
     return gpu.replaying or gpu.relaunching
 
 
-def install(monkeypatch: pytest.MonkeyPatch, traced: bool = True) -> FakeGpu:
+def install(monkeypatch: pytest.MonkeyPatch, traced: bool = True, devices: int = 1) -> FakeGpu:
     """Put the fake in the place of a GPU, until the test ends (the caller enters `_OnCpu` by `fake_gpu`)."""
-    gpu = FakeGpu()
-    stream = SimpleNamespace(cuda_stream=0, device_index=0)
+    gpu = FakeGpu(devices)
+
+    def current_stream(device=None):
+        return gpu.streams[gpu.use("stream", device)]
+
+    def set_device(device) -> None:
+        index = device.index if isinstance(device, torch.device) else device
+        gpu.current = gpu.current if index is None else index
 
     class Event:
         def __init__(self, enable_timing: bool) -> None:
@@ -188,7 +228,8 @@ def install(monkeypatch: pytest.MonkeyPatch, traced: bool = True) -> FakeGpu:
             self.at = None
 
         def record(self, on) -> None:
-            assert on is stream and not gpu.held
+            assert on is gpu.streams[gpu.current] and not gpu.held
+            gpu.use("event")
             self.at = gpu.now_us
 
         def synchronize(self) -> None:
@@ -199,7 +240,8 @@ def install(monkeypatch: pytest.MonkeyPatch, traced: bool = True) -> FakeGpu:
 
     class Hold:
         def __init__(self, device: int, handle: int) -> None:
-            assert (device, handle) == (0, 0)
+            assert device == gpu.current
+            gpu.on_stream("hold", handle)
 
         def hold(self) -> None:
             assert not gpu.held
@@ -211,6 +253,7 @@ def install(monkeypatch: pytest.MonkeyPatch, traced: bool = True) -> FakeGpu:
     class Monitor:
         def __init__(self, device: torch.device) -> None:
             self.rounds: list = []
+            gpu.use("monitor", device)
 
         def state(self):
             return {"sm_mhz": 1980, "clock_event_reasons": ["GpuIdle"], "temperature_c": 40}
@@ -245,24 +288,47 @@ def install(monkeypatch: pytest.MonkeyPatch, traced: bool = True) -> FakeGpu:
         return FakeGraph(gpu, gpu.run, programs, programmatic)
 
     def tape_loop(tapes, on, warmup, steps, repeats=1, host=False):
-        assert on is stream
         if host:
-            return gpu.host_loop(tapes, on, warmup, steps)
-        return gpu.timed_loop(tapes, on, warmup, steps, repeats)
+            return gpu.host_loop(tapes, on.cuda_stream, warmup, steps)
+        return gpu.timed_loop(tapes, on.cuda_stream, warmup, steps, repeats)
+
+    @contextmanager
+    def using(device):
+        before = gpu.current
+        set_device(device)
+        yield
+        gpu.current = before
+
+    def noting(what, value):
+        def ask(device=None):
+            gpu.use(what, device)
+            return value
+
+        return ask
+
+    def properties(device):
+        return SimpleNamespace(L2_cache_size=L2_BYTES, uuid=f"{gpu.use('properties', device)}-1")
+
+    def environment_of(device):
+        return {"name": "NVIDIA H200", "driver": "1.2", "index": gpu.use("environment", device)}
 
     set_ = monkeypatch.setattr
     set_(pk.runtime, "build_info", lambda: {**pk.runtime._runtime.build_info(), "cuda": True})
     set_(torch.cuda, "is_available", lambda: True)
-    set_(torch.cuda, "current_stream", lambda device=None: stream)
-    set_(torch.cuda, "synchronize", lambda device=None: None)
+    set_(torch.cuda, "device_count", lambda: devices)
+    set_(torch.cuda, "current_device", lambda: gpu.current)
+    set_(torch.cuda, "set_device", set_device)
+    set_(torch.cuda, "device", using)
+    set_(torch.cuda, "current_stream", current_stream)
+    set_(torch.cuda, "synchronize", noting("synchronize", None))
     set_(torch.cuda, "Event", Event)
     set_(torch.cuda, "empty_cache", lambda: None)
-    set_(torch.cuda, "reset_peak_memory_stats", lambda device: None)
-    set_(torch.cuda, "max_memory_allocated", lambda device: 5_000_000)
-    set_(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
-    set_(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    set_(torch.cuda, "mem_get_info", lambda device: (1 << 40, 1 << 40))
-    set_(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(L2_cache_size=L2_BYTES, uuid="0-1"))
+    set_(torch.cuda, "reset_peak_memory_stats", noting("memory", None))
+    set_(torch.cuda, "max_memory_allocated", noting("memory", 5_000_000))
+    set_(torch.cuda, "get_device_name", noting("name", "NVIDIA H200"))
+    set_(torch.cuda, "get_device_capability", noting("capability", (9, 0)))
+    set_(torch.cuda, "mem_get_info", noting("memory", (1 << 40, 1 << 40)))
+    set_(torch.cuda, "get_device_properties", properties)
     true_generator = torch.Generator
 
     class Generator:
@@ -270,7 +336,7 @@ def install(monkeypatch: pytest.MonkeyPatch, traced: bool = True) -> FakeGpu:
             return true_generator()
 
     set_(torch, "Generator", Generator)
-    set_(environment, "_gpu", lambda: {"name": "NVIDIA H200", "driver": "1.2"})
+    set_(environment, "_gpu", environment_of)
     set_(gpu_state, "Monitor", Monitor)
     set_(pk.runtime, "StreamHold", Hold, raising=False)
     set_(pk.runtime, "CudaGraph", native_graph, raising=False)
@@ -295,8 +361,8 @@ def install(monkeypatch: pytest.MonkeyPatch, traced: bool = True) -> FakeGpu:
 
 
 @contextmanager
-def fake_gpu(monkeypatch: pytest.MonkeyPatch, traced: bool = True):
+def fake_gpu(monkeypatch: pytest.MonkeyPatch, traced: bool = True, devices: int = 1):
     """The fake, installed. One thread does: its times mean nothing, and threads that wait for one another take long."""
-    gpu = install(monkeypatch, traced)
+    gpu = install(monkeypatch, traced, devices)
     with torch_threads(1), threads(1), _OnCpu():
         yield gpu

@@ -1,6 +1,7 @@
 """What the op tests share: inputs of a realistic scale, guarded outputs, and the comparison with the reference."""
 
 import math
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -14,6 +15,9 @@ from pykernels.layer import op_labels
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # The sizes next to which kernels go wrong: below, at and above a vector, a cache line, a thread's share.
 RAGGED = [8, 24, 64, 72, 136, 1000]
+
+GPU = torch.device("cuda", int(os.environ.get("LAUNCHTAX_TEST_GPU", "0")))
+"""The GPU of the tests that need one: LAUNCHTAX_TEST_GPU=1 is torch's second."""
 
 _GUARD_BYTES = 256
 _CANARY = 0xA5

@@ -1,0 +1,300 @@
+"""Ray as the cluster: each cell is a task that is bound to a node, and starts today's fresh process there.
+
+Which node gets which cell is decided by bench.fleet.schedule; Ray brings the task there, gives it GPUs and CPUs that no
+other task has meanwhile, and says what dies. A task asks for all CPUs of its node, because host clocks share them; with
+--pack for one GPU and its share of the CPUs.
+"""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.core.document import Document
+from bench.core.errors import UsageError, first_line, flag_error
+from bench.fleet import node as node_module
+from bench.fleet.cells import Cell, Measurer
+from bench.fleet.schedule import LostError, Slot
+
+HERE = "here"
+"""--ray without an address: the cluster that runs on this machine, else one of this machine alone."""
+ANSWER_S = 15.0
+_CHECK_S = 120.0
+_NO_KINDS = re.compile(r"node:|CPU$|GPU$|memory$|object_store_memory$|accelerator_type:")
+
+
+def _import_ray() -> Any:
+    try:
+        import ray
+    except ImportError:
+        raise UsageError("--ray: needs Ray: pip install 'launchtax[ray]'") from None
+    return ray
+
+
+# --- on the workers -------------------------------------------------------------------------------------------------
+
+_measurers: dict[str, Measurer] = {}
+
+
+def check_node() -> Document:
+    """What a node says of itself."""
+    return node_module.identity()
+
+
+def measure_cell(
+    cell: dict[str, Any], flags: list[str], kind: str, on_gpu: bool, with_controls: bool, limit_s: float
+) -> Document:
+    """Measure one cell on the node where this task is. Raises ValueError where the GPU is of another kind."""
+    device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
+    # Ray reuses a worker for a task with another GPU: its children see that one, itself it never uses any.
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "") if on_gpu else "cpu"
+    if kind and (lie := node_module.lie(kind, node_module.gpu_names())):
+        raise ValueError(lie)
+    if visible not in _measurers:
+        _measurers[visible] = Measurer(device, with_controls)
+    with tempfile.TemporaryDirectory() as folder:
+        return _measurers[visible].measure(Cell(**cell), flags, Path(folder) / "cell.json", limit_s)
+
+
+# --- on the driver --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What --on asks for: nodes of a kind, at most `count` of them; 0: all. An empty name is any node."""
+
+    name: str = ""
+    count: int = 0
+
+
+def parse_kinds(flag: str, text: str) -> list[Kind]:
+    """--on: H200:2,H100:1,L4. Raises UsageError."""
+    kinds = []
+    for part in text.split(",") if text else ():
+        match = re.fullmatch(r"([A-Za-z0-9_.-]+)(?::(\d{1,4}))?", part.strip())
+        if not match or match[2] and not int(match[2]):
+            raise flag_error(flag, part, "KIND or KIND:COUNT, comma-separated, such as H200:2,L4")
+        kinds.append(Kind(match[1], int(match[2] or 0)))
+    if len({kind.name for kind in kinds}) < len(kinds):
+        raise flag_error(flag, text, "of each kind once")
+    return kinds
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node by Ray's word."""
+
+    id: str
+    address: str
+    resources: dict[str, float]
+
+    @property
+    def label(self) -> str:
+        """As lines name it."""
+        return f"{self.id[:8]} ({self.address})"
+
+    @property
+    def gpus(self) -> int:
+        """By Ray's word."""
+        return int(self.resources.get("GPU", 0))
+
+    @property
+    def kinds(self) -> list[str]:
+        """Accelerator types, and resources by the names that whoever started it gave them."""
+        types = [key.partition(":")[2] for key in self.resources if key.startswith("accelerator_type:")]
+        return [*types, *(key for key in self.resources if not _NO_KINDS.match(key))]
+
+
+class RayCluster:
+    """A connection to a cluster, whose nodes are checked when they are first seen."""
+
+    def __init__(
+        self, kinds: Sequence[Kind], pack: bool, flags: Sequence[str], device: str, with_controls: bool,
+        limit_s: float, say: Callable[[str], None],
+    ) -> None:  # fmt: skip
+        self._ray, self._kinds, self._pack, self._say = _import_ray(), list(kinds) or [Kind()], pack, say
+        self._flags, self._device, self._with_controls, self._limit_s = list(flags), device, with_controls, limit_s
+        self._admitted: dict[str, bool] = {}
+        self.refused: dict[str, str] = {}
+        self._slots: dict[str, tuple[Slot, Node]] = {}
+        self._where: dict[Any, str] = {}
+        self._measure = self._ray.remote(measure_cell)
+
+    def nodes(self) -> list[Node]:
+        """Those that are alive, in an order that stays."""
+        found = [
+            Node(node["NodeID"], node["NodeManagerAddress"], node["Resources"])
+            for node in self._ray.nodes()
+            if node["Alive"]
+        ]
+        return sorted(found, key=lambda node: node.id)
+
+    def _bound(self, node: Node) -> Any:
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        return NodeAffinitySchedulingStrategy(node.id, soft=False)
+
+    def _ours(self, node: Node) -> list[Kind]:
+        return [kind for kind in self._kinds if not kind.name or kind.name in node.kinds]
+
+    def _check(self, nodes: Sequence[Node]) -> None:
+        """Ask those that are new who they are; a node of another build, or of another kind than it says, is refused."""
+        task = self._ray.remote(check_node)
+        new = [node for node in nodes if node.id not in self._admitted and self._ours(node)]
+        asked = [
+            (node, task.options(num_cpus=0, max_retries=0, scheduling_strategy=self._bound(node)).remote())
+            for node in new
+        ]
+        end = time.monotonic() + _CHECK_S
+        for node, answer in asked:
+            try:
+                reason = self._why_not(node, self._ray.get(answer, timeout=max(end - time.monotonic(), 0.1)))
+            except self._ray.exceptions.GetTimeoutError:
+                reason = f"did not say who it is within {_CHECK_S:g} s"
+            except self._ray.exceptions.RayError as error:
+                reason = "cannot run this project: " + _words(error)
+            self._admitted[node.id] = reason is None
+            if reason:
+                self.refused[node.label] = reason
+                self._say(f"node {node.label} is refused: {reason}")
+
+    def _why_not(self, node: Node, said: Document) -> str | None:
+        if other := node_module.other_build(node_module.build(), said["build"]):
+            return f"another build: {other}"
+        lies = [lie for kind in self._ours(node) if kind.name and (lie := node_module.lie(kind.name, said["gpus"]))]
+        return lies[0] if lies else None
+
+    def slots(self) -> list[Slot]:
+        nodes = [node for node in self.nodes() if self._ours(node)]
+        self._check(nodes)
+        found: dict[str, tuple[Slot, Node]] = {}
+        for kind in self._kinds:
+            own = [node for node in nodes if self._admitted.get(node.id) and kind in self._ours(node)]
+            if self._device == "cuda":
+                own = [node for node in own if node.gpus]
+            for node in own[: kind.count or None]:
+                lanes = node.gpus if self._pack and self._device == "cuda" else 1
+                for lane in range(lanes):
+                    slot = Slot(f"{node.id}/{lane}", node.label, kind.name)
+                    found.setdefault(slot.id, (slot, node))
+        self._slots |= found
+        return [slot for slot, _ in found.values()]
+
+    def start(self, slot: Slot, cell: Cell) -> Any:
+        _, node = self._slots[slot.id]
+        cpus = node.resources.get("CPU", 0)
+        on_gpu = self._device == "cuda"
+        handle = self._measure.options(
+            num_cpus=cpus / node.gpus if self._pack and on_gpu else cpus, num_gpus=1 if on_gpu else 0,
+            scheduling_strategy=self._bound(node), name=cell.name, max_retries=0,
+        ).remote(vars(cell), self._flags, slot.kind, on_gpu, self._with_controls, self._limit_s)  # fmt: skip
+        self._where[handle] = slot.node
+        return handle
+
+    def wait(self, handles: Sequence[Any], seconds: float) -> list[Any]:
+        if not handles:
+            time.sleep(seconds)
+            return []
+        done, _ = self._ray.wait(list(handles), num_returns=1, timeout=seconds)
+        return done
+
+    def result(self, handle: Any) -> Document:
+        where = self._where.pop(handle)
+        try:
+            result: Document = self._ray.get(handle)
+        except self._ray.exceptions.RayError as error:
+            raise LostError(_words(error)) from None
+        return result | {"node": result.get("node", {}) | {"ray": where.partition(" ")[0], "packed": self._pack}}
+
+    def cancel(self, handles: Sequence[Any]) -> None:
+        for handle in handles:
+            with suppress(self._ray.exceptions.RayError, ValueError):
+                self._ray.cancel(handle, force=True)
+
+
+def _words(error: BaseException) -> str:
+    """Ray's reason in a line: of a task's own exception that one."""
+    cause = getattr(error, "cause", None)
+    return first_line(cause or error) or type(error).__name__
+
+
+def check_kinds(cluster: RayCluster, text: str, kinds: Sequence[Kind]) -> None:
+    """Raise UsageError where a kind has no node, or none that may be used, naming what there is."""
+    nodes = cluster.nodes()
+    there = [kind for node in nodes for kind in node.kinds]
+    for kind in kinds:
+        if kind.name not in there:
+            raise flag_error("--on", text, f"of kinds that a node has: {node_module.kinds_in_words(there)}")
+    slots = cluster.slots()
+    for kind in list(kinds) or [Kind()]:
+        if kind.name not in {slot.kind for slot in slots}:
+            why = "; ".join(f"{label} {reason}" for label, reason in cluster.refused.items()) or "none has a GPU"
+            raise UsageError(f"{f'--on={text}' if text else '--ray'}: no node can be used: {why}")
+    several = {kind for node in nodes for kind in node.kinds if node.gpus}
+    if not kinds and len(several) > 1:
+        raise flag_error("--on", "", f"given where the nodes differ: {node_module.kinds_in_words(several)}")
+
+
+def device_type(device_flag: str) -> str:
+    """cuda where --device and the cluster's nodes allow it, else cpu."""
+    ray = _import_ray()
+    has_gpu = any(node["Alive"] and node["Resources"].get("GPU") for node in ray.nodes())
+    return "cuda" if has_gpu and device_flag != "cpu" else "cpu"
+
+
+def _answers(address: str) -> str | None:
+    """Why no cluster answers there; None where one does."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), ANSWER_S / 3).close()
+    except OSError as error:
+        return error.strerror or str(error)
+    # To connect to something else, or to a cluster that this machine is no node of, Ray takes minutes.
+    attempt = "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False, logging_level='ERROR')"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", attempt, address], capture_output=True, text=True, timeout=ANSWER_S * 2 / 3
+        )
+    except subprocess.TimeoutExpired:
+        return f"no cluster that this machine is a node of answered within {ANSWER_S:g} s"
+    return None if done.returncode == 0 else (done.stderr.strip().splitlines() or ["it ended"])[-1]
+
+
+def connect(address: str, ship: str) -> Any:
+    """Connect to the cluster at HOST:PORT; HERE is the one that runs on this machine, else one of it alone. ship: a
+    wheel that workers run instead of what their node has. Raises UsageError."""
+    ray = _import_ray()
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if ship:
+        options["runtime_env"] = {"py_modules": [ship]}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        if address != HERE:
+            if not re.fullmatch(r"[^\s/:]+:\d{1,5}", address):
+                raise flag_error("--ray", address, "HOST:PORT of a cluster's head, such as 10.0.0.1:6379")
+            if why := _answers(address):
+                raise flag_error("--ray", address, f"the address of a cluster that answers: {why}")
+            ray.init(address=address, **options)
+        else:
+            with suppress(ConnectionError):
+                return ray.init(address="auto", **options)
+            ray.init(address="local", include_dashboard=False, **options)
+    except UsageError:
+        raise
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise flag_error("--ray", address, f"the address of a cluster: {first_line(error)}") from None
+    finally:
+        for number, handler in before.items():  # Ray's own would end this process without a word
+            signal.signal(number, handler)
+    return ray
