@@ -3,6 +3,7 @@
 # make build PYTHON=python3  build in place for an interpreter that has what it needs; downloads nothing
 # make fuzz                  bad command lines and files for every driver    (ARGS="--only=^compare --jobs=2")
 # make mutations             do the tests notice a kernel without one of its waits, barriers, fences?  (ARGS=--only=rmsnorm)
+# make fleet-soak            a sweep over three local Ray nodes, which are killed meanwhile: minutes   (ARGS="--cells=200")
 #
 # make nsys                  a timeline of bench.layer on a GPU         (ARGS="--model=llama-3.1-8b")
 # make ncu OP=gemv           the counters of one op's kernels on a GPU  (ARGS="--model=llama-3.1-8b")
@@ -32,7 +33,7 @@ cxx_sources = $(shell git ls-files --cached --others --exclude-standard 'csrc/*.
                                     'tests/*.cpp' 'tests/*.h' 'tests/*.cu' 'tests/*.cuh' 'examples/*.cu')
 build_folder = build/$(shell $(python) -c 'import sysconfig; print(sysconfig.get_config_var("SOABI"))')
 
-.PHONY: layer test fuzz mutations build build-tests lint format clean nsys ncu sanitize gpu-check gpu-peers gpu-int4 report resources
+.PHONY: layer test fuzz mutations fleet-soak build build-tests lint format clean nsys ncu sanitize gpu-check gpu-peers gpu-int4 report resources
 .DELETE_ON_ERROR:
 
 layer: build
@@ -53,6 +54,10 @@ fuzz: build $(test_setup)
 # Compiles and tests a kernel anew for each wait, barrier and fence: hours.
 mutations: build-tests
 	PYTHONPATH=tests $(python) -m mutations $(ARGS)
+
+# Needs Ray (launchtax[ray]).
+fleet-soak: build $(test_setup)
+	PYTHONPATH=tests $(python) -m fleet_soak $(ARGS)
 
 build: $(setup)
 	$(build_command)

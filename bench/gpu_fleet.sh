@@ -5,14 +5,14 @@
 #   bash bench/gpu_fleet.sh FOLDER PYTHON                # the defaults: bench/results, python3
 #   FLEET_STEPS="apart at-once null" bash bench/gpu_fleet.sh FOLDER
 #
-# Steps, with the seconds that each is expected to take on two H200 (predicted), all 340:
-#   null      25  null launches: on each GPU alone, on both from two threads and from two processes   FOLDER/null.json
-#   apart     90  the matrix in two shards, cuda:0, then cuda:1                               FOLDER/apart/*.json
-#   at-once   50  the same shards on the same GPUs at the same time                           FOLDER/at-once/*.json
+# Steps, with the seconds that each is expected to take on two H200 (predicted), 340 in all:
+#   null      10  null launches: on each GPU alone, on both from two threads and from two processes   FOLDER/null.json
+#   apart     90  the matrix in two shards, one on cuda:0, then one on cuda:1                  FOLDER/apart/*.json
+#   at-once   50  the same shards on the same GPUs at the same time                            FOLDER/at-once/*.json
 #   tests     60  the tests that need a GPU, on cuda:1
-#   ray       80  the matrix by Ray, one cell a node at a time                                FOLDER/ray/*.json
-#   pack      45  by Ray, one cell a GPU; a worker is killed in its first cell                FOLDER/pack/*.json
-#   report     5  the folders merged: what two cells at once cost, by mode; controls          FOLDER/report/report.md
+#   ray       80  the matrix by Ray (launchtax[ray]), one cell a node at a time                FOLDER/ray/*.json
+#   pack      45  by Ray, one cell a GPU; a worker is killed in its first cell                 FOLDER/pack/*.json
+#   report     5  the folders merged: what cells at once cost, by mode; controls               FOLDER/report/report.md
 #
 # What there is to set, by environment variables: MODELS, CONTEXTS, ARMS, STEPS (of a cell), TESTS (pytest's -k).
 # Exit status: 0 where every step succeeded; the failed ones are named at the end.
@@ -40,5 +40,24 @@ step null 60 "$python" -m bench.fleet.null_launches --json="$out/null.json" cuda
 step apart 0 apart  # each cell has its own limit
 step at-once 0 at_once
 step tests 120 env LAUNCHTAX_TEST_GPU=1 "$python" -m pytest -q -p no:cacheprovider tests/gpu -k "${TESTS:-not plugins}"
-step report 60 "$python" -m bench.report "$out/apart" "$out/at-once" --out="$out/report" --no-svg
+over_ray() {  # folder, more flags
+    "$python" -m bench.sweep --ray --out="$out/$1" "${matrix[@]}" --device=cuda "${@:2}"
+}
+
+# The cell in hand is measured again: all of them are there at the end.
+pack() {
+    local sweep worker=
+    over_ray pack --pack & sweep=$!
+    while kill -0 "$sweep" 2>/dev/null && [[ ! $worker ]]; do
+        sleep 0.5
+        worker=$(pgrep -f '^ray::measure_cell' | head -n 1)
+    done
+    sleep 5
+    [[ $worker ]] && kill -9 "$worker" && echo "killed worker $worker"
+    wait "$sweep"
+}
+
+step ray 0 over_ray ray
+step pack 0 pack
+step report 60 "$python" -m bench.report "$out/apart" "$out/at-once" "$out/ray" "$out/pack" --out="$out/report" --no-svg
 name_failures

@@ -11,6 +11,7 @@ _NOTES = {
     "flashinfer": "compiles its kernels at first use: needs nvcc",
     "flash-attn": "compiles when installed: needs nvcc, and ninja, packaging, psutil, setuptools and wheel before it",
     "int4": "exllamav2 compiles at first use: needs nvcc",
+    "ray": "for bench.sweep --ray, and reports over nodes",
     "plugins": "for FILE.cu:kernel; beside a torch of CUDA 12: cupy-cuda12x",
 }
 _OPTIONS = {"flash-attn": "--no-build-isolation "}

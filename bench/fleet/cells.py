@@ -129,16 +129,20 @@ def _measure(cell: Cell, flags: Sequence[str], device: torch.device, work: Path,
         result = document.load(work) | extra
         work.unlink()
         return result
-    return failed(cell, outcome.status, outcome.reason, environment.collect(device)) | extra
+    machine = environment.collect(device)
+    return failed(cell, flags, device.type, outcome.status, outcome.reason, machine) | extra
 
 
-def failed(cell: Cell, status: str, reason: str | None, machine: Document) -> Document:
-    """The document of a cell whose process left none."""
+def failed(
+    cell: Cell, flags: Sequence[str], device: str, status: str, reason: str | None, machine: Document
+) -> Document:
+    """The document of a cell whose process left none. device: cuda or cpu."""
     return {
         "schema": SCHEMA, "kind": "step", "title": f"one decode step of {cell.model}, ctx {cell.ctx}",
         "created": datetime.now(UTC).isoformat(timespec="seconds"), "environment": machine,
         "model": {"name": cell.model}, "ctx": cell.ctx, "batch": cell.batch, "arms": [],
         "status": status, "reason": reason,
+        "cell": vars(cell), "cell_flags": flags_of_any_device(flags, device),
     }  # fmt: skip
 
 

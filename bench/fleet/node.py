@@ -72,9 +72,14 @@ def is_of_kind(kind: str, gpu_name: str) -> bool:
     return re.search(rf"(?<![A-Za-z0-9]){re.escape(word)}(?![A-Za-z0-9])", gpu_name) is not None
 
 
+def names_a_gpu(kind: str) -> bool:
+    """Is it a name as NVIDIA gives its GPUs (H200, L40S, A100-80G), and no resource of somebody's own?"""
+    return re.fullmatch(r"[A-Z]{1,4}\d{1,5}[A-Za-z]*([-_].+)?", kind) is not None
+
+
 def lie(kind: str, gpus: Sequence[str]) -> str | None:
     """Why a node that is asked for as `kind` is none, by NVML; None where it is."""
-    if gpus and all(is_of_kind(kind, name) for name in gpus):
+    if not names_a_gpu(kind) or gpus and all(is_of_kind(kind, name) for name in gpus):
         return None
     return f"is no {kind}: NVML says " + (", ".join(dict.fromkeys(gpus)) or "that there is no GPU")
 

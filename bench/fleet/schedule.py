@@ -193,7 +193,8 @@ class Schedule:
             self._pending.insert(0, job)
             return None
         reason = f"its worker was lost {job.losses} times: {words}"
-        return job.doubted or failed(job.cell, "error", reason, environment.collect())
+        device, machine = job.plan.device.type, environment.collect()
+        return job.doubted or failed(job.cell, job.plan.flags, device, "error", reason, machine)
 
     def _elsewhere(self, job: Job, slot: Slot, doubt: str, result: Document) -> bool:
         """Set the node aside. Is the cell measured again on another of its kind?"""

@@ -28,18 +28,18 @@ class History:
     def doubt(self, before: Document, after: Document) -> str | None:
         """Why a cell between these controls is not to be trusted; None where nothing speaks against it. They join the
         history."""
-        earlier, values = list(self.read_gbs), [before.get("read_gbs"), after.get("read_gbs")]
-        self.read_gbs += [value for value in values if value]
+        earlier, first, last = list(self.read_gbs), before.get("read_gbs"), after.get("read_gbs")
+        self.read_gbs += [value for value in (first, last) if value]
         reasons = sorted({*_throttled(before), *_throttled(after)})
         if reasons:
             return f"the clocks were throttled: {', '.join(reasons)}"
-        if not all(values):
+        if not first or not last:
             return None
-        if within := _moved(values[0], values[1], "during the cell"):
+        if within := _moved(first, last, "during the cell"):
             return within
         if len(earlier) < FIRST:
             return None
-        return _moved(float(np.median(earlier[:FIRST])), values[0], "since its first cells")
+        return _moved(float(np.median(earlier[:FIRST])), first, "since its first cells")
 
 
 def _moved(first: float, second: float, when: str) -> str | None:

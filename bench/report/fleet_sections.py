@@ -16,7 +16,7 @@ LEVERS = (
     ("replay a graph, native", "native/block:eager", "native/block:graph"),
     ("a C++ loop, native", "native/block:eager", "native/block:native"),
     ("fuse, in graphs", "native/none:graph", "native/block:graph"),
-    ("programmatic launches", "native/block:graph", "native/block:graph-pdl"),
+    ("PDL launches, in graphs", "native/block:graph", "native/block:graph-pdl"),
     ("these kernels, in graphs", "sdpa:graph", "native/block:graph"),
 )
 """What can be done to a step: its name, the arm without it, the arm with it."""

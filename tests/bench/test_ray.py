@@ -1,0 +1,119 @@
+"""bench.sweep --ray on three nodes of this machine: real Ray, real processes, cells that are stubs."""
+
+import json
+import os
+import signal
+import threading
+import time
+
+import pytest
+from inputs.busy import HANG_S
+from inputs.command_line import assert_refused, run_here, start
+from inputs.ray_nodes import another_build, nodes, start_node, stub_path
+
+pytest.importorskip("ray")
+
+SMALL = ["--model=tiny", "--device=cpu", "--no-controls", "--arm=native/block:native"]
+VARIES = ("seconds", "pid", "node")
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with nodes(3, resources={"small": 1}) as found:
+        yield found
+
+
+@pytest.fixture(autouse=True)
+def stubs(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", stub_path())
+
+
+def sweep(capsys, cluster, folder, *flags):
+    return run_here(capsys, "bench.sweep", f"--ray={cluster.address}", *SMALL, f"--out={folder}", *flags)
+
+
+def written(folder) -> dict[str, dict]:
+    return {path.name: json.loads(path.read_text()) for path in sorted(folder.rglob("*.json"))}
+
+
+def test_the_same_documents_as_the_plain_sweep_s(capsys, cluster, tmp_path):
+    matrix = ["--ctx=100,101,102", "--batch=1,2"]
+    over = sweep(capsys, cluster, tmp_path / "ray", *matrix)
+    assert over.status == 0 and over.out.endswith("6 ok\n"), over.err + over.out
+    plain = run_here(capsys, "bench.sweep", *SMALL, f"--out={tmp_path / 'plain'}", *matrix)
+    assert plain.status == 0, plain.err
+    ours, theirs = written(tmp_path / "ray"), written(tmp_path / "plain")
+    assert len({one["node"]["ray"] for one in ours.values()}) == 3, "every node had a cell"
+    assert len({one["pid"] for one in ours.values()}) == 6, "each cell is a process of its own"
+    for one in (*ours.values(), *theirs.values()):
+        for key in VARIES:
+            one.pop(key)
+    assert ours == theirs
+    assert "6 of 6 cells were finished before" in sweep(capsys, cluster, tmp_path / "ray", *matrix).out
+
+
+def test_a_node_killed_in_mid_cell_costs_the_cell_in_hand(capsys, cluster, tmp_path):
+    victim = start_node(cluster, resources={"small": 1})
+
+    def kill() -> None:
+        while len(list(tmp_path.glob(".*.claim-*"))) < 4:
+            time.sleep(0.02)
+        cluster.remove_node(victim, allow_graceful=False)
+
+    threading.Thread(target=kill, daemon=True).start()
+    result = sweep(capsys, cluster, tmp_path, "--ctx=2000,2001,2002,2003,50,51", "--batch=1")
+    assert result.status == 0 and result.out.endswith("6 ok\n"), result.err + result.out
+    assert result.out.count(": lost on ") == 1
+    assert sorted(os.listdir(tmp_path)) == sorted(f"tiny_ctx{ctx}_b1.json" for ctx in (2000, 2001, 2002, 2003, 50, 51))
+
+
+def test_a_driver_killed_and_started_again(capsys, cluster, tmp_path):
+    flags = [*SMALL, f"--out={tmp_path}", "--batch=1", "--ctx=" + ",".join(map(str, range(300, 312)))]
+    process = start("bench.sweep", f"--ray={cluster.address}", *flags)
+    end = time.monotonic() + HANG_S
+    while len(written(tmp_path)) < 2 and time.monotonic() < end:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.json")}
+    assert 2 <= len(before) < 12
+    result = run_here(capsys, "bench.sweep", f"--ray={cluster.address}", *flags)
+    assert result.status == 0 and f"{len(before)} of 12 cells were finished before" in result.out, result.err
+    assert {path: path.stat().st_mtime_ns for path in before} == before, "a finished cell was measured again"
+    assert len(os.listdir(tmp_path)) == 12
+
+
+def test_a_node_that_lies_and_one_of_another_build_are_refused_by_name(capsys, cluster, tmp_path):
+    liar = start_node(cluster, resources={"H200": 1})
+    other = start_node(cluster, another_build(tmp_path / "checkout"), resources={"small": 1})
+    try:
+        lying = sweep(capsys, cluster, tmp_path / "a", "--ctx=10", "--batch=1", "--on=H200")
+        assert lying.status == 2 and "no node can be used" in lying.err
+        assert "is refused: is no H200: NVML says that there is no GPU" in lying.out
+        absent = sweep(capsys, cluster, tmp_path / "b", "--ctx=10", "--batch=1", "--on=L4:2")
+        assert_refused(absent, "--on=L4:2", "of kinds that a node has: H200, small")
+    finally:
+        cluster.remove_node(liar)
+    one = sweep(capsys, cluster, tmp_path / "c", "--ctx=10,11", "--batch=1")
+    cluster.remove_node(other)
+    assert one.status == 0 and "is refused: another build: bench/*.py" in one.out, one.out + one.err
+    assert len(written(tmp_path / "c")) == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--ray=127.0.0.1:1"], ["--ray=127.0.0.1:1", "the address of a cluster that answers"]),
+        (["--ray=nowhere"], ["--ray=nowhere", "HOST:PORT of a cluster's head"]),
+        (["--on=L4"], ["--on=L4", "given with --ray"]),
+        (["--pack"], ["--pack", "given with --ray"]),
+        (["--ray", "--on=L4:x"], ["--on=L4:x", "KIND or KIND:COUNT"]),
+        (["--ray", "--on=L4,L4"], ["--on=L4,L4", "of each kind once"]),
+        (["--ray", "--ship=none.whl"], ["--ship=none.whl", "a wheel (.whl) that exists"]),
+        (["--ray", "--device=cuda:1"], ["--device=cuda:1", "with --ray, which chooses the GPU"]),
+    ],
+    ids=lambda value: value[-1] if value[0].startswith("--") and len(value) < 3 else "",
+)
+def test_bad_arguments(capsys, tmp_path, flags, words):
+    fixed = ["--model=tiny", "--ctx=8", "--batch=1", f"--out={tmp_path}"]
+    assert_refused(run_here(capsys, "bench.sweep", *fixed, *flags), *words)
