@@ -7,7 +7,12 @@
 // float32. Mask and exponent (128 + q) would take about as long on Zen 4 and leave a bias to be taken off.
 // The sums of x over the groups are prepared (int4_x.h); a symmetric weight has zero = 8 and needs none.
 //
-// Products and sums are float32; the scale multiplies once a group. Bytes: words, scales, zeros, each once.
+// bf16 x without bf16 dot products is integers (int4_x.h), which the nibbles multiply as they are: three
+// instructions make 64 bytes of weights bytes of nibbles, and four more multiply each of the two slices of x
+// and add up, where decoding to float32 takes five for every eighth of them.
+//
+// Other products and all sums of tiles are float32; the scale multiplies once a group. Bytes: words, scales,
+// zeros, each once.
 #include "cpu/int4_rows.h"
 
 #include "cpu/dot.h"
@@ -42,11 +47,59 @@ inline __m512bh int4_decode_pair(U32 words, int pair) {
 }
 #endif
 
+#if defined(__AVX2__)
+// Of every word: the sum over its eight nibbles of q times the elements of one slice of x. even, odd: those
+// nibbles as bytes; weight: int16 that multiplies the sum, 128 or 1. A sum of int16 is at most 4 * 15 * 128.
+inline I32 int4_slice_dot(U32 even, U32 odd, const char* slice, int16_t weight) {
+#if defined(__AVX512BW__)
+    const auto x = [&](int i) { return _mm512_loadu_si512(slice + i * sizeof(U32)); };
+    const __m512i sums = _mm512_add_epi16(_mm512_maddubs_epi16(reinterpret_cast<__m512i>(even), x(0)),
+                                          _mm512_maddubs_epi16(reinterpret_cast<__m512i>(odd), x(1)));
+    return reinterpret_cast<I32>(_mm512_madd_epi16(sums, _mm512_set1_epi16(weight)));
+#else
+    const auto x = [&](int i) {
+        return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(slice + i * sizeof(U32)));
+    };
+    const __m256i sums = _mm256_add_epi16(_mm256_maddubs_epi16(reinterpret_cast<__m256i>(even), x(0)),
+                                          _mm256_maddubs_epi16(reinterpret_cast<__m256i>(odd), x(1)));
+    return reinterpret_cast<I32>(_mm256_madd_epi16(sums, _mm256_set1_epi16(weight)));
+#endif
+}
+
+// int4_tile_dot() of x as integers.
+template <int rows, int batch>
+inline void int4_tile_dot_integers(const U32 (&words)[rows], const char* x, F32 (&part)[rows][batch]) {
+    constexpr int64_t tile_bytes = 6 * sizeof(I32);
+    U32 even[rows], odd[rows];
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; ++r) {
+        even[r] = words[r] & 0x0f0f0f0f;
+        odd[r] = words[r] >> 4 & 0x0f0f0f0f;
+    }
+#pragma GCC unroll 8
+    for (int b = 0; b < batch; ++b) {
+        const char* of_row = x + b * tile_bytes;
+        I32 eight_sums;
+        __builtin_memcpy(&eight_sums, of_row + 4 * sizeof(I32), sizeof(eight_sums));
+        const F32 step = load(reinterpret_cast<const float*>(of_row + 5 * sizeof(I32)));
+#pragma GCC unroll 4
+        for (int r = 0; r < rows; ++r) {
+            const I32 sum = int4_slice_dot(even[r], odd[r], of_row, 128) +
+                            int4_slice_dot(even[r], odd[r], of_row + 2 * sizeof(I32), 1) - eight_sums;
+            part[r][b] = __builtin_convertvector(sum, F32) * step;
+        }
+    }
+}
+#endif
+
 // One tile of `rows` rows: part[r][b][lane] = sum of (q - 8) * x over the eight elements of the lane's word
 // in row r.
 template <int rows, int batch, class T>
 inline void int4_tile_dot(const U32 (&words)[rows], const char* x, F32 (&part)[rows][batch]) {
     constexpr int64_t tile_bytes = int4_tile_bytes<T>;
+#if defined(__AVX2__)
+    if constexpr (int4_integers<T>) return int4_tile_dot_integers(words, x, part);
+#endif
     for (auto& row : part) {
         for (F32& sum : row) sum = F32{};
     }

@@ -164,6 +164,30 @@ def test_powers_of_two_are_exact(isa_name, dtype, symmetric):
         assert torch.equal(pk.ops.int4_gemv(x, weight), expected)
 
 
+@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "zeros"])
+@pytest.mark.parametrize("isa_name", ISAS)
+def test_x_of_many_magnitudes(isa_name, symmetric):
+    """Rounded to integers of one step, a tile of x keeps what shows beside its largest element."""
+    given = arguments(3, 384, 17, torch.bfloat16, extras=(), symmetric=symmetric, group_size=32)
+    magnitudes = torch.linspace(-100, 100, 384).round()[torch.randperm(384, generator=torch.Generator().manual_seed(0))]
+    given["x"][1] *= 2.0**magnitudes
+    given["x"][2] = 0
+    with isa(isa_name):
+        check(given)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("isa_name", ISAS)
+def test_an_x_that_is_not_finite_shows_in_its_own_sequence(isa_name, value):
+    given = arguments(2, 384, 17, torch.bfloat16, extras=())
+    expected = pk.reference.int4_gemv(**given)[1]
+    given["x"][0, 200] = value
+    with isa(isa_name):
+        out = pk.ops.int4_gemv(**given)
+    assert not out[0].isfinite().any()
+    assert pk.reference.compare(out[1], expected, torch.bfloat16).ok
+
+
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_scale_of_zero(dtype, symmetric):
