@@ -54,6 +54,7 @@ class Settings(QuantFlags):
     model: Annotated[
         str, typer.Option("--model", help=f"comma-separated: {', '.join(pk.models.names())}; study: its three")
     ] = "study"
+    weights: cli.WeightsFlag = ""
     ctx: Annotated[str, typer.Option("--ctx", help="comma-separated contexts")] = "2048,4096,8192,16384"
     batch: Annotated[str, typer.Option("--batch", help="comma-separated batches")] = "1,4"
     arm: Annotated[
@@ -97,14 +98,19 @@ class Settings(QuantFlags):
 
     def cells(self) -> list[Cell]:
         """The matrix, every cell once; of --shard its share."""
-        names = cli.STUDIED if self.model == "study" else cli.choices("--model", self.model, pk.models.names())
-        specs = [pk.models.get(name) for name in names]
+        if self.weights:
+            if self.model != "study":
+                raise flag_error("--model", self.model, "left out with --weights, which are of one model")
+            specs = [cli.model("", "", self.weights)]
+        else:
+            names = cli.STUDIED if self.model == "study" else cli.choices("--model", self.model, pk.models.names())
+            specs = [pk.models.get(name) for name in names]
         self.check_quant(specs)
         size = "row" if self.group == -1 else self.group
-        quant = f"int4-g{size}{'-zeros' * self.asymmetric}" if self.four_bit else ""
+        quant = f"int4-g{size}{'-zeros' * self.asymmetric}" if self.quant == "int4" else ""
         beyond = max(self.warmup, 1) + self.steps
         found = [
-            Cell(spec.name, slots, sequences, quant)
+            Cell(spec.name, slots, sequences, quant, self.weights)
             for spec in specs
             for sequences in cli.numbers("--batch", self.batch, 1, 8, int)
             for slots in cli.numbers("--ctx", self.ctx, 1, spec.max_position - beyond, int)

@@ -32,16 +32,19 @@ class Cell:
     batch: int
     quant: str = ""
     """Of 4-bit weights: what tells them from others in one folder, int4-g128 say."""
+    weights: str = ""
+    """The checkpoint, where the model is that of one."""
 
     @property
     def name(self) -> str:
         """Of its file, less the suffix."""
-        return f"{self.model}{'_' * bool(self.quant)}{self.quant}_ctx{self.ctx}_b{self.batch}"
+        model = self.model.replace("/", "-")
+        return f"{model}{'_' * bool(self.quant)}{self.quant}_ctx{self.ctx}_b{self.batch}"
 
     @property
     def cost(self) -> float:
         """What it is expected to take, in bytes: weights and cache, which every step reads, and the process's own."""
-        spec = pk.models.get(self.model)
+        spec = pk.models.from_config(self.weights) if self.weights else pk.models.get(self.model)
         dtype = torch.bfloat16
         return _START_BYTES + spec.weight_bytes(dtype) + spec.kv_bytes(self.ctx, self.batch, dtype)
 

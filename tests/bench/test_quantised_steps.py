@@ -5,12 +5,14 @@ import json
 
 import pytest
 import torch
-from inputs.command_line import assert_refused, run_here
+from inputs.command_line import assert_refused, run_here, run_module_here
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import pykernels as pk
+from bench import ab, sweep
 from bench.backends.steps import arms as step_arms
+from bench.fleet import cells as fleet_cells
 from bench.step.settings import Settings
 from pykernels.quant import awq, gptq
 
@@ -151,3 +153,46 @@ def test_what_is_wrong_with_a_folder(capsys, tmp_path):
     config["quantization_config"]["quant_method"] = "aqlm"
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert_refused(run_here(capsys, "bench.step", *flags), "quant_method must be one of gptq, awq", "'aqlm'")
+
+
+def test_the_chain_of_a_quantised_folder(capsys, monkeypatch, tmp_path):
+    """Sweep, ab, compare and report, as they take dense weights."""
+    monkeypatch.setattr(fleet_cells, "run_module", run_module_here)
+    monkeypatch.setattr(ab, "run_module", run_module_here)
+    checkpoint, out = tmp_path / "tiny-awq", tmp_path / "out"
+    checkpoint.mkdir()
+    write_folder(checkpoint, "awq")
+    shared = ["--dtype=fp16", "--device=cpu", "--steps=2", "--warmup=1"]
+    flags = [f"--weights={checkpoint}", *shared]
+    swept = run_here(
+        capsys, "bench.sweep", *flags, "--ctx=8", "--batch=1", "--arm=native/block:native,sdpa:eager,tinygemm:eager",
+        "--no-controls", f"--out={out}",
+    )  # fmt: skip
+    assert swept.status == 0, swept.out + swept.err
+    [cell] = out.glob("*.json")
+    assert cell.name == "tiny-awq_ctx8_b1.json"
+    of_folder = json.loads(cell.read_text())
+    assert of_folder["quant"]["group_size"] == GROUP and [arm["status"] for arm in of_folder["arms"]] == ["ok"] * 3
+    compared = run_here(
+        capsys, "bench.ab", *flags, "--ctx=8", "--a=native/block:native", "--b=sdpa:eager", "--sessions=1",
+        f"--json={out}/ab.json",
+    )  # fmt: skip
+    assert compared.status == 0, compared.err
+    assert json.loads((out / "ab.json").read_text())["quant"] == of_folder["quant"]
+    [cell_of_4_bits] = sweep.Settings(model="tiny", quant="int4", group=64, ctx="8", batch="1").cells()
+    assert cell_of_4_bits.name == "tiny_int4-g64_ctx8_b1"
+    assert run_here(capsys, "bench.compare", str(cell), str(cell)).status == 0
+    of_folder["quant"]["group_size"] = 64
+    (tmp_path / "other.json").write_text(json.dumps(of_folder))
+    other = run_here(capsys, "bench.compare", str(cell), str(tmp_path / "other.json"))
+    assert other.status == 2 and "quant.group_size 32 and 64" in other.err
+    made = run_here(capsys, "bench.report", str(out), "--no-svg", "--price=CPU=1")
+    assert made.status == 0, made.err
+    text = (out / "report" / "report.md").read_text()
+    assert "Steps with 4-bit weights (the study's Figure 8)" in text and "tiny-awq int4 g32 zeros" in text
+    section = text[text.index("Figure 8") :]
+    for published in ("62.32", "59.36", "45.24", "17.36"):
+        assert published in section
+    assert "on the same weights in fp16: sdpa; all others in int4" in section
+    [picture] = (out / "report" / "figures").glob("int4-steps-*.png")
+    assert picture.read_bytes().startswith(b"\x89PNG")
