@@ -119,7 +119,7 @@ def int4_steps(rows: Sequence[Row], published: Sequence[paper.Figure]) -> Figure
         axes.barh(y, one.value, height=0.7, **HOLLOW)
         axes.annotate(f"{one.value:.2f} ms", (one.value, y), xytext=(4, 0), textcoords="offset points", va="center",
                       fontsize=7)  # fmt: skip
-        labels.append(f"{one.gpu}: {'bf16 eager' if one.arm == 'eager' else one.arm}")
+        labels.append(f"{one.gpu}: {one.arm}")
     axes.set_yticks(range(len(labels)), labels, fontsize=7)
     axes.set_ylim(len(labels) - 0.4, -0.6)
     axes.set_xscale("log")
@@ -131,7 +131,7 @@ def int4_steps(rows: Sequence[Row], published: Sequence[paper.Figure]) -> Figure
         plt.Rectangle((0, 0), 1, 1, color="#777777", label="16-bit weights"),
         plt.Rectangle((0, 0), 1, 1, label=PUBLISHED, **HOLLOW),
     ]
-    axes.legend(handles=handles, fontsize=6, frameon=False, loc="lower right")
+    axes.legend(handles=handles, fontsize=6, frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(rows[0]["device_name"], fontsize=9, loc="left", fontweight="bold")
     return figure
