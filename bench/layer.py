@@ -28,7 +28,7 @@ from bench.core.run import Machine, Measurement, close, gate
 from bench.core.trace_file import check_traceable, write_trace
 from bench.drivers import takes
 from bench.plugins import plan as plugins
-from bench.plugins.loading import KINDS, Journal, Plugin, load_layer, parse_backends
+from bench.plugins.loading import KINDS, Plugin, load_layer, own_journal, parse_backends
 
 _PROGRAM = "bench.layer"
 
@@ -48,6 +48,7 @@ class Settings(LayerSettings):
     plot: cli.PlotFlag = ""
     trace: cli.TraceFlag = ""
     plugin_timeout_s: plugins.TimeoutFlag = 300.0
+    plugin_memory_gb: plugins.MemoryFlag = 0.0
     plugin_journal: plugins.JournalFlag = ""
     list_: cli.ListFlag = False
 
@@ -75,7 +76,8 @@ class Settings(LayerSettings):
         if not self.plugin_journal:
             return backends
         (plugin,) = found
-        return {plugin.label: load_layer(plugin, Journal(Path(self.plugin_journal)), self.target), **backends}
+        journal = own_journal(self.plugin_journal, self.plugin_memory_gb)
+        return {plugin.label: load_layer(plugin, journal, self.target), **backends}
 
     @property
     def plugin_plan(self) -> plugins.Plan:

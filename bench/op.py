@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -36,7 +35,7 @@ from bench.core.samplers import Samplers
 from bench.core.stop_rule import StopFlags
 from bench.drivers import takes
 from bench.plugins import plan as plugins
-from bench.plugins.loading import KINDS, Journal, Plugin, load_op, parse_backends
+from bench.plugins.loading import KINDS, Plugin, load_op, own_journal, parse_backends
 from pykernels.layer import available_bytes
 from pykernels.models import ModelSpec
 
@@ -90,6 +89,7 @@ class Settings(StopFlags):
     csv: cli.CsvFlag = ""
     md: cli.MdFlag = ""
     plugin_timeout_s: plugins.TimeoutFlag = 300.0
+    plugin_memory_gb: plugins.MemoryFlag = 0.0
     plugin_journal: plugins.JournalFlag = ""
     list_: cli.ListFlag = False
 
@@ -150,7 +150,7 @@ class Settings(StopFlags):
         makers = {name: MAKERS[name] for name in names}
         if self.plugin_journal:
             (plugin,) = found
-            makers[plugin.label] = load_op(plugin, Journal(Path(self.plugin_journal)), self.op)
+            makers[plugin.label] = load_op(plugin, own_journal(self.plugin_journal, self.plugin_memory_gb), self.op)
         return makers
 
     def check(self) -> None:

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Annotated
 
 import torch
@@ -19,7 +18,7 @@ from bench.core.flags import Flags
 from bench.core.kept import KeepFlag
 from bench.core.stop_rule import StopFlags
 from bench.plugins import plan as plugins
-from bench.plugins.loading import Journal, Plugin, WatchedAttention, load_attention, parse_backends
+from bench.plugins.loading import Plugin, WatchedAttention, load_attention, own_journal, parse_backends
 
 MAX_CTX = 131072
 """Of attention alone: no position is rotated here, so no model's limit holds."""
@@ -119,6 +118,7 @@ class Settings(StopFlags):
         bool, typer.Option("--resume", help="with --sessions=0: go on with the cells that --json has")
     ] = False
     plugin_timeout_s: plugins.TimeoutFlag = 300.0
+    plugin_memory_gb: plugins.MemoryFlag = 0.0
     plugin_journal: plugins.JournalFlag = ""
     json: cli.JsonFlag = ""
     csv: cli.CsvFlag = ""
@@ -171,7 +171,7 @@ class Settings(StopFlags):
         if not self.plugin_journal:
             return None
         _, (plugin,) = self.named
-        return load_attention(plugin, Journal(Path(self.plugin_journal)), self.target)
+        return load_attention(plugin, own_journal(self.plugin_journal, self.plugin_memory_gb), self.target)
 
     @cached_property
     def backends(self) -> list[str]:

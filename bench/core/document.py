@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.core.errors import UsageError
+from bench.core.errors import UsageError, plain
 from bench.core.files import check_writable as check_writable
 from bench.core.files import make_folder as make_folder
 from bench.core.files import read_file, write_atomically
@@ -129,10 +129,27 @@ def stem(path: Path) -> str:
     return path.name.removesuffix(".gz").removesuffix(".json")
 
 
-def load(path: Path) -> Document:
-    """Read a document back, compressed or not. Raises UsageError, one line, where the file is none."""
+_MOST_CHARACTERS = 8000
+"""Of a name: a C++ kernel's may take pages."""
+
+
+def tame(value: Any, most: int = _MOST_CHARACTERS) -> Any:
+    """JSON that a plug-in can have written, with every string as a table can show it (bench.core.errors.plain), of that
+    many characters at most; of a reason, 500. Raises RecursionError."""
+    if isinstance(value, str):
+        return plain(value, most=most)
+    if isinstance(value, dict):
+        return {plain(key): tame(item, 500 if key == "reason" else most) for key, item in value.items()}
+    if isinstance(value, list):
+        return [tame(item, most) for item in value]
+    return value
+
+
+def load(path: Path, most_bytes: int = _MOST_BYTES) -> Document:
+    """Read a document back, compressed or not. Raises UsageError, one line, where the file is none, or is larger than
+    that."""
     try:
-        content = read_file(path)
+        content = read_file(path, most_bytes)
         text = (_decompressed(content) if path.suffix == ".gz" else content).decode()
         document = json.loads(text, parse_constant=_no_number)
     except UsageError:

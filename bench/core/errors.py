@@ -12,10 +12,21 @@ def flag_error(flag: str, value: object, allowed: str) -> UsageError:
     return UsageError(f"{flag}={value}: must be {allowed}")
 
 
+def plain(words: str, end: str = "", most: int = 500) -> str:
+    """Somebody else's words as a table can show them, and `end`: what is not printable (a control sequence, a lone
+    surrogate) as Python escapes it, and not more than `most` characters."""
+    cut = words[: most + 1]
+    shown = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in cut)
+    return (f"{shown[:most]}..." if len(cut) > most else shown) + end
+
+
 def first_line(error: BaseException) -> str:
     """An error's own words, the first line of them; its class where it has none."""
-    words = str(error).strip()
-    return words.splitlines()[0] if words else type(error).__name__
+    try:
+        words = str(error).strip()
+    except Exception:  # of a class whose __str__ fails
+        words = ""
+    return plain(words.splitlines()[0] if words else type(error).__name__)
 
 
 USER_MODULE = "launchtax_plugin_"
@@ -37,7 +48,7 @@ def one_line(error: BaseException) -> str:
     with the line of its file."""
     name, words = type(error).__name__, first_line(error)
     line = user_line(error)
-    return (name if words == name else f"{name}: {words}") + (f" ({line})" if line else "")
+    return plain(name if words == name else f"{name}: {words}", f" ({line})" if line else "")
 
 
 class UnsupportedError(RuntimeError):

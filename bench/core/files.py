@@ -95,8 +95,9 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise
 
 
-def read_file(path: Path) -> bytes:
-    """What a regular file holds. Raises UsageError, one line that names it, where it is none or cannot be read."""
+def read_file(path: Path, most_bytes: int = _MOST_BYTES) -> bytes:
+    """What a regular file holds. Raises UsageError, one line that names it, where it is none, is larger than that, or
+    cannot be read."""
     try:
         # Without waiting: a pipe that nobody writes to is not waited for.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -104,9 +105,9 @@ def read_file(path: Path) -> bytes:
             found = os.fstat(descriptor)
             if kind := _kind(found.st_mode):
                 raise UsageError(f"{path}: must be a regular file, and that is {kind}")
-            if found.st_size > _MOST_BYTES:
-                raise UsageError(f"{path}: must be at most {_MOST_BYTES >> 20} MiB, got {found.st_size >> 20} MiB")
-            return file.read(_MOST_BYTES)
+            if found.st_size > most_bytes:
+                raise UsageError(f"{path}: must be at most {most_bytes >> 20} MiB, got {found.st_size >> 20} MiB")
+            return file.read(most_bytes)
     except OSError as error:
         if error.errno == errno.EISDIR:  # a folder cannot be wrapped as a file
             raise UsageError(f"{path}: must be a regular file, and that is a folder") from None

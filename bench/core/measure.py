@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from bench.core.document import arm_name
-from bench.core.errors import UnsupportedError, one_line
+from bench.core.errors import UnsupportedError, one_line, plain
 from pykernels.ranges import named
 from pykernels.reference import Comparison
 
@@ -119,16 +119,23 @@ class Arm:
     def fail(self, error: BaseException) -> None:
         """Take an exception as this arm's end: its own words, one line."""
         if isinstance(error, UnsupportedError):
-            self.status, self.reason = "unsupported", str(error)
+            self.status, self.reason = "unsupported", plain(str(error))
         else:
-            self.status = "oom" if isinstance(error, (MemoryError, torch.OutOfMemoryError)) else "error"
+            self.status = "oom" if _out_of_memory(error) else "error"
             self.reason = one_line(error)
         self.samples_us = []
 
 
+def _out_of_memory(error: BaseException) -> bool:
+    """torch has a class of its own for a GPU's memory alone."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
+    )
+
+
 def unsupported(backend: str, mode: str, reason: str, fusion: str | None = None) -> Arm:
-    """An arm that this machine cannot run."""
-    return Arm(backend, mode, fusion, status="unsupported", reason=reason)
+    """An arm that this machine cannot run. The reason may be somebody else's words."""
+    return Arm(backend, mode, fusion, status="unsupported", reason=plain(str(reason)))
 
 
 @contextmanager

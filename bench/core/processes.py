@@ -3,17 +3,21 @@
 import json
 import os
 import re
+import selectors
 import signal
 import subprocess
 import sys
 import sysconfig
-import tempfile
+import threading
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pykernels
+from bench.core import descendants
+from bench.core.errors import plain
 
 
 @dataclass(frozen=True)
@@ -28,8 +32,13 @@ class Outcome:
 _FRAME = re.compile(r'^  File "(.+)", line (\d+)', re.MULTILINE)
 _NOT_THE_USERS = (Path(__file__).parents[1], Path(pykernels.__file__).parent, Path(sysconfig.get_path("stdlib")))
 
-# Those of every thread that wait for one.
+_TAIL_BYTES = 64 << 10
+"""What is kept of a process's stderr: its end."""
+
+# Those of every thread that wait for one; and the children that there were before the first of them.
 _running: set[subprocess.Popen] = set()
+_others: set[int] = set()
+_lock = threading.Lock()
 
 # Killed with -9 a driver cannot end its child, which would then disturb the run that takes its place: the child asks
 # the kernel (PR_SET_PDEATHSIG) to be killed with it. It does so itself, not in a preexec_fn: with one, Python runs the
@@ -50,35 +59,92 @@ def module_command(module: str, arguments: Sequence[str]) -> list[str]:
     return [sys.executable, "-c", _START, json.dumps(sys.path), module, *arguments]
 
 
+class _Tail:
+    """The end of what a process writes to stderr. A pipe that is read all the while: what a file could hold, a disk may
+    not."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor, self._bytes = descriptor, b""
+        os.set_blocking(descriptor, False)
+
+    def read(self) -> bool:
+        """Take what is there, as much as a pipe holds. Whether there may be more to come."""
+        for _ in range(16):
+            try:
+                new = os.read(self.descriptor, _TAIL_BYTES)
+            except BlockingIOError:
+                return True
+            if not new:
+                return False
+            self._bytes = (self._bytes + new)[-_TAIL_BYTES:]
+        return True
+
+    def words(self) -> str:
+        """See _last_words()."""
+        return _last_words(self._bytes.decode(errors="replace"))
+
+
 def run_module(module: str, arguments: Sequence[str], limit_s: float) -> Outcome:
-    """`python -m module arguments` in a process group of its own, which dies with it.
+    """`python -m module arguments` in a session of its own, which dies with it, and whatever it started, too.
 
     The reason of a failure is the exception that ended the process, or the last line it wrote to stderr. Ctrl-C kills
-    it and goes on upwards.
+    it and goes on upwards. It can read nothing from this process's stdin.
     """
-    # A file and no pipe: what the process started and left behind would hold a pipe open, and with it this one.
-    with tempfile.TemporaryFile("w+", errors="replace") as errors:
+    with _lock:
+        if not _running:
+            descendants.become_subreaper()
+            _others.clear()
+            _others.update(descendants.children())
         process = subprocess.Popen(
             module_command(module, arguments),
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            stderr=errors,
+            stderr=subprocess.PIPE,
+            bufsize=0,
             start_new_session=True,
         )
         _running.add(process)
+    assert process.stderr
+    with process.stderr:
+        tail = _Tail(process.stderr.fileno())
         try:
-            process.wait(limit_s)
-        except subprocess.TimeoutExpired:
-            return Outcome("hang", f"was not done after {limit_s:g} s", None)
+            ended = _wait(process, tail, limit_s)
         finally:
-            _running.discard(process)
-            _kill(process)
-        errors.seek(0)
-        words = _last_words(errors.read())
+            _end(process)
+        if not ended:
+            return Outcome("hang", f"was not done after {limit_s:g} s", None)
+        tail.read()
     if process.returncode == 0:
         return Outcome("ok", None, 0)
     if process.returncode < 0:
-        return Outcome("error", f"ended by {signal.Signals(-process.returncode).name}", process.returncode)
-    return Outcome("error", words or f"exit status {process.returncode}", process.returncode)
+        return Outcome("error", f"ended by {signal_name(-process.returncode)}", process.returncode)
+    return Outcome("error", tail.words() or f"exit status {process.returncode}", process.returncode)
+
+
+def _wait(process: subprocess.Popen, tail: _Tail, limit_s: float) -> bool:
+    """For its end, for so long at most, while what it writes is read: a full pipe would stop it. Whether it ended."""
+    until = time.monotonic() + limit_s
+    with selectors.DefaultSelector() as selector:
+        selector.register(tail.descriptor, selectors.EVENT_READ)
+        writes = True
+        while process.poll() is None:
+            left = min(until - time.monotonic(), 0.05)
+            if left <= 0:
+                return False
+            if not writes:
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(left)
+            elif selector.select(left) and not tail.read():
+                writes = False
+    return True
+
+
+def signal_name(number: int) -> str:
+    """SIGSEGV; of a real-time signal, most of which have no name in Python, SIGRTMIN+6."""
+    with suppress(ValueError):
+        return signal.Signals(number).name
+    first = int(signal.SIGRTMIN)
+    return f"SIGRTMIN+{number - first}" if first < number < signal.SIGRTMAX else f"signal {number}"
 
 
 def end_all() -> None:
@@ -90,15 +156,15 @@ def end_all() -> None:
 
 def _last_words(text: str) -> str:
     """Of the last traceback the exception, of whose words, as of CUDA's, the first line says what it is; else the last
-    line."""
+    line. As a table can show it."""
     lines = text.strip().splitlines()
     tracebacks = [number for number, line in enumerate(lines) if line.startswith("Traceback (most recent call last)")]
     if not tracebacks:
-        return next(iter(lines[-1:]), "")
+        return plain(next(iter(lines[-1:]), ""))
     traceback = lines[tracebacks[-1] + 1 :]
     raised = next((line for line in traceback if line[:1].strip()), "")
     line = _user_line(traceback)
-    return f"{raised} ({line})" if raised and line and line.partition(":")[0] not in raised else raised
+    return plain(raised, f" ({line})" if raised and line and line.partition(":")[0] not in raised else "")
 
 
 def _user_line(traceback: Sequence[str]) -> str | None:
@@ -112,8 +178,12 @@ def _user_line(traceback: Sequence[str]) -> str | None:
     return found
 
 
-def _kill(process: subprocess.Popen) -> None:
-    """The process where it still runs, and whatever of its group it has left behind."""
+def _end(process: subprocess.Popen) -> None:
+    """End the process where it still runs, and whatever it has left behind. Orphans are known to be its own where no
+    other process runs."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
+    with _lock:
+        _running.discard(process)
+        descendants.end(process.pid, None if _running else _others)
     process.wait()

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Annotated
 
 import torch
@@ -20,7 +19,7 @@ from bench.core.quant_flags import check_group_size
 from bench.core.stop_rule import StopFlags
 from bench.int4.predict import GPUS
 from bench.plugins import plan as plugins
-from bench.plugins.loading import KINDS, Journal, Plugin, load_int4, parse_backends
+from bench.plugins.loading import KINDS, Journal, Plugin, load_int4, own_journal, parse_backends
 from pykernels.models import ModelSpec
 
 PARTS = ("shapes", "layer")
@@ -76,6 +75,7 @@ class Settings(StopFlags):
     md: cli.MdFlag = ""
     plot: Annotated[str, typer.Option("--plot", help="draw the parts as bars (.png, .svg or .pdf)")] = ""
     plugin_timeout_s: plugins.TimeoutFlag = 300.0
+    plugin_memory_gb: plugins.MemoryFlag = 0.0
     plugin_journal: plugins.JournalFlag = ""
     list_: cli.ListFlag = False
 
@@ -135,7 +135,7 @@ class Settings(StopFlags):
     @cached_property
     def journal(self) -> Journal | None:
         """Where this is a plug-in's own process: what it reports in."""
-        return Journal(Path(self.plugin_journal)) if self.plugin_journal else None
+        return own_journal(self.plugin_journal, self.plugin_memory_gb) if self.plugin_journal else None
 
     @cached_property
     def named(self) -> tuple[list[str], list[Plugin]]:

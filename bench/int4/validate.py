@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bench.backends.int4 import Int4Kernel, gate_depth
 from bench.core.document import Document
-from bench.core.errors import one_line
+from bench.core.errors import one_line, plain
 from bench.int4.trials import Trial, trials
 from bench.plugins.loading import Journal
 from pykernels.reference import compare
@@ -101,7 +101,7 @@ def run_trial(kernel: type[Int4Kernel], trial: Trial, device: torch.device) -> F
     weight, found = trial.weight, begun(trial)
     on_device = weight.clone().to(device)  # on the CPU too: what is compared with must not be what a kernel can write
     if reason := kernel.refusal(on_device, trial.batch):
-        found.status, found.reason = "refused", reason
+        found.status, found.reason = "refused", plain(str(reason))
         return found
     try:
         with torch.inference_mode():

@@ -7,6 +7,7 @@ note of where it stands, and so that what it writes outside its output is found.
 import inspect
 import json
 import os
+import resource
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -23,8 +24,9 @@ from bench.backends.op_arms import Maker, peer_modes, plugin_arm
 from bench.backends.op_cases import Case, Instance
 from bench.backends.op_plugin import AttentionPlugin, Guarded, OpPlugin, changed
 from bench.core import cli, gpu_state
-from bench.core.document import write_atomically
-from bench.core.errors import UsageError
+from bench.core.document import tame
+from bench.core.errors import UsageError, one_line, plain
+from bench.core.files import read_file, write_atomically
 from bench.core.measure import Arm, Check, Drive, Watch, as_check, unsupported
 from bench.core.paths import user_path
 from bench.core.samplers import Samplers
@@ -32,8 +34,15 @@ from bench.plugins import tampering
 from bench.plugins.cuda_kernel import KERNELS
 from bench.plugins.cuda_source import CudaSource, SourceError
 from bench.plugins.user_file import run_file
+from pykernels.layer import available_bytes
 
 KINDS = "FILE.py:Class or FILE.cu:kernel"
+
+_MOST_BYTES = 16 << 20
+"""Of a note that a plug-in's process leaves."""
+
+_MEMORY_SHARE = 0.9
+"""Of the memory that is available, a plug-in's process may take so much."""
 
 
 @dataclass(frozen=True)
@@ -112,10 +121,10 @@ def load(plugin: Plugin) -> type:
 class Journal:
     """Files in which a plug-in's process says where it stands, for the process that waits for it.
 
-    `modes`: why it has not each mode, or null; `refused`: why it is no plug-in; `lost`: the error that took the device
-    along; `begun` and `trials`: of a validation, what it began and how that ended; `state`: what is being done to which
-    mode. That last one is a write of a few bytes between timed regions. `before` is no file: what stood where before
-    the plug-in was loaded (bench.plugins.tampering).
+    `modes`: why it has not each mode, or null; `refused`: why it is no plug-in; `raised`: with what its file ended;
+    `lost`: the error that took the device along; `begun` and `trials`: of a validation, what it began and how that
+    ended; `state`: what is being done to which mode. That last one is a write of a few bytes between timed regions.
+    `before` is no file: what stood where before the plug-in was loaded (bench.plugins.tampering).
     """
 
     _WIDTH = 64
@@ -134,10 +143,15 @@ class Journal:
 
     def state(self) -> tuple[str, str]:
         """(what is being done, to which mode); empty where nothing of the plug-in's is."""
-        with suppress(OSError):
-            doing, _, mode = (self.folder / "state").read_text().strip().partition("\t")
-            return doing, mode
-        return "", ""
+        doing, _, mode = self._text("state").strip().partition("\t")
+        return plain(doing), mode
+
+    def _text(self, name: str) -> str:
+        """What such a note holds; empty where there is none, or something else in its place. The plug-in can write here
+        as well as its process can."""
+        with suppress(UsageError):
+            return read_file(self.folder / name, _MOST_BYTES).decode(errors="replace")
+        return ""
 
     @contextmanager
     def during(self, doing: str, mode: str = "") -> Iterator[None]:
@@ -166,8 +180,8 @@ class Journal:
 
     def lines(self, name: str) -> list[Any]:
         """Those lines, less one that was cut off."""
-        with suppress(OSError):
-            return [json.loads(line) for line in (self.folder / name).read_text().splitlines(True) if line[-1] == "\n"]
+        with suppress(ValueError, RecursionError):
+            return [tame(json.loads(line)) for line in self._text(name).splitlines(True) if line[-1] == "\n"]
         return []
 
     def write(self, name: str, value: object) -> None:
@@ -176,9 +190,22 @@ class Journal:
 
     def read(self, name: str) -> Any:
         """That note; None where there is none."""
-        with suppress(OSError, ValueError):
-            return json.loads((self.folder / name).read_text())
+        with suppress(ValueError, RecursionError):
+            return tame(json.loads(self._text(name)))
         return None
+
+
+def own_journal(folder: str, memory_gb: float) -> Journal:
+    """In a plug-in's own process, before its file is run: its journal. From here on the process may take `memory_gb`
+    10^9 bytes, by default (0) nine tenths of what is available now.
+
+    The limit is RLIMIT_DATA: private memory that can be written. Address space that is reserved without access, which
+    the CUDA driver takes by the TB and for which RLIMIT_AS is no use, does not count.
+    """
+    n_bytes = int(memory_gb * 1e9) or int(_MEMORY_SHARE * available_bytes(torch.device("cpu")))
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (n_bytes if most == resource.RLIM_INFINITY else min(n_bytes, most), most))
+    return Journal(Path(folder))
 
 
 def _noted(check: Callable[..., pk.reference.Comparison], mode: str, journal: Journal) -> Check:
@@ -291,6 +318,9 @@ def _loading(plugin: Plugin, journal: Journal) -> Iterator[type]:
             yield load(plugin)
         except UsageError as error:
             journal.write("refused", str(error))
+            raise
+        except Exception as error:  # its message may be longer than what is kept of stderr
+            journal.write("raised", one_line(error))
             raise
 
 

@@ -5,8 +5,10 @@ Where it dies or hangs, its note of where it stood names the arm at fault; the o
 """
 
 import hashlib
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
@@ -21,12 +23,24 @@ from bench.core.processes import Outcome, run_module
 from bench.core.progress import progress
 from bench.plugins.loading import Journal, Plugin
 
+_MOST_BYTES = 256 << 20
+"""Of the document of a plug-in's process: more than any has of so many rounds."""
+
 TimeoutFlag = Annotated[
     float,
     typer.Option(
         "--plugin-timeout-s",
         help="seconds that the process of a plug-in may take, its start included",
         callback=cli.checked(cli.seconds, "--plugin-timeout-s"),
+    ),
+]
+MemoryFlag = Annotated[
+    float,
+    typer.Option(
+        "--plugin-memory-gb",
+        help="10^9 bytes of memory that each process of a plug-in may take (RLIMIT_DATA: not its address space, not a "
+        "GPU's memory); 0: nine tenths of what is available when it starts",
+        callback=cli.checked(cli.gigabytes, "--plugin-memory-gb"),
     ),
 ]
 JournalFlag = Annotated[str, typer.Option("--plugin-journal", hidden=True)]
@@ -54,6 +68,8 @@ class Found:
     processes that did not finish had saved by then."""
 
     plugin: Plugin
+    sha256: str = ""
+    """Of its file, before it ran."""
     document: Document | None = None
     kept: list[Document] = field(default_factory=list)
     failed: list[Arm] = field(default_factory=list)
@@ -90,7 +106,7 @@ class Found:
     def describe(self, limit_s: float) -> Document:
         """Its entry of the key `plugins`."""
         keys = {key: (self.document or {}).get(key) for key in ("created", "ceiling")}
-        return {"backend": self.plugin.label, "sha256": digest(self.plugin), "timeout_s": limit_s, **keys}
+        return {"backend": self.plugin.label, "sha256": self.sha256, "timeout_s": limit_s, **keys}
 
 
 def digest(plugin: Plugin) -> str:
@@ -117,9 +133,10 @@ def measure_all(plan: Plan) -> list[Found]:
 
 def measure(plan: Plan, plugin: Plugin) -> Found:
     """One plug-in: a process for all its modes, and one more after each mode that ended one."""
-    found, todo = Found(plugin), list(plan.modes)
+    found, todo = Found(plugin, digest(plugin)), list(plan.modes)
     while todo:
-        with tempfile.TemporaryDirectory() as folder:
+        # Its process can do as it likes with the folder.
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             journal, output = Journal(Path(folder)), Path(folder, "result.json")
             try:
                 outcome = run_module(plan.driver, [
@@ -128,13 +145,17 @@ def measure(plan: Plan, plugin: Plugin) -> Found:
                 ], plan.limit_s)  # fmt: skip
             except KeyboardInterrupt:
                 found.interrupted = True
-                found.kept += [document.load(output)] if output.exists() else []
+                with suppress(UsageError):
+                    found.kept += filter(None, [_own_result(output, plugin)])
                 return found
-            if output.exists():
-                result = document.load(output)
-                if not result["interrupted"]:
-                    found.document = result
-                    return found
+            try:
+                result = _own_result(output, plugin)
+            except UsageError as error:
+                result, outcome = None, Outcome("error", str(error), outcome.returncode)
+            if result and not result["interrupted"]:
+                found.document = result
+                return found
+            if result:
                 found.kept.append(result)
             if refused := journal.read("refused"):
                 raise UsageError(refused)
@@ -144,10 +165,45 @@ def measure(plan: Plan, plugin: Plugin) -> Found:
     return found
 
 
+def result_of(path: Path) -> Document | None:
+    """The document that a plug-in's process left, None where there is none. Raises UsageError, in words that go on from
+    whose it is, where something else lies there: the plug-in can write there, too."""
+    if not os.path.lexists(path):
+        return None
+    try:
+        result: Document = document.tame(document.load(path, _MOST_BYTES))
+        assert isinstance(result["interrupted"], bool)
+        return result
+    except UsageError as error:
+        words = str(error).removeprefix(f"{path}: ")
+    except RecursionError:
+        words = "it is nested too deeply"
+    except (AssertionError, KeyError):
+        words = "it does not say whether it was interrupted"
+    raise UsageError(f"left a result document that is none: {words}")
+
+
+def _own_result(path: Path, plugin: Plugin) -> Document | None:
+    """result_of(), which has an entry of the plug-in where it is of a run that was finished."""
+    result = result_of(path)
+    try:
+        if result is None or result["interrupted"] or any(
+            entry["backend"].startswith(plugin.label)
+            for of in (result, *result.get("sessions", []))
+            for key in ("arms", "ops", "entries")
+            for entry in of.get(key, [])
+        ):  # fmt: skip
+            return result
+    except (AttributeError, KeyError, TypeError):
+        pass
+    raise UsageError("left a result document without an entry of its own")
+
+
 def _blame(plugin: Plugin, journal: Journal, outcome: Outcome, modes: Sequence[str]) -> list[Arm]:
     """The arms of a process that did not finish: that at fault, or all where none is named; and those it has not."""
     _, mode = journal.state()
-    reasons = journal.read("modes") or {}
+    found = journal.read("modes")
+    reasons = found if isinstance(found, dict) else {}
     runnable = [name for name in modes if not reasons.get(name)]
     words = how_it_ended(journal, outcome)
     ended = [unsupported(plugin.label, name, reasons[name]) for name in modes if name not in runnable]
@@ -158,6 +214,7 @@ def _blame(plugin: Plugin, journal: Journal, outcome: Outcome, modes: Sequence[s
 
 def how_it_ended(journal: Journal, outcome: Outcome) -> str:
     """Of a process that did not finish."""
-    words = journal.read("lost") or outcome.reason or "ended with exit status 0 before it was done"
+    noted = journal.read("lost") or journal.read("raised")
+    words = str(noted or outcome.reason or "ended with exit status 0 before it was done")
     doing, _ = journal.state()
     return words + (f", while it was {doing}" if doing else "")

@@ -208,27 +208,6 @@ def test_how_a_process_ends(tmp_path, monkeypatch, code, status, reason):
     assert (outcome.status, outcome.reason) == (status, reason)
 
 
-LEAVES_A_CHILD = """
-import subprocess, sys
-child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-open(sys.argv[1], "w").write(str(child.pid))
-"""
-
-
-def test_what_a_process_leaves_behind_is_not_waited_for_and_ends_with_it(tmp_path, monkeypatch):
-    """Its child holds the process's stderr open."""
-    (tmp_path / "victim.py").write_text(LEAVES_A_CHILD)
-    monkeypatch.syspath_prepend(tmp_path)
-    assert run_module("victim", [str(tmp_path / "pid")], 60).status == "ok"
-    status = Path("/proc", (tmp_path / "pid").read_text(), "stat")
-    for _ in range(100):  # it is killed; who inherits it may take its time to reap it
-        if not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z":
-            break
-        time.sleep(0.05)
-    else:
-        pytest.fail("the child still runs")
-
-
 @pytest.mark.parametrize(
     ("flag", "words"),
     [

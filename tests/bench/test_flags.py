@@ -32,6 +32,7 @@ def test_flags_round_trip(name):
         "layer": 3, "warmup": 7, "steps": 11, "repeats": 5, "threads": 2, "seed": 9, "sessions": 4, "calls": 17,
         "compile_jobs": 3, "layers": 1, "aa": 6 if name == "op" else "native", "ctx": 77, "threshold": 0.5,
         "alpha": 0.25, "spec_gbs": 12.5, "memory_limit_gb": 1.5, "limit_s": 3.5, "plugin_timeout_s": 8.0,
+            "plugin_memory_gb": 1.25,
         "launches": 1000, "depth": 9, "n_bytes": 4096, "stop_noise": "0.5%", "max_seconds": 2.5,
         "seconds": 3.5, "blocks": 3, "idle_s": 0.25, "burst": 2, "deadline_ms": 5.5, "shift": 0.125,
     }  # fmt: skip

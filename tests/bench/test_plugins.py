@@ -1,9 +1,12 @@
 """Plug-ins: what each kind of misbehaviour costs, in processes of their own; how they are found, loaded and checked."""
 
 import json
+import mmap
 import os
+import re
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,9 +16,11 @@ from inputs.user_plugins import ATTENTION, CPU, GEMV, GQA_DECODE, INT4_GEMV, gat
 from inputs.workloads import workload
 
 from bench.backends.op_plugin import GUARD_BYTES, Guarded
+from bench.core.measure import Arm
 from bench.core.processes import Outcome
+from bench.int4 import plugged
 from bench.plugins import plan as plugins
-from bench.plugins.loading import Journal, load_layer, load_op
+from bench.plugins.loading import Journal, load_layer, load_op, own_journal
 from bench.plugins.plan import Plan, measure
 
 SMALL = ["--model=tiny", "--device=cpu", "--ctx=16", "--steps=3", "--warmup=1", "--l2=warm", "--threads=1"]
@@ -102,6 +107,47 @@ def test_one_op(capsys, tmp_path):
     assert "error: misbehaving.py:Dies (eager): ended by SIGSEGV" in printed
 
 
+def test_a_message_of_any_kind_is_a_line_of_a_table(tmp_path):
+    (arm,) = gated(tmp_path, MISBEHAVING, "Rants", workload())
+    assert arm.status == "error" and arm.reason.startswith("ValueError: \\udc80\\x1b[2J no luck no luck")
+    assert arm.reason.isprintable() and len(arm.reason) < 600
+    (arm,) = gated(tmp_path, MISBEHAVING, "HasNoWords", workload())
+    assert arm.reason.startswith("WithoutWordsError (misbehaving.py:")
+
+
+def test_its_memory_is_limited_and_its_address_space_is_not(tmp_path):
+    """In a process that is thrown away: the limit stays."""
+    if (process := os.fork()) == 0:
+        status = 9
+        try:
+            now_gb = int(re.search(r"VmData:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024e-9
+            own_journal(str(tmp_path), now_gb + 0.5)
+            mmap.mmap(-1, 1 << 40, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=0)
+            held = bytearray(100 << 20)
+            status = 1
+            bytearray(1 << 30)
+        except MemoryError:
+            status = 0 if status == 1 and held else 8
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (MemoryError(), "oom"),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:1] . DefaultCPUAllocator: can't allocate memory: 9"), "oom"),
+        (RuntimeError("no"), "error"),
+    ],
+    ids=repr,
+)
+def test_what_finds_no_memory(error, status):
+    arm = Arm("it", "eager")
+    arm.fail(error)
+    assert arm.status == status
+
+
 # Who is to blame, by the notes that a process leaves.
 
 
@@ -156,6 +202,82 @@ def test_where_none_is_named_all_are(monkeypatch):
 def test_a_process_that_slips_away(monkeypatch):
     arms, _ = blamed(monkeypatch, lambda journal, modes: journal.note("loaded", ""), ["eager"], 0, None)
     assert arms["eager"] == ("error", "ended with exit status 0 before it was done, while it was loaded")
+
+
+OF_THE_PLUGIN = {"backend": "misbehaving.py:Right", "mode": "eager"}
+RESULTS = {
+    "not UTF-8": (b"\xff\xfe{}", "'utf-8' codec can't decode"),
+    "no JSON": (b"{", "Expecting property name"),
+    "NaN": (b'{"schema": "launchtax/1", "arms": NaN}', "NaN is no JSON"),
+    "a list": (b"[1]", "schema must be launchtax/1, got None"),
+    "of another schema": (b'{"schema": "\\u001b[2J"}', "schema must be launchtax/1, got '\\x1b[2J'"),
+    "nested": (b"[" * 10**6, "recursion"),
+    "too large": (1 << 40, "must be at most 256 MiB, got 1048576 MiB"),
+    "a pipe": (os.mkfifo, "must be a regular file, and that is a pipe"),
+    "a folder": (os.mkdir, "must be a regular file, and that is a folder"),
+    "without keys": (b'{"schema": "launchtax/1"}', "it does not say whether it was interrupted"),
+    "of another type": (b'{"schema": "launchtax/1", "interrupted": "no"}', "it does not say whether"),
+    "without entries": ({"arms": []}, "left a result document without an entry of its own"),
+    "of others": ({"arms": [{"backend": "sdpa"}]}, "without an entry of its own"),
+    "a number": ({"arms": 3}, "without an entry of its own"),
+    "entries of another type": ({"arms": [3]}, "without an entry of its own"),
+    "sessions of another type": ({"sessions": {"a": 1}}, "without an entry of its own"),
+}
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_a_result_that_is_none_is_an_error_of_its_arms(monkeypatch, name):
+    content, words = RESULTS[name]
+
+    def leave(journal, modes):
+        path = journal.folder / "result.json"
+        if callable(content):
+            content(path)
+        elif isinstance(content, int):
+            path.touch()
+            os.truncate(path, content)
+        else:
+            whole = {"schema": "launchtax/1", "kind": "x", "interrupted": False}
+            path.write_bytes(content if isinstance(content, bytes) else json.dumps(whole | content).encode())
+
+    arms, _ = blamed(monkeypatch, leave, ["eager"], 0, None)
+    status, reason = arms["eager"]
+    assert status == "error" and reason.startswith("left a result document") and words in reason
+    assert len(reason) < 600 and reason.isprintable() and "/tmp" not in reason
+
+
+NOTES = [b"\xff\x00", b"[" * 10**5, b"3", b'"\\ud800"', b"{}\n[]\n3\n", b'{"case": 1}\n', os.mkfifo, os.mkdir, None]
+
+
+@pytest.mark.parametrize("content", NOTES, ids=repr)
+def test_notes_of_any_kind_are_read(monkeypatch, content):
+    """None: the folder itself is gone."""
+
+    def leave(journal, modes):
+        if content is None:
+            shutil.rmtree(journal.folder)
+            return
+        for name in ("state", "modes", "lost", "raised", "begun", "trials"):
+            content(journal.folder / name) if callable(content) else (journal.folder / name).write_bytes(content)
+
+    arms, _ = blamed(monkeypatch, leave, ["eager"])
+    assert arms["eager"][0] == "error" and arms["eager"][1].isprintable()
+
+    def run_module(driver, flags, limit_s):
+        leave(Journal(Path(flags[-2].partition("=")[2])), [])
+        return Outcome("error", "ended by SIGSEGV", -11)
+
+    monkeypatch.setattr(plugged, "run_module", run_module)
+    tried = plugged.validate("bench.int4", plugin(MISBEHAVING, "Right"), [], 1.0)
+    assert tried.found == [] and tried.ended
+
+
+def test_a_plugin_that_deletes_its_file(monkeypatch, tmp_path):
+    path = tmp_path / "gone.py"
+    path.write_text("x")
+    monkeypatch.setattr(plugins, "run_module", lambda *_: path.unlink() or Outcome("error", "ended by SIGSEGV", -11))
+    found = measure(Plan("bench.layer", [], ["eager"], [], [], 10.0), plugin(path, "X"))
+    assert len(found.describe(1.0)["sha256"]) == 64
 
 
 def test_notes_outlive_what_ends_the_process_and_nothing_else(tmp_path):

@@ -64,6 +64,21 @@ class Raises(Right):
         raise ValueError("no such luck\nat all")
 
 
+class Rants(Right):
+    def afterwards(self, k_cache, out):
+        raise ValueError("\udc80\x1b[2J" + " no luck" * 10**6)
+
+
+class WithoutWordsError(Exception):
+    def __str__(self):
+        raise SystemError
+
+
+class HasNoWords(Right):
+    def afterwards(self, k_cache, out):
+        raise WithoutWordsError
+
+
 class Dies(Right):
     def afterwards(self, k_cache, out):
         ctypes.string_at(0)
