@@ -209,8 +209,7 @@ def test_a_fault_of_an_op_in_every_layer_of_a_step(monkeypatch, step_reference, 
         for layer, sets in enumerate(fresh_of_layers):  # after the clocks, whichever of them is drawn
             monkeypatch.setitem(vars(step_reference), "fresh", sets)
             seen[0] = 0
-            # The size of the sum that leaves the only layer that is on is what the last norm hides.
-            assert check(driver.run).ok == ((op, n, layer) == ("add", 1, 0))
+            assert not check(driver.run).ok, layer
 
 
 def test_one_missing_key_of_a_step(monkeypatch, step_reference):

@@ -3,7 +3,8 @@
 In a deep model the errors of all layers add up, and what a single op of them does wrong drowns in what is allowed. So
 most sets of inputs switch all layers off but one: norms and the value's bias are zero there, and so are the cached
 values, so that the residual stream goes through unchanged. The one that is on has inputs of bench.backends.gate_inputs,
-and the logits are held to the tolerance of one layer.
+and the logits are held to the tolerance of one layer. The last layer adds what it is known to add where another one is
+on: the last norm would hide the size of a sum that nothing is added to.
 """
 
 import math
@@ -28,10 +29,13 @@ _ROWS = 2048
 
 @dataclass(frozen=True)
 class LayerOn:
-    """Inputs of one layer, all others off. `logits`: float64 [batch, rows], those of `rows` of the vocabulary."""
+    """Inputs of one layer, all others off. `logits`: float64 [batch, rows], those of `rows` of the vocabulary.
+    `values` [batch, n_kv_heads, 1, head_dim]: what all slots of the last layer's cache hold; None where that layer is
+    the one that is on, or there are no slots."""
 
     layer: int
     inputs: GateInputs
+    values: Tensor | None
     rows: Tensor
     logits: Tensor
 
@@ -127,10 +131,30 @@ class Reference:
         rows = rows[~torch.isin(rows, self.token)]  # whose rows of a tied table are the step's x
         found = []
         for inputs in (keys, scores, maker.mlp(scores)):
-            normed = pk.reference.rmsnorm(inputs.expected["out"], model.weights.final_norm, model.spec.rms_eps)
+            values, stream = self._through_the_last(index, inputs.expected["out"])
+            normed = pk.reference.rmsnorm(stream, model.weights.final_norm, model.spec.rms_eps)
             logits = pk.reference.gemv(normed, model.weights.lm_head[rows])
-            found.append(LayerOn(index, inputs, rows, logits))
+            found.append(LayerOn(index, inputs, values, rows, logits))
         return found
+
+    def _through_the_last(self, index: int, out: Tensor) -> tuple[Tensor | None, Tensor]:
+        """LayerOn.values, and the residual stream behind the last layer, whose attention adds about as much as `out`,
+        the stream behind layer `index`, is."""
+        model, last = self.model, self.model.layers[-1]
+        if index == len(model.layers) - 1 or self.position == 0:
+            return None, out
+        w, slots = last.weights.dequantize(), self.position + 1  # with the step's own
+        bias = None if w.v_bias is None else torch.zeros_like(w.v_bias)
+        off = replace(w, input_norm=torch.zeros_like(w.input_norm), v_bias=bias)
+        q, k_row, v_row = pk.reference.layer_qkv(
+            model.spec, off, torch.zeros_like(last.x), last.cos_sin, torch.full_like(model.position, self.position)
+        )
+        values = torch.randn(*v_row.shape, dtype=torch.float64, device=out.device).to(model.dtype).unsqueeze(2)
+        v_cache = values.expand(-1, -1, slots, -1)
+        attended = pk.reference.layer_attention(q, k_row, v_row, torch.zeros_like(v_cache), v_cache, last.position)
+        added = pk.reference.gemv(attended.flatten(1), w.o_weight)
+        scale = 2.0 ** round(math.log2(max(float(out.norm() / added.norm()), 1e-30)))
+        return values * scale, out + added * scale
 
 
 class _Memory:
@@ -158,6 +182,10 @@ class _Memory:
                 for tensor in (w.input_norm, w.post_norm, w.v_bias, layer.v_cache[:, :, : self._slots]):
                     if tensor is not None:
                         tensor.zero_()
+        if on.values is not None:
+            last = self._model.layers[-1]
+            last.k_cache[:, :, : self._slots] = 0
+            last.v_cache[:, :, : self._slots] = on.values
         on.inputs.put(self._model.layers[on.layer])  # its x is the embedding, or what a layer that is off lets through
         self._model.weights.embedding[self._token] = on.inputs.x
 
