@@ -90,8 +90,8 @@ def last_level_cache_bytes(device: torch.device) -> int:
 def spec_bandwidth(device: torch.device) -> tuple[float | None, str]:
     """Peak memory bandwidth by the specification, GB/s, and where the figure comes from.
 
-    For a CPU it is the whole socket's, at the fastest memory its generation takes: a virtual machine owns a slice
-    of it that nobody can look up.
+    For a CPU it is the whole socket's, at the fastest memory its generation takes. A process that has a part of the
+    socket's cores cannot reach it, so that it is no bandwidth to measure against: then it is None, and a remark.
     """
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
@@ -106,8 +106,29 @@ def spec_bandwidth(device: torch.device) -> tuple[float | None, str]:
         return None, "unknown for this CPU"
     for row_vendor, row_family, models, channels, rate, words in _CPU_SPECS:
         if vendor == row_vendor and family == row_family and model in models:
-            return channels * rate * 8 / 1000, f"{words}, one socket: {channels} channels of DDR at {rate} MT/s"
+            gbs = channels * rate * 8 / 1000
+            source = f"{words}, one socket: {channels} channels of DDR at {rate} MT/s"
+            part = part_of_socket(info, min(cpus_usable(), pk.runtime.num_threads()))
+            return (None, f"{part} a part of {gbs:,.1f} GB/s: {source}") if part else (gbs, source)
     return None, f"unknown for {info.get('model name', 'this CPU')}"
+
+
+def cpus_usable() -> float:
+    """Those that this process may run on, or what the quota of its cgroup (v2) comes to, where that is less."""
+    cpus = float(len(os.sched_getaffinity(0)))
+    quota, _, period = (_read("/sys/fs/cgroup/cpu.max") or "").partition(" ")
+    return min(cpus, int(quota) / int(period)) if quota.isdigit() and period.isdigit() and int(period) else cpus
+
+
+def part_of_socket(info: Mapping[str, str], cpus: float) -> str | None:
+    """Who has a part of a socket, in words; None where so many CPUs have it all. `info`: a processor's lines of
+    /proc/cpuinfo. Those of a virtual machine do not say how many cores the socket has."""
+    if "hypervisor" in info.get("flags", "").split():
+        return f"{cpus:g} CPUs of a virtual machine have"
+    cores = info.get("cpu cores", "")
+    if cores.isdigit() and cpus < int(cores):
+        return f"{cpus:g} of the socket's {cores} cores have"
+    return None
 
 
 def _cpu() -> dict[str, Any]:
