@@ -5,9 +5,15 @@ import torch
 from bench.core import floors
 from bench.core.environment import last_level_cache_bytes
 from bench.core.samplers import steps_for
+from pykernels.layer import available_bytes
 
-# Beyond this the copies' own bookkeeping would be what is measured.
-_MAX_COPIES = 512
+# Each copy is made, recorded and captured for every arm, which takes the same time however small it is: a layer some
+# 0.1 s an arm, for torch's dispatcher to trace it, an op a hundredth of that.
+MOST_OPS = 64
+MOST_LAYERS = 16
+
+# Of the memory that is available.
+_MEMORY_SHARE = 0.25
 
 # Eight layers last half a millisecond and more: the microsecond or two of an event are lost in them.
 _CUDA_LAYERS = 8
@@ -16,16 +22,23 @@ _CUDA_LAYERS = 8
 _CUDA_LEAST_US = 2.0
 
 
-def weight_copies(n_bytes: int, l2: str, device: torch.device) -> int:
+def weight_copies(n_bytes: int, l2: str, device: torch.device, most: int = MOST_OPS) -> int:
     """Copies of weights of that many bytes to rotate through, so that a step finds none of its own in the last-level
     cache; with l2 == "warm" one.
 
-    One where there are no weights to speak of: activations are warm in any decode step. At most _MAX_COPIES.
+    One where there are no weights to speak of: activations are warm in any decode step. At most `most`, and no more
+    than a quarter of the memory that is available holds: the copies of a small model may fit the cache (partly_warm).
     """
     cache = last_level_cache_bytes(device)
     if l2 == "warm" or n_bytes >= 2 * cache or n_bytes == 0:
         return 1
-    return min(2 * cache // n_bytes + 2, _MAX_COPIES)
+    held = int(_MEMORY_SHARE * available_bytes(device)) // n_bytes
+    return max(min(2 * cache // n_bytes + 2, most, held), 1)
+
+
+def partly_warm(n_bytes: int, copies: int, l2: str, device: torch.device) -> bool:
+    """Whether a step that is to be cold may find its weights in the cache: the copies take less than twice its size."""
+    return l2 == "cold" and 0 < n_bytes * copies < 2 * last_level_cache_bytes(device)
 
 
 def layers_a_sample(given: int, copies: int, device: torch.device) -> int:

@@ -7,7 +7,7 @@ import torch
 
 import pykernels as pk
 from bench.core import cli, environment, floors
-from bench.core.copies import weight_copies
+from bench.core.copies import MOST_LAYERS, partly_warm, weight_copies
 from bench.core.errors import flag_error
 from bench.core.quant_flags import QuantFlags
 from bench.core.stop_rule import StopFlags
@@ -82,13 +82,14 @@ def make_layers(settings: LayerSettings) -> list[pk.DecodeLayer]:
     spec, dtype, device = settings.spec, settings.torch_dtype, settings.target
     dense_bytes = spec.layer_weight_elements * dtype.itemsize
     # 4-bit weights are made of dense ones, one copy; how many copies they need is known afterwards.
-    check_memory(settings, dense_bytes, 1 if settings.four_bit else weight_copies(dense_bytes, settings.l2, device))
+    l2 = settings.l2
+    check_memory(settings, dense_bytes, 1 if settings.four_bit else weight_copies(dense_bytes, l2, device, MOST_LAYERS))
     if settings.weights:
         weights = pk.LayerWeights.from_folder(settings.weights, settings.layer, spec, dtype, device)
     else:
         weights = pk.LayerWeights.random(spec, dtype, device, settings.seed)
     weights = settings.quantised(weights)
-    copies = weight_copies(weights.n_bytes, settings.l2, device)
+    copies = weight_copies(weights.n_bytes, l2, device, MOST_LAYERS)
     check_memory(settings, weights.n_bytes, copies)
     try:
         settings.int4_format = weights.int4_format() if weights.is_int4 else None
@@ -100,11 +101,13 @@ def make_layers(settings: LayerSettings) -> list[pk.DecodeLayer]:
 
 def l2_words(settings: LayerSettings, layers: list[pk.DecodeLayer]) -> str:
     """`cold: 436 MB of weights, 1 copy, against a last-level cache of 63 MB`"""
-    layer_bytes, cache_mb = layers[0].weights.n_bytes, environment.last_level_cache_bytes(settings.target) / 1e6
-    rotation = "1 copy" if len(layers) == 1 else f"{len(layers)} copies in rotation"
+    n_bytes, copies = layers[0].weights.n_bytes, len(layers)
+    cache_mb = environment.last_level_cache_bytes(settings.target) / 1e6
+    rotation = "1 copy" if copies == 1 else f"{copies} copies in rotation"
+    warm = partly_warm(n_bytes, copies, settings.l2, settings.target)
     return (
-        f"{settings.l2}: {layer_bytes / 1e6:.0f} MB of weights, {rotation}, "
-        f"against a last-level cache of {cache_mb:.0f} MB"
+        f"{settings.l2}: {n_bytes / 1e6:.0f} MB of weights, {rotation}, "
+        f"against a last-level cache of {cache_mb:.0f} MB" + (", PARTLY WARM: it may hold them" if warm else "")
     )
 
 

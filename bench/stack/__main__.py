@@ -12,17 +12,19 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from rich.console import Console
 from rich.text import Text
 
 import pykernels as pk
+from bench.backends import by_name
 from bench.core import cli, document, environment
 from bench.core.document import Document
 from bench.core.errors import flag_error
@@ -68,19 +70,20 @@ Cell = tuple[str, str, str]
 @dataclass(frozen=True)
 class Plan:
     """The checked flags of one run. `flags` are those of every process; `compile_jobs` of them compile at once; their
-    documents are `kept`."""
+    documents are `kept`. `absent`: why a cell cannot run here, a library that is not there say; no process tries it."""
 
     cells: list[Cell]
     flags: list[str]
     limit_s: float
     compile_jobs: int = 0
     kept: Kept = Kept()
+    absent: Mapping[Cell, str] = field(default_factory=dict)
 
     def processes(self) -> list[list[Cell]]:
         """The cells that are tried in one process. Compiled ones are by their attention: torch holds all that was
         compiled of a function in one list, and asks down that list at every call."""
         found: dict[tuple[str, str], list[Cell]] = {}
-        for attention, compiled, mode in self.cells:
+        for attention, compiled, mode in (cell for cell in self.cells if cell not in self.absent):
             together = ("", compiled) if compiled == "eager" else (attention, compiled)
             found.setdefault(together, []).append((attention, compiled, mode))
         return list(found.values())
@@ -135,14 +138,20 @@ def compile_ahead(plan: Plan, say: Callable[[str], None]) -> None:
         f"({time.monotonic() - begin:.0f} s)")  # fmt: skip
 
 
-def entry_of(cell: Cell, result: Document | None, ended: str) -> Document:
-    """One cell of the matrix: its arm of bench.layer's document, or what became of the process."""
+def absent_cells(cells: Sequence[Cell], device: torch.device) -> dict[Cell, str]:
+    """Those whose backend cannot run on the device, and why."""
+    reasons = {group: by_name()[GROUPS[group][0]].availability(device) for group in {cell[:2] for cell in cells}}
+    return {cell: reason for cell in cells if (reason := reasons[cell[:2]])}
+
+
+def entry_of(cell: Cell, result: Document | None, ended: str, status: str = "error") -> Document:
+    """One cell of the matrix: its arm of bench.layer's document, or what became of the process, with that status."""
     attention, compiled, mode = cell
     backend = GROUPS[attention, compiled][0]
     arms = result["arms"] if result else []
     found = next((arm for arm in arms if (arm["backend"], arm["mode"]) == (backend, mode)), None)
     entry: Document = found or {
-        "backend": backend, "mode": mode, "fusion": None, "status": "error", "reason": ended, "wall_us": None,
+        "backend": backend, "mode": mode, "fusion": None, "status": status, "reason": ended, "wall_us": None,
         "host_us": None, "device_us": None, "samples_us": [], "kernels": [], "launches": 0, "max_rel_error": None,
     }  # fmt: skip
     crashed = cell in CRASHED_IN_THE_PAPER
@@ -179,7 +188,7 @@ def make_document(plan: Plan, cells: list[Document], first: Document | None, int
 
 def run(plan: Plan, save: Callable[[Document], None], say: Callable[[str], None]) -> Document:
     """Every process, saved after each. Ctrl-C keeps the cells that are done."""
-    found: dict[Cell, Document] = {}
+    found = {cell: entry_of(cell, None, reason, "unsupported") for cell, reason in plan.absent.items()}
     first: Document | None = None
 
     def result(interrupted: bool) -> Document:
@@ -199,7 +208,7 @@ def run(plan: Plan, save: Callable[[Document], None], say: Callable[[str], None]
                 save(result(interrupted=True))
                 advance()
     except KeyboardInterrupt:
-        if not found:
+        if len(found) == len(plan.absent):
             raise
         return result(interrupted=True)
     return result(interrupted=False)
@@ -279,7 +288,9 @@ class Settings(StopFlags):
         cli.number("--ctx", self.ctx, 1, cli.model(self.model, "").max_position)
         jobs = len(os.sched_getaffinity(0)) // 4 if self.compile_jobs < 0 else self.compile_jobs
         flags = [*self.shared_flags(), "--fusion=block"]
-        return Plan(self.cells(), flags, self.limit_s, jobs, open_folder(self.keep))
+        cells = self.cells()
+        absent = absent_cells(cells, cli.device(self.device))
+        return Plan(cells, flags, self.limit_s, jobs, open_folder(self.keep), absent)
 
 
 def print_list() -> None:

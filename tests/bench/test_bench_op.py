@@ -3,10 +3,12 @@
 import json
 
 import pytest
+import torch
 from inputs.command_line import run_here
 
 from bench.backends import registry
 from bench.backends.op_cases import OPS
+from bench.core.copies import MOST_OPS, partly_warm, weight_copies
 
 SMALL = ["--model=tiny", "--device=cpu", "--steps=3", "--warmup=1", "--ctx=64,100", "--l2=warm"]
 
@@ -48,8 +50,30 @@ def test_a_cold_run_rotates_copies(capsys, monkeypatch):
     assert run_here(capsys, "bench.op", "--op=gemv", *SMALL[:-1], "--l2=cold", "--mode=all").status == 0
     assert len(prepared) == 6
     for case, (copies, _) in prepared:
-        assert len(copies) == 2 * cache // case.cold_bytes + 2 > 2
+        assert len(copies) == min(2 * cache // case.cold_bytes + 2, MOST_OPS) > 2
         assert sum(not copy.out.isnan().any() for copy in copies) > 1, "one copy had every turn"
+
+
+@pytest.mark.parametrize(
+    ("n_bytes", "cache_mb", "available_gb", "most", "copies", "warm"),
+    [
+        (6_000_000, 50, 20, 20, 2 * 50 * 10**6 // 6_000_000 + 2, False),
+        (6_000_000, 260, 20, 16, 16, True),
+        (6_000_000, 260, 20, 512, 88, False),
+        (6_000_000, 260, 0.1, 512, 4, True),
+        (6_000_000, 260, 0.001, 512, 1, True),
+        (600_000_000, 260, 20, 16, 1, False),
+        (0, 260, 20, 16, 1, False),
+    ],
+)
+def test_copies_are_bounded_by_their_number_and_by_memory(
+    monkeypatch, n_bytes, cache_mb, available_gb, most, copies, warm
+):
+    cpu = torch.device("cpu")
+    monkeypatch.setattr("bench.core.copies.last_level_cache_bytes", lambda device: cache_mb * 10**6)
+    monkeypatch.setattr("bench.core.copies.available_bytes", lambda device: available_gb * 1e9)
+    assert weight_copies(n_bytes, "cold", cpu, most) == copies and weight_copies(n_bytes, "warm", cpu, most) == 1
+    assert partly_warm(n_bytes, copies, "cold", cpu) == warm and not partly_warm(n_bytes, 1, "warm", cpu)
 
 
 def test_contexts_are_swept(capsys, tmp_path):

@@ -126,7 +126,7 @@ def load(path):
 
 @needs_compiler
 def test_on_the_cpu(capsys, tmp_path, monkeypatch):
-    Layers(monkeypatch)
+    layers = Layers(monkeypatch)
     outputs = [f"--{kind}={tmp_path / f's.{suffix}'}" for kind, suffix in
                (("json", "json"), ("csv", "csv"), ("md", "md"), ("plot", "png"))]  # fmt: skip
     result = run_here(capsys, "bench.stack", *SMALL, "--attention=sdpa,native,fa2", *outputs)
@@ -144,6 +144,8 @@ def test_on_the_cpu(capsys, tmp_path, monkeypatch):
     assert cells["sdpa", "reduce-overhead", "eager"]["status"] == "unsupported"
     assert "flash_attn is not installed" in cells["fa2", "compile", "graph"]["reason"]
     assert {cell for cell, arm in cells.items() if arm["crashed_in_the_paper"]} == stack.CRASHED_IN_THE_PAPER
+    started = {backend for backends, _ in layers.seen for backend in backends.split(",")}
+    assert started == {"sdpa", "compile", "plain-native", "compile-native"}, "none for what is not there"
     assert "native, compile: no graph" in result.out and "unsupported: " in flat(result.out)
     assert (tmp_path / "s.md").read_text().count("| crashed |") == 4
     assert (tmp_path / "s.csv").read_text().count("compile-native") == 2
