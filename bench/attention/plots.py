@@ -1,5 +1,6 @@
 """Pictures of bench.attention: bars of one cell, and times over contexts with the floor."""
 
+import textwrap
 from pathlib import Path
 
 import matplotlib
@@ -31,6 +32,8 @@ _MARKERS = "os^vD<>P*"
 
 _FLOOR = "floor at the read ceiling"
 
+_PANEL_LETTERS = 95  # a line below a panel
+
 _BAR_INCHES = 0.11  # room for its number
 
 # Times further apart than this do not fit one linear axis.
@@ -54,8 +57,8 @@ def _bars(axes: Axes, entries: list[Entry]) -> None:
         y = [row + (index - (len(shown) - 1) / 2) * height for row, _ in found]
         axes.barh(y, [one["p50"] for _, one in found], xerr=[one["sd"] or 0 for _, one in found], height=height,
                   color=colour, label=label, error_kw={"linewidth": 0.8})  # fmt: skip
-        for height, (_, one) in zip(y, found, strict=True):
-            axes.annotate(microseconds(one["p50"]), (one["p50"] + (one["sd"] or 0), height), xytext=(3, 0),
+        for middle, (_, one) in zip(y, found, strict=True):
+            axes.annotate(microseconds(one["p50"]), (one["p50"] + (one["sd"] or 0), middle), xytext=(3, 0),
                           textcoords="offset points", va="center", fontsize=6)  # fmt: skip
     for floor_us in attention_tables.floors(entries).values():
         axes.axvline(floor_us, color="black", linewidth=0.9, linestyle=":", label=_FLOOR)
@@ -101,12 +104,11 @@ def _lines(axes: Axes, entries: list[Entry], styles: dict[str, tuple[str, str]])
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel("keys", fontsize=8)
+    beside = textwrap.fill(f"not drawn, {'; '.join(left_out)}", _PANEL_LETTERS) if left_out else ""
+    axes.set_xlabel(f"keys\n{beside}" if beside else "keys", fontsize=8)
     axes.set_ylabel(f"{entries[0]['mode']}, us a call", fontsize=8)
     first = entries[0]
     axes.set_title(f"{first['heads']}, batch {first['batch']}", fontsize=9, loc="left", fontweight="bold")
-    if left_out:
-        axes.annotate(f"not drawn, {'; '.join(left_out)}", (0.02, 0.97), xycoords="axes fraction", va="top", fontsize=7)
 
 
 def _styles(backends: list[str]) -> dict[str, tuple[str, str]]:

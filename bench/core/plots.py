@@ -19,22 +19,42 @@ from bench.core.tables import PART_COLOURS, microseconds, percent  # noqa: E402
 _SMALL = 0.05
 
 
+def _reach(parts: list[dict[str, Any]]) -> tuple[float, float]:
+    """From where to where the bars and whiskers of a ladder go. A negative part stands to the right of the one above:
+    those below it begin past the whole step."""
+    top = sum(part["us"] for part in parts)
+    edges = [0.0, top]
+    for part in parts:
+        edges += [top - part["us"], top - part["low"], top - part["high"]]
+        top -= part["us"]
+    return min(edges), max(edges)
+
+
+def _words(part: dict[str, Any], total: float) -> str:
+    """Of a bar. A negative part is noise where its interval has zero in it; else the clock below is the slower one."""
+    words = f"{microseconds(part['us'])} us  {percent(part['us'] / total)}"
+    if part["us"] < 0:
+        words += "  noise" if part["high"] >= 0 else "  slower without it"
+    return words + ("  hidden" if part["hidden"] else "")
+
+
 def _waterfall(axes: Axes, parts: list[dict[str, Any]], total: float, span: float, enlarged: bool) -> None:
-    """Bars that hang from where the one above ended, on an axis of length `span`. Enlarged, every bar starts at zero:
-    only sizes matter."""
+    """Bars that hang from where the one above ended, on an axis that ends at `span`. Enlarged, every bar starts at
+    zero: only sizes matter. Negative parts are hatched."""
     top = 0.0 if enlarged else total
     for row, part in enumerate(parts):
         left = 0.0 if enlarged else top - part["us"]
-        axes.barh(row, part["us"], left=left, height=0.62, color=PART_COLOURS[part["part"]], edgecolor="none")
+        style = {"edgecolor": "white", "hatch": "////", "linewidth": 0} if part["us"] < 0 else {"edgecolor": "none"}
+        axes.barh(row, part["us"], left=left, height=0.62, color=PART_COLOURS[part["part"]], **style)
         ends = [part["low"], part["high"]] if enlarged else [top - part["high"], top - part["low"]]
         if ends[1] - ends[0] > 0:
             axes.plot(ends, [row, row], color="black", linewidth=1.2, solid_capstyle="butt")
             axes.plot(ends, [row, row], "|", color="black", markersize=7)
         if not enlarged:
             axes.plot([top - part["us"]] * 2, [row - 0.31, row + 1.31], color="0.6", linewidth=0.7, zorder=0)
-        label = f"{microseconds(part['us'])} us  {percent(part['us'] / total)}" + ("  hidden" if part["hidden"] else "")
-        farthest = max(left + max(part["us"], 0), *ends)
-        nearest = min(left, *ends)
+        label = _words(part, total)
+        farthest = max(left, left + part["us"], *ends)
+        nearest = min(left, left + part["us"], *ends)
         anchor, shift, side = farthest, 5, "left"
         if not enlarged and farthest > 0.72 * span:
             # No room on the right: left of the bar, or inside one that reaches too far left as well.
@@ -66,11 +86,12 @@ def write_waterfall(path: Path, document: Document) -> None:
         width_ratios=(2.2, 1),
         layout="constrained",
     )
-    widest = max(sum(part["us"] for part in parts) for parts in ladders.values())
+    reaches = [_reach(parts) for parts in ladders.values()]
+    least, widest = min(low for low, _ in reaches), max(high for _, high in reaches)
     for (whole, detail), (name, parts) in zip(grid, ladders.items(), strict=True):
         total = sum(part["us"] for part in parts)
         _waterfall(whole, parts, total, widest, enlarged=False)
-        whole.set_xlim(0, 1.02 * widest)
+        whole.set_xlim(1.02 * least, 1.02 * widest)
         whole.set_title(f"{name}: {microseconds(total)} us a step", fontsize=9, loc="left", fontweight="bold")
         small = [part for part in parts if abs(part["us"]) < _SMALL * total and part["part"] != "floor"]
         if small:

@@ -34,6 +34,8 @@ def write_bars(path: Path, document: Document) -> None:
     )  # fmt: skip
     for axis in axes.flat[len(groups) :]:
         axis.set_axis_off()
+    for axis in axes.flat[max(len(groups) - columns, 0) : len(groups)]:  # the last of each column
+        axis.set_xlabel("us a call", fontsize=7)
     for axis, ((label, shape), entries) in zip(axes.flat, groups.items(), strict=False):
         for row, entry in enumerate(entries):
             left = 0.0

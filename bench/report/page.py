@@ -55,11 +55,14 @@ def as_markdown(title: str, sections: Sequence[Section]) -> str:
 
 
 _STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; color: #222; }
-table { border-collapse: collapse; margin: 1rem 0; font-size: 13px; display: block; overflow-x: auto; }
-th, td { border-bottom: 1px solid #ddd; padding: 0.25rem 0.6rem; text-align: left; }
+body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 110rem; padding: 0 1rem; color: #222; }
+p, img { max-width: 70rem; }
+div.table { overflow-x: auto; margin: 1rem 0; }
+table { border-collapse: collapse; font-size: 12px; }
+th, td { border-bottom: 1px solid #ddd; padding: 0.25rem 0.4rem; text-align: left; }
+th { vertical-align: bottom; }
 tr.published td { color: #666; background: #f6f6f6; font-style: italic; }
-img { max-width: 100%; margin: 0.5rem 0; }
+img { width: 100%; margin: 0.5rem 0; }
 """
 
 
@@ -81,11 +84,15 @@ def as_html(title: str, sections: Sequence[Section]) -> str:
         parts.append(f"<h2>{html.escape(section.title)}</h2>")
         parts += [f"<p>{_inline(words)}</p>" for words in section.words]
         for headings, rows in section.grids:
-            parts.append("<table><tr>" + "".join(f"<th>{html.escape(name)}</th>" for name in headings) + "</tr>")
+            parts.append(
+                '<div class="table"><table><tr>'
+                + "".join(f"<th>{html.escape(name)}</th>" for name in headings)
+                + "</tr>"
+            )
             for row in rows:
                 kind = ' class="published"' if row[0] == "published" else ""
                 parts.append(f"<tr{kind}>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>")
-            parts.append("</table>")
+            parts.append("</table></div>")
         for _, words, png, _ in section.figures:
             data = base64.b64encode(png).decode()
             parts.append(f'<img alt="{html.escape(words)}" src="data:image/png;base64,{data}">')
