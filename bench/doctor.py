@@ -15,6 +15,7 @@ from bench.core import cli, device_trace, environment
 from bench.core.document import Document
 from bench.core.extras import extras
 from bench.core.flags import Flags, make_command
+from bench.core.listing import item
 from bench.drivers import takes
 
 
@@ -63,37 +64,44 @@ def _print(document: Document) -> None:
     if kernels["timestamps"]:
         cuda += " that carry in-kernel timestamps, for bench.inside, and are slower"
     nvtx = "in C++ and Python" if kernels["nvtx"] else "in Python only: no nvtx3 headers when it was built"
-    print(f"cpu       {cpu['model']}, {cpu['cpus_usable']} usable, {caches}, {cpu['memory_bytes'] / 2**30:.0f} GiB")
-    print(f"          flags {' '.join(cpu['flags'])}; kernels run {kernels['isa']} of {', '.join(document['isas'])}")
-    print(f"memory    spec {spec} ({document['spec_source']})")
-    print(f"gpu       {gpu['name'] + ', driver ' + gpu['driver'] if gpu else 'none that NVML sees'}")
+    machine_words = [
+        ("cpu", f"{cpu['model']}, {cpu['cpus_usable']} usable, {caches}, {cpu['memory_bytes'] / 2**30:.0f} GiB"),
+        ("", f"flags {' '.join(cpu['flags'])}; kernels run {kernels['isa']} of {', '.join(document['isas'])}"),
+        ("memory", f"spec {spec} ({document['spec_source']})"),
+        ("gpu", gpu["name"] + ", driver " + gpu["driver"] if gpu else "none that NVML sees"),
+    ]
     if "trace_reason" in document:
-        print(
-            f"cupti     {document['trace_reason'] or 'traces kernels: bench.layer and bench.op have the device clock'}"
-        )
-    print(f"pykernels {kernels['version']}, {cuda}; {kernels['threads']} threads; {kernels['compiler']}")
-    print(f"          built from {_build(machine)}")
-    print(f"nvtx      ranges {nvtx}")
-    print(f"torch     {torch['version']}, cuda {torch['cuda'] or 'none'}, {torch['threads']} threads")
+        traces = document["trace_reason"] or "traces kernels: bench.layer and bench.op have the device clock"
+        machine_words.append(("cupti", traces))
+    machine_words += [
+        ("pykernels", f"{kernels['version']}, {cuda}; {kernels['threads']} threads; {kernels['compiler']}"),
+        ("", f"built from {_build(machine)}"),
+        ("nvtx", f"ranges {nvtx}"),
+        ("torch", f"{torch['version']}, cuda {torch['cuda'] or 'none'}, {torch['threads']} threads"),
+    ]
+    for head, words in machine_words:
+        print(item(head, words, 10))
     print()
     for backend in document["backends"]:
         state = f"no: {backend['reason']}" if backend["reason"] else "yes: modes " + ", ".join(backend["modes"])
-        print(f"{backend['name']:<15} {backend['description']}")
-        print(f"{'':<15} {state}")
-        if backend["reason"] and backend["install_hint"]:
-            print(f"{'':<15} install: {backend['install_hint']}")
+        _print_library(backend, state)
     print("\n4-bit kernels of bench.int4")
     for kernel in document["int4_kernels"]:
-        print(f"{kernel['name']:<15} {kernel['description']}")
-        print(f"{'':<15} {'no: ' + kernel['reason'] if kernel['reason'] else 'yes'}")
-        if kernel["reason"] and kernel["install_hint"]:
-            print(f"{'':<15} install: {kernel['install_hint']}")
+        _print_library(kernel, "no: " + kernel["reason"] if kernel["reason"] else "yes")
     print("\nextras (docs/install.md)")
     for extra in document["extras"]:
         missing = f"no: {', '.join(extra['missing'])} not installed" if extra["missing"] else "yes"
-        print(f"{extra['name']:<15} {missing}")
+        print(item(extra["name"], missing, 16))
         if extra["missing"]:
-            print(f"{'':<15} install: {extra['install']}" + (f" ({extra['note']})" if extra["note"] else ""))
+            print(item("", f"install: {extra['install']}" + (f" ({extra['note']})" if extra["note"] else ""), 16))
+
+
+def _print_library(library: Document, state: str) -> None:
+    """A backend or a 4-bit kernel, whether it runs, and how what it lacks is installed."""
+    print(item(library["name"], library["description"], 16))
+    print(item("", state, 16))
+    if library["reason"] and library["install_hint"]:
+        print(item("", f"install: {library['install_hint']}", 16))
 
 
 def _build(machine: Document) -> str:

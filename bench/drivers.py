@@ -5,6 +5,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from bench.core.listing import item
+
 ABOUT = """launchtax  the project: where the time of one LLM decode layer goes
 pykernels  its Python package of C++ and CUDA kernels, which other code can import
 bench      its drivers: each is one benchmark, `python -m bench.NAME`"""
@@ -96,7 +98,7 @@ def takes(name: str) -> str:
 def listing(prefix: str = "python -m bench.") -> str:
     """One line a driver."""
     width = max(map(len, DRIVERS)) + len(prefix) + 2
-    return "\n".join(f"{prefix + driver.name:<{width}}{driver.answers}" for driver in _DRIVERS)
+    return "\n".join(item(prefix + driver.name, driver.answers, width) for driver in _DRIVERS)
 
 
 def main(arguments: Sequence[str], prefix: str = "python -m bench.") -> int:

@@ -28,6 +28,7 @@ from bench.core.copies import steps_a_sample, weight_copies
 from bench.core.document import Document
 from bench.core.errors import UsageError, flag_error
 from bench.core.flags import make_command
+from bench.core.listing import item
 from bench.core.measure import Rotation
 from bench.core.progress import progress
 from bench.core.run import Machine, close, take_rounds
@@ -339,11 +340,12 @@ def _print_aa(settings: Settings) -> None:
 def print_list() -> None:
     """What --list prints: ops, backends, modes."""
     modes = ", ".join(modes_on(cli.device("auto")))
-    print("ops:     ", ", ".join(OPS))
-    print("controls:", ", ".join(_CONTROLS))
-    print("models:  ", ", ".join(pk.models.names()), "(or --config=PATH)")
-    print("backends:", ", ".join(MAKERS))
-    print("modes:   ", f"{modes} (native is also called cpp)")
+    for head, words in (
+        ("ops:", ", ".join(OPS)), ("controls:", ", ".join(_CONTROLS)),
+        ("models:", f"{', '.join(pk.models.names())} (or --config=PATH)"), ("backends:", ", ".join(MAKERS)),
+        ("modes:", f"{modes} (native is also called cpp)"),
+    ):  # fmt: skip
+        print(item(head, words, 10))
     print(f"plug-ins: {KINDS} (docs/plugins.md)")
 
 

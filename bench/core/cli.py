@@ -26,6 +26,7 @@ import pykernels as pk
 from bench.core import document, early_interrupt, environment
 from bench.core.early_interrupt import INTERRUPTED
 from bench.core.errors import UsageError, flag_error
+from bench.core.listing import item
 from bench.core.paths import user_path
 from pykernels.layer import OP_LABELS
 from pykernels.models import ModelSpec
@@ -307,12 +308,12 @@ def spec_bandwidth(given_gbs: float, device: torch.device) -> tuple[float | None
 def print_list(backends: Iterable[tuple[str, str, str | None, Sequence[str]]]) -> None:
     """What --list prints: models, fusions, and of every backend its name, its description, and why it does not run here
     or its modes."""
-    print("models:  ", ", ".join(pk.models.names()), "(or --config=PATH)")
-    print("fusions: ", ", ".join(FUSIONS))
+    print(item("models:", ", ".join(pk.models.names()) + " (or --config=PATH)", 10))
+    print(item("fusions:", ", ".join(FUSIONS), 10))
     print("backends:")
     for name, description, reason, modes in backends:
-        print(f"  {name:<15} {description}")
-        print(f"  {'':<15} " + (f"unsupported: {reason}" if reason else f"modes {', '.join(modes)}"))
+        print(item(f"  {name}", description, 18))
+        print(item("", f"unsupported: {reason}" if reason else f"modes {', '.join(modes)}", 18))
 
 
 def usage(call: Callable[[], Result]) -> Result:

@@ -24,6 +24,7 @@ from bench.core import cli, controls, environment
 from bench.core.ceiling import Ceiling
 from bench.core.document import Document
 from bench.core.flags import make_command
+from bench.core.listing import item
 from bench.core.progress import progress
 from bench.core.run import Machine, close
 from bench.drivers import takes
@@ -177,8 +178,8 @@ def print_list(device: torch.device) -> None:
     """What --list prints: every kernel, and why it does not run here."""
     for name, kernel in kernels4.registry().items():
         reason = kernel.availability(device)
-        print(f"{name:<10} {kernel.description}")
-        print(f"{'':<10} " + (f"unsupported: {reason}" if reason else "runs here"))
+        print(item(name, kernel.description, 11))
+        print(item("", f"unsupported: {reason}" if reason else "runs here", 11))
     print(f"plug-ins: {KINDS} (docs/int4.md, docs/plugins.md)")
 
 

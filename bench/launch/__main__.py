@@ -21,6 +21,7 @@ from bench.core import cli
 from bench.core.document import Document
 from bench.core.errors import flag_error
 from bench.core.flags import Flags, make_command
+from bench.core.listing import item
 from bench.core.progress import progress
 from bench.core.run import Machine, close
 from bench.drivers import takes
@@ -132,8 +133,8 @@ def print_list() -> None:
     for name, launcher in registry().items():
         why = launcher.reason(device)
         hint = f" ({launcher.install_hint})" if why and launcher.install_hint else ""
-        print(f"{name:<25} {launcher.description}")
-        print(f"{'':<25} {f'unsupported: {why}{hint}' if why else 'runs here'}")
+        print(item(name, launcher.description, 26))
+        print(item("", f"unsupported: {why}{hint}" if why else "runs here", 26))
 
 
 def main(settings: Settings) -> int:

@@ -18,6 +18,7 @@ from bench.core import quant_words as words
 from bench.core.ceiling import Ceiling
 from bench.core.document import Document, program_name
 from bench.core.flags import make_command
+from bench.core.listing import item
 from bench.core.measure import Arm
 from bench.core.run import Machine, Measurement, close, gate
 from bench.drivers import takes
@@ -151,9 +152,12 @@ def show(document: Document, console: Console) -> None:
     tables.print_document(document, console)
     if measured := lines(document):
         print("\nR_floor: the time of the step's bytes at the specified bandwidth, over the step's time")
-        print("\n".join(measured))
+        for line in measured:
+            arm, _, words = line.partition(": ")
+            print(item(f"{arm}:", words, 4))
     if any(arm["drift"] and arm["drift"]["drifting"] for arm in document["arms"]):
-        print("\n".join(drift.lines(document)))
+        for line in drift.lines(document):
+            print(item("", line, 0))
 
 
 def main(settings: Settings) -> int:
