@@ -5,8 +5,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bench.core.listing import item
-
 ABOUT = """launchtax  the project: where the time of one LLM decode layer goes
 pykernels  its Python package of C++ and CUDA kernels, which other code can import
 bench      its drivers: each is one benchmark, `python -m bench.NAME`"""
@@ -31,7 +29,7 @@ _BUSY = "two CPU cores of a busy machine"
 _DRIVERS = (
     Driver(
         "layer",
-        "where the time of one decode layer goes, in every backend and mode (the main job)",
+        "the main job: where the time of one decode layer goes, by backend and mode",
         f"5 min with --model=tiny --steps=3 on {_BUSY}, nearly all of it torch.compile; 1 min of --backend=native,sdpa",
     ),
     Driver(
@@ -72,7 +70,7 @@ _DRIVERS = (
     ),
     Driver(
         "inside",
-        "inside each kernel, by in-kernel timestamps (a GPU, and a build with them)",
+        "inside each kernel, by in-kernel timestamps (a GPU, a build with them)",
         "as long as bench.layer of the same model and one backend",
     ),
     Driver(
@@ -98,7 +96,7 @@ def takes(name: str) -> str:
 def listing(prefix: str = "python -m bench.") -> str:
     """One line a driver."""
     width = max(map(len, DRIVERS)) + len(prefix) + 2
-    return "\n".join(item(prefix + driver.name, driver.answers, width) for driver in _DRIVERS)
+    return "\n".join(f"{prefix + driver.name:<{width}}{driver.answers}" for driver in _DRIVERS)
 
 
 def main(arguments: Sequence[str], prefix: str = "python -m bench.") -> int:

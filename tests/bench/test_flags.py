@@ -108,7 +108,7 @@ def test_the_drivers_are_listed_one_line_each():
         assert driver.answers in listed.out
     for word in ("launchtax", "pykernels", "bench"):
         assert any(line.startswith(f"{word} ") for line in listed.out.splitlines())
-    assert all(len(line) <= 120 for line in listed.out.splitlines())
+    assert all(len(line) <= 100 for line in listed.out.splitlines())
 
 
 def test_a_driver_by_its_name():

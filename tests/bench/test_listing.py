@@ -3,7 +3,6 @@
 import pytest
 from inputs.command_line import flat, run_here
 
-from bench import drivers
 from bench.core.listing import item
 
 
@@ -31,8 +30,3 @@ def test_a_list_fits(capsys, monkeypatch, arguments):
     monkeypatch.setenv("COLUMNS", "100")
     result = run_here(capsys, *arguments)
     assert result.status == 0 and [line for line in result.out.splitlines() if len(line) > 100] == []
-
-
-def test_the_drivers_fit(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "100")
-    assert [line for line in drivers.listing().splitlines() if len(line) > 100] == []
