@@ -29,7 +29,7 @@ _BUSY = "two CPU cores of a busy machine"
 _DRIVERS = (
     Driver(
         "layer",
-        "the main job: where the time of one decode layer goes, by backend and mode",
+        "the main job: where a decode layer's time goes, by backend and mode",
         f"5 min with --model=tiny --steps=3 on {_BUSY}, nearly all of it torch.compile; 1 min of --backend=native,sdpa",
     ),
     Driver(

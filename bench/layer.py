@@ -24,6 +24,7 @@ from bench.core.document import Document
 from bench.core.errors import flag_error
 from bench.core.flags import make_command
 from bench.core.layer_settings import LayerSettings, l2_words, layer_ops, make_layers, streamed_bytes
+from bench.core.listing import item
 from bench.core.run import Machine, Measurement, close, gate
 from bench.core.trace_file import check_traceable, write_trace
 from bench.drivers import takes
@@ -249,7 +250,7 @@ def print_list() -> None:
         (name, backend.description, backend.availability(device), backend.modes(device))
         for name, backend in known.items()
     )
-    print("with --quant=int4 or a quantised folder only:", ", ".join([*linear_peers(), "native-dense"]))
+    print(item("with --quant=int4 or a quantised folder only:", ", ".join([*linear_peers(), "native-dense"]), 18))
     print(f"plug-ins: {KINDS} (docs/plugins.md)")
 
 

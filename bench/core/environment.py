@@ -108,8 +108,9 @@ def spec_bandwidth(device: torch.device) -> tuple[float | None, str]:
         if vendor == row_vendor and family == row_family and model in models:
             gbs = channels * rate * 8 / 1000
             source = f"{words}, one socket: {channels} channels of DDR at {rate} MT/s"
-            part = part_of_socket(info, min(cpus_usable(), pk.runtime.num_threads()))
-            return (None, f"{part} a part of {gbs:,.1f} GB/s: {source}") if part else (gbs, source)
+            if who := part_of_socket(info, min(cpus_usable(), pk.runtime.num_threads())):
+                return None, f"{who} a part of {gbs:,.1f} GB/s: {source}"
+            return gbs, source
     return None, f"unknown for {info.get('model name', 'this CPU')}"
 
 
