@@ -5,32 +5,28 @@ other task has meanwhile, and says what dies. A task asks for all CPUs of its no
 --pack for one GPU and its share of the CPUs.
 """
 
-import os
 import re
 import signal
 import socket
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-import torch
 
 from bench.core.document import Document
 from bench.core.errors import UsageError, first_line, flag_error
 from bench.fleet import node as node_module
-from bench.fleet.cells import Cell, Measurer
+from bench.fleet.cells import Cell
 from bench.fleet.schedule import LostError, Slot
 
 HERE = "here"
 """--ray without an address: the cluster that runs on this machine, else one of this machine alone."""
 ANSWER_S = 15.0
 _CHECK_S = 120.0
+_HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
+"""With an empty frame of settings: how a client of HTTP/2 begins (RFC 9113)."""
+_SETTINGS = b"\4"
 _NO_KINDS = re.compile(r"node:|CPU$|GPU$|memory$|object_store_memory$|accelerator_type:")
 
 
@@ -42,32 +38,28 @@ def _import_ray() -> Any:
     return ray
 
 
-# --- on the workers -------------------------------------------------------------------------------------------------
+def _task(name: str) -> Callable[..., Any]:
+    """A function of bench.fleet.worker as Ray takes it along: whole, since a node with an installed launchtax finds
+    `bench` only in there. What the node or --ship has on PYTHONPATH comes before the driver's folder, which Ray puts
+    first on the workers' path."""
 
-_measurers: dict[str, Measurer] = {}
+    def task(*arguments: Any) -> Any:
+        import os
+        import sys
 
+        first = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+        sys.path[:] = [*first, *(path for path in sys.path if path not in first)]
+        import launchtax
 
-def check_node() -> Document:
-    """What a node says of itself."""
-    return node_module.identity()
+        folder = str(launchtax.drivers_folder())
+        if folder not in sys.path:
+            sys.path.insert(0, folder)
+        from bench.fleet import worker
 
+        return getattr(worker, name)(*arguments)
 
-def measure_cell(
-    cell: dict[str, Any], flags: list[str], kind: str, on_gpu: bool, with_controls: bool, limit_s: float
-) -> Document:
-    """Measure one cell on the node where this task is. Raises ValueError where the GPU is of another kind."""
-    device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
-    # Ray reuses a worker for a task with another GPU: its children see that one, itself it never uses any.
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "") if on_gpu else "cpu"
-    if kind and (lie := node_module.lie(kind, node_module.gpu_names())):
-        raise ValueError(lie)
-    if visible not in _measurers:
-        _measurers[visible] = Measurer(device, with_controls)
-    with tempfile.TemporaryDirectory() as folder:
-        return _measurers[visible].measure(Cell(**cell), flags, Path(folder) / "cell.json", limit_s)
-
-
-# --- on the driver --------------------------------------------------------------------------------------------------
+    task.__name__ = task.__qualname__ = name
+    return task
 
 
 @dataclass(frozen=True)
@@ -129,7 +121,7 @@ class RayCluster:
         self.refused: dict[str, str] = {}
         self._slots: dict[str, tuple[Slot, Node]] = {}
         self._where: dict[Any, str] = {}
-        self._measure = self._ray.remote(measure_cell)
+        self._measure = self._ray.remote(_task("measure_cell"))
 
     def nodes(self) -> list[Node]:
         """Those that are alive, in an order that stays."""
@@ -150,7 +142,7 @@ class RayCluster:
 
     def _check(self, nodes: Sequence[Node]) -> None:
         """Ask those that are new who they are; a node of another build, or of another kind than it says, is refused."""
-        task = self._ray.remote(check_node)
+        task = self._ray.remote(_task("identity"))
         new = [node for node in nodes if node.id not in self._admitted and self._ours(node)]
         asked = [
             (node, task.options(num_cpus=0, max_retries=0, scheduling_strategy=self._bound(node)).remote())
@@ -197,7 +189,7 @@ class RayCluster:
         on_gpu = self._device == "cuda"
         handle = self._measure.options(
             num_cpus=cpus / node.gpus if self._pack and on_gpu else cpus, num_gpus=1 if on_gpu else 0,
-            scheduling_strategy=self._bound(node), name=cell.name, max_retries=0,
+            scheduling_strategy=self._bound(node), name=f"measure_cell {cell.name}", max_retries=0,
         ).remote(vars(cell), self._flags, slot.kind, on_gpu, self._with_controls, self._limit_s)  # fmt: skip
         self._where[handle] = slot.node
         return handle
@@ -254,21 +246,17 @@ def device_type(device_flag: str) -> str:
 
 
 def _answers(address: str) -> str | None:
-    """Why no cluster answers there; None where one does."""
+    """Why no cluster answers there; None where one may. Ray's head is a gRPC server, which answers HTTP/2's preface
+    with a frame of settings; Ray itself would take minutes to see that it is none."""
     host, _, port = address.rpartition(":")
     try:
-        socket.create_connection((host, int(port)), ANSWER_S / 3).close()
-    except OSError as error:
-        return error.strerror or str(error)
-    # To connect to something else, or to a cluster that this machine is no node of, Ray takes minutes.
-    attempt = "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False, logging_level='ERROR')"
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", attempt, address], capture_output=True, text=True, timeout=ANSWER_S * 2 / 3
-        )
-    except subprocess.TimeoutExpired:
-        return f"no cluster that this machine is a node of answered within {ANSWER_S:g} s"
-    return None if done.returncode == 0 else (done.stderr.strip().splitlines() or ["it ended"])[-1]
+        with socket.create_connection((host, int(port)), ANSWER_S / 2) as connection:
+            connection.settimeout(ANSWER_S / 2)
+            connection.sendall(_HTTP2_PREFACE)
+            answer = connection.recv(9, socket.MSG_WAITALL)
+    except (OSError, OverflowError) as error:
+        return getattr(error, "strerror", None) or str(error)
+    return None if answer[3:4] == _SETTINGS else "what answers there is no Ray"
 
 
 def connect(address: str, ship: str) -> Any:
@@ -287,9 +275,10 @@ def connect(address: str, ship: str) -> Any:
                 raise flag_error("--ray", address, f"the address of a cluster that answers: {why}")
             ray.init(address=address, **options)
         else:
-            with suppress(ConnectionError):
-                return ray.init(address="auto", **options)
-            ray.init(address="local", include_dashboard=False, **options)
+            try:
+                ray.init(address="auto", **options)
+            except ConnectionError:
+                ray.init(address="local", include_dashboard=False, **options)
     except UsageError:
         raise
     except (ConnectionError, RuntimeError, ValueError) as error:

@@ -112,7 +112,6 @@ def test_a_node_that_lies_and_one_of_another_build_are_refused_by_name(capsys, c
         (["--ray", "--ship=none.whl"], ["--ship=none.whl", "a wheel (.whl) that exists"]),
         (["--ray", "--device=cuda:1"], ["--device=cuda:1", "with --ray, which chooses the GPU"]),
     ],
-    ids=lambda value: value[-1] if value[0].startswith("--") and len(value) < 3 else "",
 )
 def test_bad_arguments(capsys, tmp_path, flags, words):
     fixed = ["--model=tiny", "--ctx=8", "--batch=1", f"--out={tmp_path}"]
