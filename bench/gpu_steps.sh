@@ -20,9 +20,9 @@ print(name.lower().replace("nvidia ", "").split()[0], f"{major}.{minor}")') || e
 wanted() { [[ -z ${steps+set} || " $steps " == *" $1 "* ]]; }  # name
 
 # At its limit a step is asked to end (SIGTERM), which our drivers take as a Ctrl-C: they print and save what they have.
-step() {  # name, whose first word says whether it is wanted; seconds that it may take (0: any); command
+step() {  # name, whose first word, up to a space or comma, says whether it is wanted; seconds that it may take (0: any); command
     local name=$1 limited=() begin=$SECONDS
-    wanted "${name%% *}" || return 0
+    wanted "${name%%[ ,]*}" || return 0
     (($2)) && limited=(timeout --kill-after=30 "$2")
     echo "--- $name: ${*:3}"
     "${limited[@]}" "${@:3}" || failed+=("$name")
