@@ -21,15 +21,15 @@ steps=${LAUNCH_STEPS:-tests loop layer launchers call}
 
 ask_gpu
 step tests 40 "$python" -m pytest -q -p no:cacheprovider tests/package/test_relaunch.py
-step "loop, tests" 60 "$python" -m pytest -q -p no:cacheprovider tests/gpu/test_graph_loop.py
-step "loop, steps" 90 "$python" -m bench.step --model=qwen2.5-7b --ctx=2048 --json="$out/$gpu-graph-loop.json" \
+step "loop tests" 60 "$python" -m pytest -q -p no:cacheprovider tests/gpu/test_graph_loop.py
+step "loop steps" 90 "$python" -m bench.step --model=qwen2.5-7b --ctx=2048 --json="$out/$gpu-graph-loop.json" \
     --arm=native/block:graph,native/block:graph-pdl,native/block:graph-loop,native/none:graph,native/none:graph-loop
 layer=(-m bench.layer --model=qwen2.5-7b --mode=eager,dispatch,native,graph,graph-pdl --fusion=none)
 step layer 100 "$python" "${layer[@]}" --backend=native,sdpa,sdpa-flash,sdpa-cudnn,compile \
     --json="$out/$gpu-launch-layer.json" --plot="$out/$gpu-launch-layer.png"
 # Apart: a library that ends its process takes no other backend along.
-step "layer, fa" 60 "$python" "${layer[@]}" --backend=native,fa2,fa3 --json="$out/$gpu-launch-layer-fa.json"
-step "layer, others" 90 "$python" "${layer[@]}" --backend=native,flashinfer-tc,flex \
+step "layer fa" 60 "$python" "${layer[@]}" --backend=native,fa2,fa3 --json="$out/$gpu-launch-layer-fa.json"
+step "layer others" 90 "$python" "${layer[@]}" --backend=native,flashinfer-tc,flex \
     --json="$out/$gpu-launch-layer-others.json"
 step launchers 150 "$python" -m bench.launch --what=all --json="$out/$gpu-launchers.json" --plot="$out/$gpu-launchers.png"
 step call 60 "$python" -m bench.call examples/call_block.py:block --json="$out/$gpu-call-block.json"

@@ -21,7 +21,7 @@ files() { printf -- '--json=%s --md=%s --plot=%s' "$out/$gpu-$1.json.gz" "$out/$
 ask_gpu
 step check 90 "$python" -m bench.rate --model=qwen2.5-7b --layers=2 --hz=0,50 --seconds=2,8 --blocks=2 --idle-s=0.2 \
     --arm=$arms,sdpa:graph,transformers:eager --aa=native/block:graph --json="$out/$gpu-rate-aa.json.gz"
-step rate 560 "$python" -m bench.rate --model=qwen2.5-7b --hz=0,10,30,100 --seconds=5,38,13,5 --idle-s=0.4 $(files rate)
+step rate 560 "$python" -m bench.rate --model=qwen2.5-7b --hz=0,10,30,100 --seconds=4,38,13,4 --idle-s=0.4 $(files rate)
 step load 260 "$python" -m bench.rate --model=qwen2.5-7b --hz=30 --seconds=13 --idle-s=0.2 --arm=$arms \
     --load=none,cpu:"$(nproc)",copy $(files rate-load)
 name_failures
