@@ -74,9 +74,7 @@ class LinearPeer(PlainLayer):
             raise NotRecordableError(f"its calls cannot be recorded: {first_line(error)}") from None
 
     def _calls(self, layer: TorchLayer) -> list[str]:
-        unseen, projections = self.kernel.unseen_call, layer.projections
-        assert isinstance(projections, Int4Projections)
-        return [*super()._calls(layer), *([unseen] * projections.calls if unseen else [])]
+        return [*super()._calls(layer), *layer.projections.unseen_calls]
 
 
 _PREPARED: WeakKeyDictionary[pk.DecodeModel, dict[object, list[Int4Projections]]] = WeakKeyDictionary()

@@ -134,6 +134,9 @@ class Calls(TorchDispatchMode):
 class Projections:
     """The linear projections of a layer, by F.linear."""
 
+    unseen_calls: Sequence[str] = ()
+    """What a step of the layer calls beside the ops of torch's dispatcher."""
+
     def __init__(self, weights: pk.LayerWeights) -> None:
         self.weights = weights
 

@@ -27,7 +27,9 @@ _IDLE = "launch + gap"
 PUBLISHED = "published (arXiv 2605.30571)"
 # Okabe and Ito's colours, told apart by most eyes.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
-_MARKS = {"eager": "o", "pybind": "v", "dispatch": "^", "native": "D", "graph": "s", "graph-pdl": "*"}
+_MARKS = {
+    "eager": "o", "pybind": "v", "dispatch": "^", "native": "D", "graph": "s", "graph-pdl": "*", "graph-loop": "P",
+}  # fmt: skip
 HOLLOW: dict[str, Any] = {"facecolor": "white", "edgecolor": "#555555", "hatch": "///", "linewidth": 0.8}
 
 

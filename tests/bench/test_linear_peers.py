@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from inputs.command_line import assert_refused, run_here
+from inputs.fake_gpu import fake_gpu
 from inputs.fake_int4_peers import replace_libraries
 
 import pykernels as pk
@@ -89,6 +90,8 @@ def test_a_step_of_a_library_is_right(libraries, name):
     arm, driver = step_arms.arm_of(step_arms.backends()[name], reference, "eager", None)
     gate([arm])
     assert arm.status == "ok" and driver is not None, arm.reason
+    unseen = [call for call in arm.kernels if "gemm_half_q_half" in call]
+    assert len(unseen) == (7 * TINY.n_layers if name == "exllamav2" else 0) and arm.launches == len(arm.kernels)
 
 
 def test_biases_that_the_gate_changes_reach_a_fused_projection(libraries):
@@ -144,3 +147,33 @@ def test_a_library_that_refuses_the_shape_says_which(libraries):
     layer = pk.DecodeLayer(spec, weights, 20)
     arms = arms_of(of_int4()["machete"], Workload.of([layer]), ["eager"], ["block"])
     assert arms[0].status == "unsupported" and arms[0].reason == "qkv: takes groups of 64, 128 or the whole row, not 32"
+
+
+@pytest.mark.parametrize("driver", ["bench.layer", "bench.step"])
+def test_libraries_on_a_gpu(capsys, monkeypatch, tmp_path, libraries, driver):
+    """A stand-in of one: every mode, the clocks, the document, and the report's Figure 8 of it."""
+    output = tmp_path / "run.json"
+    own = ["--l2=warm", "--repeats=2"] if driver == "bench.layer" else ["--layers=1"]
+    flags = ["--model=tiny", "--ctx=16", "--steps=2", "--warmup=1", "--quant=int4", "--fusion=block", *own]
+    with fake_gpu(monkeypatch):
+        names = "native,marlin,awq,exllamav2,sdpa,native-dense"
+        result = run_here(capsys, driver, *flags, f"--backend={names}", f"--json={output}")
+    assert result.status == 0, result.out + result.err
+    document = json.loads(output.read_text())
+    modes = {}
+    for arm in document["arms"]:
+        if arm["status"] == "ok":
+            modes.setdefault(arm["backend"], []).append(arm["mode"])
+    of_torch = ["eager", "native", "graph"]
+    recorded = ["eager", "dispatch", "native", "graph"] if driver == "bench.layer" else of_torch
+    for name, expected in (
+        ("marlin", recorded), ("awq-fp16", recorded), ("exllamav2-fp16", of_torch), ("sdpa", recorded),
+    ):  # fmt: skip
+        assert modes[name] == expected, name
+    assert "graph-pdl" in modes["native"] and "graph-pdl" in modes["native-dense"]
+    if driver == "bench.step":
+        made = run_here(capsys, "bench.report", str(tmp_path), "--no-svg")
+        assert made.status == 0, made.err
+        text = (tmp_path / "report" / "report.md").read_text()
+        section = text[text.index("Figure 8") :].partition("\n## ")[0]
+        assert "| measured | awq-fp16 | int4 |" in section and "| published | L4: bnb-nf4 | 4-bit | 59.36 |" in section

@@ -307,7 +307,8 @@ def install(monkeypatch: pytest.MonkeyPatch, traced: bool = True, devices: int =
         return ask
 
     def properties(device):
-        return SimpleNamespace(L2_cache_size=L2_BYTES, uuid=f"{gpu.use('properties', device)}-1")
+        uuid = f"{gpu.use('properties', device)}-1"
+        return SimpleNamespace(L2_cache_size=L2_BYTES, multi_processor_count=132, uuid=uuid)
 
     def environment_of(device):
         return {"name": "NVIDIA H200", "driver": "1.2", "index": gpu.use("environment", device)}

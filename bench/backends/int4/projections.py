@@ -108,6 +108,8 @@ class Int4Projections(Projections):
         self._qkv, self._o, self._gate_up, self._down = made.values()
         self.calls = sum(len(linears.kernels) for linears in made.values())
         """Of the kernel, in a step of the layer."""
+        if kernel.unseen_call:
+            self.unseen_calls = [kernel.unseen_call] * self.calls
 
     def reload(self) -> None:
         self._qkv.reload()

@@ -143,15 +143,15 @@ def backends(attention: str = "sdpa") -> dict[str, StepBackend]:
     of = registry()[attention]
     assert issubclass(of, Sdpa)
     around: Callable[[], AbstractContextManager]
-    for name, peer in linear_peers(of).items():
-        around = nullcontext if of.pinned is None else partial(sdpa_kernel, of.pinned)
-        driver = partial(_plain_driver, kernel=peer.kernel)
-        listed.append(StepBackend(name, peer.description, driver, around, peer.weights, peer))
     for name, backend in registry().items():
         if issubclass(backend, Sdpa):
             pinned = backend.pinned
             around = nullcontext if pinned is None else partial(sdpa_kernel, pinned)
             listed.append(StepBackend(name, backend.description, _plain_driver, around))
+    for name, peer in linear_peers(of).items():
+        around = nullcontext if of.pinned is None else partial(sdpa_kernel, of.pinned)
+        driver = partial(_plain_driver, kernel=peer.kernel)
+        listed.append(StepBackend(name, peer.description, driver, around, peer.weights, peer))
     listed.append(StepBackend("native-dense", NativeDense.description, _native_driver))
     listed.append(
         StepBackend("transformers", "transformers' model, SDPA attention", lambda model, *_: TransformersDriver(model))

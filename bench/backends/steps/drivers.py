@@ -151,7 +151,8 @@ class TorchDriver(Driver):
             for view, of_layer in zip(self._views, of_layers, strict=True)
         ]
         self._position, self._logits = model.max_len - 1, model.logits
-        self.kernels = calls_of(self._forward)
+        unseen = [call for layer in self._layers for call in layer.projections.unseen_calls]
+        self.kernels = [*calls_of(self._forward), *unseen]
         self.launches = len(self.kernels)
 
     def stand(self, position: int) -> None:
