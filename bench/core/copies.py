@@ -7,10 +7,10 @@ from bench.core.environment import last_level_cache_bytes
 from bench.core.samplers import steps_for
 from pykernels.layer import available_bytes
 
-# Each copy is made, recorded and captured for every arm, which takes the same time however small it is: a layer some
-# 0.1 s an arm, for torch's dispatcher to trace it, an op a hundredth of that.
+# Each copy is made, recorded, compiled and captured for every arm, which takes the same time however small it is: an op
+# some milliseconds, a layer on a CPU 0.1 s for torch's dispatcher to trace it and some seconds where it is compiled.
 MOST_OPS = 64
-MOST_LAYERS = 16
+_MOST_LAYERS = {"cpu": 8, "cuda": 16}
 
 # Of the memory that is available.
 _MEMORY_SHARE = 0.25
@@ -34,6 +34,11 @@ def weight_copies(n_bytes: int, l2: str, device: torch.device, most: int = MOST_
         return 1
     held = int(_MEMORY_SHARE * available_bytes(device)) // n_bytes
     return max(min(2 * cache // n_bytes + 2, most, held), 1)
+
+
+def layer_copies(n_bytes: int, l2: str, device: torch.device) -> int:
+    """weight_copies() of a layer."""
+    return weight_copies(n_bytes, l2, device, _MOST_LAYERS[device.type])
 
 
 def partly_warm(n_bytes: int, copies: int, l2: str, device: torch.device) -> bool:

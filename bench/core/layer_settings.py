@@ -7,7 +7,7 @@ import torch
 
 import pykernels as pk
 from bench.core import cli, environment, floors
-from bench.core.copies import MOST_LAYERS, partly_warm, weight_copies
+from bench.core.copies import layer_copies, partly_warm
 from bench.core.errors import flag_error
 from bench.core.quant_flags import QuantFlags
 from bench.core.stop_rule import StopFlags
@@ -82,14 +82,13 @@ def make_layers(settings: LayerSettings) -> list[pk.DecodeLayer]:
     spec, dtype, device = settings.spec, settings.torch_dtype, settings.target
     dense_bytes = spec.layer_weight_elements * dtype.itemsize
     # 4-bit weights are made of dense ones, one copy; how many copies they need is known afterwards.
-    l2 = settings.l2
-    check_memory(settings, dense_bytes, 1 if settings.four_bit else weight_copies(dense_bytes, l2, device, MOST_LAYERS))
+    check_memory(settings, dense_bytes, 1 if settings.four_bit else layer_copies(dense_bytes, settings.l2, device))
     if settings.weights:
         weights = pk.LayerWeights.from_folder(settings.weights, settings.layer, spec, dtype, device)
     else:
         weights = pk.LayerWeights.random(spec, dtype, device, settings.seed)
     weights = settings.quantised(weights)
-    copies = weight_copies(weights.n_bytes, l2, device, MOST_LAYERS)
+    copies = layer_copies(weights.n_bytes, settings.l2, device)
     check_memory(settings, weights.n_bytes, copies)
     try:
         settings.int4_format = weights.int4_format() if weights.is_int4 else None

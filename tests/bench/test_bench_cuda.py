@@ -234,7 +234,7 @@ def test_no_half_of_a_trace_is_left(capsys, tmp_path, monkeypatch, error, status
 def test_steps_and_copies_of_a_graph(capsys, tmp_path, monkeypatch, repeats):
     with fake_gpu(monkeypatch) as gpu:
         cold = [flag for flag in LAYER if not flag.startswith(("--l2", "--mode=", "--backend", "--steps"))]
-        monkeypatch.setattr("bench.core.layer_settings.weight_copies", lambda *args: 4)
+        monkeypatch.setattr("bench.core.layer_settings.layer_copies", lambda *args: 4)
         _, document = measure(
             capsys, tmp_path, "bench.layer", *cold, "--backend=native,sdpa", "--mode=graph", "--fusion=block",
             f"--repeats={repeats}", "--steps=8",

@@ -67,4 +67,4 @@ def test_axes_of_4_bit_kernels_have_a_unit(monkeypatch):
 def test_a_model_of_4_bits_is_called_so():
     names = [model_name(document.load(RESULTS / f"h200-{name}")) for name in
              ("int4-layer-qwen2.5-7b.json", "layer-qwen2.5-7b.json.gz")]  # fmt: skip
-    assert names == ["qwen2.5-7b, int4 in groups of 128", "qwen2.5-7b"]
+    assert names == ["qwen2.5-7b int4 g128", "qwen2.5-7b"]
