@@ -4,7 +4,7 @@
 // arguments: constants, tensors fixed when the tape was made, and results of earlier calls.
 // pykernels/dispatch.py records it from a Python function.
 //
-// Each call goes through torch_call_dispatcher, the stable ABI's door to the dispatcher: schema look-up by
+// Each call goes through torch_call_dispatcher, the stable ABI's call of the dispatcher: schema look-up by
 // name, boxing of every argument, the dispatcher itself, the kernel. A C++ program that links libtorch and
 // keeps its operator handles pays less; the null op's dispatch time says how much one call costs.
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_aten.h>

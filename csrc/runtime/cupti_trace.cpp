@@ -54,7 +54,7 @@ class Collector {
         return *collector;
     }
 
-    // Takes the process's one place for a trace, and sees to the memory.
+    // Claims the one trace that a process can have, and allocates its buffers.
     void begin(const Cupti* cupti) {
         const std::lock_guard<std::mutex> lock(mutex_);
         if (cupti_ != nullptr) {

@@ -1,4 +1,4 @@
-// Interrupting the timed loops: they ask now and then whether to stop.
+// Interrupting the timed loops: they check from time to time whether to stop.
 #pragma once
 
 #include <chrono>
@@ -12,7 +12,7 @@ class Interrupted : public std::exception {
     const char* what() const noexcept override { return "interrupted"; }
 };
 
-// What is asked; true ends the loop. The Python module sets it to a check for signals. Null: never.
+// The check; true ends the loop. The Python module sets one that looks for signals. Null: no check.
 using InterruptCheck = bool (*)();
 void set_interrupt_check(InterruptCheck check);
 bool interrupt_requested();

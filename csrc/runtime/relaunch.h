@@ -1,4 +1,4 @@
-// Mode `native` of whoever has no launchers of its own to call: the nodes of a captured step, launched again
+// Mode `native` of backends without launchers in this library: the nodes of a captured step, launched again
 // one by one through the driver API. Nothing of the framework that made the step takes part.
 #pragma once
 

@@ -13,7 +13,7 @@
 namespace pykernels::simt {
 namespace {
 
-// One warp's turn in this many is followed by another block's.
+// After one warp's turn in this many, on average, another block runs.
 constexpr unsigned turns_per_block = 32;
 
 // Unwinds a thread that reported a fault.

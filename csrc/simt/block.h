@@ -27,23 +27,23 @@ struct Grid;
 
 using Random = std::minstd_rand;
 
-// Which way a thread waits.
+// What a thread waits for.
 enum class Wait : uint8_t { none, warp, block, transaction_barrier, cluster, producers, ended };
 
-// Phases of the cluster's barrier that two threads can be apart, and more.
+// Of how many phases of the cluster's barrier the times are kept: threads are never that many apart.
 constexpr size_t remembered_arrivals = 4;
 
 struct Copy {
     size_t offset, bytes;  // of shared memory
-    const void* source;    // null: the bytes are there already
+    const void* source;    // null: the bytes were moved at once
     Site site;
-    std::vector<unsigned char> pushed;  // by another block: the bytes, in the place of a source
+    std::vector<unsigned char> pushed;  // by another block (st.async): the bytes, instead of a source
 };
 
 struct Warp {
     int first, lanes;
     int runnable, arrived = 0, ended = 0;
-    const char* name = nullptr;  // of what the arrived lanes are at
+    const char* name = nullptr;  // of the call in which the arrived lanes wait
     Site site = {};
     unsigned round = 0;           // of exchanges: two sets of slots take turns
     uint32_t memory_epoch = 0;    // barriers of this warp so far

@@ -25,18 +25,18 @@ int warp_lane_count();
 void meet_block(Site site);
 void meet_warp(Site site);
 constexpr size_t exchange_slot_bytes = 32;
-// All lanes of the warp come, each with up to exchange_slot_bytes, and get all lanes' slots,
-// exchange_slot_bytes apart, good until the next but one meeting. `name` is a string literal of its own: it
-// tells meetings apart.
+// A warp-collective call: every lane gives up to exchange_slot_bytes and gets the slots of all lanes,
+// exchange_slot_bytes apart, which stay valid until the second call from here. `name` is a string literal
+// that no other call has: lanes in calls of different names are a divergent barrier.
 const unsigned char* exchange(const void* value, size_t bytes, const char* name, Site site);
 [[noreturn]] void no_lane(const char* name, int lane, Site site);
 
 int cluster_rank();
 void arrive_in_cluster(Site site);
 void wait_in_cluster(Site site);
-// Where that place of the other block's shared memory is.
+// The address, in the shared memory of the cluster's block `rank`, that corresponds to `own` in the caller's.
 const void* check_load_of_cluster(int rank, const void* own, size_t bytes, Site site);
-// 8 or 16 bytes to such a place, and the news of them to such a barrier.
+// st.async: stores 8 or 16 bytes there, and counts them at the mbarrier of block `barrier_rank`.
 void begin_push(int rank, const void* own, const void* value, size_t bytes, int barrier_rank,
                 const void* own_barrier, Site site);
 

@@ -1,4 +1,5 @@
-// A stack of its own that the scheduler enters and that comes back by itself: one a CUDA thread.
+// A coroutine with a stack of its own, one for each CUDA thread: the scheduler enters it and goes on when it
+// yields.
 #pragma once
 
 #include <cstddef>
