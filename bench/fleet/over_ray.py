@@ -1,7 +1,9 @@
 """bench.sweep --ray: the plan's cells over a cluster, one set of them a kind of node."""
 
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
@@ -39,13 +41,15 @@ def jobs_of(plan: Plan, kinds: Sequence[Kind]) -> list[Job]:
 def run(plan: Plan, wanted: Wanted, say: Callable[[str], None]) -> tuple[dict[str, int], str]:
     """Every cell that is not finished, on the cluster of --ray. Returns how many cells have each status, and why there
     are fewer than there should be: `interrupted`, `no node`; else nothing."""
-    ray = ray_cluster.connect(wanted.address, wanted.ship)
-    try:
-        device = ray_cluster.device_type(wanted.device)
-        flags = flags_of_any_device(plan.flags, device)
-        return _run(replace(plan, flags=flags, device=torch.device(device)), wanted, say)
-    finally:
-        ray.shutdown()
+    with tempfile.TemporaryDirectory() as folder:
+        modules = ray_cluster.unpacked(Path(wanted.ship), Path(folder)) if wanted.ship else []
+        ray = ray_cluster.connect(wanted.address, modules)
+        try:
+            device = ray_cluster.device_type(wanted.device)
+            flags = flags_of_any_device(plan.flags, device)
+            return _run(replace(plan, flags=flags, device=torch.device(device)), wanted, say)
+        finally:
+            ray.shutdown()
 
 
 def _run(plan: Plan, wanted: Wanted, say: Callable[[str], None]) -> tuple[dict[str, int], str]:

@@ -9,9 +9,11 @@ import re
 import signal
 import socket
 import time
+import zipfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from bench.core.document import Document
@@ -185,10 +187,11 @@ class RayCluster:
 
     def start(self, slot: Slot, cell: Cell) -> Any:
         _, node = self._slots[slot.id]
-        cpus = node.resources.get("CPU", 0)
         on_gpu = self._device == "cuda"
+        cpus = node.resources.get("CPU", 0) / (node.gpus if self._pack and on_gpu else 1)
+        cpus = int(cpus) if cpus > 1 else cpus  # Ray takes a fraction of one alone
         handle = self._measure.options(
-            num_cpus=cpus / node.gpus if self._pack and on_gpu else cpus, num_gpus=1 if on_gpu else 0,
+            num_cpus=cpus, num_gpus=1 if on_gpu else 0,
             scheduling_strategy=self._bound(node), name=f"measure_cell {cell.name}", max_retries=0,
         ).remote(vars(cell), self._flags, slot.kind, on_gpu, self._with_controls, self._limit_s)  # fmt: skip
         self._where[handle] = slot.node
@@ -259,13 +262,27 @@ def _answers(address: str) -> str | None:
     return None if answer[3:4] == _SETTINGS else "what answers there is no Ray"
 
 
-def connect(address: str, ship: str) -> Any:
-    """Connect to the cluster at HOST:PORT; HERE is the one that runs on this machine, else one of it alone. ship: a
-    wheel that workers run instead of what their node has. Raises UsageError."""
+def unpacked(wheel: Path, folder: Path) -> list[str]:
+    """The packages of a wheel, unpacked there, for Ray to send. Not the wheel: Ray would have pip install it on every
+    node with all that it depends on, torch first. Raises UsageError where it is none of this project."""
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(folder)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise flag_error("--ship", wheel, f"a wheel that can be unpacked: {first_line(error)}") from None
+    packages = [folder / name for name in ("launchtax", "pykernels")]
+    if not all(package.is_dir() for package in packages):
+        raise flag_error("--ship", wheel, "a wheel of launchtax")
+    return [str(package) for package in packages]
+
+
+def connect(address: str, modules: Sequence[str] = ()) -> Any:
+    """Connect to the cluster at HOST:PORT; HERE is the one that runs on this machine, else one of it alone. modules:
+    folders of packages that workers run instead of what their node has. Raises UsageError."""
     ray = _import_ray()
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if ship:
-        options["runtime_env"] = {"py_modules": [ship]}
+    if modules:
+        options["runtime_env"] = {"py_modules": list(modules)}
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         if address != HERE:

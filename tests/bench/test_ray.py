@@ -9,7 +9,7 @@ import time
 import pytest
 from inputs.busy import HANG_S
 from inputs.command_line import assert_refused, run_here, start
-from inputs.ray_nodes import another_build, nodes, start_node, stub_path
+from inputs.ray_nodes import another_build, nodes, start_node, stub_path, wheel
 
 pytest.importorskip("ray")
 
@@ -95,9 +95,11 @@ def test_a_node_that_lies_and_one_of_another_build_are_refused_by_name(capsys, c
     finally:
         cluster.remove_node(liar)
     one = sweep(capsys, cluster, tmp_path / "c", "--ctx=10,11", "--batch=1")
-    cluster.remove_node(other)
     assert one.status == 0 and "is refused: another build: bench/*.py" in one.out, one.out + one.err
     assert len(written(tmp_path / "c")) == 2
+    shipped = sweep(capsys, cluster, tmp_path / "d", "--ctx=10,11", "--batch=1", f"--ship={wheel(tmp_path)}")
+    cluster.remove_node(other)
+    assert shipped.status == 0 and "refused" not in shipped.out, shipped.out + shipped.err
 
 
 @pytest.mark.parametrize(
@@ -110,6 +112,7 @@ def test_a_node_that_lies_and_one_of_another_build_are_refused_by_name(capsys, c
         (["--ray", "--on=L4:x"], ["--on=L4:x", "KIND or KIND:COUNT"]),
         (["--ray", "--on=L4,L4"], ["--on=L4,L4", "of each kind once"]),
         (["--ray", "--ship=none.whl"], ["--ship=none.whl", "a wheel (.whl) that exists"]),
+        (["--ray", f"--ship={__file__}"], ["test_ray.py", "a wheel (.whl) that exists"]),
         (["--ray", "--device=cuda:1"], ["--device=cuda:1", "with --ray, which chooses the GPU"]),
     ],
 )

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,6 +43,18 @@ def nodes(count: int, **options) -> Iterator:
         yield cluster
     finally:
         cluster.shutdown()
+
+
+def wheel(folder: Path) -> Path:
+    """This checkout as a wheel has it: `bench` inside of launchtax."""
+    path = folder / "launchtax-0.1.0-py3-none-any.whl"
+    places = {"launchtax": "launchtax", "bench": "launchtax/bench", "pykernels": "pykernels"}
+    with zipfile.ZipFile(path, "w") as archive:
+        for package, place in places.items():
+            for file in (ROOT / package).rglob("*"):
+                if file.suffix in (".py", ".so", ".toml"):
+                    archive.write(file, f"{place}/{file.relative_to(ROOT / package)}")
+    return path
 
 
 def another_build(folder: Path) -> Path:
