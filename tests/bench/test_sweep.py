@@ -3,12 +3,15 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 from inputs.busy import HANG_S
-from inputs.command_line import assert_refused, run_here, run_module_here, start
+from inputs.command_line import ROOT, assert_refused, run_here, run_module_here, start
+from inputs.ray_nodes import stub_path
 
 from bench.core import processes
 from bench.core.kept import flags_of_any_device
@@ -125,6 +128,23 @@ def test_the_shares_of_a_sweep_make_its_folder(capsys, monkeypatch, tmp_path):
         assert run_here(capsys, "bench.sweep", *flags, f"--shard={index}/2").status == 0
     assert len(cells(tmp_path)) == 3
     assert "3 of 3 cells were finished before" in run_here(capsys, "bench.sweep", *flags).out
+
+
+def test_an_array_job(tmp_path):
+    """examples/slurm_array.sh as Slurm runs it: three tasks at once, each with its number and their count."""
+    flags = [str(tmp_path), *SMALL, "--device=cpu", "--ctx=8,9,10,11,12"]
+    tasks = [
+        subprocess.Popen(
+            ["bash", ROOT / "examples" / "slurm_array.sh", *flags], cwd=ROOT, stdout=subprocess.PIPE, text=True,
+            env=os.environ | {"SLURM_ARRAY_TASK_ID": str(task), "SLURM_ARRAY_TASK_COUNT": "3", "PYTHON": sys.executable,
+                              "PYTHONPATH": stub_path()},
+        )
+        for task in (1, 2, 3)
+    ]  # fmt: skip
+    outs = [task.communicate(timeout=HANG_S)[0] for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0, 0]
+    assert sorted(out.splitlines()[-1] for out in outs) == ["1 ok", "2 ok", "2 ok"]
+    assert len(cells(tmp_path)) == 5
 
 
 def test_a_cell_is_the_same_on_every_gpu_of_a_machine():
