@@ -53,7 +53,12 @@ def measure(capsys, tmp_path, *arguments):
 
 @pytest.mark.parametrize(
     ("flags", "fusion", "int4"),
-    [([], "block", False), (["--fusion=none"], "none", False), (["--quant=int4", "--group=32"], "block", True)],
+    [
+        ([], "block", False),
+        (["--fusion=none"], "none", False),
+        (["--quant=int4", "--group=32"], "block", True),
+        (["--quant=int4", "--fusion=none"], "none", True),
+    ],
 )
 def test_a_layer(gpu, capsys, tmp_path, flags, fusion, int4):
     result, document = measure(capsys, tmp_path, *flags, f"--md={tmp_path / 'inside.md'}")
@@ -147,7 +152,7 @@ def test_a_machine_without_a_gpu(capsys, monkeypatch):
     ("flags", "words"),
     [
         (["--mode=eager"], ["--mode=eager", "graph, graph-pdl"]),
-        (["--quant=int4", "--fusion=none"], ["--fusion=none", "block: 4-bit weights have no other"]),
+        (["--quant=int4", "--fusion=some"], ["--fusion=some", "none, block"]),
         (["--quant=int8"], ["--quant=int8", "none, int4"]),
         (["--group=64"], ["--group=64", "--quant=int4"]),
         (["--steps=1"], ["--steps=1", "2..1000"]),
