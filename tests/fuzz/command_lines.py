@@ -77,7 +77,7 @@ def flags() -> Iterator[Case]:
         ("layer", ["--group=64"]),
         ("layer", ["--asymmetric"]),
         ("layer", ["--layer=1"]),
-        ("layer", ["--quant=int4", "--fusion=none"]),
+        ("layer", ["--backend=marlin", "--quant=none"]),
         ("layer", ["--trace={w}/t.json"]),
         ("op", ["--aa=2", "--json={w}/x.json"]),
         ("op", ["--op=null", "--csv={w}/x.csv"]),
