@@ -125,10 +125,10 @@ def part_of_socket(info: Mapping[str, str], cpus: float) -> str | None:
     """Who has a part of a socket, in words; None where so many CPUs have it all. `info`: a processor's lines of
     /proc/cpuinfo. Those of a virtual machine do not say how many cores the socket has."""
     if "hypervisor" in info.get("flags", "").split():
-        return f"{cpus:g} CPUs of a virtual machine have"
+        return "1 CPU of a virtual machine has" if cpus == 1 else f"{cpus:g} CPUs of a virtual machine have"
     cores = info.get("cpu cores", "")
     if cores.isdigit() and cpus < int(cores):
-        return f"{cpus:g} of the socket's {cores} cores have"
+        return f"{cpus:g} of the socket's {cores} cores {'has' if cpus == 1 else 'have'}"
     return None
 
 
