@@ -25,7 +25,8 @@ from bench.fleet.schedule import LostError, Slot
 HERE = "here"
 """--ray without an address: the cluster that runs on this machine, else one of this machine alone."""
 ANSWER_S = 15.0
-_CHECK_S = 120.0
+_CHECK_S, _GRACE_S = 300.0, 60.0
+"""For nodes to say who they are: where none of a kind has yet, and where some have; later ones join then."""
 _HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
 """With an empty frame of settings: how a client of HTTP/2 begins (RFC 9113)."""
 _SETTINGS = b"\4"
@@ -123,6 +124,8 @@ class RayCluster:
         self.refused: dict[str, str] = {}
         self._slots: dict[str, tuple[Slot, Node]] = {}
         self._where: dict[Any, str] = {}
+        self._asked: dict[str, tuple[Node, Any]] = {}
+        self._identity = self._ray.remote(_task("identity"))
         self._measure = self._ray.remote(_task("measure_cell"))
 
     def nodes(self) -> list[Node]:
@@ -143,25 +146,28 @@ class RayCluster:
         return [kind for kind in self._kinds if not kind.name or kind.name in node.kinds]
 
     def _check(self, nodes: Sequence[Node]) -> None:
-        """Ask those that are new who they are; a node of another build, or of another kind than it says, is refused."""
-        task = self._ray.remote(_task("identity"))
-        new = [node for node in nodes if node.id not in self._admitted and self._ours(node)]
-        asked = [
-            (node, task.options(num_cpus=0, max_retries=0, scheduling_strategy=self._bound(node)).remote())
-            for node in new
-        ]
-        end = time.monotonic() + _CHECK_S
-        for node, answer in asked:
+        """Ask those that are new who they are, and note who has answered by now; a node of another build, or of another
+        kind than it says, is refused. One that takes long to answer, as a busy machine does, joins when it has."""
+        for node in nodes:
+            if node.id not in self._admitted and node.id not in self._asked:
+                options = dict(num_cpus=0, max_retries=0, scheduling_strategy=self._bound(node))
+                self._asked[node.id] = (node, self._identity.options(**options).remote())
+        waiting = [answer for _, answer in self._asked.values()]
+        answered = self._ray.wait(waiting, num_returns=len(waiting), timeout=0)[0] if waiting else []
+        for node, answer in [pair for pair in self._asked.values() if pair[1] in answered]:
+            del self._asked[node.id]
             try:
-                reason = self._why_not(node, self._ray.get(answer, timeout=max(end - time.monotonic(), 0.1)))
-            except self._ray.exceptions.GetTimeoutError:
-                reason = f"did not say who it is within {_CHECK_S:g} s"
+                reason = self._why_not(node, self._ray.get(answer))
             except self._ray.exceptions.RayError as error:
                 reason = "cannot run this project: " + _words(error)
             self._admitted[node.id] = reason is None
             if reason:
                 self.refused[node.label] = reason
                 self._say(f"node {node.label} is refused: {reason}")
+
+    def unanswered(self) -> list[str]:
+        """The nodes that have not said yet who they are."""
+        return [node.label for node, _ in self._asked.values()]
 
     def _why_not(self, node: Node, said: Document) -> str | None:
         if other := node_module.other_build(node_module.build(), said["build"]):
@@ -225,20 +231,27 @@ def _words(error: BaseException) -> str:
 
 
 def check_kinds(cluster: RayCluster, text: str, kinds: Sequence[Kind]) -> None:
-    """Raise UsageError where a kind has no node, or none that may be used, naming what there is."""
+    """Wait for the nodes to say who they are. Raise UsageError where a kind has no node, or none to be used, naming
+    what there is."""
     nodes = cluster.nodes()
     there = [kind for node in nodes for kind in node.kinds]
     for kind in kinds:
         if kind.name not in there:
             raise flag_error("--on", text, f"of kinds that a node has: {node_module.kinds_in_words(there)}")
-    slots = cluster.slots()
-    for kind in list(kinds) or [Kind()]:
-        if kind.name not in {slot.kind for slot in slots}:
-            why = "; ".join(f"{label} {reason}" for label, reason in cluster.refused.items()) or "none has a GPU"
-            raise UsageError(f"{f'--on={text}' if text else '--ray'}: no node can be used: {why}")
     several = {kind for node in nodes for kind in node.kinds if node.gpus}
     if not kinds and len(several) > 1:
         raise flag_error("--on", "", f"given where the nodes differ: {node_module.kinds_in_words(several)}")
+    begin, wanted = time.monotonic(), {kind.name for kind in kinds} or {""}
+    while True:
+        usable, waited_s = {slot.kind for slot in cluster.slots()}, time.monotonic() - begin
+        if not cluster.unanswered() or waited_s > (_CHECK_S if wanted - usable else _GRACE_S):
+            break
+        time.sleep(0.2)
+    if wanted - usable:
+        reasons = [f"{label} {reason}" for label, reason in cluster.refused.items()]
+        reasons += [f"{label} did not say who it is within {_CHECK_S:g} s" for label in cluster.unanswered()]
+        flag = f"--on={text}" if text else "--ray"
+        raise UsageError(f"{flag}: no node can be used: {'; '.join(reasons) or 'none has a GPU'}")
 
 
 def device_type(device_flag: str) -> str:
