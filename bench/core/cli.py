@@ -38,6 +38,8 @@ DTYPE_FLAGS = {dtype: flag for flag, dtype in DTYPES.items()}
 FUSIONS = tuple(OP_LABELS)
 STUDIED = tuple(name for name in pk.models.names() if name != "tiny")
 """The models of the study."""
+LEAST_CAPABILITY = (8, 0)
+"""Of a GPU that the CUDA kernels run on."""
 ALL_STUDIED = ",".join(STUDIED)
 """The same as the default of a comma-separated --model."""
 
@@ -275,7 +277,15 @@ def device(text: str, use: bool = True) -> torch.device:
     index = int(match[1] or 0)
     if index and index >= (count := torch.cuda.device_count()):
         raise flag_error("--device", text, f"a GPU that torch sees: cuda:0 to cuda:{count - 1}, {count} in all")
-    if use and (index or torch.cuda.is_initialized()):  # the first is the current one as it is
+    current = index or torch.cuda.is_initialized()  # else the first is the current one as it is
+    # Not without use: asking for it initialises CUDA.
+    if use and (found := torch.cuda.get_device_capability(index)) < LEAST_CAPABILITY:
+        if text == "auto":
+            return torch.device("cpu")
+        least, has = (".".join(map(str, version)) for version in (LEAST_CAPABILITY, found))
+        needs = f"compute capability {least} or newer, and {torch.cuda.get_device_name(index)} has {has}"
+        raise flag_error("--device", text, f"cpu or auto here: cuda needs {needs}")
+    if use and current:
         torch.cuda.set_device(index)
     return torch.device("cuda", index)
 

@@ -20,8 +20,13 @@ _CPU_FLAGS = ("avx2", "f16c", "avx512f", "avx512_bf16", "amx_bf16", "hypervisor"
 _LIBRARIES = ("numpy", "scipy", "nvtx", "typer", "rich", "matplotlib", "safetensors", "transformers")
 
 # Peak memory bandwidth by device, GB/s of 10^9 bytes, with where the number comes from. The study's own values
-# (its section 3.3) where it has them; otherwise the vendor's datasheet.
+# (its section 3.3) where it has them; otherwise the vendor's datasheet. A name is the end of the driver's. A card
+# that is not here is asked for its bus and clock (_nvml_bandwidth).
 GPU_SPECS = {
+    "B300": (8000.0, "B300 datasheet (HGX B300)"),
+    "B200": (8000.0, "B200 datasheet (HGX B200)"),
+    "GB200": (8000.0, "GB200 NVL72 datasheet, one GPU of it"),
+    "GH200 480GB": (4000.0, "GH200 datasheet, 96 GB of HBM3"),
     "H100 80GB HBM3": (3350.0, "H100 SXM5 datasheet, and the study"),
     "H100 PCIe": (2000.0, "H100 PCIe datasheet"),
     "H200": (4800.0, "H200 datasheet"),
@@ -30,6 +35,15 @@ GPU_SPECS = {
     "L40S": (864.0, "L40S datasheet, and the study"),
     "L4": (300.0, "L4 datasheet, and the study"),
     "RTX 4090": (1008.0, "RTX 4090 datasheet"),
+    "RTX 5090": (1792.0, "RTX 5090 datasheet"),
+    "RTX 5080": (960.0, "RTX 5080 datasheet"),
+    "RTX PRO 6000 Blackwell Workstation Edition": (1792.0, "RTX PRO 6000 Blackwell datasheet"),
+    "RTX PRO 6000 Blackwell Max-Q Workstation Edition": (1792.0, "RTX PRO 6000 Blackwell Max-Q datasheet"),
+    "RTX PRO 6000 Blackwell Server Edition": (1597.0, "RTX PRO 6000 Blackwell Server Edition datasheet"),
+    "RTX 6000 Ada Generation": (960.0, "RTX 6000 Ada datasheet"),
+    "A10": (600.0, "A10 datasheet"),
+    "GB10": (273.0, "DGX Spark datasheet"),
+    "Thor": (273.0, "Jetson AGX Thor datasheet"),
 }
 
 # (vendor, family, models): channels, MT/s and what they are. A socket's figure: 8 bytes a channel and transfer.
@@ -87,18 +101,33 @@ def last_level_cache_bytes(device: torch.device) -> int:
     return max(cache_bytes().values(), default=32 << 20)
 
 
+def _nvml_bandwidth(device: torch.device) -> tuple[float, str] | None:
+    """Two transfers a clock on every line of the memory bus, GB/s, and how it was computed; None where NVML does not
+    say, as on a Jetson. It is what the vendor's tables give for GDDR and HBM, to a few percent."""
+    try:
+        handle = handle_of(device)
+    except pynvml.NVMLError:
+        return None
+    bits = ask(pynvml.nvmlDeviceGetMemoryBusWidth, handle)
+    mhz = ask(pynvml.nvmlDeviceGetMaxClockInfo, handle, pynvml.NVML_CLOCK_MEM)
+    if not bits or not mhz:
+        return None
+    return 2 * mhz * bits / 8 / 1000, f"computed: {bits} bits at 2 x {mhz} MHz by NVML; not in the table of cards"
+
+
 def spec_bandwidth(device: torch.device) -> tuple[float | None, str]:
     """Peak memory bandwidth by the specification, GB/s, and where the figure comes from.
 
+    A GPU that is not in GPU_SPECS is asked for its memory bus and clock, and the source says so.
     For a CPU it is the whole socket's, at the fastest memory its generation takes. A process that has a part of the
     socket's cores cannot reach it, so that it is no bandwidth to measure against: then it is None, and a remark.
     """
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         for part, (gbs, source) in GPU_SPECS.items():
-            if name.removeprefix("NVIDIA ").endswith(part):
+            if re.search(rf"(^|[ -]){re.escape(part)}$", name):
                 return gbs, source
-        return None, f"unknown for {name}"
+        return _nvml_bandwidth(device) or (None, f"unknown for {name}")
     info = _cpuinfo()
     try:
         vendor, family, model = info["vendor_id"], int(info["cpu family"]), int(info["model"])

@@ -125,10 +125,21 @@ def test_a_sweep_into_no_folder(capsys):
     assert_refused(run_here(capsys, "bench.sweep", "--out=", "--model=tiny"), "--out=", "the name of a folder")
 
 
+def test_a_gpu_older_than_the_kernels(monkeypatch, capsys):
+    monkeypatch.setattr("pykernels.runtime.build_info", lambda: {"cuda": True})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Tesla T4")
+    assert cli.device("auto") == cli.device("cpu") == torch.device("cpu")
+    refused = "cuda needs compute capability 8.0 or newer, and Tesla T4 has 7.5"
+    assert_refused(run_here(capsys, "bench.op", "--device=cuda"), "--device=cuda: must be cpu or auto here", refused)
+
+
 @pytest.mark.parametrize(("built", "seen"), [(True, True), (True, False), (False, True), (False, False)])
 def test_the_device(monkeypatch, capsys, built, seen):
     monkeypatch.setattr("pykernels.runtime.build_info", lambda: {"cuda": built})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: seen)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (12, 0))
     assert cli.device("cpu") == torch.device("cpu")
     if built and seen:
         assert cli.device("auto") == cli.device("cuda") == torch.device("cuda", 0)

@@ -165,7 +165,16 @@ def test_git_is_not_asked_when_something_is_measured(monkeypatch):
 
 def test_architectures_of_gpus():
     assert find_gpus.architectures([(9, 0), (8, 6), (9, 0), (7, 5), (12, 0)]) == ["86-real", "90a-real", "120-real"]
-    assert find_gpus.architectures([]) == []
+    # Jetson Orin, B200, B300, Jetson Thor, DGX Spark; a T4 has nothing that runs on it.
+    jetsons_and_blackwells = [(8, 7), (10, 0), (10, 3), (11, 0), (12, 1)]
+    assert find_gpus.architectures(jetsons_and_blackwells) == [
+        "87-real",
+        "100-real",
+        "103-real",
+        "110-real",
+        "121-real",
+    ]
+    assert find_gpus.architectures([(7, 5)]) == find_gpus.architectures([]) == []
 
 
 def test_nvidia_smi_is_asked(tmp_path):
