@@ -45,7 +45,8 @@ struct Stream {
     bool programmatic;
 };
 
-// dtypes bfloat16 and float16; head_dim 64 and 128. Anything else, and a launch that fails, is an exception.
+// dtypes bfloat16 and float16; head_dim a multiple of 8 up to 256. Anything else, and a launch that fails, is
+// an exception.
 #define PYKERNELS_DECLARE(op, Params) void op(const Params& params, const Stream& stream);
 PYKERNELS_OPS(PYKERNELS_DECLARE)
 #undef PYKERNELS_DECLARE

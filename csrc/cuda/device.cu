@@ -4,6 +4,7 @@
 #include <mutex>
 
 #include "cuda/common/launch.h"
+#include "cuda/common/resident_clusters.h"
 
 namespace pykernels::cuda {
 namespace {
@@ -11,6 +12,46 @@ namespace {
 constexpr int max_devices = 64;
 
 __global__ void probe_kernel() {}
+
+int attribute_of(int device, cudaDeviceAttr attribute) {
+    int value = 0;
+    PYKERNELS_CHECK_CUDA(cudaDeviceGetAttribute(&value, attribute, device));
+    return value;
+}
+
+// Of blocks that take all of an SM's shared memory.
+ResidentClusters read_resident_clusters(int device) {
+    const int block_bytes = attribute_of(device, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+    PYKERNELS_CHECK_CUDA(
+        cudaFuncSetAttribute(probe_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, block_bytes));
+    PYKERNELS_CHECK_CUDA(
+        cudaFuncSetAttribute(probe_kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
+    ResidentClusters resident = {};
+    for (int blocks = 2; blocks <= max_cluster_blocks; ++blocks) {
+        cudaLaunchAttribute attribute = {};
+        attribute.id = cudaLaunchAttributeClusterDimension;
+        attribute.val.clusterDim.x = static_cast<unsigned>(blocks);
+        attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+        cudaLaunchConfig_t config = {};
+        config.gridDim = dim3(static_cast<unsigned>(blocks));
+        config.blockDim = dim3(256);
+        config.dynamicSmemBytes = static_cast<size_t>(block_bytes);
+        config.attrs = &attribute;
+        config.numAttrs = 1;
+        if (cudaOccupancyMaxActiveClusters(&resident.counts[blocks], probe_kernel, &config) != cudaSuccess) {
+            resident.counts[blocks] = 0;  // this device has no clusters of that size
+            cudaGetLastError();
+        }
+    }
+    return resident;
+}
+
+int current_device() {
+    int device = 0;
+    PYKERNELS_CHECK_CUDA(cudaGetDevice(&device));
+    if (device >= max_devices) throw std::runtime_error("more than 64 CUDA devices");
+    return device;
+}
 
 DeviceLimits read_limits(int device) {
     DeviceLimits limits = {};
@@ -30,11 +71,19 @@ DeviceLimits read_limits(int device) {
 const DeviceLimits& device_limits() {
     static DeviceLimits limits[max_devices];
     static std::once_flag read[max_devices];
-    int device = 0;
-    PYKERNELS_CHECK_CUDA(cudaGetDevice(&device));
-    if (device >= max_devices) throw std::runtime_error("more than 64 CUDA devices");
+    const int device = current_device();
     std::call_once(read[device], [&] { limits[device] = read_limits(device); });
     return limits[device];
+}
+
+const ResidentClusters& resident_clusters() {
+    static ResidentClusters resident[max_devices];
+    static std::once_flag read[max_devices];
+    const int device = current_device();
+    std::call_once(read[device], [&] {
+        if (device_limits().sm_90) resident[device] = read_resident_clusters(device);
+    });
+    return resident[device];
 }
 
 void allow_all_resources(const void* kernel) {

@@ -107,19 +107,19 @@ struct Combined {
 };
 
 // The partials that the blocks of a cluster push to each other. Each block combines an equal number of
-// consecutive items and receives every block's partials of them.
+// consecutive items, the last ones fewer or none, and receives every block's partials of them.
 struct PushedPartials {
     Mbarrier* arrived;
     float4* outs;     // [block][item of this block's part]
     float2* weights;  // likewise: the maximum, the sum of exponentials
-    int items, part;  // items of the head group, items of a block
+    int slots, part;  // partials that this block receives, items of a block
 
-    // `memory`: gqa_pushed_bytes(items) of shared memory, at the same offset in all blocks.
-    __device__ __forceinline__ PushedPartials(unsigned char* memory, int items, int part)
+    // `memory`: gqa_pushed_bytes(room) of shared memory, at the same offset in all blocks; `room` >= slots.
+    __device__ __forceinline__ PushedPartials(unsigned char* memory, int slots, int part, int room)
         : arrived(reinterpret_cast<Mbarrier*>(memory)),
           outs(reinterpret_cast<float4*>(memory + gqa_push_barrier_bytes)),
-          weights(reinterpret_cast<float2*>(outs + items)),
-          items(items),
+          weights(reinterpret_cast<float2*>(outs + room)),
+          slots(slots),
           part(part) {}
 
     // Whole warps call; one thread initialises the mbarrier. Other blocks may push after the cluster barrier.
@@ -129,7 +129,7 @@ struct PushedPartials {
             barriers_ready();
         }
         warp_barrier();  // not needed for one thread's order, but racecheck warns without it
-        if (threadIdx.x == 0) barrier_expect(arrived, static_cast<uint32_t>(items * gqa_partial_bytes));
+        if (threadIdx.x == 0) barrier_expect(arrived, static_cast<uint32_t>(slots * gqa_partial_bytes));
     }
 
     // Pushes block `block`'s partial to the block that combines the item.

@@ -26,6 +26,7 @@
 #include "cuda/common/dispatch.h"
 #include "cuda/common/launch.h"
 #include "cuda/common/timestamps.cuh"
+#include "cuda/gqa_any_dim.cuh"
 #include "cuda/gqa_combine.cuh"
 #include "cuda/gqa_decode_plan.h"
 #include "cuda/gqa_stream.cuh"
@@ -38,11 +39,14 @@ using namespace gqa;
 // The work of a block: a head group, and a split of its KV axis.
 struct BlockWork {
     int group, split, sequence, kv_head, first_head, n_heads;
-    __device__ __forceinline__ BlockWork(const GqaDecodeParams& params, const GqaPlan& plan, int block) {
+    template <class Dims>
+    __device__ __forceinline__ BlockWork(const GqaDecodeParams& params, const GqaPlan& plan, int block,
+                                         const Dims& dims) {
         group = block / plan.splits;
         split = block - group * plan.splits;
-        const int head_tile = plan.head_tiles == 1 ? 0 : group % plan.head_tiles;
-        const int cache = plan.head_tiles == 1 ? group : group / plan.head_tiles;
+        const int cell = dims.cell(plan, group);  // its slices of V are neighbours
+        const int head_tile = plan.head_tiles == 1 ? 0 : cell % plan.head_tiles;
+        const int cache = plan.head_tiles == 1 ? cell : cell / plan.head_tiles;
         sequence = cache / params.n_kv_heads;
         kv_head = cache - sequence * params.n_kv_heads;
         first_head = kv_head * plan.group_size + head_tile * plan.heads;
@@ -50,40 +54,46 @@ struct BlockWork {
     }
 };
 
-template <class T, int head_dim, template <class, int> class KvStream>
+template <class T, class Dims, template <class, class> class KvStream>
 __global__ void __launch_bounds__(gqa_threads, 1)
     gqa_decode_kernel(const __grid_constant__ GqaDecodeParams params, const __grid_constant__ GqaPlan plan) {
-    if (KvStream<T, head_dim>::needs_bulk_copy && !has_bulk_copy) return;  // planned on sm_90 only
+    if (KvStream<T, Dims>::needs_bulk_copy && !has_bulk_copy) return;  // planned on sm_90 only
     Timestamps timestamps;
-    constexpr int row = gqa_row_floats(head_dim);
+    constexpr int row = gqa_row_floats(Dims::value_max);
     const int warp = static_cast<int>(threadIdx.x) / warp_size, g = lane_group(), t = lane_in_group();
-    const BlockWork work(params, plan, static_cast<int>(blockIdx.x));
+    const Dims dims(params, plan, static_cast<int>(blockIdx.x) / plan.splits);
+    const BlockWork work(params, plan, static_cast<int>(blockIdx.x), dims);
     const int64_t cache_offset =
-        int64_t{work.sequence * params.n_kv_heads + work.kv_head} * params.max_len * head_dim;
+        int64_t{work.sequence * params.n_kv_heads + work.kv_head} * params.max_len * dims.head_dim;
 
     // --- mbarrier for the cluster's pushes. The matching cluster_wait() comes before the first push.
-    const int items = gqa_items(work.n_heads, head_dim);
-    unsigned char* const behind_rows = shared_memory() + gqa_rows_bytes(head_dim);
-    const PushedPartials pushed(behind_rows, items, work.n_heads * plan.cluster_items);
+    const int items = gqa_items(work.n_heads, dims.n_values);
+    unsigned char* const behind_rows = shared_memory() + gqa_rows_bytes(Dims::value_max);
+    const int part = work.n_heads * plan.cluster_items;
+    // Exactly divided, a block of the cluster combines as many items as any other; else what is left for it.
+    const int own_items = Dims::exact ? part : max(min(part, items - work.split * part), 0);
+    const int pushed_slots = Dims::exact ? items : own_items * plan.cluster_splits;
+    const int pushed_room = Dims::exact ? items : part * plan.cluster_splits;
+    const PushedPartials pushed(behind_rows, pushed_slots, part, pushed_room);
     if (plan.cluster_splits > 1) {
         pushed.expect();
         warp_barrier();  // barrier.cluster.arrive is .aligned: all lanes execute it together
         cluster_arrive();
     }
 
-    // --- prefetch q, K and V. q goes to shared memory, 0 past the last head. Where nothing has to be waited
-    // for it is issued ahead of K and V: behind them it would arrive a microsecond later.
+    // --- prefetch q, K and V. q goes to shared memory, 0 past the last head and head_dim. Where nothing has
+    // to be waited for it is issued ahead of K and V: behind them it would arrive a microsecond later.
     T* q = reinterpret_cast<T*>(shared_memory());
     const auto fetch_q = [&] {
-        constexpr int q_vectors = head_dim / vector_elements;
+        constexpr int q_vectors = Dims::key_max / vector_elements;
         static_assert(gqa_tile_heads * q_vectors <= gqa_threads);
         const int i = static_cast<int>(threadIdx.x), head = i / q_vectors,
                   d = i % q_vectors * vector_elements;
         if (head < gqa_tile_heads) {
-            T* to = q + head * gqa_q_row_elements(head_dim) + d;
-            if (head < work.n_heads) {
+            T* to = q + head * gqa_q_row_elements(Dims::key_max) + d;
+            if (head < work.n_heads && (Dims::exact || d < dims.head_dim)) {
                 const int64_t q_row = int64_t{work.sequence * params.n_heads + work.first_head + head};
-                async_copy16(to, static_cast<const T*>(params.q) + q_row * head_dim + d);
+                async_copy16(to, static_cast<const T*>(params.q) + q_row * dims.head_dim + d);
             } else {
                 store(reinterpret_cast<uint4*>(to), make_uint4(0, 0, 0, 0));
             }
@@ -101,7 +111,7 @@ __global__ void __launch_bounds__(gqa_threads, 1)
                             (warp * plan.splits + work.split) * gqa_tile_keys,
                             plan.splits * gqa_warps * gqa_tile_keys,
                             plan.programmatic};
-    KvStream<T, head_dim> kv_stream(tiles, shared_memory() + plan.ring_offset);
+    KvStream<T, Dims> kv_stream(tiles, shared_memory() + plan.ring_offset, dims);
     kv_stream.start();
     timestamps.mark(TimestampPoint::first_copies);
 
@@ -122,9 +132,9 @@ __global__ void __launch_bounds__(gqa_threads, 1)
     timestamps.mark(TimestampPoint::x_ready);
 
     // --- mainloop over the warp's tiles
-    q += g * gqa_q_row_elements(head_dim) +
+    q += g * gqa_q_row_elements(Dims::key_max) +
          t * vector_elements;  // head g, the dimensions of this lane's part of K
-    Partial<head_dim> partial;
+    Partial<Dims::value_max> partial;
     kv_stream.run(q, params.scale * log2_e, partial);
     timestamps.mark(TimestampPoint::streamed);
     const int active_splits = gqa_active_splits(kv_len, plan.splits);
@@ -139,15 +149,16 @@ __global__ void __launch_bounds__(gqa_threads, 1)
         for (int mask = 4; mask < warp_size; mask *= 2) sum += shuffle_xor(sum, mask);
         float* warp_row = results + (warp * gqa_tile_heads + 2 * t + h) * row;
 #pragma unroll
-        for (int j = 0; j < head_dim / 64; ++j) {
+        for (int j = 0; j < Dims::value_max / 64; ++j) {
 #pragma unroll
             for (int p = 0; p < 4; ++p) {
-                store(reinterpret_cast<float2*>(warp_row + KvStream<T, head_dim>::value_dim(j) + p * 2),
+                store(reinterpret_cast<float2*>(warp_row + KvStream<T, Dims>::value_dim(j) + p * 2),
                       make_float2(partial.out[j][p][h], partial.out[j][p][2 + h]));
             }
         }
         if (g == 0)
-            store(reinterpret_cast<float4*>(warp_row + head_dim), make_float4(partial.maximum[h], sum, 0, 0));
+            store(reinterpret_cast<float4*>(warp_row + Dims::value_max),
+                  make_float4(partial.maximum[h], sum, 0, 0));
     }
     auto* shared_ticket =
         reinterpret_cast<uint32_t*>(behind_rows);  // memory that only a cluster uses otherwise
@@ -156,37 +167,40 @@ __global__ void __launch_bounds__(gqa_threads, 1)
     // The mbarriers of all blocks are initialised.
     if (plan.cluster_splits > 1) cluster_wait();
     const bool has_own = static_cast<int>(threadIdx.x) < items;
-    const Item own(has_own ? static_cast<int>(threadIdx.x) : 0, head_dim);
+    const Item own(has_own ? static_cast<int>(threadIdx.x) : 0, dims.n_values);
     Combined combined;
-    static_assert(gqa_items(gqa_tile_heads, head_dim) <= gqa_threads);
+    static_assert(gqa_items(gqa_tile_heads, Dims::value_max) <= gqa_threads);
     if (has_own) {
         float4 weights[gqa_warps], outs[gqa_warps];
 #pragma unroll
         for (int w = 0; w < gqa_warps; ++w) {
             const float* warp_row = results + (w * gqa_tile_heads + own.head) * row;
-            weights[w] = load(reinterpret_cast<const float4*>(warp_row + head_dim));
+            weights[w] = load(reinterpret_cast<const float4*>(warp_row + Dims::value_max));
             outs[w] = load(reinterpret_cast<const float4*>(warp_row + own.dim));
         }
         combined.add(weights, outs, gqa_warps);
     }
     const auto finish = [&](const Item& item) {
         combined.finish(static_cast<T*>(params.out) +
-                        int64_t{work.sequence * params.n_heads + work.first_head + item.head} * head_dim +
-                        item.dim);
+                        int64_t{work.sequence * params.n_heads + work.first_head + item.head} *
+                            dims.head_dim +
+                        dims.first_value + item.dim);
     };
 
     // --- combine the splits of a cluster: neighbouring lanes share an item, each takes the partial of one
     // block
     if (plan.cluster_splits > 1) {
         if (has_own) pushed.send(combined, static_cast<int>(threadIdx.x), work.split);
-        const int lanes = plan.cluster_splits, from = static_cast<int>(threadIdx.x) % lanes;
+        const int lanes = Dims::exact ? plan.cluster_splits : plan.cluster_lanes,
+                  from = static_cast<int>(threadIdx.x) % lanes;
         const int part_item = static_cast<int>(threadIdx.x) / lanes;
         combined = {};
         wait_for_pushes(pushed.arrived);  // no block writes here after this, so this one may also exit
-        if (part_item < pushed.part) combined = pushed.partial_of(from, part_item);
+        if (part_item < own_items && (Dims::exact || from < plan.cluster_splits))
+            combined = pushed.partial_of(from, part_item);
         combined.add_lanes(lanes);
-        if (part_item < pushed.part && from == 0)
-            finish(Item(work.split * pushed.part + part_item, head_dim));
+        if (part_item < own_items && from == 0)
+            finish(Item(work.split * pushed.part + part_item, dims.n_values));
         return;
     }
     if (active_splits == 1) {
@@ -196,7 +210,7 @@ __global__ void __launch_bounds__(gqa_threads, 1)
 
     // --- combine the splits through global memory: neighbouring lanes share an item, each takes every n-th
     // split
-    const int slots_of_split = gqa_items(plan.heads, head_dim);
+    const int slots_of_split = gqa_items(plan.heads, Dims::exact ? dims.n_values : plan.value_dims);
     float* rows =
         reinterpret_cast<float*>(static_cast<unsigned char*>(params.workspace) + gqa_counter_bytes(plan)) +
         int64_t{work.group} * plan.splits * slots_of_split * gqa_slot_floats;  // [split][item]
@@ -219,39 +233,48 @@ __global__ void __launch_bounds__(gqa_threads, 1)
         }
     }
     combined.add_lanes(lanes);
-    if (has_item && from == 0) finish(Item(item, head_dim));
+    if (has_item && from == 0) finish(Item(item, dims.n_values));
 }
 
-template <class Body>
-void with_head_dim(int head_dim, Body&& body) {
-    if (head_dim == 64) return body(Constant<64>{});
-    if (head_dim == 128) return body(Constant<128>{});
-    throw std::invalid_argument("pykernels::gqa_decode: on CUDA, head_dim must be 64 or 128, got " +
-                                std::to_string(head_dim));
+using Kernel = void (*)(GqaDecodeParams, GqaPlan);
+
+template <class T>
+Kernel kernel_of(const GqaPlan& plan, int head_dim) {
+    if (head_dim % vector_elements != 0 || head_dim < vector_elements || head_dim > 256) {
+        throw std::invalid_argument(
+            "pykernels::gqa_decode: head_dim must be a multiple of 8 up to 256, got " +
+            std::to_string(head_dim));
+    }
+    if (plan.any_dim) {
+        return head_dim <= 128 ? gqa_decode_kernel<T, AnyDims<128>, GuardedStream>
+                               : gqa_decode_kernel<T, AnyDims<256>, GuardedStream>;
+    }
+    if (head_dim == 64) {
+        return plan.bulk_copies ? gqa_decode_kernel<T, ExactDims<64>, BulkStream>
+                                : gqa_decode_kernel<T, ExactDims<64>, RegisterStream>;
+    }
+    return plan.bulk_copies ? gqa_decode_kernel<T, ExactDims<128>, BulkStream>
+                            : gqa_decode_kernel<T, ExactDims<128>, RegisterStream>;
 }
 
 GqaPlan plan_here(const GqaDecodeParams& params, bool programmatic) {
     const DeviceLimits& limits = device_limits();
-    return plan_gqa_decode(params, limits.sm_count, limits.shared_bytes, limits.sm_90, programmatic);
+    return plan_gqa_decode(params, {limits.sm_count, limits.shared_bytes, limits.sm_90, resident_clusters()},
+                           programmatic);
 }
 
 }  // namespace
 
 size_t gqa_decode_workspace_bytes(const GqaDecodeParams& params) {
-    return static_cast<size_t>(gqa_workspace_bytes(plan_here(params, false), params.head_dim));
+    return static_cast<size_t>(gqa_workspace_bytes(plan_here(params, false)));
 }
 
 void gqa_decode(const GqaDecodeParams& params, const Stream& stream) {
     const GqaPlan plan = plan_here(params, stream.programmatic);
     with_type("gqa_decode", params.dtype, [&](auto type) {
-        with_head_dim(params.head_dim, [&](auto head_dim) {
-            using T = decltype(type);
-            constexpr int dim = decltype(head_dim)::value;
-            const auto kernel = plan.bulk_copies ? gqa_decode_kernel<T, dim, BulkStream>
-                                                 : gqa_decode_kernel<T, dim, RegisterStream>;
-            launch_clusters(kernel, plan.cluster_splits, plan.groups * plan.splits, gqa_threads,
-                            static_cast<size_t>(plan.shared_bytes), stream, params, plan);
-        });
+        const Kernel kernel = kernel_of<decltype(type)>(plan, params.head_dim);
+        launch_clusters(kernel, plan.cluster_splits, plan.groups * plan.splits, gqa_threads,
+                        static_cast<size_t>(plan.shared_bytes), stream, params, plan);
     });
 }
 

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "cuda/common/resident_clusters.h"
 #include "params.h"
 
 namespace pykernels::cuda {
@@ -14,15 +15,22 @@ constexpr int gqa_threads = 32 * gqa_warps;
 constexpr int gqa_tile_heads = 8;
 // Keys of a tile, which a warp takes at once: m (S = K Q^T) and k (O^T = V^T P^T) of mma.m16n8k16.
 constexpr int gqa_tile_keys = 16;
+// V's dimensions that a block takes: those of a warp's sums of eight heads are 32 registers. Where head_dim
+// is larger, blocks take slices of V, and each reads all of K.
+constexpr int gqa_max_value_dims = 128;
 // A split has at least one tile per warp: below that, combining it costs more than reading it.
 constexpr int gqa_min_split_keys = gqa_warps * gqa_tile_keys;
 
 // The splits of a short context are the blocks of a cluster, which push their partials into each other's
 // shared memory. A cluster must fit in one GPC, and some GPCs have fewer than 16 SMs available: up to
 // gqa_max_cluster_blocks blocks are resident at once. Longer contexts need all SMs.
-constexpr int gqa_max_cluster_splits = 16;
+constexpr int gqa_max_cluster_splits = max_cluster_blocks;
 constexpr int gqa_max_cluster_blocks = 64;
 constexpr int gqa_max_cluster_tiles = 4;  // of a warp
+// Where clusters occupy two thirds of the SMs, which read at nearly the memory's bandwidth, contexts may be
+// longer.
+constexpr int gqa_max_spread_cluster_tiles = 16;
+
 // Without clusters, some blocks of a head group, the reducing blocks, poll until all its splits have written
 // their partials. A polling block occupies an SM: at most one SM of this many is occupied so.
 constexpr int gqa_sms_per_reducer = 4;
@@ -33,13 +41,21 @@ constexpr int gqa_sms_per_reducer = 4;
 constexpr int gqa_min_bulk_tiles = 16;
 constexpr int gqa_ring_stages = 2;
 
+// What the plan needs to know of the device.
+struct GqaDevice {
+    int sm_count;
+    int shared_bytes;  // the largest amount a block can have
+    bool sm_90;        // clusters and cp.async.bulk
+    ResidentClusters resident_clusters;
+};
+
 struct GqaPlan {
     int group_size;      // query heads of a KV head
     int head_tiles;      // tiles of a KV head's query heads, a block each (per split)
     int heads;           // query heads of a head tile; the last one may have fewer
-    int groups;          // head groups: batch * n_kv_heads * head_tiles
+    int groups;          // head groups: batch * n_kv_heads * head_tiles * value_slices
     int splits;          // of the KV axis
-    int cluster_splits;  // a power of two: the splits, where they are a cluster; else 1
+    int cluster_splits;  // the splits, where they are a cluster; else 1
     int cluster_items;   // items of one head that each block of the cluster combines
     int reducers;        // reducing blocks of a head group, where there is no cluster
     int reducer_items;   // items that a reducing block combines
@@ -48,6 +64,11 @@ struct GqaPlan {
     bool bulk_copies;  // K and V come by cp.async.bulk
     int ring_offset;   // of its ring in shared memory
     int shared_bytes;
+    bool any_dim;       // the kernel for any head_dim and any size of cluster
+    int value_slices;   // slices of V's dimensions, a block each (per split); 1 unless any_dim
+    int value_dims;     // dimensions of a slice; the last one may have fewer
+    int cluster_lanes;  // lanes that combine one item of a cluster: cluster_splits, rounded up to a power of
+                        // two
 };
 
 // Floats of a warp's partial of one head: head_dim sums, the maximum, the sum of exponentials. Padded to 16
@@ -98,37 +119,68 @@ constexpr int gqa_pushed_bytes(int items) {
     return gqa_push_barrier_bytes + items * gqa_partial_bytes;
 }
 
-// One split per SM as long as each has enough keys. The plan depends on max_len and not on kv_len, which is
-// in device memory: a captured graph stays valid while kv_len grows.
-inline GqaPlan plan_gqa_decode(const GqaDecodeParams& params, int sm_count, int max_shared_bytes, bool sm_90,
-                               bool programmatic) {
+namespace gqa_planning {
+
+constexpr int ceil_div(int value, int divisor) {
+    return (value + divisor - 1) / divisor;
+}
+
+// One split per SM as long as each has enough keys.
+inline int splits_of(const GqaDecodeParams& params, const GqaPlan& plan, int blocks) {
+    return std::max(std::min(ceil_div(params.max_len, gqa_min_split_keys), blocks / plan.groups), 1);
+}
+
+// Blocks of a cluster. All clusters are resident at once.
+inline int cluster_of(const GqaDecodeParams& params, const GqaPlan& plan, const GqaDevice& device) {
+    if (!device.sm_90) return 1;
+
+    const auto fits = [&](int cluster) { return device.resident_clusters.counts[cluster] >= plan.groups; };
+    int cluster = 1, most_tiles = gqa_max_cluster_tiles;
+    if (!plan.any_dim) {
+        cluster = power_of_two_below(splits_of(params, plan, gqa_max_cluster_blocks));
+        cluster = std::min(cluster, gqa_max_cluster_splits);
+        while (cluster > 1 && !fits(cluster)) cluster /= 2;
+    } else {
+        const int head_items = plan.value_dims / 4;
+        // The lanes of all items of a block are its threads.
+        const auto combines = [&](int size) {
+            return ceil_div(head_items, size) * plan.heads * power_of_two_below(2 * size - 1) <= gqa_threads;
+        };
+        cluster = std::min(ceil_div(params.max_len, gqa_min_split_keys), gqa_max_cluster_splits);
+        while (cluster > 1 && !(fits(cluster) && combines(cluster))) --cluster;
+        if (3 * plan.groups * cluster >= 2 * device.sm_count) most_tiles = gqa_max_spread_cluster_tiles;
+    }
+    return ceil_div(params.max_len, cluster * gqa_min_split_keys) <= most_tiles ? cluster : 1;
+}
+
+inline GqaPlan plan_kernel(const GqaDecodeParams& params, const GqaDevice& device, bool programmatic,
+                           bool any_dim) {
     GqaPlan plan = {};
+    plan.any_dim = any_dim;
     plan.group_size = params.n_heads / params.n_kv_heads;
-    plan.head_tiles = (plan.group_size + gqa_tile_heads - 1) / gqa_tile_heads;
-    plan.heads = (plan.group_size + plan.head_tiles - 1) / plan.head_tiles;
-    plan.groups = params.batch * params.n_kv_heads * plan.head_tiles;
-    const auto splits_of = [&](int keys, int blocks) {
-        const int by_keys = (params.max_len + keys - 1) / keys, by_blocks = blocks / plan.groups;
-        return std::max(std::min(by_keys, by_blocks), 1);
-    };
-    plan.splits = splits_of(gqa_min_split_keys, sm_count);
-    plan.cluster_splits = 1;
-    const int cluster = std::min(power_of_two_below(splits_of(gqa_min_split_keys, gqa_max_cluster_blocks)),
-                                 gqa_max_cluster_splits);
-    if (sm_90 && cluster > 1 && params.max_len <= cluster * gqa_max_cluster_tiles * gqa_min_split_keys)
-        plan.splits = plan.cluster_splits = cluster;
-    plan.cluster_items = gqa_items(1, params.head_dim) / plan.cluster_splits;
-    const int items = gqa_items(plan.heads, params.head_dim);
-    const int reducers = std::clamp(sm_count / gqa_sms_per_reducer / plan.groups, 1, plan.splits);
-    plan.reducer_items = (items + reducers - 1) / reducers;
-    plan.reducers = (items + plan.reducer_items - 1) / plan.reducer_items;
+    plan.head_tiles = ceil_div(plan.group_size, gqa_tile_heads);
+    plan.heads = ceil_div(plan.group_size, plan.head_tiles);
+    plan.value_slices = ceil_div(params.head_dim, gqa_max_value_dims);
+    plan.value_dims = ceil_div(params.head_dim, 8 * plan.value_slices) * 8;
+    plan.groups = params.batch * params.n_kv_heads * plan.head_tiles * plan.value_slices;
+
+    plan.splits = splits_of(params, plan, device.sm_count);
+    plan.cluster_splits = cluster_of(params, plan, device);
+    if (plan.cluster_splits > 1) plan.splits = plan.cluster_splits;
+    plan.cluster_lanes = power_of_two_below(2 * plan.cluster_splits - 1);
+    plan.cluster_items = ceil_div(gqa_items(1, plan.value_dims), plan.cluster_splits);
+    const int items = gqa_items(plan.heads, plan.value_dims);
+    const int reducers = std::clamp(device.sm_count / gqa_sms_per_reducer / plan.groups, 1, plan.splits);
+    plan.reducer_items = ceil_div(items, reducers);
+    plan.reducers = ceil_div(items, plan.reducer_items);
     plan.reducer_lanes =
         std::min({gqa_threads / gqa_warps, power_of_two_below(gqa_threads / plan.reducer_items),
                   power_of_two_below(2 * plan.splits - 1)});
     plan.programmatic = programmatic;
     // The warps' partials overwrite q. Behind them lie the partials pushed by the cluster, or the ticket.
-    plan.shared_bytes =
-        gqa_rows_bytes(params.head_dim) + (plan.cluster_splits > 1 ? gqa_pushed_bytes(items) : 16);
+    const int row_dims = any_dim ? gqa_max_value_dims : params.head_dim;
+    const int pushed = plan.cluster_splits * plan.heads * plan.cluster_items;
+    plan.shared_bytes = gqa_rows_bytes(row_dims) + (plan.cluster_splits > 1 ? gqa_pushed_bytes(pushed) : 16);
     // The ring lies behind both. Only for whole tiles: a bulk copy must not pass the cache's end.
     plan.ring_offset = (plan.shared_bytes + 127) / 128 * 128;
     const int with_ring = plan.ring_offset + gqa_ring_bytes(params.head_dim);
@@ -139,9 +191,25 @@ inline GqaPlan plan_gqa_decode(const GqaDecodeParams& params, int sm_count, int 
     // costs more.
     const bool few_clusters = programmatic && plan.cluster_splits > 1 &&
                               plan.groups * gqa_max_cluster_splits <= gqa_max_cluster_blocks;
-    plan.bulk_copies = sm_90 && (long_cache || few_clusters) && params.max_len % gqa_tile_keys == 0 &&
-                       with_ring <= max_shared_bytes;
+    plan.bulk_copies = device.sm_90 && !any_dim && (long_cache || few_clusters) &&
+                       params.max_len % gqa_tile_keys == 0 && with_ring <= device.shared_bytes;
     if (plan.bulk_copies) plan.shared_bytes = with_ring;
+    return plan;
+}
+
+}  // namespace gqa_planning
+
+// head_dim 64 and 128 have kernels of their own; all others take the kernel for any head_dim. The plan
+// depends on max_len and not on kv_len, which is in device memory: a captured graph stays valid while kv_len
+// grows.
+inline GqaPlan plan_gqa_decode(const GqaDecodeParams& params, const GqaDevice& device, bool programmatic) {
+    const bool any_dim = params.head_dim != 64 && params.head_dim != 128;
+    const GqaPlan plan = gqa_planning::plan_kernel(params, device, programmatic, any_dim);
+    // As many KV heads as query heads: too many for clusters of a power of two.
+    if (!any_dim && plan.group_size == 1 && plan.cluster_splits == 1) {
+        const GqaPlan clustered = gqa_planning::plan_kernel(params, device, programmatic, true);
+        if (clustered.cluster_splits > 1) return clustered;
+    }
     return plan;
 }
 
@@ -160,8 +228,8 @@ constexpr int64_t gqa_counter_bytes(const GqaPlan& plan) {
     return (int64_t{plan.groups} * 4 + 63) / 64 * 64;
 }
 
-constexpr int64_t gqa_workspace_bytes(const GqaPlan& plan, int head_dim) {
-    const int64_t slots = int64_t{plan.groups} * plan.splits * gqa_items(plan.heads, head_dim);
+constexpr int64_t gqa_workspace_bytes(const GqaPlan& plan) {
+    const int64_t slots = int64_t{plan.groups} * plan.splits * gqa_items(plan.heads, plan.value_dims);
     return gqa_counter_bytes(plan) + (plan.cluster_splits > 1 ? 0 : slots * gqa_slot_floats * 4);
 }
 

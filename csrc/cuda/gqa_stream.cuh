@@ -25,12 +25,14 @@ struct Tiles {
 
 // Two tiles at a time, so that the latencies of one hide those of the other. K of the next two tiles is
 // issued after S of these, V after O^T.
-template <class T, int head_dim>
+template <class T, class Dims>
 class RegisterStream {
   public:
     static constexpr bool needs_bulk_copy = false;
+    static constexpr int head_dim = Dims::head_dim;
 
-    __device__ __forceinline__ RegisterStream(const Tiles<T>& tiles, unsigned char*) : tiles_(tiles) {}
+    __device__ __forceinline__ RegisterStream(const Tiles<T>& tiles, unsigned char*, const Dims&)
+        : tiles_(tiles) {}
 
     // The first tile is issued before kv_len is known, and so is the second where the cache holds no more
     // than two.
@@ -93,13 +95,14 @@ class RegisterStream {
 
 // K of a tile is contiguous in memory, and so is V: each is one bulk copy with its own mbarrier, issued when
 // its slot of the ring has been read. max_len is a multiple of gqa_tile_keys.
-template <class T, int head_dim>
+template <class T, class Dims>
 class BulkStream {
   public:
     static constexpr bool needs_bulk_copy = true;
+    static constexpr int head_dim = Dims::head_dim;
 
     // `ring`: the block's.
-    __device__ __forceinline__ BulkStream(const Tiles<T>& tiles, unsigned char* ring)
+    __device__ __forceinline__ BulkStream(const Tiles<T>& tiles, unsigned char* ring, const Dims&)
         : tiles_(tiles),
           ring_(ring + warp() * warp_bytes),
           barriers_(reinterpret_cast<Mbarrier*>(ring + gqa_warps * warp_bytes) + warp() * slots) {}

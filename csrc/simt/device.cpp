@@ -1,8 +1,10 @@
 // The device behind the launches, in place of cuda/device.cu.
+#include <algorithm>
 #include <stdexcept>
 #include <string>
 
 #include "cuda/common/launch.h"
+#include "cuda/common/resident_clusters.h"
 
 namespace pykernels::cuda {
 
@@ -11,6 +13,15 @@ const DeviceLimits& device_limits() {
     const simt::Settings& settings = simt::executor().settings();
     limits = {settings.sm_count, settings.shared_bytes, has_bulk_copy};
     return limits;
+}
+
+// A few blocks stand for a whole grid in the tests, so clusters are planned as on a device of 64 SMs or more.
+const ResidentClusters& resident_clusters() {
+    static ResidentClusters resident;
+    for (int blocks = 2; blocks <= max_cluster_blocks; ++blocks)
+        resident.counts[blocks] =
+            has_clusters ? std::max(simt::executor().settings().sm_count, 64) / blocks : 0;
+    return resident;
 }
 
 DeviceScope::DeviceScope(int device) : before_(0), device_(device) {

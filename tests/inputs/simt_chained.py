@@ -246,6 +246,8 @@ CASES = {
     "gqa_decode in a cluster, bulk copies": lambda: gqa_decode([150], 304, 7, 1, 128, FP16),
     "gqa_decode of a short cache": lambda: gqa_decode([33, 64], 64, 8, 2, 64, BF16),
     "gqa_decode, splits without a cluster": lambda: gqa_decode([700], 2100, 8, 2, 64, FP16),
+    "gqa_decode of head_dim 96": lambda: gqa_decode([150], 300, 7, 1, 96, BF16),
+    "gqa_decode of head_dim 256": lambda: gqa_decode([150], 300, 4, 1, 256, FP16),
     "gqa_decode of a long cache": lambda: gqa_decode([333], 8208, 4, 1, 64, BF16),
     "gemv of one": lambda: gemv(1, 1032, 37, BF16),
     "gemv of three": lambda: gemv(3, 520, 37, FP16),

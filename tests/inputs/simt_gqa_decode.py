@@ -2,7 +2,9 @@
 
 import torch
 
-from inputs.helpers import randn
+import pykernels as pk
+from inputs.helpers import assert_close, randn
+from inputs.simt import device
 
 
 def inputs(lengths, max_len, heads, kv_heads, head_dim, dtype):
@@ -28,3 +30,20 @@ def launch(dev, given, scale=None, **launch_options):
     fields |= dict(workspace=workspace, workspace_bytes=workspace.numel())
     dev.launch("gqa_decode", **fields, **launch_options)
     return out, fields
+
+
+def check(given, arch, seed=0, sm_count=4, scale=None, runs=2, shared_bytes=227 * 1024):
+    """Right on the executor, again with the workspace that the first run left, and on the CPU."""
+    dtype = given[0].dtype
+    expected = pk.reference.gqa_decode(*given, scale)
+    assert_close(pk.ops.gqa_decode(*given, scale), expected, dtype)
+    with device(arch, seed, sm_count, shared_bytes) as dev:
+        out, fields = launch(dev, [dev.to(tensor) for tensor in given], scale)
+        for run in range(runs):
+            if run > 0:
+                out.fill_(float("nan"))
+                dev.launch("gqa_decode", **fields)
+            dev.synchronize()
+            assert_close(out, expected, dtype)
+            assert not fields["workspace"].any(), "a launch leaves the workspace zero"
+        return out.clone()

@@ -39,6 +39,10 @@ REPLACED = (
     (r"\bload_fresh\(", "load(", "a plain load for the fresh one"),
     (r"\bi % 2 \* 4 \+ t;", "i % 2 * 4 + (t ^ 1);", "the fragment of another lane"),
     (r"\{a\.x, b\.x, a\.y, b\.y\}", "{a.x, a.y, b.x, b.y}", "fragments of another order"),
+    (r" && i \* 32 \+ lane_dim < dims_\.head_dim", "", "keys past head_dim"),
+    (r" && value_dim\(j\) < dims_\.n_values", "", "values past the slice"),
+    (r" && \(Dims::exact \|\| d < dims\.head_dim\)", "", "q past head_dim"),
+    (r" && \(Dims::exact \|\| from < plan\.cluster_splits\)", "", "partials of no block"),
     (r"stages \+ stage \* (Traits)", r"stages + (stage > 0 ? stage - 1 : Traits::stages - 1) * \1", "the stage before"),
 )
 # Of a header that many ops include, the one that is tried first, where it is not the one of the shortest name.
@@ -82,7 +86,7 @@ def mutations() -> list[Mutation]:
     found = []
     patterns = [(rf"(?<!\w )\b{name}(<[^;>]*>)?\([^;{{]*\);", ";", f"without {name}") for name in FUNCTIONS]
     for file in sorted({*KERNELS.rglob("*.cu"), *KERNELS.rglob("*.cuh")}):
-        if file.name == "ptx.cuh":  # their definitions
+        if file.name in ("ptx.cuh", "ptx_guarded.cuh"):  # their definitions
             continue
         code = re.sub(r"//[^\n]*", lambda comment: " " * len(comment[0]), file.read_text())
         for pattern, replacement, what in (*patterns, *REPLACED):
@@ -106,7 +110,12 @@ def includes(file: Path) -> set[Path]:
 def tests_of(ops: set[str]) -> list[str]:
     """The executor's test files that run them, those that find most first."""
     files = ["test_simt_chained.py"]
-    for stem, name in (("int4", "int4"), ("gqa_decode", "gqa_decode"), ("gemv", "gemv")):
+    for stem, name in (
+        ("int4", "int4"),
+        ("gqa_decode", "gqa_head_dims"),
+        ("gqa_decode", "gqa_decode"),
+        ("gemv", "gemv"),
+    ):
         if any(stem in op and (stem == "int4" or "int4" not in op) for op in ops):
             files.append(f"test_simt_{name}.py")
     if any("int4" not in op and op not in ("gemv", "swiglu_gemv", "qkv_gemv", "gqa_decode") for op in ops):

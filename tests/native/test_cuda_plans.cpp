@@ -9,26 +9,15 @@
 #include "check.h"
 #include "cuda/argmax_plan.h"
 #include "cuda/gemv_plan.h"
-#include "cuda/gqa_decode_plan.h"
 #include "cuda/int4_gemv_plan.h"
+#include "devices.h"
+#include "params.h"
 
 namespace {
 
 using namespace pykernels;
 using namespace pykernels::cuda;
-
-// A block's shared memory is the architecture's limit for one block: 163, 99 and 227 KB.
-struct Device {
-    const char* name;
-    int sm_count, shared_bytes;
-    bool sm_90;
-};
-
-constexpr Device devices[] = {
-    {"A100 (sm_80)", 108, 163 * 1024, false},     {"L40S (sm_89)", 142, 99 * 1024, false},
-    {"H100 PCIe (sm_90)", 114, 227 * 1024, true}, {"H200 (sm_90)", 132, 227 * 1024, true},
-    {"one SM (sm_89)", 1, 99 * 1024, false},
-};
+using test::Device, test::devices;
 
 struct Model {
     const char* name;
@@ -74,8 +63,8 @@ void test_gemv_plan(const char* what, int pairs, int width, const Device& device
           "%s, batch %d: two of %d bytes fit on %s", what, batch, plan.shared_bytes, device.name);
     CHECK(plan.vectors == 1 || (plan.vectors == 2 && plan.x_in_shared), "%s, batch %d: %d vectors", what,
           batch, plan.vectors);
-    // 80 KB an SM in flight where x fits beside them, 160 KB on sm_90.
-    if (device.sm_90) CHECK(plan.vectors == 2, "%s on %s", what, device.name);
+    // 80 KB an SM in flight where x fits beside them, 160 KB where a block may have 227.
+    if (device.shared_bytes >= 227 * 1024) CHECK(plan.vectors == 2, "%s on %s", what, device.name);
     // A thread finishes one row pair of one sequence, every partial of a chunk has a slot, and a chunk is a
     // multiple of the warp groups.
     CHECK(plan.chunk_pairs >= gemv_groups && plan.chunk_pairs % gemv_groups == 0 &&
@@ -296,154 +285,6 @@ void test_every_item_is_assigned_once(int tiles, int k_tiles, int warps) {
           warps);
 }
 
-bool is_power_of_two(int value) {
-    return value > 0 && (value & (value - 1)) == 0;
-}
-
-void test_gqa_plan(const Model& model, int batch, int max_len, const Device& device) {
-    GqaDecodeParams params = {};
-    params.batch = batch, params.n_heads = model.n_heads, params.n_kv_heads = model.n_kv_heads;
-    params.head_dim = head_dim, params.max_len = max_len;
-    const GqaPlan plan = plan_gqa_decode(params, device.sm_count, device.shared_bytes, device.sm_90, false);
-    const auto context = [&](const char* what) {
-        static char text[160];
-        std::snprintf(text, sizeof text, "%s: %s, batch %d, %d slots, %s", what, model.name, batch, max_len,
-                      device.name);
-        return text;
-    };
-
-    // Each query head belongs to one head tile.
-    CHECK(plan.heads >= 1 && plan.heads <= gqa_tile_heads, "%s", context("heads"));
-    CHECK(plan.head_tiles * plan.heads >= plan.group_size, "%s", context("head tiles cover the group"));
-    CHECK((plan.head_tiles - 1) * plan.heads < plan.group_size, "%s", context("no head tile is empty"));
-    CHECK(plan.groups == batch * model.n_kv_heads * plan.head_tiles, "%s", context("head groups"));
-
-    CHECK(plan.splits >= 1, "%s: %d", context("splits"), plan.splits);
-    CHECK(is_power_of_two(plan.cluster_splits), "%s: %d", context("cluster"), plan.cluster_splits);
-    CHECK(plan.cluster_splits <= gqa_max_cluster_splits, "%s: %d", context("cluster"), plan.cluster_splits);
-    CHECK(plan.cluster_splits == 1 || plan.cluster_splits == plan.splits, "%s: %d of %d",
-          context("a cluster is a head group"), plan.cluster_splits, plan.splits);
-    CHECK(device.sm_90 || plan.cluster_splits == 1, "%s", context("clusters need sm_90"));
-    // All blocks are resident at once: one wave.
-    CHECK(plan.splits == 1 || plan.groups * plan.splits <= std::max(device.sm_count, gqa_max_cluster_blocks),
-          "%s: %d blocks", context("one wave"), plan.groups * plan.splits);
-
-    CHECK(plan.shared_bytes <= device.shared_bytes, "%s: %d", context("shared memory"), plan.shared_bytes);
-    const int rows = gqa_warps * gqa_tile_heads * (head_dim + 2) * 4;
-    CHECK(gqa_rows_bytes(head_dim) >= rows && gqa_rows_bytes(head_dim) % 16 == 0 &&
-              gqa_rows_bytes(head_dim) >= gqa_tile_heads * gqa_q_row_elements(head_dim) * 2,
-          "%s: %d", context("partials, which overwrite q"), gqa_rows_bytes(head_dim));
-    // Behind the rows lies a ticket, or an mbarrier and the pushed partials: every block's, for the items of
-    // this block's part. Parts are equal, and a thread takes one partial.
-    CHECK(plan.shared_bytes >= rows + 4, "%s: %d", context("the ticket fits"), plan.shared_bytes);
-    const int part = plan.heads * plan.cluster_items, pushed = plan.cluster_splits * part;
-    CHECK(plan.cluster_items >= 1 && pushed == gqa_items(plan.heads, head_dim) && pushed <= gqa_threads,
-          "%s: %d", context("parts of a cluster"), part);
-    CHECK(plan.cluster_splits == 1 || plan.shared_bytes >= gqa_rows_bytes(head_dim) + 8 + pushed * 24,
-          "%s: %d", context("pushed partials fit"), plan.shared_bytes);
-
-    // Bulk copies: on sm_90, of whole tiles, where a warp has many. The ring is behind the warps' rows and
-    // the ticket.
-    const bool many = max_len >= gqa_min_bulk_tiles * gqa_warps * gqa_tile_keys * plan.splits;
-    const int ring = gqa_warps * gqa_ring_stages * 2 * gqa_tile_keys * head_dim * 2;
-    const bool has_room = plan.ring_offset + ring + 1024 <= device.shared_bytes;
-    CHECK(!plan.bulk_copies ||
-              (device.sm_90 && plan.cluster_splits == 1 && many && max_len % gqa_tile_keys == 0),
-          "%s", context("bulk copies"));
-    CHECK(plan.bulk_copies ||
-              !(device.sm_90 && plan.cluster_splits == 1 && many && has_room && max_len % gqa_tile_keys == 0),
-          "%s", context("no bulk copies"));
-    CHECK(plan.ring_offset % 128 == 0 &&
-              plan.ring_offset >= gqa_warps * gqa_tile_heads * (head_dim + 2) * 4 + 4,
-          "%s: %d", context("ring"), plan.ring_offset);
-    const int barriers = 8 * gqa_warps * gqa_ring_stages * 2;
-    CHECK(!plan.bulk_copies || plan.shared_bytes >= plan.ring_offset + ring + barriers, "%s: %d",
-          context("ring"), plan.shared_bytes);
-
-    // The reducing blocks have every item once and a thread for each of its lanes. Those that poll leave SMs
-    // for the other blocks.
-    const int items = gqa_items(plan.heads, head_dim);
-    CHECK(plan.reducers >= 1 && plan.reducers <= plan.splits, "%s: %d", context("reducers"), plan.reducers);
-    CHECK(plan.reducers * plan.reducer_items >= items && (plan.reducers - 1) * plan.reducer_items < items,
-          "%s: %d of %d items", context("reducers"), plan.reducer_items, items);
-    CHECK(plan.reducers == 1 || plan.groups * plan.reducers * gqa_sms_per_reducer <= device.sm_count,
-          "%s: %d", context("reducers that poll"), plan.reducers);
-    CHECK(is_power_of_two(plan.reducer_lanes) && plan.reducer_lanes <= 32 &&
-              plan.reducer_items * plan.reducer_lanes <= gqa_threads,
-          "%s: %d", context("lanes of an item"), plan.reducer_lanes);
-
-    // The last counter ends before the first slot, the last slot before the end.
-    const int64_t counters = int64_t{plan.groups} * 4;
-    const int64_t slots = int64_t{plan.groups} * (plan.cluster_splits > 1 ? 0 : plan.splits) * items;
-    CHECK(gqa_counter_bytes(plan) >= counters && gqa_counter_bytes(plan) % 64 == 0, "%s",
-          context("counters"));
-    CHECK(gqa_workspace_bytes(plan, head_dim) >= gqa_counter_bytes(plan) + slots * gqa_slot_floats * 4, "%s",
-          context("workspace"));
-    // An op is bound once and run with and without PDL launches: on one workspace.
-    const GqaPlan other = plan_gqa_decode(params, device.sm_count, device.shared_bytes, device.sm_90, true);
-    CHECK(gqa_workspace_bytes(other, head_dim) == gqa_workspace_bytes(plan, head_dim), "%s",
-          context("workspace of a PDL launch"));
-}
-
-// Where they were measured to be faster (docs/kernels.md).
-void test_where_bulk_copies_are_taken() {
-    const auto taken = [](const Model& model, int batch, int max_len, int shared_bytes = 227 * 1024,
-                          bool programmatic = false) {
-        GqaDecodeParams params = {};
-        params.batch = batch, params.n_heads = model.n_heads, params.n_kv_heads = model.n_kv_heads;
-        params.head_dim = head_dim, params.max_len = max_len;
-        return plan_gqa_decode(params, 132, shared_bytes, true, programmatic).bulk_copies;
-    };
-    const Model &qwen = models[0], &llama = models[1];
-    for (const int max_len : {1024, 8192, 16384, 32768, 65536})
-        CHECK(!taken(qwen, 1, max_len), "qwen, %d slots", max_len);
-    CHECK(taken(qwen, 1, 131072) && !taken(qwen, 4, 4096) && taken(qwen, 4, 16384), "qwen");
-    for (const int max_len : {1024, 4096, 8192, 16384})
-        CHECK(!taken(llama, 1, max_len), "llama, %d slots", max_len);
-    for (const int max_len : {32768, 65536, 131072}) CHECK(taken(llama, 1, max_len), "llama, %d", max_len);
-    CHECK(!taken(llama, 4, 4096) && taken(llama, 4, 16384), "llama, batch 4");
-    CHECK(!taken(llama, 1, 65535), "a tile that is not whole");
-    CHECK(!taken(llama, 1, 65536, 99 * 1024), "no room for the ring");
-    // Few clusters, behind a GEMV.
-    for (const int max_len : {1088, 2048, 4096}) {
-        CHECK(taken(qwen, 1, max_len, 227 * 1024, true), "qwen, programmatic, %d slots", max_len);
-        CHECK(!taken(qwen, 1, max_len), "qwen, %d slots", max_len);
-        CHECK(!taken(llama, 1, max_len, 227 * 1024, true), "llama, programmatic, %d slots", max_len);
-    }
-    CHECK(!taken(qwen, 1, 1090, 227 * 1024, true), "a tile that is not whole");
-    CHECK(!taken(qwen, 1, 2048, 99 * 1024, true), "no room for the ring");
-}
-
-// Walks the tiles as the kernel does: a warp of a split begins at its own and goes on by all warps of all.
-void test_every_key_is_taken_once(int splits) {
-    std::vector<int> taken;
-    for (int kv_len = 1; kv_len <= 5000; ++kv_len) {
-        const int tiles = (kv_len + gqa_tile_keys - 1) / gqa_tile_keys;
-        taken.assign(static_cast<size_t>(tiles), 0);
-        int active = 0;
-        for (int split = 0; split < splits; ++split) {
-            int of_split = 0;
-            for (int warp = 0; warp < gqa_warps; ++warp) {
-                const int step = splits * gqa_warps * gqa_tile_keys;
-                for (int key = (warp * splits + split) * gqa_tile_keys; key < kv_len; key += step) {
-                    const int tile = key / gqa_tile_keys;
-                    CHECK(tile % splits == split && tile / splits % gqa_warps == warp,
-                          "tile %d of split %d, warp %d", tile, split, warp);
-                    ++taken[static_cast<size_t>(tile)];
-                    ++of_split;
-                }
-            }
-            CHECK((of_split > 0) == (split < gqa_active_splits(kv_len, splits)),
-                  "kv_len %d: split %d of %d has %d tiles", kv_len, split, splits, of_split);
-            active += of_split > 0;
-        }
-        CHECK(active >= 1 && active == gqa_active_splits(kv_len, splits), "kv_len %d: %d active splits",
-              kv_len, active);
-        const bool once = std::all_of(taken.begin(), taken.end(), [](int count) { return count == 1; });
-        CHECK(once, "kv_len %d, %d splits: a tile is not taken exactly once", kv_len, splits);
-    }
-}
-
 // Every logit is some block's, in turn; only a cluster's last blocks may be short, and no block's threads are
 // all idle for want of a smaller cluster.
 void test_argmax(int vocab, bool vectors, const Device& device) {
@@ -470,13 +311,6 @@ int main() {
             for (const int vocab : {128'256, 152'064}) test_argmax(vocab, vectors, device);
         }
         test_int4_plans(device);
-        for (const Model& model : models) {
-            for (int batch = 1; batch <= max_batch; ++batch) {
-                for (int max_len = 1; max_len <= 5000; ++max_len)
-                    test_gqa_plan(model, batch, max_len, device);
-                for (const int max_len : {8192, 32768, 131072}) test_gqa_plan(model, batch, max_len, device);
-            }
-        }
     }
     for (const int warps : {4, 8, 12, 16}) {
         for (int tiles = 1; tiles <= 40; ++tiles) {
@@ -484,7 +318,5 @@ int main() {
                 test_every_item_is_assigned_once(tiles, k_tiles, warps);
         }
     }
-    test_where_bulk_copies_are_taken();
-    for (int splits = 1; splits <= 40; ++splits) test_every_key_is_taken_once(splits);
     return test::failed();
 }

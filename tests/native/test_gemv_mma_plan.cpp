@@ -5,22 +5,12 @@
 
 #include "check.h"
 #include "cuda/gemv_mma_plan.h"
+#include "devices.h"
 
 namespace {
 
 using namespace pykernels::cuda;
-
-struct Device {
-    const char* name;
-    GemvDevice limits;
-    bool large;  // 227 KB of shared memory
-};
-
-constexpr Device devices[] = {
-    {"A100", {108, 163 * 1024}, false},     {"L40S", {142, 99 * 1024}, false},
-    {"H100 PCIe", {114, 227 * 1024}, true}, {"H200", {132, 227 * 1024}, true},
-    {"one SM", {1, 99 * 1024}, false},      {"one large SM", {1, 227 * 1024}, true},
-};
+using pykernels::test::Device, pykernels::test::devices;
 
 // [first, last) of share i, as the kernel has them.
 int begin_of(int i, int each, int longer) {
@@ -42,24 +32,25 @@ void test_shape(const GemvMmaShape& shape) {
 }
 
 void test_plan(int pairs, int width, int batch, bool programmatic, const Device& device) {
-    const GemvMmaPlan plan = plan_gemv_mma(pairs, width, batch, true, programmatic, device.limits);
+    const GemvDevice limits = {device.sm_count, device.shared_bytes};
+    const GemvMmaPlan plan = plan_gemv_mma(pairs, width, batch, true, programmatic, limits);
     CHECK(plan.shape >= 0, "%d row pairs, width %d, batch %d on %s: CUDA cores", pairs, width, batch,
           device.name);
     const GemvMmaShape& shape = gemv_mma_shapes[plan.shape];
     // x in registers up to 4096 columns.
     CHECK((shape.resident_k_tiles > 0) == (width <= 4096), "width %d on %s: shape %d", width, device.name,
           plan.shape);
-    CHECK((plan.shape < 2) == device.large, "width %d on %s: shape %d", width, device.name, plan.shape);
-    CHECK(plan.shared_bytes >= shape.shared_bytes() && plan.shared_bytes <= device.limits.shared_bytes,
+    CHECK((plan.shape < 2) == (device.shared_bytes >= 227 * 1024), "width %d on %s: shape %d", width,
+          device.name, plan.shape);
+    CHECK(plan.shared_bytes >= shape.shared_bytes() && plan.shared_bytes <= limits.shared_bytes,
           "%d bytes on %s", plan.shared_bytes, device.name);
     // As in the other GEMVs: in PDL launches no two blocks fit an SM.
     if (programmatic)
-        CHECK(2 * (plan.shared_bytes + 1024) > device.limits.shared_bytes + 1024, "two of %d bytes fit on %s",
+        CHECK(2 * (plan.shared_bytes + 1024) > limits.shared_bytes + 1024, "two of %d bytes fit on %s",
               plan.shared_bytes, device.name);
     CHECK(plan.programmatic == programmatic, "programmatic: %d", plan.programmatic);
 
-    CHECK(plan.blocks == std::min(pairs, device.limits.sm_count), "%d blocks on %s", plan.blocks,
-          device.name);
+    CHECK(plan.blocks == std::min(pairs, limits.sm_count), "%d blocks on %s", plan.blocks, device.name);
     int next = 0;
     for (int block = 0; block < plan.blocks; ++block) {
         const int begin = begin_of(block, plan.block_pairs, plan.longer_blocks),

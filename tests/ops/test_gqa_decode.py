@@ -36,7 +36,7 @@ def check(given: dict) -> None:
 
 
 @pairwise
-@pytest.mark.parametrize("dim", [8, 64, 72, 96, 128, 256])
+@pytest.mark.parametrize("dim", [8, 64, 72, 80, 96, 112, 128, 256])
 @pytest.mark.parametrize("group", [1, 4, 7, 8, 12])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("isa_name", pk.runtime.isas_supported())

@@ -126,8 +126,10 @@ class Layer:
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("fusion", ["none", "block"])
-def test_layer(fusion, dtype, batch, arch):
-    with device(arch, seed=batch) as dev:
+@pytest.mark.parametrize("shared_kib", [227, 99])
+def test_layer(shared_kib, fusion, dtype, batch, arch):
+    """sm_120 has the instructions of sm_90 and 99 KB of shared memory a block."""
+    with device(arch, seed=batch, shared_bytes=shared_kib * 1024) as dev:
         layer = Layer(dev, batch, dtype)
         layer.step(fusion, programmatic=False)
         dev.synchronize()
@@ -137,8 +139,9 @@ def test_layer(fusion, dtype, batch, arch):
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("fusion", ["none", "block"])
 def test_two_steps_chained_programmatically(fusion, seed):
-    """As mode graph-pdl runs them: every launch may start before the one ahead of it has ended."""
-    with device(90, seed, sm_count=3) as dev:
+    """As mode graph-pdl runs them: every launch may start before the one ahead of it has ended. Two of the seeds with
+    the shared memory of sm_120."""
+    with device(90, seed, sm_count=3, shared_bytes=(99 if seed > 3 else 227) * 1024) as dev:
         layer = Layer(dev, 1, torch.bfloat16)
         for _ in range(2):
             layer.step(fusion, programmatic=True)
