@@ -1,5 +1,5 @@
 // What threads do to memory: bounds, alignment, and the order between launches and between blocks. Also the
-// doors through which device.h comes in (device_calls.h).
+// functions of device_calls.h, which device.h calls.
 #include <algorithm>
 
 #include "simt/device_calls.h"
@@ -8,7 +8,7 @@
 namespace pykernels::simt {
 namespace {
 
-// A thread makes way for others at one access of this many, on average half of them.
+// A thread yields to others after a random number of accesses, at most this many.
 constexpr unsigned accesses_per_turn = 1024;
 unsigned accesses_left = 1;
 
@@ -100,6 +100,23 @@ void Executor::check_order(Thread& thread, Unit unit, bool fresh, bool atomic, c
     }
 }
 
+// What this block loaded ahead of its wait may still be in the L1, as it was before an earlier launch wrote
+// it.
+void Executor::check_stale(Thread& thread, Unit unit, const Access& access, Site site) {
+    const Grid& own = thread.block->grid;
+    for (size_t i = access.first; i < access.end; ++i) {
+        const Unit writer = access.buffer->writer[i];
+        if (access.buffer->early[i] != unit || writer < base_unit_) continue;
+        const Grid& other = grid_of(writer);
+        if (other.number >= own.number || own.before[static_cast<size_t>(other.number)]) continue;
+        fail(FaultKind::unordered_launches, site,
+             "reads byte %zu of a buffer of %zu, which launch %d wrote, by a load that may find what this "
+             "block "
+             "loaded there ahead of its wait in the L1; load_fresh() does not",
+             access.first * granule_bytes, access.buffer->bytes, other.number);
+    }
+}
+
 bool Executor::read_global(Thread& thread, const void* pointer, size_t bytes, Source source, Site site) {
     const bool fresh = source == Source::fresh_global;
     const Access access = check_bounds(thread, pointer, bytes, "reads", site);
@@ -109,10 +126,14 @@ bool Executor::read_global(Thread& thread, const void* pointer, size_t bytes, So
     const Grid& grid = thread.block->grid;
     if ((fresh || source == Source::streamed_global) && grid.programmatic && !thread.has_waited) {
         // A load ahead of its time. Nobody need wait for it, and it must not be used if it came too early.
+        if (!fresh)
+            std::fill(access.buffer->early.get() + access.first, access.buffer->early.get() + access.end,
+                      unit);
         const bool early = latest >= base_unit_ && grid_of(latest).number < grid.number &&
                            !grid.before[static_cast<size_t>(grid_of(latest).number)];
         return !early;
     }
+    if (!fresh && thread.has_waited) check_stale(thread, unit, access, site);
     for (size_t i = access.first; i < access.end; ++i) {
         access.buffer->reader[i] = std::max(access.buffer->reader[i], unit);
     }
@@ -177,7 +198,7 @@ void Executor::fence(Thread& thread) {
     if (progress.published > 0) progress.acquired = progress.published;
 }
 
-// --- device.h's doors
+// --- device_calls.h
 
 bool check_load(const void* pointer, size_t bytes, Source source, Site site) {
     Thread& thread = current();

@@ -32,6 +32,7 @@ void* GlobalMemory::allocate(size_t bytes, size_t offset) {
     const size_t granules = bytes / granule_bytes + 2;
     buffer.writer = std::make_unique<Unit[]>(granules);
     buffer.reader = std::make_unique<Unit[]>(granules);
+    buffer.early = std::make_unique<Unit[]>(granules);
     ASAN_POISON_MEMORY_REGION(memory, static_cast<size_t>(buffer.begin - memory));
     ASAN_POISON_MEMORY_REGION(buffer.begin + bytes, guard_bytes);
     void* begin = buffer.begin;

@@ -21,6 +21,7 @@ struct Buffer {
     size_t bytes;
     std::unique_ptr<unsigned char[]> memory;
     std::unique_ptr<Unit[]> writer, reader;
+    std::unique_ptr<Unit[]> early;  // the block that loaded it through the L1 ahead of its wait, last of all
 };
 
 class GlobalMemory {

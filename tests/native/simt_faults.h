@@ -32,6 +32,9 @@ void chain_without_wait(const uint32_t* in, uint32_t* out, const Stream& stream)
 void chain_late_wait(const uint32_t* in, uint32_t* out, const Stream& stream);
 void chain_early_fresh(const uint32_t* in, uint32_t* out, const Stream& stream);
 void chain_early_streamed(const uint32_t* in, uint32_t* out, const Stream& stream);
+// Loads in ahead of the wait and once more behind it, by load_fresh(); stale: by load().
+void chain_again(const uint32_t* in, uint32_t* out, const Stream& stream);
+void chain_stale(const uint32_t* in, uint32_t* out, const Stream& stream);
 // Reads in and writes out before the wait: a fault where the kernel before still reads `out`.
 void chain_early_write(const uint32_t* in, uint32_t* out, const Stream& stream);
 // out[0] = the sum of the blocks' parts in workspace ([1 + blocks] uint32, zero), joined by the last to

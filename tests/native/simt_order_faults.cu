@@ -178,6 +178,17 @@ __global__ void chain_early_streamed_kernel(const uint32_t* in, uint32_t* out) {
     store(out + threadIdx.x, words[threadIdx.x % 4]);
 }
 
+// The same lines once more, behind the wait: the first load may have left old ones in the L1.
+template <bool fresh>
+__global__ void chain_again_kernel(const uint32_t* in, uint32_t* out) {
+    launch_dependents();
+    load_streamed(reinterpret_cast<const uint4*>(in) + threadIdx.x / 4);
+    wait_for_producers();
+    const uint32_t value =
+        fresh ? load_fresh(in + threadIdx.x) : load(in + threadIdx.x);  // FAULT chain_stale
+    store(out + threadIdx.x, value + 1);
+}
+
 template <Joining joining>
 __global__ void join_blocks_kernel(uint32_t* counter, uint32_t* parts, uint32_t* out) {
     if (threadIdx.x != 0) return;
@@ -259,6 +270,14 @@ void chain_early_fresh(const uint32_t* in, uint32_t* out, const Stream& stream) 
 
 void chain_early_streamed(const uint32_t* in, uint32_t* out, const Stream& stream) {
     launch_faulty<chain_early_streamed_kernel>(in, out, stream);
+}
+
+void chain_again(const uint32_t* in, uint32_t* out, const Stream& stream) {
+    launch_faulty<chain_again_kernel<true>>(in, out, stream);
+}
+
+void chain_stale(const uint32_t* in, uint32_t* out, const Stream& stream) {
+    launch_faulty<chain_again_kernel<false>>(in, out, stream);
 }
 
 void chain_without_wait(const uint32_t* in, uint32_t* out, const Stream& stream) {

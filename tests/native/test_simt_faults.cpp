@@ -167,6 +167,14 @@ void check_chains(uint64_t seed) {
             CHECK(b.out[i] == expected, "seed %d: an early load brought %u", int(seed), b.out[i]);
         }
     }
+    expect_none("lines loaded again", chain(cuda::chain_again, programmatic), seed);
+    for (int i = 0; i < n; ++i) CHECK(b.out[i] == b.in[i] + 2, "again: out[%d] = %u", i, b.out[i]);
+    const std::optional<simt::Fault> stale = chain(cuda::chain_stale, programmatic);
+    if (PYKERNELS_SIMT_ARCH < 90) {
+        expect_none("before sm_90 nothing is loaded early", stale, seed);
+    } else {
+        expect("chain_stale", stale, FaultKind::unordered_launches, seed);
+    }
     // The second kernel writes what the first one reads.
     expect_early("chain_early_write", run(seed, [&] {
                      cuda::chain_clean(b.in, b.middle, plain);

@@ -8,7 +8,7 @@ import pytest
 import torch
 from inputs.helpers import assert_close
 from inputs.simt import STRUCTS, Device, device
-from inputs.simt_chained import CASES, Case, padded
+from inputs.simt_chained import CASES, Case, gqa_decode, padded
 from torch import Tensor
 
 MADE = {name: make() for name, make in CASES.items()}
@@ -48,6 +48,23 @@ def test_behind_the_producer_of_an_operand(name, operand, seed):
         fields[operand] = padded(dev, source)
         fields[operand].view(torch.uint8).fill_(0xFF)
         copy(dev, source, fields[operand])
+        dev.launch(case.op, True, **fields)
+        dev.synchronize()
+        check(case, fields)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("length", [5, 40])
+def test_behind_the_append_of_the_newest_key(length, seed):
+    """The tile with it is loaded ahead of the wait, and once more behind it."""
+    case = gqa_decode([length], 64, 8, 1, 64, torch.bfloat16)
+    with device(90, seed, sm_count=3) as dev:
+        fields = case.fields(dev)
+        for cache in (fields["k_cache"], fields["v_cache"]):
+            slot = cache[0, 0, length - 1]
+            row = dev.to(slot.clone())
+            slot.fill_(float("nan"))
+            copy(dev, row, slot)
         dev.launch(case.op, True, **fields)
         dev.synchronize()
         check(case, fields)
