@@ -326,7 +326,7 @@ class Settings(QuantFlags):
         spec = cli.model(self.model, self.config, self.weights)
         self.check_quant([spec])
         cli.number("--layers", self.layers, 0, spec.n_layers)
-        cli.number("--ctx", self.ctx, 1, spec.max_position - max(self.warmup, 1) - self.steps)
+        cli.context("--ctx", self.ctx, spec, max(self.warmup, 1) + self.steps)
         assert self.numbers
 
 

@@ -112,7 +112,7 @@ class Settings(StopFlags):
     @cached_property
     def contexts(self) -> list[int]:
         """--ctx."""
-        return cli.numbers("--ctx", self.ctx, 1, min(spec.max_position for spec in self.specs), int)
+        return cli.numbers("--ctx", self.ctx, 1, min(spec.max_ctx for spec in self.specs), int)
 
     @cached_property
     def batches(self) -> list[int]:

@@ -51,9 +51,7 @@ class Settings(QuantFlags):
     out: Annotated[
         str, typer.Option("--out", help="the folder of the cells' documents; made where it is not there")
     ] = ""
-    model: Annotated[
-        str, typer.Option("--model", help=f"comma-separated: {', '.join(pk.models.names())}; study: its three")
-    ] = "study"
+    model: Annotated[str, typer.Option("--model", help=f"comma-separated: {cli.MODEL_WORDS}")] = "study"
     weights: cli.WeightsFlag = ""
     ctx: Annotated[str, typer.Option("--ctx", help="comma-separated contexts")] = "2048,4096,8192,16384"
     batch: Annotated[str, typer.Option("--batch", help="comma-separated batches")] = "1,4"
@@ -103,8 +101,7 @@ class Settings(QuantFlags):
                 raise flag_error("--model", self.model, "left out with --weights, which are of one model")
             specs = [cli.model("", "", self.weights)]
         else:
-            names = cli.STUDIED if self.model == "study" else cli.choices("--model", self.model, pk.models.names())
-            specs = [pk.models.get(name) for name in names]
+            specs = [pk.models.get(name) for name in cli.model_names("--model", self.model)]
         self.check_quant(specs)
         size = "row" if self.group == -1 else self.group
         quant = f"int4-g{size}{'-zeros' * self.asymmetric}" if self.quant == "int4" else ""
@@ -113,7 +110,7 @@ class Settings(QuantFlags):
             Cell(spec.name, slots, sequences, quant, self.weights)
             for spec in specs
             for sequences in cli.numbers("--batch", self.batch, 1, 8, int)
-            for slots in cli.numbers("--ctx", self.ctx, 1, spec.max_position - beyond, int)
+            for slots in cli.numbers("--ctx", self.ctx, 1, spec.max_ctx - beyond, int)
         ]
         for spec in specs:
             cli.number("--layers", self.layers, 0, spec.n_layers)

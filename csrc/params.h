@@ -12,6 +12,9 @@ namespace pykernels {
 
 enum class Dtype : int32_t { float32, bfloat16, float16 };
 
+// silu(x) = x / (1 + exp(-x)); gelu_tanh(x) = x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))) / 2
+enum class Activation : int32_t { silu, gelu_tanh };
+
 constexpr int64_t dtype_bytes(Dtype dtype) {
     return dtype == Dtype::float32 ? 4 : 2;
 }
@@ -23,17 +26,20 @@ constexpr int max_batch = 8;
 // cache of the largest max_len and a head_dim of 128 has 2^31 elements.
 constexpr int64_t max_size = int64_t{1} << 24;
 
-// out = x / sqrt(mean(x^2) + eps) * weight
+// out = x / sqrt(mean(x^2) + eps) * (weight + norm_offset) + residual
 struct RmsnormParams {
-    const void* x;       // [batch, hidden]
+    const void* x;       // [batch, hidden]; batch may be above max_batch
     const void* weight;  // [hidden]
     void* out;           // [batch, hidden]
     int32_t batch, hidden;
     float eps;
     Dtype dtype;
+    const void* residual = nullptr;  // [batch, hidden] or null
+    float norm_offset = 0;
 };
 
-// out = x @ weight^T + bias + residual
+// out = cap(scale * (x @ weight^T + bias)) + residual; cap(y) = softcap * tanh(y / softcap), y where softcap
+// is 0
 struct GemvParams {
     const void* x;         // [batch, in_features]
     const void* weight;    // [out_features, in_features]
@@ -42,6 +48,8 @@ struct GemvParams {
     void* out;             // [batch, out_features]
     int32_t batch, in_features, out_features;
     Dtype dtype;
+    float scale = 1;
+    float softcap = 0;
 };
 
 // Rotates q and k by the angles of each sequence's position and appends k and v to the cache there.
@@ -73,19 +81,21 @@ struct GqaDecodeParams {
     float scale;
     Dtype dtype;
     int64_t workspace_bytes;  // at least gqa_decode_workspace_bytes() when made; it bounds the splits
+    float softcap = 0;        // scores are softcap * tanh(scale * q K^T / softcap); 0: as they are. CPU only
 };
 
-// out = silu(gate) * up
+// out = activation(gate) * up
 struct SiluMulParams {
     const void* gate;  // [batch, features]
     const void* up;    // [batch, features]
     void* out;         // [batch, features]
     int32_t batch, features;
     Dtype dtype;
+    Activation activation = Activation::silu;
 };
 
-// out = silu(n @ gate_weight^T) * (n @ up_weight^T), n = rmsnorm(x, norm_weight, eps), or x where norm_weight
-// is null
+// out = activation(n @ gate_weight^T) * (n @ up_weight^T), n = rmsnorm(x, norm_weight, eps, norm_offset), or
+// x where norm_weight is null
 struct SwigluGemvParams {
     const void* x;            // [batch, in_features]
     const void* norm_weight;  // [in_features] or null
@@ -96,13 +106,16 @@ struct SwigluGemvParams {
     int32_t batch, in_features, out_features;
     float eps;
     Dtype dtype;
+    float norm_offset = 0;
+    Activation activation = Activation::silu;
 };
 
-// The attention half's GEMV: n = rmsnorm(x, norm_weight, eps); q, k, v = n @ weight^T + bias;
-// then rope_kv_append on them.
+// The attention half's GEMV: n = rmsnorm(x, norm_weight, eps, norm_offset), or x where norm_weight is null;
+// q, k, v = n @ weight^T + bias; with a QK norm q and k = rmsnorm of q and k, each head by itself or all
+// heads of a sequence together; then rope_kv_append on them.
 struct QkvGemvParams {
     const void* x;            // [batch, hidden]
-    const void* norm_weight;  // [hidden]
+    const void* norm_weight;  // [hidden] or null
     const void* q_weight;     // [n_heads * head_dim, hidden]
     const void* k_weight;     // [n_kv_heads * head_dim, hidden]
     const void* v_weight;     // [n_kv_heads * head_dim, hidden]
@@ -118,7 +131,24 @@ struct QkvGemvParams {
     int32_t batch, hidden, n_heads, n_kv_heads, head_dim, max_len, max_position;
     float eps;
     Dtype dtype;
+    float norm_offset = 0;
+    const void* q_norm = nullptr;  // [head_dim], or [n_heads * head_dim] with norms_all_heads; or null
+    const void* k_norm = nullptr;  // [head_dim], or [n_kv_heads * head_dim]; null exactly where q_norm is
+    int32_t norms_all_heads = 0;   // 1: the mean of squares is over all heads
 };
+
+// Where the sums of q and k wait for the QK norm, at the beginning of a workspace: a uint32 counter a head,
+// zero between two launches (CUDA), then float32 [batch, n_heads + n_kv_heads, head_dim].
+constexpr int64_t qk_norm_counter_bytes(int32_t n_heads, int32_t n_kv_heads) {
+    return (int64_t{4} * (n_heads + n_kv_heads) + 63) / 64 * 64;
+}
+
+template <class Params>
+constexpr int64_t qk_norm_bytes(const Params& p) {
+    if (p.q_norm == nullptr) return 0;
+    const int64_t sums = int64_t{4} * p.batch * (p.n_heads + p.n_kv_heads) * p.head_dim;
+    return qk_norm_counter_bytes(p.n_heads, p.n_kv_heads) + (sums + 63) / 64 * 64;
+}
 
 // A 4-bit weight, w[n, k] = (q[n, k] - zero) * scale with the zero and scale of row n and of k's group. The
 // groups of a row are equal: in_features / n_groups is 32, 64, a multiple of 128, or in_features.
@@ -141,6 +171,8 @@ struct Int4GemvParams {
     void* workspace;          // int4_gemv_workspace_bytes() bytes, 64-byte aligned; not used on CUDA
     int32_t batch, in_features, out_features;
     Dtype dtype;
+    float scale = 1;
+    float softcap = 0;
 };
 
 // swiglu_gemv with 4-bit weights
@@ -154,12 +186,14 @@ struct Int4SwigluGemvParams {
     int32_t batch, in_features, out_features;
     float eps;
     Dtype dtype;
+    float norm_offset = 0;
+    Activation activation = Activation::silu;
 };
 
 // qkv_gemv with 4-bit weights
 struct Int4QkvGemvParams {
     const void* x;            // [batch, hidden]
-    const void* norm_weight;  // [hidden]
+    const void* norm_weight;  // [hidden] or null
     Int4WeightParams q;       // n_heads * head_dim x hidden
     Int4WeightParams k;       // n_kv_heads * head_dim x hidden
     Int4WeightParams v;       // n_kv_heads * head_dim x hidden
@@ -171,28 +205,34 @@ struct Int4QkvGemvParams {
     void* q_out;              // [batch, n_heads, head_dim]
     void* k_cache;            // [batch, n_kv_heads, max_len, head_dim]
     void* v_cache;            // [batch, n_kv_heads, max_len, head_dim]
-    void* workspace;          // int4_qkv_gemv_workspace_bytes() bytes, 64-byte aligned; not used on CUDA
+    void* workspace;          // int4_qkv_gemv_workspace_bytes() bytes, 64-byte aligned
     int32_t batch, hidden, n_heads, n_kv_heads, head_dim, max_len, max_position;
     float eps;
     Dtype dtype;
+    float norm_offset = 0;
+    const void* q_norm = nullptr;  // as in QkvGemvParams
+    const void* k_norm = nullptr;
+    int32_t norms_all_heads = 0;
 };
 
-// out = a + b
+// out = a + scale * b
 struct AddParams {
     const void* a;  // [count]
     const void* b;  // [count]
     void* out;      // [count]
     int64_t count;
     Dtype dtype;
+    float scale = 1;
 };
 
-// out[b] = table[token[b]]
+// out[b] = scale * table[token[b]]
 struct EmbeddingParams {
     const int64_t* token;  // [batch] int64, in [0, vocab)
     const void* table;     // [vocab, hidden]
     void* out;             // [batch, hidden]
     int32_t batch, hidden, vocab;
     Dtype dtype;
+    float scale = 1;
 };
 
 // token[b] = the lowest index of the largest of logits[b], the first NaN where there is one. With `position`

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pykernels import ops
 from pykernels.layer import DecodeLayer, Steps, available_bytes, op_labels
-from pykernels.models import ModelSpec
+from pykernels.spec import ModelSpec
 from pykernels.weights import ModelWeights
 
 STEP_LABELS = (
@@ -41,12 +41,12 @@ class DecodeModel(Steps):
     ) -> None:
         """A model whose caches have `max_len` slots, filled with random K and V of unit scale.
 
-        It stands at position 0 with random tokens. Raises ValueError where max_len is not in 1..max_position of
-        the model, where the batch is not in 1..8, where `weights` are of another number of layers, and where the
+        It stands at position 0 with random tokens. Raises ValueError where max_len is not in 1..max_ctx of the
+        model, where the batch is not in 1..8, where `weights` are of another number of layers, and where the
         caches do not fit the memory that is there.
         """
-        if not 1 <= max_len <= spec.max_position:
-            raise ValueError(f"max_len must be in 1..{spec.max_position} ({spec.name}), got {max_len}")
+        if not 1 <= max_len <= spec.max_ctx:
+            raise ValueError(f"max_len must be in 1..{spec.max_ctx} ({spec.ctx_words()}), got {max_len}")
         if len(weights.layers) != spec.n_layers:
             raise ValueError(f"weights must be of {spec.n_layers} layers ({spec.name}), got {len(weights.layers)}")
         self.spec, self.weights, self.max_len, self.batch, self.dtype = spec, weights, max_len, batch, dtype
@@ -58,16 +58,20 @@ class DecodeModel(Steps):
                 f"got {max_len}, which needs {needed / 2**30:.1f} GiB at batch {batch}"
             )
         self.layers = [
-            DecodeLayer(spec, layer, max_len, batch, dtype, self.device, seed + index)
+            DecodeLayer(spec, layer, max_len, batch, dtype, self.device, seed + index, index)
             for index, layer in enumerate(weights.layers)
         ]
         first, last = self.layers[0], self.layers[-1]
         for before, after in zip(self.layers, self.layers[1:], strict=False):
             after.follow(before)
+        tables: dict[str, Tensor] = {}  # of angles: one a kind of RoPE
+        for layer in self.layers:
+            layer.cos_sin = tables.setdefault(layer.rope, layer.cos_sin)
         self.position, self.kv_len, self._x, self._last = first.position, first.kv_len, first.x, last
         self._normed = torch.empty(batch, spec.hidden, dtype=dtype, device=self.device)
         self.logits = torch.empty(batch, spec.vocab, dtype=dtype, device=self.device)
         generator = torch.Generator(device=self.device).manual_seed(seed)
+        self._embedding_scale = spec.embedding_scale_in(dtype)
         self.token = torch.randint(spec.vocab, (batch,), generator=generator, device=self.device)
         self.set_position(0)
 
@@ -86,17 +90,22 @@ class DecodeModel(Steps):
 
     def forward(self, fusion: str) -> Tensor:
         """One step through the public ops (mode `eager`). Returns `token`, which is the next one then."""
-        ops.embedding(self.token, self.weights.embedding, out=self._x)
+        spec = self.spec
+        ops.embedding(self.token, self.weights.embedding, scale=self._embedding_scale, out=self._x)
         for layer in self.layers:
             layer.forward(fusion)
-        ops.rmsnorm(self._last.out, self.weights.final_norm, self.spec.rms_eps, out=self._normed)
-        ops.gemv(self._normed, self.weights.lm_head, out=self.logits)
+        ops.rmsnorm(
+            self._last.out, self.weights.final_norm, spec.rms_eps, norm_offset=spec.norm_offset, out=self._normed
+        )
+        ops.gemv(
+            self._normed, self.weights.lm_head, scale=spec.logit_scale, softcap=spec.logit_softcap, out=self.logits
+        )
         return ops.argmax(self.logits, self.position, self.kv_len, self.max_len, out=self.token)
 
     def labels(self, fusion: str) -> list[tuple[str, str]]:
         """The ops of a step in order, as (op, what it does)."""
         before, after = STEP_LABELS
-        layers = [label for layer in self.layers for label in op_labels(fusion, layer.weights.is_int4)]
+        layers = [label for layer in self.layers for label in op_labels(fusion, layer.weights.is_int4, self.spec)]
         return [*before, *layers, *after]
 
     def poison(self) -> None:

@@ -69,14 +69,23 @@ _rmsnorm = _ops.rmsnorm.default
 
 
 @_op
-def rmsnorm(x: Tensor, weight: Tensor, eps: float, out: Tensor | None = None) -> Tensor:
-    """``x / sqrt(mean(x^2) + eps) * weight`` over the last dimension (Zhang and Sennrich, 2019).
+def rmsnorm(
+    x: Tensor,
+    weight: Tensor,
+    eps: float,
+    residual: Tensor | None = None,
+    *,
+    norm_offset: float = 0.0,
+    out: Tensor | None = None,
+) -> Tensor:
+    """``x / sqrt(mean(x^2) + eps) * (weight + norm_offset) + residual`` over the last dimension (Zhang and Sennrich,
+    2019).
 
-    x: [batch, hidden]; weight: [hidden]; eps in [0, 1). Returns [batch, hidden].
+    x, residual: [rows, hidden], of any number of rows; weight: [hidden]; eps in [0, 1). Returns [rows, hidden].
     """
     if out is None:
         out = torch.empty_like(x)
-    _rmsnorm(x, weight, eps, out)
+    _rmsnorm(x, weight, eps, out, residual, norm_offset)
     return out
 
 
@@ -89,16 +98,20 @@ def gemv(
     weight: Tensor,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
+    *,
+    scale: float = 1.0,
+    softcap: float = 0.0,
     out: Tensor | None = None,
 ) -> Tensor:
-    """``x @ weight.T + bias + residual``.
+    """``cap(scale * (x @ weight.T + bias)) + residual``; ``cap(y)`` is ``softcap * tanh(y / softcap)``, y where
+    softcap is 0.
 
     x: [batch, in_features]; weight: [out_features, in_features]; bias: [out_features];
     residual: [batch, out_features]. Returns [batch, out_features].
     """
     if out is None:
         out = x.new_empty(_size(x, 0), _size(weight, 0))
-    _gemv(x, weight, bias, residual, out)
+    _gemv(x, weight, bias, residual, out, scale, softcap)
     return out
 
 
@@ -141,6 +154,8 @@ def gqa_decode(
     v_cache: Tensor,
     kv_len: Tensor,
     scale: float | None = None,
+    *,
+    softcap: float = 0.0,
     out: Tensor | None = None,
     workspace: Tensor | None = None,
 ) -> Tensor:
@@ -151,14 +166,15 @@ def gqa_decode(
     2023).
 
     q: [batch, n_heads, head_dim]; k_cache, v_cache: [batch, n_kv_heads, max_len, head_dim];
-    kv_len: int32 [batch], 1 to max_len; scale: 1 / sqrt(head_dim) where None. head_dim: a multiple of 8 up to
-    256. Returns [batch, n_heads, head_dim].
+    kv_len: int32 [batch], 1 to max_len; scale: 1 / sqrt(head_dim) where None; softcap: scores are
+    softcap * tanh(score / softcap), 0: as they are (on the CPU alone). head_dim: a multiple of 8 up to 256.
+    Returns [batch, n_heads, head_dim].
     """
     if out is None:
         out = torch.empty_like(q)
     if scale is None:
         scale = 1.0 / math.sqrt(_size(q, 2) or 1)
-    _gqa_decode(q, k_cache, v_cache, kv_len, scale, out, workspace)
+    _gqa_decode(q, k_cache, v_cache, kv_len, scale, out, workspace, softcap)
     return out
 
 
@@ -166,11 +182,14 @@ _silu_mul = _ops.silu_mul.default
 
 
 @_op
-def silu_mul(gate: Tensor, up: Tensor, out: Tensor | None = None) -> Tensor:
-    """``silu(gate) * up``; gate, up and the result: [batch, features]."""
+def silu_mul(gate: Tensor, up: Tensor, *, gelu: bool = False, out: Tensor | None = None) -> Tensor:
+    """``silu(gate) * up``; gate, up and the result: [batch, features].
+
+    gelu: the tanh form of GELU (Hendrycks and Gimpel, 2016) instead of SiLU.
+    """
     if out is None:
         out = torch.empty_like(gate)
-    _silu_mul(gate, up, out)
+    _silu_mul(gate, up, out, gelu)
     return out
 
 
@@ -185,19 +204,21 @@ def swiglu_gemv(
     *,
     norm_weight: Tensor | None = None,
     eps: float = 1e-6,
+    norm_offset: float = 0.0,
+    gelu: bool = False,
     out: Tensor | None = None,
     workspace: Tensor | None = None,
 ) -> Tensor:
-    """``silu(n @ gate_weight.T) * (n @ up_weight.T)`` (SwiGLU, Shazeer, 2020).
+    """``silu(n @ gate_weight.T) * (n @ up_weight.T)`` (SwiGLU; GEGLU with `gelu`: Shazeer, 2020).
 
-    ``n`` is ``rmsnorm(x, norm_weight, eps)``, or x where norm_weight is None.
+    ``n`` is ``rmsnorm(x, norm_weight, eps, norm_offset=norm_offset)``, or x where norm_weight is None.
 
     x: [batch, in_features]; norm_weight: [in_features]; gate_weight, up_weight: [out_features, in_features].
     Returns [batch, out_features].
     """
     if out is None:
         out = x.new_empty(_size(x, 0), _size(gate_weight, 0))
-    _swiglu_gemv(x, gate_weight, up_weight, norm_weight, eps, out, workspace)
+    _swiglu_gemv(x, gate_weight, up_weight, norm_weight, eps, out, workspace, norm_offset, gelu)
     return out
 
 
@@ -218,16 +239,21 @@ def qkv_gemv(
     k_bias: Tensor | None = None,
     v_bias: Tensor | None = None,
     *,
-    norm_weight: Tensor,
+    norm_weight: Tensor | None,
     eps: float,
+    norm_offset: float = 0.0,
+    q_norm: Tensor | None = None,
+    k_norm: Tensor | None = None,
     out: Tensor | None = None,
     workspace: Tensor | None = None,
 ) -> Tensor:
-    """RMSNorm, the three projections, RoPE and the KV append as one op.
+    """RMSNorm, the three projections, QK norm, RoPE and the KV append as one op.
 
-    x: [batch, hidden]; norm_weight: [hidden]; q_weight: [n_heads * head_dim, hidden];
+    x: [batch, hidden]; norm_weight: [hidden], None: no norm; q_weight: [n_heads * head_dim, hidden];
     k_weight, v_weight: [n_kv_heads * head_dim, hidden]; the biases: [rows of their weight], all three or none;
-    cos_sin, position and the caches as in :func:`rope_kv_append`. Returns the rotated q,
+    q_norm, k_norm: [head_dim], where every head is normalised by itself (QK norm: Henry et al., 2020), or
+    [n_heads * head_dim] and [n_kv_heads * head_dim], where all heads of a sequence are together; with the same eps
+    and norm_offset. cos_sin, position and the caches as in :func:`rope_kv_append`. Returns the rotated q,
     [batch, n_heads, head_dim].
     """
     if out is None:
@@ -235,7 +261,7 @@ def qkv_gemv(
         out = x.new_empty(_size(x, 0), _size(q_weight, 0) // (head_dim or 1), head_dim)
     _qkv_gemv(
         x, norm_weight, eps, q_weight, k_weight, v_weight, q_bias, k_bias, v_bias, cos_sin, position,
-        k_cache, v_cache, out, workspace,
+        k_cache, v_cache, out, workspace, q_norm, k_norm, norm_offset,
     )  # fmt: skip
     return out
 
@@ -249,10 +275,13 @@ def int4_gemv(
     weight: Int4Weight,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
+    *,
+    scale: float = 1.0,
+    softcap: float = 0.0,
     out: Tensor | None = None,
     workspace: Tensor | None = None,
 ) -> Tensor:
-    """:func:`gemv` with a 4-bit weight, whose scales are of x's dtype: ``x @ weight.dequantize().T + bias + residual``.
+    """:func:`gemv` with a 4-bit weight, whose scales are of x's dtype.
 
     x: [batch, in_features], in_features a multiple of 32; bias: [out_features]; residual: [batch, out_features].
     Returns [batch, out_features].
@@ -260,7 +289,7 @@ def int4_gemv(
     four_bit = _tensors("int4_gemv", "weight", weight)
     if out is None:
         out = x.new_empty(_size(x, 0), _size(four_bit[0], 0))
-    _int4_gemv(x, *four_bit, bias, residual, out, workspace)
+    _int4_gemv(x, *four_bit, bias, residual, out, workspace, scale, softcap)
     return out
 
 
@@ -275,6 +304,8 @@ def int4_swiglu_gemv(
     *,
     norm_weight: Tensor | None = None,
     eps: float = 1e-6,
+    norm_offset: float = 0.0,
+    gelu: bool = False,
     out: Tensor | None = None,
     workspace: Tensor | None = None,
 ) -> Tensor:
@@ -285,7 +316,7 @@ def int4_swiglu_gemv(
     four_bit = *_tensors("int4_swiglu_gemv", "gate", gate), *_tensors("int4_swiglu_gemv", "up", up)
     if out is None:
         out = x.new_empty(_size(x, 0), _size(gate.packed, 0))
-    _int4_swiglu_gemv(x, *four_bit, norm_weight, eps, out, workspace)
+    _int4_swiglu_gemv(x, *four_bit, norm_weight, eps, out, workspace, norm_offset, gelu)
     return out
 
 
@@ -306,8 +337,11 @@ def int4_qkv_gemv(
     k_bias: Tensor | None = None,
     v_bias: Tensor | None = None,
     *,
-    norm_weight: Tensor,
+    norm_weight: Tensor | None,
     eps: float,
+    norm_offset: float = 0.0,
+    q_norm: Tensor | None = None,
+    k_norm: Tensor | None = None,
     out: Tensor | None = None,
     workspace: Tensor | None = None,
 ) -> Tensor:
@@ -323,7 +357,7 @@ def int4_qkv_gemv(
         out = x.new_empty(_size(x, 0), _size(q.packed, 0) // (head_dim or 1), head_dim)
     _int4_qkv_gemv(
         x, norm_weight, eps, *four_bit, q_bias, k_bias, v_bias, cos_sin, position,
-        k_cache, v_cache, out, workspace,
+        k_cache, v_cache, out, workspace, q_norm, k_norm, norm_offset,
     )  # fmt: skip
     return out
 
@@ -332,11 +366,11 @@ _add = _ops.add.default
 
 
 @_op
-def add(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
-    """``a + b``; a, b and the result of one shape."""
+def add(a: Tensor, b: Tensor, *, scale: float = 1.0, out: Tensor | None = None) -> Tensor:
+    """``a + scale * b``; a, b and the result of one shape."""
     if out is None:
         out = torch.empty_like(a)
-    _add(a, b, out)
+    _add(a, b, out, scale)
     return out
 
 
@@ -344,11 +378,14 @@ _embedding = _ops.embedding.default
 
 
 @_op
-def embedding(token: Tensor, table: Tensor, out: Tensor | None = None) -> Tensor:
-    """Rows ``token`` of ``table``; token: int64 [batch]; table: [vocab, hidden]. Returns [batch, hidden]."""
+def embedding(token: Tensor, table: Tensor, *, scale: float = 1.0, out: Tensor | None = None) -> Tensor:
+    """Rows ``token`` of ``table``, times ``scale``.
+
+    token: int64 [batch]; table: [vocab, hidden]. Returns [batch, hidden].
+    """
     if out is None:
         out = table.new_empty(_size(token, 0), _size(table, 1))
-    _embedding(token, table, out)
+    _embedding(token, table, out, scale)
     return out
 
 

@@ -18,17 +18,28 @@ if TYPE_CHECKING:
     from pykernels.weights import LayerWeights, ModelWeights
 
 
-def rmsnorm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """[batch, hidden]"""
+def rmsnorm(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None, norm_offset: float = 0.0) -> Tensor:
+    """[rows, hidden]"""
     x = x.double()
-    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * weight.double()
+    out = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * (weight.double() + norm_offset)
+    return out if residual is None else out + residual.double()
 
 
-def gemv(x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
+def gemv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    scale: float = 1.0,
+    softcap: float = 0.0,
+) -> Tensor:
     """[batch, out_features]"""
     out = x.double() @ weight.double().T
     if bias is not None:
         out = out + bias.double()
+    out = out * scale
+    if softcap:
+        out = softcap * torch.tanh(out / softcap)
     if residual is not None:
         out = out + residual.double()
     return out
@@ -48,7 +59,9 @@ def rope_kv_append(q: Tensor, k: Tensor, v: Tensor, cos_sin: Tensor, position: T
     return rotate(q, cos_sin, position), rotate(k, cos_sin, position), v.double()
 
 
-def gqa_decode(q: Tensor, k_cache: Tensor, v_cache: Tensor, kv_len: Tensor, scale: float | None = None) -> Tensor:
+def gqa_decode(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, kv_len: Tensor, scale: float | None = None, softcap: float = 0.0
+) -> Tensor:
     """[batch, n_heads, head_dim]"""
     batch, n_heads, head_dim = q.shape
     group = n_heads // k_cache.shape[1]
@@ -59,28 +72,46 @@ def gqa_decode(q: Tensor, k_cache: Tensor, v_cache: Tensor, kv_len: Tensor, scal
         keys = k_cache[b, :, :length].double().repeat_interleave(group, dim=0)
         values = v_cache[b, :, :length].double().repeat_interleave(group, dim=0)
         scores = torch.einsum("hd,hld->hl", q[b].double(), keys) * scale
+        if softcap:
+            scores = softcap * torch.tanh(scores / softcap)
         out[b] = torch.einsum("hl,hld->hd", scores.softmax(-1), values)
     return out
 
 
-def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
+def silu_mul(gate: Tensor, up: Tensor, gelu: bool = False) -> Tensor:
     """[batch, features]"""
     gate = gate.double()
+    if gelu:
+        inner = math.sqrt(2 / math.pi) * (gate + 0.044715 * gate**3)
+        return gate * (1 + torch.tanh(inner)) / 2 * up.double()
     return gate * torch.sigmoid(gate) * up.double()
 
 
 def swiglu_gemv(
-    x: Tensor, gate_weight: Tensor, up_weight: Tensor, norm_weight: Tensor | None = None, eps: float = 1e-6
+    x: Tensor,
+    gate_weight: Tensor,
+    up_weight: Tensor,
+    norm_weight: Tensor | None = None,
+    eps: float = 1e-6,
+    norm_offset: float = 0.0,
+    gelu: bool = False,
 ) -> Tensor:
     """[batch, out_features]"""
     if norm_weight is not None:
-        x = rmsnorm(x, norm_weight, eps)
-    return silu_mul(gemv(x, gate_weight), gemv(x, up_weight))
+        x = rmsnorm(x, norm_weight, eps, norm_offset=norm_offset)
+    return silu_mul(gemv(x, gate_weight), gemv(x, up_weight), gelu)
+
+
+def qk_norm(x: Tensor, weight: Tensor, eps: float, norm_offset: float = 0.0) -> Tensor:
+    """x: [batch, heads, head_dim]; weight: [head_dim], each head by itself, or [heads * head_dim], all together."""
+    if weight.shape[0] == x.shape[-1]:
+        return rmsnorm(x, weight, eps, norm_offset=norm_offset)
+    return rmsnorm(x.flatten(1), weight, eps, norm_offset=norm_offset).view_as(x)
 
 
 def qkv_gemv(
     x: Tensor,
-    norm_weight: Tensor,
+    norm_weight: Tensor | None,
     eps: float,
     q_weight: Tensor,
     k_weight: Tensor,
@@ -91,31 +122,49 @@ def qkv_gemv(
     q_bias: Tensor | None = None,
     k_bias: Tensor | None = None,
     v_bias: Tensor | None = None,
+    norm_offset: float = 0.0,
+    q_norm: Tensor | None = None,
+    k_norm: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """q rotated, and the rows that go into the caches: [batch, heads, head_dim] each."""
-    normed = rmsnorm(x, norm_weight, eps)
+    normed = x if norm_weight is None else rmsnorm(x, norm_weight, eps, norm_offset=norm_offset)
     q, k, v = (
         gemv(normed, weight, bias).unflatten(-1, (-1, head_dim))
         for weight, bias in ((q_weight, q_bias), (k_weight, k_bias), (v_weight, v_bias))
     )
+    if q_norm is not None and k_norm is not None:
+        q, k = qk_norm(q, q_norm, eps, norm_offset), qk_norm(k, k_norm, eps, norm_offset)
     return rope_kv_append(q, k, v, cos_sin, position)
 
 
-def int4_gemv(x: Tensor, weight: "Int4Weight", bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
+def int4_gemv(
+    x: Tensor,
+    weight: "Int4Weight",
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    scale: float = 1.0,
+    softcap: float = 0.0,
+) -> Tensor:
     """[batch, out_features], on the dequantised weight"""
-    return gemv(x, weight.dequantize(), bias, residual)
+    return gemv(x, weight.dequantize(), bias, residual, scale, softcap)
 
 
 def int4_swiglu_gemv(
-    x: Tensor, gate: "Int4Weight", up: "Int4Weight", norm_weight: Tensor | None = None, eps: float = 1e-6
+    x: Tensor,
+    gate: "Int4Weight",
+    up: "Int4Weight",
+    norm_weight: Tensor | None = None,
+    eps: float = 1e-6,
+    norm_offset: float = 0.0,
+    gelu: bool = False,
 ) -> Tensor:
     """[batch, out_features], on the dequantised weights"""
-    return swiglu_gemv(x, gate.dequantize(), up.dequantize(), norm_weight, eps)
+    return swiglu_gemv(x, gate.dequantize(), up.dequantize(), norm_weight, eps, norm_offset, gelu)
 
 
 def int4_qkv_gemv(
     x: Tensor,
-    norm_weight: Tensor,
+    norm_weight: Tensor | None,
     eps: float,
     q: "Int4Weight",
     k: "Int4Weight",
@@ -126,20 +175,25 @@ def int4_qkv_gemv(
     q_bias: Tensor | None = None,
     k_bias: Tensor | None = None,
     v_bias: Tensor | None = None,
+    norm_offset: float = 0.0,
+    q_norm: Tensor | None = None,
+    k_norm: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As :func:`qkv_gemv`, on the dequantised weights."""
     weights = (q.dequantize(), k.dequantize(), v.dequantize())
-    return qkv_gemv(x, norm_weight, eps, *weights, cos_sin, position, head_dim, q_bias, k_bias, v_bias)
+    return qkv_gemv(
+        x, norm_weight, eps, *weights, cos_sin, position, head_dim, q_bias, k_bias, v_bias, norm_offset, q_norm, k_norm
+    )
 
 
-def add(a: Tensor, b: Tensor) -> Tensor:
+def add(a: Tensor, b: Tensor, scale: float = 1.0) -> Tensor:
     """Of the shape of a and b."""
-    return a.double() + b.double()
+    return a.double() + scale * b.double()
 
 
-def embedding(token: Tensor, table: Tensor) -> Tensor:
+def embedding(token: Tensor, table: Tensor, scale: float = 1.0) -> Tensor:
     """[batch, hidden]"""
-    return table[token].double()
+    return table[token].double() * scale
 
 
 def argmax(logits: Tensor) -> Tensor:
@@ -164,7 +218,7 @@ def layer(
     """
     w = weights.dequantize()
     q, k_row, v_row = layer_qkv(spec, w, x, cos_sin, position)
-    attended = layer_attention(q, k_row, v_row, k_cache, v_cache, position)
+    attended = layer_attention(q, k_row, v_row, k_cache, v_cache, position, spec)
     return layer_rest(spec, w, x, attended)["out"], k_row, v_row
 
 
@@ -175,27 +229,34 @@ def layer_qkv(
     w = weights
     return qkv_gemv(
         x, w.input_norm, spec.rms_eps, w.q_weight, w.k_weight, w.v_weight, cos_sin, position, spec.head_dim,
-        w.q_bias, w.k_bias, w.v_bias,
+        w.q_bias, w.k_bias, w.v_bias, spec.norm_offset, w.q_norm, w.k_norm,
     )  # fmt: skip
 
 
 def layer_attention(
-    q: Tensor, k_row: Tensor, v_row: Tensor, k_cache: Tensor, v_cache: Tensor, position: Tensor
+    q: Tensor, k_row: Tensor, v_row: Tensor, k_cache: Tensor, v_cache: Tensor, position: Tensor, spec: "ModelSpec"
 ) -> Tensor:
     """[batch, n_heads, head_dim] of a layer: over the slots before `position` [batch] and the rows that it appends."""
     k_cache, v_cache = k_cache.to(torch.float64, copy=True), v_cache.to(torch.float64, copy=True)
     for b, slot in enumerate(position.tolist()):
         k_cache[b, :, slot], v_cache[b, :, slot] = k_row[b], v_row[b]
-    return gqa_decode(q, k_cache, v_cache, position + 1)
+    return gqa_decode(q, k_cache, v_cache, position + 1, spec.score_scale, spec.attention_softcap)
 
 
 def layer_rest(spec: "ModelSpec", weights: "LayerWeights", x: Tensor, attended: Tensor) -> dict[str, Tensor]:
     """Of dense weights, what follows on the attention: `h`, the residual stream before the MLP, `activated`
     [batch, intermediate], the input of the down projection, and `out` [batch, hidden]."""
     w = weights
-    h = gemv(attended.flatten(1), w.o_weight, residual=x)
-    activated = swiglu_gemv(h, w.gate_weight, w.up_weight, w.post_norm, spec.rms_eps)
-    return {"h": h, "activated": activated, "out": gemv(activated, w.down_weight, residual=h)}
+    h = _added(spec, attended.flatten(1), w.o_weight, w.attention_out_norm, x)
+    activated = swiglu_gemv(h, w.gate_weight, w.up_weight, w.post_norm, spec.rms_eps, spec.norm_offset, spec.gelu)
+    return {"h": h, "activated": activated, "out": _added(spec, activated, w.down_weight, w.mlp_out_norm, h)}
+
+
+def _added(spec: "ModelSpec", x: Tensor, weight: Tensor, norm: Tensor | None, residual: Tensor) -> Tensor:
+    """The residual stream after a projection of x was added to it, by way of its norm where the model has one."""
+    if norm is None:
+        return gemv(x, weight, residual=residual, scale=spec.residual_scale)
+    return rmsnorm(gemv(x, weight), norm, spec.rms_eps, residual, spec.norm_offset)
 
 
 def step(
@@ -203,21 +264,27 @@ def step(
     weights: "ModelWeights",
     token: Tensor,
     caches: Sequence[tuple[Tensor, Tensor]],
-    cos_sin: Tensor,
+    cos_sin: Sequence[Tensor],
     position: Tensor,
 ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
     """One whole decode step for `token` [batch] at `position` [batch].
 
-    caches: K and V of every layer, [batch, n_kv_heads, max_len, head_dim] each, read up to `position`.
-    Returns the logits [batch, vocab] and the rows of K and V that each layer appends.
+    caches: K and V of every layer, [batch, n_kv_heads, max_len, head_dim] each, read up to `position`; cos_sin: the
+    angles of every layer. Returns the logits [batch, vocab] and the rows of K and V that each layer appends.
     """
-    x, rows = embedding(token, weights.embedding), []
-    for layer_weights, (k_cache, v_cache) in zip(weights.layers, caches, strict=True):
-        x, k_row, v_row = layer(spec, layer_weights, x, k_cache, v_cache, cos_sin, position)
+    x, rows = embedding(token, weights.embedding, spec.embedding_scale_in(weights.embedding.dtype)), []
+    for layer_weights, (k_cache, v_cache), angles in zip(weights.layers, caches, cos_sin, strict=True):
+        x, k_row, v_row = layer(spec, layer_weights, x, k_cache, v_cache, angles, position)
         rows.append((k_row, v_row))
-    normed = rmsnorm(x, weights.final_norm, spec.rms_eps)
+    normed = rmsnorm(x, weights.final_norm, spec.rms_eps, norm_offset=spec.norm_offset)
     # In parts: in float64 the whole table would be four times the bytes of the model's largest tensor.
-    return torch.cat([gemv(normed, part) for part in weights.lm_head.split(16384)], dim=-1), rows
+    parts = weights.lm_head.split(16384)
+    return torch.cat([logits(spec, normed, part) for part in parts], dim=-1), rows
+
+
+def logits(spec: "ModelSpec", normed: Tensor, lm_head: Tensor) -> Tensor:
+    """[batch, rows of lm_head]"""
+    return gemv(normed, lm_head, scale=spec.logit_scale, softcap=spec.logit_softcap)
 
 
 # The largest relative error of one rounding to the type: half its spacing.

@@ -1,7 +1,7 @@
 """The weights of a decoder layer or model: random ones of a realistic scale, or a local Hugging Face folder's."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from pykernels.checkpoint import open_tensors, tensor_files
-from pykernels.models import ModelSpec
 from pykernels.quant import PARTS, Int4Weight, quantization_of
+from pykernels.spec import ModelSpec
 
 PROJECTIONS = ("q_weight", "k_weight", "v_weight", "o_weight", "gate_weight", "up_weight", "down_weight")
 """The fields of :class:`LayerWeights` that may be of 4 bits."""
@@ -33,15 +33,20 @@ Projection: TypeAlias = Any
 """A Tensor or an Int4Weight. Which of them is so of all projections of a layer at once (`LayerWeights.is_int4`), and a
 union of each could not say that."""
 
+Norm: TypeAlias = Any
+"""A Tensor, or None of a model without norms before attention and the MLP (`ModelSpec.pre_norms`)."""
+
 
 @dataclass
 class LayerWeights:
-    """Projections are [out_features, in_features], norms [hidden]; biases are None where the model has none.
+    """Projections are [out_features, in_features], norms [hidden]; biases and norms that the model has not are None.
 
-    The projections are tensors, or all of them 4-bit weights whose scales are of the norms' dtype.
+    The projections are tensors, or all of them 4-bit weights whose scales are of the norms' dtype. `input_norm` and
+    `post_norm` come before attention and before the MLP, `attention_out_norm` and `mlp_out_norm` behind them; `q_norm`
+    and `k_norm` are those of a QK norm, of sizes spec.qk_norm_sizes.
     """
 
-    input_norm: Tensor
+    input_norm: Norm
     q_weight: Projection
     k_weight: Projection
     v_weight: Projection
@@ -49,10 +54,14 @@ class LayerWeights:
     k_bias: Tensor | None
     v_bias: Tensor | None
     o_weight: Projection
-    post_norm: Tensor
+    post_norm: Norm
     gate_weight: Projection
     up_weight: Projection
     down_weight: Projection
+    q_norm: Tensor | None = None
+    k_norm: Tensor | None = None
+    attention_out_norm: Tensor | None = None
+    mlp_out_norm: Tensor | None = None
 
     def __post_init__(self) -> None:
         four_bit = [name for name in PROJECTIONS if isinstance(getattr(self, name), Int4Weight)]
@@ -121,8 +130,10 @@ class LayerWeights:
         """The shape of every field; None for a bias the model does not have."""
         q_rows, kv_rows = spec.n_heads * spec.head_dim, spec.n_kv_heads * spec.head_dim
         biased = spec.qkv_bias
+        pre, post = ((spec.hidden,) if there else None for there in (spec.pre_norms, spec.post_norms))
+        q_norm, k_norm = ((size,) if size else None for size in spec.qk_norm_sizes)
         return {
-            "input_norm": (spec.hidden,),
+            "input_norm": pre,
             "q_weight": (q_rows, spec.hidden),
             "k_weight": (kv_rows, spec.hidden),
             "v_weight": (kv_rows, spec.hidden),
@@ -130,10 +141,14 @@ class LayerWeights:
             "k_bias": (kv_rows,) if biased else None,
             "v_bias": (kv_rows,) if biased else None,
             "o_weight": (spec.hidden, q_rows),
-            "post_norm": (spec.hidden,),
+            "post_norm": pre,
             "gate_weight": (spec.intermediate, spec.hidden),
             "up_weight": (spec.intermediate, spec.hidden),
             "down_weight": (spec.hidden, spec.intermediate),
+            "q_norm": q_norm,
+            "k_norm": k_norm,
+            "attention_out_norm": post,
+            "mlp_out_norm": post,
         }
 
     def check(self, spec: ModelSpec) -> None:
@@ -167,7 +182,7 @@ class LayerWeights:
             if shape is None:
                 tensors[name] = None
             elif name.endswith("_norm"):
-                tensors[name] = normal(shape, 1.0, 0.1)
+                tensors[name] = normal(shape, 1.0 - spec.norm_offset, 0.1)
             elif name.endswith("_bias"):
                 tensors[name] = normal(shape, 0.0, 0.5)
             else:
@@ -185,7 +200,9 @@ class LayerWeights:
     ) -> "LayerWeights":
         """Layer `layer` of a Hugging Face checkpoint folder, model.safetensors or its shards.
 
-        Projections are taken as they are: a checkpoint of another dtype than `dtype` is refused, not converted. Norms
+        Of fused projections (Phi-3's qkv_proj and gate_up_proj) each part's rows are read into a tensor of their own;
+        the rows of q and k go where spec.rotary_order says. Projections are taken as they are: a checkpoint of another
+        dtype than `dtype` is refused, not converted. Norms
         and biases of another are converted, and a UserWarning says so. The projections of a quantised folder (GPTQ,
         AWQ, compressed-tensors, AutoRound) become 4-bit weights, whose scales alone are rounded to `dtype`. A tensor of
         the layer that is not used is refused, unless it changes nothing.
@@ -197,23 +214,24 @@ class LayerWeights:
         files = tensor_files(folder)
         quantised = quantization_of(folder) is not None
         tensors: dict[str, Any] = {}
-        prefix = f"model.layers.{layer}."
+        prefix = f"{text_prefix(files)}layers.{layer}."
         used = set()
         for name, shape in cls.shapes(spec).items():
-            tensor_name = prefix + _CHECKPOINT_NAMES[name]
             if shape is None:
                 tensors[name] = None
                 continue
+            part = _part_of(spec, prefix, name, files)
+            tensor_name = part.tensor
             # Layers that a folder leaves as they were (modules_to_not_convert, ignore) have their dense weight there.
             if quantised and name in PROJECTIONS and tensor_name not in files:
                 module = tensor_name.removesuffix(".weight")
-                tensors[name] = _read_int4(folder, module, shape, dtype).to(device)
-                used |= {f"{module}.{part}" for part in PARTS}
+                tensors[name] = _read_int4(folder, module, part, shape, dtype).to(device)
+                used |= {f"{module}.{piece}" for piece in PARTS}
                 continue
             if tensor_name not in files:
                 raise ValueError(f"weights {folder}: there is no tensor {tensor_name}")
             convert = name not in PROJECTIONS
-            tensors[name] = _read(folder / files[tensor_name], tensor_name, shape, dtype, convert).to(device)
+            tensors[name] = _read(folder / files[tensor_name], part, shape, dtype, convert).to(device)
             used.add(tensor_name)
         for name in sorted(name for name in files if name.startswith(prefix) and name not in used):
             if words := _unused(folder / files[name], name):
@@ -221,7 +239,7 @@ class LayerWeights:
         try:
             return cls(**tensors)
         except ValueError as error:
-            raise ValueError(f"weights {folder}: model.layers.{layer}: {error}") from None
+            raise ValueError(f"weights {folder}: {prefix[:-1]}: {error}") from None
 
     def named(self) -> dict[str, Projection]:
         """The tensors that are there, by field."""
@@ -245,25 +263,90 @@ _CHECKPOINT_NAMES = {
     "gate_weight": "mlp.gate_proj.weight",
     "up_weight": "mlp.up_proj.weight",
     "down_weight": "mlp.down_proj.weight",
+    "q_norm": "self_attn.q_norm.weight",
+    "k_norm": "self_attn.k_norm.weight",
 }
+# Of models with norms behind attention and the MLP: what is named post_attention_layernorm comes behind it there.
+_POST_NORM_NAMES = {
+    "post_norm": "pre_feedforward_layernorm.weight",
+    "attention_out_norm": "post_attention_layernorm.weight",
+    "mlp_out_norm": "post_feedforward_layernorm.weight",
+}
+_FUSED = {
+    "self_attn.qkv_proj": ("q_weight", "k_weight", "v_weight"),
+    "mlp.gate_up_proj": ("gate_weight", "up_weight"),
+}
+"""Modules that hold the rows of several projections, in that order."""
+
+_TEXT_PREFIXES = ("model.", "model.language_model.", "language_model.model.", "model.text_model.")
+"""Where the tensors of a decoder are: by itself, and as the text side of a vision-language model."""
+
+_VISION = ("visual.", "vision_tower.", "vision_model.", "multi_modal_projector.", "image_newline")
+"""Tensors of a vision-language model that are not of its text side, as older checkpoints name them."""
+
+
+def text_prefix(files: Mapping[str, str]) -> str:
+    """What the names of a decoder's tensors begin with in a folder of these tensors."""
+    for prefix in _TEXT_PREFIXES:
+        if any(name.startswith(f"{prefix}layers.") for name in files):
+            return prefix
+    return _TEXT_PREFIXES[0]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Where a weight lies: rows of a tensor, `first` on, of `rows` in all (0: the whole tensor), and in what order its
+    rows go into memory (None: as they are)."""
+
+    tensor: str
+    first: int = 0
+    rows: int = 0
+    order: list[int] | None = None
+
+
+def _part_of(spec: ModelSpec, prefix: str, name: str, files: Mapping[str, str]) -> _Part:
+    """Of the field `name` of LayerWeights in a layer whose tensors begin with `prefix`."""
+    own = prefix + (_CHECKPOINT_NAMES | (_POST_NORM_NAMES if spec.post_norms else {}))[name]
+    order = None
+    if name in ("q_weight", "k_weight", "q_bias", "k_bias", "q_norm", "k_norm") and spec.rotary_order:
+        heads = spec.n_heads if name[0] == "q" else spec.n_kv_heads
+        heads = 1 if name.endswith("_norm") and spec.qk_norm == "head" else heads
+        order = [head * spec.head_dim + dim for head in range(heads) for dim in spec.rotary_order]
+    for module, fields_ in _FUSED.items():
+        fused = f"{prefix}{module}.weight"
+        there = fused in files or any(f"{prefix}{module}.{part}" in files for part in PARTS)
+        if name not in fields_ or not there:
+            continue
+        rows = [shape[0] for field in fields_ if (shape := LayerWeights.shapes(spec)[field])]
+        index = fields_.index(name)
+        return _Part(fused, sum(rows[:index]), sum(rows), order)
+    return _Part(own, order=order)
 
 
 _SAFETENSORS_TYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 _DTYPE_FLAGS = {"F32": "fp32", "BF16": "bf16", "F16": "fp16"}
 
 
-def _read(path: Path, name: str, shape: tuple[int, ...], dtype: torch.dtype, convert: bool = False) -> Tensor:
-    """A tensor of a file. convert: one of another float type is rounded to `dtype`, and a warning says so."""
+def _read(path: Path, part: _Part, shape: tuple[int, ...], dtype: torch.dtype, convert: bool = False) -> Tensor:
+    """A tensor of a file, or the rows of one, of that shape. convert: one of another float type is rounded to `dtype`,
+    and a warning says so."""
+    tensor = _read_rows(path, part, shape, dtype, convert)
+    return tensor if part.order is None else tensor[part.order]
+
+
+def _read_rows(path: Path, part: _Part, shape: tuple[int, ...], dtype: torch.dtype, convert: bool) -> Tensor:
+    name, whole = part.tensor, (part.rows or shape[0], *shape[1:])
+    rows = slice(part.first, part.first + shape[0])
     with open_tensors(path) as file:
         if name not in file.keys():  # noqa: SIM118 - the file is not a mapping
             raise ValueError(f"weights {path}: the index names {name}, which is not in it")
         header = file.get_slice(name)
         found_shape, found_type = tuple(header.get_shape()), header.get_dtype()
-        if found_shape != shape:
-            raise ValueError(f"weights {path}: {name} must be of shape {list(shape)}, got {list(found_shape)}")
+        if found_shape != whole:
+            raise ValueError(f"weights {path}: {name} must be of shape {list(whole)}, got {list(found_shape)}")
         wanted = _SAFETENSORS_TYPES[dtype]
         if found_type == wanted:
-            return file.get_tensor(name)
+            return header[rows] if part.rows else file.get_tensor(name)
         if not convert or found_type not in _DTYPE_FLAGS:
             flag = _DTYPE_FLAGS.get(found_type)
             hint = f" (read it with --dtype={flag})" if flag else ""
@@ -290,7 +373,7 @@ def _unused(path: Path, name: str) -> str | None:
         return "is not zero, and the model has no such bias" if bool(file.get_tensor(name).any()) else None
 
 
-def _read_int4(folder: Path, module: str, shape: tuple[int, ...], dtype: torch.dtype) -> Int4Weight:
+def _read_int4(folder: Path, module: str, part: _Part, shape: tuple[int, ...], dtype: torch.dtype) -> Int4Weight:
     try:
         weight = Int4Weight.from_folder(folder, module, dtype)
     except ValueError as error:
@@ -298,10 +381,14 @@ def _read_int4(folder: Path, module: str, shape: tuple[int, ...], dtype: torch.d
         raise ValueError(
             text if text.startswith(("weights ", "config ")) else f"weights {folder}: {module}: {text}"
         ) from None
-    found = (weight.out_features, weight.in_features)
-    if found != shape:
-        raise ValueError(f"weights {folder}: {module} must be of shape {list(shape)}, got {list(found)}")
-    return weight
+    found, whole = (weight.out_features, weight.in_features), (part.rows or shape[0], *shape[1:])
+    if found != whole:
+        raise ValueError(f"weights {folder}: {module} must be of shape {list(whole)}, got {list(found)}")
+    if not part.rows and part.order is None:
+        return weight
+    rows = torch.arange(part.first, part.first + shape[0])[slice(None) if part.order is None else part.order]
+    zeros = None if weight.zeros is None else weight.zeros[rows]
+    return Int4Weight(weight.packed[rows], weight.scales[rows], zeros, weight.perm)
 
 
 @dataclass
@@ -362,10 +449,13 @@ class ModelWeights:
                 packed = [part for part in ("qweight", "weight_packed") if f"{module}.{part}" in files]
                 words = f", but {module}.{packed[0]}: {module} must not be quantised" if packed else ""
                 raise ValueError(f"weights {folder}: there is no tensor {name}{words}")
-            return _read(folder / files[name], name, shape, dtype, convert).to(device)
+            return _read(folder / files[name], _Part(name), shape, dtype, convert).to(device)
 
-        table = (spec.vocab, spec.hidden)
-        embedding, head, norm = read("model.embed_tokens.weight", table), "lm_head.weight", "model.norm.weight"
+        table, prefix = (spec.vocab, spec.hidden), text_prefix(files)
+        embedding_name, norm = f"{prefix}embed_tokens.weight", f"{prefix}norm.weight"
+        heads = ("lm_head.weight", "language_model.lm_head.weight")
+        head = heads[1] if heads[1] in files else heads[0]
+        embedding = read(embedding_name, table)
         layers = [LayerWeights.from_folder(folder, index, spec, dtype, device) for index in range(spec.n_layers)]
         final_norm = read(norm, (spec.hidden,), convert=True)
         if not spec.tied_embeddings:
@@ -374,11 +464,13 @@ class ModelWeights:
             lm_head = embedding
             if head in files and not torch.equal(read(head, table), embedding):
                 raise ValueError(
-                    f"weights {folder / files[head]}: {head} is not model.embed_tokens.weight, and the configuration "
+                    f"weights {folder / files[head]}: {head} is not {embedding_name}, and the configuration "
                     "says tie_word_embeddings: true"
                 )
-        known = {"model.embed_tokens.weight", norm, head}
-        for name in sorted(name for name in files if name not in known and not name.startswith("model.layers.")):
+        known, others = {embedding_name, norm, head}, (f"{prefix}layers.", *_VISION)
+        for name in sorted(name for name in files if name not in known and not name.startswith(others)):
+            if prefix != "model." and not name.startswith(prefix):
+                continue  # not of the text side
             if words := _unused(folder / files[name], name):
                 raise ValueError(f"weights {folder / files[name]}: {name} {words}")
         return cls(embedding, layers, final_norm, lm_head)

@@ -1,5 +1,7 @@
 """The workspaces of the ops that take one, for callers who allocate nothing later; names of ``pykernels.ops``."""
 
+from typing import TypeAlias
+
 import torch
 from torch import Tensor
 
@@ -23,10 +25,19 @@ def swiglu_gemv_workspace(x: Tensor, norm_weight: Tensor | None) -> Tensor:
     return torch.empty(max(size, 1), dtype=torch.uint8, device=x.device)
 
 
-def qkv_gemv_workspace(x: Tensor) -> Tensor:
-    """A workspace for :func:`qkv_gemv` of these shapes: uint8 [bytes]. CUDA needs none: one byte."""
-    size = 0 if x.is_cuda else _runtime.qkv_gemv_workspace_bytes(*x.shape, x.element_size())
-    return torch.empty(max(size, 1), dtype=torch.uint8, device=x.device)
+QkNormHeads: TypeAlias = tuple[int, int, int] | None
+"""(n_heads, n_kv_heads, head_dim) of a QK norm, or None where there is none."""
+
+
+def qkv_gemv_workspace(x: Tensor, qk_norm: QkNormHeads = None) -> Tensor:
+    """A workspace for :func:`qkv_gemv` of these shapes: uint8 [bytes].
+
+    CUDA needs none without a QK norm: one byte. With one it is zero before the first call; every call leaves its
+    counters zero.
+    """
+    heads = qk_norm is not None, *(qk_norm or (0, 0, 0))
+    size = _runtime.qkv_gemv_workspace_bytes(*x.shape, x.element_size(), x.is_cuda, *heads)
+    return torch.zeros(max(size, 1), dtype=torch.uint8, device=x.device)
 
 
 def int4_gemv_workspace(x: Tensor, weight: Int4Weight) -> Tensor:
@@ -43,9 +54,10 @@ def int4_swiglu_gemv_workspace(x: Tensor, gate: Int4Weight, up: Int4Weight) -> T
     return torch.empty(size, dtype=torch.uint8, device=x.device)
 
 
-def int4_qkv_gemv_workspace(x: Tensor, q: Int4Weight, k: Int4Weight, v: Int4Weight) -> Tensor:
-    """A workspace for :func:`int4_qkv_gemv` of these shapes: uint8 [bytes]. CUDA needs none: one byte."""
-    size = 1
-    if not x.is_cuda:
-        size = _runtime.int4_qkv_gemv_workspace_bytes(*x.shape, q.n_groups, k.n_groups, v.n_groups, x.element_size())
-    return torch.empty(size, dtype=torch.uint8, device=x.device)
+def int4_qkv_gemv_workspace(
+    x: Tensor, q: Int4Weight, k: Int4Weight, v: Int4Weight, qk_norm: QkNormHeads = None
+) -> Tensor:
+    """A workspace for :func:`int4_qkv_gemv` of these shapes, as :func:`qkv_gemv_workspace`."""
+    groups, heads = (q.n_groups, k.n_groups, v.n_groups), (qk_norm is not None, *(qk_norm or (0, 0, 0)))
+    size = _runtime.int4_qkv_gemv_workspace_bytes(*x.shape, *groups, x.element_size(), x.is_cuda, *heads)
+    return torch.zeros(max(size, 1), dtype=torch.uint8, device=x.device)

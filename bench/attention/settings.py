@@ -40,7 +40,7 @@ class Settings(StopFlags):
         str,
         typer.Option(
             "--model",
-            help=f"comma-separated: {', '.join(pk.models.names())}; all: but tiny. Default: all; on a CPU tiny",
+            help=f"comma-separated: {cli.MODEL_WORDS}; all is study. Default: study; on a CPU tiny",
         ),
     ] = ""
     ctx: Annotated[
@@ -142,7 +142,7 @@ class Settings(StopFlags):
         wanted = self.model or ("" if self.heads else "all" if self.on_cuda else "tiny")
         if wanted == "all":
             return list(cli.STUDIED)
-        return cli.choices("--model", wanted, pk.models.names()) if wanted else []
+        return cli.model_names("--model", wanted) if wanted else []
 
     @cached_property
     def cells(self) -> list[Cell]:

@@ -97,7 +97,7 @@ class CompileGraphs(Compile):
             # Inductor copies inputs into its graph, and refuses a graph that writes to an input, unless their
             # addresses are promised to stay.
             cache = layer.attention
-            held = [*vars(layer.layer.weights).values(), layer.layer.x, layer.cosine, layer.sine]
+            held = [*vars(layer.layer.weights).values(), layer.layer.x, *layer.angles, *layer.q_angles]
             for tensor in (*held, cache.k_cache, cache.v_cache):
                 if tensor is not None:
                     torch._dynamo.mark_static_address(tensor)

@@ -19,6 +19,7 @@ projections stay as they are: a backend may hold them in a layout of its own.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,18 +38,21 @@ _LEAST_IN_FP16 = 2.0**-12
 
 _MLP = "the MLP"
 
+LAYER_NORMS = ("input_norm", "post_norm", "attention_out_norm", "mlp_out_norm")
+"""The norms of a layer by their names in LayerWeights; a model has those before attention and the MLP, those behind, or
+both."""
+
 
 @dataclass(frozen=True)
 class GateInputs:
     """One set. `x` [batch, hidden]; `k_cache`, `v_cache` [batch, n_kv_heads, slots, head_dim], the slots before the
-    layer's own; `input_norm`, `post_norm` [hidden]; `expected`: by part, what the reference says."""
+    layer's own; `norms`: [hidden], by their names in LayerWeights; `expected`: by part, what the reference says."""
 
     name: str
     x: Tensor
     k_cache: Tensor
     v_cache: Tensor
-    input_norm: Tensor
-    post_norm: Tensor
+    norms: Mapping[str, Tensor]
     expected: Mapping[str, Tensor]
 
     @property
@@ -62,12 +66,17 @@ class GateInputs:
         layer.x.copy_(self.x)
         layer.k_cache[:, :, :slots] = self.k_cache
         layer.v_cache[:, :, :slots] = self.v_cache
-        layer.weights.input_norm.copy_(self.input_norm)
-        layer.weights.post_norm.copy_(self.post_norm)
+        for name, norm in self.norms.items():
+            getattr(layer.weights, name).copy_(norm)
 
     def words(self, part: str) -> str:
         """What was compared, for a message."""
         return part if self.name == "as timed" else f"{part}, on inputs that show {self.name}"
+
+
+def unscaled(x: Tensor, scale: float) -> Tensor:
+    """What times `scale` is x, in x's dtype."""
+    return x if scale == 1.0 else (x.double() / scale).to(x.dtype)
 
 
 def _power_of_two(number: float) -> float:
@@ -107,18 +116,39 @@ class GateMaker:
     of float64.
 
     stream: the size of the residual stream to what attention adds to it; mlp: what the MLP adds to the stream, once to
-    four times that. Where a norm follows, which hides the size of the sum, equal shares show most.
+    four times that. Where a norm follows, which hides the size of the sum, equal shares show most. x_scale: x is that
+    times something of its dtype, as scaled embeddings are.
     """
 
     def __init__(
-        self, layer: pk.DecodeLayer, weights: pk.LayerWeights, seed: int, stream: float = 0.5, mlp: float = 4.0
+        self,
+        layer: pk.DecodeLayer,
+        weights: pk.LayerWeights,
+        seed: int,
+        stream: float = 0.5,
+        mlp: float = 4.0,
+        x_scale: float = 1.0,
     ) -> None:
-        self._stream, self._mlp = stream, mlp
+        self._stream, self._mlp, self._x_scale = stream, mlp, x_scale
         self.layer, self.spec = layer, layer.spec
         self.slot = int(layer.position[0])
         self._random = torch.Generator(layer.device).manual_seed(seed)
         # The weights hold the gate's norms or those that are timed, whichever lie there.
-        self.weights = replace(weights, input_norm=weights.input_norm.clone(), post_norm=weights.post_norm.clone())
+        self.weights = replace(weights, **{name: norm.clone() for name, norm in self._norms_of(weights).items()})
+        # What decides how much the MLP adds.
+        self._mlp_norm = "mlp_out_norm" if self.spec.post_norms else "post_norm"
+
+    @staticmethod
+    def _norms_of(weights: pk.LayerWeights) -> dict[str, Tensor]:
+        return {name: norm for name, norm in weights.named().items() if name in LAYER_NORMS}
+
+    def _scaled(self, weights: pk.LayerWeights, name: str, scale: float) -> pk.LayerWeights:
+        """The same with a norm that gives so much more; as they are without that norm."""
+        norm, offset = getattr(weights, name), self.spec.norm_offset
+        if norm is None:
+            return weights
+        scaled: dict[str, Any] = {name: ((norm.double() + offset) * scale - offset).to(norm.dtype)}
+        return replace(weights, **scaled)
 
     def _normal(self, *shape: int) -> Tensor:
         empty = torch.empty(shape, dtype=self.layer.dtype, device=self.layer.device)
@@ -130,8 +160,10 @@ class GateMaker:
 
     def _take(self, x: Tensor, norm_scale: float = 1.0) -> None:
         """Go on with that x, and with the norm before it so much larger."""
-        self.x, w = x, self.weights
-        self.weights = replace(w, input_norm=w.input_norm * norm_scale)
+        for _ in range(4 if self._x_scale != 1.0 else 0):  # until rounding leaves it as it is
+            x = (unscaled(x, self._x_scale).double() * self._x_scale).to(x.dtype)
+        self.x = x
+        self.weights = self._scaled(self.weights, "input_norm", norm_scale)
         self._q, self._k_row, self._v_row = pk.reference.layer_qkv(
             self.spec, self.weights, x, self.layer.cos_sin, self.layer.position
         )
@@ -139,20 +171,27 @@ class GateMaker:
     def _take_small(self) -> None:
         """Go on with an x that is small against what attention adds to it, where values are of twice the size of the
         step's own."""
-        x, w, eps = self._normal(*self.layer.x.shape), self.weights, self.spec.rms_eps
-        own = _rms(pk.reference.gemv(pk.reference.rmsnorm(x, w.input_norm, eps), w.v_weight, w.v_bias))
-        gain = _rms(pk.reference.gemv(self._normal(1, w.o_weight.shape[1]), w.o_weight))
+        x, w, spec, eps = self._normal(*self.layer.x.shape), self.weights, self.spec, self.spec.rms_eps
+        normed = x
+        if w.input_norm is not None:
+            normed = pk.reference.rmsnorm(x, w.input_norm, eps, norm_offset=spec.norm_offset)
+        own = _rms(pk.reference.gemv(normed, w.v_weight, w.v_bias))
+        gain = _rms(pk.reference.gemv(self._normal(1, w.o_weight.shape[1]), w.o_weight)) * spec.residual_scale
         added = max(gain, 1e-6) * math.sqrt(max(min(self.slot, LOOSE), 1)) / (self.slot + 1)
         self._value_scale = _power_of_two(2 * max(own, 1e-6))
         if self.layer.dtype == torch.float16:
             self._value_scale = max(self._value_scale, _power_of_two(_LEAST_IN_FP16 / added))
+        if w.attention_out_norm is not None:  # whatever attention gives, that much is added
+            added = _rms(w.attention_out_norm.double() + spec.norm_offset) / self._value_scale
         scale = _power_of_two(min(added * self._value_scale, 1.0) * self._stream)
         self._take(x * scale, _power_of_two(math.sqrt(scale**2 + eps) / scale))
 
     def _attended(self, k_cache: Tensor, v_cache: Tensor) -> Tensor:
         room = torch.zeros_like(self._k_row, dtype=self.layer.dtype).unsqueeze(2)  # the slot that the step writes
         k_cache, v_cache = torch.cat((k_cache, room), dim=2), torch.cat((v_cache, room), dim=2)
-        return pk.reference.layer_attention(self._q, self._k_row, self._v_row, k_cache, v_cache, self.layer.position)
+        return pk.reference.layer_attention(
+            self._q, self._k_row, self._v_row, k_cache, v_cache, self.layer.position, self.spec
+        )
 
     def _parts(self, attended: Tensor) -> dict[str, Tensor]:
         return {"q": self._q, "k_row": self._k_row, "v_row": self._v_row, "attended": attended}
@@ -160,10 +199,10 @@ class GateMaker:
     def _attention(self, name: str, k_cache: Tensor, v_cache: Tensor) -> GateInputs:
         """A set in which the MLP adds nothing."""
         attended = self._attended(k_cache, v_cache)
-        h = pk.reference.gemv(attended.flatten(1), self.weights.o_weight, residual=self.x)
+        weights = self._scaled(self.weights, self._mlp_norm, _OFF)
+        h = pk.reference.layer_rest(self.spec, weights, self.x, attended)["h"]
         parts = self._parts(attended) | {"h": h, "out": h}
-        w = self.weights
-        return GateInputs(name, self.x, k_cache, v_cache, w.input_norm, w.post_norm * _OFF, parts)
+        return GateInputs(name, self.x, k_cache, v_cache, self._norms_of(weights), parts)
 
     def as_timed(self) -> GateInputs:
         """The layer's own numbers."""
@@ -171,7 +210,7 @@ class GateMaker:
         k_cache, v_cache = (cache[:, :, : self.slot].clone() for cache in (self.layer.k_cache, self.layer.v_cache))
         attended, w = self._attended(k_cache, v_cache), self.weights
         rest = pk.reference.layer_rest(self.spec, w, self.x, attended)
-        return GateInputs("as timed", self.x, k_cache, v_cache, w.input_norm, w.post_norm, self._parts(attended) | rest)
+        return GateInputs("as timed", self.x, k_cache, v_cache, self._norms_of(w), self._parts(attended) | rest)
 
     def every_key(self) -> GateInputs:
         """Equal keys, values that cancel, and an x of their own."""
@@ -184,6 +223,7 @@ class GateMaker:
         """Keys around the step's own, of scores of unit variance; after every_key(), with its x."""
         group = self.spec.n_heads // self.spec.n_kv_heads
         of_head = self._q.pow(2).mean(-1).unflatten(1, (self.spec.n_kv_heads, group)).mean(-1).sqrt().clamp_min(1e-6)
+        of_head = of_head * (self.spec.score_scale * self.spec.head_dim**0.5)
         keys = self._normal(*self._shape).double() / of_head[:, :, None, None] + self._k_row.unsqueeze(2)
         return self._attention("the scores", keys.to(self.layer.dtype), self._normal(*self._shape) * self._value_scale)
 
@@ -192,16 +232,16 @@ class GateMaker:
         attended, stream = attention.expected["attended"], _rms(attention.expected["h"])
         scale, tried = 1.0, set()
         while True:
-            norm = self.weights.post_norm * scale
-            weights = replace(self.weights, post_norm=norm)
+            weights = self._scaled(self.weights, self._mlp_norm, scale)
             rest = pk.reference.layer_rest(self.spec, weights, self.x, attended)
             share = max(_rms(rest["out"] - rest["h"]), 1e-30) / stream
             tried.add(scale)
-            # The norm goes in twice, by gate and by up; through silu by more than its square.
-            scale *= _power_of_two(math.sqrt(2 * self._mlp / share))
+            # A norm before the MLP goes in twice, by gate and by up; through silu by more than its square.
+            missing = 2 * self._mlp / share
+            scale *= _power_of_two(missing if self.spec.post_norms else math.sqrt(missing))
             if self._mlp <= share <= 4 * self._mlp or scale in tried or len(tried) == 8:
                 break
-        return replace(attention, name=_MLP, post_norm=norm, expected=self._parts(attended) | rest)
+        return replace(attention, name=_MLP, norms=self._norms_of(weights), expected=self._parts(attended) | rest)
 
 
 def gate_inputs(layer: pk.DecodeLayer, weights: pk.LayerWeights, seed: int) -> list[GateInputs]:

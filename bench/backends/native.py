@@ -108,6 +108,8 @@ class Native(Backend):
             return None
         if layer.dtype == torch.float32:
             return cls.NO_FLOAT32
+        if layer.spec.attention_softcap:
+            return "has no soft cap of attention scores on CUDA, and the model has one (attn_logit_softcapping)"
         return None
 
     @classmethod

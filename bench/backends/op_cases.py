@@ -393,10 +393,13 @@ def _qkv_gemv(m: _Maker, contexts: Sequence[int], int4: bool = False) -> list[Ca
     weights = [m.projection(int4)(rows, spec.hidden) for rows in (q_rows, kv_rows, kv_rows)]
     biases = [m.random(rows) if spec.qkv_bias else None for rows in (q_rows, kv_rows, kv_rows)]
     k_cache, v_cache, cos_sin, position = _rope_cache(m, contexts[0])
+    q_norm, k_norm = (m.random(size, mean=1.0, std=0.1) if size else None for size in spec.qk_norm_sizes)
+    heads = (spec.n_heads, spec.n_kv_heads, spec.head_dim) if spec.qk_norm else None
+    make_workspace: Callable[..., Tensor] = pk.ops.int4_qkv_gemv_workspace if int4 else pk.ops.qkv_gemv_workspace
 
     def make() -> Instance:
         copies, out = [w.clone() for w in weights], m.poisoned(m.batch, spec.n_heads, spec.head_dim)
-        workspace = pk.ops.int4_qkv_gemv_workspace(x, *copies) if int4 else pk.ops.qkv_gemv_workspace(x)
+        workspace = make_workspace(x, *(copies if int4 else ()), heads)
         native = lambda: call(  # noqa: E731
             x,
             *copies,
@@ -407,16 +410,21 @@ def _qkv_gemv(m: _Maker, contexts: Sequence[int], int4: bool = False) -> list[Ca
             *biases,
             norm_weight=norm,
             eps=eps,
+            q_norm=q_norm,
+            k_norm=k_norm,
             out=out,
             workspace=workspace,
         )
         return Instance(native, None, out, (x, norm) if int4 else (x, norm, *copies))
 
-    n_bytes = count_bytes(
-        m.batch, spec.hidden, spec.n_heads, spec.n_kv_heads, spec.head_dim, m.dtype.itemsize, spec.qkv_bias
+    n_bytes = (
+        count_bytes(m.batch, spec.hidden, spec.n_heads, spec.n_kv_heads, spec.head_dim, m.dtype.itemsize, spec.qkv_bias)
+        + sum(spec.qk_norm_sizes) * m.dtype.itemsize
     )
     shape = f"{m.batch}x{spec.hidden} -> {q_rows}+2x{kv_rows}"
-    expected = lambda: reference(x, norm, eps, *weights, cos_sin, position, spec.head_dim, *biases)[0]  # noqa: E731
+    expected = lambda: reference(  # noqa: E731
+        x, norm, eps, *weights, cos_sin, position, spec.head_dim, *biases, q_norm=q_norm, k_norm=k_norm
+    )[0]
     reads = (x, norm) if int4 else (x, norm, *weights)
     return [Case(op, "norm+qkv+rope", shape, n_bytes, n_bytes, make, expected, m.dtype, reads)]
 

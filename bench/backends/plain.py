@@ -45,6 +45,10 @@ class PlainLayer(Backend):
             return None  # the nodes of the captured step, launched again from a C++ loop
         return _MODE_REASONS.get(mode)
 
+    @classmethod
+    def layer_reason(cls, layer: pk.DecodeLayer) -> str | None:
+        return "its attention is called without a soft cap" if layer.spec.attention_softcap else None
+
     @abstractmethod
     def attention(self, layer: pk.DecodeLayer) -> Attention:
         """Its attention over that layer's cache; whatever can be prepared outside the timing is prepared here."""

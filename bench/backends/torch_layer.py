@@ -171,32 +171,67 @@ class TorchLayer:
     def __init__(self, layer: pk.DecodeLayer, attention: Attention, projections: Projections | None = None) -> None:
         self.layer, self.attention = layer, attention
         self.projections = projections or Projections(layer.weights)
-        half = layer.spec.head_dim // 2
-        angles = layer.cos_sin[int(layer.position[0])].to(layer.dtype)
-        self.cosine, self.sine = angles[:half].repeat(2), angles[half:].repeat(2)
+        self.stand(layer.cos_sin[int(layer.position[0])])
         self.out = torch.empty(0)  # of the last step
 
-    def _rotate(self, x: Tensor) -> Tensor:
-        return x * self.cosine + _rotate_half(x) * self.sine
+    def stand(self, angles: Tensor) -> None:
+        """Rotate by these angles from now on: a row of `cos_sin`.
+
+        The kernels scale scores by 1 / sqrt(head_dim). A model of another scale has what is missing in the angles of
+        its query: that costs nothing.
+        """
+        spec, half = self.layer.spec, angles.shape[0] // 2
+        missing = spec.score_scale * spec.head_dim**0.5
+
+        def both_halves(of: Tensor) -> tuple[Tensor, ...]:
+            rounded = of.to(self.layer.dtype)
+            return rounded[:half].repeat(2), rounded[half:].repeat(2)
+
+        self.angles = both_halves(angles)
+        self.q_angles = self.angles if abs(missing - 1.0) < 1e-9 else both_halves(angles * missing)
+
+    def _rotate(self, x: Tensor, angles: tuple[Tensor, ...]) -> Tensor:
+        cosine, sine = angles
+        return x * cosine + _rotate_half(x) * sine
+
+    def _norm(self, x: Tensor, weight: Tensor | None, size: int) -> Tensor:
+        """The last dimension, of `size`, normalised; x where there is no norm."""
+        spec = self.layer.spec
+        if weight is None:
+            return x
+        return F.rms_norm(x, (size,), weight + spec.norm_offset if spec.norm_offset else weight, spec.rms_eps)
+
+    def _norm_heads(self, x: Tensor, weight: Tensor | None) -> Tensor:
+        """The QK norm of x [batch, heads * head_dim]: [batch, heads, 1, head_dim]."""
+        spec = self.layer.spec
+        if spec.qk_norm == "all":
+            x = self._norm(x, weight, x.shape[-1])
+        x = x.view(self.layer.batch, -1, 1, spec.head_dim)
+        return self._norm(x, weight, spec.head_dim) if spec.qk_norm == "head" else x
 
     def _before_attention(self) -> Tensor:
         """Up to the append. Returns the rotated query [batch, n_heads, 1, head_dim]."""
         layer = self.layer
         w, spec, batch, dim = layer.weights, layer.spec, layer.batch, layer.spec.head_dim
-        normed = F.rms_norm(layer.x, (spec.hidden,), w.input_norm, spec.rms_eps)
+        normed = self._norm(layer.x, w.input_norm, spec.hidden)
         q, k, v = self.projections.qkv(normed)
         self.attention.append(
-            self._rotate(k.view(batch, spec.n_kv_heads, 1, dim)), v.view(batch, spec.n_kv_heads, 1, dim)
+            self._rotate(self._norm_heads(k, w.k_norm), self.angles), v.view(batch, spec.n_kv_heads, 1, dim)
         )
-        return self._rotate(q.view(batch, spec.n_heads, 1, dim))
+        return self._rotate(self._norm_heads(q, w.q_norm), self.q_angles)
 
     def _after_attention(self, attended: Tensor) -> Tensor:
         layer = self.layer
         w, spec = layer.weights, layer.spec
-        h = layer.x + self.projections.o(attended.reshape(layer.batch, -1))
-        normed = F.rms_norm(h, (spec.hidden,), w.post_norm, spec.rms_eps)
-        gate, up = self.projections.gate_up(normed)
-        return h + self.projections.down(F.silu(gate) * up)
+        h = self._added(layer.x, self.projections.o(attended.reshape(layer.batch, -1)), w.attention_out_norm)
+        gate, up = self.projections.gate_up(self._norm(h, w.post_norm, spec.hidden))
+        activated = (F.gelu(gate, approximate="tanh") if spec.gelu else F.silu(gate)) * up
+        return self._added(h, self.projections.down(activated), w.mlp_out_norm)
+
+    def _added(self, residual: Tensor, projected: Tensor, norm: Tensor | None) -> Tensor:
+        spec = self.layer.spec
+        projected = self._norm(projected, norm, spec.hidden)
+        return residual + (projected if spec.residual_scale == 1.0 else projected * spec.residual_scale)
 
     def forward(self) -> Tensor:
         """One step. Returns [batch, hidden]."""

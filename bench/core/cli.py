@@ -36,10 +36,12 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 DTYPE_FLAGS = {dtype: flag for flag, dtype in DTYPES.items()}
 """What --dtype calls a dtype."""
 FUSIONS = tuple(OP_LABELS)
-STUDIED = tuple(name for name in pk.models.names() if name != "tiny")
+STUDIED = pk.models.GROUPS["study"]
 """The models of the study."""
 LEAST_CAPABILITY = (8, 0)
 """Of a GPU that the CUDA kernels run on."""
+MODEL_WORDS = ", ".join((*pk.models.names(), *(f"{name} ({len(of)})" for name, of in pk.models.GROUPS.items())))
+"""The built-in models, and the groups of them with how many they are."""
 ALL_STUDIED = ",".join(STUDIED)
 """The same as the default of a comma-separated --model."""
 
@@ -92,6 +94,28 @@ def number(flag: str, value: int, low: int, high: int) -> int:
     if not low <= value <= high:
         raise flag_error(flag, value, f"in {low}..{high}")
     return value
+
+
+def model_names(flag: str, text: str) -> list[str]:
+    """A comma-separated flag of models and groups of them, in the order given, without repeats."""
+    groups = pk.models.GROUPS
+    found: dict[str, None] = {}
+    for part in choices(flag, text, (*pk.models.names(), *groups)):
+        found |= dict.fromkeys(groups.get(part, (part,)))
+    return list(found)
+
+
+def context(flag: str, value: int, spec: ModelSpec, beyond: int = 0) -> int:
+    """A flag that takes a context of that model, whose cache has `beyond` slots more, one a step."""
+    most = spec.max_ctx - beyond
+    if 1 <= value <= most:
+        return value
+    words = f"in 1..{most}"
+    if spec.max_ctx < spec.max_position:
+        words += f" ({spec.ctx_words()})"
+    if beyond:
+        words += f": {spec.name} has {spec.max_ctx} positions, one a step"
+    raise flag_error(flag, value, words)
 
 
 def group_size(flag: str, value: int) -> int:
@@ -160,7 +184,7 @@ BackendFlag = Annotated[
 ]
 ModeFlag = Annotated[str, typer.Option("--mode", help=MODE_HELP)]
 ModelFlag = Annotated[str, typer.Option("--model", help=", ".join(pk.models.names()))]
-ModelsFlag = Annotated[str, typer.Option("--model", help="comma-separated; all")]
+ModelsFlag = Annotated[str, typer.Option("--model", help=f"comma-separated: {MODEL_WORDS}; all")]
 ConfigFlag = Annotated[str, typer.Option("--config", help="a Hugging Face config.json instead of --model")]
 CtxFlag = Annotated[int, typer.Option("--ctx", help="slots of the cache that a step attends to")]
 StepCtxFlag = Annotated[int, typer.Option("--ctx", help="slots of the cache that are filled before the first step")]
@@ -307,7 +331,7 @@ def models(names: str, config: str) -> list[ModelSpec]:
     """The specs that a comma-separated --model names, or the one of --config."""
     if config:
         return [model("", config)]
-    return [pk.models.get(name) for name in choices("--model", names, pk.models.names())]
+    return [pk.models.get(name) for name in model_names("--model", names)]
 
 
 def spec_bandwidth(given_gbs: float, device: torch.device) -> tuple[float | None, str]:
@@ -318,7 +342,7 @@ def spec_bandwidth(given_gbs: float, device: torch.device) -> tuple[float | None
 def print_list(backends: Iterable[tuple[str, str, str | None, Sequence[str]]]) -> None:
     """What --list prints: models, fusions, and of every backend its name, its description, and why it does not run here
     or its modes."""
-    print(item("models:", ", ".join(pk.models.names()) + " (or --config=PATH)", 10))
+    print(item("models:", MODEL_WORDS + " (or --config=PATH)", 10))
     print(item("fusions:", ", ".join(FUSIONS), 10))
     print("backends:")
     for name, description, reason, modes in backends:

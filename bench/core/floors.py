@@ -15,9 +15,9 @@ from pykernels.layer import op_labels
 from pykernels.models import ModelSpec
 
 
-def rmsnorm(b: int, hidden: int, e: int) -> int:
-    """x in, weight, out."""
-    return (2 * b * hidden + hidden) * e
+def rmsnorm(b: int, hidden: int, e: int, residual: bool = False) -> int:
+    """x in, weight, out, and the optional residual; b rows."""
+    return ((2 + residual) * b * hidden + hidden) * e
 
 
 def gemv(b: int, n_in: int, n_out: int, e: int, bias: bool = False, residual: bool = False) -> int:
@@ -134,15 +134,25 @@ def layer_ops(
 
     qkv_sizes = (b, hidden, heads, kv_heads, dim, e, spec.qkv_bias)
     swiglu_sizes = (b, hidden, intermediate, e)
+    # What the fused ops read of norms: less without one before them, more with a QK norm.
+    no_norm = 0 if spec.pre_norms else hidden * e
+    qkv_norms = sum(spec.qk_norm_sizes) * e - no_norm
+
+    def qk_norm(n_heads: int) -> tuple[str, int]:
+        rows, width = (b, n_heads * dim) if spec.qk_norm == "all" else (b * n_heads, dim)
+        return f"{rows}x{width}", rmsnorm(rows, width, e)
 
     attention = f"{heads}/{kv_heads}x{dim}, kv {kv_len}", gqa_decode(b, heads, kv_heads, dim, kv_len, e)
     norm = f"{b}x{hidden}", rmsnorm(b, hidden, e)
     residual = f"{b}x{hidden}", add(b * hidden, e)
+    normed_residual = f"{b}x{hidden}", rmsnorm(b, hidden, e, residual=True)
     by_label: dict[str, tuple[str, int]] = {
         "input_norm": norm,
         "q": projection(hidden, q_rows, bias=spec.qkv_bias),
         "k": projection(hidden, kv_rows, bias=spec.qkv_bias),
         "v": projection(hidden, kv_rows, bias=spec.qkv_bias),
+        "q_norm": qk_norm(heads),
+        "k_norm": qk_norm(kv_heads),
         "rope": (f"{heads}/{kv_heads}x{dim}", rope_kv_append(b, heads, kv_heads, dim, e)),
         "attention": attention,
         "o": projection(q_rows, hidden),
@@ -155,16 +165,20 @@ def layer_ops(
         "mlp_residual": residual,
         "norm+qkv+rope": (
             f"{b}x{hidden} -> {q_rows}+2x{kv_rows}",
-            int4_qkv_gemv(*qkv_sizes, **weight(hidden)) if four_bit else qkv_gemv(*qkv_sizes),
+            qkv_norms + (int4_qkv_gemv(*qkv_sizes, **weight(hidden)) if four_bit else qkv_gemv(*qkv_sizes)),
         ),
         "o+residual": projection(q_rows, hidden, residual=True),
         "norm+gate+up": (
             f"{b}x{hidden} -> 2x{intermediate}",
-            int4_swiglu_gemv(*swiglu_sizes, **weight(hidden)) if four_bit else swiglu_gemv(*swiglu_sizes),
+            (int4_swiglu_gemv(*swiglu_sizes, **weight(hidden)) if four_bit else swiglu_gemv(*swiglu_sizes)) - no_norm,
         ),
         "down+residual": projection(intermediate, hidden, residual=True),
+        "attention_out_norm": norm,
+        "mlp_out_norm": norm,
+        "attention_out_norm+residual": normed_residual,
+        "mlp_out_norm+residual": normed_residual,
     }
-    return [OpBytes(op, label, *by_label[label]) for op, label in op_labels(fusion, four_bit)]
+    return [OpBytes(op, label, *by_label[label]) for op, label in op_labels(fusion, four_bit, spec)]
 
 
 def step_ops(

@@ -56,7 +56,7 @@ class LayerSettings(QuantFlags, StopFlags):
 
     def check(self) -> None:
         """Raise UsageError for the first of the layer's flags that does not fit the others."""
-        cli.number("--ctx", self.ctx, 1, self.spec.max_position)
+        cli.context("--ctx", self.ctx, self.spec)
         self.check_quant([self.spec])
         if self.layer and not self.weights:
             raise flag_error("--layer", self.layer, "given with --weights: random weights are of no layer")
@@ -95,7 +95,8 @@ def make_layers(settings: LayerSettings) -> list[pk.DecodeLayer]:
     except ValueError as error:
         raise ValueError(f"weights {settings.weights}: model.layers.{settings.layer}: {error}") from None
     shared = (settings.ctx, settings.batch, dtype, device, settings.seed)
-    return [pk.DecodeLayer(spec, weights.clone() if copy else weights, *shared) for copy in range(copies)]
+    which = settings.layer
+    return [pk.DecodeLayer(spec, weights.clone() if copy else weights, *shared, which) for copy in range(copies)]
 
 
 def l2_words(settings: LayerSettings, layers: list[pk.DecodeLayer]) -> str:

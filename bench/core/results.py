@@ -17,7 +17,8 @@ from pykernels.trace import Kernel
 
 def model_document(spec: ModelSpec) -> Document:
     """The key `model`: the spec's fields."""
-    return {**vars(spec), "rope_scaling": vars(spec.rope_scaling) if spec.rope_scaling else None}
+    scaling = spec.rope_scaling
+    return {**vars(spec), "rope_scaling": {"kind": type(scaling).__name__, **vars(scaling)} if scaling else None}
 
 
 def paper_bytes(

@@ -118,7 +118,7 @@ def run(settings: Settings) -> Document:
         for arm in arms:
             measured: Document = {}
             if arm.status == "ok":
-                ops = op_labels(str(arm.fusion), layers[0].weights.is_int4)
+                ops = op_labels(str(arm.fusion), layers[0].weights.is_int4, layers[0].spec)
                 try:
                     measured = record(arm, ops, chain, settings.warmup, settings.steps, device.index)
                 except Exception as error:  # an arm's failure is a result of the run, not the end of it

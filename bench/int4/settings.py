@@ -234,7 +234,7 @@ class Settings(StopFlags):
         if self.gpu and "layer" not in self.parts:
             raise flag_error("--predict", self.predict, "given with --what=layer: it is the layer that is predicted")
         check_group_size("--group", self.group_size, self.specs)
-        cli.number("--ctx", self.ctx, 1, min(spec.max_position for spec in self.specs))
+        cli.number("--ctx", self.ctx, 1, min(spec.max_ctx for spec in self.specs))
         assert self.spec_bandwidth and self.modes
         for plugin in self.apart[:1]:
             if not self.plugin_plan.modes:

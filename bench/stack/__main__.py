@@ -285,7 +285,7 @@ class Settings(StopFlags):
     def plan(self) -> Plan:
         """What is run. Raises UsageError for the first flag that does not fit the others."""
         cli.device(self.device, use=False)
-        cli.number("--ctx", self.ctx, 1, cli.model(self.model, "").max_position)
+        cli.context("--ctx", self.ctx, cli.model(self.model, ""))
         jobs = len(os.sched_getaffinity(0)) // 4 if self.compile_jobs < 0 else self.compile_jobs
         flags = [*self.shared_flags(), "--fusion=block"]
         cells = self.cells()

@@ -1,6 +1,7 @@
 #include "binding/op_arguments.h"
 
 #include <torch/csrc/stable/ops.h>
+#include <cmath>
 
 #include <dlfcn.h>
 
@@ -125,6 +126,18 @@ void check_eps(const char* op, double eps) {
     if (!(eps >= 0 && eps < 1)) fail(op, "eps must be in [0, 1), got " + std::to_string(eps));
 }
 
+void check_finite(const char* op, const char* name, double value) {
+    if (!(std::fabs(value) < 1e38)) {
+        fail(op, std::string(name) + " must be in (-1e38, 1e38), got " + std::to_string(value));
+    }
+}
+
+void check_softcap(const char* op, double softcap) {
+    if (!(softcap == 0 || (softcap >= 1e-3 && softcap < 1e38))) {
+        fail(op, "softcap must be 0 (none) or in [0.001, 1e38), got " + std::to_string(softcap));
+    }
+}
+
 void check_heads(const Argument& q, int64_t n_heads, int64_t n_kv_heads, int64_t head_dim) {
     if (n_heads % n_kv_heads != 0) {
         q.fail("of a multiple of n_kv_heads (" + std::to_string(n_kv_heads) + ") heads",
@@ -146,7 +159,7 @@ Dtype QkvArguments::check_input() const {
     const Dtype dtype = x.shape({-1, -1}).dtype();
     check_batch(x);
     rope.k_cache.shape({x.size(0), -1, -1, -1});
-    norm_weight.like(x).shape({hidden()});
+    if (norm_weight) norm_weight->like(x).shape({hidden()});
     return dtype;
 }
 
@@ -166,8 +179,19 @@ void QkvArguments::check(const Argument& q_weight, double eps) const {
         k_bias->like(x).shape({kv_rows()});
         v_bias->like(x).shape({kv_rows()});
     }
+    if (bool(q_norm) != bool(k_norm)) fail(op_, "q_norm and k_norm must be given together or not at all");
+    if (q_norm) {
+        q_norm->like(x).shape({-1});
+        if (q_norm->size(0) != head_dim() && q_norm->size(0) != q_rows) {
+            q_norm->fail("of " + std::to_string(head_dim()) + " elements (a head's) or " +
+                             std::to_string(q_rows) + " (all heads')",
+                         std::to_string(q_norm->size(0)));
+        }
+        k_norm->like(x).shape({norms_all_heads() ? kv_rows() : head_dim()});
+    }
     rope.check(x, n_kv_heads(), head_dim());
     check_eps(op_, eps);
+    check_finite(op_, "norm_offset", norm_offset_);
 }
 
 Workspace::Workspace(const char* op, MaybeTensor& given, size_t bytes, const Argument& like) {

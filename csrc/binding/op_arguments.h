@@ -32,6 +32,8 @@ void submit(Op op, Arguments read, Arguments written, const Argument* workspace 
 
 void check_batch(const Argument& x);
 void check_eps(const char* op, double eps);
+void check_finite(const char* op, const char* name, double value);
+void check_softcap(const char* op, double softcap);  // 0: none
 void check_heads(const Argument& q, int64_t n_heads, int64_t n_kv_heads, int64_t head_dim);
 
 // The cache, the angles and the position, as rope_kv_append and the qkv GEMVs share them.
@@ -51,17 +53,22 @@ struct RopeArguments {
 // What qkv_gemv and int4_qkv_gemv take alike: everything but the weights of the projections.
 class QkvArguments {
   public:
-    QkvArguments(const char* op, const Tensor& x_, const Tensor& norm_weight_, const MaybeTensor& q_bias_,
-                 const MaybeTensor& k_bias_, const MaybeTensor& v_bias_, const Tensor& cos_sin_,
-                 const Tensor& position_, const Tensor& k_cache_, const Tensor& v_cache_, const Tensor& out_)
+    QkvArguments(const char* op, const Tensor& x_, const MaybeTensor& norm_weight_,
+                 const MaybeTensor& q_bias_, const MaybeTensor& k_bias_, const MaybeTensor& v_bias_,
+                 const Tensor& cos_sin_, const Tensor& position_, const Tensor& k_cache_,
+                 const Tensor& v_cache_, const Tensor& out_, const MaybeTensor& q_norm_,
+                 const MaybeTensor& k_norm_, double norm_offset)
         : x(op, "x", x_),
-          norm_weight(op, "norm_weight", norm_weight_),
           out(op, "out", out_),
+          norm_weight(op, "norm_weight", norm_weight_),
+          q_norm(op, "q_norm", q_norm_),
+          k_norm(op, "k_norm", k_norm_),
           q_bias(op, "q_bias", q_bias_),
           k_bias(op, "k_bias", k_bias_),
           v_bias(op, "v_bias", v_bias_),
           rope(op, cos_sin_, position_, k_cache_, v_cache_),
-          op_(op) {}
+          op_(op),
+          norm_offset_(norm_offset) {}
 
     // What does not depend on the weights. First, so that the sizes below are those of checked tensors.
     Dtype check_input() const;
@@ -96,14 +103,22 @@ class QkvArguments {
         params.max_position = rope.cos_sin.size32(0);
         params.eps = static_cast<float>(eps);
         params.dtype = dtype;
+        params.norm_offset = static_cast<float>(norm_offset_);
+        params.q_norm = q_norm.data();
+        params.k_norm = k_norm.data();
+        params.norms_all_heads = norms_all_heads();
     }
 
-    Argument x, norm_weight, out;
-    OptionalArgument q_bias, k_bias, v_bias;
+    // A QK norm's weights of all heads, not of one: of a single head they are both.
+    bool norms_all_heads() const { return q_norm && q_norm->size(0) != head_dim(); }
+
+    Argument x, out;
+    OptionalArgument norm_weight, q_norm, k_norm, q_bias, k_bias, v_bias;
     RopeArguments rope;
 
   private:
     const char* op_;
+    double norm_offset_;
 };
 
 }  // namespace pykernels::binding

@@ -14,7 +14,7 @@
 namespace pykernels::binding {
 namespace {
 
-// What an op needs beside its tensors on the device of `like`. On CUDA only gqa_decode needs anything.
+// What an op needs beside its tensors on the device of `like`. On CUDA gqa_decode and a QK norm need any.
 size_t workspace_bytes(const GqaDecodeParams& params, const Argument& like) {
 #ifdef PYKERNELS_CUDA
     if (!like.tensor().is_cpu()) return cuda::gqa_decode_workspace_bytes(params);
@@ -28,25 +28,31 @@ size_t workspace_bytes(const SwigluGemvParams& params, const Argument& like) {
 }
 
 size_t workspace_bytes(const QkvGemvParams& params, const Argument& like) {
-    return like.tensor().is_cpu() ? cpu::qkv_gemv_workspace_bytes(params) : 0;
+    return like.tensor().is_cpu() ? cpu::qkv_gemv_workspace_bytes(params)
+                                  : static_cast<size_t>(qk_norm_bytes(params));
 }
 
-void rmsnorm(const Tensor& x_, const Tensor& weight_, double eps, const Tensor& out_) {
+void rmsnorm(const Tensor& x_, const Tensor& weight_, double eps, const Tensor& out_,
+             const MaybeTensor& residual_, double norm_offset) {
     Argument x("rmsnorm", "x", x_), weight("rmsnorm", "weight", weight_), out("rmsnorm", "out", out_);
+    OptionalArgument residual("rmsnorm", "residual", residual_);
     const Dtype dtype = x.shape({-1, -1}).dtype();
-    check_batch(x);
     weight.like(x).shape({x.size(1)});
     out.like(x).shape_of(x);
+    if (residual) residual->like(x).shape_of(x);
     check_eps("rmsnorm", eps);
+    check_finite("rmsnorm", "norm_offset", norm_offset);
     submit(RmsnormParams{x.data(), weight.data(), out.data(), x.size32(0), x.size32(1),
-                         static_cast<float>(eps), dtype},
-           {&x, &weight}, {&out});
+                         static_cast<float>(eps), dtype, residual.data(), static_cast<float>(norm_offset)},
+           {&x, &weight, residual.get()}, {&out});
 }
 
-PYKERNELS_TORCH_OP(rmsnorm, "(Tensor x, Tensor weight, float eps, Tensor(a!) out) -> ()")
+PYKERNELS_TORCH_OP(rmsnorm,
+                   "(Tensor x, Tensor weight, float eps, Tensor(a!) out, Tensor? residual=None, "
+                   "float norm_offset=0.0) -> ()")
 
 void gemv(const Tensor& x_, const Tensor& weight_, const MaybeTensor& bias_, const MaybeTensor& residual_,
-          const Tensor& out_) {
+          const Tensor& out_, double scale, double softcap) {
     Argument x("gemv", "x", x_), weight("gemv", "weight", weight_), out("gemv", "out", out_);
     OptionalArgument bias("gemv", "bias", bias_), residual("gemv", "residual", residual_);
     const Dtype dtype = x.shape({-1, -1}).dtype();
@@ -55,12 +61,18 @@ void gemv(const Tensor& x_, const Tensor& weight_, const MaybeTensor& bias_, con
     if (bias) bias->like(x).shape({weight.size(0)});
     if (residual) residual->like(x).shape({x.size(0), weight.size(0)});
     out.like(x).shape({x.size(0), weight.size(0)});
+    check_finite("gemv", "scale", scale);
+    check_softcap("gemv", softcap);
     submit(GemvParams{x.data(), weight.data(), bias.data(), residual.data(), out.data(), x.size32(0),
-                      x.size32(1), weight.size32(0), dtype},
+                      x.size32(1), weight.size32(0), dtype, static_cast<float>(scale),
+                      static_cast<float>(softcap)},
            {&x, &weight, bias.get(), residual.get()}, {&out});
 }
 
-PYKERNELS_TORCH_OP(gemv, "(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, Tensor(a!) out) -> ()")
+PYKERNELS_TORCH_OP(
+    gemv,
+    "(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, Tensor(a!) out, float scale=1.0, "
+    "float softcap=0.0) -> ()")
 
 void rope_kv_append(const Tensor& q_, const Tensor& k_, const Tensor& v_, const Tensor& cos_sin_,
                     const Tensor& position_, const Tensor& k_cache_, const Tensor& v_cache_,
@@ -87,7 +99,7 @@ PYKERNELS_TORCH_OP(rope_kv_append,
                    "Tensor(b!) v_cache, Tensor(c!) out) -> ()")
 
 void gqa_decode(const Tensor& q_, const Tensor& k_cache_, const Tensor& v_cache_, const Tensor& kv_len_,
-                double scale, const Tensor& out_, MaybeTensor workspace_) {
+                double scale, const Tensor& out_, MaybeTensor workspace_, double softcap) {
     const char* op = "gqa_decode";
     Argument q(op, "q", q_), k_cache(op, "k_cache", k_cache_), v_cache(op, "v_cache", v_cache_),
         kv_len(op, "kv_len", kv_len_), out(op, "out", out_);
@@ -114,7 +126,10 @@ void gqa_decode(const Tensor& q_, const Tensor& k_cache_, const Tensor& v_cache_
                            k_cache.size32(2),
                            static_cast<float>(scale),
                            dtype,
-                           0};
+                           0,
+                           static_cast<float>(softcap)};
+    check_softcap(op, softcap);
+    if (softcap != 0 && !q_.is_cpu()) fail(op, "softcap must be 0 on CUDA, got " + std::to_string(softcap));
     const Workspace workspace(op, workspace_, workspace_bytes(params, q), q);
     params.workspace = workspace.data();
     params.workspace_bytes = workspace.bytes();
@@ -123,22 +138,24 @@ void gqa_decode(const Tensor& q_, const Tensor& k_cache_, const Tensor& v_cache_
 
 PYKERNELS_TORCH_OP(gqa_decode,
                    "(Tensor q, Tensor k_cache, Tensor v_cache, Tensor kv_len, float scale, Tensor(a!) out, "
-                   "Tensor(b!)? workspace) -> ()")
+                   "Tensor(b!)? workspace, float softcap=0.0) -> ()")
 
-void silu_mul(const Tensor& gate_, const Tensor& up_, const Tensor& out_) {
+void silu_mul(const Tensor& gate_, const Tensor& up_, const Tensor& out_, bool gelu) {
     Argument gate("silu_mul", "gate", gate_), up("silu_mul", "up", up_), out("silu_mul", "out", out_);
     const Dtype dtype = gate.shape({-1, -1}).dtype();
     check_batch(gate);
     up.like(gate).shape_of(gate);
     out.like(gate).shape_of(gate);
-    submit(SiluMulParams{gate.data(), up.data(), out.data(), gate.size32(0), gate.size32(1), dtype},
+    submit(SiluMulParams{gate.data(), up.data(), out.data(), gate.size32(0), gate.size32(1), dtype,
+                         gelu ? Activation::gelu_tanh : Activation::silu},
            {&gate, &up}, {&out});
 }
 
-PYKERNELS_TORCH_OP(silu_mul, "(Tensor gate, Tensor up, Tensor(a!) out) -> ()")
+PYKERNELS_TORCH_OP(silu_mul, "(Tensor gate, Tensor up, Tensor(a!) out, bool gelu=False) -> ()")
 
 void swiglu_gemv(const Tensor& x_, const Tensor& gate_weight_, const Tensor& up_weight_,
-                 const MaybeTensor& norm_weight_, double eps, const Tensor& out_, MaybeTensor workspace_) {
+                 const MaybeTensor& norm_weight_, double eps, const Tensor& out_, MaybeTensor workspace_,
+                 double norm_offset, bool gelu) {
     const char* op = "swiglu_gemv";
     Argument x(op, "x", x_), gate_weight(op, "gate_weight", gate_weight_),
         up_weight(op, "up_weight", up_weight_), out(op, "out", out_);
@@ -150,9 +167,20 @@ void swiglu_gemv(const Tensor& x_, const Tensor& gate_weight_, const Tensor& up_
     if (norm_weight) norm_weight->like(x).shape({x.size(1)});
     out.like(x).shape({x.size(0), gate_weight.size(0)});
     check_eps(op, eps);
-    SwigluGemvParams params{
-        x.data(),    norm_weight.data(), gate_weight.data(),    up_weight.data(),        out.data(), nullptr,
-        x.size32(0), x.size32(1),        gate_weight.size32(0), static_cast<float>(eps), dtype};
+    check_finite(op, "norm_offset", norm_offset);
+    SwigluGemvParams params{x.data(),
+                            norm_weight.data(),
+                            gate_weight.data(),
+                            up_weight.data(),
+                            out.data(),
+                            nullptr,
+                            x.size32(0),
+                            x.size32(1),
+                            gate_weight.size32(0),
+                            static_cast<float>(eps),
+                            dtype,
+                            static_cast<float>(norm_offset),
+                            gelu ? Activation::gelu_tanh : Activation::silu};
     const Workspace workspace(op, workspace_, workspace_bytes(params, x), x);
     params.workspace = workspace.data();
     submit(params, {&x, &gate_weight, &up_weight, norm_weight.get()}, {&out}, workspace.argument());
@@ -161,16 +189,17 @@ void swiglu_gemv(const Tensor& x_, const Tensor& gate_weight_, const Tensor& up_
 PYKERNELS_TORCH_OP(
     swiglu_gemv,
     "(Tensor x, Tensor gate_weight, Tensor up_weight, Tensor? norm_weight, float eps, Tensor(a!) "
-    "out, Tensor(b!)? workspace) -> ()")
+    "out, Tensor(b!)? workspace, float norm_offset=0.0, bool gelu=False) -> ()")
 
-void qkv_gemv(const Tensor& x_, const Tensor& norm_weight_, double eps, const Tensor& q_weight_,
+void qkv_gemv(const Tensor& x_, const MaybeTensor& norm_weight_, double eps, const Tensor& q_weight_,
               const Tensor& k_weight_, const Tensor& v_weight_, const MaybeTensor& q_bias_,
               const MaybeTensor& k_bias_, const MaybeTensor& v_bias_, const Tensor& cos_sin_,
               const Tensor& position_, const Tensor& k_cache_, const Tensor& v_cache_, const Tensor& out_,
-              MaybeTensor workspace_) {
+              MaybeTensor workspace_, const MaybeTensor& q_norm_, const MaybeTensor& k_norm_,
+              double norm_offset) {
     const char* op = "qkv_gemv";
     const QkvArguments shared(op, x_, norm_weight_, q_bias_, k_bias_, v_bias_, cos_sin_, position_, k_cache_,
-                              v_cache_, out_);
+                              v_cache_, out_, q_norm_, k_norm_, norm_offset);
     const Argument q_weight(op, "q_weight", q_weight_), k_weight(op, "k_weight", k_weight_),
         v_weight(op, "v_weight", v_weight_);
     const Dtype dtype = shared.check_input();
@@ -187,41 +216,46 @@ void qkv_gemv(const Tensor& x_, const Tensor& norm_weight_, double eps, const Te
     params.workspace = workspace.data();
     const RopeArguments& rope = shared.rope;
     submit(params,
-           {&shared.x, &shared.norm_weight, &q_weight, &k_weight, &v_weight, shared.q_bias.get(),
-            shared.k_bias.get(), shared.v_bias.get(), &rope.cos_sin, &rope.position},
+           {&shared.x, shared.norm_weight.get(), &q_weight, &k_weight, &v_weight, shared.q_bias.get(),
+            shared.k_bias.get(), shared.v_bias.get(), &rope.cos_sin, &rope.position, shared.q_norm.get(),
+            shared.k_norm.get()},
            {&shared.out, &rope.k_cache, &rope.v_cache}, workspace.argument());
 }
 
 PYKERNELS_TORCH_OP(
     qkv_gemv,
-    "(Tensor x, Tensor norm_weight, float eps, Tensor q_weight, Tensor k_weight, Tensor v_weight, "
+    "(Tensor x, Tensor? norm_weight, float eps, Tensor q_weight, Tensor k_weight, Tensor v_weight, "
     "Tensor? q_bias, Tensor? k_bias, Tensor? v_bias, Tensor cos_sin, Tensor position, Tensor(a!) "
-    "k_cache, Tensor(b!) v_cache, Tensor(c!) out, Tensor(d!)? workspace) -> ()")
+    "k_cache, Tensor(b!) v_cache, Tensor(c!) out, Tensor(d!)? workspace, Tensor? q_norm=None, "
+    "Tensor? k_norm=None, float norm_offset=0.0) -> ()")
 
-void add(const Tensor& a_, const Tensor& b_, const Tensor& out_) {
+void add(const Tensor& a_, const Tensor& b_, const Tensor& out_, double scale) {
     Argument a("add", "a", a_), b("add", "b", b_), out("add", "out", out_);
     const Dtype dtype = a.shape_of(a).dtype();
     b.like(a).shape_of(a);
     out.like(a).shape_of(a);
-    submit(AddParams{a.data(), b.data(), out.data(), a.bytes() / dtype_bytes(dtype), dtype}, {&a, &b},
-           {&out});
+    check_finite("add", "scale", scale);
+    submit(AddParams{a.data(), b.data(), out.data(), a.bytes() / dtype_bytes(dtype), dtype,
+                     static_cast<float>(scale)},
+           {&a, &b}, {&out});
 }
 
-PYKERNELS_TORCH_OP(add, "(Tensor a, Tensor b, Tensor(a!) out) -> ()")
+PYKERNELS_TORCH_OP(add, "(Tensor a, Tensor b, Tensor(a!) out, float scale=1.0) -> ()")
 
-void embedding(const Tensor& token_, const Tensor& table_, const Tensor& out_) {
+void embedding(const Tensor& token_, const Tensor& table_, const Tensor& out_, double scale) {
     Argument token("embedding", "token", token_), table("embedding", "table", table_),
         out("embedding", "out", out_);
     const Dtype dtype = table.shape({-1, -1}).dtype();
     token.type(ScalarType::Long).same_device(table).shape({-1});
     check_batch(token);
     out.like(table).shape({token.size(0), table.size(1)});
+    check_finite("embedding", "scale", scale);
     submit(EmbeddingParams{token.values<int64_t>(), table.data(), out.data(), token.size32(0),
-                           table.size32(1), table.size32(0), dtype},
+                           table.size32(1), table.size32(0), dtype, static_cast<float>(scale)},
            {&token, &table}, {&out});
 }
 
-PYKERNELS_TORCH_OP(embedding, "(Tensor token, Tensor table, Tensor(a!) out) -> ()")
+PYKERNELS_TORCH_OP(embedding, "(Tensor token, Tensor table, Tensor(a!) out, float scale=1.0) -> ()")
 
 void argmax(const Tensor& logits_, const MaybeTensor& position_, const MaybeTensor& kv_len_, int64_t max_len,
             const Tensor& out_) {

@@ -70,13 +70,27 @@ size_t swiglu_gemv(int64_t batch, int64_t in_features, bool has_norm, int64_t el
     return cpu::swiglu_gemv_workspace_bytes(params);
 }
 
-size_t qkv_gemv(int64_t batch, int64_t hidden, int64_t element_bytes) {
+// The sizes that a QK norm's part of the workspace depends on.
+template <class Params>
+void set_qk_norm(const char* op, Params& params, bool qk_norm, int64_t n_heads, int64_t n_kv_heads,
+                 int64_t head_dim) {
+    if (!qk_norm) return;
+    check_sizes(op, {{"n_heads", n_heads}, {"n_kv_heads", n_kv_heads}, {"head_dim", head_dim}});
+    params.n_heads = narrow(n_heads);
+    params.n_kv_heads = narrow(n_kv_heads);
+    params.head_dim = narrow(head_dim);
+    params.q_norm = &params;  // only whether it is null counts
+}
+
+size_t qkv_gemv(int64_t batch, int64_t hidden, int64_t element_bytes, bool on_cuda, bool qk_norm,
+                int64_t n_heads, int64_t n_kv_heads, int64_t head_dim) {
     check_sizes("qkv_gemv", {{"batch", batch}, {"hidden", hidden}});
     QkvGemvParams params{};
     params.batch = narrow(batch);
     params.hidden = narrow(hidden);
     params.dtype = dtype_of(element_bytes);
-    return cpu::qkv_gemv_workspace_bytes(params);
+    set_qk_norm("qkv_gemv", params, qk_norm, n_heads, n_kv_heads, head_dim);
+    return on_cuda ? static_cast<size_t>(qk_norm_bytes(params)) : cpu::qkv_gemv_workspace_bytes(params);
 }
 
 size_t int4_gemv(int64_t batch, int64_t in_features, int64_t n_groups) {
@@ -104,7 +118,8 @@ size_t int4_swiglu_gemv(int64_t batch, int64_t in_features, int64_t gate_groups,
 }
 
 size_t int4_qkv_gemv(int64_t batch, int64_t hidden, int64_t q_groups, int64_t k_groups, int64_t v_groups,
-                     int64_t element_bytes) {
+                     int64_t element_bytes, bool on_cuda, bool qk_norm, int64_t n_heads, int64_t n_kv_heads,
+                     int64_t head_dim) {
     check_sizes("int4_qkv_gemv", {{"batch", batch},
                                   {"hidden", hidden},
                                   {"n_groups of q", q_groups},
@@ -117,7 +132,8 @@ size_t int4_qkv_gemv(int64_t batch, int64_t hidden, int64_t q_groups, int64_t k_
     params.k.n_groups = narrow(k_groups);
     params.v.n_groups = narrow(v_groups);
     params.dtype = dtype_of(element_bytes);
-    return cpu::int4_qkv_gemv_workspace_bytes(params);
+    set_qk_norm("int4_qkv_gemv", params, qk_norm, n_heads, n_kv_heads, head_dim);
+    return on_cuda ? static_cast<size_t>(qk_norm_bytes(params)) : cpu::int4_qkv_gemv_workspace_bytes(params);
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// add: out = a + b. A few KB to 60 KB each: one thread finishes before a second would have started.
+// add: out = a + scale * b. A few KB to 60 KB each: one thread finishes before a second would have started.
 #include "cpu/elementwise.h"
 #include "cpu/kernels.h"
 
@@ -7,7 +7,7 @@ namespace pykernels::cpu::PYKERNELS_ISA {
 void add(const AddParams& params) {
     with_type(params.dtype, [&](auto type) {
         zip<decltype(type)>(params.a, params.b, params.out, params.count,
-                            [](auto a, auto b) { return a + b; });
+                            [scale = params.scale](auto a, auto b) { return a + b * scale; });
     });
 }
 

@@ -1,4 +1,4 @@
-// gemv: out[b, n] = sum over k of x[b, k] * weight[n, k], + bias[n], + residual[b, n].
+// gemv: out[b, n] = sum over k of x[b, k] * weight[n, k], + bias[n], scaled and capped, + residual[b, n].
 //
 // A chunk is a run of rows that one thread streams in the order they lie in memory (dot.h). Bytes: the weight
 // once for all rows of x; the rest is small. Limit: memory bandwidth.
@@ -13,9 +13,7 @@ void gemv_typed(const GemvParams& params) {
     const int64_t k = params.in_features;
     const DenseRows<batch, T> weight{static_cast<const T*>(params.weight), static_cast<const T*>(params.x),
                                      k};
-    gemv_rows<batch>(weight, params.out_features, k * static_cast<int64_t>(sizeof(T)),
-                     static_cast<const T*>(params.bias), static_cast<const T*>(params.residual),
-                     static_cast<T*>(params.out));
+    gemv_rows<batch, T>(weight, k * static_cast<int64_t>(sizeof(T)), params);
 }
 
 }  // namespace

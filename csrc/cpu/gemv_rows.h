@@ -44,10 +44,15 @@ inline int64_t even_rows_per_chunk(int64_t n_rows, int64_t row_bytes) {
     return ceil_div(n_rows, smaller(ceil_div(chunks, threads) * threads, most));
 }
 
-// out[b, n] = row n . x[b] + bias[n] + residual[b, n]. A chunk is a run of consecutive rows.
-template <int batch, class T, class Rows>
-inline void gemv_rows(const Rows& weight, int64_t n_rows, int64_t row_bytes, const T* bias, const T* residual,
-                      T* out) {
+// out[b, n] = cap(scale * (row n . x[b] + bias[n])) + residual[b, n], as GemvParams and Int4GemvParams say. A
+// chunk is a run of consecutive rows.
+template <int batch, class T, class Rows, class Params>
+inline void gemv_rows(const Rows& weight, int64_t row_bytes, const Params& params) {
+    const auto* bias = static_cast<const T*>(params.bias);
+    const auto* residual = static_cast<const T*>(params.residual);
+    auto* out = static_cast<T*>(params.out);
+    const int64_t n_rows = params.out_features;
+    const float scale = params.scale, softcap = params.softcap;
     const int64_t rows = even_rows_per_chunk(n_rows, row_bytes);
     parallel_chunks(ceil_div(n_rows, rows), [=, &weight](int64_t chunk) {
         dot_run<batch>(weight, chunk * rows, smaller(n_rows, (chunk + 1) * rows),
@@ -55,6 +60,8 @@ inline void gemv_rows(const Rows& weight, int64_t n_rows, int64_t row_bytes, con
                            for (int b = 0; b < batch; ++b) {
                                float value = sums[b];
                                if (bias) value += to_float(bias[n]);
+                               value *= scale;
+                               if (softcap > 0) value = softcap * __builtin_tanhf(value / softcap);
                                if (residual) value += to_float(residual[b * n_rows + n]);
                                from_float(value, out + b * n_rows + n);
                            }
@@ -62,10 +69,10 @@ inline void gemv_rows(const Rows& weight, int64_t n_rows, int64_t row_bytes, con
     });
 }
 
-// out[b, n] = silu(gate row n . x[b]) * (up row n . x[b])
+// out[b, n] = activation(gate row n . x[b]) * (up row n . x[b])
 template <int batch, class T, class Rows>
 inline void swiglu_rows(const Rows& gate_weight, const Rows& up_weight, int64_t n_rows, int64_t row_bytes,
-                        T* out) {
+                        Activation activation, T* out) {
     // Rows whose sums are kept, so that the activation is computed in vectors: enough for each of the streams
     // to read a while.
     constexpr int64_t block = 16 * Rows::at_once;
@@ -84,7 +91,9 @@ inline void swiglu_rows(const Rows& gate_weight, const Rows& up_weight, int64_t 
             });
             for (int b = 0; b < batch; ++b) {
                 for (int64_t i = 0; i < block; i += lanes) {
-                    store(gate[b] + i, silu(load(gate[b] + i)) * load(up[b] + i));
+                    const F32 value = load(gate[b] + i);
+                    const F32 activated = activation == Activation::silu ? silu(value) : gelu_tanh(value);
+                    store(gate[b] + i, activated * load(up[b] + i));
                 }
                 for (int64_t i = 0; i < count; ++i) from_float(gate[b][i], out + b * n_rows + first + i);
             }

@@ -29,6 +29,7 @@ struct Chunk {
     const T* v;  // [n_keys, head_dim]
     int64_t n_keys, head_dim;
     float scale;     // times log2(e): the softmax is taken in base 2
+    float softcap;   // times log2(e); 0: none
     float* partial;  // [heads, head_dim + 2]: maximum, sum, output
 };
 
@@ -135,6 +136,12 @@ void attend(const Chunk<T>& c) {
     for (int64_t first = 0; first < c.n_keys; first += gqa_block) {
         const int64_t count = smaller(gqa_block, c.n_keys - first);
         score_block<heads>(c, q, first, count, scores);
+        if (c.softcap > 0) {
+            for (int h = 0; h < heads; ++h) {
+                for (int64_t j = 0; j < count; ++j)
+                    scores[h][j] = c.softcap * __builtin_tanhf(scores[h][j] / c.softcap);
+            }
+        }
         for (int h = 0; h < heads; ++h) correction[h] = softmax_block(scores[h], count, tops[h], sums[h]);
         int64_t d = 0;
         for (; d + vectors * lanes <= dim; d += vectors * lanes) {
@@ -217,6 +224,7 @@ void gqa_decode_typed(const GqaDecodeParams& params) {
                        smaller(split_keys, kv_len - first),
                        dim,
                        params.scale * log2_e,
+                       params.softcap * log2_e,
                        workspace + index * split_stride};
         for (int64_t done = 0; done < group; done += max_heads) {
             const int heads = static_cast<int>(smaller<int64_t>(max_heads, group - done));

@@ -1,5 +1,5 @@
-// int4_gemv: out[b, n] = sum over k of x[b, k] * w[n, k], + bias[n], + residual[b, n], w of 4 bits
-// (docs/int4.md).
+// int4_gemv: out[b, n] = sum over k of x[b, k] * w[n, k], + bias[n], scaled and capped, + residual[b, n], w
+// of 4 bits (docs/int4.md).
 //
 // The caller's thread lays x out (int4_x.h); then a chunk is a run of rows that one thread streams in the
 // order they lie in memory (int4_rows.h). Bytes: the packed weight, scales and zeros once for all rows of x;
@@ -16,9 +16,7 @@ void int4_gemv_typed(const Int4GemvParams& params) {
     const int64_t k = params.in_features;
     Int4X<T> x[1];
     int4_prepare_all(static_cast<const T*>(params.x), {&params.weight}, batch, k, params.workspace, x);
-    gemv_rows<batch>(Int4Rows<batch, T>{params.weight, x[0]}, params.out_features, k / 2,
-                     static_cast<const T*>(params.bias), static_cast<const T*>(params.residual),
-                     static_cast<T*>(params.out));
+    gemv_rows<batch, T>(Int4Rows<batch, T>{params.weight, x[0]}, k / 2, params);
 }
 
 }  // namespace

@@ -1,4 +1,5 @@
-// int4_qkv_gemv: RMSNorm in; q, k and v rows of 4 bits; bias; RoPE; q out, k and v appended to the cache.
+// int4_qkv_gemv: RMSNorm in; q, k and v rows of 4 bits; bias; QK norm; RoPE; q out, k and v appended to the
+// cache.
 //
 // As qkv_gemv, with x normalised and then laid out (int4_x.h) by the caller's thread: once where the three
 // weights read it alike. Bytes: the packed weights, scales and zeros once. Limit: memory bandwidth.
@@ -13,14 +14,11 @@ namespace {
 template <int batch, class T>
 void int4_qkv_gemv_typed(const Int4QkvGemvParams& params) {
     const int64_t hidden = params.hidden;
-    auto* memory = static_cast<char*>(params.workspace);
-    auto* normed = reinterpret_cast<T*>(memory);
-    for (int64_t b = 0; b < batch; ++b) {
-        rmsnorm_row(static_cast<const T*>(params.x) + b * hidden, static_cast<const T*>(params.norm_weight),
-                    hidden, params.eps, normed + b * hidden);
-    }
+    auto* memory = static_cast<char*>(params.workspace) + qk_norm_bytes(params);
+    const T* normed =
+        rmsnorm_rows<T>(params.x, params.norm_weight, batch, hidden, params.eps, params.norm_offset, memory);
     Int4X<T> x[3];
-    int4_prepare_all(static_cast<const T*>(normed), {&params.q, &params.k, &params.v}, batch, hidden,
+    int4_prepare_all(normed, {&params.q, &params.k, &params.v}, batch, hidden,
                      memory + int4_normed_bytes(batch, hidden, params.dtype), x);
     qkv_rows<batch, T>(params, Int4Rows<batch, T>{params.q, x[0]}, Int4Rows<batch, T>{params.k, x[1]},
                        Int4Rows<batch, T>{params.v, x[2]}, hidden / 2);

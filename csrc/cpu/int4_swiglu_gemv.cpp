@@ -1,5 +1,5 @@
-// int4_swiglu_gemv: out[b, n] = silu(g) * u with g = dot(norm(x[b]), gate[n]) and u the same with up, both of
-// 4 bits.
+// int4_swiglu_gemv: out[b, n] = activation(g) * u with g = dot(norm(x[b]), gate[n]) and u the same with up,
+// both of 4 bits.
 //
 // As swiglu_gemv: the caller's thread normalises x (as the op's dtype, as a separate rmsnorm would) and lays
 // it out (int4_x.h), then the threads stream runs of rows of both weights. Bytes: both packed weights, scales
@@ -15,20 +15,14 @@ namespace {
 template <int batch, class T>
 void int4_swiglu_gemv_typed(const Int4SwigluGemvParams& params) {
     const int64_t k = params.in_features;
-    const auto* x = static_cast<const T*>(params.x);
     auto* memory = static_cast<char*>(params.workspace);
-    if (params.norm_weight) {
-        auto* normed = reinterpret_cast<T*>(memory);
-        for (int64_t b = 0; b < batch; ++b) {
-            rmsnorm_row(x + b * k, static_cast<const T*>(params.norm_weight), k, params.eps, normed + b * k);
-        }
-        x = normed;
-        memory += int4_normed_bytes(batch, k, params.dtype);
-    }
+    const T* x =
+        rmsnorm_rows<T>(params.x, params.norm_weight, batch, k, params.eps, params.norm_offset, memory);
+    if (params.norm_weight) memory += int4_normed_bytes(batch, k, params.dtype);
     Int4X<T> prepared[2];
     int4_prepare_all(x, {&params.gate, &params.up}, batch, k, memory, prepared);
     const Int4Rows<batch, T> gate{params.gate, prepared[0]}, up{params.up, prepared[1]};
-    swiglu_rows<batch>(gate, up, params.out_features, k / 2, static_cast<T*>(params.out));
+    swiglu_rows<batch>(gate, up, params.out_features, k / 2, params.activation, static_cast<T*>(params.out));
 }
 
 }  // namespace

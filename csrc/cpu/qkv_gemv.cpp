@@ -1,4 +1,4 @@
-// qkv_gemv: RMSNorm in; q, k and v rows; bias; RoPE; q out, k and v appended to the cache.
+// qkv_gemv: RMSNorm in; q, k and v rows; bias; QK norm; RoPE; q out, k and v appended to the cache.
 //
 // The caller's thread normalises x into the workspace, then the threads stream the rows (qkv_rows.h). Bytes:
 // the three weights once. Limit: memory bandwidth.
@@ -12,11 +12,9 @@ namespace {
 template <int batch, class T>
 void qkv_gemv_typed(const QkvGemvParams& params) {
     const int64_t hidden = params.hidden;
-    auto* normed = static_cast<T*>(params.workspace);
-    for (int64_t b = 0; b < batch; ++b) {
-        rmsnorm_row(static_cast<const T*>(params.x) + b * hidden, static_cast<const T*>(params.norm_weight),
-                    hidden, params.eps, normed + b * hidden);
-    }
+    const T* normed =
+        rmsnorm_rows<T>(params.x, params.norm_weight, batch, hidden, params.eps, params.norm_offset,
+                        static_cast<char*>(params.workspace) + qk_norm_bytes(params));
     const auto weight = [&](const void* rows) {
         return DenseRows<batch, T>{static_cast<const T*>(rows), normed, hidden};
     };

@@ -1,5 +1,5 @@
-// The loop over the rows of q, k and v, with bias, RoPE and the append to the cache, shared by qkv_gemv and
-// int4_qkv_gemv.
+// The loop over the rows of q, k and v, with bias, QK norm, RoPE and the append to the cache, shared by
+// qkv_gemv and int4_qkv_gemv.
 #pragma once
 
 #include "cpu/gemv_rows.h"
@@ -17,6 +17,9 @@ class QkvRows {
         : p_(params), q_(q), k_(k), v_(v), dim_(params.head_dim) {
         pairs_ = smaller(dim_ / 2, larger<int64_t>(1, rows_per_chunk(row_bytes) / 2));
         chunks_per_head_ = ceil_div(dim_ / 2, pairs_);
+        if (p_.q_norm)
+            sums_ = reinterpret_cast<float*>(static_cast<char*>(p_.workspace) +
+                                             qk_norm_counter_bytes(p_.n_heads, p_.n_kv_heads));
     }
 
     int64_t n_chunks() const { return (p_.n_heads + 2 * p_.n_kv_heads) * chunks_per_head_; }
@@ -41,7 +44,46 @@ class QkvRows {
         }
     }
 
+    // With a QK norm, what is left to do for q and k once their sums are there: a few KB, of one thread.
+    void norm_heads() const {
+        for (int b = 0; b < batch; ++b) {
+            const int64_t position = p_.position[b];
+            norm_heads_of(b, 0, p_.n_heads, p_.q_norm,
+                          static_cast<T*>(p_.q_out) + int64_t{b} * p_.n_heads * dim_, dim_);
+            norm_heads_of(
+                b, p_.n_heads, p_.n_kv_heads, p_.k_norm,
+                static_cast<T*>(p_.k_cache) + (int64_t{b} * p_.n_kv_heads * p_.max_len + position) * dim_,
+                p_.max_len * dim_);
+        }
+    }
+
   private:
+    // Heads `first` to first + count - 1 of the kept sums; the result of one lies head_stride after the
+    // last's.
+    void norm_heads_of(int b, int64_t first, int64_t count, const void* norm_, T* out,
+                       int64_t head_stride) const {
+        const float* sums = sums_ + (int64_t{b} * (p_.n_heads + p_.n_kv_heads) + first) * dim_;
+        const auto* norm = static_cast<const T*>(norm_);
+        const float* angles = p_.cos_sin + p_.position[b] * dim_;
+        const int64_t half = dim_ / 2, group = p_.norms_all_heads ? count : 1;  // heads normalised together
+        float scale = 0;
+        for (int64_t head = 0; head < count; ++head, sums += dim_, out += head_stride) {
+            if (head % group == 0) {
+                float squares = 0;
+                for (int64_t i = 0; i < group * dim_; ++i) squares += sums[i] * sums[i];
+                scale = 1.0f / __builtin_sqrtf(squares / static_cast<float>(group * dim_) + p_.eps);
+            }
+            const T* weight = p_.norms_all_heads ? norm + head * dim_ : norm;
+            for (int64_t d = 0; d < half; ++d) {
+                float low = sums[d] * scale * (to_float(weight[d]) + p_.norm_offset);
+                float high = sums[half + d] * scale * (to_float(weight[half + d]) + p_.norm_offset);
+                rotate(angles, d, half, low, high);
+                from_float(low, out + d);
+                from_float(high, out + half + d);
+            }
+        }
+    }
+
     // The pairs [first, last) of one head, written to out + offset + b * batch_stride + position[b] *
     // slot_stride. One copy for q, k and v.
     [[gnu::noinline]] void rows(const Rows& weight, const void* bias_, int64_t head, int64_t first,
@@ -60,9 +102,19 @@ class QkvRows {
             const int64_t position = p_.position[b];
             const float* angles = p_.cos_sin + position * dim_;
             T* to = out + offset + b * batch_stride + position * slot_stride;
+            float* kept = nullptr;
+            if (rotated && sums_) {
+                const int64_t heads_before = slot_stride ? p_.n_heads : 0;  // K has a slot, q has none
+                kept = sums_ + (int64_t{b} * (p_.n_heads + p_.n_kv_heads) + heads_before + head) * dim_;
+            }
             for (int64_t d = first; d < last; ++d) {
                 float a = low[b][d - first] + (bias ? to_float(bias[d]) : 0.0f);
                 float c = high[b][d - first] + (bias ? to_float(bias[half + d]) : 0.0f);
+                if (kept) {
+                    kept[d] = a;
+                    kept[half + d] = c;
+                    continue;
+                }
                 if (rotated) rotate(angles, d, half, a, c);
                 from_float(a, to + d);
                 from_float(c, to + half + d);
@@ -75,6 +127,8 @@ class QkvRows {
     const Params& p_;
     const Rows &q_, &k_, &v_;
     int64_t dim_, pairs_, chunks_per_head_;
+    float* sums_ =
+        nullptr;  // [batch, n_heads + n_kv_heads, head_dim] in the workspace; null without a QK norm
 };
 
 // q out, k and v appended to the cache. Rows is a weight as in gemv_rows.h.
@@ -82,6 +136,7 @@ template <int batch, class T, class Rows, class Params>
 inline void qkv_rows(const Params& params, const Rows& q, const Rows& k, const Rows& v, int64_t row_bytes) {
     const QkvRows<batch, T, Rows, Params> kernel(params, q, k, v, row_bytes);
     parallel_chunks(kernel.n_chunks(), [&](int64_t chunk) { kernel.run(chunk); });
+    if (params.q_norm) kernel.norm_heads();
 }
 
 }  // namespace pykernels::cpu::PYKERNELS_ISA

@@ -227,6 +227,16 @@ inline float silu(float x) {
     return silu(value)[0];
 }
 
+// x * (1 + tanh(u)) / 2 with u = sqrt(2 / pi) * (x + 0.044715 x^3), which is x / (1 + exp(-2 u))
+inline F32 gelu_tanh(F32 x) {
+    return x / (1.0f + exp2((x + x * x * x * 0.044715f) * (-2.0f * 0.79788456f * log2_e)));
+}
+
+inline float gelu_tanh(float x) {
+    F32 value = broadcast(x);
+    return gelu_tanh(value)[0];
+}
+
 // PREFETCHNTA, for data that is read once: it does not displace the L2 and L3. 5% faster on Zen 5.
 inline void prefetch_once(const void* address) {
     __builtin_prefetch(address, 0, 0);

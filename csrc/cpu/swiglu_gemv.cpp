@@ -1,4 +1,4 @@
-// swiglu_gemv: out[b, n] = silu(g) * u with g = dot(norm(x[b]), gate_weight[n]) and u the same with
+// swiglu_gemv: out[b, n] = activation(g) * u with g = dot(norm(x[b]), gate_weight[n]) and u the same with
 // up_weight.
 //
 // The caller's thread normalises x into the workspace (as the op's dtype, as a separate rmsnorm would), then
@@ -13,17 +13,11 @@ namespace {
 template <int batch, class T>
 void swiglu_gemv_typed(const SwigluGemvParams& params) {
     const int64_t k = params.in_features;
-    const auto* x = static_cast<const T*>(params.x);
-    if (params.norm_weight) {
-        auto* normed = static_cast<T*>(params.workspace);
-        for (int64_t b = 0; b < batch; ++b) {
-            rmsnorm_row(x + b * k, static_cast<const T*>(params.norm_weight), k, params.eps, normed + b * k);
-        }
-        x = normed;
-    }
+    const T* x = rmsnorm_rows<T>(params.x, params.norm_weight, batch, k, params.eps, params.norm_offset,
+                                 params.workspace);
     const DenseRows<batch, T> gate{static_cast<const T*>(params.gate_weight), x, k};
     const DenseRows<batch, T> up{static_cast<const T*>(params.up_weight), x, k};
-    swiglu_rows<batch>(gate, up, params.out_features, k * static_cast<int64_t>(sizeof(T)),
+    swiglu_rows<batch>(gate, up, params.out_features, k * static_cast<int64_t>(sizeof(T)), params.activation,
                        static_cast<T*>(params.out));
 }
 

@@ -22,7 +22,7 @@ size_t swiglu_gemv_workspace_bytes(const SwigluGemvParams& params) {
 }
 
 size_t qkv_gemv_workspace_bytes(const QkvGemvParams& params) {
-    return aligned(int64_t{params.batch} * params.hidden * dtype_bytes(params.dtype));
+    return aligned(qk_norm_bytes(params) + int64_t{params.batch} * params.hidden * dtype_bytes(params.dtype));
 }
 
 size_t int4_gemv_workspace_bytes(const Int4GemvParams& params) {
@@ -36,7 +36,7 @@ size_t int4_swiglu_gemv_workspace_bytes(const Int4SwigluGemvParams& params) {
 }
 
 size_t int4_qkv_gemv_workspace_bytes(const Int4QkvGemvParams& params) {
-    return aligned(int4_normed_bytes(params.batch, params.hidden, params.dtype) +
+    return aligned(qk_norm_bytes(params) + int4_normed_bytes(params.batch, params.hidden, params.dtype) +
                    int4_x_bytes(params.batch, params.hidden, params.q.n_groups) +
                    int4_x_bytes(params.batch, params.hidden, params.k.n_groups) +
                    int4_x_bytes(params.batch, params.hidden, params.v.n_groups));

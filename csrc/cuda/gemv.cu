@@ -1,4 +1,5 @@
-// gemv: out = x @ weight^T + bias + residual. Row pair i is rows 2i and 2i + 1 of the weight.
+// gemv: out = x @ weight^T + bias, scaled and capped, + residual. Row pair i is rows 2i and 2i + 1 of the
+// weight.
 #include "cuda/gemv_epilogues.cuh"
 #include "cuda/gemv_launch.cuh"
 

@@ -4,13 +4,16 @@
 
 #include "cuda/common/numeric.cuh"
 #include "cuda/common/rope.cuh"
+#include "cuda/qk_norm.cuh"
 #include "params.h"
 
 namespace pykernels::cuda {
 
-// + bias + residual. Row pair i is rows 2i and 2i + 1.
+// + bias, scaled and capped, + residual. Row pair i is rows 2i and 2i + 1.
 template <class T, class Params>
 struct GemvEpilogue {
+    __device__ static float norm_offset(const Params&) { return 0; }
+
     __host__ __device__ static int row_pairs(const Params& p) { return (p.out_features + 1) / 2; }
 
     __device__ static int position(const Params&, int) { return 0; }
@@ -35,15 +38,24 @@ struct GemvEpilogue {
     __device__ static void finish(const Params& p, int pair, int b, const Extra& extra, float sum_a,
                                   float sum_b) {
         T* out = static_cast<T*>(p.out) + int64_t{b} * p.out_features + 2 * pair;
-        store1(out, sum_a + to_float(extra.bias[0]) + to_float(extra.residual[0]));
+        store1(out, value(p, sum_a + to_float(extra.bias[0])) + to_float(extra.residual[0]));
         if (2 * pair + 1 < p.out_features)
-            store1(out + 1, sum_b + to_float(extra.bias[1]) + to_float(extra.residual[1]));
+            store1(out + 1, value(p, sum_b + to_float(extra.bias[1])) + to_float(extra.residual[1]));
     }
+
+    __device__ static float value(const Params& p, float sum) {
+        sum *= p.scale;
+        return p.softcap > 0 ? soft_capped(sum, p.softcap) : sum;
+    }
+
+    __device__ static void end_block(const Params&, int, int) {}
 };
 
-// silu(gate) * up. Row pair i is row i of both weights.
+// activation(gate) * up. Row pair i is row i of both weights.
 template <class T, class Params>
 struct SwigluEpilogue {
+    __device__ static float norm_offset(const Params& p) { return p.norm_offset; }
+
     __host__ __device__ static int row_pairs(const Params& p) { return p.out_features; }
 
     __device__ static int position(const Params&, int) { return 0; }
@@ -52,15 +64,20 @@ struct SwigluEpilogue {
     __device__ static Extra prepare(const Params&, int, int, int) { return {}; }
 
     __device__ static void finish(const Params& p, int pair, int b, const Extra&, float gate, float up) {
-        store1(static_cast<T*>(p.out) + int64_t{b} * p.out_features + pair, silu(gate) * up);
+        store1(static_cast<T*>(p.out) + int64_t{b} * p.out_features + pair,
+               activate(p.activation, gate) * up);
     }
+
+    __device__ static void end_block(const Params&, int, int) {}
 };
 
-// + bias, RoPE for q and k, k and v into the cache. A row pair is dimensions d and d + head_dim / 2 of one
-// head, which RoPE rotates together. Row pairs number the first halves of all query heads, then of the K
-// heads, then of the V heads (which are not rotated).
+// + bias, QK norm, RoPE for q and k, k and v into the cache. A row pair is dimensions d and d + head_dim / 2
+// of one head, which RoPE rotates together. Row pairs number the first halves of all query heads, then of the
+// K heads, then of the V heads (which are not rotated).
 template <class T, class Params>
 struct QkvEpilogue {
+    __device__ static float norm_offset(const Params& p) { return p.norm_offset; }
+
     __host__ __device__ static int row_pairs(const Params& p) {
         return (p.n_heads + 2 * p.n_kv_heads) * (p.head_dim / 2);
     }
@@ -112,8 +129,10 @@ struct QkvEpilogue {
                                   float high) {
         const auto [projection, head, d] = head_row(p, pair);
         const int half = p.head_dim / 2, row = head * p.head_dim + d;
-        const float2 rotated =
-            rotate(extra.cosine, extra.sine, low + to_float(extra.low), high + to_float(extra.high));
+        low += to_float(extra.low);
+        high += to_float(extra.high);
+        if (p.q_norm && projection != 2) return QkNorm<T, Params>::keep(p, pair, b, low, high);
+        const float2 rotated = rotate(extra.cosine, extra.sine, low, high);
         T* out;
         if (projection == 0) {
             out = static_cast<T*>(p.q_out) + int64_t{b} * p.n_heads * p.head_dim + row;
@@ -123,6 +142,10 @@ struct QkvEpilogue {
         }
         store1(out, rotated.x);
         store1(out + half, rotated.y);
+    }
+
+    __device__ static void end_block(const Params& p, int begin, int end) {
+        if (p.q_norm) QkNorm<T, Params>::end_block(p, begin, end);
     }
 };
 

@@ -18,7 +18,9 @@
 // An Op has: T; Params; row_pairs(p), width(p), batch(p); rows(p, pair): the two rows, which may be the same;
 // x(p); norm_weight(p) (null: no norm) and eps(p); position(p, b) of a sequence, 0 where the op has none;
 // Extra prepare(p, pair, b, position): the epilogue's operands as loaded, issued at the beginning of the
-// chunk (converting them there would wait for them); finish(p, pair, b, extra, sum of row a, sum of row b).
+// chunk (converting them there would wait for them); finish(p, pair, b, extra, sum of row a, sum of row b);
+// end_block(p, begin, end), which all threads call when the block has finished its row pairs begin to end
+// - 1. norm_offset(p) is added to the norm's weight.
 #pragma once
 
 #include "cuda/common/dispatch.h"
@@ -53,10 +55,11 @@ struct Columns {
         }
     }
 
-    // Stores the columns to a row of shared memory (null: does not), times those of the norm's weight (null:
-    // no norm). Returns the sum of squares, 0 without a norm.
+    // Stores the columns to a row of shared memory (null: does not), times those of the norm's weight plus
+    // norm_offset (null: no norm). Returns the sum of squares, 0 without a norm.
     template <class T>
-    __device__ __forceinline__ float store_to(T* to, const T* norm_weight, int first, int width) const {
+    __device__ __forceinline__ float store_to(T* to, const T* norm_weight, float norm_offset, int first,
+                                              int width) const {
         float squares = 0;
 #pragma unroll
         for (int i = 0; i < gemv_x_vectors; ++i) {
@@ -68,7 +71,7 @@ struct Columns {
                 if (!to) continue;
                 const Floats8 w = load8(norm_weight + column);
 #pragma unroll
-                for (int j = 0; j < 8; ++j) v[j] *= w[j];
+                for (int j = 0; j < 8; ++j) v[j] *= w[j] + norm_offset;
                 store8(to + column, v);
             } else if (to) {
                 store(reinterpret_cast<uint4*>(to + column), vectors[i]);
@@ -161,7 +164,8 @@ __global__ void __launch_bounds__(gemv_threads, 1)
             if (b > 0 || first != x_column)
                 x_columns.load_from(Op::x(params) + int64_t{b} * width, first, width);
             squares += x_columns.store_to(plan.x_in_shared ? x_shared + b * width : nullptr,
-                                          norm_weight ? norm_shared : nullptr, first, width);
+                                          norm_weight ? norm_shared : nullptr, Op::norm_offset(params), first,
+                                          width);
         }
         if (norm_weight) {
             const float sum = warp_sum(squares);
@@ -204,7 +208,7 @@ __global__ void __launch_bounds__(gemv_threads, 1)
                         if (!x_always_shared && norm_weight && !plan.x_in_shared) {
                             const Floats8 w = load8(norm_weight + x_offset);
 #pragma unroll
-                            for (int j = 0; j < 8; ++j) v[j] *= w[j];
+                            for (int j = 0; j < 8; ++j) v[j] *= w[j] + Op::norm_offset(params);
                         }
                         acc[row][0] = dot8(a, v, acc[row][0]);
                         acc[row][1] = dot8(b, v, acc[row][1]);
@@ -246,6 +250,7 @@ __global__ void __launch_bounds__(gemv_threads, 1)
         if (chunk + plan.chunk_pairs < end)
             block_barrier();  // the partials have been read: those of the next chunk overwrite them
     }
+    Op::end_block(params, begin, end);
 }
 
 // For any width and alignment: element by element, each warp computes the norm. No model has such shapes. It
@@ -260,8 +265,10 @@ __global__ void __launch_bounds__(gemv_threads)
     const T* norm_weight = Op::norm_weight(params);
     wait_for_producers();
     launch_dependents();
-    for (int pair = static_cast<int>(blockIdx.x) * gemv_warps + warp; pair < Op::row_pairs(params);
-         pair += static_cast<int>(gridDim.x) * gemv_warps) {
+    const int pairs = Op::row_pairs(params), block = static_cast<int>(blockIdx.x),
+              blocks = static_cast<int>(gridDim.x);
+    const int begin = gemv_first_pair(pairs, block, blocks), end = gemv_first_pair(pairs, block + 1, blocks);
+    for (int pair = begin + warp; pair < end; pair += gemv_warps) {
         const RowPair<T> rows = Op::rows(params, pair);
         for (int b = 0; b < Op::batch(params); ++b) {
             const T* x = Op::x(params) + int64_t{b} * width;
@@ -275,7 +282,9 @@ __global__ void __launch_bounds__(gemv_threads)
 #pragma unroll 2
             for (int i = lane; i < width; i += warp_size) {
                 float v = load1(x + i);
-                if (norm_weight) v = to_float(from_float<T>(v * scale * load1(norm_weight + i)));
+                if (norm_weight)
+                    v = to_float(
+                        from_float<T>(v * scale * (load1(norm_weight + i) + Op::norm_offset(params))));
                 sum_a += load1(rows.a + i) * v;
                 sum_b += load1(rows.b + i) * v;
             }
@@ -286,6 +295,7 @@ __global__ void __launch_bounds__(gemv_threads)
                            sum_b);
         }
     }
+    Op::end_block(params, begin, end);
 }
 
 }  // namespace pykernels::cuda

@@ -140,9 +140,9 @@ struct GemvMmaFragments {
         }
     }
 
-    // Times the norm's weight. Returns the sum of squares before.
+    // Times the norm's weight plus norm_offset. Returns the sum of squares before.
     template <class T>
-    __device__ __forceinline__ float multiply(const GemvMmaFragments& norm_weight) {
+    __device__ __forceinline__ float multiply(const GemvMmaFragments& norm_weight, float norm_offset) {
         float squares = 0;
 #pragma unroll
         for (int i = 0; i < n; ++i) {
@@ -150,7 +150,7 @@ struct GemvMmaFragments {
             const Floats8 w = unpack8<T>(norm_weight.steps[i]);
             squares = dot8(v, v, squares);
 #pragma unroll
-            for (int j = 0; j < 8; ++j) v[j] *= w[j];
+            for (int j = 0; j < 8; ++j) v[j] *= w[j] + norm_offset;
             steps[i] = pack8<T>(v);
         }
         return squares;
@@ -232,7 +232,7 @@ __global__ void __launch_bounds__(Traits::threads, 1)
         squares += shuffle_xor(squares, 2);
         if (t == 0) store(squares_shared + warp * gemv_mma_max_batch + g, squares);
     };
-    if (resident && norm_weight) keep_squares(x.template multiply<T>(norm));
+    if (resident && norm_weight) keep_squares(x.template multiply<T>(norm, Op::norm_offset(params)));
     timestamps.mark(TimestampPoint::x_ready);
 
     // --- mainloop, a chunk of row pairs at a time
@@ -275,7 +275,7 @@ __global__ void __launch_bounds__(Traits::threads, 1)
 #pragma unroll 1
                 for (int column = first_column; column < end_column; column += Traits::k_tile) {
                     GemvMmaFragments<x_steps> now = x;
-                    if (norm_weight) squares += now.template multiply<T>(norm);
+                    if (norm_weight) squares += now.template multiply<T>(norm, Op::norm_offset(params));
                     load_x(column + Traits::k_tile);
                     multiply_next(now.steps);
                 }
@@ -315,6 +315,7 @@ __global__ void __launch_bounds__(Traits::threads, 1)
         if (chunk + gemv_mma_chunk_pairs < end)
             block_barrier();  // they have been read: the next chunk's take their place
     }
+    Op::end_block(params, begin, end);
 }
 
 template <class Op, class Traits>

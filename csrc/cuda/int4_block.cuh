@@ -213,7 +213,7 @@ struct Int4Block {
                     const Floats8 w = unpack8<T>(norm);
                     sum = dot8(v, v, sum);
 #pragma unroll
-                    for (int j = 0; j < vector_elements; ++j) v[j] *= w[j];
+                    for (int j = 0; j < vector_elements; ++j) v[j] *= w[j] + Op::norm_offset(params);
                     values = pack8<T>(v);
                 }
                 store(reinterpret_cast<uint4*>(to + i), values);

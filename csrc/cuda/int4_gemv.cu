@@ -1,4 +1,5 @@
-// int4_gemv: out = x @ w^T + bias + residual, w of 4 bits. Row pair i is rows 2i and 2i + 1 of the weight.
+// int4_gemv: out = x @ w^T + bias, scaled and capped, + residual, w of 4 bits. Row pair i is rows 2i and
+// 2i + 1 of the weight.
 #include "cuda/gemv_epilogues.cuh"
 #include "cuda/int4_gemv_general.cuh"
 

@@ -157,7 +157,7 @@ __global__ void __launch_bounds__(int4_max_threads, 1)
                 sum = dot8(v, v, sum);
                 const Floats8 w = unpack8<T>(norm_columns.vectors[i]);
 #pragma unroll
-                for (int j = 0; j < vector_elements; ++j) v[j] *= w[j];
+                for (int j = 0; j < vector_elements; ++j) v[j] *= w[j] + Op::norm_offset(params);
             }
             int4_store_x(v, static_cast<uint32_t>(column), batch, memory.x + b * int4_slices_bytes,
                          memory.factors + b * 4);
@@ -229,6 +229,7 @@ __global__ void __launch_bounds__(int4_max_threads, 1)
         if (exists && (lane & (finish_lanes - 1)) == 0)
             Op::finish(params, work.begin + pair, b, extra, both.x * scale, both.y * scale);
     }
+    Op::end_block(params, work.begin, work.begin + work.pairs);
 }
 
 }  // namespace pykernels::cuda

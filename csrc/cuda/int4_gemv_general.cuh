@@ -278,6 +278,7 @@ __global__ void __launch_bounds__(int4_max_threads, 1)
                        sum_b * scale);
         }
     }
+    Op::end_block(params, begin, end);
 }
 
 template <class Op>

@@ -1,5 +1,5 @@
-// int4_qkv_gemv: q, k, v = rmsnorm(x) @ w^T + bias, w of 4 bits; q and k rotated by RoPE; k and v into the
-// cache. The row pairs are those of gemv_epilogues.cuh.
+// int4_qkv_gemv: q, k, v = rmsnorm(x) @ w^T + bias, w of 4 bits; q and k normalised (QK norm) and
+// rotated by RoPE; k and v into the cache. The row pairs are those of gemv_epilogues.cuh.
 #include "cuda/gemv_epilogues.cuh"
 #include "cuda/int4_gemv_general.cuh"
 

@@ -1,5 +1,5 @@
-// int4_swiglu_gemv: out = silu(n @ gate^T) * (n @ up^T), n = rmsnorm(x) or x, gate and up of 4 bits. Row
-// pair i is row i of both weights.
+// int4_swiglu_gemv: out = activation(n @ gate^T) * (n @ up^T), n = rmsnorm(x) or x, gate and up of 4 bits.
+// Row pair i is row i of both weights.
 #include "cuda/gemv_epilogues.cuh"
 #include "cuda/int4_gemv_general.cuh"
 

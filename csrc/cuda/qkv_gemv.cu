@@ -1,5 +1,5 @@
-// qkv_gemv: q, k, v = rmsnorm(x) @ weight^T + bias; q and k rotated by RoPE; k and v into the cache. The row
-// pairs are those of gemv_epilogues.cuh.
+// qkv_gemv: q, k, v = rmsnorm(x) @ weight^T + bias; q and k normalised (QK norm) and rotated by RoPE; k and v
+// into the cache. The row pairs are those of gemv_epilogues.cuh.
 #include "cuda/gemv_epilogues.cuh"
 #include "cuda/gemv_launch.cuh"
 

@@ -1,5 +1,5 @@
-// rmsnorm: out = x / sqrt(mean(x^2) + eps) * weight. One block per row. Limit: latency, so a thread keeps its
-// part of x in registers between the sum and the product.
+// rmsnorm: out = x / sqrt(mean(x^2) + eps) * (weight + norm_offset) + residual. One block per row. Limit:
+// latency, so a thread keeps its part of x in registers between the sum and the product.
 #include "cuda/common/dispatch.h"
 #include "cuda/common/launch.h"
 #include "cuda/common/timestamps.cuh"
@@ -19,6 +19,8 @@ __global__ void __launch_bounds__(threads) rmsnorm_kernel(const __grid_constant_
     const T* weight = static_cast<const T*>(params.weight);
     const T* x = static_cast<const T*>(params.x) + int64_t{blockIdx.x} * params.hidden;
     T* out = static_cast<T*>(params.out) + int64_t{blockIdx.x} * params.hidden;
+    const T* residual = static_cast<const T*>(params.residual);
+    if (residual) residual += int64_t{blockIdx.x} * params.hidden;
     constexpr int step = threads * vector_elements;
     const int first = static_cast<int>(threadIdx.x) * vector_elements;
 
@@ -56,7 +58,12 @@ __global__ void __launch_bounds__(threads) rmsnorm_kernel(const __grid_constant_
     // --- normalise
     const auto finish = [&](Floats8 v, const Floats8& w, int i) {
 #pragma unroll
-        for (int j = 0; j < 8; ++j) v[j] = v[j] * scale * w[j];
+        for (int j = 0; j < 8; ++j) v[j] = v[j] * scale * (w[j] + params.norm_offset);
+        if (residual) {
+            const Floats8 r = load8(residual + i);
+#pragma unroll
+            for (int j = 0; j < 8; ++j) v[j] += r[j];
+        }
         store8(out + i, v);
     };
 #pragma unroll
@@ -86,14 +93,17 @@ __global__ void __launch_bounds__(threads)
     const float scale =
         reciprocal_sqrt(block_sum(squares, scratch) / static_cast<float>(params.hidden) + params.eps);
     for (int i = static_cast<int>(threadIdx.x); i < params.hidden; i += threads) {
-        store1(out + i, load1(x + i) * scale * load1(weight + i));
+        float value = load1(x + i) * scale * (load1(weight + i) + params.norm_offset);
+        if (params.residual)
+            value += load1(static_cast<const T*>(params.residual) + int64_t{blockIdx.x} * params.hidden + i);
+        store1(out + i, value);
     }
 }
 
 }  // namespace
 
 void rmsnorm(const RmsnormParams& params, const Stream& stream) {
-    const bool vectors = are_vectors(params.hidden, params.x, params.weight, params.out);
+    const bool vectors = are_vectors(params.hidden, params.x, params.weight, params.residual, params.out);
     with_type("rmsnorm", params.dtype, [&](auto type) {
         using T = decltype(type);
         launch(vectors ? rmsnorm_kernel<T> : rmsnorm_plain_kernel<T>, params.batch, threads,

@@ -1,4 +1,5 @@
-// swiglu_gemv: out = silu(n @ gate^T) * (n @ up^T), n = rmsnorm(x) or x. Row pair i is row i of both weights.
+// swiglu_gemv: out = activation(n @ gate^T) * (n @ up^T), n = rmsnorm(x) or x. Row pair i is row i of both
+// weights.
 #include "cuda/gemv_epilogues.cuh"
 #include "cuda/gemv_launch.cuh"
 

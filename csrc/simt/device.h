@@ -264,6 +264,13 @@ inline uint32_t atomic_increment(uint32_t* counter, uint32_t last, Site site = S
     return before;
 }
 
+inline uint32_t atomic_add(uint32_t* sum, uint32_t value, Site site = Site::here()) {
+    simt::check_atomic(sum, sizeof *sum, site);
+    const uint32_t before = *sum;
+    *sum += value;
+    return before;
+}
+
 inline void atomic_add(unsigned long long* sum, unsigned long long value, Site site = Site::here()) {
     simt::check_atomic(sum, sizeof *sum, site);
     *sum += value;

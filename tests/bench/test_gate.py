@@ -281,5 +281,5 @@ def test_keys_of_a_checkpoint_that_drown_all_others(loud):
         q, k_row, v_row = (inputs.expected[name] for name in ("q", "k_row", "v_row"))
         room = torch.zeros_like(k_row, dtype=layer.dtype).unsqueeze(2)
         caches = (torch.cat((cache, room), dim=2) for cache in (inputs.k_cache, without))
-        attended = pk.reference.layer_attention(q, k_row, v_row, *caches, layer.position)
+        attended = pk.reference.layer_attention(q, k_row, v_row, *caches, layer.position, layer.spec)
         assert pk.reference.compare(attended, inputs.expected["attended"], torch.bfloat16, 2).ok is False

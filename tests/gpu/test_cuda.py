@@ -234,9 +234,8 @@ def test_a_captured_step_decodes_a_sequence_by_itself(fusion, batch):
         tokens = []
         for _ in range(steps):
             if checked:
-                expected, _ = pk.reference.step(
-                    spec, model.weights, model.token, caches, model.layers[0].cos_sin, model.position
-                )
+                angles = [layer.cos_sin for layer in model.layers]
+                expected, _ = pk.reference.step(spec, model.weights, model.token, caches, angles, model.position)
             model.poison()
             step()
             tokens.append(model.token.clone())

@@ -105,7 +105,7 @@ def check_every_way_to_drive(layer: pk.DecodeLayer, fusion: str) -> pk.dispatch.
     returned."""
     eager = layer.forward(fusion).clone()
     program, tape = layer.program(fusion), layer.tape(fusion)
-    assert program.ops == [op for op, _ in op_labels(fusion, layer.weights.is_int4)]
+    assert program.ops == [op for op, _ in op_labels(fusion, layer.weights.is_int4, layer.spec)]
 
     def pybind() -> None:
         for launch in program.launchers():

@@ -30,6 +30,7 @@ _C_TYPES = {
     "float": ctypes.c_float,
     "double": ctypes.c_double,
     "Dtype": ctypes.c_int32,
+    "Activation": ctypes.c_int32,
 }
 _DTYPE_NUMBERS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
@@ -39,13 +40,19 @@ def _structs() -> dict[str, type[ctypes.Structure]]:
     text = re.sub(r"//[^\n]*", "", (_ROOT / "csrc" / "params.h").read_text())
     structs, types = {}, dict(_C_TYPES)
     for name, body in re.findall(r"struct (\w+)Params \{(.*?)\};", text, re.DOTALL):
-        fields = []
+        fields, defaults = [], {}
         for declaration in filter(None, (part.strip() for part in body.split(";"))):
             kind, names = re.fullmatch(r"(?:const )?(\w+\*?) (.*)", declaration, re.DOTALL).groups()
             c_type = ctypes.c_void_p if kind.endswith("*") else types[kind]
-            fields += [(field.strip(), c_type) for field in names.split(",")]
+            for field in names.split(","):
+                field, _, default = (part.strip() for part in field.partition("="))
+                fields.append((field, c_type))
+                if default.isdigit():
+                    defaults[field] = int(default)
         op = re.sub(r"(?<!^)([A-Z])", r"_\1", name).lower()
-        structs[op] = types[f"{name}Params"] = type(f"{name}Params", (ctypes.Structure,), {"_fields_": fields})
+        structs[op] = types[f"{name}Params"] = type(
+            f"{name}Params", (ctypes.Structure,), {"_fields_": fields, "defaults": defaults}
+        )
     return structs
 
 
@@ -143,7 +150,7 @@ class Device:
     def _params(op: str, fields: dict) -> ctypes.Structure:
         params = STRUCTS[op]()
         names = {name for name, _ in params._fields_}
-        for name, value in fields.items():
+        for name, value in (params.defaults | fields).items():
             if name not in names:
                 raise TypeError(f"{op} has no parameter {name}")
             if isinstance(value, Tensor):

@@ -34,6 +34,8 @@ class Case:
     operands: tuple[str, ...]
     depth: int = 1
     shared_bytes: int = 227 * 1024
+    workspace_bytes: int = 0
+    """Zeroed, of ops other than gqa_decode; their counters must be zero again after the launch."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -50,6 +52,8 @@ class Case:
         if self.op == "gqa_decode":
             workspace = dev.gqa_decode_workspace(**fields)
             fields |= dict(workspace=workspace, workspace_bytes=workspace.numel())
+        if self.workspace_bytes:
+            fields["workspace"] = dev.empty(self.workspace_bytes, dtype=torch.uint8).zero_()
         return fields
 
 
@@ -66,39 +70,44 @@ def nan(*shape: int, dtype: torch.dtype) -> Tensor:
     return torch.full(shape, float("nan"), dtype=dtype)
 
 
-def rmsnorm(batch: int, hidden: int, dtype: torch.dtype) -> Case:
-    """x [batch, hidden]."""
-    x, weight = randn(batch, hidden, dtype=dtype), randn(hidden, dtype=dtype, seed=1)
+def rmsnorm(rows: int, hidden: int, dtype: torch.dtype, residual: bool = False, norm_offset: float = 0.0) -> Case:
+    """x [rows, hidden]."""
+    x, weight = randn(rows, hidden, dtype=dtype), randn(hidden, dtype=dtype, seed=1)
+    added = randn(rows, hidden, dtype=dtype, seed=2) if residual else None
     return Case(
-        "rmsnorm", dict(x=x, weight=weight), dict(out=nan(batch, hidden, dtype=dtype)),
-        dict(out=pk.reference.rmsnorm(x, weight, EPS)), dict(batch=batch, hidden=hidden, eps=EPS, dtype=dtype), ("x",),
+        "rmsnorm", dict(x=x, weight=weight, residual=added), dict(out=nan(rows, hidden, dtype=dtype)),
+        dict(out=pk.reference.rmsnorm(x, weight, EPS, added, norm_offset)),
+        dict(batch=rows, hidden=hidden, eps=EPS, norm_offset=norm_offset, dtype=dtype),
+        ("x", "residual") if residual else ("x",),
     )  # fmt: skip
 
 
-def add(count: int, dtype: torch.dtype) -> Case:
+def add(count: int, dtype: torch.dtype, scale: float = 1.0) -> Case:
     """Two vectors of `count`."""
     a, b = randn(count, dtype=dtype), randn(count, dtype=dtype, seed=1)
     return Case(
-        "add", dict(a=a, b=b), dict(out=nan(count, dtype=dtype)), dict(out=pk.reference.add(a, b)),
-        dict(count=count, dtype=dtype), ("a", "b"),
+        "add", dict(a=a, b=b), dict(out=nan(count, dtype=dtype)), dict(out=pk.reference.add(a, b, scale)),
+        dict(count=count, scale=scale, dtype=dtype), ("a", "b"),
     )  # fmt: skip
 
 
-def silu_mul(batch: int, features: int, dtype: torch.dtype) -> Case:
+def silu_mul(batch: int, features: int, dtype: torch.dtype, gelu: bool = False) -> Case:
     """gate and up [batch, features]."""
     gate, up = randn(batch, features, dtype=dtype), randn(batch, features, dtype=dtype, seed=1)
     return Case(
         "silu_mul", dict(gate=gate, up=up), dict(out=nan(batch, features, dtype=dtype)),
-        dict(out=pk.reference.silu_mul(gate, up)), dict(batch=batch, features=features, dtype=dtype), ("gate", "up"),
+        dict(out=pk.reference.silu_mul(gate, up, gelu)),
+        dict(batch=batch, features=features, activation=int(gelu), dtype=dtype), ("gate", "up"),
     )  # fmt: skip
 
 
-def embedding(batch: int, hidden: int, dtype: torch.dtype) -> Case:
+def embedding(batch: int, hidden: int, dtype: torch.dtype, scale: float = 1.0) -> Case:
     """A table of 11 rows."""
     table, token = randn(11, hidden, dtype=dtype), torch.tensor([10, 0, 3, 3, 7, 1, 9, 5][:batch])
     return Case(
         "embedding", dict(token=token, table=table), dict(out=nan(batch, hidden, dtype=dtype)),
-        dict(out=table[token]), dict(batch=batch, hidden=hidden, vocab=11, dtype=dtype), ("token",),
+        dict(out=pk.reference.embedding(token, table, scale)),
+        dict(batch=batch, hidden=hidden, vocab=11, scale=scale, dtype=dtype), ("token",),
     )  # fmt: skip
 
 
@@ -160,7 +169,16 @@ def gqa_decode(lengths: list[int], max_len: int, heads: int, kv_heads: int, head
     )  # fmt: skip
 
 
-def gemv(batch: int, n_in: int, n_out: int, dtype: torch.dtype, group_size: int = 0, **kind) -> Case:
+def gemv(
+    batch: int,
+    n_in: int,
+    n_out: int,
+    dtype: torch.dtype,
+    group_size: int = 0,
+    scale: float = 1.0,
+    softcap: float = 0.0,
+    **kind,
+) -> Case:
     """gemv, or int4_gemv where a group size is given."""
     x, bias = randn(batch, n_in, dtype=dtype), randn(n_out, dtype=dtype, seed=2)
     residual = randn(batch, n_out, dtype=dtype, seed=3)
@@ -172,17 +190,29 @@ def gemv(batch: int, n_in: int, n_out: int, dtype: torch.dtype, group_size: int 
     )
     return Case(
         op, dict(x=x, weight=weight, bias=bias, residual=residual), dict(out=nan(batch, n_out, dtype=dtype)),
-        dict(out=getattr(pk.reference, op)(x, weight, bias, residual)),
-        dict(batch=batch, in_features=n_in, out_features=n_out, dtype=dtype), ("x", "residual"),
+        dict(out=getattr(pk.reference, op)(x, weight, bias, residual, scale, softcap)),
+        dict(batch=batch, in_features=n_in, out_features=n_out, scale=scale, softcap=softcap, dtype=dtype),
+        ("x", "residual"),
     )  # fmt: skip
 
 
 def swiglu(
-    batch: int, n_in: int, n_out: int, dtype: torch.dtype, group_size: int = 0, norm: bool = True, **kind
+    batch: int,
+    n_in: int,
+    n_out: int,
+    dtype: torch.dtype,
+    group_size: int = 0,
+    norm: bool = True,
+    norm_offset: float = 0.0,
+    gelu: bool = False,
+    **kind,
 ) -> Case:
     """swiglu_gemv, or int4_swiglu_gemv where a group size is given."""
     x, norm_weight = randn(batch, n_in, dtype=dtype), randn(n_in, dtype=dtype, seed=1) if norm else None
-    sizes = dict(batch=batch, in_features=n_in, out_features=n_out, eps=EPS, dtype=dtype)
+    sizes = dict(
+        batch=batch, in_features=n_in, out_features=n_out, eps=EPS, norm_offset=norm_offset, activation=int(gelu),
+        dtype=dtype,
+    )  # fmt: skip
     if group_size:
         op, names = "int4_swiglu_gemv", ("gate", "up")
         gate, up = (int4(n_out, n_in, group_size, dtype=dtype, seed=seed, **kind) for seed in (1, 2))
@@ -190,7 +220,7 @@ def swiglu(
     else:
         op, names = "swiglu_gemv", ("gate_weight", "up_weight")
         gate, up = (randn(n_out, n_in, dtype=dtype, seed=seed, scale=n_in**-0.5) for seed in (2, 3))
-    expected = getattr(pk.reference, op)(x, gate, up, norm_weight, EPS)
+    expected = getattr(pk.reference, op)(x, gate, up, norm_weight, EPS, norm_offset, gelu)
     return Case(
         op, dict(x=x, norm_weight=norm_weight) | dict(zip(names, (gate, up), strict=True)),
         dict(out=nan(batch, n_out, dtype=dtype)), dict(out=expected), sizes, ("x",), depth=2,
@@ -198,9 +228,18 @@ def swiglu(
 
 
 def qkv(
-    batch: int, hidden: int, heads: int, kv_heads: int, head_dim: int, dtype: torch.dtype, group_size: int = 0, **kind
+    batch: int,
+    hidden: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    dtype: torch.dtype,
+    group_size: int = 0,
+    qk_norm: str = "",
+    norm_offset: float = 0.0,
+    **kind,
 ) -> Case:
-    """qkv_gemv, or int4_qkv_gemv where a group size is given."""
+    """qkv_gemv, or int4_qkv_gemv where a group size is given. qk_norm: of each "head", or of "all" of them."""
     x, norm_weight = randn(batch, hidden, dtype=dtype), randn(hidden, dtype=dtype, seed=1)
     rows = [heads * head_dim, kv_heads * head_dim, kv_heads * head_dim]
     biases = [randn(n, dtype=dtype, seed=5 + i) for i, n in enumerate(rows)]
@@ -212,18 +251,29 @@ def qkv(
         op, names = "qkv_gemv", ("q_weight", "k_weight", "v_weight")
         weights = [randn(n, hidden, dtype=dtype, seed=2 + i, scale=hidden**-0.5) for i, n in enumerate(rows)]
     cos_sin, position = randn(MAX_POSITION, head_dim, seed=9), torch.tensor(POSITIONS[:batch], dtype=torch.int32)
-    q, *new_rows = getattr(pk.reference, op)(x, norm_weight, EPS, *weights, cos_sin, position, head_dim, *biases)
+    norms = {}
+    if qk_norm:
+        sizes = rows[:2] if qk_norm == "all" else [head_dim] * 2
+        norms = {
+            f"{part}_norm": randn(size, dtype=dtype, seed=20 + size) for part, size in zip("qk", sizes, strict=True)
+        }
+    q, *new_rows = getattr(pk.reference, op)(
+        x, norm_weight, EPS, *weights, cos_sin, position, head_dim, *biases, norm_offset, **norms
+    )
+    workspace = pk.ops.qkv_gemv_workspace(x, (heads, kv_heads, head_dim)).numel() if qk_norm else 0
     caches = appended(tuple(new_rows), position)
     return Case(
         op,
         dict(x=x, norm_weight=norm_weight, cos_sin=cos_sin, position=position)
+        | norms
         | dict(zip(names, weights, strict=True))
         | dict(zip(("q_bias", "k_bias", "v_bias"), biases, strict=True)),
         dict(q_out=nan(batch, heads, head_dim, dtype=dtype)) | empty(caches, dtype),
         dict(q_out=q) | caches,
         dict(batch=batch, hidden=hidden, n_heads=heads, n_kv_heads=kv_heads, head_dim=head_dim, max_len=MAX_LEN,
-             max_position=MAX_POSITION, eps=EPS, dtype=dtype),
-        ("x", "position"), depth=2,
+             max_position=MAX_POSITION, eps=EPS, norm_offset=norm_offset, norms_all_heads=int(qk_norm == "all"),
+             dtype=dtype),
+        ("x", "position"), depth=2, workspace_bytes=workspace,
     )  # fmt: skip
 
 
@@ -233,11 +283,17 @@ CASES = {
     "rmsnorm": lambda: rmsnorm(3, 520, BF16),
     "rmsnorm of a row longer than registers hold": lambda: rmsnorm(2, 8208, FP16),
     "rmsnorm of any width": lambda: rmsnorm(3, 33, FP16),
+    "rmsnorm of heads, with an offset": lambda: rmsnorm(12, 64, BF16, norm_offset=1.0),
+    "rmsnorm onto a residual": lambda: rmsnorm(2, 520, BF16, residual=True),
+    "rmsnorm of any width onto a residual": lambda: rmsnorm(2, 33, BF16, residual=True, norm_offset=1.0),
     "add": lambda: add(2056, BF16),
+    "add, scaled": lambda: add(2056, FP16, scale=0.3),
     "add of any count": lambda: add(259, FP16),
     "silu_mul": lambda: silu_mul(3, 264, FP16),
+    "silu_mul of GELU": lambda: silu_mul(2, 264, BF16, gelu=True),
     "silu_mul of any width": lambda: silu_mul(3, 33, BF16),
     "embedding": lambda: embedding(3, 520, BF16),
+    "embedding, scaled": lambda: embedding(3, 72, BF16, scale=6.5),
     "embedding of any width": lambda: embedding(3, 33, FP16),
     "argmax in a cluster": lambda: argmax(2, 9000, BF16),
     "argmax of any vocabulary": lambda: argmax(3, 1001, FP16),
@@ -250,6 +306,7 @@ CASES = {
     "gqa_decode of head_dim 256": lambda: gqa_decode([150], 300, 4, 1, 256, FP16),
     "gqa_decode of a long cache": lambda: gqa_decode([333], 8208, 4, 1, 64, BF16),
     "gemv of one": lambda: gemv(1, 1032, 37, BF16),
+    "gemv, scaled and capped": lambda: gemv(1, 520, 37, BF16, scale=0.4, softcap=1.5),
     "gemv of three": lambda: gemv(3, 520, 37, FP16),
     "gemv of eight and long rows": lambda: gemv(8, 4104, 9, FP16),
     "gemv, x not in shared memory": lambda: gemv(1, 33000, 9, FP16),
@@ -258,18 +315,29 @@ CASES = {
     "swiglu_gemv without a norm": lambda: swiglu(2, 520, 18, FP16, norm=False),
     "swiglu_gemv of two and long rows": lambda: swiglu(2, 4104, 9, BF16),
     "swiglu_gemv of any width": lambda: swiglu(2, 50, 9, BF16),
+    "swiglu_gemv of one, GEGLU": lambda: swiglu(1, 520, 18, BF16, norm_offset=1.0, gelu=True),
+    "swiglu_gemv of two, GEGLU": lambda: swiglu(2, 520, 18, FP16, norm_offset=1.0, gelu=True),
+    "swiglu_gemv of any width, GEGLU": lambda: swiglu(1, 50, 9, BF16, norm_offset=1.0, gelu=True),
     "qkv_gemv of one": lambda: qkv(1, 1032, 4, 2, 64, BF16),
     "qkv_gemv of three": lambda: qkv(3, 520, 2, 1, 64, FP16),
     "qkv_gemv of any width": lambda: qkv(2, 50, 2, 1, 64, BF16),
+    "qkv_gemv of one, QK norm": lambda: qkv(1, 520, 4, 2, 64, BF16, qk_norm="head"),
+    "qkv_gemv of three, QK norm with an offset": lambda: qkv(3, 520, 2, 1, 64, FP16, qk_norm="head", norm_offset=1.0),
+    "qkv_gemv of any width, QK norm": lambda: qkv(2, 50, 2, 1, 64, BF16, qk_norm="head"),
+    "qkv_gemv of one, QK norm of all heads": lambda: qkv(1, 520, 4, 2, 64, BF16, qk_norm="all", norm_offset=1.0),
+    "qkv_gemv of two, QK norm of long heads": lambda: qkv(2, 136, 2, 1, 256, BF16, qk_norm="head"),
     "int4_gemv, fast path of one": lambda: gemv(1, 1280, 37, BF16, 128),
     "int4_gemv, fast path of four": lambda: gemv(4, 512, 37, FP16, 256, symmetric=False),
     "int4_gemv, general path": lambda: gemv(2, 544, 37, BF16, 32, symmetric=False),
     "int4_gemv, general path of eight": lambda: gemv(8, 512, 37, FP16, 128),
     "int4_gemv, act-order": lambda: gemv(2, 256, 37, BF16, 64, act_order=True),
     "int4_swiglu_gemv, fast path": lambda: swiglu(1, 512, 37, BF16, 128),
+    "int4_swiglu_gemv, GEGLU": lambda: swiglu(1, 512, 37, BF16, 128, norm_offset=1.0, gelu=True),
     "int4_swiglu_gemv, general path": lambda: swiglu(3, 544, 33, FP16, 32),
     "int4_swiglu_gemv, act-order": lambda: swiglu(2, 256, 18, BF16, 64, norm=False, act_order=True),
     "int4_qkv_gemv, fast path": lambda: qkv(1, 512, 4, 2, 64, BF16, 128),
     "int4_qkv_gemv, general path": lambda: qkv(3, 544, 2, 1, 64, FP16, 32),
+    "int4_qkv_gemv, fast path, QK norm": lambda: qkv(1, 512, 4, 2, 64, BF16, 128, qk_norm="head", norm_offset=1.0),
+    "int4_qkv_gemv, general path, QK norm": lambda: qkv(3, 544, 2, 1, 64, FP16, 32, qk_norm="head", norm_offset=1.0),
     "int4_qkv_gemv, act-order": lambda: qkv(2, 256, 2, 1, 64, BF16, 64, act_order=True),
 }  # fmt: skip

@@ -57,6 +57,11 @@ def greedy(model, first: torch.Tensor, steps: int) -> torch.Tensor:
     return torch.cat(tokens, dim=1)
 
 
+def angles(model: pk.DecodeModel) -> list[torch.Tensor]:
+    """Of every layer."""
+    return [layer.cos_sin for layer in model.layers]
+
+
 def our_tokens(model: pk.DecodeModel, first: torch.Tensor, step, steps: int) -> torch.Tensor:
     model.token.copy_(first)
     model.set_position(0)
@@ -96,7 +101,7 @@ def test_a_step_on_a_full_cache_equals_the_reference(fusion, dtype):
         layer.k_cache[:, :, 42:] = float("nan")
         layer.v_cache[:, :, 42:] = float("nan")
     caches = [(layer.k_cache, layer.v_cache) for layer in model.layers]
-    logits, rows = pk.reference.step(TINY, model.weights, model.token, caches, model.layers[0].cos_sin, model.position)
+    logits, rows = pk.reference.step(TINY, model.weights, model.token, caches, angles(model), model.position)
     model.poison()
     model.program(fusion).run()
     comparisons = [pk.reference.compare(model.logits, logits, dtype, depth=4)]
@@ -125,7 +130,7 @@ def test_layers_of_4_bits_in_groups_of_their_own():
     assert model.tape("block").calls == [f"pykernels::{op}" for op in program.ops], "a step allocates nothing"
     model.set_position(9)
     caches = [(layer.k_cache, layer.v_cache) for layer in model.layers]
-    expected, _ = pk.reference.step(TINY, weights, model.token, caches, model.layers[0].cos_sin, model.position)
+    expected, _ = pk.reference.step(TINY, weights, model.token, caches, angles(model), model.position)
     model.poison()
     program.run()
     comparison = pk.reference.compare(model.logits, expected, torch.bfloat16, depth=4)

@@ -9,6 +9,7 @@ import torch
 from transformers import LlamaConfig, MistralConfig, PreTrainedConfig, Qwen2Config
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+import pykernels as pk
 from pykernels import models
 
 CONFIG_CLASSES = {"qwen2.5-7b": Qwen2Config, "mistral-7b-v0.3": MistralConfig, "llama-3.1-8b": LlamaConfig}
@@ -171,6 +172,46 @@ def test_a_window_that_is_null(tmp_path):
     assert models.from_config(path).max_position == 8192
 
 
+@pytest.mark.parametrize(
+    "window",
+    [
+        MISTRAL | dict(sliding_window=16),
+        QWEN2 | dict(sliding_window=16, use_sliding_window=True, max_window_layers=1),
+        QWEN2 | dict(use_sliding_window=True, sliding_window=16, layer_types=["sliding_attention"] * 2),
+    ],
+    ids=str,
+)
+def test_no_context_may_be_longer_than_a_window(window, tmp_path):
+    spec = models.from_config(write_config(tmp_path, **window))
+    assert (spec.window, spec.max_ctx, spec.max_position) == (16, 16, 512)
+    words = (
+        r"ctx must be in 1\.\.16 \(.*, whose sliding window is 16 slots: the attention here sees every slot\), got 17"
+    )
+    with pytest.raises(ValueError, match=words):
+        pk.DecodeLayer(spec, pk.LayerWeights.random(spec), 17)
+
+
+def test_the_window_of_a_config_without_one(tmp_path):
+    assert models.from_config(write_config(tmp_path, **MISTRAL, max_position_embeddings=8192)).max_ctx == 4096
+
+
+# As the model cards say.
+PUBLISHED = {
+    "qwen3-8b": 8.19, "qwen3-4b": 4.02, "qwen3-0.6b": 0.596, "llama-3.2-1b": 1.24, "llama-3.2-3b": 3.21,
+    "openvla-7b": 6.74, "pi0-gemma-2b": 2.51, "smolvla": 0.362, "gemma-3-4b": 3.88, "phi-4-mini": 3.84,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parameters_are_the_published_ones(name):
+    assert float(f"{models.get(name).weight_elements / 1e9:.3g}") == PUBLISHED[name]
+
+
+def test_every_built_in_model_is_checked():
+    assert {*PUBLISHED, *STUDY, "tiny"} == set(models.names())
+    assert {name for group in models.GROUPS.values() for name in group} <= set(models.names())
+
+
 @pytest.mark.parametrize("scaled", ["rope_scaling", "rope_parameters"])
 def test_of_two_places_of_rope_the_one_that_transformers_takes(scaled, tmp_path):
     plain = {"rope_scaling": "rope_parameters", "rope_parameters": "rope_scaling"}[scaled]
@@ -254,7 +295,7 @@ def test_files_that_are_no_config(content, words, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "field", "words"),
     [
-        (dict(model_type="gpt2"), "model_type", "one of qwen2, mistral, llama, got 'gpt2'"),
+        (dict(model_type="gpt2"), "model_type", "one of qwen2, qwen3, mistral"),
         (dict(model_type=None), "model_type", "got None"),
         (dict(model_type=["llama"]), "model_type", "got ['llama']"),
         (dict(hidden_act="gelu"), "hidden_act", "'silu', got 'gelu'"),
@@ -264,22 +305,14 @@ def test_files_that_are_no_config(content, words, tmp_path):
         (dict(num_attention_heads=6), "hidden_size", "a multiple of num_attention_heads (6), got 256"),
         (dict(head_dim=12), "head_dim", "a multiple of 8 up to 256, got 12"),
         (dict(head_dim=264), "head_dim", "a multiple of 8 up to 256, got 264"),
-        (MISTRAL | dict(sliding_window=16), "sliding_window", "null or at least max_position_embeddings (512), got 16"),
         (MISTRAL | dict(sliding_window="16"), "sliding_window", "got '16'"),
-        (MISTRAL | dict(max_position_embeddings=8192), "sliding_window", "got 'nothing, which is 4096 to mistral'"),
-        (
-            QWEN2 | dict(sliding_window=16, use_sliding_window=True, max_window_layers=1), "sliding_window",
-            "null or at least max_position_embeddings (512), got 16",
-        ),
-        (QWEN2 | dict(use_sliding_window=True, sliding_window=16, layer_types=["sliding_attention"] * 2),
-         "sliding_window", "got 16"),
         (dict(residual_multiplier=0.5), "residual_multiplier", "left out: it is not known"),
         (dict(pruned_heads={"0": [1]}), "pruned_heads", "left out: it is not known"),
         (dict(rope_scaling={**LLAMA3, "mrope_section": [1, 2]}), "rope_scaling.mrope_section", "left out"),
         (dict(partial_rotary_factor=0.5), "partial_rotary_factor", "absent or 1, got 0.5"),
         (
-            dict(rope_parameters={"rope_type": "default"}, rope_scaling={"rope_type": "yarn", "factor": 4.0}),
-            "rope_scaling.rope_type", "'default' or 'llama3', got 'yarn'",
+            dict(rope_parameters={"rope_type": "default"}, rope_scaling={"rope_type": "ntk", "factor": 4.0}),
+            "rope_scaling.rope_type", "one of default, linear, dynamic, llama3, yarn, longrope, got 'ntk'",
         ),
         (dict(tie_word_embeddings="false"), "tie_word_embeddings", "got 'false'"),
         (dict(rms_norm_eps=2), "rms_norm_eps", "below 1, got 2.0"),
@@ -290,8 +323,25 @@ def test_files_that_are_no_config(content, words, tmp_path):
         (dict(rope_theta=-1.0), "rope_theta", "a positive number, got -1.0"),
         (dict(rope_parameters=5), "rope_parameters", "an object, got 5"),
         (dict(rope_parameters={"rope_theta": True}), "rope_theta", "a positive number, got True"),
-        (dict(rope_scaling={"rope_type": "yarn", "factor": 4.0}), "rope_type", "'default' or 'llama3', got 'yarn'"),
-        (dict(rope_scaling={"type": "linear", "factor": 2.0}), "rope_type", "'default' or 'llama3', got 'linear'"),
+        (dict(rope_scaling={"rope_type": "yarn"}), "factor", "a positive number, got None"),
+        (dict(rope_scaling={"type": "linear"}), "factor", "a positive number, got None"),
+        (dict(rope_scaling={"rope_type": "dynamic"}), "factor", "a positive number, got None"),
+        (dict(rope_scaling={"rope_type": "linear", "factor": 2.0, "beta_fast": 32}), "beta_fast", "left out"),
+        (dict(rope_scaling={"rope_type": "longrope", "short_factor": [1.0] * 16, "long_factor": [1.0]}), "long_factor",
+         "a list of 16 numbers, one a rotated pair, got '1 of them'"),
+        (dict(text_config=5), "text_config", "an object, got 5"),
+        (dict(text_config=dict(MINIMAL, mlp_bias=True)), "text_config.mlp_bias", "absent or false"),
+        (dict(model_type="qwen3_moe", num_experts=128), "num_experts", "a mixture of experts is not computed here"),
+        (dict(num_local_experts=8), "num_local_experts", "a mixture of experts is not computed here, got 8"),
+        (dict(model_type="deepseek_v3", kv_lora_rank=512), "kv_lora_rank", "latent attention is not computed here"),
+        (dict(model_type="mamba2", state_size=128), "state_size", "a state-space model is not computed here"),
+        (dict(model_type="phi", layer_norm_eps=1e-5), "layer_norm_eps", "LayerNorm is not computed here"),
+        (dict(model_type="gemma2", hidden_activation="gelu"), "hidden_activation", "'gelu_pytorch_tanh', got 'gelu'"),
+        (dict(model_type="smollm3", no_rope_layers=[1]), "no_rope_layers", "a list of 2 of 0 and 1, got [1]"),
+        (dict(model_type="gemma3_text", layer_types=["full_attention"]), "layer_types", "a list of 2 names"),
+        (dict(model_type="gemma3_text", use_bidirectional_attention=True), "bidirectional", "absent or false"),
+        (dict(model_type="granite", attention_multiplier=0), "attention_multiplier", "a positive number, got 0"),
+        (dict(model_type="phi3", partial_rotary_factor=1.5), "partial_rotary_factor", "got 1.5"),
         (dict(rope_scaling={"rope_type": "llama3"}), "factor", "a positive number, got None"),
         (dict(rope_scaling={**LLAMA3, "high_freq_factor": 1.0}), "high_freq_factor", "got 1.0"),
         (

@@ -37,6 +37,9 @@ def check(case: Case, fields: dict) -> None:
             assert_close(fields[name], expected, case.dtype, case.depth)
         else:
             assert torch.equal(fields[name], expected), name
+    if case.workspace_bytes:
+        heads = case.sizes["n_heads"] + case.sizes["n_kv_heads"]
+        assert not fields["workspace"][: 4 * heads].any(), "counters are zero again"
 
 
 @pytest.mark.parametrize(("name", "operand", "seed"), names_with("operands"))

@@ -26,7 +26,7 @@ from bench.backends.steps.drivers import (
     TorchRelaunchDriver,
 )
 from bench.backends.steps.gate import Reference, StepCheck
-from bench.backends.steps.transformers import TransformersDriver, mode_reason
+from bench.backends.steps.transformers import TransformersDriver, mode_reason, model_reason
 from bench.core import cli
 from bench.core.cli import FUSIONS
 from bench.core.errors import flag_error

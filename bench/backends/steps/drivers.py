@@ -164,16 +164,23 @@ class TorchDriver(Driver):
 
     def _forward(self) -> Tensor:
         model, weights, position = self.model, self.model.weights, self._position
-        half = model.spec.head_dim // 2
-        angles = self._views[0].cos_sin[position].to(model.dtype)
-        cosine, sine = angles[:half].repeat(2), angles[half:].repeat(2)
+        spec, scale = model.spec, model.spec.embedding_scale_in(model.dtype)
         x = F.embedding(model.token, weights.embedding)
+        x = x if scale == 1.0 else x * scale
+        stood: dict[int, TorchLayer] = {}  # one a table of angles: they are worked out once a step
         for view, layer in zip(self._views, self._layers, strict=True):
-            view.x, layer.cosine, layer.sine = x, cosine, sine
+            view.x, first = x, stood.setdefault(id(view.cos_sin), layer)
+            if first is layer:
+                layer.stand(view.cos_sin[position])
+            layer.angles, layer.q_angles = first.angles, first.q_angles
             cast(LayerCache, layer.attention).position = position
             x = layer.forward()
-        normed = F.rms_norm(x, (model.spec.hidden,), weights.final_norm, model.spec.rms_eps)
-        self._logits = F.linear(normed, weights.lm_head)
+        norm = weights.final_norm + spec.norm_offset if spec.norm_offset else weights.final_norm
+        self._logits = F.linear(F.rms_norm(x, (spec.hidden,), norm, spec.rms_eps), weights.lm_head)
+        if spec.logit_scale != 1.0:
+            self._logits = self._logits * spec.logit_scale
+        if spec.logit_softcap:
+            self._logits = torch.tanh(self._logits / spec.logit_softcap) * spec.logit_softcap
         return self._logits.argmax(-1)
 
     def step(self) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 import pykernels as pk
 from bench.backends.base import AS_GIVEN, LAYER_DEPTH, Numbers
-from bench.backends.gate_inputs import GateInputs, GateMaker
+from bench.backends.gate_inputs import LAYER_NORMS, GateInputs, GateMaker, unscaled
 from bench.backends.steps.drivers import Driver
 from bench.core.measure import Drive, Watch
 
@@ -97,14 +97,14 @@ class Reference:
         where = torch.full_like(model.position, self.position)
         # One layer after another: all of them in float64 would be sixteen times the 4-bit model.
         layers: Any = (self.numbers.of(layer) for layer in model.weights.layers)
-        weights = replace(model.weights, layers=layers)
-        return pk.reference.step(model.spec, weights, self.token, caches, model.layers[0].cos_sin, where)
+        weights, angles = replace(model.weights, layers=layers), [layer.cos_sin for layer in model.layers]
+        return pk.reference.step(model.spec, weights, self.token, caches, angles, where)
 
     @property
     def separable(self) -> bool:
         """Can layers be switched off one by one? Not where they share their weights."""
         layers = self.model.weights.layers
-        return len({layer.post_norm.data_ptr() for layer in layers}) == len(layers)
+        return len({layer.down_weight.data_ptr() for layer in layers}) == len(layers)
 
     @cached_property
     def sets(self) -> list[LayerOn]:
@@ -125,34 +125,37 @@ class Reference:
     def _sets(self, index: int, seed: int) -> list[LayerOn]:
         model, layer = self.model, self.model.layers[index]
         model.set_position(self.position)
-        maker = GateMaker(layer, self.numbers.of(layer.weights), seed, stream=1.0, mlp=0.5)
+        scale = model.spec.embedding_scale_in(model.dtype)
+        maker = GateMaker(layer, self.numbers.of(layer.weights), seed, stream=1.0, mlp=0.5, x_scale=scale)
         keys, scores = maker.every_key(), maker.scores()
         rows = torch.randperm(model.spec.vocab, device=model.device)[:_ROWS]
         rows = rows[~torch.isin(rows, self.token)]  # whose rows of a tied table are the step's x
         found = []
         for inputs in (keys, scores, maker.mlp(scores)):
             values, stream = self._through_the_last(index, inputs.expected["out"])
-            normed = pk.reference.rmsnorm(stream, model.weights.final_norm, model.spec.rms_eps)
-            logits = pk.reference.gemv(normed, model.weights.lm_head[rows])
+            spec, norm = model.spec, model.weights.final_norm
+            normed = pk.reference.rmsnorm(stream, norm, spec.rms_eps, norm_offset=spec.norm_offset)
+            logits = pk.reference.logits(spec, normed, model.weights.lm_head[rows])
             found.append(LayerOn(index, inputs, values, rows, logits))
         return found
 
     def _through_the_last(self, index: int, out: Tensor) -> tuple[Tensor | None, Tensor]:
         """LayerOn.values, and the residual stream behind the last layer, whose attention adds about as much as `out`,
         the stream behind layer `index`, is."""
-        model, last = self.model, self.model.layers[-1]
-        if index == len(model.layers) - 1 or self.position == 0:
+        model, last, spec = self.model, self.model.layers[-1], self.model.spec
+        # A norm behind attention that is off lets nothing through.
+        if index == len(model.layers) - 1 or self.position == 0 or spec.post_norms:
             return None, out
         w, slots = last.weights.dequantize(), self.position + 1  # with the step's own
         bias = None if w.v_bias is None else torch.zeros_like(w.v_bias)
-        off = replace(w, input_norm=torch.zeros_like(w.input_norm), v_bias=bias)
+        off = replace(w, input_norm=torch.full_like(w.input_norm, -spec.norm_offset), v_bias=bias)
         q, k_row, v_row = pk.reference.layer_qkv(
-            model.spec, off, torch.zeros_like(last.x), last.cos_sin, torch.full_like(model.position, self.position)
+            spec, off, torch.zeros_like(last.x), last.cos_sin, torch.full_like(model.position, self.position)
         )
         values = torch.randn(*v_row.shape, dtype=torch.float64, device=out.device).to(model.dtype).unsqueeze(2)
         v_cache = values.expand(-1, -1, slots, -1)
-        attended = pk.reference.layer_attention(q, k_row, v_row, torch.zeros_like(v_cache), v_cache, last.position)
-        added = pk.reference.gemv(attended.flatten(1), w.o_weight)
+        attended = pk.reference.layer_attention(q, k_row, v_row, torch.zeros_like(v_cache), v_cache, last.position, spec)
+        added = pk.reference.gemv(attended.flatten(1), w.o_weight, scale=spec.residual_scale)
         scale = 2.0 ** round(math.log2(max(float(out.norm() / added.norm()), 1e-30)))
         return values * scale, out + added * scale
 
@@ -170,8 +173,13 @@ class _Memory:
         for layer in self._model.layers:
             w = layer.weights
             caches = [cache[:, :, : self._slots] for cache in (layer.k_cache, layer.v_cache)]
-            found += [w.input_norm, w.post_norm, *([] if w.v_bias is None else [w.v_bias]), *caches]
+            found += [*self._norms(w).values(), *([] if w.v_bias is None else [w.v_bias]), *caches]
         return found
+
+    @staticmethod
+    def _norms(weights: pk.LayerWeights) -> dict[str, Tensor]:
+        """The norms that the gate writes over: of a layer, not of its heads."""
+        return {name: weight for name, weight in weights.named().items() if name in LAYER_NORMS}
 
     def put(self, on: LayerOn) -> None:
         """Switch on that layer, with its inputs, and off all others."""
@@ -179,7 +187,9 @@ class _Memory:
         for index, layer in enumerate(self._model.layers):
             w = layer.weights
             if index != on.layer:
-                for tensor in (w.input_norm, w.post_norm, w.v_bias, layer.v_cache[:, :, : self._slots]):
+                for norm in self._norms(w).values():
+                    norm.fill_(-self._model.spec.norm_offset)
+                for tensor in (w.v_bias, layer.v_cache[:, :, : self._slots]):
                     if tensor is not None:
                         tensor.zero_()
         if on.values is not None:
@@ -187,7 +197,8 @@ class _Memory:
             last.k_cache[:, :, : self._slots] = 0
             last.v_cache[:, :, : self._slots] = on.values
         on.inputs.put(self._model.layers[on.layer])  # its x is the embedding, or what a layer that is off lets through
-        self._model.weights.embedding[self._token] = on.inputs.x
+        scale = self._model.spec.embedding_scale_in(self._model.dtype)
+        self._model.weights.embedding[self._token] = unscaled(on.inputs.x, scale)
 
     def restore(self) -> None:
         """As it was."""

@@ -101,12 +101,7 @@ class StepModelSettings(QuantFlags):
             raise flag_error("--shared-weights", "true", "left out with --weights, which has every layer's own")
         assert self.spec
         self.check_quant([self.spec])
-        cli.number("--ctx", self.ctx, 1, full.max_position)
-        if self.max_len > full.max_position:
-            most = full.max_position - self.positions
-            raise flag_error(
-                "--ctx", self.ctx, f"in 1..{most}: {full.name} has {full.max_position} positions, one a step"
-            )
+        cli.context("--ctx", self.ctx, full, self.positions)
 
     def make_model(self) -> pk.DecodeModel:
         """Weights and caches. Raises MemoryError where they do not fit what is there (or --memory-limit-gb)."""

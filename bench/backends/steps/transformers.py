@@ -1,6 +1,8 @@
 """transformers' own model as a driver of a DecodeModel's steps. The library is imported only where one is made."""
 
+from dataclasses import MISSING, fields, replace
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +18,19 @@ def mode_reason(mode: str) -> str | None:
     return None if mode == "eager" else "is driven by its own Python forward only"
 
 
+def model_reason(spec: pk.models.ModelSpec) -> str | None:
+    """Why a model cannot be made as transformers' own here: it is made as Llama, Qwen2 or Qwen3. None where it can."""
+    plain = replace(spec, qk_norm="", qkv_bias=False)
+    sizes = {field.name: getattr(spec, field.name) for field in fields(spec) if field.default is MISSING}
+    llama = pk.models.ModelSpec(**sizes | dict(qkv_bias=False, rope_scaling=spec.rope_scaling, window=spec.window))
+    if plain != llama or spec.qk_norm == "all" or not isinstance(spec.rope_scaling, _LLAMA3 | None):
+        return "is made as Llama, Qwen2 or Qwen3, and the model is none of these"
+    return None
+
+
+_LLAMA3 = pk.models.Llama3RopeScaling
+
+
 class TransformersDriver(Driver):
     """transformers' own model and forward on the same weights, with SDPA attention.
 
@@ -25,7 +40,14 @@ class TransformersDriver(Driver):
 
     def __init__(self, model: pk.DecodeModel) -> None:
         super().__init__(model)
-        from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+        from transformers import (
+            LlamaConfig,
+            LlamaForCausalLM,
+            Qwen2Config,
+            Qwen2ForCausalLM,
+            Qwen3Config,
+            Qwen3ForCausalLM,
+        )
         from transformers.cache_utils import DynamicCache, DynamicLayer
 
         spec = model.spec
@@ -48,13 +70,15 @@ class TransformersDriver(Driver):
 
         scaling = spec.rope_scaling
         rope = {"rope_type": "default", "rope_theta": spec.rope_theta}
-        if scaling:
+        if isinstance(scaling, _LLAMA3):
             rope |= {
                 "rope_type": "llama3", "factor": scaling.factor, "low_freq_factor": scaling.low_freq_factor,
                 "high_freq_factor": scaling.high_freq_factor,
                 "original_max_position_embeddings": scaling.original_max_position,
             }  # fmt: skip
-        kinds = (Qwen2Config, Qwen2ForCausalLM) if spec.qkv_bias else (LlamaConfig, LlamaForCausalLM)
+        kinds: tuple[Any, Any] = (LlamaConfig, LlamaForCausalLM)
+        if spec.qkv_bias or spec.qk_norm:
+            kinds = (Qwen3Config, Qwen3ForCausalLM) if spec.qk_norm else (Qwen2Config, Qwen2ForCausalLM)
         config = kinds[0](
             hidden_size=spec.hidden, intermediate_size=spec.intermediate, num_hidden_layers=spec.n_layers,
             num_attention_heads=spec.n_heads, num_key_value_heads=spec.n_kv_heads, head_dim=spec.head_dim,

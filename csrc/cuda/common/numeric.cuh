@@ -3,6 +3,7 @@
 
 #include "cuda/common/ptx.cuh"
 #include "cuda/common/ptx_math.cuh"
+#include "params.h"
 
 namespace pykernels::cuda {
 
@@ -165,6 +166,20 @@ constexpr float log2_e = 1.44269504f;
 // x / (1 + exp(-x))
 __device__ __forceinline__ float silu(float x) {
     return x / (1.0f + exp2_approximate(x * -log2_e));
+}
+
+// x * (1 + tanh(u)) / 2 with u = sqrt(2 / pi) * (x + 0.044715 x^3), which is x / (1 + exp(-2 u))
+__device__ __forceinline__ float gelu_tanh(float x) {
+    return x / (1.0f + exp2_approximate((x + x * x * x * 0.044715f) * (-2.0f * 0.79788456f * log2_e)));
+}
+
+__device__ __forceinline__ float activate(Activation activation, float x) {
+    return activation == Activation::silu ? silu(x) : gelu_tanh(x);
+}
+
+// softcap * tanh(x / softcap)
+__device__ __forceinline__ float soft_capped(float x, float softcap) {
+    return softcap * (2.0f / (1.0f + exp2_approximate(x / softcap * (-2.0f * log2_e))) - 1.0f);
 }
 
 }  // namespace pykernels::cuda

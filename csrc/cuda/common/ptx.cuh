@@ -368,6 +368,11 @@ __device__ __forceinline__ uint32_t atomic_increment(uint32_t* counter, uint32_t
     return atomicInc(counter, last);
 }
 
+// atom.global.add.u32. Returns the value before.
+__device__ __forceinline__ uint32_t atomic_add(uint32_t* sum, uint32_t value) {
+    return atomicAdd(sum, value);
+}
+
 // red.global.add.u64
 __device__ __forceinline__ void atomic_add(unsigned long long* sum, unsigned long long value) {
     atomicAdd(sum, value);
