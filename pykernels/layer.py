@@ -329,7 +329,7 @@ class DecodeLayer(Steps):
         """Fill every buffer that a step writes with NaN: what is not written shows."""
         for tensor in (
             self.out, self._normed, self._q, self._k, self._v, self._q_rotated, self._attended, self._projected,
-            self._h, self._gate, self._up, self._activated,
+            self._h, self._gate, self._up, self._activated, *(self._qk_norm.out if self._qk_norm else ()),
         ):  # fmt: skip
             tensor.fill_(float("nan"))
         if self.device.type == "cpu":  # on CUDA the attention's workspace holds counters

@@ -171,6 +171,11 @@ class TorchLayer:
     def __init__(self, layer: pk.DecodeLayer, attention: Attention, projections: Projections | None = None) -> None:
         self.layer, self.attention = layer, attention
         self.projections = projections or Projections(layer.weights)
+        # As tensors: a Python number where an op may have a tensor cannot go on a tape.
+        self._offset, self._residual_scale = (
+            layer.cos_sin.new_tensor(value, dtype=layer.dtype)
+            for value in (layer.spec.norm_offset, layer.spec.residual_scale)
+        )
         self.stand(layer.cos_sin[int(layer.position[0])])
         self.out = torch.empty(0)  # of the last step
 
@@ -199,7 +204,7 @@ class TorchLayer:
         spec = self.layer.spec
         if weight is None:
             return x
-        return F.rms_norm(x, (size,), weight + spec.norm_offset if spec.norm_offset else weight, spec.rms_eps)
+        return F.rms_norm(x, (size,), weight + self._offset if spec.norm_offset else weight, spec.rms_eps)
 
     def _norm_heads(self, x: Tensor, weight: Tensor | None) -> Tensor:
         """The QK norm of x [batch, heads * head_dim]: [batch, heads, 1, head_dim]."""
@@ -231,7 +236,7 @@ class TorchLayer:
     def _added(self, residual: Tensor, projected: Tensor, norm: Tensor | None) -> Tensor:
         spec = self.layer.spec
         projected = self._norm(projected, norm, spec.hidden)
-        return residual + (projected if spec.residual_scale == 1.0 else projected * spec.residual_scale)
+        return residual + (projected if spec.residual_scale == 1.0 else projected * self._residual_scale)
 
     def forward(self) -> Tensor:
         """One step. Returns [batch, hidden]."""

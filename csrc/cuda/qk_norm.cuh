@@ -20,10 +20,14 @@ struct QkNorm {
     struct Group {
         int begin, end;
     };
-    __device__ static Group group_of(const Params& p, int pair) {
+    // Group i of those that have row pairs from `first` on; past the last one an empty one at the end.
+    __device__ static Group group(const Params& p, int first, int i) {
         const int half = p.head_dim / 2, q_pairs = p.n_heads * half;
-        if (p.norms_all_heads) return pair < q_pairs ? Group{0, q_pairs} : Group{q_pairs, qk_pairs(p)};
-        const int begin = pair / half * half;
+        if (p.norms_all_heads) {
+            const int index = i + (first >= q_pairs), pairs = qk_pairs(p);
+            return index == 0 ? Group{0, q_pairs} : Group{index == 1 ? q_pairs : pairs, pairs};
+        }
+        const int begin = (first / half + i) * half;
         return {begin, begin + half};
     }
     __device__ static int qk_pairs(const Params& p) { return (p.n_heads + p.n_kv_heads) * (p.head_dim / 2); }
@@ -41,32 +45,36 @@ struct QkNorm {
     // All threads of a block call once it has kept the sums of row pairs begin to end - 1.
     __device__ static void end_block(const Params& p, int begin, int end) {
         end = min(end, qk_pairs(p));
-        if (begin >= end) return;
-        block_barrier();  // all threads have kept their sums
         const int warp = static_cast<int>(threadIdx.x) / warp_size,
                   warps = static_cast<int>(blockDim.x) / warp_size,
                   lane = static_cast<int>(threadIdx.x) % warp_size;
-        int index = 0;
-        for (int first = begin; first < end; ++index) {
-            const Group group = group_of(p, first);
-            const int own = min(end, group.end) - first;
-            first = group.end;
-            if (index % warps != warp) continue;
-            uint32_t* counter = static_cast<uint32_t*>(p.workspace) + group.begin / (p.head_dim / 2);
+        bool more = begin < end;
+        for (int first = 0; more; first += warps) {
+            block_barrier();  // all threads have kept their sums
+            const Group own = group(p, begin, first + warp);
             uint32_t complete = 0;
-            if (lane == 0) {
+            if (own.begin < end && lane == 0) {
+                const auto count = static_cast<uint32_t>(min(end, own.end) - max(begin, own.begin)),
+                           size = static_cast<uint32_t>(own.end - own.begin);
                 fence_device();  // the block's sums before its count
-                complete = atomic_add(counter, static_cast<uint32_t>(own)) + static_cast<uint32_t>(own) ==
-                           static_cast<uint32_t>(group.end - group.begin);
+                complete = atomic_add(counter(p, own), count) + count == size;
             }
-            if (shuffle_index(complete, 0) == 0) continue;
-            fence_device();  // the others' counts before their sums
-            if (lane == 0) store(counter, 0u);
-            for (int b = 0; b < p.batch; ++b) norm(p, group.begin, group.end, b, lane);
+            complete = shuffle_index(complete, 0);
+            block_barrier();  // all counts before anything else that the block writes
+            if (complete) {
+                fence_device();  // the others' counts before their sums
+                if (lane == 0) store(counter(p, own), 0u);
+                for (int b = 0; b < p.batch; ++b) norm(p, own.begin, own.end, b, lane);
+            }
+            more = group(p, begin, first + warps).begin < end;
         }
     }
 
   private:
+    __device__ static uint32_t* counter(const Params& p, const Group& group) {
+        return static_cast<uint32_t*>(p.workspace) + group.begin / (p.head_dim / 2);
+    }
+
     // A warp normalises, rotates and writes one group of one sequence.
     // Not inlined: a kernel of its own for every shape of a GEMV would hold a copy.
     __device__ static __attribute__((noinline)) void norm(const Params& p, int begin, int end, int b,

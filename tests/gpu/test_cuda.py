@@ -4,6 +4,7 @@ Without a GPU the same kernels run on the SIMT executor (tests/simt, tests/nativ
 """
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -194,6 +195,27 @@ def test_layer(name, fusion, batch, dtype):
     spec = pk.models.get(name)
     layer = pk.DecodeLayer(spec, pk.LayerWeights.random(spec, dtype, "cuda"), 300, batch, dtype, "cuda")
     check_step(layer, fusion)
+
+
+_TINY = replace(pk.models.get("tiny"), qkv_bias=False)
+FEATURES = {
+    "qk norm": pk.models.get("qwen3-0.6b"),
+    "qk norm of all heads, norms behind": replace(_TINY, qk_norm="all", pre_norms=False, post_norms=True),
+    "offset, gelu, norms": replace(_TINY, norm_offset=1.0, gelu=True, qk_norm="head", post_norms=True),
+    "multipliers": replace(_TINY, attention_scale=0.05, residual_scale=0.3),
+}
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("fusion", [*OP_LABELS, "int4"])
+@pytest.mark.parametrize("features", FEATURES)
+def test_layer_of_other_features(features, fusion, batch):
+    spec, dtype = FEATURES[features], torch.bfloat16
+    weights = pk.LayerWeights.random(spec, dtype, "cuda")
+    weights, fusion = (weights.quantize(64), "block") if fusion == "int4" else (weights, fusion)
+    layer = pk.DecodeLayer(spec, weights, 300, batch, dtype, "cuda")
+    check_step(layer, fusion)
+    check_every_mode(layer, layer.program(fusion), fusion)
 
 
 def check_every_mode(layer: pk.DecodeLayer, program: pk.runtime.Program, fusion: str) -> None:

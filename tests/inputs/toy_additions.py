@@ -30,7 +30,7 @@ struct ScaleParams {
 };
 
 """,
-            before="// out = a + b",
+            before="// out = a + scale * b",
         ),
     ),
     "csrc/op_list.h": (

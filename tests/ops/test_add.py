@@ -44,6 +44,13 @@ def test_any_number_of_threads(dtype, count):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("isa_name", pk.runtime.isas_supported())
+def test_scaled(isa_name, dtype):
+    with isa(isa_name):
+        check(arguments(3, 71, dtype=dtype) | dict(scale=0.22))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("isa_name", pk.runtime.isas_supported())
 def test_rounds_as_torch_does(isa_name, dtype):
     given = arguments(8, 1000, dtype=dtype)
     with isa(isa_name):

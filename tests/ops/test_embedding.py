@@ -44,6 +44,14 @@ def test_any_number_of_threads(dtype, count):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("isa_name", pk.runtime.isas_supported())
+def test_scaled(isa_name, dtype):
+    given = arguments(dtype=dtype) | dict(scale=6.5)
+    with isa(isa_name):
+        check_op(lambda out: pk.ops.embedding(**given, out=out), pk.reference.embedding(**given), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_copies_what_is_not_finite(dtype):
     table = torch.tensor([[float("nan"), float("inf"), -float("inf"), -0.0]], dtype=dtype)
     out = pk.ops.embedding(tokens(0), table)

@@ -88,6 +88,28 @@ def test_reads_its_inputs_only(isa_name, dtype, in_features):
 
 
 @pytest.mark.parametrize("extras", [(), ("bias", "residual")], ids="+".join)
+@pairwise
+@pytest.mark.parametrize("softcap", [0.0, 0.5, 30.0])
+@pytest.mark.parametrize("scale", [0.3, -2.0])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("isa_name", pk.runtime.isas_supported())
+def test_scaled_and_capped(isa_name, dtype, scale, softcap):
+    with isa(isa_name):
+        check(arguments(3, dtype=dtype) | dict(scale=scale, softcap=softcap))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(scale=float("inf")), r"scale must be in \(-1e38, 1e38\), got inf"),
+        (dict(softcap=-1.0), r"softcap must be 0 \(none\) or in \[0.001, 1e38\), got -1"),
+    ],
+)
+def test_bad_scales(changes, message):
+    with pytest.raises(ValueError, match=f"gemv: {message}"):
+        pk.ops.gemv(**arguments() | changes)
+
+
 def test_opcheck(extras):
     given = dict(bias=None, residual=None) | arguments(extras=extras)
     tensors = (given[name] for name in ("x", "weight", "bias", "residual"))

@@ -131,6 +131,23 @@ def test_a_program_that_is_given_more_threads_later():
 
 
 @pytest.mark.parametrize("with_workspace", [False, True])
+@pytest.mark.parametrize("softcap", [0.5, 50.0])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("isa_name", pk.runtime.isas_supported())
+def test_a_soft_cap(isa_name, dtype, softcap):
+    q, k, v = (
+        randn(2, 4, 64, dtype=dtype),
+        randn(2, 2, 90, 64, dtype=dtype, seed=1),
+        randn(2, 2, 90, 64, dtype=dtype, seed=2),
+    )
+    kv_len = torch.tensor([90, 17], dtype=torch.int32)
+    expected = pk.reference.gqa_decode(q, k, v, kv_len, 0.3, softcap)
+    with isa(isa_name):
+        out = pk.ops.gqa_decode(q, k, v, kv_len, 0.3, softcap=softcap)
+    comparison = pk.reference.compare(out, expected, dtype)
+    assert comparison.ok, comparison.message
+
+
 def test_opcheck(with_workspace):
     given = arguments([MAX_LEN, 70])
     workspace = pk.ops.gqa_decode_workspace(given["q"], given["k_cache"]).zero_() if with_workspace else None

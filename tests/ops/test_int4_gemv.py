@@ -231,6 +231,28 @@ def test_workspace(isa_name, dtype, batch):
 
 
 @pytest.mark.parametrize("full", [False, True], ids=["plain", "everything"])
+@pairwise
+@pytest.mark.parametrize("softcap", [0.0, 0.5, 30.0])
+@pytest.mark.parametrize("scale", [0.3, -2.0])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("isa_name", ISAS)
+def test_scaled_and_capped(isa_name, dtype, scale, softcap):
+    with isa(isa_name):
+        check(arguments(3, dtype=dtype) | dict(scale=scale, softcap=softcap))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(scale=float("inf")), r"scale must be in \(-1e38, 1e38\), got inf"),
+        (dict(softcap=-1.0), r"softcap must be 0 \(none\) or in \[0.001, 1e38\), got -1"),
+    ],
+)
+def test_bad_scales(changes, message):
+    with pytest.raises(ValueError, match=f"int4_gemv: {message}"):
+        pk.ops.int4_gemv(**arguments() | changes)
+
+
 def test_opcheck(full):
     given = dict(bias=None, residual=None) | arguments(
         extras=("bias", "residual") if full else (), symmetric=not full, act_order=full

@@ -56,6 +56,61 @@ def test_any_number_of_threads(isa_name, dtype, count, bias):
             assert torch.equal(out, pk.ops.qkv_gemv(**given))
 
 
+def normed(given: dict, kind: str) -> dict:
+    """With a QK norm: of each "head", or of "all" of them."""
+    dim, heads, kv_heads = given["k_cache"].shape[-1], given["q_weight"].shape[0], given["k_weight"].shape[0]
+    sizes = (heads, kv_heads) if kind == "all" else (dim, dim)
+    norms = [randn(size, dtype=given["x"].dtype, seed=30 + seed) for seed, size in enumerate(sizes)]
+    return given | dict(zip(("q_norm", "k_norm"), norms, strict=True))
+
+
+@pairwise
+@pytest.mark.parametrize("kind", ["head", "all"])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("dim", [8, 64, 96, 256])
+@pytest.mark.parametrize("positions", [[3], [0, 9, 5]], ids=len)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("isa_name", pk.runtime.isas_supported())
+def test_qk_norm(isa_name, dtype, positions, dim, bias, kind):
+    given = normed(arguments(positions, 136, 4, 2, dim, dtype, bias), kind) | dict(norm_offset=1.0)
+    with isa(isa_name):
+        check(given)
+        check(given | dict(norm_weight=None))
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_qk_norm_by_any_number_of_threads(count):
+    given = normed(arguments([3, 9], 4096, heads=2, kv_heads=1), "head")  # a chunk is less than a head
+    with threads(count):
+        check(given)
+
+
+def test_the_workspace_of_a_qk_norm():
+    given = normed(arguments([4] * 3, 1000), "head")
+    size = pk.ops.qkv_gemv_workspace(given["x"], (HEADS, KV_HEADS, DIM)).numel()
+    workspace = Guarded(size, dtype=torch.uint8)  # all 0xFF: NaN
+    out = pk.ops.qkv_gemv(**given, workspace=workspace.tensor)
+    workspace.check()
+    assert torch.equal(out, pk.ops.qkv_gemv(**given))
+    with pytest.raises(ValueError, match=f"workspace must be of at least {size} bytes, got {size - 64} bytes"):
+        pk.ops.qkv_gemv(**given, workspace=torch.zeros(size, dtype=torch.uint8)[:-64])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(k_norm=None), "q_norm and k_norm must be given together or not at all"),
+        (dict(q_norm=randn(32)), r"q_norm must be of 64 elements \(a head's\) or 256 \(all heads'\), got 32"),
+        (dict(k_norm=randn(128)), r"k_norm must be of shape \[64\], got \[128\]"),
+        (dict(q_norm=randn(DIM).half()), r"q_norm must be of the dtype of x \(float32\), got float16"),
+        (dict(norm_offset=float("nan")), r"norm_offset must be in \(-1e38, 1e38\), got nan"),
+    ],
+)
+def test_bad_qk_norms(changes, message):
+    with pytest.raises(ValueError, match=f"qkv_gemv: {message}"):
+        pk.ops.qkv_gemv(**normed(arguments([3, 9]), "head") | changes)
+
+
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_equals_its_parts(dtype, bias):

@@ -44,6 +44,16 @@ def test_eps_and_scale(dtype, scale, eps):
     check(arguments(dtype=dtype) | dict(x=randn(2, HIDDEN, dtype=dtype, scale=scale), eps=eps))
 
 
+@pairwise
+@pytest.mark.parametrize("hidden", [7, 64, 1000])
+@pytest.mark.parametrize("rows", [1, 12])
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_an_offset_and_a_residual_of_any_number_of_rows(dtype, residual, rows, hidden):
+    added = randn(rows, hidden, dtype=dtype, seed=2) if residual else None
+    check(arguments(rows, hidden, dtype) | dict(residual=added, norm_offset=1.0))
+
+
 def test_a_row_of_zeros_stays_zero():
     given = arguments() | dict(x=torch.zeros(2, HIDDEN))
     assert torch.equal(pk.ops.rmsnorm(**given), torch.zeros(2, HIDDEN))
@@ -83,7 +93,8 @@ def test_compiled_equals_eager(dtype):
     [
         (dict(x=randn(HIDDEN)), r"x must be of shape \[any, any\], got \[64\]"),
         (dict(x=randn(0, HIDDEN)), r"x must be of shape \[any, any\], got \[0, 64\]"),
-        (dict(x=randn(9, HIDDEN)), "x must be of batch 1 to 8, got batch 9"),
+        (dict(residual=randn(2, 8)), r"residual must be of shape \[2, 64\], got \[2, 8\]"),
+        (dict(norm_offset=float("nan")), r"norm_offset must be in \(-1e38, 1e38\), got nan"),
         (dict(x=randn(HIDDEN, 2).T), r"x must be contiguous, got strides \[1, 2\]"),
         (dict(x=randn(2, HIDDEN, dtype=torch.float64)), "x must be float32, bfloat16 or float16, got float64"),
         (dict(weight=randn(63)), r"weight must be of shape \[64\], got \[63\]"),

@@ -47,6 +47,17 @@ def test_gates_that_overflow_an_exponential(isa_name, dtype, gate):
         torch.testing.assert_close(pk.ops.silu_mul(**given), expected.to(dtype))
 
 
+@pairwise
+@pytest.mark.parametrize("features", [7, 24, 1000])
+@pytest.mark.parametrize("scale", [0.1, 1.0, 1e4])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("isa_name", pk.runtime.isas_supported())
+def test_gelu(isa_name, dtype, scale, features):
+    given = arguments(3, features, dtype)
+    with isa(isa_name):
+        check(given | dict(gate=given["gate"] * scale, gelu=True))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("isa_name", pk.runtime.isas_supported())
 def test_reads_its_inputs_only(isa_name, dtype):

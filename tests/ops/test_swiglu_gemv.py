@@ -71,6 +71,17 @@ def test_any_number_of_rows(isa_name, dtype, batch, out_features):
 
 @pairwise
 @pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("isa_name", pk.runtime.isas_supported())
+def test_gelu_and_a_norm_with_an_offset(isa_name, dtype, batch, gelu, norm):
+    with isa(isa_name):
+        check(arguments(batch, 72, dtype=dtype, norm=norm) | dict(gelu=gelu, norm_offset=1.0))
+
+
+@pairwise
+@pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("count", [1, 2, 5])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("isa_name", pk.runtime.isas_supported())
