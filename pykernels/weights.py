@@ -410,15 +410,15 @@ class ModelWeights:
         shared_layers: bool = False,
         convert: Callable[[LayerWeights], LayerWeights] = lambda layer: layer,
     ) -> "ModelWeights":
-        """Seeded normal weights of a trained model's scale, as :meth:`LayerWeights.random`; embeddings near 1.
+        """Seeded normal weights of a trained model's scale, as :meth:`LayerWeights.random`; scaled embeddings near 1.
 
         `convert` is called with each layer as it is made (``lambda layer: layer.quantize(128)``, say): one layer is
         there in both forms at a time. With `shared_layers` all layers are one set of weights: a model too large for the
         memory can be stepped through, but a cache larger than a layer would find them there.
         """
         normal = _normals(dtype, device, seed)
-        embedding = normal((spec.vocab, spec.hidden), 0.0, 1.0)
-        final_norm = normal((spec.hidden,), 1.0, 0.1)
+        embedding = normal((spec.vocab, spec.hidden), 0.0, 1.0 / spec.embedding_scale)
+        final_norm = normal((spec.hidden,), 1.0 - spec.norm_offset, 0.1)
         lm_head = embedding if spec.tied_embeddings else normal((spec.vocab, spec.hidden), 0.0, spec.hidden**-0.5)
         if shared_layers:
             layers = [convert(LayerWeights.random(spec, dtype, device, seed + 1))] * spec.n_layers

@@ -113,8 +113,10 @@ class StepBackend:
         """None where it can take steps of that model, else the reason why not."""
         if self._is_native:
             return Native.layer_reason(model.layers[0])
+        if self.name == "transformers":
+            return model_reason(model.spec)
         if self.peer is None:
-            return None
+            return by_name()[self.name].layer_reason(model.layers[0])
         if not model.weights.layers[0].is_int4:
             return "multiplies by 4-bit weights only"
         reasons = (self.peer.layer_reason(layer) for layer in {id(of.weights): of for of in model.layers}.values())

@@ -104,7 +104,8 @@ class Reference:
     def separable(self) -> bool:
         """Can layers be switched off one by one? Not where they share their weights."""
         layers = self.model.weights.layers
-        return len({layer.down_weight.data_ptr() for layer in layers}) == len(layers)
+        name = "mlp_out_norm" if self.model.spec.post_norms else "post_norm"
+        return len({layer.named()[name].data_ptr() for layer in layers}) == len(layers)
 
     @cached_property
     def sets(self) -> list[LayerOn]:
