@@ -155,7 +155,9 @@ class Reference:
         )
         values = torch.randn(*v_row.shape, dtype=torch.float64, device=out.device).to(model.dtype).unsqueeze(2)
         v_cache = values.expand(-1, -1, slots, -1)
-        attended = pk.reference.layer_attention(q, k_row, v_row, torch.zeros_like(v_cache), v_cache, last.position, spec)
+        attended = pk.reference.layer_attention(
+            q, k_row, v_row, torch.zeros_like(v_cache), v_cache, last.position, spec
+        )
         added = pk.reference.gemv(attended.flatten(1), w.o_weight, scale=spec.residual_scale)
         scale = 2.0 ** round(math.log2(max(float(out.norm() / added.norm()), 1e-30)))
         return values * scale, out + added * scale
