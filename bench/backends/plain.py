@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import pykernels as pk
-from bench.backends.base import AS_GIVEN, NO_CAPTURE, Backend, Numbers, Workload
+from bench.backends.base import AS_GIVEN, NO_CAPTURE, Backend, NotRecordableError, Numbers, Workload
 from bench.backends.library import library_reason
 from bench.backends.torch_layer import Attention, Projections, TorchLayer
 from bench.core import bits
@@ -75,6 +75,8 @@ class PlainLayer(Backend):
 
     def _tapes(self, layers: list[TorchLayer]) -> list[pk.dispatch.Tape]:
         """One a copy, for mode dispatch."""
+        if layers[0].layer.spec.gelu:
+            raise NotRecordableError("torch's gelu takes a string, which cannot go on a tape")
         return [layer.tape() for layer in layers]
 
     def _calls(self, layer: TorchLayer) -> list[str]:

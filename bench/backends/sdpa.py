@@ -58,6 +58,8 @@ class Sdpa(PlainLayer):
         return f"scaled_dot_product_attention, torch's choice {choice}"
 
     def _calls(self, layer: TorchLayer) -> list[str]:
+        if layer.layer.spec.gelu:  # its calls cannot go on a tape
+            return super()._calls(layer)
         # As a tape has them: SDPA is one call there, and what it falls into depends on the choice.
         kernel = self.kernel_name(layer.layer)
         return [kernel if call.endswith("attention") else call for call in layer.tape().calls]
