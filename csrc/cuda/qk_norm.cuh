@@ -42,8 +42,9 @@ struct QkNorm {
         store(sums(p, b) + pair, make_float2(low, high));
     }
 
-    // All threads of a block call once it has kept the sums of row pairs begin to end - 1.
-    __device__ static void end_block(const Params& p, int begin, int end) {
+    // All threads of a block call once it has kept the sums of row pairs begin to end - 1. Not inlined: every
+    // kernel of the GEMVs would hold a copy.
+    __device__ static __attribute__((noinline)) void end_block(const Params& p, int begin, int end) {
         end = min(end, qk_pairs(p));
         const int warp = static_cast<int>(threadIdx.x) / warp_size,
                   warps = static_cast<int>(blockDim.x) / warp_size,
@@ -76,9 +77,7 @@ struct QkNorm {
     }
 
     // A warp normalises, rotates and writes one group of one sequence.
-    // Not inlined: a kernel of its own for every shape of a GEMV would hold a copy.
-    __device__ static __attribute__((noinline)) void norm(const Params& p, int begin, int end, int b,
-                                                          int lane) {
+    __device__ static void norm(const Params& p, int begin, int end, int b, int lane) {
         constexpr int kept = 4;  // pairs that a lane keeps in registers: all of a head_dim up to 256
         const float2* from = sums(p, b);
         const int half = p.head_dim / 2;

@@ -130,7 +130,6 @@ def test_a_program_that_is_given_more_threads_later():
     assert_close(out, pk.reference.gqa_decode(**given), torch.float32)
 
 
-@pytest.mark.parametrize("with_workspace", [False, True])
 @pytest.mark.parametrize("softcap", [0.5, 50.0])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("isa_name", pk.runtime.isas_supported())
@@ -148,6 +147,7 @@ def test_a_soft_cap(isa_name, dtype, softcap):
     assert comparison.ok, comparison.message
 
 
+@pytest.mark.parametrize("with_workspace", [False, True])
 def test_opcheck(with_workspace):
     given = arguments([MAX_LEN, 70])
     workspace = pk.ops.gqa_decode_workspace(given["q"], given["k_cache"]).zero_() if with_workspace else None
