@@ -126,7 +126,7 @@ def scale(x: Tensor, factor: float) -> Tensor:
 
 
 ''',
-            before="def add(a: Tensor, b: Tensor)",
+            before="def add(a: Tensor, b: Tensor, scale",
         ),
     ),
     "tests/ops/test_scale.py": '''\
