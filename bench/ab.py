@@ -34,6 +34,7 @@ from bench.core.processes import run_module
 from bench.core.progress import progress
 from bench.core.quant_flags import QuantFlags
 from bench.core.run import close, failure
+from bench.core.stop_rule import StopFlags
 from bench.core.tables import commit_lines, microseconds
 from bench.drivers import takes
 from bench.study import sessions
@@ -234,7 +235,7 @@ def show(result: Document, console: Console) -> None:
 
 
 @dataclass(kw_only=True)
-class Settings(QuantFlags):
+class Settings(QuantFlags, StopFlags):
     """The flags of one run, and what they come to."""
 
     NOT_SHARED = QuantFlags.NOT_SHARED | {

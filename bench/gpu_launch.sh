@@ -11,7 +11,7 @@
 #   loop        75  mode graph-loop: the tokens of mode graph, bit for bit; both a step of Qwen2.5-7B
 #   layer      250  native and the peers, Qwen2.5-7B: eager, dispatch, native, graph, graph-pdl; gaps and their causes;
 #                   in three processes
-#   launchers  150  an empty kernel by every launcher; what graphs cost; what each programmatic edge gains
+#   launchers  180  an empty kernel by every launcher; what graphs cost; what each programmatic edge gains
 #   call        90  the ladder of examples/call_block.py: a block of plain torch, a decoder layer of transformers
 #
 # Exit status: 0 where every step succeeded; the failed ones are named at the end.
@@ -31,7 +31,7 @@ step layer 100 "$python" "${layer[@]}" --backend=native,sdpa,sdpa-flash,sdpa-cud
 step "layer fa" 60 "$python" "${layer[@]}" --backend=native,fa2,fa3 --json="$out/$gpu-launch-layer-fa.json"
 step "layer others" 90 "$python" "${layer[@]}" --backend=native,flashinfer-tc,flex \
     --json="$out/$gpu-launch-layer-others.json"
-step launchers 150 "$python" -m bench.launch --what=all --json="$out/$gpu-launchers.json" --plot="$out/$gpu-launchers.png"
+step launchers 200 "$python" -m bench.launch --what=all --json="$out/$gpu-launchers.json" --plot="$out/$gpu-launchers.png"
 step call 60 "$python" -m bench.call examples/call_block.py:block --json="$out/$gpu-call-block.json"
 step call 60 "$python" -m bench.call examples/call_block.py:decoder --json="$out/$gpu-call-decoder.json"
 name_failures

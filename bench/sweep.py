@@ -21,6 +21,7 @@ from bench.core.errors import flag_error
 from bench.core.flags import make_command
 from bench.core.paths import user_path
 from bench.core.quant_flags import QuantFlags
+from bench.core.stop_rule import StopFlags
 from bench.drivers import takes
 from bench.fleet import local, over_ray
 from bench.fleet.cells import Cell, Plan
@@ -29,7 +30,7 @@ from bench.fleet.ray_cluster import HERE, parse_kinds
 
 
 @dataclass(kw_only=True)
-class Settings(QuantFlags):
+class Settings(QuantFlags, StopFlags):
     """The flags of one run, and what they come to."""
 
     NOT_SHARED = QuantFlags.NOT_SHARED | {

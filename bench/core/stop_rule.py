@@ -16,7 +16,7 @@ import typer
 from bench.core.document import Document
 from bench.core.errors import flag_error
 from bench.core.flags import Flags
-from bench.core.measure import Arm
+from bench.core.measure import Arm, Sampler
 
 LEAST_ROUNDS = 10
 """Fewer say nothing of how sure a median is."""
@@ -73,13 +73,15 @@ class StopRule:
 
     def reached(self, arms: Sequence[Arm], rounds: int) -> bool:
         """May they end after so many rounds of those arms?"""
+        return self.reached_by([np.array(a.samples_us) for a in arms if a.status == "ok" and a.samples_us], rounds)
+
+    def reached_by(self, samples_us: Sequence[np.ndarray], rounds: int) -> bool:
+        """The same of samples, those of each arm that has any."""
         self.rounds = rounds
         if self.seconds is not None and time.monotonic() - self._began >= self.seconds:
             self.why = "seconds"
-        elif self.noise is not None and rounds >= LEAST_ROUNDS:
-            measured = [np.array(arm.samples_us) for arm in arms if arm.status == "ok" and arm.samples_us]
-            if measured and max(map(noise_of, measured)) <= self.noise:
-                self.why = "noise"
+        elif self.noise is not None and rounds >= LEAST_ROUNDS and samples_us:
+            self.why = "noise" if max(map(noise_of, samples_us)) <= self.noise else None
         return self.why is not None
 
     def document(self) -> Document:
@@ -87,6 +89,20 @@ class StopRule:
         if self.noise is None and self.seconds is None:
             return {}
         return {"stop": {"noise": self.noise, "seconds": self.seconds, "why": self.why, "rounds": self.rounds}}
+
+
+def take(sampler: Sampler, most: int, rule: StopRule, chunk: int = LEAST_ROUNDS) -> np.ndarray:
+    """Samples of one sampler alone, `chunk` at a time, until the rule is reached or `most` are taken: float64
+    [samples], microseconds."""
+    if rule.noise is None and rule.seconds is None:
+        return sampler(most)  # in one go, as it is without a rule
+    rule.begin()
+    taken = np.empty(0)
+    while len(taken) < most:
+        taken = np.concatenate([taken, sampler(min(chunk, most - len(taken)))])
+        if rule.reached_by([taken], len(taken)):
+            break
+    return taken
 
 
 @dataclass(kw_only=True)

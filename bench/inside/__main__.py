@@ -18,7 +18,7 @@ import typer
 import pykernels as pk
 from bench.backends import Workload, arms_of
 from bench.backends.native import Native
-from bench.core import cli, measure, results, statistics
+from bench.core import cli, measure, results, statistics, stop_rule
 from bench.core import quant_words as words
 from bench.core.copies import layers_a_sample
 from bench.core.document import Document
@@ -28,6 +28,7 @@ from bench.core.layer_settings import LayerSettings, l2_words, make_layers
 from bench.core.measure import Arm, no_garbage_collection
 from bench.core.progress import progress
 from bench.core.run import Machine, close, gate
+from bench.core.stop_rule import StopRule
 from bench.drivers import takes
 from bench.inside import tables as inside_tables
 from bench.inside import timestamps
@@ -74,8 +75,11 @@ class Settings(LayerSettings):
         assert self.modes
 
 
-def record(arm: Arm, layer: list[tuple[str, str]], layers: int, warmup: int, replays: int, device: int) -> Document:
-    """The arm's replays: their time with nobody recording, and with; and what the timestamps of the latter say.
+def record(
+    arm: Arm, layer: list[tuple[str, str]], layers: int, warmup: int, replays: int, device: int, rule: StopRule
+) -> Document:
+    """The arm's replays: their time with nobody recording, and with; and what the timestamps of the latter say. As many
+    are recorded as the rule took with nobody recording.
 
     Raises ValueError where the records are not those of a chain of such layers.
     """
@@ -84,7 +88,8 @@ def record(arm: Arm, layer: list[tuple[str, str]], layers: int, warmup: int, rep
         arm.sampler(max(warmup, 1))
         with pk.runtime.kernel_timestamps(device, 1) as counted:
             arm.sampler(1)
-        quiet_us = arm.sampler(replays)
+        quiet_us = stop_rule.take(arm.sampler, replays, rule)
+        replays = len(quiet_us)
         capacity = replays * (len(counted.records) + counted.lost)
         with pk.runtime.kernel_timestamps(device, max(capacity, 1)) as found:
             recording_us = arm.sampler(replays)
@@ -94,7 +99,7 @@ def record(arm: Arm, layer: list[tuple[str, str]], layers: int, warmup: int, rep
         "wall_us": {"mean": wall_us, **statistics.summary(recording_us)},
         "wall_quiet_us": {"mean": float(quiet_us.mean()), **statistics.summary(quiet_us)},
         "records": len(found.records), "records_lost": found.lost,
-        **result,
+        **result, **rule.document(),
         "unaccounted_us": wall_us - result["accounted_us"],
     }  # fmt: skip
 
@@ -120,7 +125,9 @@ def run(settings: Settings) -> Document:
             if arm.status == "ok":
                 ops = op_labels(str(arm.fusion), layers[0].weights.is_int4, layers[0].spec)
                 try:
-                    measured = record(arm, ops, chain, settings.warmup, settings.steps, device.index)
+                    measured = record(
+                        arm, ops, chain, settings.warmup, settings.steps, device.index, settings.stop_rule()
+                    )
                 except Exception as error:  # an arm's failure is a result of the run, not the end of it
                     arm.fail(error)
             arm.samples_us = [measured["wall_us"]["mean"]] if measured else []
@@ -154,11 +161,6 @@ def main(settings: Settings) -> int:
         cli.print_list([(Native.name, Native.description, reason, MODES)])
         return 0
     outputs = cli.Outputs(settings.json, md=settings.md)
-    if settings.stop_noise or settings.max_seconds:
-        flag, value = (
-            ("--stop-noise", settings.stop_noise) if settings.stop_noise else ("--max-seconds", settings.max_seconds)
-        )
-        raise flag_error(flag, value, "left out: so many replays are recorded as --steps says")
     settings.check()
     # The GPU first: who has none need not build anew to find that out.
     if settings.target.type != "cuda":

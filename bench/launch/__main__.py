@@ -20,10 +20,11 @@ import typer
 from bench.core import cli
 from bench.core.document import Document
 from bench.core.errors import flag_error
-from bench.core.flags import Flags, make_command
+from bench.core.flags import make_command
 from bench.core.listing import item
 from bench.core.progress import progress
 from bench.core.run import Machine, close
+from bench.core.stop_rule import StopFlags
 from bench.drivers import takes
 from bench.launch import graph_costs, pdl, tables
 from bench.launch.launchers import ARGUMENTS, Launcher, registry
@@ -35,7 +36,7 @@ WHAT = ("launchers", "graph", "pdl")
 
 
 @dataclass(kw_only=True)
-class Settings(Flags):
+class Settings(StopFlags):
     """The flags of one run."""
 
     what: Annotated[str, typer.Option("--what", help=f"comma-separated: {', '.join(WHAT)}; all")] = "launchers"
@@ -111,7 +112,9 @@ def run(settings: Settings) -> Document:
                     seen.add(entry["launcher"])
                     advance()
 
-            entries, finished = measure(settings.launchers, settings.counts, settings.target, settings.launches, done)
+            entries, finished = measure(
+                settings.launchers, settings.counts, settings.target, settings.launches, settings.stop_rule(), done
+            )
     if not finished and not (entries or graphs):
         raise KeyboardInterrupt
     if finished and "pdl" in settings.parts:

@@ -14,6 +14,11 @@ _THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
 _UPDATE_INFO_BYTES = 64  # CUgraphExecUpdateResultInfo is 24
 
 
+MAX_COPIES = 256
+LEAST_FALLEN_BYTES = 32 << 20
+"""Of the device's free memory, before a graph's share of it is worked out: it falls by 2 MiB at a time."""
+
+
 @cache
 def _driver(library: str) -> ctypes.CDLL:
     return ctypes.CDLL(library)
@@ -38,7 +43,8 @@ def _timed(library: str, call: str, *arguments: Any) -> float:
 
 @dataclass
 class Costs:
-    """Microseconds of the host, once each; `device_bytes` is what the device's free memory lost to the graph."""
+    """Microseconds of the host, once each; `device_bytes` is what an executable graph takes of the device's memory,
+    None where that was not told (memory_reason)."""
 
     nodes: int = 0
     capture_us: float = 0.0
@@ -46,20 +52,22 @@ class Costs:
     upload_us: float = 0.0
     first_launch_us: float = 0.0
     update_us: float = 0.0
-    device_bytes: int = 0
+    device_bytes: int | None = None
+    memory_reason: str | None = None
 
 
 class DriverGraph:
     """A captured and instantiated graph on a stream that is not the legacy default one.
 
-    enqueue(stream) launches what is captured; it has run once before. free_bytes() tells the device's free memory.
+    enqueue(stream) launches what is captured; it has run once before. free_bytes() tells the device's free memory;
+    None: what the graph takes of it is not asked.
     """
 
     def __init__(
         self,
         enqueue: Callable[[int], None],
         stream: int,
-        free_bytes: Callable[[], int],
+        free_bytes: Callable[[], int] | None,
         library: str = DRIVER,
     ) -> None:
         self._library, self._stream, self.costs = library, ctypes.c_void_p(stream), Costs()
@@ -70,14 +78,12 @@ class DriverGraph:
             count = ctypes.c_size_t()
             _timed(library, "cuGraphGetNodes", self._graphs[0], None, ctypes.byref(count))
             self.costs.nodes = count.value
-            before = free_bytes()
-            self.costs.instantiate_us = _timed(
-                library, "cuGraphInstantiateWithFlags", ctypes.byref(self._exec), self._graphs[0], ctypes.c_ulonglong(0)
-            )
+            self.costs.instantiate_us = self._instantiate(self._exec)
             self.costs.upload_us = _timed(library, "cuGraphUpload", self._exec, self._stream) + self._wait()
             self.costs.first_launch_us = self.replay()
             self._wait()
-            self.costs.device_bytes = max(before - free_bytes(), 0)
+            if free_bytes:
+                self.costs.device_bytes, self.costs.memory_reason = self._memory(free_bytes)
             # The same step captured once more: what an executable graph takes to be given other arguments.
             self._capture(enqueue, stream)
             info = ctypes.create_string_buffer(_UPDATE_INFO_BYTES)
@@ -101,6 +107,34 @@ class DriverGraph:
         took_us = (time.perf_counter_ns() - begin) / 1000
         self._graphs.append(graph)
         return took_us
+
+    def _memory(self, free_bytes: Callable[[], int]) -> tuple[int | None, str | None]:
+        """What one more executable graph takes, or why that is unknown. The driver has no call that tells it
+        (cudaDeviceGetGraphMemAttribute counts what allocation nodes hold), and takes memory from the device in blocks
+        of megabytes: so copies are instantiated and uploaded, twice as many again, until it has asked for some."""
+        library, copies = self._library, []
+        before, fallen = free_bytes(), 0
+        try:
+            while len(copies) < MAX_COPIES and fallen < LEAST_FALLEN_BYTES:
+                for _ in range(max(len(copies), 1)):
+                    copy = ctypes.c_void_p()
+                    self._instantiate(copy)
+                    copies.append(copy)
+                    _timed(library, "cuGraphUpload", copy, self._stream)
+                self._wait()
+                fallen = before - free_bytes()
+        finally:
+            for copy in copies:
+                _driver(library).cuGraphExecDestroy(copy)
+        if fallen <= 0:
+            return None, f"the device's free memory did not fall with {len(copies)} copies of the graph"
+        return fallen // len(copies), None
+
+    def _instantiate(self, executable: ctypes.c_void_p) -> float:
+        return _timed(
+            self._library, "cuGraphInstantiateWithFlags", ctypes.byref(executable), self._graphs[0],
+            ctypes.c_ulonglong(0),
+        )  # fmt: skip
 
     def _wait(self) -> float:
         return _timed(self._library, "cuStreamSynchronize", self._stream)

@@ -6,16 +6,19 @@ import numpy as np
 import torch
 
 import pykernels as pk
-from bench.core import device_trace, statistics
+from bench.core import device_trace, statistics, stop_rule
 from bench.core.document import Document
-from bench.core.errors import one_line
+from bench.core.errors import UnsupportedError, one_line
 from bench.core.measure import no_garbage_collection
+from bench.core.stop_rule import StopRule
 from bench.launch.launchers import Launcher, Ready
 from bench.launch.launchers.base import current_stream
 
 SAMPLES = 21
 """Of the time from one launch to the next."""
 LAUNCHES_A_SAMPLE = 500
+CHUNK = 1000
+"""Launches that the host's clock is read around before a stop rule is asked."""
 TRACED = 101
 """Launches that lie ready when the device begins them: so what lies between two is the device's own."""
 
@@ -56,9 +59,11 @@ def measure(
     arguments: Sequence[int],
     device: torch.device,
     launches: int,
+    rule: StopRule,
     advance: Callable[[Document], None],
 ) -> tuple[list[Document], bool]:
-    """The entries, and whether it came to its end: Ctrl-C keeps what was measured. `advance` is given each entry.
+    """The entries, and whether it came to its end: Ctrl-C keeps what was measured. `advance` is given each entry. The
+    rule ends the host's launches of one launcher and count.
 
     The traces come last: a process that CUPTI has traced stays slower.
     """
@@ -74,7 +79,7 @@ def measure(
                 if why:
                     entry |= {"status": "unsupported", "reason": why, "install_hint": launcher.install_hint}
                 else:
-                    _take(launcher, entry, device, launches, ready)
+                    _take(launcher, entry, device, launches, rule, ready)
                 advance(entry)
         _trace(ready, device)
     except KeyboardInterrupt:
@@ -83,19 +88,23 @@ def measure(
 
 
 def _take(
-    launcher: type[Launcher], entry: Document, device: torch.device, launches: int, ready: list[tuple[Document, Ready]]
-) -> None:
+    launcher: type[Launcher], entry: Document, device: torch.device, launches: int, rule: StopRule,
+    ready: list[tuple[Document, Ready]],
+) -> None:  # fmt: skip
     try:
         with torch.inference_mode():
-            launch = launcher().make(entry["arguments"], device)
+            launch = launcher().ready(entry["arguments"], device)
             with no_garbage_collection():
                 launch.back_to_back(1, LAUNCHES_A_SAMPLE)  # warm
-                host_us = launch.host(launches)
+                host_us = stop_rule.take(launch.host, launches, rule, CHUNK)
                 back_to_back_us = launch.back_to_back(SAMPLES, LAUNCHES_A_SAMPLE)
+    except UnsupportedError as error:
+        entry |= {"status": "unsupported", "reason": str(error), "install_hint": launcher.install_hint}
+        return
     except Exception as error:  # the library's own words are the result
         entry |= {"status": "error", "reason": one_line(error), "install_hint": launcher.install_hint}
         return
-    entry |= {"host_us": clock(host_us), "back_to_back_us": clock(back_to_back_us)}
+    entry |= {"host_us": clock(host_us), "back_to_back_us": clock(back_to_back_us), **rule.document()}
     ready.append((entry, launch))
 
 

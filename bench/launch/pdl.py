@@ -5,6 +5,10 @@ the plain graph and of the programmatic one, traced, its `advance` is the time f
 of the other: the gap between them and the second one's time. What an edge gains is its plain advance less its
 programmatic one; the gains add up to what the step gains. An edge that is programmatic and whose kernels do not overlap
 has a kernel that asks for nothing before its wait, or that has no griddepcontrol at all: it gains nothing, by name.
+
+In the chain a kernel's early start may be at the cost of the one before it. So each pair is also taken alone: many of
+them in one graph, a plain edge from one pair to the next; what the graph takes with a plain edge inside the pairs less
+what it takes with a programmatic one, over the pairs.
 """
 
 from collections.abc import Sequence
@@ -16,6 +20,8 @@ import pykernels as pk
 from bench.core import device_trace
 from bench.core.document import Document
 from bench.core.intervals import split_steps
+from bench.core.measure import Rotation
+from bench.core.samplers import event_sampler
 from bench.launch.driver_graph import DriverGraph
 from pykernels import _runtime
 from pykernels.layer import OP_LABELS
@@ -24,6 +30,8 @@ from pykernels.relaunch import DRIVER
 from pykernels.trace import Kernel
 
 STEPS = 8
+PAIRS = 32
+"""Of one edge alone, in a graph."""
 REPLAYS = 6
 CONTEXT = 2048
 NOTHING_US = 0.1
@@ -44,9 +52,11 @@ def advances_us(steps: Sequence[Sequence[Kernel]]) -> tuple[np.ndarray, np.ndarr
 
 
 def edges(
-    plain: Sequence[Sequence[Kernel]], programmatic: Sequence[Sequence[Kernel]], is_programmatic: Sequence[bool]
-) -> list[Document]:
-    """An entry an edge, in order of the step. is_programmatic: by the second kernel, as the graph has it."""
+    plain: Sequence[Sequence[Kernel]], programmatic: Sequence[Sequence[Kernel]], is_programmatic: Sequence[bool],
+    alone_us: Sequence[float],
+) -> list[Document]:  # fmt: skip
+    """An entry an edge, in order of the step. By the second kernel: is_programmatic, as the graph has it, and alone_us,
+    what the pair alone gains."""
     _, before = advances_us(plain)
     overlaps, after = advances_us(programmatic)
     names = [kernel.name for kernel in plain[0]]
@@ -61,7 +71,8 @@ def edges(
             verdict = "gains"
         found.append({
             "from": names[i - 1], "to": name, "programmatic": is_programmatic[i], "overlap_us": float(overlaps[i]),
-            "plain_advance_us": float(before[i]), "advance_us": float(after[i]), "gain_us": gain, "verdict": verdict,
+            "plain_advance_us": float(before[i]), "advance_us": float(after[i]), "gain_us": gain,
+            "gain_alone_us": float(alone_us[i]) if is_programmatic[i] else None, "verdict": verdict,
         })  # fmt: skip
     return found
 
@@ -85,13 +96,44 @@ def programmatic_edges(program: pk.runtime.Program, device: torch.device, librar
             program.run(stream, True)
 
     with torch.cuda.stream(side):
-        graph = DriverGraph(enqueue, side.cuda_stream, lambda: 0, library)
+        graph = DriverGraph(enqueue, side.cuda_stream, None, library)
         try:
             nodes = _runtime.Relaunch(graph.handle, device.index or 0, True, [], library).nodes
         finally:
             graph.close()
     second = nodes[len(nodes) // 2 :]
     return ["programmatic" in node.attributes for node in second]
+
+
+def _pairs_us(program: pk.runtime.Program, second: int, programmatic: bool, device: torch.device) -> float:
+    """Microseconds a pair of the op `second` of a program (the first op's: of the last op) and the one before it, in a
+    graph of PAIRS pairs with plain edges between them. The pair's own edge is as `programmatic` says."""
+    side = torch.cuda.Stream(device)
+
+    def enqueue(stream: int) -> None:
+        first, then = program.launchers(stream)[second - 1], program.launchers(stream, programmatic)[second]
+        for _ in range(PAIRS):
+            first()
+            then()
+
+    with torch.cuda.stream(side):
+        enqueue(side.cuda_stream)
+        torch.cuda.synchronize()
+        graph = DriverGraph(enqueue, side.cuda_stream, None)
+        try:
+            samples_us = event_sampler([graph.replay], Rotation(1), 4)(REPLAYS)
+            torch.cuda.synchronize()
+        finally:
+            graph.close()
+    return float(np.median(samples_us[1:])) / PAIRS
+
+
+def gains_alone_us(program: pk.runtime.Program, device: torch.device) -> list[float]:
+    """By the second kernel of each edge: what a pair alone gains by a programmatic edge."""
+    return [
+        _pairs_us(program, second, False, device) - _pairs_us(program, second, True, device)
+        for second in range(len(program))
+    ]
 
 
 def measure(spec: ModelSpec, device: torch.device) -> tuple[list[Document], str | None]:
@@ -112,7 +154,8 @@ def measure(spec: ModelSpec, device: torch.device) -> tuple[list[Document], str 
                 _traced_steps(pk.runtime.CudaGraph([program] * STEPS, with_edges), stream)
                 for with_edges in (False, True)
             )
-            rows = edges(full, programmatic, programmatic_edges(program, device))
+            alone_us = gains_alone_us(program, device)
+            rows = edges(full, programmatic, programmatic_edges(program, device), alone_us)
             gain = sum(row["gain_us"] for row in rows)
             found.append({"program": f"layer {fusion}", "model": spec.name, "edges": rows, "gain_us": gain})
     return found, None

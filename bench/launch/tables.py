@@ -76,6 +76,9 @@ def remarks(document: Document) -> list[str]:
         for entry in document["graphs"]
         if entry["status"] != "ok"
     ]
+    lines += [
+        f"KiB of {', '.join(names)}: not available: {why}" for why, names in _without_memory(document["graphs"]).items()
+    ]
     if document["graph_verdict"]:
         lines.append(document["graph_verdict"])
     if document["pdl_reason"]:
@@ -83,6 +86,19 @@ def remarks(document: Document) -> list[str]:
     if why := sorted({entry["gap_reason"] for entry in document["launchers"] if entry["gap_reason"]}):
         lines.append(f"no device gap: {'; '.join(why)}")
     return lines
+
+
+def _kib(device_bytes: int | None) -> str:
+    return "-" if device_bytes is None else f"{device_bytes / 1024:,.0f}"
+
+
+def _without_memory(graphs: list[Document]) -> dict[str, list[str]]:
+    """Why a graph's memory is unknown: of which graphs through the driver. torch's are the driver's."""
+    found: dict[str, list[str]] = {}
+    for entry in graphs:
+        if entry["status"] == "ok" and entry["by"] == "driver" and entry.get("memory_reason"):
+            found.setdefault(entry["memory_reason"], []).append(f"{entry['subject']} {entry['shape']}")
+    return found
 
 
 def graph_grid(document: Document) -> Grid:
@@ -99,7 +115,7 @@ def graph_grid(document: Document) -> Grid:
             entry["subject"], entry["shape"], entry["by"], str(entry["nodes"]),
             *(microseconds(entry[f"{name}_us"]) if entry[f"{name}_us"] else "-"
               for name in ("capture", "instantiate", "upload", "first_launch", "update")),
-            f"{entry['device_bytes'] / 1024:,.0f}", microseconds(entry["replay_host_us_a_node"]),
+            _kib(entry["device_bytes"]), microseconds(entry["replay_host_us_a_node"]),
             microseconds(entry["replay_us_a_node"]), "-" if pays is None else f"{pays:,.0f}",
         ])  # fmt: skip
     return columns, rows
@@ -108,14 +124,14 @@ def graph_grid(document: Document) -> Grid:
 def pdl_grid(program: Document) -> Grid:
     """A row an edge."""
     columns = [("from", False), ("to", False), ("overlap us", True), ("plain us", True), ("programmatic us", True),
-               ("gain us", True), ("", False)]  # fmt: skip
+               ("gain us", True), ("pair alone gains us", True), ("", False)]  # fmt: skip
     rows = [
         [kernel_words(edge["from"]), kernel_words(edge["to"]), microseconds(edge["overlap_us"]),
          microseconds(edge["plain_advance_us"]), microseconds(edge["advance_us"]), microseconds(edge["gain_us"]),
-         edge["verdict"]]
+         "-" if edge.get("gain_alone_us") is None else microseconds(edge["gain_alone_us"]), edge["verdict"]]
         for edge in program["edges"]
     ]  # fmt: skip
-    rows.append(["= step", "", "", *("" for _ in range(2)), microseconds(program["gain_us"]), ""])
+    rows.append(["= step", "", "", *("" for _ in range(2)), microseconds(program["gain_us"]), "", ""])
     return columns, rows
 
 

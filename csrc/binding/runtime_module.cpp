@@ -56,9 +56,10 @@ struct Launch {
     ProgramPointer program;
     size_t index;
     void* stream;
+    bool programmatic;
     void operator()() const {
         program->check(index);
-        launch(program->op(index), {program->cuda_device(), stream, false});
+        launch(program->op(index), {program->cuda_device(), stream, programmatic});
     }
 };
 
@@ -240,14 +241,14 @@ PYBIND11_MODULE(_runtime, module) {
                                })
         .def(
             "launchers",
-            [](const ProgramPointer& program, uintptr_t stream) {
+            [](const ProgramPointer& program, uintptr_t stream, bool programmatic) {
                 check_readable(*program);
                 std::vector<Launch> launchers;
                 for (size_t i = 0; i < program->size(); ++i)
-                    launchers.push_back({program, i, stream_of(stream)});
+                    launchers.push_back({program, i, stream_of(stream), programmatic});
                 return launchers;
             },
-            py::arg("stream") = 0);
+            py::arg("stream") = 0, py::arg("programmatic") = false);
 
     module.def("set_recording", &set_recording, py::arg("program").none(true));
     module.def("raise_interrupt", &raise_interrupt);

@@ -99,7 +99,8 @@ def test_every_launcher_of_a_gpu(capsys, tmp_path, gpu):
 @pytest.mark.parametrize(
     ("name", "package", "hint"),
     [("cupy", "cupy", "launchtax[plugins]"), ("triton", "triton", "pip install triton"),
-     ("numba-cuda", "numba.cuda", "pip install 'numba-cuda"), ("tvm-ffi", "tvm_ffi", "pip install apache-tvm-ffi")],
+     ("numba-cuda", "numba.cuda", "pip install -U numba 'numba-cuda"),
+     ("tvm-ffi", "tvm_ffi", "pip install apache-tvm-ffi")],
 )  # fmt: skip
 def test_a_library_that_is_not_there(capsys, tmp_path, monkeypatch, gpu, name, package, hint):
     monkeypatch.setitem(sys.modules, package, None)
@@ -124,6 +125,33 @@ def test_a_launcher_that_fails_takes_no_other_along(capsys, tmp_path, monkeypatc
     entries = measured(tmp_path / "launch.json")
     assert result.status == 0 and entries["ctypes", 1]["status"] == "ok"
     assert (entries["cupy", 1]["status"], entries["cupy", 1]["reason"]) == ("error", "RuntimeError: no such thing")
+
+
+def test_a_library_that_lacks_something_when_it_launches(capsys, tmp_path, monkeypatch, gpu):
+    """As an older numba beside a newer numpy: what is missing shows when a kernel is made."""
+
+    def jit(_):
+        raise AttributeError("module 'numpy' has no attribute 'row_stack'")
+
+    monkeypatch.setattr(sys.modules["numba.cuda"], "jit", jit)
+    result = run_here(
+        capsys, "bench.launch", "--device=cuda", "--launcher=numba-cuda,ctypes", "--arguments=1", *QUICK,
+        f"--json={tmp_path}/launch.json",
+    )  # fmt: skip
+    entry = measured(tmp_path / "launch.json")["numba-cuda", 1]
+    words = "numba.cuda cannot launch here: AttributeError: module 'numpy' has no attribute 'row_stack'"
+    assert result.status == 0 and (entry["status"], entry["reason"]) == ("unsupported", words)
+    assert "pip install -U numba" in flat(result.out)
+
+
+def test_the_stop_rule_ends_the_launches_of_each_launcher(capsys, tmp_path, gpu):
+    result = run_here(
+        capsys, "bench.launch", "--device=cuda", "--launcher=cuLaunchKernelEx", "--arguments=1", "--launches=5000",
+        "--stop-noise=1%", f"--json={tmp_path}/launch.json",
+    )  # fmt: skip
+    entry = measured(tmp_path / "launch.json")["cuLaunchKernelEx", 1]
+    assert result.status == 0 and entry["host_us"]["n"] == entry["stop"]["rounds"] == 1000
+    assert entry["stop"]["why"] == "noise"
 
 
 @pytest.mark.parametrize(

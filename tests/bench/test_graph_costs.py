@@ -31,15 +31,15 @@ def log(driver) -> list[str]:
 
 @needs_fake
 def test_every_step_is_taken_once_and_timed(driver):
-    enqueued, free = [], iter([1000, 600])
-    graph = DriverGraph(enqueued.append, 9, lambda: next(free), str(FAKE))
+    enqueued = []
+    graph = DriverGraph(enqueued.append, 9, None, str(FAKE))
     assert enqueued == [9, 9]  # captured, and once more for the update
     assert log(driver) == [
         "begin 9 mode 1", "end", "instantiate flags 0", "upload", "wait", "replay 9", "wait", "begin 9 mode 1", "end",
         "update",
     ]  # fmt: skip
     costs = graph.costs
-    assert (costs.nodes, costs.device_bytes) == (1, 400)
+    assert (costs.nodes, costs.device_bytes, costs.memory_reason) == (1, None, None)
     for name in ("capture_us", "instantiate_us", "upload_us", "first_launch_us", "update_us"):
         assert getattr(costs, name) > 0, name
     driver.fake_log_clear()
@@ -47,6 +47,24 @@ def test_every_step_is_taken_once_and_timed(driver):
     graph.close()
     graph.close()
     assert log(driver) == ["replay 9", "destroy exec", "destroy graph", "destroy graph"]
+
+
+@needs_fake
+@pytest.mark.parametrize(("each", "copies"), [(9 << 20, 4), (300 << 10, 128), (0, 256)])
+def test_a_graphs_memory_is_that_of_many_copies(driver, each, copies):
+    """Of a driver that takes memory 2 MiB at a time: free memory falls with some copies and stays with others."""
+
+    def free_bytes() -> int:
+        graphs = log(driver).count("instantiate flags 0") - 1  # the first is the graph's own
+        return (1 << 40) - (each * graphs + 1 >> 21 << 21)
+
+    graph = DriverGraph(lambda stream: None, 9, free_bytes, str(FAKE))
+    assert log(driver).count("instantiate flags 0") == 1 + copies and log(driver).count("destroy exec") == copies
+    if each:
+        assert graph.costs.device_bytes == pytest.approx(each, rel=0.15) and graph.costs.memory_reason is None
+    else:
+        assert graph.costs.device_bytes is None and "did not fall with 256 copies" in graph.costs.memory_reason
+    graph.close()
 
 
 @needs_fake

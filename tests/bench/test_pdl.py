@@ -24,18 +24,19 @@ CHAINED = trace([("a", 0, 10), ("b", 8, 19), ("c", 20, 29)], 4, 30)
 
 
 def test_what_each_edge_gains():
-    found = pdl.edges(PLAIN, CHAINED, [False, True, True])
+    found = pdl.edges(PLAIN, CHAINED, [False, True, True], [9.0, 2.0, 0.0])
     assert [(e["from"], e["to"]) for e in found] == [("c", "a"), ("a", "b"), ("b", "c")]
     assert [e["verdict"] for e in found] == ["a plain edge", "gains", "gains nothing"]
     assert [e["overlap_us"] for e in found] == pytest.approx([-1, 2, -1])
     assert [e["gain_us"] for e in found] == pytest.approx([0, 1, 0])
+    assert [e["gain_alone_us"] for e in found] == [None, 2.0, 0.0]
     # The gains are those of the step: it took 31 us, and takes 30.
     assert sum(e["gain_us"] for e in found) == pytest.approx(1)
 
 
 def test_gains_add_up_over_the_step():
     other = trace([("a", 0, 12), ("b", 8, 19), ("c", 18, 28)], 4, 29.5)
-    found = pdl.edges(PLAIN, other, [True, True, True])
+    found = pdl.edges(PLAIN, other, [True, True, True], [0.0] * 3)
     assert sum(e["gain_us"] for e in found) == pytest.approx(31 - 29.5)
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from inputs.command_line import COMMANDS, assert_refused, run_here
 
 from bench.core import measure, stop_rule
 from bench.core.errors import UsageError
@@ -68,3 +69,29 @@ def test_time_is_up(monkeypatch):
 def test_without_a_rule_all_rounds_are_taken_and_nothing_is_said():
     rule = StopRule()
     assert rounds_taken(rule, [5.0] * 300) == 100 and rule.document() == {}
+
+
+def test_samples_of_one_sampler_alone():
+    asked = []
+
+    def sampler(n: int) -> np.ndarray:
+        asked.append(n)
+        return np.full(n, 5.0)
+
+    rule = StopRule(noise=0.01)
+    assert len(stop_rule.take(sampler, 35, rule)) == LEAST_ROUNDS and rule.document()["stop"]["why"] == "noise"
+    assert len(stop_rule.take(sampler, 35, StopRule())) == 35 and asked == [10, 35], "in one go without a rule"
+    noisy = iter(np.random.default_rng(0).uniform(1, 2, 100))
+    rule = StopRule(noise=0.001)
+    assert len(stop_rule.take(lambda n: np.array([next(noisy) for _ in range(n)]), 35, rule)) == 35
+    assert rule.document()["stop"] == {"noise": 0.001, "seconds": None, "why": None, "rounds": 35}
+
+
+def test_every_driver_that_takes_samples_has_the_rule(capsys):
+    """bench.rate has --seconds, bench.report and bench.compare take none."""
+    with_rule = [
+        name for name in COMMANDS if name not in ("bench.rate", "bench.report", "bench.compare", "bench.doctor")
+    ]
+    assert len(with_rule) > 8
+    for name in with_rule:
+        assert_refused(run_here(capsys, name, "--stop-noise=0"), "--stop-noise", "a share of the median")

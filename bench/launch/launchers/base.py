@@ -10,6 +10,7 @@ import torch
 
 import pykernels as pk
 from bench.backends.library import library_reason
+from bench.core.errors import UnsupportedError, one_line
 from bench.core.measure import Rotation, python_sampler
 from bench.core.samplers import event_sampler, held_sampler
 
@@ -112,6 +113,16 @@ class Launcher(ABC):
 
         assert cls.package is not None  # a launcher without a package has a library() of its own
         return importlib.import_module(cls.package)
+
+    def ready(self, arguments: int, device: torch.device) -> Ready:
+        """make(). Raises UnsupportedError where the library lacks something of its own, or of another library's, that
+        launching takes: many load what they need only then, and name what is too new or too old."""
+        try:
+            return self.make(arguments, device)
+        except (ImportError, AttributeError) as error:
+            if self.package is None:
+                raise
+            raise UnsupportedError(f"{self.package} cannot launch here: {one_line(error)}") from None
 
     @abstractmethod
     def make(self, arguments: int, device: torch.device) -> Ready:

@@ -34,7 +34,10 @@ class NumbaCuda(Launcher):
     name = "numba-cuda"
     description = "numba.cuda.jit, compiled before: kernel[1, 32, stream](...), addresses as integers"
     package = "numba.cuda"
-    install_hint = "pip install 'numba-cuda[cu13]' (cu12 beside a torch of CUDA 12)"
+    install_hint = (
+        "pip install -U numba 'numba-cuda[cu13]' (cu12 beside a torch of CUDA 12): an older numba does not know "
+        "a newer numpy"
+    )
 
     def make(self, arguments: int, device: torch.device) -> Ready:
         from numba import cuda
