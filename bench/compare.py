@@ -29,7 +29,7 @@ from bench.core.flags import Flags, make_command
 from bench.core.paths import user_path
 from bench.core.tables import microseconds
 from bench.drivers import takes
-from bench.study import drift, runs
+from bench.study import drift, quantiles, runs
 
 CORRECTIONS = ("holm", "bh")
 
@@ -64,6 +64,7 @@ def series(result: Document) -> dict[str, list[np.ndarray]]:
     def walk(node: Any, names: tuple[str, ...], session: str) -> None:
         if isinstance(node, dict):
             own = [str(node[key]) for key in _NAMING if isinstance(node.get(key), (str, int)) and node[key] != ""]
+            own += _rate_words(node)
             names, session = (*names, *own), str(node.get("session", session))
             for key, value in node.items():
                 if _is_series(key, value) and not _shadowed(node, key):
@@ -82,6 +83,13 @@ def series(result: Document) -> dict[str, list[np.ndarray]]:
 
     walk({key: value for key, value in result.items() if key not in (*_NAMING, "session")}, (), "")
     return found
+
+
+def _rate_words(node: dict) -> list[str]:
+    """Of a cell of bench.rate: at how many hertz, and beside what."""
+    if not isinstance(node.get("hz"), (int, float)):
+        return []
+    return [f"{node['hz']:g} Hz" if node["hz"] else "back to back", *([node["load"]] if node["load"] != "none" else [])]
 
 
 _NAMING = ("arm", "backend", "fusion", "mode", "op", "label", "shape")
@@ -155,12 +163,59 @@ def compare(
     ]  # fmt: skip
 
 
-_KINDS = ("layer", "op", "step", "ab", "attention", "stack", "int4")
+@dataclass
+class Tail:
+    """One quantile of latencies on both sides, all sessions of a side together: its value with its 95% interval, in
+    microseconds, which holds what blocks differ by. SLOWER and FASTER: the intervals lie apart; else UNCLEAR. Of one
+    session a side the sessions' own difference is in it."""
+
+    key: str
+    quantile: str
+    a_us: Document
+    b_us: Document
+    ratio: float
+    verdict: str
+
+
+def _latencies(documents: Sequence[Document]) -> dict[str, list[np.ndarray]]:
+    """Of documents of bench.rate: by arm, rate and load the latencies of each block, those of all documents together.
+    The step that opens a block is not among them."""
+    found: dict[str, list[np.ndarray]] = {}
+    for result in documents:
+        for entry in result["arms"]:
+            for cell in entry.get("cells", ()):
+                ends = np.cumsum([count - 1 for count in cell["blocks"]])[:-1]
+                key = " ".join([entry["name"], *_rate_words(cell)])
+                found.setdefault(key, []).extend(np.split(np.array(cell["samples_us"]), ends))
+    return found
+
+
+def tails(a: Sequence[Document], b: Sequence[Document]) -> list[Tail]:
+    """Of documents of bench.rate: every quantile that both sides have the steps for."""
+    if not all(result.get("kind") == "rate" for result in (*a, *b)):
+        return []
+    ours, theirs = _latencies(a), _latencies(b)
+    found = []
+    for key in (key for key in ours if key in theirs):
+        of_a, of_b = (
+            quantiles.summary(np.concatenate(blocks), [len(block) for block in blocks])
+            for blocks in (ours[key], theirs[key])
+        )
+        for name in quantiles.QUANTILES:
+            x, y = of_a[name], of_b[name]
+            if x["value"] is None or y["value"] is None:
+                continue
+            apart = "SLOWER" if y["low"] > x["high"] else "FASTER" if y["high"] < x["low"] else "UNCLEAR"
+            found.append(Tail(key, name, x, y, y["value"] / x["value"], apart))
+    return found
+
+
+_KINDS = ("layer", "op", "step", "ab", "attention", "stack", "int4", "rate")
 """Of the documents that carry samples."""
 
 _WORKLOAD = (
     "kind", "model.name", "model.n_layers", "ctx", "ctxs", "batch", "batches", "dtype", "device", "l2",
-    "shared_weights", "group_size", "symmetric", "quant.group_size", "quant.zero_points", "quant.act_order",
+    "shared_weights", "group_size", "symmetric", "quant.group_size", "quant.zero_points", "quant.act_order", "burst",
 )  # fmt: skip
 """What two documents must share for a ratio of their times to say that an arm became faster or slower."""
 _SETTINGS = (*_WORKLOAD, "weights", "warmup", "steps")
@@ -251,6 +306,20 @@ def doubts(side: str, result: Document) -> list[str]:
     return [f"{side}: {words}" for words in found]
 
 
+def _tail_table(rows: Sequence[Document]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for name in ("latency", "", "A us", "95%", "B us", "95%", "B / A", ""):
+        table.add_column(name, justify="left" if name in ("latency", "") else "right", overflow="fold")
+    for row in rows:
+        sides = [
+            words for side in (row["a_us"], row["b_us"])
+            for words in (microseconds(side["value"]), f"{microseconds(side['low'])} - {microseconds(side['high'])}")
+        ]  # fmt: skip
+        name = row["quantile"].replace("_", ".")
+        table.add_row(Text(row["key"]), name, *sides, f"{row['ratio']:.3f}", row["verdict"])
+    return table
+
+
 def print_comparison(result: Document, console: Console) -> None:
     """Differences of the environment and doubts first, then a line an arm."""
     for row in result["differences"]:
@@ -266,6 +335,8 @@ def print_comparison(result: Document, console: Console) -> None:
             f"{row['low']:.3f} - {row['high']:.3f}", f"{row['p']:.2g}", row["verdict"],
         )  # fmt: skip
     console.print(table)
+    if result["tails"]:
+        console.print(_tail_table(result["tails"]))
     if least := result["least_difference"]:
         console.print(Text(
             f"one session on a side: no difference below {100 * least:.1f}% can be told from what sessions of one "
@@ -331,7 +402,7 @@ def main(settings: Settings) -> int:
             for line in doubts(side, result)
         ],
         "shift": settings.shift, "least_difference": runs.least_difference(settings.shift) if alone else None,
-        "comparisons": [vars(row) for row in rows],
+        "comparisons": [vars(row) for row in rows], "tails": [vars(row) for row in tails(before, after)],
         "only_in_a": [key for key in keys_a if key not in keys_b],
         "only_in_b": [key for key in keys_b if key not in keys_a],
         "slower_past_threshold": failed,

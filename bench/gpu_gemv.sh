@@ -9,11 +9,12 @@
 # tests     the GEMVs against the reference, on this GPU
 # gemv      every projection of the models at batch 1, 2, 4 and 8, against F.linear, in graphs      GPU-gemv-batch.json
 # fused     norm + gate + up                                                                       GPU-swiglu_gemv-batch.json
+# layer     one layer at each batch, ours and SDPA's in graphs; bench.report draws them            GPU-layer-bBATCH.json
 # step      a whole step at each batch, against SDPA in a graph                                    GPU-step-bBATCH.json
 #
 # GEMV_STEPS="gemv step" runs those alone. Exit status: 0 where every step succeeded; the failed ones are named at the end.
 . "$(dirname "$0")/gpu_steps.sh" || exit 2
-steps=${GEMV_STEPS:-tests gemv fused step}
+steps=${GEMV_STEPS:-tests gemv fused layer step}
 ask_gpu
 batches=1,2,4,8
 step tests 120 "$python" -m pytest -q tests/gpu/test_cuda.py -k "gemv and not int4"
@@ -22,6 +23,8 @@ step gemv 150 "$python" -m bench.op --op=gemv --model=qwen2.5-7b,llama-3.1-8b --
 step fused 60 "$python" -m bench.op --op=swiglu_gemv --model=qwen2.5-7b,llama-3.1-8b --batch=$batches --mode=graph \
     --steps=10 --json="$out/$gpu-swiglu_gemv-batch.json"
 for batch in ${batches//,/ }; do
+    step "layer $batch" 60 "$python" -m bench.layer --model=qwen2.5-7b --ctx=2048 --batch="$batch" --backend=native,sdpa \
+        --fusion=block --mode=graph,graph-pdl --json="$out/$gpu-layer-b$batch.json"
     step "step $batch" 60 "$python" -m bench.step --model=qwen2.5-7b --ctx=2048 --batch="$batch" \
         --arm=native/block:graph-pdl,native/block:graph,sdpa:graph --json="$out/$gpu-step-b$batch.json"
 done

@@ -4,6 +4,7 @@ python -m bench.rate --hz=0,10,30,100 --json=rate.json --plot=rate.png
 python -m bench.rate --hz=0,10,30,100 --seconds=5,38,13,5    # each rate as long as its p99 needs: 368 steps
 python -m bench.rate --model=tiny --device=cpu --seconds=2 --arm=native/block:native,native/block:eager
 python -m bench.rate --load=none,cpu:8 --hz=30           # beside busy host threads
+python -m bench.rate --quant=int4 --hz=30                # 4-bit weights, and 16-bit steps on the same ones beside
 
 A step's latency runs from the time it is due to its token on the host. Back to back (--hz=0) the host waits for each
 token before it begins the next step, as a control loop does; bench.step does not.
@@ -19,6 +20,7 @@ import torch
 import pykernels as pk
 from bench.backends.steps import arms as step_arms
 from bench.core import cli, results
+from bench.core import quant_words as words
 from bench.core.document import Document, write_rows
 from bench.core.errors import UsageError
 from bench.core.flags import make_command
@@ -26,11 +28,12 @@ from bench.core.measure import Arm
 from bench.core.progress import about, progress
 from bench.core.run import Machine, close, gate
 from bench.drivers import takes
-from bench.rate import energy, load, quantiles, tables
+from bench.rate import energy, load, tables
 from bench.rate.blocks import timer_error_us
 from bench.rate.measure import Cell, RateArm, Watch, cell_document, idle_watts, measure_rate, warm_up
 from bench.rate.settings import SECOND_NAME, Settings
 from bench.rate.stepper import DueClock, TokenStepper
+from bench.study import quantiles
 
 _PROGRAM = "bench.rate"
 _WARM_UP_STEPS = 6
@@ -139,11 +142,13 @@ def run(settings: Settings) -> Document:
         interrupted = True
     return cli.head(
         _PROGRAM, "rate", interrupted=interrupted,
-        title=f"decode steps of {settings.spec.name} at a rate, ctx {settings.ctx}"
+        title=f"decode steps of {settings.spec.name}{words.quant_words(settings.int4_format)} at a rate, "
+              f"ctx {settings.ctx}"
               + (f", {settings.spec.n_layers} of {settings.full_spec.n_layers} layers" if settings.layers else ""),
         environment=machine.document(),
     ) | {
         "model": results.model_document(settings.spec), "weights": "checkpoint" if settings.weights else "random",
+        "quant": words.quant_document(settings.int4_format),
         "ctx": settings.ctx, "batch": settings.batch, "dtype": settings.dtype, "device": device.type,
         "burst": settings.burst, "hz": settings.rates, "loads": settings.loads, "seconds": settings.seconds_each,
         "shard": settings.shard or None, "block_count": settings.blocks, "idle_s": settings.idle_s,

@@ -10,8 +10,9 @@ import torch
 
 from bench.core.document import Document
 from bench.core.measure import no_garbage_collection
-from bench.rate import energy, quantiles
+from bench.rate import energy
 from bench.rate.blocks import SECOND_NS, Clock, Stepper, Times, run_block, turns
+from bench.study import quantiles
 
 
 @dataclass
@@ -117,13 +118,13 @@ def idle_watts(meter: energy.Meter, seconds: float, pause: Callable[[float], Non
 def cell_document(cell: Cell, burst: int, batch: int, deadline_us: float | None, watch: Watch) -> Document:
     """One entry of an arm's `cells`."""
     latencies = cell.times.latencies_us()
-    steps = len(cell.times.end_ns)
+    steps, sizes = len(cell.times.end_ns), [count - 1 for count in cell.times.blocks]
     found: Document = {
         "hz": cell.hz, "load": cell.load, "met": cell.met, "reason": cell.reason,
-        "steps": steps, "blocks": cell.times.blocks, "latency_us": quantiles.summary(latencies),
+        "steps": steps, "blocks": cell.times.blocks, "latency_us": quantiles.summary(latencies, sizes),
         "jitter_us": float(np.std(latencies)) if len(latencies) else None,
-        "interval_us": quantiles.summary(cell.times.intervals_us()),
-        "host_late_us": quantiles.summary(cell.times.late_us()),
+        "interval_us": quantiles.summary(cell.times.intervals_us(), sizes),
+        "host_late_us": quantiles.summary(cell.times.late_us(), sizes),
         "first_step_us": cell.times.latencies_us(first=True).tolist(),
         "deadline": quantiles.missed(latencies, deadline_us) if deadline_us else None,
         "energy": None, "gpu": cell.states, "samples_us": latencies.tolist(),

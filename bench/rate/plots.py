@@ -10,11 +10,12 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
 
 from bench.core.document import Document, write_figure  # noqa: E402
 from bench.core.errors import UsageError  # noqa: E402
-from bench.rate import quantiles  # noqa: E402
 from bench.rate.tables import arm_label  # noqa: E402
+from bench.study import quantiles  # noqa: E402
 
 # Okabe and Ito's colours, which the colour-blind tell apart; a second round of arms is dashed.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
@@ -59,9 +60,22 @@ def _joules(axes: Axes, names: list[str], cells: dict[tuple[str, float], Documen
     axes.tick_params(labelsize=8)
 
 
+def measured(document: Document, load: str) -> bool:
+    """Is there anything of that load to draw?"""
+    cells = [cell for entry in document["arms"] for cell in entry.get("cells", ()) if cell["load"] == load]
+    return any(len(cell["samples_us"]) > 1 for cell in cells)
+
+
 def write_picture(path: Path, document: Document) -> None:
-    """A panel a rate, and one of energy where it was measured; of the first load. Format by suffix."""
+    """The picture of `draw`, of the first load. Format by suffix."""
     load = document["loads"][0]
+    if not measured(document, load):
+        raise UsageError(f"--plot={path}: must follow a run that measured an arm, and this one has none")
+    write_figure(path, draw(document, load))
+
+
+def draw(document: Document, load: str) -> Figure:
+    """A panel a rate, and one of energy where it was measured; of one load."""
     names = [arm_label(entry) for entry in document["arms"] if entry.get("cells")]
     cells = {
         (arm_label(entry), cell["hz"]): cell
@@ -69,8 +83,6 @@ def write_picture(path: Path, document: Document) -> None:
         for cell in entry.get("cells", ())
         if cell["load"] == load and len(cell["samples_us"]) > 1
     }
-    if not cells:
-        raise UsageError(f"--plot={path}: must follow a run that measured an arm, and this one has none")
     rates = [hz for hz in document["hz"] if any((name, hz) in cells for name in names)]
     with_energy = any(cell["energy"] for cell in cells.values())
     panels = len(rates) + with_energy
@@ -89,4 +101,4 @@ def write_picture(path: Path, document: Document) -> None:
     handles, labels = grid.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 3), fontsize=8, frameon=False)
     figure.suptitle(document["title"] + ("" if load == "none" else f", beside {load}"), fontsize=10)
-    write_figure(path, figure)
+    return figure

@@ -14,6 +14,10 @@ from bench.rate import load
 
 GPU_ARMS = "sdpa:eager,transformers:eager,sdpa:graph,native/block:eager,native/block:graph,native/block:graph-pdl"
 CPU_ARMS = "sdpa:eager,native/block:eager,native/block:native"
+INT4_GPU_ARMS = (
+    "sdpa:eager,sdpa:graph,native-dense/block:graph-pdl,native/block:eager,native/block:graph,native/block:graph-pdl"
+)
+"""Over 4-bit weights: native's steps, and 16-bit ones on the same weights dequantised beside them."""
 DEFAULT_HZ = "0,10,30,100"
 WINDOW = 32
 """Positions that steps go through from --ctx on, again and again, so that every rate sees the same work: the cache
@@ -55,7 +59,8 @@ class Settings(StepModelSettings):
     @cached_property
     def arms(self) -> list[tuple[str, str | None, str]]:
         """(backend, fusion, mode), in the order of the tables."""
-        text = self.arm or (GPU_ARMS if self.target.type == "cuda" else CPU_ARMS)
+        on_cuda = (INT4_GPU_ARMS if self.four_bit else GPU_ARMS) if self.target.type == "cuda" else CPU_ARMS
+        text = self.arm or on_cuda
         return step_arms.parse_arms("--arm", text, self.target)
 
     @cached_property
@@ -100,6 +105,16 @@ class Settings(StepModelSettings):
         """The window, or as many as a burst takes."""
         return max(WINDOW, self.burst) + 1
 
+    def beside_bytes(self) -> int:
+        """One set of dequantised layers for the arms that multiply by those, and one of its own a 4-bit library."""
+        if not self.four_bit:
+            return 0
+        known, layers = step_arms.backends(), 1 if self.shared_weights else self.spec.n_layers
+        names = {name for name, _, _ in self.arms}
+        dense = any(name != "native" and known[name].peer is None for name in names)
+        peers = sum(known[name].peer is not None for name in names)
+        return layers * (dense * self.layer_bytes(False) + peers * self.layer_bytes(True))
+
     def deadline_us(self, hz: float) -> float | None:
         """When a step at this rate is late: --deadline-ms, else its period; None back to back without a deadline."""
         if self.deadline_ms:
@@ -115,5 +130,6 @@ class Settings(StepModelSettings):
         if not 0 <= self.deadline_ms <= 1e6:
             raise flag_error("--deadline-ms", self.deadline_ms, "in 0..1e+06; 0 is the period")
         self.check_model()
+        step_arms.check_quantised("--arm", [name for name, _, _ in self.arms], self.four_bit)
         assert self.arms and self.points
         assert self.twice is None or self.twice

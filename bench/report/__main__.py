@@ -20,7 +20,15 @@ from bench.core.flags import Flags, make_command
 from bench.core.paths import user_path
 from bench.core.tables import microseconds, percent
 from bench.drivers import takes
-from bench.report import collect, fleet_sections, int4_steps, main_sections, peer_sections
+from bench.report import (
+    batch_sections,
+    collect,
+    fleet_sections,
+    int4_steps,
+    main_sections,
+    peer_sections,
+    rate_sections,
+)
 from bench.report.collect import Folder
 from bench.report.page import Grid, Section, as_html, as_markdown, drawn
 from bench.study import cost, paper
@@ -258,6 +266,13 @@ def cost_section(folder: Folder, flags: Sequence[str]) -> Section:
         section.words.append(
             f"Price of an {price.gpu}: {number(price.usd_per_hour, 2)} USD an hour ({price.date}, {price.source})."
         )
+    if energy := rate_sections.energy_grid(folder, known):
+        section.grids.append(energy)
+        section.words.append(
+            "Energy is the GPU board's, idle power included, by its counter; with `--price=kWh=0.30` it has a price."
+        )
+    if not rows:
+        return section
     section.words.append("A million tokens on a machine that does nothing else: no idle time, network or storage.")
     section.grids.append((
         ["", "device", "model", "ctx", "batch", "arm", "step ms", "USD/h", "USD a million tokens"],
@@ -271,12 +286,14 @@ def cost_section(folder: Folder, flags: Sequence[str]) -> Section:
 def make_sections(folder: Folder, prices: Sequence[str]) -> list[Section]:
     """Every part that the folder has documents for."""
     made = [
-        environment_section(folder), main_sections.layers_section(folder), main_sections.ops_section(folder),
+        environment_section(folder), main_sections.layers_section(folder), batch_sections.section(folder),
+        main_sections.ops_section(folder),
         steps_section(folder), *fleet_sections.sections(folder), block_section(folder), speedup_section(folder),
         attention_section(folder), peer_sections.backends_section(folder),
         peer_sections.stack_section(folder), int4_section(folder),
         int4_steps.section(folder, cost.prices(prices)), comparison_section(folder),
-        cost_section(folder, prices) if folder.of_kind("step") else None,
+        rate_sections.section(folder),
+        cost_section(folder, prices) if folder.of_kind("step") or folder.of_kind("rate") else None,
     ]  # fmt: skip
     return [section for section in made if section is not None]
 
@@ -292,7 +309,8 @@ class Settings(Flags):
     title: Annotated[str, typer.Option("--title", help="of the report")] = "launchtax report"
     svg: Annotated[bool, typer.Option("--svg/--no-svg", help="write every picture as SVG too")] = True
     price: Annotated[
-        list[str], typer.Option("--price", help="GPU=USD_per_hour, before those of the dated file; repeatable")
+        list[str],
+        typer.Option("--price", help="GPU=USD_per_hour, before those of the dated file, or kWh=USD; repeatable"),
     ] = field(default_factory=list)
     list_: Annotated[bool, typer.Option("--list", help="name the kinds of documents that a report is made of")] = False
 

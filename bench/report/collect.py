@@ -39,7 +39,7 @@ _CELL = ("environment", "model", "ctx", "batch", "arms")
 _KEYS = {
     "step": _CELL, "layer": _CELL, "stack": _CELL, "ab": (*_CELL, "analysis", "registered"),
     "attention": ("environment",), "op": ("environment", "ops"), "int4": ("environment", "ops"),
-    "compare": ("comparisons",),
+    "compare": ("comparisons",), "rate": (*_CELL, "loads", "timer", "energy"),
 }  # fmt: skip
 """By kind, what a report reads of every document."""
 

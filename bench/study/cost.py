@@ -59,6 +59,22 @@ def price_of(device: str, known: Iterable[Price]) -> Price | None:
     return next((p for p in known if re.search(rf"\b{re.escape(p.gpu)}\b", device)), None)
 
 
+KWH = "kWh"
+"""The name of electricity's price: --price=kWh=0.30, USD."""
+_JOULES_A_KWH = 3.6e6
+
+
+def kwh_price(known: Iterable[Price]) -> Price | None:
+    """What a kilowatt-hour costs, where somebody said."""
+    return next((price for price in known if price.gpu == KWH), None)
+
+
+def energy_of_tokens(joules_per_token: float, price: Price | None) -> tuple[float, float | None]:
+    """Kilowatt-hours of a million tokens, and USD for them; no cooling and no host."""
+    kwh = joules_per_token * 1e6 / _JOULES_A_KWH
+    return kwh, kwh * price.usd_per_hour if price else None
+
+
 def published(known: Sequence[Price]) -> list[Cost]:
     """The paper's steps on GPUs that have a price."""
     rows = []

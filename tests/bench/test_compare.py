@@ -7,6 +7,7 @@ from copy import deepcopy
 import numpy as np
 import pytest
 from inputs.command_line import assert_refused, flat, run_here
+from inputs.rate_documents import cell, rate_document
 from scipy import stats
 
 from bench import compare
@@ -188,3 +189,19 @@ def test_what_is_refused(capsys, files, tmp_path):
     assert_refused(run_here(capsys, "bench.compare", paths[0], str(tmp_path / "none.json")), "none.json")
     for flag in ("--threshold=-1", "--alpha=1", "--correction=none", "--shift=-1"):
         assert_refused(run_here(capsys, "bench.compare", *paths, flag), flag)
+
+
+def test_cells_of_a_rate_are_told_apart_and_their_tails_compared(capsys, files):
+    """The same median; of the second 3% of the steps are ten times as long: p99 says so, p90 does not."""
+    cells = [cell(1, 0, 3000), cell(2, 30, 4000), cell(3, 30, 4100, load="cpu:4")]
+    a, b = rate_document(cells), rate_document([cell(11, 0, 3000), cell(12, 30, 4000, slow=0.03), cells[2]])
+    assert list(compare.series(a)) == [
+        f"native block graph {where}" for where in ("back to back", "30 Hz", "30 Hz cpu:4")
+    ]  # fmt: skip
+    found = {(one.key.removeprefix("native/block:graph "), one.quantile): one for one in compare.tails([a], [b])}
+    assert {quantile for _, quantile in found} == {"p50", "p90", "p99"}, "500 steps are too few for p99.9"
+    assert found["30 Hz", "p99"].verdict == "SLOWER" and found["30 Hz", "p99"].ratio > 5
+    assert {key for key, one in found.items() if one.verdict != "UNCLEAR"} == {("30 Hz", "p99")}
+    result = run_here(capsys, "bench.compare", *files(a, b))
+    assert result.status == 0 and "p99" in result.out and "SLOWER" in result.out
+    assert not compare.tails([document(0, eager=1)], [document(1, eager=1)])

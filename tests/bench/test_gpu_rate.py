@@ -3,8 +3,8 @@
 from inputs.command_line import COMMANDS, run_here
 from inputs.gpu_scripts import commands
 
-from bench.rate import quantiles
 from bench.rate.settings import Settings
+from bench.study import quantiles
 
 
 def test_the_commands_are_right(capsys, tmp_path):
