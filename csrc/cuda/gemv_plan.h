@@ -8,7 +8,7 @@ namespace pykernels::cuda {
 constexpr int gemv_warps = 16;
 constexpr int gemv_threads = 32 * gemv_warps;
 // Warps that work on one row pair, a warp group. Few, so that adding their partials takes little of a row
-// pair's time, and so that many row pairs in flight hide each other's latency (docs/kernels.md has the
+// pair's time, and so that many row pairs in flight hide each other's latency (docs/tried.md has the
 // measurements).
 constexpr int gemv_group_warps = 2;
 constexpr int gemv_groups = gemv_warps / gemv_group_warps;

@@ -187,7 +187,7 @@ void test_the_plans_that_were_measured() {
           one.value_slices);
 }
 
-// Where they were measured to be faster (docs/kernels.md).
+// Where they were measured to be faster (docs/tried.md).
 void test_where_bulk_copies_are_taken() {
     const auto taken = [](const Heads& heads, int batch, int max_len, int shared_bytes = 227 * 1024,
                           bool programmatic = false) {

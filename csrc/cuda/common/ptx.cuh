@@ -113,7 +113,7 @@ __device__ __forceinline__ T shuffle_index(T value, int lane) {
 
 // --- mbarriers and bulk copies (sm_90). An mbarrier's phase completes when its pending arrivals and its
 // transaction bytes (tx-count) are both zero. Bytes come from cp.async.bulk, executed by the TMA unit, or
-// from st.async of other blocks of the cluster. Small or unaligned bulk copies are slow: docs/kernels.md.
+// from st.async of other blocks of the cluster. Small or unaligned bulk copies are slow: docs/tried.md.
 
 using Mbarrier = uint64_t;
 
