@@ -112,7 +112,8 @@ class DriverGraph:
         """What one more executable graph takes, or why that is unknown. The driver has no call that tells it
         (cudaDeviceGetGraphMemAttribute counts what allocation nodes hold), and takes memory from the device in blocks
         of megabytes: so copies are instantiated and uploaded, twice as many again, until it has asked for some."""
-        library, copies = self._library, []
+        library = self._library
+        copies: list[ctypes.c_void_p] = []
         before, fallen = free_bytes(), 0
         try:
             while len(copies) < MAX_COPIES and fallen < LEAST_FALLEN_BYTES:

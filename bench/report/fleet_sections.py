@@ -198,7 +198,9 @@ def over_nodes_section(folder: Folder) -> Section | None:
         arms = arms_of(result)
         for name, without, with_it in LEVERS:
             if without in arms and with_it in arms:
-                pair = arms[without]["samples_us"], arms[with_it]["samples_us"]
+                pair = arms[without].get("samples_us", []), arms[with_it].get("samples_us", [])
+                if not all(pair):
+                    continue
                 rounds = min(map(len, pair))
                 key = (gpu_of(result), *cell_of(result), name)
                 found.setdefault(key, {}).setdefault(node_of(result), []).append(

@@ -2,8 +2,9 @@
 
 import json
 
-from inputs.command_line import run_here
+from inputs.command_line import ROOT, run_here
 
+from bench.core import document
 from bench.report import batch_sections, collect
 
 
@@ -57,8 +58,10 @@ def test_one_batch_alone_has_none(tmp_path):
 
 
 def test_the_page_has_it(capsys, tmp_path):
+    """Of a committed document, as if it were of two batches."""
+    result = document.load(ROOT / "bench/results/h100-layer-qwen2.5-7b.json")
     for batch in (1, 4):
-        (tmp_path / f"b{batch}.json").write_text(json.dumps(layer(batch, 100)))
-    result = run_here(capsys, "bench.report", str(tmp_path), "--no-svg")
-    assert result.status == 0, result.err
+        (tmp_path / f"b{batch}.json").write_text(json.dumps(result | {"batch": batch}))
+    done = run_here(capsys, "bench.report", str(tmp_path), "--no-svg")
+    assert done.status == 0, done.err
     assert "## One decode layer over batches" in (tmp_path / "report" / "report.md").read_text()
