@@ -304,7 +304,9 @@ class Comparison:
     message: str
 
 
-def compare(out: Tensor, expected: Tensor, dtype: torch.dtype, depth: int = 1) -> Comparison:
+def compare(
+    out: Tensor, expected: Tensor, dtype: torch.dtype, depth: int = 1, rms_depth: int | None = None
+) -> Comparison:
     """Is `out`, computed in `dtype`, the float64 `expected`?
 
     The error of an element is taken relative to the largest magnitude in its last-dimension row: sums of many
@@ -312,12 +314,16 @@ def compare(out: Tensor, expected: Tensor, dtype: torch.dtype, depth: int = 1) -
     `dtype` (one of the result, one of what went in) for every op in a row, `depth` of them; float32 gets 128
     an op, since its sums of thousands of terms err by more than their last rounding.
 
+    rms_depth: where given, the root mean square of a row's errors is held to half as much an op, for so many ops.
+    Roundings are independent of one another, and a term that is missing is not: it is wrong in the whole row.
+
     NaN and infinity never pass: neither where something else was expected nor where expected is not finite.
     """
     if out.shape != expected.shape:
         raise ValueError(f"out must be of shape {list(expected.shape)}, got {list(out.shape)}")
     got, expected = out.detach().double().cpu(), expected.detach().double().cpu()
-    tolerance = depth * _ROUNDING[dtype] * (128 if dtype == torch.float32 else 2)
+    an_op = _ROUNDING[dtype] * (128 if dtype == torch.float32 else 2)
+    tolerance = depth * an_op
     scale = expected.abs().amax(-1, keepdim=True).clamp_min(1e-30)
     error = (got - expected).abs() / scale
     error = torch.where(error.isfinite(), error, torch.full_like(error, math.inf))
@@ -331,4 +337,14 @@ def compare(out: Tensor, expected: Tensor, dtype: torch.dtype, depth: int = 1) -
         f"relative error {largest:.3g}, {verdict} the tolerance {tolerance:.3g}; "
         f"worst at {list(index)}: got {values[0]:.6g}, expected {values[1]:.6g}"
     )
+    if ok and rms_depth is not None and error.numel():
+        of_rows = error.pow(2).mean(-1).sqrt().reshape(-1)
+        row_rms, allowed = float(of_rows.max()), rms_depth * an_op / 2
+        if row_rms > allowed:
+            ok = False
+            row = [int(i) for i in torch.unravel_index(of_rows.argmax(), error.shape[:-1])]
+            message = (
+                f"root mean square of row {row}'s relative errors {row_rms:.3g}, beyond {allowed:.3g}; "
+                f"of one element at most {largest:.3g}, within the tolerance {tolerance:.3g}"
+            )
     return Comparison(ok, largest, tolerance, index, *values, message)

@@ -21,7 +21,7 @@ import pykernels as pk
 from bench.attention.cases import Inputs
 from bench.backends import Backend, registry
 from bench.backends.native import Native, drive, without_kernels
-from bench.backends.op_cases import showing_every_key
+from bench.backends.op_cases import ATTENTION_DEPTH, showing_every_key
 from bench.backends.sdpa import Sdpa, choice_of
 from bench.backends.torch_layer import Attention
 from bench.core import gpu_state, measure
@@ -177,7 +177,9 @@ class AttentionCheck:
             if watch:
                 watch.begin()
             got = self.result()
-            comparison = pk.reference.compare(got.reshape(expected.shape), expected, self.maker.dtype, 1)
+            comparison = pk.reference.compare(
+                got.reshape(expected.shape), expected, self.maker.dtype, ATTENTION_DEPTH, ATTENTION_DEPTH
+            )
             words = watch.end() if watch else None
         return replace(comparison, ok=False, message=words) if words else comparison
 
