@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter  # noqa: E402
 
 from bench.core.document import Document, write_figure  # noqa: E402
 from bench.core.errors import UsageError  # noqa: E402
@@ -36,6 +37,9 @@ def _tails(axes: Axes, cells: list[tuple[int, str, Document]], hz: float) -> Non
         # The largest sample has none above it, and no place on a logarithmic axis.
         axes.step(latencies[:-1] / 1000, above[:-1], where="post", label=label, linewidth=1.3, **_style(index))
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_yscale("log")
     axes.set_title(_rate(hz), fontsize=9)
     axes.set_xlabel("latency, ms", fontsize=8)
