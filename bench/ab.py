@@ -18,6 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
+import msgspec
 import torch
 import typer
 from rich.console import Console
@@ -29,6 +30,7 @@ from bench.core.document import Document, device_name
 from bench.core.errors import flag_error
 from bench.core.flags import make_command
 from bench.core.kept import KeepFlag, Kept, flags_of_any_device, open_folder
+from bench.core.output_flags import DocumentFlags
 from bench.core.paths import user_path
 from bench.core.processes import run_module
 from bench.core.progress import progress
@@ -114,7 +116,7 @@ def run_session(plan: Plan, number: int) -> tuple[Session, Document | None]:
         outcome = run_module("bench.step", [*plan.arguments, f"--json={path}"], plan.limit_s)
         if outcome.status != "ok" and not path.exists():
             return {"session": number, "status": outcome.status, "reason": outcome.reason}, None
-        result = document.load(path)
+        result = document.load(path, "step")
     plan.kept.save(name, result, plan.known_by)
     return read_session(number, result, plan.indices), result
 
@@ -140,7 +142,7 @@ def make_document(plan: Plan, done: list[Session], first: Document | None, inter
         ),
         "ctx": plan.ctx, "batch": plan.batch, **shared,
         "sessions_planned": plan.sessions, "arms_of_a_session": plan.measured,
-        "registered": plan.registered | {"rule": vars(rule)},
+        "registered": plan.registered | {"rule": msgspec.structs.asdict(rule)},
         # One sample a session: its median. bench.compare finds them.
         "arms": [
             {
@@ -235,7 +237,7 @@ def show(result: Document, console: Console) -> None:
 
 
 @dataclass(kw_only=True)
-class Settings(QuantFlags, StopFlags):
+class Settings(QuantFlags, StopFlags, DocumentFlags):
     """The flags of one run, and what they come to."""
 
     NOT_SHARED = QuantFlags.NOT_SHARED | {
@@ -275,8 +277,6 @@ class Settings(QuantFlags, StopFlags):
     steps: cli.StepsFlag = 30
     threads: cli.ThreadsFlag = 0
     seed: cli.SeedFlag = 0
-    json: cli.JsonFlag = ""
-    list_: cli.ListFlag = False
 
     @cached_property
     def target(self) -> torch.device:
@@ -344,14 +344,14 @@ def main(settings: Settings) -> int:
         settings.rule
     ):  # a name is checked before the first session; a match needs the device's name, which comes with it
         sessions.choose_rule(rules, settings.rule, "", settings.ctx)
-    kept = open_folder(settings.keep)
+    kept = open_folder(settings.keep, "step")
     arguments = [f"--arm={','.join(settings.measured)}", *settings.shared_flags()]
     plan = Plan(
         settings.sides, settings.measured, settings.indices, kept, settings.sessions, settings.limit_s,
         settings.target, rules,
         settings.rule, {"file": file.name, "sha256": digest}, settings.ctx, settings.batch, arguments,
     )  # fmt: skip
-    result = run(plan, settings.numbers, outputs.write)
+    result = run(plan, settings.numbers, outputs.keep)
     if settings.shard and not result["interrupted"]:
         return finish_share(result, settings.shard)
     return close(result, outputs, show)

@@ -24,7 +24,7 @@ from rich.text import Text
 
 from bench.core import cli, document
 from bench.core.document import Document
-from bench.core.errors import UsageError, flag_error
+from bench.core.errors import UsageError, flag_error, plain
 from bench.core.flags import Flags, make_command
 from bench.core.paths import user_path
 from bench.core.tables import microseconds
@@ -52,13 +52,22 @@ class Comparison:
 
 
 def series(result: Document) -> dict[str, list[np.ndarray]]:
-    """Every list of samples of a document by a name that is the same in another run of the same work, one a session.
+    """Every list of samples of a document by a name that is the same in another run of the same work, microseconds, one
+    a session.
 
     A list of samples is a value under a key that ends in `samples_us`, or the study's `step_times_ms`; its name is
     made of what the entry around it says it is: sizes, model, backend, fusion, mode, op, label, shape. A document of
     several sessions has several by one name.
     """
     found: dict[str, list[np.ndarray]] = {}
+    for name, unit, values in _lists(result):
+        found.setdefault(name, []).append(np.array(values, dtype=np.float64) * unit)
+    return found
+
+
+def _lists(result: Document) -> list[tuple[str, float, list[float]]]:
+    """The lists of series(): name, unit in microseconds, values."""
+    found: list[tuple[str, float, list[float]]] = []
     seen: dict[tuple[str, str], int] = {}
 
     def walk(node: Any, names: tuple[str, ...], session: str) -> None:
@@ -73,8 +82,7 @@ def series(result: Document) -> dict[str, list[np.ndarray]]:
                     name = " ".join((*names, clock)).strip() or "step"
                     # Twice the same in one session are two arms.
                     seen[name, session] = count = seen.get((name, session), 0) + 1
-                    samples = np.array(value, dtype=np.float64) * unit
-                    found.setdefault(name if count == 1 else f"{name} #{count}", []).append(samples)
+                    found.append((name if count == 1 else f"{name} #{count}", unit, value))
                 elif key not in ("environment", "model", "paper"):
                     walk(value, names, session)
         elif isinstance(node, list):
@@ -210,7 +218,7 @@ def tails(a: Sequence[Document], b: Sequence[Document]) -> list[Tail]:
     return found
 
 
-_KINDS = ("layer", "op", "step", "ab", "attention", "stack", "int4", "rate")
+KINDS = ("layer", "op", "step", "ab", "attention", "stack", "int4", "call", "rate")
 """Of the documents that carry samples."""
 
 _WORKLOAD = (
@@ -246,15 +254,21 @@ def differences(a: Document, b: Document) -> list[tuple[str, Any, Any]]:
 
 
 def load(path: Path) -> Document:
-    """A document that has samples. Raises UsageError otherwise."""
-    result = document.load(path)
-    found = series(result)
+    """A document that has samples, which are compared whatever else is in it: doubts() says what is wrong there. Raises
+    UsageError where it is none."""
+    result = document.read(path)
+    kind = result.get("kind")
+    if kind not in KINDS:
+        raise UsageError(f"{path}: kind: must be one of {', '.join(KINDS)}, got {kind!r}")
+    found = _lists(result)
     if not found:
-        raise UsageError(f"{path}: carries no samples to compare (kind {result.get('kind')!r})")
-    for name, sessions in found.items():
-        for samples in sessions:
-            if not (np.isfinite(samples) & (samples > 0)).all():
-                raise UsageError(f"{path}: samples of {name} must be finite times above 0, got {samples.min():g}")
+        raise UsageError(f"{path}: carries no samples to compare")
+    for name, _, values in found:
+        if not all(0 < value <= sys.float_info.max for value in values):
+            wrong = next(value for value in values if not 0 < value <= sys.float_info.max)
+            raise UsageError(
+                f"{path}: samples of {name} must be finite times above 0, got {plain(repr(wrong), most=30)}"
+            )
     return result
 
 
@@ -280,7 +294,10 @@ def other_work(a: Document, b: Document) -> str | None:
 
 
 def doubts(side: str, result: Document) -> list[str]:
-    """What a document's reader was told first, once more: others were at work, a clock was slowed, an arm drifted."""
+    """What a document's reader was told first, once more: others were at work, a clock was slowed, an arm drifted. Of
+    one that breaks its schema that alone."""
+    if wrong := document.fault(result):
+        return [f"{side}: is not as docs/document.md has it: {wrong}"]
     found = []
     cpu = result.get("environment", {}).get("cpu", {})
     load_average, cpus = cpu.get("load_average_1min"), cpu.get("cpus_usable")
@@ -369,7 +386,7 @@ class Settings(Flags):
 def main(settings: Settings) -> int:
     """Compare two result documents arm by arm."""
     if settings.list_:
-        print(f"kinds of documents that carry samples: {', '.join(_KINDS)}")
+        print(f"kinds of documents that carry samples: {', '.join(KINDS)}")
         return 0
     a, b, threshold, alpha, correction = (
         settings.a, settings.b, settings.threshold, settings.alpha, settings.correction,

@@ -25,6 +25,7 @@ from bench.core.errors import flag_error
 from bench.core.flags import make_command
 from bench.core.layer_settings import LayerSettings, l2_words, layer_ops, make_layers, streamed_bytes
 from bench.core.listing import item
+from bench.core.output_flags import OutputFlags
 from bench.core.run import Machine, Measurement, close, gate
 from bench.core.trace_file import check_traceable, write_trace
 from bench.drivers import takes
@@ -35,7 +36,7 @@ _PROGRAM = "bench.layer"
 
 
 @dataclass(kw_only=True)
-class Settings(LayerSettings):
+class Settings(LayerSettings, OutputFlags):
     """The flags of one run, and what they come to."""
 
     backend: cli.BackendFlag = "all"
@@ -43,15 +44,10 @@ class Settings(LayerSettings):
     mode: cli.ModeFlag = "all"
     threads: cli.ThreadsFlag = 0
     spec_gbs: cli.SpecFlag = 0.0
-    json: cli.JsonFlag = ""
-    csv: cli.CsvFlag = ""
-    md: cli.MdFlag = ""
-    plot: cli.PlotFlag = ""
     trace: cli.TraceFlag = ""
     plugin_timeout_s: plugins.TimeoutFlag = 300.0
     plugin_memory_gb: plugins.MemoryFlag = 0.0
     plugin_journal: plugins.JournalFlag = ""
-    list_: cli.ListFlag = False
 
     @cached_property
     def modes(self) -> list[str]:

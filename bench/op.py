@@ -30,6 +30,7 @@ from bench.core.errors import UsageError, flag_error
 from bench.core.flags import make_command
 from bench.core.listing import item
 from bench.core.measure import Rotation
+from bench.core.output_flags import RowFlags
 from bench.core.progress import progress
 from bench.core.run import Machine, close, take_rounds
 from bench.core.samplers import Samplers
@@ -47,7 +48,7 @@ _DEFAULT_MODES = {"cpu": "native,eager", "cuda": "native,graph,eager"}
 
 
 @dataclass(kw_only=True)
-class Settings(StopFlags):
+class Settings(StopFlags, RowFlags):
     """The flags of one run, and what they come to."""
 
     op: Annotated[
@@ -86,13 +87,9 @@ class Settings(StopFlags):
     threads: cli.ThreadsFlag = 0
     spec_gbs: cli.SpecFlag = 0.0
     seed: cli.SeedFlag = 0
-    json: cli.JsonFlag = ""
-    csv: cli.CsvFlag = ""
-    md: cli.MdFlag = ""
     plugin_timeout_s: plugins.TimeoutFlag = 300.0
     plugin_memory_gb: plugins.MemoryFlag = 0.0
     plugin_journal: plugins.JournalFlag = ""
-    list_: cli.ListFlag = False
 
     @cached_property
     def target(self) -> torch.device:

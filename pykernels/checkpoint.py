@@ -7,14 +7,16 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from pykernels.files import NotRegularError, open_regular, read_regular
+
 
 def read_config(path: Path) -> dict[str, Any]:
     """A configuration, which is a JSON object. Raises ValueError, one line naming the file, where it is none."""
     try:
-        fields = json.loads(path.read_text())
+        fields = json.loads(read_regular(path).decode())
     except FileNotFoundError:
         raise ValueError(f"config {path}: there is no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, NotRegularError) as error:
         raise ValueError(f"config {path}: cannot be read: {error}") from None
     except (ValueError, RecursionError) as error:  # JSONDecodeError, and numbers or nesting past Python's limits
         raise ValueError(f"config {path}: is not JSON: {error}") from None
@@ -26,9 +28,12 @@ def read_config(path: Path) -> dict[str, Any]:
 def open_tensors(path: Path) -> safe_open:
     """A safetensors file. Raises ValueError, one line naming the file, where there is none or it is broken."""
     try:
-        return safe_open(path, framework="pt")
+        with open_regular(path):  # safe_open waits for a pipe
+            return safe_open(path, framework="pt")
     except FileNotFoundError:
         raise ValueError(f"weights {path}: there is no such file") from None
+    except NotRegularError as error:
+        raise ValueError(f"weights {path}: {error}") from None
     except (SafetensorError, OSError) as error:
         raise ValueError(f"weights {path}: is not a whole safetensors file: {error}") from None
 
@@ -49,7 +54,7 @@ def tensor_files(folder: Path) -> dict[str, str]:
         with open_tensors(whole) as file:
             return dict.fromkeys(file.keys(), whole.name)
     try:
-        files = json.loads(index.read_text())["weight_map"]
+        files = json.loads(read_regular(index).decode())["weight_map"]
         # A name from the index must stay a name in the folder.
         if not all(Path(file).name == file and file != ".." for file in files.values()):
             raise ValueError("a file outside the folder")

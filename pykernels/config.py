@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pykernels.checkpoint import read_config
+from pykernels.files import user_path
 from pykernels.rope import LinearRopeScaling, Llama3RopeScaling, LongRopeScaling, RopeScaling, YarnRopeScaling
 from pykernels.spec import ModelSpec
 
@@ -411,7 +412,7 @@ def from_config(path: str | Path) -> ModelSpec:
 
     Raises ValueError, one line naming the file, the field, what is allowed and what it got.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     if path.is_dir():
         path = path / "config.json"
     config = _Config(path)

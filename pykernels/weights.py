@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pykernels.checkpoint import open_tensors, tensor_files
+from pykernels.files import user_path
 from pykernels.quant import PARTS, Int4Weight, quantization_of
 from pykernels.spec import ModelSpec
 
@@ -94,19 +95,16 @@ class LayerWeights:
             for value in self.named().values()
         )
 
-    def int4_format(self) -> tuple[int, bool, bool]:
-        """Of 4-bit projections: their group size (-1: the whole row), whether any has zero points, whether any is
-        act-ordered. Raises ValueError where they differ in the group size."""
-        four_bit = [value for value in self.named().values() if isinstance(value, Int4Weight)]
-        sizes = sorted({weight.group_size for weight in four_bit if weight.n_groups > 1}) or [-1]
-        if len(sizes) > 1 or (sizes != [-1] and any(weight.in_features % sizes[0] for weight in four_bit)):
-            by_size: dict[int, list[str]] = {size: [] for size in sizes}
-            for name in PROJECTIONS:
-                by_size.setdefault(getattr(self, name).group_size, []).append(name)
-            words = "; ".join(f"{size} ({', '.join(names)})" for size, names in sorted(by_size.items()))
-            raise ValueError(f"projections must be of one group size, got {words}")
-        zeros, act_order = (any(getattr(weight, part) is not None for weight in four_bit) for part in ("zeros", "perm"))
-        return sizes[0], zeros, act_order
+    def int4_format(self) -> tuple[int | dict[str, int], bool, bool]:
+        """Of 4-bit projections: their group size (-1: the whole row; where they differ, that of each of PROJECTIONS by
+        name), whether any has zero points, whether any is act-ordered."""
+        four_bit = {name: value for name, value in self.named().items() if isinstance(value, Int4Weight)}
+        zeros, perm = (any(getattr(one, part) is not None for one in four_bit.values()) for part in ("zeros", "perm"))
+        sizes = {one.group_size for one in four_bit.values() if one.n_groups > 1} or {-1}
+        size = min(sizes)
+        if len(sizes) == 1 and (size == -1 or all(one.in_features % size == 0 for one in four_bit.values())):
+            return size, zeros, perm
+        return {name: one.group_size if one.n_groups > 1 else -1 for name, one in four_bit.items()}, zeros, perm
 
     def quantize(self, group_size: int = 128, symmetric: bool = True) -> "LayerWeights":
         """The same with 4-bit projections, rounded to nearest; norms and biases are shared."""
@@ -208,7 +206,7 @@ class LayerWeights:
         the layer that is not used is refused, unless it changes nothing.
         Raises ValueError, one line naming the file or tensor, what was expected and what was found.
         """
-        folder = Path(folder).expanduser()
+        folder = user_path(folder)
         if not 0 <= layer < spec.n_layers:
             raise ValueError(f"layer must be in 0..{spec.n_layers - 1} ({spec.name}), got {layer}")
         files = tensor_files(folder)
@@ -440,7 +438,7 @@ class ModelWeights:
 
         Raises ValueError as :meth:`LayerWeights.from_folder`.
         """
-        folder = Path(folder).expanduser()
+        folder = user_path(folder)
         files = tensor_files(folder)
 
         def read(name: str, shape: tuple[int, ...], convert: bool = False) -> Tensor:

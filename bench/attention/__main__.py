@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,7 +33,7 @@ from bench.core import claims, cli, document, environment
 from bench.core.document import Document
 from bench.core.errors import flag_error
 from bench.core.flags import make_command
-from bench.core.kept import Kept, flags_of_any_device, open_folder
+from bench.core.kept import Kept, flag_difference, flags_of_any_device, machine_difference, open_folder
 from bench.core.processes import Outcome, run_module
 from bench.core.progress import about, progress, seconds_since_start
 from bench.core.run import close
@@ -67,9 +68,11 @@ def taken_up(path: Path | None, settings: Settings) -> Document | None:
     """The session in this process that a run of the same flags began. Raises UsageError where its flags were others."""
     if path is None or not path.exists():
         return None
-    result = document.load(path)
-    if result.get("kind") != "attention" or result.get("flags") != settings.session_flags:
-        raise flag_error("--resume", path, f"of a run with the same flags, and its were {result.get('flags')}")
+    result = document.load(path, "attention")
+    why = flag_difference(result["flags"], settings.session_flags)
+    why = why or machine_difference(result["environment"], environment.collect())
+    if why:
+        raise flag_error("--resume", path, f"of a run of the same flags, build and machine: {why}")
     return attention_document.sessions(result)[0]
 
 
@@ -83,7 +86,8 @@ def run_here(settings: Settings, path: Path | None) -> tuple[list[Document], boo
 
         def save() -> None:
             if path:
-                document.write_json(path, make_document(settings, [session.document], interrupted=True))
+                with suppress(OSError):  # the end of the run says what is wrong with the file
+                    document.write_json(path, make_document(settings, [session.document], interrupted=True))
 
         session = Session(settings, earlier, begin, save)
         with progress("cells", len(settings.cells) * (1 + settings.traces)) as advance:
@@ -132,7 +136,7 @@ def run_session(number: int, settings: Settings, arguments: list[str]) -> tuple[
             running = path.with_suffix(".running")
             culprit = running.read_text() if running.exists() else ""
             running.unlink(missing_ok=True)
-            result = document.load(path) if path.exists() else None
+            result = document.load(path, "attention") if path.exists() else None
             ended = result is not None and not result["interrupted"]
             if interrupted:
                 break
@@ -256,7 +260,7 @@ def main(settings: Settings) -> int:
         return 0
     outputs = cli.Outputs(settings.json, settings.csv, settings.md, settings.plot)
     settings.check()
-    kept = open_folder(settings.keep)
+    kept = open_folder(settings.keep, "attention")
     cli.set_threads(settings.threads)
     path, sessions = outputs.paths.get("--json"), settings.sessions
     if sessions == 0:

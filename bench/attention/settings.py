@@ -16,6 +16,7 @@ from bench.core.copies import weight_copies
 from bench.core.errors import UsageError, flag_error
 from bench.core.flags import Flags
 from bench.core.kept import KeepFlag
+from bench.core.output_flags import OutputFlags
 from bench.core.stop_rule import StopFlags
 from bench.plugins import plan as plugins
 from bench.plugins.loading import Plugin, WatchedAttention, load_attention, own_journal, parse_backends
@@ -31,7 +32,7 @@ _DEFAULT_MODES = {"cpu": "eager,graph", "cuda": "all"}
 
 
 @dataclass(kw_only=True)
-class Settings(StopFlags):
+class Settings(StopFlags, OutputFlags):
     """The flags of one run, and what they come to."""
 
     NOT_SHARED = Flags.NOT_SHARED | {"sessions", "limit_s", "keep", "resume", "backend", "aa", "mode", "trace_kernels"}
@@ -120,11 +121,7 @@ class Settings(StopFlags):
     plugin_timeout_s: plugins.TimeoutFlag = 300.0
     plugin_memory_gb: plugins.MemoryFlag = 0.0
     plugin_journal: plugins.JournalFlag = ""
-    json: cli.JsonFlag = ""
-    csv: cli.CsvFlag = ""
-    md: cli.MdFlag = ""
     plot: Annotated[str, typer.Option("--plot", help="draw bars, and times over contexts (.png, .svg or .pdf)")] = ""
-    list_: cli.ListFlag = False
 
     @cached_property
     def target(self) -> torch.device:

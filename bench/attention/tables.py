@@ -32,10 +32,10 @@ def heading(document: Document) -> list[str]:
     on_cuda = document["device"] == "cuda"
     device = machine["gpu"]["name"] if on_cuda else machine["cpu"]["model"]
     sessions = [session for session in document["sessions"] if session["status"] == "ok"]
-    calls = f"{document['calls']} calls an arm and clock after {document['warmup']}, "
+    calls = f"{document['calls']} calls an arm and clock after {document.get('warmup')}, "
     timed = "" if document.get("gate_only") else calls
     lines = [
-        f"{document['title']}, {document['dtype']}, {document['l2']} cache; {timed}"
+        f"{document['title']}, {document['dtype']}, {document.get('l2')} cache; {timed}"
         f"{len(sessions)} of {document['sessions_planned']} sessions",
         f"{document['device']}: {device}; torch {machine['torch']['version']}; {document['created']}",
     ]
@@ -56,7 +56,7 @@ def heading(document: Document) -> list[str]:
             lines.append(
                 f"session {session['session']}: {backend} ended its process and was left out from then on: {why}"
             )
-        slowed = sum(len(one["throttled_rounds"]) for one in session["throttled"].values())
+        slowed = sum(len(one.get("throttled_rounds", ())) for one in session["throttled"].values())
         if slowed:
             lines.append(f"session {session['session']}: {slowed} throttled rounds")
     lines += commit_lines(document)
@@ -191,7 +191,8 @@ def gate_grid(document: Document) -> Grid:
                 worst = next(status for status in ("wrong", "error", "oom", "unsupported") if status in failed)
                 row.append(worst if len(failed) == len(own) else f"{worst} in {len(failed)} of {len(own)}")
             else:
-                row.append(f"ok, {max(entry['max_rel_error'] for entry in own):.1e}")
+                errors = [entry["max_rel_error"] for entry in own if entry["max_rel_error"] is not None]
+                row.append(f"ok, {max(errors):.1e}" if errors else "ok")
         rows.append(row)
     return [("backend", False), ("mode", False), *((words, False) for words in groups.values())], rows
 

@@ -23,9 +23,10 @@ import torch
 import typer
 
 import pykernels as pk
-from bench.core import document, early_interrupt, environment
+from bench.core import document, early_interrupt, environment, streams
 from bench.core.early_interrupt import INTERRUPTED
-from bench.core.errors import UsageError, flag_error
+from bench.core.errors import UsageError, WriteError, flag_error, printable
+from bench.core.files import write_all
 from bench.core.listing import item
 from bench.core.paths import user_path
 from pykernels.layer import OP_LABELS
@@ -401,11 +402,8 @@ class Outputs:
         for flag, path in self.paths.items():
             if flag not in writers:
                 print(f"{flag}={path}: not written: no arm was traced", file=sys.stderr)
-                continue
-            try:
-                writers[flag](path, result)
-            except OSError as error:
-                raise flag_error(flag, path, f"writable: {error.strerror}") from None
+        made = {flag: path for flag, path in self.paths.items() if flag in writers}
+        write_all((path, functools.partial(writers[flag], path, result)) for flag, path in made.items())
 
     def keep(self, result: document.Document) -> None:
         """Write --json alone, of a run that goes on: what is left of it should it be killed."""
@@ -458,9 +456,17 @@ def started_as(program: str) -> list[str]:
 
 def run(program: str, command: Callable[..., int | None], arguments: Sequence[str] | None = None) -> int:
     """Parse `arguments` with typer, run the command, and turn what goes wrong into an exit status."""
+    with streams.tolerant_stdout() as stdout:
+        status = _run(program, command, arguments)
+    if stdout.error:
+        print(f"{program}: stdout: {stdout.error.strerror}: what was printed is not whole", file=sys.stderr)
+    return status or (1 if stdout.error else 0)
 
+
+def _run(program: str, command: Callable[..., int | None], arguments: Sequence[str] | None) -> int:
     @functools.wraps(command)
     def interruptible(**flags: Any) -> int | None:
+        usage(lambda: (pk.runtime.isa(), pk.runtime.num_threads()))  # by environment variables, which may be none
         try:
             return command(**flags)
         except KeyboardInterrupt:
@@ -476,9 +482,12 @@ def run(program: str, command: Callable[..., int | None], arguments: Sequence[st
         with _ended_as_by_ctrl_c():
             return typer.main.get_command(app).main(args=arguments, prog_name=program, standalone_mode=False) or 0
     except UsageError as error:
-        print(f"{program}: {error}", file=sys.stderr)
+        print(f"{program}: {printable(str(error))}", file=sys.stderr)
+    except WriteError as error:
+        print(f"{program}: {printable(str(error))}", file=sys.stderr)
+        return 1
     except _ClickError as error:
-        print(f"{program}: {_refused(error, arguments)}", file=sys.stderr)
+        print(f"{program}: {printable(_refused(error, arguments))}", file=sys.stderr)
     except (_InterruptedError, KeyboardInterrupt):
         early_interrupt.say(program)
         return INTERRUPTED

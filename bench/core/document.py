@@ -9,11 +9,11 @@ import io
 import json
 import math
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.core.errors import UsageError, plain
+from bench.core.errors import UsageError, plain, printable
 from bench.core.files import check_writable as check_writable
 from bench.core.files import make_folder as make_folder
 from bench.core.files import read_file, write_atomically
@@ -69,14 +69,16 @@ def write_figure(path: Path, figure: "Figure") -> None:
     write_atomically(path, content)
 
 
-def _plain(value: Any) -> Any:
-    """JSON has no NaN and no infinity: they become null."""
+def _written(value: Any) -> Any:
+    """As it stands in a document: JSON has no NaN and no infinity, which become null; its text is printable()."""
+    if isinstance(value, str):
+        return printable(value)
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {printable(str(key)): _written(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [_written(item) for item in value]
     return value
 
 
@@ -99,7 +101,7 @@ def _laid_out(value: Any, indent: str = "") -> str:
 def write_json(path: Path, document: Document) -> None:
     """The document as JSON, its numbers to the last bit: a ladder's parts must add up exactly when they are read.
     Compressed where the name ends in .gz, the same bytes every time (no date in it)."""
-    content = (_laid_out(_plain(document)) + "\n").encode()
+    content = (_laid_out(_written(document)) + "\n").encode()
     write_atomically(path, gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
 
 
@@ -121,7 +123,7 @@ def _no_number(text: str) -> None:
 
 def files(folder: Path) -> list[Path]:
     """Every .json and .json.gz below a folder, in no order."""
-    return [*folder.rglob("*.json"), *folder.rglob("*.json.gz")]
+    return [path for path in (*folder.rglob("*.json"), *folder.rglob("*.json.gz")) if not path.is_dir()]
 
 
 def stem(path: Path) -> str:
@@ -145,21 +147,67 @@ def tame(value: Any, most: int = _MOST_CHARACTERS) -> Any:
     return value
 
 
-def load(path: Path, most_bytes: int = _MOST_BYTES) -> Document:
-    """Read a document back, compressed or not. Raises UsageError, one line, where the file is none, or is larger than
-    that."""
+class NoDocumentError(UsageError):
+    """A file that is no result document at all: no JSON, or JSON that does not say that it is one."""
+
+
+def load(path: Path, *kinds: str, most_bytes: int = _MOST_BYTES) -> Document:
+    """Read a document of one of these kinds back, of any where none is named; compressed or not. Its text is
+    printable().
+
+    Raises UsageError, one line with the file, the field and what is allowed, where it is no document by the schema of
+    its kind (bench.core.schema, docs/document.md), or larger than that; NoDocumentError where it is none at all.
+    """
+    document = read(path, most_bytes)
+    if wrong := fault(document, kinds):
+        raise UsageError(f"{path}: {wrong}")
+    ops = document.get("ops", ()) if document["kind"] in ("op", "int4") else ()
+    for entry in (*document.get("arms", ()), *ops):
+        for key, unsaid in _UNSAID.get(document["kind"], {}).items():
+            entry.setdefault(key, unsaid)
+    return document
+
+
+_OF_AN_ARM: Document = {"reason": None, "max_rel_error": None}
+_OF_A_MEASURED = _OF_AN_ARM | {
+    "gbs": None, "share_of_spec": None, "share_of_read": None, "host_us": None, "device_us": None, "launches": 0,
+    "bytes": 0,
+}  # fmt: skip
+_UNSAID: dict[str, Document] = {
+    "attention": _OF_AN_ARM,
+    **dict.fromkeys(("layer", "step", "stack", "call", "op", "int4"), _OF_A_MEASURED),
+}
+"""By kind, what an entry that does not say a key is read to say."""
+
+
+def read(path: Path, most_bytes: int = _MOST_BYTES) -> Document:
+    """A document of which nothing is known but that it says it is one: for who goes on with what of it is as it should
+    be. Raises as load()."""
     try:
         content = read_file(path, most_bytes)
         text = (_decompressed(content) if path.suffix == ".gz" else content).decode()
         document = json.loads(text, parse_constant=_no_number)
-    except UsageError:
-        raise
+    except UsageError as error:
+        raise NoDocumentError(str(error)) from None
     except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
-        raise UsageError(f"{path}: cannot be read as a result document: {error}") from None
+        raise NoDocumentError(f"{path}: cannot be read as a result document: {error}") from None
+    if "\\u" in text or "\x7f" in text or not text.isascii():
+        document = _written(document)
     schema = document.get("schema") if isinstance(document, dict) else None
     if schema != SCHEMA:
-        raise UsageError(f"{path}: schema must be {SCHEMA}, got {schema!r}")
+        raise NoDocumentError(f"{path}: schema must be {SCHEMA}, got {schema!r}")
     return _today(document)
+
+
+def fault(document: Document, kinds: Sequence[str] = ()) -> str | None:
+    """What is wrong with a document by the schema of its kind, and with its kind where some are named; None where
+    nothing is."""
+    from bench.core import schema  # only where a document is read
+
+    kind, allowed = document.get("kind"), kinds or tuple(schema.KINDS)
+    if not isinstance(kind, str) or kind not in allowed:
+        return f"kind: must be {'one of ' if len(allowed) > 1 else ''}{', '.join(allowed)}, got {kind!r}"
+    return schema.fault(document)
 
 
 _RENAMED = {

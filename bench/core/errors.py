@@ -7,6 +7,11 @@ class UsageError(ValueError):
     """A bad argument: the message names the flag, its value and what is allowed."""
 
 
+class WriteError(RuntimeError):
+    """What was measured or drawn could not be written, to a full disk it may be: exit status 1. The message names every
+    file that is missing."""
+
+
 def flag_error(flag: str, value: object, allowed: str) -> UsageError:
     """`--ctx=0: must be in 1..32768`"""
     return UsageError(f"{flag}={value}: must be {allowed}")
@@ -18,6 +23,14 @@ def plain(words: str, end: str = "", most: int = 500) -> str:
     cut = words[: most + 1]
     shown = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in cut)
     return (f"{shown[:most]}..." if len(cut) > most else shown) + end
+
+
+def printable(text: str) -> str:
+    """The text with what a terminal would obey, and what no encoding has, as Python escapes it. Line breaks and tabs
+    stay."""
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() or letter in "\n\t" else repr(letter)[1:-1] for letter in text)
 
 
 def first_line(error: BaseException) -> str:

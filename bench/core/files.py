@@ -4,19 +4,15 @@ Regular files only. A device, a pipe or a socket is refused: replacing a device 
 that nobody writes to would be read for ever.
 """
 
-import errno
 import os
 import secrets
 import stat
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from bench.core.errors import UsageError, flag_error
-
-_KINDS = {
-    stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
-}  # fmt: skip
+from bench.core.errors import UsageError, WriteError, flag_error
+from pykernels.files import NotRegularError, open_regular, other_kind
 
 _MOST_BYTES = 1 << 30
 """What is read at most: a result document of a thousand times as many samples as any has is smaller."""
@@ -26,16 +22,11 @@ def _why(error: Exception) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
-def _kind(mode: int) -> str | None:
-    """What is no regular file, in words."""
-    return None if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "something else")
-
-
 def check_writable(path: Path, flag: str) -> None:
     """Raise UsageError, before the run, where `path` could not be written after it. Leaves nothing behind."""
     target = Path(os.path.realpath(path))
     try:
-        if kind := _kind(os.stat(path).st_mode):
+        if kind := other_kind(os.stat(path).st_mode):
             raise flag_error(flag, path, f"a regular file, and that is {kind}")
         if not os.access(path, os.W_OK):
             raise flag_error(flag, path, "writable: Permission denied")
@@ -78,7 +69,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     mode = None
     with suppress(FileNotFoundError):
         mode = os.stat(target).st_mode
-    if mode is not None and (kind := _kind(mode)):
+    if mode is not None and (kind := other_kind(mode)):
         raise OSError(f"not a regular file, but {kind}")
     name, descriptor = _temporary(target.parent)
     try:
@@ -95,20 +86,29 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise
 
 
+def write_all(contents: Iterable[tuple[Path, Callable[[], object]]]) -> None:
+    """Write files, each by its function: one that fails does not stop the others. Raises WriteError, one line, where
+    some are missing then."""
+    missing = []
+    for path, write in contents:
+        try:
+            write()
+        except OSError as error:
+            missing.append(f"{path} ({_why(error)})")
+    if missing:
+        raise WriteError(f"not written: {', '.join(missing)}")
+
+
 def read_file(path: Path, most_bytes: int = _MOST_BYTES) -> bytes:
     """What a regular file holds. Raises UsageError, one line that names it, where it is none, is larger than that, or
     cannot be read."""
     try:
-        # Without waiting: a pipe that nobody writes to is not waited for.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb") as file:
-            found = os.fstat(descriptor)
-            if kind := _kind(found.st_mode):
-                raise UsageError(f"{path}: must be a regular file, and that is {kind}")
-            if found.st_size > most_bytes:
-                raise UsageError(f"{path}: must be at most {most_bytes >> 20} MiB, got {found.st_size >> 20} MiB")
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > most_bytes:
+                raise UsageError(f"{path}: must be at most {most_bytes >> 20} MiB, got {size >> 20} MiB")
             return file.read(most_bytes)
+    except NotRegularError as error:
+        raise UsageError(f"{path}: {error}") from None
     except OSError as error:
-        if error.errno == errno.EISDIR:  # a folder cannot be wrapped as a file
-            raise UsageError(f"{path}: must be a regular file, and that is a folder") from None
         raise UsageError(f"{path}: cannot be read: {_why(error)}") from None

@@ -4,7 +4,7 @@ A weight, a cache slot and an activation count once for each op that reads or wr
 ops count at both. Workspaces, which stay in the cache, do not count. `b` is the batch, `e` the bytes an element.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -112,12 +112,12 @@ def layer_ops(
     batch: int,
     kv_len: int,
     dtype: torch.dtype,
-    int4_group_size: int | None = None,
+    int4_group_size: int | Mapping[str, int] | None = None,
     int4_zeros: bool = False,
     int4_perm: bool = False,
 ) -> list[OpBytes]:
-    """Every op of one layer at that fusion, in order; at fusion block with 4-bit projections of that group size, with
-    zero points or act-order where told."""
+    """Every op of one layer at that fusion, in order; with 4-bit projections of that group size (by the weight's name
+    where they differ), with zero points or act-order where told."""
     b, e = batch, dtype.itemsize
     hidden, intermediate = spec.hidden, spec.intermediate
     heads, kv_heads, dim = spec.n_heads, spec.n_kv_heads, spec.head_dim
@@ -125,12 +125,26 @@ def layer_ops(
 
     four_bit = int4_group_size is not None
 
-    def weight(n_in: int) -> dict[str, Any]:
-        return dict(group_size=n_in if int4_group_size == -1 else int4_group_size, zeros=int4_zeros, perm=int4_perm)
+    def weight(n_in: int, name: str) -> dict[str, Any]:
+        size = int4_group_size[f"{name}_weight"] if isinstance(int4_group_size, Mapping) else int4_group_size
+        return dict(group_size=n_in if size == -1 else size, zeros=int4_zeros, perm=int4_perm)
 
-    def projection(n_in: int, n_out: int, **extra: bool) -> tuple[str, int]:
-        count = int4_gemv(b, n_in, n_out, e, **extra, **weight(n_in)) if four_bit else gemv(b, n_in, n_out, e, **extra)
-        return f"{b}x{n_in} -> {n_out}", count
+    def projection(name: str, n_in: int, n_out: int, **extra: bool) -> tuple[str, int]:
+        int4 = four_bit and int4_gemv(b, n_in, n_out, e, **extra, **weight(n_in, name))
+        return f"{b}x{n_in} -> {n_out}", int4 or gemv(b, n_in, n_out, e, **extra)
+
+    def more(than: str, name: str, n_in: int, n_out: int) -> int:
+        """Bytes that a weight has more than one of another's group size."""
+        own, other = (int4_weight(n_in, n_out, e, **weight(n_in, one)) for one in (name, than))
+        return own - other
+
+    def int4_qkv() -> int:
+        counted = int4_qkv_gemv(*qkv_sizes, **weight(hidden, "q"))
+        return counted + more("q", "k", hidden, kv_rows) + more("q", "v", hidden, kv_rows)
+
+    def int4_swiglu() -> int:
+        counted = int4_swiglu_gemv(*swiglu_sizes, **weight(hidden, "gate"))
+        return counted + more("gate", "up", hidden, intermediate)
 
     qkv_sizes = (b, hidden, heads, kv_heads, dim, e, spec.qkv_bias)
     swiglu_sizes = (b, hidden, intermediate, e)
@@ -148,31 +162,31 @@ def layer_ops(
     normed_residual = f"{b}x{hidden}", rmsnorm(b, hidden, e, residual=True)
     by_label: dict[str, tuple[str, int]] = {
         "input_norm": norm,
-        "q": projection(hidden, q_rows, bias=spec.qkv_bias),
-        "k": projection(hidden, kv_rows, bias=spec.qkv_bias),
-        "v": projection(hidden, kv_rows, bias=spec.qkv_bias),
+        "q": projection("q", hidden, q_rows, bias=spec.qkv_bias),
+        "k": projection("k", hidden, kv_rows, bias=spec.qkv_bias),
+        "v": projection("v", hidden, kv_rows, bias=spec.qkv_bias),
         "q_norm": qk_norm(heads),
         "k_norm": qk_norm(kv_heads),
         "rope": (f"{heads}/{kv_heads}x{dim}", rope_kv_append(b, heads, kv_heads, dim, e)),
         "attention": attention,
-        "o": projection(q_rows, hidden),
+        "o": projection("o", q_rows, hidden),
         "attention_residual": residual,
         "post_norm": norm,
-        "gate": projection(hidden, intermediate),
-        "up": projection(hidden, intermediate),
+        "gate": projection("gate", hidden, intermediate),
+        "up": projection("up", hidden, intermediate),
         "activation": (f"{b}x{intermediate}", silu_mul(b, intermediate, e)),
-        "down": projection(intermediate, hidden),
+        "down": projection("down", intermediate, hidden),
         "mlp_residual": residual,
         "norm+qkv+rope": (
             f"{b}x{hidden} -> {q_rows}+2x{kv_rows}",
-            qkv_norms + (int4_qkv_gemv(*qkv_sizes, **weight(hidden)) if four_bit else qkv_gemv(*qkv_sizes)),
+            qkv_norms + (int4_qkv() if four_bit else qkv_gemv(*qkv_sizes)),
         ),
-        "o+residual": projection(q_rows, hidden, residual=True),
+        "o+residual": projection("o", q_rows, hidden, residual=True),
         "norm+gate+up": (
             f"{b}x{hidden} -> 2x{intermediate}",
-            (int4_swiglu_gemv(*swiglu_sizes, **weight(hidden)) if four_bit else swiglu_gemv(*swiglu_sizes)) - no_norm,
+            (int4_swiglu() if four_bit else swiglu_gemv(*swiglu_sizes)) - no_norm,
         ),
-        "down+residual": projection(intermediate, hidden, residual=True),
+        "down+residual": projection("down", intermediate, hidden, residual=True),
         "attention_out_norm": norm,
         "mlp_out_norm": norm,
         "attention_out_norm+residual": normed_residual,
@@ -187,7 +201,7 @@ def step_ops(
     batch: int,
     kv_len: int,
     dtype: torch.dtype,
-    int4_group_size: int | None = None,
+    int4_group_size: int | Mapping[str, int] | None = None,
     int4_zeros: bool = False,
     int4_perm: bool = False,
 ) -> list[OpBytes]:

@@ -90,10 +90,7 @@ def make_layers(settings: LayerSettings) -> list[pk.DecodeLayer]:
     weights = settings.quantised(weights)
     copies = layer_copies(weights.n_bytes, settings.l2, device)
     check_memory(settings, weights.n_bytes, copies)
-    try:
-        settings.int4_format = weights.int4_format() if weights.is_int4 else None
-    except ValueError as error:
-        raise ValueError(f"weights {settings.weights}: model.layers.{settings.layer}: {error}") from None
+    settings.int4_format = weights.int4_format() if weights.is_int4 else None
     shared = (settings.ctx, settings.batch, dtype, device, settings.seed)
     which = settings.layer
     return [pk.DecodeLayer(spec, weights.clone() if copy else weights, *shared, which) for copy in range(copies)]

@@ -27,7 +27,7 @@ class QuantFlags(Flags):
     group: cli.GroupFlag = 128
     asymmetric: cli.AsymmetricFlag = False
 
-    int4_format: tuple[int, bool, bool] | None = field(default=None, init=False)
+    int4_format: tuple[int | dict[str, int], bool, bool] | None = field(default=None, init=False)
     """Of the weights (LayerWeights.int4_format), set once they are made; None where they are dense."""
 
     @cached_property

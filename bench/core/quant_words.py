@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 from bench.core.document import Document
 
-Format = tuple[int, bool, bool]
-"""Group size (-1: the whole row), zero points, act-order: pykernels.LayerWeights.int4_format."""
+Format = tuple[int | dict[str, int], bool, bool]
+"""Group size (-1: the whole row; by name where projections differ), zero points, act-order:
+pykernels.LayerWeights.int4_format."""
 
 
 def quant_document(of: Format | None) -> Document | None:
@@ -15,12 +16,20 @@ def quant_document(of: Format | None) -> Document | None:
     return {"format": "int4", **dict(zip(("group_size", "zero_points", "act_order"), of, strict=True))}
 
 
+def _sizes(by_name: dict[str, int]) -> str:
+    """`32, 64`: those that there are."""
+    return ", ".join("a row" if size == -1 else str(size) for size in sorted(set(by_name.values())))
+
+
 def quant_words(of: Format | None) -> str:
     """The same for a title, after the model's name; nothing where the weights are dense."""
     if of is None:
         return ""
     group_size, zeros, act_order = of
-    size = "one group a row" if group_size == -1 else f"groups of {group_size}"
+    if isinstance(group_size, dict):
+        size = f"groups of {_sizes(group_size)}"
+    else:
+        size = "one group a row" if group_size == -1 else f"groups of {group_size}"
     return f", int4 in {size}{' with zero points' * zeros}{', act-order' * act_order}"
 
 
@@ -28,7 +37,8 @@ def quant_suffix(quant: Document | None) -> str:
     """The key `quant` of a document behind the model's name, for tables; nothing where the weights are dense."""
     if not quant:
         return ""
-    size = "row" if quant["group_size"] == -1 else quant["group_size"]
+    size = _sizes(quant["group_size"]) if isinstance(quant["group_size"], dict) else quant["group_size"]
+    size = "row" if size == -1 else size
     return f" int4 g{size}{' zeros' * quant['zero_points']}{' act-order' * quant['act_order']}"
 
 

@@ -179,6 +179,9 @@ def failure(document: Document) -> str | None:
             name = entry_name(first) if "backend" in first else f"session {first.get('session', '')}".strip()
             more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
             return f"{status}: {name}{more}: {first.get('reason') or 'its output does not match the reference'}"
+    for session in document.get("sessions", ()):
+        for backend, why in session.get("lost", {}).items():
+            return f"error: {backend} ended the process of session {session['session']}: {why}"
     if entries and set(by_status) == {"unsupported"}:
         return f"nothing ran: {entries[0]['reason']}"
     return None

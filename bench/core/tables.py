@@ -44,6 +44,10 @@ def percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.1f}%"
 
 
+def _decimal(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
 def _gbs(value: float | None) -> str:
     return "unknown" if value is None else f"{value:,.1f} GB/s"
 
@@ -201,7 +205,7 @@ def op_grid(document: Document) -> Grid:
             arm, row["op"], ", ".join(row.get("models") or ["-"]), row["label"], row["shape"],
             bytes_words(row["bytes"]), microseconds(row["floor_us"]),
             microseconds(clock["p50"]) if clock else "-" if on_device else status, _spread(clock or on_device),
-            f"{row['gbs']:.1f}" if clock or on_device else "-",
+            _decimal(row["gbs"]),
             percent(row["share_of_spec"]), percent(row["share_of_read"]),
         ]  # fmt: skip
         if with_device:
@@ -240,14 +244,14 @@ def arm_grid(document: Document) -> Grid:
             arm["backend"], arm["fusion"] or "-", arm["mode"],
             microseconds(wall["p50"]) if wall else arm["status"], _spread(wall),
             microseconds(arm["host_us"]["p50"]) if arm["host_us"] else "-", str(arm["launches"]),
-            f"{arm['gbs']:.1f}" if wall else "-", percent(arm["share_of_spec"]), percent(arm["share_of_read"]),
+            _decimal(arm["gbs"]), percent(arm["share_of_spec"]), percent(arm["share_of_read"]),
             "-" if arm["max_rel_error"] is None else f"{arm['max_rel_error']:.1e}",
             _ratio(arm.get("ratio_to_sdpa")),
         ])  # fmt: skip
         if on_cuda:
             device = arm["device_us"]
             rows[-1] += [
-                _ratio(arm.get("ratio_to_sdpa_graph")), microseconds(arm["host_us_per_kernel"]),
+                _ratio(arm.get("ratio_to_sdpa_graph")), microseconds(arm.get("host_us_per_kernel")),
                 microseconds(device["p50"]) if device else "-",
             ]  # fmt: skip
     return columns, rows

@@ -1,6 +1,7 @@
 """Cells: one of the matrix models x contexts x batches is one fresh process of bench.step and one document."""
 
 import shlex
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,9 +14,9 @@ import torch
 import pykernels as pk
 from bench.core import document, environment
 from bench.core.document import SCHEMA, Document, entry_name
-from bench.core.errors import UsageError
-from bench.core.kept import flags_of_any_device
-from bench.core.processes import run_module
+from bench.core.errors import UsageError, WriteError
+from bench.core.kept import flags_of_any_device, machine_difference
+from bench.core.processes import Outcome, run_module
 from bench.fleet import controls, node, trust
 
 _START_BYTES = 8e9
@@ -88,8 +89,9 @@ def finished(plan: Plan, cell: Cell) -> bool:
     if not path.exists():
         return False
     try:
-        result = document.load(path)
-    except UsageError:
+        result = document.load(path, "step")
+    except UsageError as error:
+        print(f"--out: not a finished cell, and measured anew: {error}", file=sys.stderr)
         return False
     known = flags_of_any_device(result.get("cell_flags") or (), result.get("device") or plan.device.type)
     if known != flags_of_any_device(plan.flags, plan.device.type):
@@ -120,20 +122,35 @@ class Measurer:
 
 
 def _measure(cell: Cell, flags: Sequence[str], device: torch.device, work: Path, limit_s: float) -> Document:
-    work.unlink(missing_ok=True)
     begin = time.monotonic()
     given = [f"--model={cell.model}", f"--ctx={cell.ctx}", f"--batch={cell.batch}", *flags, f"--json={work}"]
-    outcome = run_module("bench.step", given, limit_s)
+    if _left_there(work, given, device):
+        outcome = Outcome("ok", None, 0)
+    else:
+        work.unlink(missing_ok=True)
+        outcome = run_module("bench.step", given, limit_s)
     extra: Document = {
         "cell": vars(cell), "cell_flags": flags_of_any_device(flags, device.type), "seconds": time.monotonic() - begin,
         "command": shlex.join(["python", "-m", "bench.step", *given[:-1]]),  # less the file it was written to
     }  # fmt: skip
     if work.exists():
-        result = document.load(work) | extra
-        work.unlink()
-        return result
+        return document.load(work, "step") | extra
     machine = environment.collect(device)
     return failed(cell, flags, device.type, outcome.status, outcome.reason, machine) | extra
+
+
+def _left_there(work: Path, given: Sequence[str], device: torch.device) -> bool:
+    """Whether a run that ended before it could write the cell's document left what its process had finished: by these
+    flags, this build and a machine like this."""
+    if not work.exists():
+        return False
+    try:
+        result = document.load(work, "step")
+    except UsageError:
+        return False
+    # `python -m bench.step ...`
+    same = shlex.split(result["command"])[3:] == list(given) and not result["interrupted"]
+    return same and machine_difference(result["environment"], environment.collect(device)) is None
 
 
 def failed(
@@ -143,16 +160,27 @@ def failed(
     return {
         "schema": SCHEMA, "kind": "step", "title": f"one decode step of {cell.model}, ctx {cell.ctx}",
         "created": datetime.now(UTC).isoformat(timespec="seconds"), "environment": machine,
-        "model": {"name": cell.model}, "ctx": cell.ctx, "batch": cell.batch, "arms": [],
-        "status": status, "reason": reason,
+        "model": {"name": cell.model}, "ctx": cell.ctx, "batch": cell.batch, "arms": [], "interrupted": False,
+        "device": device, "dtype": None, "status": status, "reason": reason,
         "cell": vars(cell), "cell_flags": flags_of_any_device(flags, device),
     }  # fmt: skip
 
 
 def run_cell(plan: Plan, cell: Cell, measurer: Measurer) -> None:
-    """Measure one cell on this machine and write its document."""
+    """Measure one cell on this machine and write its document. Raises WriteError where that cannot be done: what the
+    cell's process wrote stays then, and the next run goes on with it."""
     work = plan.out / f".{cell.name}.running.json"
-    document.write_json(plan.path(cell), measurer.measure(cell, plan.flags, work, plan.limit_s))
+    result = measurer.measure(cell, plan.flags, work, plan.limit_s)
+    write_cell(plan.path(cell), result, f"; {work.name} holds it, for the same command to go on with")
+    work.unlink(missing_ok=True)
+
+
+def write_cell(path: Path, result: Document, left: str = "") -> None:
+    """Write a cell's document. Raises WriteError where that cannot be done; left: what else holds it."""
+    try:
+        document.write_json(path, result)
+    except OSError as error:
+        raise WriteError(f"{path}: cannot be written: {error.strerror}{left}") from None
 
 
 def duration(seconds: float) -> str:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from bench.core import claims, document, environment
 from bench.core.document import Document
-from bench.fleet.cells import Cell, Plan, duration, failed, finished, line, status_of
+from bench.fleet.cells import Cell, Plan, duration, failed, finished, line, status_of, write_cell
 from bench.fleet.local import Count
 
 LOSSES = 3
@@ -180,7 +180,7 @@ class Schedule:
             if doubt and self._elsewhere(job, slot, doubt, result):
                 return
             if running.claim.held():
-                document.write_json(job.plan.path(job.cell), result)
+                write_cell(job.plan.path(job.cell), result)
             self._report(job, result, f"on {slot.node}")
         finally:
             running.context.__exit__(None, None, None)

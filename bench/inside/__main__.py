@@ -26,6 +26,7 @@ from bench.core.errors import UsageError, flag_error
 from bench.core.flags import make_command
 from bench.core.layer_settings import LayerSettings, l2_words, make_layers
 from bench.core.measure import Arm, no_garbage_collection
+from bench.core.output_flags import TableFlags
 from bench.core.progress import progress
 from bench.core.run import Machine, close, gate
 from bench.core.stop_rule import StopRule
@@ -39,7 +40,7 @@ MODES = ("graph", "graph-pdl")
 
 
 @dataclass(kw_only=True)
-class Settings(LayerSettings):
+class Settings(LayerSettings, TableFlags):
     """The flags of one run, and what they come to."""
 
     mode: Annotated[str, typer.Option("--mode", help="comma-separated: graph, graph-pdl")] = "graph,graph-pdl"
@@ -60,9 +61,6 @@ class Settings(LayerSettings):
         ),
     ] = 0
     fusion: cli.FusionFlag = "block"
-    json: cli.JsonFlag = ""
-    md: cli.MdFlag = ""
-    list_: cli.ListFlag = False
 
     @cached_property
     def modes(self) -> list[str]:

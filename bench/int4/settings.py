@@ -15,6 +15,7 @@ from bench.backends.op_arms import peer_modes
 from bench.core import cli, shards
 from bench.core.cli import DTYPE_FLAGS
 from bench.core.errors import flag_error
+from bench.core.output_flags import OutputFlags
 from bench.core.quant_flags import check_group_size
 from bench.core.stop_rule import StopFlags
 from bench.int4.predict import GPUS
@@ -32,7 +33,7 @@ _OTHER_DTYPE = {torch.bfloat16: torch.float16, torch.float16: torch.bfloat16}
 
 
 @dataclass(kw_only=True)
-class Settings(StopFlags):
+class Settings(StopFlags, OutputFlags):
     """The flags of one run, and what they come to."""
 
     kernel: Annotated[
@@ -70,14 +71,10 @@ class Settings(StopFlags):
     validate: Annotated[bool, typer.Option("--validate", help="are the kernels right? Exit status 1: no")] = False
     arch: Annotated[str, typer.Option("--arch", help="sm89: check our SASS for that GPU, without one")] = ""
     predict: Annotated[str, typer.Option("--predict", help="predict our layer on that GPU: " + ", ".join(GPUS))] = ""
-    json: cli.JsonFlag = ""
-    csv: cli.CsvFlag = ""
-    md: cli.MdFlag = ""
     plot: Annotated[str, typer.Option("--plot", help="draw the parts as bars (.png, .svg or .pdf)")] = ""
     plugin_timeout_s: plugins.TimeoutFlag = 300.0
     plugin_memory_gb: plugins.MemoryFlag = 0.0
     plugin_journal: plugins.JournalFlag = ""
-    list_: cli.ListFlag = False
 
     plugged: Sequence[plugins.Found] = field(default=(), init=False)
     """What the plug-ins' own processes found, set once they have run."""

@@ -22,6 +22,7 @@ from bench.core.document import Document
 from bench.core.errors import flag_error
 from bench.core.flags import make_command
 from bench.core.listing import item
+from bench.core.output_flags import TableFlags
 from bench.core.progress import progress
 from bench.core.run import Machine, close
 from bench.core.stop_rule import StopFlags
@@ -36,7 +37,7 @@ WHAT = ("launchers", "graph", "pdl")
 
 
 @dataclass(kw_only=True)
-class Settings(StopFlags):
+class Settings(StopFlags, TableFlags):
     """The flags of one run."""
 
     what: Annotated[str, typer.Option("--what", help=f"comma-separated: {', '.join(WHAT)}; all")] = "launchers"
@@ -54,10 +55,7 @@ class Settings(StopFlags):
         ),
     ] = 10_000
     device: cli.DeviceFlag = "auto"
-    json: cli.JsonFlag = ""
-    md: cli.MdFlag = ""
     plot: cli.PlotFlag = ""
-    list_: cli.ListFlag = False
 
     @cached_property
     def target(self) -> torch.device:

@@ -171,7 +171,7 @@ def result_of(path: Path) -> Document | None:
     if not os.path.lexists(path):
         return None
     try:
-        result: Document = document.tame(document.load(path, _MOST_BYTES))
+        result: Document = document.tame(document.load(path, most_bytes=_MOST_BYTES))
         assert isinstance(result["interrupted"], bool)
         return result
     except UsageError as error:

@@ -10,6 +10,7 @@ from bench.backends.steps import arms as step_arms
 from bench.backends.steps.settings import StepModelSettings
 from bench.core import cli, shards
 from bench.core.errors import flag_error
+from bench.core.output_flags import OutputFlags
 from bench.rate import load
 
 GPU_ARMS = "sdpa:eager,transformers:eager,sdpa:graph,native/block:eager,native/block:graph,native/block:graph-pdl"
@@ -29,7 +30,7 @@ SECOND_NAME = "@2"
 
 
 @dataclass(kw_only=True)
-class Settings(StepModelSettings):
+class Settings(StepModelSettings, OutputFlags):
     """The flags of one run."""
 
     arm: Annotated[
@@ -50,11 +51,6 @@ class Settings(StepModelSettings):
         str, typer.Option("--load", help="none, cpu:N (busy host threads), copy (host to device); comma-separated")
     ] = "none"
     shard: shards.ShardFlag = ""
-    json: cli.JsonFlag = ""
-    csv: cli.CsvFlag = ""
-    md: cli.MdFlag = ""
-    plot: cli.PlotFlag = ""
-    list_: cli.ListFlag = False
 
     @cached_property
     def arms(self) -> list[tuple[str, str | None, str]]:

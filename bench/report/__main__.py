@@ -3,12 +3,15 @@
 python -m bench.report results --out=report --price=H200=4.54
 python -m bench.report h200 l4 a100 --out=report        # of several machines, merged
 
-Writes report.md, figures/*.png and *.svg, and report.html: one file that opens without a network.
+Writes report.md, figures/*.png and *.svg, and report.html: one file that opens without a network. What is no
+result document is left out and named. A document that is not as docs/document.md has it is too, and the exit status is
+1.
 """
 
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -16,6 +19,7 @@ import typer
 from bench.core import cli, tables
 from bench.core.document import Document, device_name, make_folder, write_atomically
 from bench.core.errors import flag_error
+from bench.core.files import write_all
 from bench.core.flags import Flags, make_command
 from bench.core.paths import user_path
 from bench.core.tables import microseconds, percent
@@ -61,8 +65,7 @@ def environment_section(folder: Folder) -> Section:
     for result in folder.documents:
         if "environment" in result:
             words += [f"`{result['file']}`: {line}." for line in tables.doubts(result)]
-    if folder.skipped:
-        words.append(f"Not result documents, left out: {', '.join(folder.skipped)}.")
+    words += [f"Left out: {line}." for line in (*folder.refused, *folder.others)]
     return Section("What was run", words, [(["device", "torch", "commit", "documents", "kinds", "first"], grid)])
 
 
@@ -329,14 +332,16 @@ def main(settings: Settings) -> int:
     sections = make_sections(folder, settings.price)
     # Of what was measured, whenever it is written up.
     dated = f"{settings.title}, {max(result['created'] for result in folder.documents)[:10]}"
+    files = {"report.md": as_markdown(dated, sections).encode(), "report.html": as_html(dated, sections).encode()}
     for stem, _, png, vectors in (figure for section in sections for figure in section.figures):
-        write_atomically(target / "figures" / f"{stem}.png", png)
+        files[f"figures/{stem}.png"] = png
         if settings.svg:
-            write_atomically(target / "figures" / f"{stem}.svg", vectors)
-    write_atomically(target / "report.md", as_markdown(dated, sections).encode())
-    write_atomically(target / "report.html", as_html(dated, sections).encode())
+            files[f"figures/{stem}.svg"] = vectors
+    write_all((target / name, partial(write_atomically, target / name, content)) for name, content in files.items())
     print(f"{len(folder.documents)} documents: {target / 'report.md'}, {target / 'report.html'}")
-    return 0
+    for line in (*folder.refused, *folder.others):
+        print(f"bench.report: left out: {line}", file=sys.stderr)
+    return 1 if folder.refused else 0
 
 
 command = make_command(main, Settings, takes("report"))

@@ -17,12 +17,14 @@ Row = dict[str, Any]
 
 @dataclass
 class Folder:
-    """The documents of a folder in the order of their names (numbers in them by value), and the files that are none.
-    The key `file` of a document is its name below the folder, without suffix and with - for /."""
+    """The documents of a folder in the order of their names (numbers in them by value); a line of each that breaks its
+    schema, and of each file that is no document at all, which says why. The key `file` of a document is its name below
+    the folder, without suffix and with - for /."""
 
     path: Path
     documents: list[Document]
-    skipped: list[str]
+    refused: list[str]
+    others: list[str]
 
     def of_kind(self, kind: str) -> list[Document]:
         """The documents of one kind."""
@@ -34,46 +36,32 @@ def _natural(file: Path) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", str(file))]
 
 
-_CELL = ("environment", "model", "ctx", "batch", "arms")
-
-_KEYS = {
-    "step": _CELL, "layer": _CELL, "stack": _CELL, "ab": (*_CELL, "analysis", "registered"),
-    "attention": ("environment",), "op": ("environment", "ops"), "int4": ("environment", "ops"),
-    "compare": ("comparisons",), "rate": (*_CELL, "loads", "timer", "energy"),
-}  # fmt: skip
-"""By kind, what a report reads of every document."""
-
-
-KINDS = tuple(_KEYS)
-"""Of the documents that a report is made of."""
-
-
-def _whole(result: Document) -> bool:
-    """Has it what a report reads, `kind` and `created` first? A file cut short by hand has not."""
-    needed = ("created", *_KEYS.get(str(result.get("kind")), ()))
-    return "kind" in result and all(result.get(key) is not None for key in needed)
+KINDS = ("step", "layer", "stack", "ab", "attention", "op", "int4", "compare", "rate")
+"""Of the documents that a report is made of. Those of other kinds are what somebody else reads."""
 
 
 def load_folder(path: Path) -> Folder:
     """Every result document below `path`. Raises UsageError where there is none."""
     if not path.is_dir():
         raise flag_error("DIR", path, "a folder that exists")
-    documents, skipped = [], []
+    documents: list[Document] = []
+    refused: list[str] = []
+    others: list[str] = []
     for file in sorted(document.files(path), key=_natural):
-        if any(part.startswith(".") for part in file.relative_to(path).parts):
+        below = file.relative_to(path)
+        if any(part.startswith(".") for part in below.parts):
             continue
         try:
             result = document.load(file)
-        except UsageError:
-            result = {}
-        if _whole(result):
-            name = document.stem(file)
-            documents.append(result | {"file": "-".join([*file.relative_to(path).parts[:-1], name])})
-        else:
-            skipped.append(str(file.relative_to(path)))
+        except UsageError as error:
+            none = isinstance(error, document.NoDocumentError)
+            (others if none else refused).append(str(error).replace(str(file), str(below), 1))
+            continue
+        documents.append(result | {"file": "-".join([*below.parts[:-1], document.stem(file)])})
     if not documents:
-        raise flag_error("DIR", path, "a folder with result documents (.json, .json.gz) in it")
-    return Folder(path, documents, skipped)
+        why = f": {[*refused, *others][0]}" if refused or others else ""
+        raise flag_error("DIR", path, f"a folder with result documents (.json, .json.gz) in it{why}")
+    return Folder(path, documents, refused, others)
 
 
 def load_folders(paths: Sequence[Path]) -> Folder:
@@ -91,7 +79,8 @@ def load_folders(paths: Sequence[Path]) -> Folder:
     merged = loaded[0]
     for folder in loaded[1:]:
         merged.documents += folder.documents
-        merged.skipped += folder.skipped
+        merged.refused += folder.refused
+        merged.others += folder.others
     return merged
 
 
@@ -107,7 +96,8 @@ def _brief(paths: Sequence[Path]) -> list[str]:
 def model_name(result: Document) -> str:
     """The model, with what is not all of it said."""
     model, full = result["model"], result.get("full_layers")
-    part = "" if full in (None, model.get("n_layers")) else f" ({model['n_layers']} of {full} layers)"
+    run = model.get("n_layers")
+    part = "" if full is None or run in (None, full) else f" ({run} of {full} layers)"
     return model["name"] + quant_suffix(result.get("quant")) + part
 
 

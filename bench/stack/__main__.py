@@ -30,6 +30,7 @@ from bench.core.document import Document
 from bench.core.errors import flag_error
 from bench.core.flags import Flags, make_command
 from bench.core.kept import KeepFlag, Kept, open_folder
+from bench.core.output_flags import OutputFlags
 from bench.core.processes import end_all, run_module
 from bench.core.progress import progress
 from bench.core.run import close
@@ -107,7 +108,7 @@ def run_layer(cells: Sequence[Cell], plan: Plan) -> tuple[Document | None, str]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "layer.json"
         outcome = run_module("bench.layer", [*flags, f"--json={path}"], plan.limit_s)
-        result = document.load(path) if path.exists() else None
+        result = document.load(path, "layer") if path.exists() else None
     if result:
         plan.kept.save(name, result, flags)
     return result, f"{outcome.status}: {outcome.reason}"
@@ -221,7 +222,7 @@ def show(result: Document, console: Console) -> None:
 
 
 @dataclass(kw_only=True)
-class Settings(StopFlags):
+class Settings(StopFlags, OutputFlags):
     """The flags of one run, and what they come to."""
 
     NOT_SHARED = Flags.NOT_SHARED | {"attention", "compiled", "mode", "limit_s", "compile_jobs", "keep"}
@@ -260,11 +261,7 @@ class Settings(StopFlags):
     threads: cli.ThreadsFlag = 0
     spec_gbs: cli.SpecFlag = 0.0
     seed: cli.SeedFlag = 0
-    json: cli.JsonFlag = ""
-    csv: cli.CsvFlag = ""
-    md: cli.MdFlag = ""
     plot: Annotated[str, typer.Option("--plot", help="draw the matrix (.png, .svg or .pdf)")] = ""
-    list_: cli.ListFlag = False
 
     def cells(self) -> list[Cell]:
         """The matrix."""
@@ -290,7 +287,7 @@ class Settings(StopFlags):
         flags = [*self.shared_flags(), "--fusion=block"]
         cells = self.cells()
         absent = absent_cells(cells, cli.device(self.device))
-        return Plan(cells, flags, self.limit_s, jobs, open_folder(self.keep), absent)
+        return Plan(cells, flags, self.limit_s, jobs, open_folder(self.keep, "layer"), absent)
 
 
 def print_list() -> None:

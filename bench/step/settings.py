@@ -11,13 +11,14 @@ from bench.backends.steps import arms as step_arms
 from bench.backends.steps.settings import StepModelSettings
 from bench.core import cli, device_trace
 from bench.core.errors import flag_error
+from bench.core.output_flags import OutputFlags
 from bench.core.stop_rule import StopFlags
 
 _MODE_HELP = f"{cli.MODE_HELP}; graph-loop: one launch of a graph that decodes all tokens (native, a GPU)"
 
 
 @dataclass(kw_only=True)
-class Settings(StepModelSettings, StopFlags):
+class Settings(StepModelSettings, StopFlags, OutputFlags):
     """The flags of one run, and what they come to."""
 
     backend: Annotated[
@@ -35,11 +36,6 @@ class Settings(StepModelSettings, StopFlags):
     warmup: cli.WarmupFlag = 5
     steps: cli.StepsFlag = 30
     spec_gbs: cli.SpecFlag = 0.0
-    json: cli.JsonFlag = ""
-    csv: cli.CsvFlag = ""
-    md: cli.MdFlag = ""
-    plot: cli.PlotFlag = ""
-    list_: cli.ListFlag = False
 
     @cached_property
     def groups(self) -> list[tuple[str, list[str], list[str]]]:

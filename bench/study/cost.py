@@ -1,26 +1,32 @@
 """What a million tokens cost: prices with their dates, for measured and for published steps."""
 
 import re
-import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import msgspec
 
 from bench.core.errors import flag_error
+from bench.core.toml_file import read_toml
 from bench.study import paper
 from bench.study.accounting import usd_per_million_tokens
 
 _FILE = Path(__file__).parent / "prices.toml"
 
 
-@dataclass(frozen=True)
-class Price:
+class Price(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Of one GPU for an hour. `date` is when it was valid, `source` where it stands."""
 
     gpu: str
-    usd_per_hour: float
+    usd_per_hour: Annotated[float, msgspec.Meta(gt=0, le=1e9)]
     date: str
     source: str
+
+
+class _Prices(msgspec.Struct, forbid_unknown_fields=True):
+    price: list[Price]
 
 
 @dataclass(frozen=True)
@@ -50,8 +56,7 @@ def prices(flags: Sequence[str] = ()) -> list[Price]:
         if not gpu or not 0 < usd < float("inf"):
             raise flag_error("--price", text, "GPU=USD_per_hour, such as L4=0.30")
         given.append(Price(gpu, usd, "as given", "--price"))
-    with _FILE.open("rb") as file:
-        return [*given, *(Price(**fields) for fields in tomllib.load(file)["price"])]
+    return [*given, *read_toml(_FILE, _Prices, "a file of prices")[0].price]
 
 
 def price_of(device: str, known: Iterable[Price]) -> Price | None:

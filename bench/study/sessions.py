@@ -2,32 +2,31 @@
 
 import hashlib
 import re
-import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
+import msgspec
 import numpy as np
 
 from bench.core.errors import UsageError
-from bench.core.files import read_file
 from bench.core.spread import Spread, spread
+from bench.core.toml_file import read_toml
 
 DEFAULT_THRESHOLDS = Path(__file__).parent / "thresholds.toml"
 
 
-@dataclass(frozen=True)
-class Rule:
+class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One registered threshold; the file says what its fields mean."""
 
     name: str
     claim: str
-    expectation: str
-    threshold: float
-    min_sessions: int
-    wrong: str | None = None
+    expectation: Literal["above", "below", "differs"]
+    threshold: Annotated[float, msgspec.Meta(ge=1, le=1e6)]
+    min_sessions: Annotated[int, msgspec.Meta(ge=1)]
+    wrong: Literal["most", "any"] | None = None
     gpu: str | None = None
-    ctx: tuple[int, ...] | None = None
+    ctx: tuple[Annotated[int, msgspec.Meta(ge=1)], ...] | None = None
 
     def matches(self, device: str, ctx: int) -> bool:
         """Is it registered for this device and context?"""
@@ -35,44 +34,17 @@ class Rule:
         return named and (self.ctx is None or ctx in self.ctx)
 
 
+class _Rules(msgspec.Struct, forbid_unknown_fields=True):
+    rule: Annotated[list[Rule], msgspec.Meta(min_length=1)]
+
+
 def load_rules(path: Path) -> tuple[list[Rule], str]:
     """The rules of a thresholds file and its SHA-256. Raises UsageError, one line, where it is none."""
-    try:
-        content = read_file(path)
-    except UsageError as error:
-        raise UsageError(f"{path}: is not a thresholds file: {str(error).removeprefix(f'{path}: ')}") from None
-    try:
-        tables = tomllib.loads(content.decode())["rule"]
-        if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables) or not tables:
-            raise ValueError("rule must be tables, [[rule]]")
-        rules = [_rule(path, fields) for fields in tables]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UsageError(f"{path}: is not a thresholds file: {error}") from None
-    return rules, hashlib.sha256(content).hexdigest()
-
-
-def _rule(path: Path, fields: dict) -> Rule:
-    ctx = fields.get("ctx")
-    rule = Rule(**{**fields, "ctx": None if ctx is None else tuple(ctx)})
-    for name in ("name", "claim", "expectation", "wrong", "gpu"):
-        value = getattr(rule, name)
-        if not isinstance(value, str) and (value is not None or name in ("name", "claim", "expectation")):
-            raise UsageError(f"{path}: {name} must be a string, got {value!r}")
-    for name, kinds, values in (
-        ("threshold", (int, float), [rule.threshold]),
-        ("min_sessions", (int,), [rule.min_sessions]),
-        ("ctx", (int,), rule.ctx or ()),
-    ):
-        if not all(type(value) in kinds and 0 < value < float("inf") for value in values):
-            numbers = "positive integers" if kinds == (int,) else "a positive number"
-            raise UsageError(f"{path}: {name} must be {numbers}, got {fields[name]!r}")
-    if rule.expectation not in ("above", "below", "differs"):
-        raise UsageError(f"{path}: expectation must be above, below or differs, got {rule.expectation!r}")
-    if rule.expectation != "differs" and rule.wrong not in ("most", "any"):
-        raise UsageError(f"{path}: wrong must be most or any ({rule.name}), got {rule.wrong!r}")
-    if not rule.threshold >= 1:
-        raise UsageError(f"{path}: threshold must be at least 1 ({rule.name}), got {rule.threshold!r}")
-    return rule
+    rules, content = read_toml(path, _Rules, "a thresholds file")
+    for rule in rules.rule:
+        if rule.expectation != "differs" and rule.wrong is None:
+            raise UsageError(f"{path}: wrong must be most or any ({rule.name}), got None")
+    return rules.rule, hashlib.sha256(content).hexdigest()
 
 
 def choose_rule(rules: Sequence[Rule], name: str, device: str, ctx: int) -> Rule:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from pykernels.checkpoint import open_tensors, read_config, tensor_files
+from pykernels.files import user_path
 from pykernels.quant import awq, compressed_tensors, gptq
 from pykernels.quant.weight import QuantizedWeight
 
@@ -170,7 +171,7 @@ def quantization_of(folder: str | Path) -> Quantization | None:
     quant_config.json (AWQ). Raises ValueError, one line naming the file and the field, where this is no 4-bit
     format that can be read here.
     """
-    folder = Path(folder).expanduser()
+    folder = user_path(folder)
     source = folder / "config.json"
     config = read_config(source) if source.exists() else {}
     fields, method = config.get("quantization_config") or config.get("compression_config"), None
@@ -269,7 +270,7 @@ def read_quantized(folder: str | Path, module: str) -> QuantizedWeight:
     and a UserWarning says so (:func:`gptq_version`). Raises ValueError, one line naming the folder and the tensor, what
     was expected and what was found.
     """
-    folder = Path(folder).expanduser()
+    folder = user_path(folder)
     if not folder.is_dir():
         raise ValueError(f"weights {folder}: there is no such folder")
     quantization = quantization_of(folder)

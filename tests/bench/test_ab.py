@@ -10,6 +10,7 @@ import pytest
 import torch
 from inputs.busy import HANG_S
 from inputs.command_line import assert_refused, run_here, run_module_here, start
+from inputs.documents import whole
 
 from bench import ab
 from bench.core import document
@@ -143,19 +144,23 @@ def test_an_arm_against_itself_through_the_whole_path(monkeypatch, tmp_path):
     at most five."""
     generator = np.random.default_rng(3)
 
+    def clock(samples):
+        p20, p50, p80 = np.percentile(samples, (20, 50, 80)).tolist()
+        return dict(p20=p20, p50=p50, p80=p80, n=len(samples))
+
     def process(module, arguments, limit_s):
         mood = 4000 * np.exp(0.1 * generator.standard_normal())  # which the arms of a session share
         arms = [
             dict(
-                status="ok", reason=None, wall_us=dict(p50=float(np.median(samples))), samples_us=samples.tolist(),
+                status="ok", reason=None, wall_us=clock(samples), samples_us=samples.tolist(),
                 host_us=None, device_us=None, launches=144, drift=None,
             )
             for samples in mood * np.exp(0.02 * generator.standard_normal((2, 30)))
         ]  # fmt: skip
         machine = dict(gpu=dict(name="NVIDIA H200"))
-        shared = dict(model={}, full_layers=28, dtype="bf16", device="cuda", weights="random", interrupted=False)
+        shared = dict(kind="step", full_layers=28, dtype="bf16", device="cuda", weights="random", interrupted=False)
         output = next(text for text in arguments if text.startswith("--json="))
-        document.write_json(Path(output[7:]), dict(schema="launchtax/1", environment=machine, arms=arms, **shared))
+        document.write_json(Path(output[7:]), whole(dict(environment=machine, arms=arms, **shared)))
         return Outcome("ok", None, 0)
 
     monkeypatch.setattr(ab, "run_module", process)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from inputs.attention_runs import HERE, ONE, SMALL, arms, load
 from inputs.command_line import ROOT, assert_refused, flat, run_here
+from inputs.documents import check_written
 from inputs.fake_gpu import HOST_US, KERNEL_US, fake_gpu
 
 import pykernels as pk
@@ -29,6 +30,7 @@ def test_on_the_cpu(capsys, tmp_path):
     result = run_here(capsys, "bench.attention", *HERE, "--context-manager=outside,inside", *outputs)
     assert result.status == 0, result.err
     document = load(tmp_path / "a.json")
+    check_written(document)
     assert (document["schema"], document["kind"], document["interrupted"]) == ("launchtax/1", "attention", False)
     found = arms(document)
     shape = "8/2x64, kv 33, batch 2"

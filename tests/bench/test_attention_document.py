@@ -4,6 +4,7 @@ import copy
 
 import numpy as np
 import pytest
+from inputs.documents import whole
 
 from bench.attention import document as attention_document
 from bench.attention import plots as attention_plots
@@ -51,6 +52,12 @@ def refused(cell, backend, mode, reason, status="unsupported"):
     return attention_results.session_entry(arm, cell, 10**6, {"read_gbs": None, "spec_gbs": 4800.0}, 62)
 
 
+def of_entries(number, entries):
+    """A session as it is on disk."""
+    return {"session": number, "status": "ok", "reason": None, "lost": {}, "environment": None, "ceilings": {},
+            "sdpa": {}, "throttled": {}, "entries": entries}  # fmt: skip
+
+
 def session(number, where, random):
     entries = [
         refused(cell, backend, mode, f"refuses {cell.shape}: " + "why " * 150)
@@ -60,7 +67,7 @@ def session(number, where, random):
         for backend in BACKENDS
         for mode in ("eager", "graph")
     ]
-    return {"session": number, "status": "ok", "reason": None, "sdpa": {}, "entries": entries}
+    return of_entries(number, entries)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +79,7 @@ def three():
 
 
 def on_disk(sessions, path):
-    document.write_json(path, {"schema": document.SCHEMA, **attention_document.packed(sessions)})
+    document.write_json(path, whole({"kind": "attention", **attention_document.packed(sessions)}))
     return document.load(path)
 
 
@@ -100,7 +107,7 @@ def test_statistics_are_of_the_samples_that_are_kept(three):
 def test_an_arm_that_failed_in_one_session(three, tmp_path):
     (cell,) = cells([models.get("llama-3.1-8b")], [1024], [1])
     random = np.random.default_rng(1)
-    sessions = [{"entries": [measured(cell, "fa3", "eager", number == 0, random)]} for number in range(3)]
+    sessions = [of_entries(number, [measured(cell, "fa3", "eager", number == 0, random)]) for number in range(3)]
     sessions[1]["entries"] = [refused(cell, "fa3", "eager", "at (0, 1): got nan", "wrong")]
     result = on_disk(sessions, tmp_path / "a.json")
     assert (result["arms"][0]["status"], result["arms"][0]["samples_us"]) == ("wrong", [])

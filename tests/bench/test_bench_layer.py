@@ -13,6 +13,7 @@ from threading import Timer
 
 import pytest
 from inputs.command_line import ROOT, flat, run, run_here
+from inputs.documents import check_written
 
 import pykernels as pk
 from bench.backends import registry
@@ -43,6 +44,7 @@ def finished(tmp_path_factory):
 def test_the_document(finished):
     _, _, document = finished
     assert document.keys() >= KEYS
+    check_written(document)
     assert (document["schema"], document["kind"], document["interrupted"]) == ("launchtax/1", "layer", False)
     assert (document["ctx"], document["batch"], document["dtype"], document["device"]) == (64, 1, "bf16", "cpu")
     assert document["ceiling"].keys() >= {"spec_gbs", "read_gbs", "copy_gbs"}

@@ -167,8 +167,11 @@ def test_projections_of_two_group_sizes():
     weights = pk.LayerWeights.random(TINY).quantize(64)
     assert weights.int4_format() == (64, False, False)
     weights.q_weight = pk.LayerWeights.random(TINY).quantize(32).q_weight
-    with pytest.raises(
-        ValueError, match=r"must be of one group size, got 32 \(q_weight\); 64 \(k_weight, .*, down_weight\)"
-    ):
-        weights.int4_format()
+    sizes, zeros, perm = weights.int4_format()
+    assert (zeros, perm) == (False, False) and sizes == dict.fromkeys(PROJECTIONS, 64) | {"q_weight": 32}
+    for fusion in ("none", "block"):
+        ops, coarse = (floors.layer_ops(TINY, fusion, 1, 32, torch.bfloat16, size) for size in (sizes, 64))
+        scales = TINY.n_heads * TINY.head_dim * (TINY.hidden // 32 - TINY.hidden // 64) * 2
+        more = {op.label: op.bytes - other.bytes for op, other in zip(ops, coarse, strict=True)}
+        assert more.pop("q" if fusion == "none" else "norm+qkv+rope") == scales and not any(more.values())
     assert pk.LayerWeights.random(TINY).quantize(-1, False).int4_format() == (-1, True, False)

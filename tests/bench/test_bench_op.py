@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from inputs.command_line import run_here
+from inputs.documents import check_written
 
 from bench.backends import registry
 from bench.backends.op_cases import OPS
@@ -23,6 +24,7 @@ def test_every_op(capsys, tmp_path, op):
     result = run_here(capsys, "bench.op", f"--op={op}", *SMALL, "--mode=all", f"--json={output}")
     assert result.status == 0, result.out + result.err
     document = load(output)
+    check_written(document)
     assert (document["schema"], document["kind"], document["title"]) == ("launchtax/1", "op", f"op {op}")
     assert {(row["backend"], row["mode"]) for row in document["ops"] if row["status"] == "ok"} >= {
         ("native", mode) for mode in ("eager", "pybind", "dispatch", "native")

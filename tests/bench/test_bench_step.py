@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from inputs.command_line import assert_refused, flat, run, run_here
+from inputs.documents import check_written
 
 import pykernels as pk
 from bench.backends.steps import arms as step_arms
@@ -35,6 +36,7 @@ def finished(tmp_path_factory):
 
 def test_the_document(finished):
     folder, result, document = finished
+    check_written(document)
     assert (document["schema"], document["kind"], document["interrupted"]) == ("launchtax/1", "step", False)
     assert document["cache"].startswith("random K and V") and document["full_layers"] == 4
     assert document["kv_len"] == {"first": 32 + 2 + 1, "last": 32 + 2 + 8}

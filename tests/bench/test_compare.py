@@ -7,6 +7,7 @@ from copy import deepcopy
 import numpy as np
 import pytest
 from inputs.command_line import assert_refused, flat, run_here
+from inputs.documents import whole
 from inputs.rate_documents import cell, rate_document
 from scipy import stats
 
@@ -25,7 +26,7 @@ def arm(mode: str, values: list[float]) -> dict:
 def document(seed: int = 0, **centres: float) -> dict:
     arms = [arm(mode, samples(seed + i, centre)) for i, (mode, centre) in enumerate(centres.items())]
     environment = dict(cpu=dict(model="A CPU", mhz_now=1000 + seed), torch=dict(version="2.13.0"))
-    return dict(schema="launchtax/1", kind="layer", ctx=64, model=dict(name="tiny"), environment=environment, arms=arms)
+    return whole(dict(kind="layer", ctx=64, model=dict(name="tiny"), environment=environment, arms=arms))
 
 
 @pytest.fixture
@@ -101,7 +102,10 @@ def test_sides_of_several_sessions(capsys, tmp_path):
 
 def test_few_samples_of_a_large_difference(capsys, files):
     """Three samples, 50% slower."""
-    a, b = ({**document(0), "arms": [arm("eager", samples(seed, centre, 3))]} for seed, centre in ((0, 100), (1, 150)))
+    a, b = (
+        whole({**document(0), "arms": [arm("eager", samples(seed, centre, 3))]})
+        for seed, centre in ((0, 100), (1, 150))
+    )
     assert run_here(capsys, "bench.compare", *files(a, b)).status == 1
 
 
@@ -177,14 +181,16 @@ def test_what_is_refused(capsys, files, tmp_path):
     empty = deepcopy(a) | {"arms": []}
     assert_refused(run_here(capsys, "bench.compare", *files(a, empty)), "b.json", "no samples")
     assert_refused(run_here(capsys, "bench.compare", *files(a, document(0, native=1))), "no arm in common")
-    for bad, words in ((0.0, "above 0, got 0"), (-1.0, "got -1"), (math.inf, "Infinity is no JSON")):
+    for bad, words in ((0.0, "above 0, got 0.0"), (-1.0, "above 0, got -1.0"), (math.inf, "Infinity is no JSON")):
         spoilt = deepcopy(a)
         spoilt["arms"][0]["samples_us"][3] = bad
         assert_refused(run_here(capsys, "bench.compare", *files(spoilt, a)), "a.json", words)
     spoilt["arms"][0]["samples_us"][3] = math.nan
     assert_refused(run_here(capsys, "bench.compare", *files(a, spoilt)), "b.json", "NaN is no JSON")
     spoilt["arms"][0]["samples_us"] = [True] * 30
-    assert_refused(run_here(capsys, "bench.compare", *files(a, spoilt)), "b.json", "no samples")
+    assert_refused(
+        run_here(capsys, "bench.compare", *files(a, spoilt)), "b.json", "samples_us[0]: must be `float`, got `bool`"
+    )
     paths = files(a, a)
     assert_refused(run_here(capsys, "bench.compare", paths[0], str(tmp_path / "none.json")), "none.json")
     for flag in ("--threshold=-1", "--alpha=1", "--correction=none", "--shift=-1"):

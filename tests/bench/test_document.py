@@ -9,6 +9,7 @@ import os
 
 import numpy as np
 import pytest
+from inputs.documents import whole
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
@@ -18,13 +19,14 @@ from bench.core.errors import UsageError
 
 CLOCK = {"p20": 1.0, "p50": 2.0, "p80": 3.0, "n": 5}
 ARM = {"backend": "native", "mode": "eager", "fusion": "block", "status": "ok", "reason": None, "wall_us": CLOCK,
-       "host_us": {**CLOCK, "p50": 1.5}, "samples_us": [1.0, 2.0, 3.0], "bytes": 640, "gbs": 0.32}  # fmt: skip
+       "host_us": {**CLOCK, "p50": 1.5}, "device_us": None, "samples_us": [1.0, 2.0, 3.0], "bytes": 640, "gbs": 0.32,
+       "share_of_spec": None, "share_of_read": None, "max_rel_error": None, "launches": 5}  # fmt: skip
 REFUSED = {**ARM, "backend": "fa2", "status": "unsupported", "reason": 'needs "a, b"\nand c', "wall_us": None,
            "host_us": None}  # fmt: skip
 OP = {"backend": "native", "fusion": "none", "op": "gemv", "label": "o_proj", "shape": "1x64 -> 64", "bytes": 8192,
       "time_us": CLOCK}  # fmt: skip
-RESULT = {"schema": document.SCHEMA, "model": {"name": "tiny"}, "ctx": 64, "batch": 1, "dtype": "bf16",
-          "device": "cpu", "l2": "cold", "arms": [ARM, REFUSED], "ops": [OP]}  # fmt: skip
+RESULT = whole({"kind": "layer", "model": {"name": "tiny"}, "ctx": 64, "batch": 1, "dtype": "bf16",
+                "device": "cpu", "l2": "cold", "arms": [ARM, REFUSED], "ops": [OP]})  # fmt: skip
 WRITERS = [document.write_json, document.write_csv]
 
 
@@ -166,6 +168,8 @@ def test_every_bit_of_a_number_comes_back(tmp_path):
         pytest.param(b'{"ctx": ' + b"9" * 5000 + b"}", "cannot be read", id="a number past Python's limit"),
         (b"[]", "schema must be launchtax/1, got None"),
         (b"{}", "schema must be launchtax/1, got None"),
+        (b'{"schema": "launchtax/1"}', "kind: must be one of layer, "),
+        (b'{"schema": "launchtax/1", "kind": ["layer"]}', "got ['layer']"),
         (b'{"schema": "launch\\ntax/2"}', "schema must be launchtax/1, got 'launch\\ntax/2'"),
     ],
 )

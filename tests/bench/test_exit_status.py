@@ -4,6 +4,7 @@ import json
 
 import pytest
 from inputs.command_line import ROOT, assert_refused, flat, run_here
+from inputs.documents import whole
 
 import pykernels as pk
 from bench import compare, layer, op
@@ -90,7 +91,9 @@ def test_a_syntax_error_of_a_plugin_fails_the_run(capsys, tmp_path):
 
 def found_of(label_entries: list[dict], **keys: object) -> plugins.Found:
     plugin = Plugin(ATTENTION, "Attention", f"{ATTENTION}:Attention")
-    document = dict(arms=label_entries, ops=label_entries, created="now", ceiling=None, interrupted=False)
+    document = dict(
+        arms=label_entries, ops=label_entries, created="2026-11-29T00:00:00+00:00", ceiling=None, interrupted=False
+    )
     return plugins.Found(plugin, document, **keys)
 
 
@@ -117,7 +120,7 @@ def test_a_layer_keeps_them_too(capsys, monkeypatch, tmp_path):
     clock = {"p20": 1.0, "p50": 2.0, "p80": 3.0, "n": 3}
     arm = entry("ok", backend=label, wall_us=clock, host_us=None, device_us=None, samples_us=[1.0, 2.0, 3.0],
                 kernels=[], launches=3, max_rel_error=0.0, bytes=10, gbs=1.0, share_of_spec=None,
-                share_of_read=0.1)  # fmt: skip
+                share_of_read=0.1, mode="eager")  # fmt: skip
     monkeypatch.setattr(plugins, "measure_all", lambda plan: [found_of([arm], interrupted=True)])
     monkeypatch.setattr(layer, "make_layers", lambda settings: pytest.fail("something was begun"))
     flags = ["--model=tiny", "--ctx=32", "--device=cpu", "--mode=eager", f"--json={tmp_path / 'a.json'}"]
@@ -144,7 +147,7 @@ def test_a_sweep_says_what_was_finished(capsys, monkeypatch, tmp_path):
     def run_cell(plan, cell, measurer):
         if cell.ctx == 64:
             raise KeyboardInterrupt
-        (plan.out / f"{cell.name}.json").write_text(json.dumps(dict(schema="launchtax/1", status="ok")))
+        (plan.out / f"{cell.name}.json").write_text(json.dumps(whole(dict(kind="step", status="ok"))))
 
     monkeypatch.setattr(local, "run_cell", run_cell)
     monkeypatch.setattr(local, "line", lambda *_: "ok: fast")
@@ -166,7 +169,7 @@ def test_a_duration_is_never_nothing():
 def test_other_workloads_are_not_compared(capsys, tmp_path):
     def document(ctx: int) -> str:
         arms = [dict(backend="native", mode="eager", fusion="none", status="ok", samples_us=[1.0, 1.1, 1.2, 1.3])]
-        content = dict(schema="launchtax/1", kind="layer", ctx=ctx, model=dict(name="tiny"), environment={}, arms=arms)
+        content = whole(dict(kind="layer", ctx=ctx, model=dict(name="tiny"), arms=arms))
         path = tmp_path / f"{ctx}.json"
         path.write_text(json.dumps(content))
         return str(path)
@@ -202,9 +205,10 @@ def test_a_plugins_ratio_is_to_this_runs_sdpa():
 
 
 def test_old_documents_have_todays_ratios(tmp_path):
-    old = dict(schema="launchtax/1", kind="layer", arms=[dict(speedup_over_sdpa=dict(p50=2.0))])
-    (tmp_path / "a.json").write_text(json.dumps(old))
-    assert load(tmp_path / "a.json")["arms"] == [dict(ratio_to_sdpa=dict(p50=2.0))]
+    ratio = dict(p50=2.0, low=1.0, high=3.0)
+    (tmp_path / "a.json").write_text(json.dumps(whole(dict(kind="layer", arms=[dict(speedup_over_sdpa=ratio)]))))
+    (arm,) = load(tmp_path / "a.json")["arms"]
+    assert arm["ratio_to_sdpa"] == ratio and "speedup_over_sdpa" not in arm
 
 
 def test_a_report_shows_the_main_jobs_documents(capsys, tmp_path):

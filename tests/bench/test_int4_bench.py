@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 import torch
 from inputs.command_line import ROOT, assert_refused, flat, run_here
+from inputs.documents import check_written
 from inputs.helpers import torch_threads
 
 import pykernels as pk
@@ -60,6 +61,7 @@ def finished(tmp_path_factory):
 
 def test_every_shape_and_the_layer_were_measured(finished):
     _, document = finished
+    check_written(document)
     assert (document["schema"], document["kind"], document["interrupted"]) == ("launchtax/1", "int4", False)
     assert (document["group_size"], document["symmetric"], document["dtype"]) == (32, False, "bf16")
     labels = dict.fromkeys(entry["label"] for entry in document["ops"])

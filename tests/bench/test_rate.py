@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from inputs.command_line import assert_refused, flat, run_here
+from inputs.documents import check_written
 from inputs.fake_clock import FakeClock, FakeStepper
 
 import pykernels as pk
@@ -285,6 +286,7 @@ def test_on_the_cpu(capsys, tmp_path):
                       "--arm=native:native,native:graph,sdpa:eager", "--aa=native:native", *files)  # fmt: skip
     assert result.status == 0, result.err
     document = json.loads((tmp_path / "r.json").read_text())
+    check_written(document)
     assert (document["schema"], document["kind"], document["burst"]) == ("launchtax/1", "rate", 2)
     arms = {entry["name"]: entry for entry in document["arms"]}
     assert list(arms) == ["native/block:native", "native/block:native@2", "native/block:graph", "sdpa:eager"]

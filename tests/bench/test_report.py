@@ -5,9 +5,11 @@ import json
 import re
 from html.parser import HTMLParser
 
+import msgspec
 import numpy as np
 import pytest
 from inputs.command_line import assert_refused, run_here
+from inputs.documents import whole
 
 from bench.report import collect, figures, kernel_figures
 from bench.study import cost, paper, sessions
@@ -58,7 +60,8 @@ def arm(mode: str, us: float, **more) -> dict:
 
 
 def step(**more) -> dict:
-    ladder = [dict(part="python", us=1000.0), dict(part="kernel", us=-100.0), dict(part="floor", us=9100.0)]
+    parts = {"python": 1000.0, "kernel": -100.0, "floor": 9100.0}
+    ladder = [dict(part=part, us=us, low=us, high=us, hidden=False) for part, us in parts.items()]
     ops = [
         dict(fusion="block", label="lm_head", time_us=clock(300)),
         dict(fusion="block", label="o x28", time_us=clock(900)),
@@ -69,22 +72,25 @@ def step(**more) -> dict:
     over = dict(ratio_to_sdpa_graph=over_sdpa, ratio_to_transformers=dict(p50=1.854, low=1.8, high=1.9))
     graph = arm("graph", 8_000, launch_gap_share=0.021, profile=profile, **over)
     arms = [arm("eager", 10_000), graph, arm("native", 9_000), arm("pybind", 1) | failed]
-    memory = dict(asked_bytes=30e9, peak_bytes=20e9)
-    return COMMON | dict(kind="step", arms=arms, ladder={"native/block": ladder}, ops=ops, memory=memory) | more
+    memory = dict(asked_bytes=30 * 10**9, peak_bytes=20 * 10**9)
+    return whole(COMMON | dict(kind="step", arms=arms, ladder={"native/block": ladder}, ops=ops, memory=memory) | more)
 
 
 def ab() -> dict:
     values = 8000 * (1 + 0.01 * np.arange(10))
     rule = next(rule for rule in sessions.load_rules(sessions.DEFAULT_THRESHOLDS)[0] if rule.name == "launch-bound")
-    return COMMON | dict(
-        kind="ab",
-        title="a against b, one decode step",
-        registered=dict(rule=vars(rule)),
-        arms=[
-            dict(arm="a=native/block:eager", samples_us=(1.26 * values).tolist()),
-            dict(arm="b=native/block:graph", samples_us=values.tolist()),
-        ],
-        analysis=sessions.analyse(1.26 * values, values, rule),
+    return whole(
+        COMMON
+        | dict(
+            kind="ab",
+            title="a against b, one decode step",
+            registered=dict(rule=msgspec.structs.asdict(rule)),
+            arms=[
+                dict(arm="a=native/block:eager", samples_us=(1.26 * values).tolist()),
+                dict(arm="b=native/block:graph", samples_us=values.tolist()),
+            ],
+            analysis=sessions.analyse(1.26 * values, values, rule),
+        )
     )
 
 
@@ -108,7 +114,7 @@ def timeline(overlap: float) -> list[dict]:
 
 def layer(**more) -> dict:
     ops = [dict(fusion="block", label=label, time_us=None, device_us=clock(us)) for label, us in BLOCK]
-    return COMMON | dict(kind="layer", ops=ops, arms=[]) | more
+    return whole(COMMON | dict(kind="layer", ops=ops, arms=[]) | more)
 
 
 def int4() -> dict:
@@ -117,6 +123,7 @@ def int4() -> dict:
         return dict(
             backend=backend, mode=mode, op="int4_gemv", label="gate", shape="1x3584 -> 18944", status="ok",
             time_us=us and clock(us), share_of_read=0.8, ratio_to_dense=us and interval, ideal_ratio=ideal, binds=binds,
+            bytes=10**6,
         )  # fmt: skip
 
     ops = [
@@ -126,7 +133,7 @@ def int4() -> dict:
         entry("marlin", "graph", 14.0, 2.36, 3.82, "dequantisation"),
         entry("torch", "graph", None, 1.0, 1.0, ""),
     ]
-    return COMMON | dict(kind="int4", ops=ops, arms=[])
+    return whole(COMMON | dict(kind="int4", ops=ops, arms=[]))
 
 
 def op() -> dict:
@@ -135,20 +142,20 @@ def op() -> dict:
         dict(backend="torch", mode="eager", op="gqa_decode", shape="28/4x128, kv 2048", time_us=None),
     ]
     of_each = dict(
-        label="attention", models=["qwen2.5-7b"], bytes=8e6, floor_us=2.0, gbs=900.0, share_of_spec=0.2,
+        label="attention", models=["qwen2.5-7b"], bytes=8 * 10**6, floor_us=2.0, gbs=900.0, share_of_spec=0.2,
         share_of_read=0.25, status="ok", reason=None, fusion=None,
     )  # fmt: skip
-    return COMMON | dict(kind="op", title="op gqa_decode", ops=[of_each | row for row in rows])
+    return whole(COMMON | dict(kind="op", title="op gqa_decode", ops=[of_each | row for row in rows]))
 
 
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / "cells").mkdir()
-    hung = COMMON | dict(kind="step", ctx=4096, arms=[], status="hang", reason="was not done after 1 s")
+    hung = whole(COMMON | dict(kind="step", ctx=4096, arms=[], status="hang", reason="was not done after 1 s"))
     contents = {"cells/step": step(), "cells/hung": hung, "ab": ab(), "op": op(), "layer": layer(), "int4": int4()}
     for name, content in contents.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
-    (tmp_path / "other.json").write_text("[]")
+    (tmp_path / "other.json").write_text("{}")
     (tmp_path / "cells" / ".running.json").write_text("{")
     return tmp_path
 
@@ -180,7 +187,7 @@ def test_the_whole_report(capsys, folder):
     markdown = (folder / "out" / "report.md").read_text()
     assert markdown.startswith("# A <title>, 2026-11-24\n"), "the day of the documents"
     for words in (
-        "Not result documents, left out: other.json",
+        "Left out: other.json: schema must be launchtax/1, got None.",
         "| measured | NVIDIA H100 80GB HBM3 | qwen2.5-7b | 2048 | 1 | "
         "native/block:graph | 8.000 | 4.581 | 0.573 | 90.0% | 2.1% | 1.37 | 1.85 | 144 | 5 |",
         "native/block:graph | 0.573 | 0.550 | 1.040 | 0.120 |",

@@ -167,12 +167,18 @@ def test_a_rule_that_is_not_there():
         ("not toml", "is not a thresholds file"),
         ("", "is not a thresholds file"),
         ('[[rule]]\nname = "x"', "is not a thresholds file"),
-        ('[[rule]]\nname="x"\nclaim="y"\nexpectation="up"\nthreshold=1.1\nmin_sessions=5', "above, below or differs"),
+        (
+            '[[rule]]\nname="x"\nclaim="y"\nexpectation="up"\nthreshold=1.1\nmin_sessions=5',
+            "expectation: must be one of above, below, differs, got 'up'",
+        ),
         (
             '[[rule]]\nname="x"\nclaim="y"\nexpectation="above"\nthreshold=1.1\nmin_sessions=5',
             "wrong must be most or any",
         ),
-        ('[[rule]]\nname="x"\nclaim="y"\nexpectation="differs"\nthreshold=0.9\nmin_sessions=5', "at least 1"),
+        ('[[rule]]\nname="x"\nclaim="y"\nexpectation="differs"\nthreshold=nan\nmin_sessions=5', ">= 1.0, got nan"),
+        ('[[rule]]\nname="x"\nclaim="y"\nexpectation="differs"\nthreshold=true\nmin_sessions=5', "got `bool`"),
+        ('[[rule]]\nname="x"\nclaim="y"\nexpectation="differs"\nthreshold=2\nmin_sessions=5\na=1', "unknown field `a`"),
+        ('[[rule]]\nname="x"\nclaim="y"\nexpectation="differs"\nthreshold=0.9\nmin_sessions=5', ">= 1.0, got 0.9"),
     ],
 )
 def test_a_bad_file(tmp_path, text, words):

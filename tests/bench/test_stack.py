@@ -12,6 +12,7 @@ import pytest
 import torch
 from inputs import fake_peers
 from inputs.command_line import assert_refused, flat, run_here
+from inputs.documents import check_written, whole
 from inputs.fake_gpu import fake_gpu
 from inputs.workloads import CPU, gated, workload
 
@@ -20,7 +21,7 @@ from bench.backends import by_name, registry
 from bench.backends.compile import compiler_reason
 from bench.backends.stack import _NativeCache
 from bench.backends.torch_layer import TokenMajorCache
-from bench.core import cli, processes
+from bench.core import cli, environment, processes
 from bench.core.kept import Kept
 from bench.core.processes import Outcome
 from bench.stack import __main__ as stack
@@ -132,6 +133,7 @@ def test_on_the_cpu(capsys, tmp_path, monkeypatch):
     result = run_here(capsys, "bench.stack", *SMALL, "--attention=sdpa,native,fa2", *outputs)
     assert result.status == 0, result.err
     document = load(tmp_path / "s.json")
+    check_written(document)
     assert (document["schema"], document["kind"], document["interrupted"]) == ("launchtax/1", "stack", False)
     assert (document["model"]["name"], document["ctx"], document["device"]) == ("tiny", 16, "cpu")
     cells = {(arm["attention"], arm["compiled"], arm["mode"]): arm for arm in document["arms"]}
@@ -287,9 +289,9 @@ def test_what_is_kept_is_not_compiled_ahead(monkeypatch, tmp_path):
     seen = []
     monkeypatch.setattr(stack, "run_layer", lambda cells, plan: seen.append((cells, plan.kept)))
     cells = [(name, "compile", "eager") for name in ("sdpa", "fa2", "native")]
-    plan = stack.Plan(cells, ["--steps=30"], 1, compile_jobs=2, kept=Kept(tmp_path))
+    plan = stack.Plan(cells, ["--steps=30"], 1, compile_jobs=2, kept=Kept(tmp_path, "layer"))
     name, flags = stack.process_of(cells[:1], plan)
-    plan.kept.save(name, {"schema": "launchtax/1", "interrupted": False}, flags)
+    plan.kept.save(name, whole({"kind": "layer", "environment": environment.collect()}), flags)
     stack.compile_ahead(plan, lambda words: None)
     assert seen == [([cell], Kept()) for cell in cells[1:]], "and what is measured on the way is kept nowhere"
 

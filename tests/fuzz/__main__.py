@@ -5,10 +5,10 @@
     make fuzz ARGS=--list
 
 What is expected of a bad input: exit status 2, one line on stderr, no traceback, nothing new left behind, and all of it
-within 20 seconds. A case says so where something else is right: OK (status 0: odd, but allowed) or ENDS (any status
-that is no crash: 0, 1 or 2); such a one may measure something, and has two minutes. Deterministic: no case depends on
-another one or on a random number. Everything is written below --work. Exit status: 0 where every case went as expected,
-1 otherwise.
+within 20 seconds. A case says so where something else is right: OK (status 0: odd, but allowed), PARTLY (status 1: what
+is bad is named and left out) or ENDS (any status that is no crash: 0, 1 or 2); these may measure something, and have
+two minutes. Deterministic: no case depends on another one or on a random number. Everything is written below --work.
+Exit status: 0 where every case went as expected, 1 otherwise.
 
 Nothing here touches /dev: cases that write to devices use device nodes of their own, made below --work (root only).
 """

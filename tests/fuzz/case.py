@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-REFUSED, OK, ENDS = "refused", "ok", "ends"
+REFUSED, OK, ENDS, PARTLY = "refused", "ok", "ends", "partly"
 LIMIT_S = 20.0
 # Of cases that may measure something: six times as long.
 MEASURES = 6

@@ -10,7 +10,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from fuzz.case import MEASURES, OK, REFUSED, Case
+from fuzz.case import MEASURES, OK, PARTLY, REFUSED, Case
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -37,6 +37,8 @@ def problem(case: Case, status: int | None, words: str, left: set[str]) -> str |
         return f"CRASH: status {status}: {last}"
     if case.expected == REFUSED and status != 2:
         return f"ACCEPTED: status {status}: {last}"
+    if case.expected == PARTLY and status != 1:
+        return f"NOT SAID: status {status}: {last}"
     if case.expected == OK and status != 0:
         return f"REFUSED, though allowed: status {status}: {last}"
     if status == 2 and len(lines) != 1:

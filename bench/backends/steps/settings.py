@@ -83,6 +83,7 @@ class StepModelSettings(QuantFlags):
         if not int4:
             return dense
         size, zeros, perm = self.int4_format or (self.group, self.asymmetric, False)
+        assert isinstance(size, int)  # of steps all layers have one, which _format_of() says
         for shape in floors.projection_shapes(spec):
             group = shape[0] if size == -1 else size
             dense -= shape[0] * shape[1] * dtype.itemsize
@@ -129,10 +130,12 @@ class StepModelSettings(QuantFlags):
             raise ValueError(f"weights {self.weights}: layers must be all of 4 bits or all dense, {dense} is dense")
         found = {}
         for index, layer in enumerate(weights.layers):
-            try:
-                found[index] = layer.int4_format()
-            except ValueError as error:
-                raise ValueError(f"weights {self.weights}: model.layers.{index}: {error}") from None
+            size, zeros, perm = layer.int4_format()
+            if isinstance(size, dict):
+                words = ", ".join(f"{one} ({name})" for name, one in size.items())
+                where = f"weights {self.weights}: model.layers.{index}"
+                raise ValueError(f"{where}: projections must be of one group size, got {words}")
+            found[index] = size, zeros, perm
         sizes = {size for size, _, _ in found.values()}
         if len(sizes) > 1:
             raise ValueError(f"weights {self.weights}: layers must be of one group size, got {sorted(sizes)}")
