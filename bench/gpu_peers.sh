@@ -81,14 +81,14 @@ step attention 560 "$python" -m bench.attention --sessions=3 --keep="$kept/atten
 step stack 300 "$python" -m bench.stack --compile-jobs=6 --keep="$kept/stack" --json="$out/$gpu-stack.json" \
     --md="$out/$gpu-stack.md" --plot="$out/$gpu-stack.png"
 step layer 150 "$python" -m bench.layer --model=llama-3.1-8b \
-    --backend=native,sdpa,sdpa-flash,sdpa-cudnn,fa2,fa3,flashinfer,flashinfer-tc,flex,compile,compile-graphs \
+    --backend=native,sdpa,sdpa-flash,sdpa-cudnn,fa2,fa3,flashinfer,flashinfer-tc,xqa,flex,compile,compile-graphs \
     --json="$out/$gpu-peers-layer-llama-3.1-8b.json"
 step flex 120 "$python" -m bench.attention --sessions=1 --backend=native,sdpa,flex --ctx=$flex_contexts --batch=1 \
     --json="$out/$gpu-attention-flex.json" --md="$out/$gpu-attention-flex.md"
 pinned=(-m bench.attention --sessions=3 --context-manager=outside,inside --model=llama-3.1-8b --ctx=2048 --batch=1
     --l2=warm)
 step pinned-sdpa 120 "$python" "${pinned[@]}" --keep="$kept/pinned-sdpa" \
-    --backend=native,sdpa,sdpa-math,sdpa-flash,sdpa-cudnn,fa2,fa3,flashinfer,flashinfer-tc \
+    --backend=native,sdpa,sdpa-math,sdpa-flash,sdpa-cudnn,fa2,fa3,flashinfer,flashinfer-tc,xqa \
     --json="$out/$gpu-pinned-sdpa.json" --md="$out/$gpu-pinned-sdpa.md"
 step "pinned-sdpa without cuDNN" 60 "$python" "${pinned[@]}" --keep="$kept/pinned-sdpa-without-cudnn" \
     --backend=sdpa,sdpa-math,sdpa-flash --sdpa-from=flash,mem_efficient,math \

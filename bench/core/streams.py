@@ -53,12 +53,12 @@ def tolerant_stdout() -> Iterator[Tolerant]:
     """While it lasts sys.stdout is Tolerant, and both streams spell out the letters that their encodings lack."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError, ValueError):  # a stand-in of a test
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     if sys.stdout is None:  # started without one
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lasts
     earlier = sys.stdout
     found = Tolerant(earlier)
-    sys.stdout = found  # type: ignore[assignment]
+    sys.stdout = found
     try:
         yield found
         found.flush()

@@ -94,7 +94,7 @@ def found_of(label_entries: list[dict], **keys: object) -> plugins.Found:
     document = dict(
         arms=label_entries, ops=label_entries, created="2026-11-29T00:00:00+00:00", ceiling=None, interrupted=False
     )
-    return plugins.Found(plugin, document, **keys)
+    return plugins.Found(plugin, document=document, **keys)
 
 
 def test_finished_plugins_are_kept(monkeypatch):

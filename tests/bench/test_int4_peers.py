@@ -95,7 +95,8 @@ def test_a_stand_in_notices_another_weight(libraries, name):
 @pytest.mark.parametrize("name", PEERS)
 def test_a_library_that_is_not_there_says_so_itself(monkeypatch, name):
     kernel = int4.registry()[name]
-    monkeypatch.setitem(sys.modules, kernel.package, None)
+    for module in [kernel.package, *(one for one in sys.modules if one.startswith(f"{kernel.package}."))]:
+        monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.delenv("PYKERNELS_VLLM_LIB", raising=False)
     reason = kernel.availability(CPU)
     assert f"{kernel.package} is not installed: " in reason and kernel.package in reason.rpartition("installed: ")[2]

@@ -3,6 +3,7 @@
 import json
 
 from inputs.command_line import ROOT, run_here
+from inputs.documents import whole
 
 from bench.core import document
 from bench.report import batch_sections, collect
@@ -26,7 +27,7 @@ def layer(batch: int, us: float, **more) -> dict:
         schema="launchtax/1", kind="layer", created="2026-11-29T00:00:00+00:00", title="one decode layer of tiny",
         environment=dict(cpu=dict(model="A CPU"), gpu=dict(name="NVIDIA H200"), torch=dict(version="2.13.0")),
         model=dict(name="tiny", n_layers=2), ctx=64, batch=batch, dtype="bf16", device="cuda", ladder={}, ops=[],
-        arms=arms,
+        arms=arms, interrupted=False,
     ) | more  # fmt: skip
 
 
@@ -34,7 +35,7 @@ def test_layers_of_several_batches_are_one_table_and_one_picture(tmp_path):
     for name, result in {
         "b1": layer(1, 100), "b8": layer(8, 125), "b2": layer(2, 110), "other": layer(1, 100, ctx=128),
     }.items():  # fmt: skip
-        (tmp_path / f"{name}.json").write_text(json.dumps(result))
+        (tmp_path / f"{name}.json").write_text(json.dumps(whole(result)))
     section = batch_sections.section(collect.load_folder(tmp_path))
     ((_, rows),) = section.grids
     cell = "NVIDIA H200, tiny, ctx 64, bf16"
@@ -53,7 +54,7 @@ def test_layers_of_several_batches_are_one_table_and_one_picture(tmp_path):
 def test_one_batch_alone_has_none(tmp_path):
     for name, result in {"b1": layer(1, 100), "again": layer(1, 100), "int4": layer(2, 50, quant=dict(
         group_size=128, zero_points=False, act_order=False))}.items():  # fmt: skip
-        (tmp_path / f"{name}.json").write_text(json.dumps(result))
+        (tmp_path / f"{name}.json").write_text(json.dumps(whole(result)))
     assert batch_sections.section(collect.load_folder(tmp_path)) is None
 
 

@@ -213,6 +213,7 @@ class Rate(OneModel):
     hz: NotRequired[list[NotNegative]]
     loads: NotRequired[list[str]]
     seconds: NotRequired[Positive | list[Positive]]  # of every rate
+    shard: NotRequired[str | None]  # the share of the rates that was measured, i/n
     block_count: NotRequired[Size]
     idle_s: NotRequired[NotNegative]
     positions: NotRequired[dict[str, Count]]
