@@ -188,9 +188,7 @@ def test_what_is_refused(capsys, files, tmp_path):
     spoilt["arms"][0]["samples_us"][3] = math.nan
     assert_refused(run_here(capsys, "bench.compare", *files(a, spoilt)), "b.json", "NaN is no JSON")
     spoilt["arms"][0]["samples_us"] = [True] * 30
-    assert_refused(
-        run_here(capsys, "bench.compare", *files(a, spoilt)), "b.json", "carries no samples to compare"
-    )
+    assert_refused(run_here(capsys, "bench.compare", *files(a, spoilt)), "b.json", "carries no samples to compare")
     paths = files(a, a)
     assert_refused(run_here(capsys, "bench.compare", paths[0], str(tmp_path / "none.json")), "none.json")
     for flag in ("--threshold=-1", "--alpha=1", "--correction=none", "--shift=-1"):
