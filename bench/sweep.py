@@ -8,6 +8,7 @@ share a folder: each cell is measured by one of them. --shard=i/n is the i-th of
 """
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -17,7 +18,7 @@ import typer
 import pykernels as pk
 from bench.backends.steps import arms as step_arms
 from bench.core import cli, document, shards
-from bench.core.errors import flag_error
+from bench.core.errors import UsageError, flag_error
 from bench.core.flags import make_command
 from bench.core.paths import user_path
 from bench.core.quant_flags import QuantFlags
@@ -27,6 +28,7 @@ from bench.fleet import local, over_ray
 from bench.fleet.cells import Cell, Plan
 from bench.fleet.over_ray import Wanted
 from bench.fleet.ray_cluster import HERE, parse_kinds
+from pykernels.models import ModelSpec
 
 
 @dataclass(kw_only=True)
@@ -96,28 +98,53 @@ class Settings(QuantFlags, StopFlags):
     list_: cli.ListFlag = False
 
     def cells(self) -> list[Cell]:
-        """The matrix, every cell once; of --shard its share."""
-        if self.weights:
-            if self.model != "study":
-                raise flag_error("--model", self.model, "left out with --weights, which are of one model")
-            specs = [cli.model("", "", self.weights)]
-        else:
-            specs = [pk.models.get(name) for name in cli.model_names("--model", self.model)]
+        """The matrix, every cell once, less left_out(); of --shard its share."""
+        specs = self._specs()
         self.check_quant(specs)
         size = "row" if self.group == -1 else self.group
         quant = f"int4-g{size}{'-zeros' * self.asymmetric}" if self.quant == "int4" else ""
-        beyond = max(self.warmup, 1) + self.steps
+        contexts, _ = self._contexts(specs)
+        batches = cli.numbers("--batch", self.batch, 1, 8, int)
         found = [
             Cell(spec.name, slots, sequences, quant, self.weights)
             for spec in specs
-            for sequences in cli.numbers("--batch", self.batch, 1, 8, int)
-            for slots in cli.numbers("--ctx", self.ctx, 1, spec.max_ctx - beyond, int)
+            for sequences in batches
+            for slots in contexts[spec.name]
         ]
         for spec in specs:
             cli.number("--layers", self.layers, 0, spec.n_layers)
         cells, shard = list(dict.fromkeys(found)), shards.parse(self.shard)
         shard.check(len(cells))
         return shard.of(cells, lambda cell: cell.cost)
+
+    def left_out(self) -> list[str]:
+        """What of the matrix is no cell, and why: contexts that a model has no positions for."""
+        return self._contexts(self._specs())[1]
+
+    def _specs(self) -> list[ModelSpec]:
+        if not self.weights:
+            return [pk.models.get(name) for name in cli.model_names("--model", self.model)]
+        if self.model != "study":
+            raise flag_error("--model", self.model, "left out with --weights, which are of one model")
+        return [cli.model("", "", self.weights)]
+
+    def _contexts(self, specs: Sequence[ModelSpec]) -> tuple[dict[str, list[int]], list[str]]:
+        """The contexts of each model, and the reasons of those that it has no positions for. Raises UsageError where
+        that is all of them."""
+        asked = cli.numbers("--ctx", self.ctx, float("-inf"), float("inf"), int)
+        taken: dict[str, list[int]] = {spec.name: [] for spec in specs}
+        reasons: dict[str, UsageError] = {}
+        for spec in specs:
+            for slots in asked:
+                try:
+                    taken[spec.name].append(cli.context("--ctx", slots, spec, max(self.warmup, 1) + self.steps))
+                except UsageError as error:
+                    if slots < 1:
+                        raise
+                    reasons[f"{spec.name}, ctx {slots}"] = error
+        if not any(taken.values()):
+            raise next(iter(reasons.values()))
+        return taken, [f"{name} is left out: {reason}" for name, reason in reasons.items()]
 
 
 def check_ray(settings: Settings) -> Wanted | None:
@@ -154,6 +181,8 @@ def main(settings: Settings) -> int:
         step_arms.check_quantised("--arm", [name for name, _, _ in parsed], settings.four_bit)
     document.make_folder(folder, "--out", settings.out)
     document.check_writable(folder / "cell.json", "--out")
+    for words in settings.left_out():
+        _say(words)
     plan = Plan(folder, cells, settings.shared_flags(), target, settings.limit_s, settings.again, settings.controls)
     counts, left = over_ray.run(plan, wanted, _say) if wanted else local.run(plan, _say)
     print(", ".join(f"{count} {status}" for status, count in counts.items()))

@@ -59,7 +59,9 @@ def test_on_a_gpu_the_controls_are_of_that_gpu_and_trace_nothing(monkeypatch):
 def test_a_cell_has_both_sets(capsys, monkeypatch, small, tmp_path):
     sets = iter(range(10))
     monkeypatch.setattr(cells, "run_module", run_module_here)
-    monkeypatch.setattr(controls.Process, "measure", lambda self: {"read_gbs": 10.0 + next(sets), "clocks": None})
+    monkeypatch.setattr(
+        controls.Process, "measure", lambda self: controls.nothing("") | {"read_gbs": 10.0 + next(sets)}
+    )
     flags = ["--model=tiny", "--ctx=8", "--batch=1", "--steps=2", "--warmup=1", "--arm=native/block:native"]
     result = run_here(capsys, "bench.sweep", *flags, "--device=cpu", f"--out={tmp_path}")
     assert result.status == 0, result.err

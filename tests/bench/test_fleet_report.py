@@ -5,6 +5,8 @@ import json
 import numpy as np
 import pytest
 from inputs.command_line import assert_refused, run_here
+from inputs.rate_documents import cell as rate_cell
+from inputs.rate_documents import rate_document
 
 from bench.report import collect, fleet_sections
 from bench.study import over_nodes
@@ -96,9 +98,8 @@ def test_controls_of_every_node_and_what_they_speak_against(tmp_path):
 
 
 def test_energy_a_token(tmp_path):
-    rate = cell() | dict(kind="rate")
-    measured = dict(hz=30.0, load="none", energy=dict(watts=500.0, joules_per_token=3.25))
-    rate["arms"] = [dict(name="native/block:graph", cells=[measured, measured | dict(energy=None)])]
+    measured = rate_cell(0, hz=30.0, centre_us=1000.0) | dict(energy=dict(watts=500.0, joules_per_token=3.25))
+    rate = rate_document([measured, measured | dict(energy=None)])
     (row,) = table(fleet_sections.energy_section(folders(tmp_path, a=[rate])))
     assert row[0] == "H200" and row[-2:] == ["500.0", "3.25"]
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 import torch
+from inputs.documents import whole
 
 from bench.core import claims
 from bench.fleet import schedule
@@ -16,10 +17,10 @@ from bench.fleet.trust import History, judge
 
 
 def cell_document(cell, doubt=None, **more) -> dict:
-    return {
-        "schema": "launchtax/1", "kind": "step", "status": "ok", "reason": None, "arms": [], "cell_flags": ["--x"],
-        "device": "cuda", "controls": {"doubt": doubt}, "cell": vars(cell), **more,
-    }  # fmt: skip
+    return whole({
+        "kind": "step", "status": "ok", "reason": None, "arms": [], "cell_flags": ["--x"], "device": "cuda",
+        "environment": {"gpu": {"name": "NVIDIA H200"}}, "controls": {"doubt": doubt}, "cell": vars(cell), **more,
+    })  # fmt: skip
 
 
 @dataclass

@@ -147,6 +147,24 @@ def test_an_array_job(tmp_path):
     assert len(cells(tmp_path)) == 5
 
 
+def test_a_context_that_one_model_has_no_positions_for_costs_itself_alone(capsys, monkeypatch, tmp_path):
+    ran: list[tuple[str, str]] = []
+
+    def none(module, arguments, limit_s):
+        ran.append(tuple(arguments[:2]))
+        return Outcome("hang", "was not done", None)
+
+    monkeypatch.setattr(fleet_cells, "run_module", none)
+    flags = ["--ctx=16,4096", "--batch=1", "--steps=2", "--warmup=1", "--device=cpu", "--no-controls"]
+    result = run_here(capsys, "bench.sweep", "--model=tiny,openvla-7b", *flags, f"--out={tmp_path}")
+    assert result.status == 1 and "3 hang" in result.out, result.err
+    words = "--ctx=4096: must be in 1..4093: openvla-7b has 4096 positions, one a step"
+    assert result.out.startswith(f"openvla-7b, ctx 4096 is left out: {words}\n")
+    assert ran == [("--model=tiny", "--ctx=16"), ("--model=tiny", "--ctx=4096"), ("--model=openvla-7b", "--ctx=16")]
+    alone = run_here(capsys, "bench.sweep", "--model=openvla-7b", *flags, "--ctx=4096,8192", f"--out={tmp_path}")
+    assert_refused(alone, words)
+
+
 def test_a_cell_is_the_same_on_every_gpu_of_a_machine():
     flags = ["--dtype=bf16", "--device=cuda:1", "--steps=2"]
     assert flags_of_any_device(flags, "cuda") == ["--dtype=bf16", "--device=cuda", "--steps=2"]

@@ -12,12 +12,15 @@ def main(flags: dict[str, str]) -> None:
     clock = {"p20": 900.0, "p50": 1000.0, "p80": 1100.0, "n": 2}
     arm = {
         "backend": "native", "fusion": "block", "mode": "native", "status": "ok", "reason": None, "wall_us": clock,
-        "host_us": None, "device_us": None, "launches": 24, "paper": {"R_floor": 0.5, "p50_ms": 1.0},
+        "samples_us": [900.0, 1100.0], "host_us": None, "device_us": None, "launches": 24, "launches_per_layer": 6,
+        "paper": {"p50_ms": 1.0, "t_floor_ms": 0.5, "R_floor": 0.5, "bw_peak_gbs": None}, "drift": None,
     }  # fmt: skip
     document = {
         "schema": "launchtax/1", "kind": "step", "title": f"one decode step of {model}, ctx {ctx}",
-        "created": "2026-11-29T00:00:00+00:00", "interrupted": False, "environment": {"gpu": None},
-        "model": {"name": model}, "ctx": ctx, "batch": batch, "device": "cpu", "arms": [arm], "pid": os.getpid(),
+        "created": "2026-11-29T00:00:00+00:00", "interrupted": False,
+        "environment": {"cpu": {"model": None}, "gpu": None, "torch": {"version": "2.13.0"}},
+        "model": {"name": model}, "ctx": ctx, "batch": batch, "device": "cpu", "dtype": "bf16", "arms": [arm],
+        "pid": os.getpid(),
     }  # fmt: skip
     path = flags["--json"]
     with open(f"{path}.part", "w") as file:
