@@ -56,6 +56,19 @@ def test_rows_have_scales_of_their_own():
         assert comparison.max_rel_error == pytest.approx(1 / expected[row, 0].item())
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_a_whole_row_is_wrong_by_is_held_to_less(dtype):
+    """Errors of 0.7 tolerances: in a few elements they pass for roundings, in all of a row they are a missing term."""
+    expected, by = torch.ones(3, 128, dtype=torch.float64), 0.7 * 2 * TOLERANCES[dtype]
+    few, all_of_one = expected.clone(), expected.clone()
+    few[:, ::8] += by
+    all_of_one[1] += by
+    assert reference.compare(few, expected, dtype, 2, rms_depth=2).ok
+    assert reference.compare(all_of_one, expected, dtype, 2).ok
+    found = reference.compare(all_of_one, expected, dtype, 2, rms_depth=2)
+    assert not found.ok and found.message.startswith("root mean square of row [1]'s relative errors")
+
+
 def test_reports_the_worst_element():
     expected = torch.ones(2, 3, 4, dtype=torch.float64)
     out = expected.clone()
