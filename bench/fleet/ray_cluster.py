@@ -27,6 +27,8 @@ HERE = "here"
 ANSWER_S = 15.0
 _CHECK_S, _GRACE_S = 300.0, 60.0
 """For nodes to say who they are: where none of a kind has yet, and where some have; later ones join then."""
+_DEAD_S = 30.0
+"""A node that a task found dead is left alone so long: Ray lists it as alive until its health checks have failed."""
 _HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
 """With an empty frame of settings: how a client of HTTP/2 begins (RFC 9113)."""
 _SETTINGS = b"\4"
@@ -123,17 +125,19 @@ class RayCluster:
         self._admitted: dict[str, bool] = {}
         self.refused: dict[str, str] = {}
         self._slots: dict[str, tuple[Slot, Node]] = {}
-        self._where: dict[Any, str] = {}
+        self._where: dict[Any, Node] = {}
+        self._found_dead: dict[str, float] = {}
         self._asked: dict[str, tuple[Node, Any]] = {}
         self._identity = self._ray.remote(_task("identity"))
         self._measure = self._ray.remote(_task("measure_cell"))
 
     def nodes(self) -> list[Node]:
         """Those that are alive, in an order that stays."""
+        now = time.monotonic()
         found = [
             Node(node["NodeID"], node["NodeManagerAddress"], node["Resources"])
             for node in self._ray.nodes()
-            if node["Alive"]
+            if node["Alive"] and now - self._found_dead.get(node["NodeID"], float("-inf")) >= _DEAD_S
         ]
         return sorted(found, key=lambda node: node.id)
 
@@ -200,7 +204,7 @@ class RayCluster:
             num_cpus=cpus, num_gpus=1 if on_gpu else 0,
             scheduling_strategy=self._bound(node), name=f"measure_cell {cell.name}", max_retries=0,
         ).remote(vars(cell), self._flags, slot.kind, on_gpu, self._with_controls, self._limit_s)  # fmt: skip
-        self._where[handle] = slot.node
+        self._where[handle] = node
         return handle
 
     def wait(self, handles: Sequence[Any], seconds: float) -> list[Any]:
@@ -211,12 +215,14 @@ class RayCluster:
         return done
 
     def result(self, handle: Any) -> Document:
-        where = self._where.pop(handle)
+        node, errors = self._where.pop(handle), self._ray.exceptions
         try:
             result: Document = self._ray.get(handle)
-        except self._ray.exceptions.RayError as error:
+        except errors.RayError as error:
+            if isinstance(error, (errors.NodeDiedError, errors.TaskUnschedulableError)):
+                self._found_dead[node.id] = time.monotonic()
             raise LostError(_words(error)) from None
-        return result | {"node": result.get("node", {}) | {"ray": where.partition(" ")[0], "packed": self._pack}}
+        return result | {"node": result.get("node", {}) | {"ray": node.id[:8], "packed": self._pack}}
 
     def cancel(self, handles: Sequence[Any]) -> None:
         for handle in handles:
