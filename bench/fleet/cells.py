@@ -134,7 +134,10 @@ def _measure(cell: Cell, flags: Sequence[str], device: torch.device, work: Path,
         "command": shlex.join(["python", "-m", "bench.step", *given[:-1]]),  # less the file it was written to
     }  # fmt: skip
     if work.exists():
-        return document.load(work, "step") | extra
+        try:
+            return document.load(work, "step") | extra
+        except UsageError as error:  # the process left something else: this cell's error
+            outcome = Outcome("error", str(error), outcome.returncode)
     machine = environment.collect(device)
     return failed(cell, flags, device.type, outcome.status, outcome.reason, machine) | extra
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from inputs.busy import HANG_S
-from inputs.command_line import ROOT, assert_refused, run_here, run_module_here, start
+from inputs.command_line import ROOT, assert_refused, flat, run_here, run_module_here, start
 from inputs.ray_nodes import stub_path
 
 from bench.core import processes
@@ -69,6 +69,20 @@ def test_a_hang_and_a_crash_cost_themselves_alone(capsys, monkeypatch, tmp_path)
     monkeypatch.setattr(fleet_cells, "run_module", run_module_here)
     result = run_here(capsys, "bench.sweep", *flags, "--again")
     assert "1 of 3 cells were finished before" in result.out and "3 ok" in result.out
+
+
+def test_a_document_that_is_none_is_its_cell_s_error(capsys, monkeypatch, tmp_path):
+    def leave(module, arguments, limit_s):
+        (path,) = [flag.removeprefix("--json=") for flag in arguments if flag.startswith("--json=")]
+        if "--ctx=8" not in arguments:
+            return run_module_here(module, arguments, limit_s)
+        Path(path).write_text('{"schema": "launchtax/1"}')
+        return Outcome("ok", None, 0)
+
+    monkeypatch.setattr(fleet_cells, "run_module", leave)
+    result = run_here(capsys, "bench.sweep", *SMALL, "--ctx=8,16", f"--out={tmp_path}")
+    assert result.status == 1 and "1 error" in result.out and "1 ok" in result.out
+    assert "tiny_ctx8_b1: error: " in result.out and "kind: must be one of" in flat(result.out)
 
 
 def test_a_sweep_of_which_nothing_came_fails(capsys, monkeypatch, tmp_path):
