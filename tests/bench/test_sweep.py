@@ -82,7 +82,7 @@ def test_a_document_that_is_none_is_its_cell_s_error(capsys, monkeypatch, tmp_pa
     monkeypatch.setattr(fleet_cells, "run_module", leave)
     result = run_here(capsys, "bench.sweep", *SMALL, "--ctx=8,16", f"--out={tmp_path}")
     assert result.status == 1 and "1 error" in result.out and "1 ok" in result.out
-    assert "tiny_ctx8_b1: error: " in result.out and "kind: must be one of" in flat(result.out)
+    assert "tiny_ctx8_b1: error: " in result.out and "kind: must be step" in flat(result.out)
 
 
 def test_a_sweep_of_which_nothing_came_fails(capsys, monkeypatch, tmp_path):
