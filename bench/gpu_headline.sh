@@ -8,7 +8,7 @@
 # With BEFORE, layers and attention of both checkouts take turns, ROUNDS times (5), into FOLDER/before and FOLDER/after;
 # bench.compare says whether anything changed, of every model a line an arm.
 #
-# On an H200 with 16 cores: layers 19 s each, step 38 s, attention 160 s, gemv 20 s; a turn 25 s.
+# On an H200 with 16 cores: layers 19 s each, step 38 s, attention 280 s, gemv 20 s; a turn 25 s.
 #
 # Exit status: 0 where every step succeeded; the failed ones are named at the end.
 . "$(dirname "$0")/gpu_steps.sh" || exit 2
@@ -43,7 +43,7 @@ done
 mkdir -p "$out/$gpu-study"
 step step 120 "$python" -m bench.step --model=qwen2.5-7b --json="$out/$gpu-study/step.json" \
     --md="$out/$gpu-study/step.md" --plot="$out/$gpu-study/step.png"
-step attention 250 "$python" -m bench.attention --sessions=1 --json="$out/$gpu-attention.json.gz" \
+step attention 400 "$python" -m bench.attention --sessions=1 --json="$out/$gpu-attention.json.gz" \
     --md="$out/$gpu-attention.md" --plot="$out/$gpu-attention.png"
 step gemv 90 "$python" -m bench.op --op=gemv --mode=native,graph --json="$out/$gpu-gemv.json"
 if [[ $before ]]; then
