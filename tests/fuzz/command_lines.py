@@ -105,7 +105,7 @@ def flags() -> Iterator[Case]:
         ("ab", ["--sessions=0"]),
         ("sweep", []),
         ("sweep", ["--out="]),
-        ("sweep", ["--out={w}/o", "--ctx=32768"]),
+        ("sweep", ["--out={w}/o", "--ctx=1000000"]),
         ("sweep", ["--out={w}/o", "--batch=0"]),
         ("sweep", ["--out={w}/o", "--layers=99"]),
         ("compare", []),
