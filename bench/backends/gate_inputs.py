@@ -80,7 +80,8 @@ def unscaled(x: Tensor, scale: float) -> Tensor:
 
 
 def _power_of_two(number: float) -> float:
-    return 2.0 ** round(math.log2(number))
+    """The nearest to a positive number; 1 where it is none, as where weights are not finite and no arm can be right."""
+    return 2.0 ** round(math.log2(number)) if 0 < number < math.inf else 1.0
 
 
 def _rms(tensor: Tensor) -> float:

@@ -33,6 +33,12 @@ _MARKS = {
 HOLLOW: dict[str, Any] = {"facecolor": "white", "edgecolor": "#555555", "hatch": "///", "linewidth": 0.8}
 
 
+def _order(mode: str) -> int:
+    """Where a mode stands among the modes; behind them one that a later version wrote."""
+    known = list(_MARKS)
+    return known.index(mode) if mode in known else len(known)
+
+
 def _new(height: float, title: str, width: float = 8.5) -> tuple[Figure, Axes]:
     figure, axes = plt.subplots(figsize=(width, height), layout="constrained")
     axes.set_title(title, fontsize=10, loc="left", fontweight="bold")
@@ -78,7 +84,7 @@ def floor_ratio(rows: Sequence[Row]) -> Figure:
     known = [row for row in rows if row["R_floor"]]
     arms = sorted(
         {row["arm"] for row in known},
-        key=lambda arm: (arm.partition(":")[0], list(_MARKS).index(arm.partition(":")[2])),
+        key=lambda arm: (arm.partition(":")[0], _order(arm.partition(":")[2])),
     )
     colours = dict(zip(dict.fromkeys(arm.partition(":")[0] for arm in arms), itertools.cycle(COLOURS)))
     for index, arm in enumerate(arms):
@@ -86,7 +92,8 @@ def floor_ratio(rows: Sequence[Row]) -> Figure:
         name, _, mode = arm.partition(":")
         beside = 1.022 ** (index - (len(arms) - 1) / 2)  # a column an arm, around the device's bandwidth
         axes.plot(
-            [beside * row["peak_gbs"] for row in own], [row["R_floor"] for row in own], _MARKS[mode], markersize=5,
+            [beside * row["peak_gbs"] for row in own], [row["R_floor"] for row in own], _MARKS.get(mode, "o"),
+            markersize=5,
             color=colours[name], alpha=0.8, markeredgewidth=0, label=f"measured: {arm}", linestyle="none",
         )  # fmt: skip
     for device in dict.fromkeys(row["device_name"] for row in known):
