@@ -21,7 +21,7 @@ _LIBRARIES = ("numpy", "scipy", "nvtx", "typer", "rich", "matplotlib", "safetens
 
 # Peak memory bandwidth by device, GB/s of 10^9 bytes, with where the number comes from. The study's own values
 # (its section 3.3) where it has them; otherwise the vendor's datasheet. A name is the end of the driver's. A card
-# that is not here is asked for its bus and clock (_nvml_bandwidth).
+# that is not here has what NVML says of its bus and clock (_nvml_bandwidth).
 GPU_SPECS = {
     "B300": (8000.0, "B300 datasheet (HGX B300)"),
     "B200": (8000.0, "B200 datasheet (HGX B200)"),
@@ -118,7 +118,7 @@ def _nvml_bandwidth(device: torch.device) -> tuple[float, str] | None:
 def spec_bandwidth(device: torch.device) -> tuple[float | None, str]:
     """Peak memory bandwidth by the specification, GB/s, and where the figure comes from.
 
-    A GPU that is not in GPU_SPECS is asked for its memory bus and clock, and the source says so.
+    Of a GPU that is not in GPU_SPECS NVML says the memory bus and clock, and the source says so.
     For a CPU it is the whole socket's, at the fastest memory its generation takes. A process that has a part of the
     socket's cores cannot reach it, so that it is no bandwidth to measure against: then it is None, and a remark.
     """

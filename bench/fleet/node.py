@@ -78,7 +78,7 @@ def names_a_gpu(kind: str) -> bool:
 
 
 def lie(kind: str, gpus: Sequence[str]) -> str | None:
-    """Why a node that is asked for as `kind` is none, by NVML; None where it is."""
+    """Why a node that is requested as `kind` is none, by NVML; None where it is."""
     if not names_a_gpu(kind) or gpus and all(is_of_kind(kind, name) for name in gpus):
         return None
     return f"is no {kind}: NVML says " + (", ".join(dict.fromkeys(gpus)) or "that there is no GPU")

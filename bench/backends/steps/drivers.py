@@ -109,7 +109,7 @@ class NativeLoopDriver(Driver):
         self.kernels = [f"pykernels::cuda::{op}" for op in self._program.ops]
         self.launches = len(self.kernels)
         self._wall, self._host_on_cuda = self._decode, self._launch
-        self.loop(1)  # a driver that cannot make one says so before it is asked for a step
+        self.loop(1)  # a driver that cannot make one says so before any step
 
     def loop(self, steps: int) -> "pk.runtime.GraphLoop":
         """The loop of so many steps, made on its first use."""
