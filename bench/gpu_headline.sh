@@ -27,14 +27,6 @@ turn() {  # the checkout, the folder of its documents, the turn's number
         --backend=native --json="$2/gqa_decode-$3.json") >/dev/null || return 1
 }
 
-take_turns() {
-    local round folder
-    folder=$(cd "$out" && pwd)
-    for ((round = 1; round <= rounds; round++)); do
-        turn "$before" "$folder/before" "$round" && turn "$PWD" "$folder/after" "$round" || return 1
-    done
-}
-
 ask_gpu
 for model in qwen2.5-7b llama-3.1-8b mistral-7b-v0.3; do
     step "layer $model" 90 "$python" -m bench.layer --model=$model --backend=native,sdpa \
@@ -49,6 +41,6 @@ step gemv 90 "$python" -m bench.op --op=gemv --mode=native,graph --json="$out/$g
 if [[ $before ]]; then
     export -f turn take_turns
     export before rounds out python
-    step before 300 bash -c take_turns
+    step before 300 bash -c 'take_turns before after'
 fi
 name_failures

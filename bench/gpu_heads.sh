@@ -45,12 +45,10 @@ turn() {  # the checkout, the folders of its documents (of this name, and with -
         --backend=native --sessions=0 --json="$2-mha/attention-$3.json") >/dev/null
 }
 
-take_turns() {
-    local round folder
+compare_turns() {
+    local folder
     folder=$(cd "$out" && pwd)
-    for ((round = 1; round <= rounds; round++)); do
-        turn "$before" "$folder/heads-before" "$round" && turn "$PWD" "$folder/heads-after" "$round" || return 1
-    done
+    take_turns heads-before heads-after || return 1
     "$python" -m bench.compare "$folder/heads-before-mha" "$folder/heads-after-mha"
     "$python" -m bench.compare "$folder/heads-before" "$folder/heads-after"
 }
@@ -70,8 +68,8 @@ for heads in "llama-2-7b 32 32 128" "gemma-2b 8 1 256"; do
         --mode=graph,graph-pdl --backend=native --json="$out/$gpu-heads-$name.json"
 done
 if [[ $before ]]; then
-    export -f turn take_turns
+    export -f turn take_turns compare_turns
     export before rounds out python
-    step before 150 bash -c take_turns
+    step before 150 bash -c compare_turns
 fi
 name_failures

@@ -29,6 +29,16 @@ step() {  # name, whose first word, up to a space or comma, says whether it is w
     echo "--- $name: $((SECONDS - begin)) s"
 }
 
+# Two built checkouts, `before` and this one, measure in turns, `rounds` times. The script that calls it defines `turn`:
+# the checkout, the folder of its documents, the turn's number.
+take_turns() {  # the names of both folders, below FOLDER
+    local round folder
+    folder=$(cd "$out" && pwd)
+    for ((round = 1; round <= rounds; round++)); do
+        turn "$before" "$folder/$1" "$round" && turn "$PWD" "$folder/$2" "$round" || return 1
+    done
+}
+
 name_failures() {  # the end of a script: its exit status
     ((${#failed[@]})) || exit 0
     printf 'failed: %s\n' "${failed[@]}"

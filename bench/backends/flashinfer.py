@@ -77,15 +77,11 @@ class _BatchDecode(TokenMajorCache):
         )  # fmt: skip
         return wrapper
 
-    @staticmethod
-    def _pages(k_cache: Tensor, v_cache: Tensor) -> tuple[Tensor, Tensor]:
-        return k_cache.view(-1, PAGE_SIZE, *k_cache.shape[2:]), v_cache.view(-1, PAGE_SIZE, *v_cache.shape[2:])
-
     def over(self, q: Tensor, k_cache: Tensor, v_cache: Tensor) -> Tensor:
-        return self._wrapper.run(q[:, :, 0], self._pages(k_cache, v_cache))
+        return self._wrapper.run(q[:, :, 0], self.pages(k_cache, v_cache))
 
     def bound(self, q: Tensor) -> Callable[[], Tensor]:
-        run, query, pages = self._wrapper.run, q[:, :, 0], self._pages(self.k_cache, self.v_cache)
+        run, query, pages = self._wrapper.run, q[:, :, 0], self.pages(self.k_cache, self.v_cache)
         return lambda: run(query, pages)
 
     def choices(self) -> dict[str, Any]:
@@ -94,15 +90,20 @@ class _BatchDecode(TokenMajorCache):
         return {name.lstrip("_"): str(value) for name, value in shown.items() if value is not None}
 
 
-class FlashInfer(LibraryLayer):
+class FlashInferLayer(LibraryLayer):
+    """What the backends of that library share."""
+
+    install_hint = "pip install flashinfer-python (compiles its kernels at first use: needs nvcc)"
+    package = "flashinfer"
+    no_dispatch = "FlashInfer's functions are no ops of torch's dispatcher"
+
+
+class FlashInfer(FlashInferLayer):
     """Single decode for one sequence, planned batch decode for more; on CUDA cores, the functions' default, where they
     take the heads."""
 
     name = "flashinfer"
     description = "FlashInfer decode, on CUDA cores where it can"
-    install_hint = "pip install flashinfer-python (compiles its kernels at first use: needs nvcc)"
-    package = "flashinfer"
-    no_dispatch = "FlashInfer's functions are no ops of torch's dispatcher"
 
     def __init__(self) -> None:
         self._wrappers: dict[tuple, Any] = {}

@@ -89,7 +89,7 @@ class TokenMajorCache(Attention):
     """
 
     def __init__(self, layer: pk.DecodeLayer, page_size: int = 1) -> None:
-        self.position = int(layer.position[0])
+        self.position, self.page_size = int(layer.position[0]), page_size
         slots = -(-layer.ctx // page_size) * page_size
 
         shape = (layer.batch, slots, layer.spec.n_kv_heads, layer.spec.head_dim)
@@ -100,6 +100,11 @@ class TokenMajorCache(Attention):
     def load(self, layer: pk.DecodeLayer) -> None:
         self.k_cache[:, : layer.ctx] = layer.k_cache.transpose(1, 2)
         self.v_cache[:, : layer.ctx] = layer.v_cache.transpose(1, 2)
+
+    def pages(self, k_cache: Tensor, v_cache: Tensor) -> tuple[Tensor, Tensor]:
+        """Caches of this layout as [pages, page_size, n_kv_heads, head_dim]."""
+        shape = (-1, self.page_size, *k_cache.shape[2:])
+        return k_cache.view(shape), v_cache.view(shape)
 
     def append(self, k: Tensor, v: Tensor) -> None:
         position = self.position

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import pykernels as pk
-from bench.backends.plain import LibraryLayer
+from bench.backends.flashinfer import FlashInferLayer
 from bench.backends.torch_layer import Attention, TokenMajorCache
 
 # The kernel takes 16, 32, 64 and 128.
@@ -44,12 +44,10 @@ class _Paged(TokenMajorCache):
         self._xqa = library.xqa
 
     def over(self, q: Tensor, k_cache: Tensor, v_cache: Tensor) -> Tensor:
-        keys, values = (cache.view(-1, PAGE_SIZE, *cache.shape[2:]) for cache in (k_cache, v_cache))
-        return self._call(q.transpose(1, 2), keys, values)
+        return self._call(q.transpose(1, 2), *self.pages(k_cache, v_cache))
 
     def bound(self, q: Tensor) -> Callable[[], Tensor]:
-        keys, values = (cache.view(-1, PAGE_SIZE, *cache.shape[2:]) for cache in (self.k_cache, self.v_cache))
-        query = q.transpose(1, 2)
+        query, (keys, values) = q.transpose(1, 2), self.pages(self.k_cache, self.v_cache)
         return lambda: self._call(query, keys, values)
 
     def _call(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -61,14 +59,11 @@ class _Paged(TokenMajorCache):
         return self._out
 
 
-class Xqa(LibraryLayer):
+class Xqa(FlashInferLayer):
     """flashinfer.xqa, at every batch over pages."""
 
     name = "xqa"
     description = "XQA, TensorRT-LLM's decode kernel, by FlashInfer"
-    install_hint = "pip install flashinfer-python (compiles its kernels at first use: needs nvcc)"
-    package = "flashinfer"
-    no_dispatch = "FlashInfer's functions are no ops of torch's dispatcher"
 
     def __init__(self) -> None:
         self._workspaces: Workspaces = {}
