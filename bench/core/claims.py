@@ -150,8 +150,8 @@ def claimed(folder: Path | None, name: str) -> Iterator[Claim | None]:
         claim.give_back()
 
 
-def _tidy(folder: Path | None, name: str) -> None:
-    """Remove the claim of a process that was killed when it had finished the part."""
+def tidy(folder: Path | None, name: str) -> None:
+    """Remove the claim on a finished part whose process was killed before it could give it back."""
     if folder and _claims(folder, name) and (claim := take(folder, name)):
         claim.give_back()
 
@@ -168,7 +168,7 @@ def parts(
         for name in list(left):
             if finished(name):
                 left.remove(name)
-                _tidy(folder, name)
+                tidy(folder, name)
                 yield name, False
                 continue
             with claimed(folder, name) as claim:

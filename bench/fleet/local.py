@@ -29,6 +29,7 @@ def split_finished(plan: Plan, count: Count, say: Callable[[str], None]) -> list
     todo = [cell for cell in plan.cells if not finished(plan, cell)]
     for cell in plan.cells:
         if cell not in todo:
+            claims.tidy(plan.out, cell.name)
             count.add(status_of(document.load(plan.path(cell)))[0])
     if len(todo) < len(plan.cells):
         say(f"{len(plan.cells) - len(todo)} of {len(plan.cells)} cells were finished before")

@@ -92,6 +92,7 @@ class Schedule:
         self._pending = []
         for job in jobs:
             if job.done():
+                claims.tidy(job.plan.out, job.cell.name)
                 self.count.add(status_of(document.load(job.plan.path(job.cell)))[0])
             else:
                 self._pending.append(job)

@@ -169,6 +169,15 @@ def test_a_cell_that_another_process_has_is_left_to_it(monkeypatch, tmp_path):
     assert [ctx for _, ctx in cluster.ran] == [2]
 
 
+def test_the_claim_of_a_driver_that_died_with_a_finished_cell_goes(tmp_path):
+    of = plan(tmp_path, 1, 2)
+    (tmp_path / "tiny_ctx1_b1.json").write_text(json.dumps(cell_document(of.cells[0])))
+    holder = {"machine": claims._machine(), "pid": os.getpid(), "started": "an earlier process of that id"}
+    (tmp_path / ".tiny_ctx1_b1.claim-0").write_text(json.dumps(holder))
+    assert run(Nodes(node("a")), of).count.by_status == {"ok": 2}
+    assert sorted(os.listdir(tmp_path)) == ["tiny_ctx1_b1.json", "tiny_ctx2_b1.json"]
+
+
 def test_ctrl_c_ends_what_runs_and_gives_the_claims_back(tmp_path):
     cluster = Nodes([*node("a"), *node("b")])
 

@@ -13,7 +13,7 @@ from inputs.busy import HANG_S
 from inputs.command_line import ROOT, assert_refused, flat, run_here, run_module_here, start
 from inputs.ray_nodes import stub_path
 
-from bench.core import processes
+from bench.core import claims, processes
 from bench.core.kept import flags_of_any_device
 from bench.core.processes import Outcome
 from bench.fleet import cells as fleet_cells
@@ -23,6 +23,11 @@ SMALL = ["--model=tiny", "--batch=1", "--steps=2", "--warmup=1", "--arm=native/b
 
 def cells(folder: Path) -> dict[str, dict]:
     return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("tiny*.json"))}
+
+
+def leave_a_claim(folder: Path, name: str, dead_pid: int) -> None:
+    holder = {"machine": claims._machine(), "pid": dead_pid, "started": "1"}
+    (folder / f".{name}.claim-0").write_text(json.dumps(holder))
 
 
 def test_killed_and_run_again(capsys, monkeypatch, tmp_path):
@@ -39,6 +44,8 @@ def test_killed_and_run_again(capsys, monkeypatch, tmp_path):
         assert cell["command"].startswith("python -m bench.step --model=tiny") and str(tmp_path) not in cell["command"]
         assert cell["arms"][0]["status"] == "ok" and len(cell["arms"][0]["paper"]["step_times_ms"]) == 2
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.glob("tiny*.json")}
+    for name in before:  # a process killed between its document and the end of its claim
+        leave_a_claim(tmp_path, name, process.pid)
     monkeypatch.setattr(fleet_cells, "run_module", run_module_here)
     second = run_here(capsys, "bench.sweep", *flags)
     assert second.status == 0, second.err
