@@ -12,7 +12,7 @@
 # make gpu-peers             FlashAttention, FlashInfer and SDPA on a GPU: attention alone, the stack (OUT=bench/results)
 # make gpu-int4              4-bit kernels on a GPU: ours and the libraries' that are there (OUT=bench/results)
 # make report                tables and pictures of the committed result documents: docs/report (ARGS="--price=H200=3.99")
-# make resources             registers, shared memory and spills of every kernel
+# make resources             registers, shared memory and spills of every kernel  (ARCHITECTURES="100 110 120": of other cards)
 #
 # Without PYTHON everything happens in .venv. Every target can be run again, also after an interrupt.
 
@@ -122,7 +122,7 @@ sanitize-%:
 resources: $(setup)
 	@if test -f $(build_folder)/build.ninja -o -f $(build_folder)/Makefile; then cmake $(build_folder) > /dev/null; \
 	else $(build_command); fi
-	$(python) cmake/kernel_resources.py $(build_folder)/compile_commands.json
+	$(python) cmake/kernel_resources.py $(build_folder)/compile_commands.json $(ARCHITECTURES)
 
 OUT ?= bench/results
 gpu-check: build

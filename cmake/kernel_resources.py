@@ -1,10 +1,11 @@
-"""Print registers, shared memory, stack and spills of every kernel, on every architecture of the build.
+"""Print registers, shared memory, stack and spills of every kernel on every architecture of the build, or those named.
 
-python cmake/kernel_resources.py build/FOLDER/compile_commands.json
+python cmake/kernel_resources.py build/FOLDER/compile_commands.json [ARCHITECTURE ...]
 
-Every CUDA source is compiled once more by the build's own command, and ptxas says what each kernel takes. No GPU and no
-cuobjdump are needed. Shared memory is what the kernel declares; a launch may ask for more. Exit status: 0 where no
-kernel spills or has a stack frame; 1 where some do, which are named; 2 where the sources cannot be compiled.
+An architecture is what nvcc calls sm_NAME, without the `sm_`: 100, 110, 120. Every CUDA source is
+compiled once more by the build's own command, and ptxas says what each kernel takes. No GPU and no cuobjdump are
+needed. Shared memory is what the kernel declares; a launch may ask for more. Exit status: 0 where no kernel spills or
+has a stack frame; 1 where some do, which are named; 2 where the sources cannot be compiled.
 """
 
 import json
@@ -93,10 +94,11 @@ def demangled(names: list[str]) -> list[str]:
     return [re.sub(r"pykernels::(cuda::)?|\(anonymous namespace\)::|^void ", "", name) for name in filtered]
 
 
-def commands(path: Path) -> list[tuple[str, Path, list[str]]]:
+def commands(path: Path, architectures: list[str]) -> list[tuple[str, Path, list[str]]]:
     """Source, folder and command, but for its `-o FILE`, of every CUDA source in a compile_commands.json.
 
-    ptxas is told to speak, and not to fail for a spill: here it is to be seen.
+    ptxas is told to speak, and not to fail for a spill: here it is to be seen. Where architectures are named, the
+    command's own give way to them.
     """
     found = []
     for entry in json.loads(path.read_text()):
@@ -105,12 +107,16 @@ def commands(path: Path) -> list[tuple[str, Path, list[str]]]:
             continue  # a host compiler's: the SIMT executor's builds of the same files
         output = words.index("-o")
         words = [word.replace(",-Werror", "") for word in words[:output] + words[output + 2 :]]
+        if architectures:
+            words = [word for word in words if not word.startswith("--generate-code=")]
+            words += [f"--generate-code=arch=compute_{name},code=sm_{name}" for name in architectures]
         found.append((entry["file"], Path(entry["directory"]), [*words, "-Xptxas=-v"]))
     return found
 
 
-def compile_all(path: Path) -> list[Resources]:
-    """Compile every CUDA source of a compile_commands.json. Returns its kernels under their demangled names, sorted."""
+def compile_all(path: Path, architectures: list[str]) -> list[Resources]:
+    """Compile every CUDA source of a compile_commands.json, for the build's architectures where none is named. Returns
+    its kernels under their demangled names, sorted."""
 
     def log(source: str, folder: Path, command: list[str]) -> str:
         with TemporaryDirectory() as scratch:
@@ -120,7 +126,7 @@ def compile_all(path: Path) -> list[Resources]:
             raise CompileError(f"{source}: {command[0]} failed\n{result.stdout}{result.stderr}")
         return result.stdout + result.stderr
 
-    found = commands(path)
+    found = commands(path, architectures)
     if not found:
         raise CompileError(f"{path}: no CUDA sources: nvcc was not found when the build was configured")
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
@@ -146,11 +152,18 @@ def table(kernels: list[Resources]) -> Table:
 
 def main(arguments: list[str]) -> int:
     """The command; returns its exit status."""
-    if len(arguments) != 1 or not Path(arguments[0]).is_file():
-        print("usage: kernel_resources.py build/FOLDER/compile_commands.json (make build writes it)", file=sys.stderr)
+    path, architectures = (Path(arguments[0]), arguments[1:]) if arguments else (Path(), [])
+    if not path.is_file():
+        print(
+            "usage: kernel_resources.py build/FOLDER/compile_commands.json [ARCHITECTURE ...] (make build writes it)",
+            file=sys.stderr,
+        )
+        return 2
+    if wrong := [name for name in architectures if not re.fullmatch(r"\d{2,3}[af]?", name)]:
+        print(f"kernel_resources: an architecture is a number as in sm_120, got {wrong[0]!r}", file=sys.stderr)
         return 2
     try:
-        kernels = compile_all(Path(arguments[0]))
+        kernels = compile_all(path, architectures)
     except CompileError as error:
         print(f"kernel_resources: {error}", file=sys.stderr)
         return 2

@@ -90,6 +90,47 @@ def run(*arguments: object) -> subprocess.CompletedProcess:
     )
 
 
+# Every instruction beyond sm_80 that the kernels use, by its wrapper, and the shared memory of the plans.
+WRAPPERS = """\
+#include "cuda/common/numeric.cuh"
+#include "cuda/common/ptx_guarded.cuh"
+namespace pykernels::cuda {
+__global__ void wrappers(float4* memory, const uint4* from, int n) {
+    auto* barrier = reinterpret_cast<Mbarrier*>(shared_memory());
+    auto* shared = reinterpret_cast<float4*>(shared_memory() + 128);
+    if (threadIdx.x == 0) barrier_init(barrier, 1);
+    barriers_ready();
+    cluster_arrive();
+    wait_for_producers();
+    launch_dependents();
+    cluster_wait();
+    barrier_expect(barrier, 256);
+    bulk_copy(shared, from, 256, barrier);
+    barrier_wait(barrier, 0);
+    push(remote_address(cluster_rank(), shared), shared[n], remote_address(n, barrier));
+    push(remote_address(n, shared), make_float2(1, 2), remote_address(n, barrier));
+    wait_for_pushes(barrier);
+    uint4 value = load_streamed(from + n), other = load_once(from);
+    load_streamed_if(value, from, n > 3);
+    load_fresh_if(other, from + 1, n > 4);
+    const uint32_t a[4] = {value.x, value.y, value.z, value.w}, b[2] = {other.x, transpose_8x8(other.y)};
+    float c[4] = {};
+    mma_bf16(c, a, b);
+    mma_fp16(c, a, b);
+    int d[4] = {};
+    mma_u8s8(d, a, b);
+    async_copy16_or_zeros(shared + 9, from, n > 5);
+    async_commit();
+    async_wait<0>();
+    store_flagged(memory, load_shared_of(n, shared));
+    const float4 flagged = load_flagged(memory + 1);
+    if (is_written(flagged)) clear_flagged(memory + 1);
+    fence_device();
+    store(memory + 2, make_float4(c[0] + d[0], c[1], max_magnitude(c[2], c[3]), flagged.x));
+}
+}
+"""
+
 needs_nvcc = pytest.mark.skipif(not shutil.which("nvcc"), reason="there is no nvcc here")
 
 
@@ -110,6 +151,23 @@ def test_a_kernel_in_local_memory_is_named(tmp_path):
     assert result.returncode == 1
     assert result.stderr == "kernels that spill or use a stack frame: indexed<64> (sm_80), indexed<64> (sm_90a)\n"
     assert "kept<64>" in result.stdout and "indexed" in result.stdout
+
+
+@needs_nvcc
+def test_other_cards(tmp_path):
+    """B200, Jetson Thor, RTX 50: in place of the build's architectures. `make resources ARCHITECTURES=...` compiles all
+    kernels so, in minutes."""
+    path = compile_commands(tmp_path, "", body=WRAPPERS)
+    path.write_text(path.read_text().replace("-std=c++17", f"-std=c++17 -I{SCRIPT.parent.parent}/csrc"))
+    result = run(path, 100, 110, 120)
+    assert result.returncode == 0, result.stderr
+    rows = [line.split() for line in result.stdout.splitlines() if "wrappers" in line]
+    assert [row[1] for row in rows] == ["sm_100", "sm_110", "sm_120"]
+
+
+def test_an_architecture_that_is_none(tmp_path):
+    result = run(compile_commands(tmp_path, ""), "sm_120")
+    assert result.returncode == 2 and "an architecture is a number as in sm_120, got 'sm_120'" in result.stderr
 
 
 @needs_nvcc
