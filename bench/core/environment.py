@@ -21,29 +21,34 @@ _LIBRARIES = ("numpy", "scipy", "nvtx", "typer", "rich", "matplotlib", "safetens
 
 # Peak memory bandwidth by device, GB/s of 10^9 bytes, with where the number comes from. The study's own values
 # (its section 3.3) where it has them; otherwise the vendor's datasheet. A name is the end of the driver's. A card
-# that is not here has what NVML says of its bus and clock (_nvml_bandwidth).
+# that is not here has what NVML says of its bus and clock (_nvml_bandwidth). The values were compared with other public
+# tables in November 2026; the one behind a value gives the same, or what it says.
 GPU_SPECS = {
-    "B300": (8000.0, "B300 datasheet (HGX B300)"),
-    "B200": (8000.0, "B200 datasheet (HGX B200)"),
-    "GB200": (8000.0, "GB200 NVL72 datasheet, one GPU of it"),
-    "GH200 480GB": (4000.0, "GH200 datasheet, 96 GB of HBM3"),
-    "H100 80GB HBM3": (3350.0, "H100 SXM5 datasheet, and the study"),
-    "H100 PCIe": (2000.0, "H100 PCIe datasheet"),
-    "H200": (4800.0, "H200 datasheet"),
-    "A100-SXM4-80GB": (2039.0, "A100-80GB SXM4 datasheet, and the study"),
-    "A100-SXM4-40GB": (1555.0, "A100-40GB datasheet"),
-    "L40S": (864.0, "L40S datasheet, and the study"),
+    "B300": (8000.0, "B300 datasheet (HGX B300)"),  # glennklockwood.com/garden/processors/B300
+    # The datasheets say 8 TB/s. The driver has since corrected the bus from 8192 to 7680 bits: github.com/pytorch/ao,
+    # pull request 4002.
+    "B200": (7672.0, "B200: 7,680 bits at 2 x 3,996 MHz by its driver; the HGX B200 datasheet rounds to 8 TB/s"),
+    "GB200": (8000.0, "GB200 NVL72 datasheet, one GPU of it"),  # 576 TB/s for 72: glennklockwood.com, B200 and B300
+    "GH200 480GB": (4000.0, "GH200 datasheet, 96 GB of HBM3"),  # 4,096 by github.com/sparse-generative-ai/MoE-CAP
+    "H100 80GB HBM3": (3350.0, "H100 SXM5 datasheet, and the study"),  # lzwjava.github.io/nvidia-h200-gpu-specs-en
+    "H100 PCIe": (2000.0, "H100 PCIe datasheet"),  # 5,120 bits, 2.0 TB/s: router-switch.com/faq
+    "H200": (4800.0, "H200 datasheet"),  # openmetal.io/resources/blog, the H200 for memory-bound workloads
+    "A100-SXM4-80GB": (2039.0, "A100-80GB SXM4 datasheet, and the study"),  # 2.0 TB/s: llmbook.apartsin.com, appendix G
+    "A100-SXM4-40GB": (1555.0, "A100-40GB datasheet"),  # 5,120 bits at 2.4 Gbps
+    "L40S": (864.0, "L40S datasheet, and the study"),  # llmbook.apartsin.com, appendix G
     "L4": (300.0, "L4 datasheet, and the study"),
-    "RTX 4090": (1008.0, "RTX 4090 datasheet"),
-    "RTX 5090": (1792.0, "RTX 5090 datasheet"),
-    "RTX 5080": (960.0, "RTX 5080 datasheet"),
+    "RTX 4090": (1008.0, "RTX 4090 datasheet"),  # sipoch.com, RTX 5090 and 5080 specifications
+    "RTX 5090": (1792.0, "RTX 5090 datasheet"),  # the same
+    "RTX 5080": (960.0, "RTX 5080 datasheet"),  # 256 bits at 30 Gbps: tweaktown.com/news/102205
+    # 14,001 MHz on 512 bits by nvidia-smi: github.com/MarcoPizeta/flash-next-rtxpro6000-bench
     "RTX PRO 6000 Blackwell Workstation Edition": (1792.0, "RTX PRO 6000 Blackwell datasheet"),
     "RTX PRO 6000 Blackwell Max-Q Workstation Edition": (1792.0, "RTX PRO 6000 Blackwell Max-Q datasheet"),
+    # Less than the workstation cards: NVIDIA's datasheet of December 2025, page 3
     "RTX PRO 6000 Blackwell Server Edition": (1597.0, "RTX PRO 6000 Blackwell Server Edition datasheet"),
     "RTX 6000 Ada Generation": (960.0, "RTX 6000 Ada datasheet"),
     "A10": (600.0, "A10 datasheet"),
-    "GB10": (273.0, "DGX Spark datasheet"),
-    "Thor": (273.0, "Jetson AGX Thor datasheet"),
+    "GB10": (273.0, "DGX Spark datasheet"),  # huggingface.co/blog/exolabs/the-dgx-spark-handbook
+    "Thor": (273.0, "Jetson AGX Thor datasheet"),  # 128 GB of LPDDR5X, 256 bits
 }
 
 # (vendor, family, models): channels, MT/s and what they are. A socket's figure: 8 bytes a channel and transfer.

@@ -30,7 +30,7 @@ def gpu(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "gbs"),
     [
-        ("NVIDIA H200", 4800), ("NVIDIA B200", 8000), ("NVIDIA GB200", 8000), ("NVIDIA A10", 600), ("NVIDIA L4", 300),
+        ("NVIDIA H200", 4800), ("NVIDIA B200", 7672), ("NVIDIA GB200", 8000), ("NVIDIA A10", 600), ("NVIDIA L4", 300),
         ("NVIDIA GeForce RTX 5090", 1792), ("NVIDIA RTX PRO 6000 Blackwell Server Edition", 1597), ("NVIDIA Thor", 273),
     ],
 )  # fmt: skip
