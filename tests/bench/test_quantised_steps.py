@@ -7,7 +7,7 @@ import pytest
 import torch
 from inputs.command_line import assert_refused, run_here, run_module_here
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, Phi3Config
 
 import pykernels as pk
 from bench import ab, sweep
@@ -17,10 +17,15 @@ from bench.step.settings import Settings
 from pykernels.quant import awq, gptq
 
 GROUP, TOKENS, FIRST = 32, 24, 7
-CONFIG = LlamaConfig(
+SIZES = dict(
     hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
     vocab_size=160, max_position_embeddings=64, rms_norm_eps=1e-5, tie_word_embeddings=False,
 )  # fmt: skip
+CONFIG = LlamaConfig(**SIZES)
+# Modules qkv_proj and gate_up_proj, of which each projection is some rows; 24 of 32 dimensions are rotated.
+PHI3 = Phi3Config(
+    **SIZES, pad_token_id=0, rope_parameters=dict(rope_type="default", rope_theta=1e4, partial_rotary_factor=0.75)
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -56,10 +61,10 @@ FORMATS = {
 }  # fmt: skip
 
 
-def write_folder(path, name):
+def write_folder(path, name, of=CONFIG):
     """A folder of that format, and transformers' model of the same weights, dequantised, in fp16."""
     torch.manual_seed(0)
-    model = LlamaForCausalLM(CONFIG).half().eval()
+    model = AutoModelForCausalLM.from_config(of, attn_implementation="eager").half().eval()
     config, pack = FORMATS[name]
     tensors = {}
     for key, tensor in model.state_dict().items():
@@ -73,7 +78,7 @@ def write_folder(path, name):
             if "norm" not in key:
                 tensor.normal_(0, 1 if "embed" in key else 0.1)
             tensors[key] = tensor.clone()
-    (path / "config.json").write_text(json.dumps(CONFIG.to_dict() | {"quantization_config": config}))
+    (path / "config.json").write_text(json.dumps(of.to_dict() | {"quantization_config": config}))
     save_file(tensors, path / "model.safetensors")
     return model
 
@@ -87,10 +92,21 @@ def decoded_by_transformers(model) -> list[int]:
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_greedy_tokens_are_those_of_the_dequantised_model(tmp_path, name):
-    expected = decoded_by_transformers(write_folder(tmp_path, name))
-    assert len(set(expected)) > 5, "a sequence of one token would be right by chance"
     arms = "native/none:native,native/block:eager,tinygemm:eager,sdpa:eager,native-dense:dispatch,transformers:eager"
-    settings = Settings(weights=str(tmp_path), dtype="fp16", device="cpu", ctx=1, steps=2, arm=arms)
+    check_tokens(tmp_path, decoded_by_transformers(write_folder(tmp_path, name)), arms)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_fused_projections_and_partial_rotary(tmp_path, name):
+    model = write_folder(tmp_path, name, PHI3)
+    assert any("qkv_proj" in key for key in load_file(tmp_path / "model.safetensors"))
+    check_tokens(tmp_path, decoded_by_transformers(model), "native/none:native,native/block:eager")
+
+
+def check_tokens(folder, expected: list[int], arms: str) -> None:
+    """Every arm's step of the folder decodes those."""
+    assert len(set(expected)) > 5, "a sequence of one token would be right by chance"
+    settings = Settings(weights=str(folder), dtype="fp16", device="cpu", ctx=1, steps=2, arm=arms)
     settings.check()
     settings.layers = 0
     model = settings.make_model()
