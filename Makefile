@@ -39,12 +39,13 @@ build_folder = build/$(shell $(python) -c 'import sysconfig; print(sysconfig.get
 layer: build
 	$(python) -m bench.layer
 
-# Whole files side by side, so that what a file makes once is made once; torch's threads would only be in one another's
-# way. The controls test the timer itself, and come alone.
+# Whole files side by side, so that what a file makes once is made once, the longest first (tests/conftest.py); torch's
+# threads would only be in one another's way. The controls test the timer itself, and come alone.
 TEST_JOBS ?= 2
 test: build-tests lint
 	ctest --test-dir $(build_folder) --output-on-failure --parallel $(TEST_JOBS)
-	OMP_NUM_THREADS=1 $(python) -m pytest --numprocesses=$(TEST_JOBS) --dist=loadfile --ignore=tests/package/test_controls.py
+	OMP_NUM_THREADS=1 $(python) -m pytest --numprocesses=$(TEST_JOBS) --dist=loadfile --no-loadscope-reorder \
+	  --ignore=tests/package/test_controls.py
 	$(python) -m pytest tests/package/test_controls.py
 
 # Each case in a process of its own; tests/bench/test_fuzz.py runs most of those that are to be refused in one.

@@ -4,11 +4,27 @@ import resource
 
 import pytest
 import torch
+from inputs import fork_server, small_machine
 from inputs.helpers import GPU, torch_threads
+
+# These are begun first, in this order: the longest file must not be what one worker begins when the other has ended.
+LONGEST = (
+    "test_ray", "test_attention", "test_backends", "test_sweep", "test_linear_peers", "test_int4_validate",
+    "test_int4_bench", "test_install", "test_bench_cuda", "test_bench_layer", "test_stack", "test_ab", "test_sessions",
+    "test_simt_int4", "test_simt_gqa_decode", "test_gate", "test_simt_layer", "test_contributing",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    """See LONGEST. The order within a file stays."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 
 def pytest_sessionstart():
-    """Tests say `cuda`, which is the current device."""
+    """Tests say `cuda`, which is the current device. Drivers' processes are forked; the machine has a small cache."""
+    fork_server.install()
+    small_machine.pretend()
     if GPU.index:
         torch.cuda.set_device(GPU)
 

@@ -14,6 +14,8 @@ from bench.core.samplers import Samplers
 
 # On a GPU a pass over 2 GiB lasts half a millisecond: what a kernel needs to begin and end is lost in it.
 _CUDA_BYTES = 2 << 30
+_CPU_BYTES = 256 << 20
+_MOST_BYTES = 2 << 30
 
 
 def touched_bytes(n_bytes: int, device: torch.device) -> Tensor:
@@ -28,8 +30,8 @@ class Ceiling:
     """
 
     def __init__(self, device: torch.device) -> None:
-        least = _CUDA_BYTES if device.type == "cuda" else 256 << 20
-        self.n_bytes = min(max(4 * last_level_cache_bytes(device), least), 2 << 30)
+        least = _CUDA_BYTES if device.type == "cuda" else _CPU_BYTES
+        self.n_bytes = min(max(4 * last_level_cache_bytes(device), least), _MOST_BYTES)
         self._src = touched_bytes(self.n_bytes, device)
         self._out = touched_bytes(self.n_bytes // 2, device)
         sink = torch.zeros(8, dtype=torch.int64, device=device)

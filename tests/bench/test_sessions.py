@@ -10,7 +10,7 @@ from bench.core.errors import UsageError
 from bench.study import sessions
 from bench.study.sessions import Rule
 
-DRAWS = 2000
+DRAWS = 1000
 RULES, _ = sessions.load_rules(sessions.DEFAULT_THRESHOLDS)
 BY_NAME = {rule.name: rule for rule in RULES}
 # Ten sessions whose mean, CV and range are those of the study's headline cell (its section 5).

@@ -31,15 +31,18 @@ def leave_a_claim(folder: Path, name: str, dead_pid: int) -> None:
 
 
 def test_killed_and_run_again(capsys, monkeypatch, tmp_path):
-    flags = [*SMALL, "--ctx=8,16,24", f"--out={tmp_path}"]
+    contexts = (8, 16, 24, 32, 40)
+    flags = [*SMALL, f"--ctx={','.join(map(str, contexts))}", f"--out={tmp_path}"]
     process = start("bench.sweep", *flags)
     deadline = time.monotonic() + HANG_S
     while not list(tmp_path.glob("tiny*.json")) and time.monotonic() < deadline:
-        time.sleep(0.05)
+        time.sleep(0.01)
     process.kill()
     process.communicate()
     before = cells(tmp_path)
-    assert 1 <= len(before) < 3
+    assert before
+    if len(before) == len(contexts):
+        pytest.skip(f"too busy a machine, load {os.getloadavg()[0]:.0f}: the sweep was done before it was killed")
     for cell in before.values():
         assert cell["command"].startswith("python -m bench.step --model=tiny") and str(tmp_path) not in cell["command"]
         assert cell["arms"][0]["status"] == "ok" and len(cell["arms"][0]["paper"]["step_times_ms"]) == 2
@@ -49,9 +52,9 @@ def test_killed_and_run_again(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(fleet_cells, "run_module", run_module_here)
     second = run_here(capsys, "bench.sweep", *flags)
     assert second.status == 0, second.err
-    assert f"{len(before)} of 3 cells were finished before" in second.out
-    assert "left]" in second.out and second.out.endswith("3 ok\n")
-    assert list(cells(tmp_path)) == sorted(f"tiny_ctx{ctx}_b1" for ctx in (8, 16, 24))
+    assert f"{len(before)} of 5 cells were finished before" in second.out
+    assert "left]" in second.out and second.out.endswith("5 ok\n")
+    assert sorted(cells(tmp_path)) == sorted(f"tiny_ctx{ctx}_b1" for ctx in contexts)
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps, "a finished cell was measured again"
     assert sorted(os.listdir(tmp_path)) == [f"{name}.json" for name in sorted(cells(tmp_path))], "something was left"
 
@@ -61,7 +64,7 @@ def test_a_hang_and_a_crash_cost_themselves_alone(capsys, monkeypatch, tmp_path)
 
     def sometimes(module, arguments, limit_s):
         if "--ctx=8" in arguments:
-            return true(module, arguments, 0.05)
+            return true(module, arguments, 0.001)
         if "--ctx=16" in arguments:
             return Outcome("error", "ended by SIGSEGV", -signal.SIGSEGV)
         return run_module_here(module, arguments, limit_s)
@@ -70,7 +73,7 @@ def test_a_hang_and_a_crash_cost_themselves_alone(capsys, monkeypatch, tmp_path)
     flags = [*SMALL, "--ctx=8,16,24", f"--out={tmp_path}"]
     result = run_here(capsys, "bench.sweep", *flags)
     assert result.status == 1 and "1 hang, 1 error, 1 ok" in result.out
-    assert "tiny_ctx8_b1: hang: was not done after 0.05 s" in result.out
+    assert "tiny_ctx8_b1: hang: was not done after 0.001 s" in result.out
     assert "tiny_ctx16_b1: error: ended by SIGSEGV" in result.out
     assert "3 of 3 cells were finished before" in run_here(capsys, "bench.sweep", *flags).out
     monkeypatch.setattr(fleet_cells, "run_module", run_module_here)

@@ -1,7 +1,6 @@
 """Running a driver as a user does, and what a refusal looks like."""
 
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from bench.report import __main__ as report
 from bench.stack import __main__ as stack
 from bench.step import __main__ as step
 from inputs.busy import HANG_S
+from inputs.fork_server import default_ctrl_c
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 COMMANDS = {
@@ -67,8 +67,7 @@ def start(driver: str, *arguments: str, columns: int = 150) -> subprocess.Popen:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # A suite started in the background of a shell ignores Ctrl-C, and so would its children.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=default_ctrl_c,
     )
 
 

@@ -6,8 +6,10 @@ vLLM 0.25.1 and bitsandbytes 0.50.2.
 """
 
 import sys
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from hashlib import blake2b
 from types import SimpleNamespace
 
 import pytest
@@ -36,6 +38,34 @@ VLLM_SCHEMAS = {
 }
 UINT4, UINT4B8 = 1125899906843648, 1125899907892224  # vLLM's ids: 4 mantissa bits, and a bias of 8 in bits 17 up
 SHUFFLED = 0x5A5A5A5A
+
+
+_kept: OrderedDict[tuple, Tensor] = OrderedDict()
+_MOST_KEPT = 32
+
+
+def remembered(unpack: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """unpack() of equal arguments, byte for byte, once: a run multiplies by the same few weights hundreds of times."""
+
+    def of(*arguments: object) -> Tensor:
+        key = (unpack.__name__, *map(_digest, arguments))
+        if key in _kept:
+            _kept.move_to_end(key)
+        else:
+            _kept[key] = unpack(*arguments)
+            if len(_kept) > _MOST_KEPT:
+                _kept.popitem(last=False)
+        return _kept[key]
+
+    return of
+
+
+def _digest(argument: object) -> object:
+    if not isinstance(argument, Tensor):
+        return argument
+    with torch._C.DisableTorchFunction():
+        plain = argument.detach().contiguous().flatten().view(torch.uint8).numpy()
+    return str(argument.dtype), tuple(argument.shape), blake2b(plain).digest()
 
 
 def product(x: Tensor, weight: Tensor) -> Tensor:
@@ -76,18 +106,21 @@ def marlin_gemm(
     assert g_idx.numel() == perm.numel() == 0 and is_k_full and use_fp32_reduce and not use_atomic_add
     assert workspace.dtype == torch.int32 and bool((workspace == 0).all()) and size_n % 64 == 0 and size_k % 128 == 0
     assert not is_zp_float and scales.dtype == a.dtype
+    assert b_type_id in (UINT4, UINT4B8) and (b_type_id == UINT4B8) == (zeros.numel() == 0)
+    return product(a, _of_marlin(b_q_weight, scales, zeros, size_n, size_k))
+
+
+@remembered
+def _of_marlin(b_q_weight, scales, zeros, size_n, size_k):
     q = unpack_words(b_q_weight.reshape(size_k // 8, size_n).T, size_k).double()
-    if b_type_id == UINT4B8:
-        assert zeros.numel() == 0
-        zero = 8.0
-    else:
-        assert b_type_id == UINT4
+    zero = 8.0
+    if zeros.numel():
         nibbles = unpack_words(zeros, size_n)
         straight = torch.empty_like(nibbles)
         for place, column in enumerate((0, 2, 4, 6, 1, 3, 5, 7)):
             straight[:, column::8] = nibbles[:, place::8]
         zero = _grouped(_unpermute(straight, False), size_k)
-    return product(a, (q - zero) * _grouped(_unpermute(scales, scales.shape[0] == 1), size_k))
+    return (q - zero) * _grouped(_unpermute(scales, scales.shape[0] == 1), size_k)
 
 
 def machete_prepack_B(B, a_type, b_type, group_scales_type):  # noqa: N802, N803 - the op's own names
@@ -99,16 +132,26 @@ def machete_mm(A, B, b_type, out_type, scales, zeros, group_size, channel_scales
     assert out_type is channel_scales is token_scales is schedule is None
     k = A.shape[1]
     assert scales.shape[0] == (1 if group_size == -1 else k // group_size) and scales.is_contiguous()
-    q, s = unpack_words(B.T, k).double(), _grouped(scales, k)
     assert (b_type == UINT4) == (zeros is not None)
-    return product(A, (q - 8) * s if zeros is None else q * s + _grouped(zeros, k))
+    return product(A, _of_machete(B, scales, zeros, k))
+
+
+@remembered
+def _of_machete(B, scales, zeros, k):  # noqa: N803
+    q, s = unpack_words(B.T, k).double(), _grouped(scales, k)
+    return (q - 8) * s if zeros is None else q * s + _grouped(zeros, k)
 
 
 def awq_gemm(x, qweight, scales, qzeros, split_k):
     assert split_k == 8 and x.dtype == scales.dtype == torch.float16
     n, group_size = scales.shape[1], x.shape[1] // scales.shape[0]
     assert n % 64 == 0 and group_size % 32 == 0 and n % group_size == 0
-    return product(x, awq.unpack(qweight, qzeros, scales).dequantize())
+    return product(x, _of_awq(qweight, qzeros, scales))
+
+
+@remembered
+def _of_awq(qweight, qzeros, scales):
+    return awq.unpack(qweight, qzeros, scales).dequantize()
 
 
 def gptq_shuffle(q_weight, q_perm, bit):
@@ -118,8 +161,12 @@ def gptq_shuffle(q_weight, q_perm, bit):
 
 def gptq_gemm(a, qweight, qzeros, scales, g_idx, use_exllama, use_v2_format, bit):
     assert use_exllama and g_idx.numel() == 0 and bit == 4
-    plain = gptq.unpack(qweight ^ SHUFFLED, qzeros, scales, version=2 if use_v2_format else 1)
-    return product(a, plain.dequantize())
+    return product(a, _of_gptq(qweight, qzeros, scales, 2 if use_v2_format else 1))
+
+
+@remembered
+def _of_gptq(qweight, qzeros, scales, version):
+    return gptq.unpack(qweight ^ SHUFFLED, qzeros, scales, version=version).dequantize()
 
 
 def _fragments(out_tiles: int, in_tiles: int) -> tuple[Tensor, Tensor]:
@@ -158,12 +205,17 @@ def weight_int4pack_mm(x: Tensor, packed: Tensor, group_size: int, scales_and_ze
     n, k = 8 * packed.shape[0], 128 * packed.shape[1]
     assert x.shape[1] == k and group_size in (32, 64, 128, 256) and k % group_size == 0
     assert scales_and_zeros.is_contiguous() and scales_and_zeros.shape == (k // group_size, n, 2)
+    return product(x, _of_tinygemm(packed, scales_and_zeros, n, k))
+
+
+@remembered
+def _of_tinygemm(packed, scales_and_zeros, n, k):
     words = packed.long() & 0xFFFFFFFF
     pairs = torch.stack([words >> 4 * i & 0x000F000F for i in range(4)], dim=-1)
     q = torch.empty(n, k, dtype=torch.float64)
     q[_fragments(*packed.shape[:2])] = torch.stack((pairs & 15, pairs >> 16), dim=-1).flatten(-2).double()
     scales, zeros = (_grouped(part, k) for part in scales_and_zeros.unbind(-1))
-    return product(x, (q - 8) * scales + zeros)
+    return (q - 8) * scales + zeros
 
 
 def define_tinygemm() -> torch.library.Library:
@@ -183,6 +235,11 @@ def define_vllm() -> torch.library.Library:
     return library
 
 
+@remembered
+def _of_nf4(packed, absmax, shape, blocksize):
+    return Nf4Weight(packed, absmax, shape, blocksize).dequantize()
+
+
 def define_bitsandbytes() -> torch.library.Library:
     """torch.ops.bitsandbytes.gemm_4bit, likewise."""
     library = torch.library.Library("bitsandbytes", "FRAGMENT")
@@ -193,7 +250,7 @@ def define_bitsandbytes() -> torch.library.Library:
 
     def gemm_4bit(a, b, shape, absmax, blocksize, quant_type, *rest):
         assert quant_type == "nf4" and b.shape[1] == 1 and not any(rest)
-        return product(a, Nf4Weight(b.flatten(), absmax, tuple(shape), blocksize).dequantize())
+        return product(a, _of_nf4(b.flatten(), absmax, tuple(shape), blocksize))
 
     library.impl("gemm_4bit", gemm_4bit, "CPU")
     return library

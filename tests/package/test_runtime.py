@@ -2,7 +2,6 @@
 
 import gc
 import subprocess
-import sys
 import threading
 from contextlib import suppress
 
@@ -11,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from inputs.busy import HANG_S, assert_takes
+from inputs.fork_server import script_command
 from inputs.helpers import isa, randn, threads
 
 import pykernels as pk
@@ -188,7 +188,7 @@ def test_timed_ops_wants_programs_of_one_length():
 def test_no_tapes():
     # In a process of its own, for what it would take down with it.
     script = "import pykernels as pk\ntry: pk.dispatch.timed_loop([], 0, 1)\nexcept ValueError as error: print(error)"
-    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=HANG_S)
+    ran = subprocess.run(script_command(script), capture_output=True, text=True, timeout=HANG_S)
     assert ran.returncode == 0 and "tapes must hold at least one" in ran.stdout, (ran.returncode, ran.stderr)
 
 

@@ -2,13 +2,12 @@
 
 import signal
 import subprocess
-import sys
-import textwrap
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from inputs.fork_server import script_command
 
 import pykernels as pk
 from pykernels import runtime
@@ -124,8 +123,7 @@ def test_one_tape_in_six_threads():
 
 
 def run_python(script: str, **options) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-c", textwrap.dedent(script)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
+    return subprocess.run(script_command(script), capture_output=True, text=True, timeout=120, **options)
 
 
 def test_threads_that_cannot_be_made():
@@ -174,7 +172,7 @@ def test_a_loop_ends_by_an_interrupt(loop):
         pk.runtime.timed_loop([program], 1, 1)
         print("goes on")
     """
-    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(script_command(script), stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout.readline() == "begins\n"
         process.send_signal(signal.SIGINT)
