@@ -27,7 +27,9 @@ from bench.core.layer_settings import LayerSettings, l2_words, layer_ops, make_l
 from bench.core.listing import item
 from bench.core.output_flags import OutputFlags
 from bench.core.run import Machine, Measurement, close, gate
+from bench.core.softmax_flags import SoftmaxFlags
 from bench.core.trace_file import check_traceable, write_trace
+from bench.core.unified import UNIFIED
 from bench.drivers import takes
 from bench.plugins import plan as plugins
 from bench.plugins.loading import KINDS, Plugin, load_layer, own_journal, parse_backends
@@ -36,7 +38,7 @@ _PROGRAM = "bench.layer"
 
 
 @dataclass(kw_only=True)
-class Settings(LayerSettings, OutputFlags):
+class Settings(LayerSettings, SoftmaxFlags, OutputFlags):
     """The flags of one run, and what they come to."""
 
     backend: cli.BackendFlag = "all"
@@ -58,8 +60,10 @@ class Settings(LayerSettings, OutputFlags):
     def named(self) -> tuple[list[str], list[Plugin]]:
         """--backend: names, and plug-ins."""
         if self.backend == "all":
-            return list(of_int4() if self.four_bit else registry()), []
-        return parse_backends("--backend", self.backend, list(self._known))
+            names, found = list(of_int4() if self.four_bit else registry()), []
+        else:
+            names, found = parse_backends("--backend", self.backend, list(self._known))
+        return self.with_softmax(names), found
 
     @cached_property
     def _known(self) -> dict[str, type[Backend]]:
@@ -81,7 +85,8 @@ class Settings(LayerSettings, OutputFlags):
         """The plug-ins that processes of their own measure."""
         names, found = self.named
         return plugins.Plan(
-            _PROGRAM, [] if self.plugin_journal else found, self.modes, self.shared_flags({"backend", "mode"}),
+            _PROGRAM, [] if self.plugin_journal else found, self.modes,
+            self.shared_flags({"backend", "mode", "softmax", "phi"}),
             [name for name in names if name == "sdpa"], self.plugin_timeout_s,
         )  # fmt: skip
 
@@ -196,7 +201,7 @@ def run(settings: Settings) -> tuple[Document, Measurement]:
     repeats = layers_a_sample(settings.repeats, max(len(layers), 1), device)
     arms = [arm for of_plugin in plugged for arm in of_plugin.failed]
     if not interrupted:
-        workload = Workload.of(layers, repeats)
+        workload = Workload.of(layers, repeats, settings.given_phi)
         own = [
             arms_of(backend, workload, settings.modes, settings.fusions) for backend in settings.backends.values()
         ]  # fmt: skip
@@ -241,7 +246,7 @@ def trace_writer(found: Measurement, settings: Settings) -> Callable[[Path], Non
 def print_list() -> None:
     """What --list prints: models, and every backend with what it needs here."""
     device = cli.device("auto")
-    known = registry() | of_int4()
+    known = registry() | {UNIFIED: by_name()[UNIFIED]} | of_int4()
     cli.print_list(
         (name, backend.description, backend.availability(device), backend.modes(device))
         for name, backend in known.items()

@@ -11,7 +11,7 @@ import itertools
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Annotated
 
 import numpy as np
@@ -20,7 +20,7 @@ import typer
 
 import pykernels as pk
 from bench.backends import MODES, modes_on
-from bench.backends.op_arms import MAKERS, Maker, make_arms, native_arm, peer_modes, reference_of
+from bench.backends.op_arms import MAKERS, Maker, make_arms, native_arm, peer_modes, reference_of, unified_arm
 from bench.backends.op_cases import OPS, Case, Instance, cases
 from bench.core import cli, controls, device_trace, floors, gpu_state, measure, results, statistics
 from bench.core.ceiling import Ceiling
@@ -34,7 +34,9 @@ from bench.core.output_flags import RowFlags
 from bench.core.progress import progress
 from bench.core.run import Machine, close, take_rounds
 from bench.core.samplers import Samplers
+from bench.core.softmax_flags import SoftmaxFlags
 from bench.core.stop_rule import StopFlags
+from bench.core.unified import UNIFIED, keys_of
 from bench.drivers import takes
 from bench.plugins import plan as plugins
 from bench.plugins.loading import KINDS, Plugin, load_op, own_journal, parse_backends
@@ -48,7 +50,7 @@ _DEFAULT_MODES = {"cpu": "native,eager", "cuda": "native,graph,eager"}
 
 
 @dataclass(kw_only=True)
-class Settings(StopFlags, RowFlags):
+class Settings(StopFlags, SoftmaxFlags, RowFlags):
     """The flags of one run, and what they come to."""
 
     op: Annotated[
@@ -129,7 +131,12 @@ class Settings(StopFlags, RowFlags):
     @cached_property
     def named(self) -> tuple[list[str], list[Plugin]]:
         """--backend: names, and plug-ins."""
-        return parse_backends("--backend", self.backend, list(MAKERS))
+        allowed = list(MAKERS) if self.backend == "all" else [*MAKERS, UNIFIED]
+        names, found = parse_backends("--backend", self.backend, allowed)
+        names = self.with_softmax(names)
+        if UNIFIED in names and self.op != "gqa_decode":
+            raise flag_error("--softmax", self.softmax, "online, but for --op=gqa_decode")
+        return names, found
 
     @property
     def plugin_plan(self) -> plugins.Plan:
@@ -138,14 +145,16 @@ class Settings(StopFlags, RowFlags):
         return plugins.Plan(
             _PROGRAM, [] if self.plugin_journal else found,
             [mode for mode in self.modes if mode in peer_modes(self.target)],
-            self.shared_flags({"backend", "mode"}), [name for name in names if name == "torch"], self.plugin_timeout_s,
+            self.shared_flags({"backend", "mode", "softmax", "phi"}), [name for name in names if name == "torch"],
+            self.plugin_timeout_s,
         )  # fmt: skip
 
     @cached_property
     def makers(self) -> dict[str, Maker]:
         """What this process measures: in a plug-in's own process that plug-in last."""
         names, found = self.named
-        makers = {name: MAKERS[name] for name in names}
+        known = MAKERS | {UNIFIED: partial(unified_arm, self.given_phi)}
+        makers = {name: known[name] for name in names}
         if self.plugin_journal:
             (plugin,) = found
             makers[plugin.label] = load_op(plugin, own_journal(self.plugin_journal, self.plugin_memory_gb), self.op)
@@ -211,7 +220,7 @@ def measure_case(
             "floor_us": floor_us, "max_rel_error": arm.max_rel_error,
             "time_us": None, "gbs": None, "share_of_spec": None, "share_of_read": None,
             "samples_us": arm.samples_us, "ceiling": bandwidths,
-        }  # fmt: skip
+        } | keys_of(arm.counted)  # fmt: skip
         if arm.status == "ok":
             samples = arm.kept_us
             entry["time_us"] = statistics.summary(samples)
@@ -339,7 +348,8 @@ def print_list() -> None:
     modes = ", ".join(modes_on(cli.device("auto")))
     for head, words in (
         ("ops:", ", ".join(OPS)), ("controls:", ", ".join(_CONTROLS)),
-        ("models:", f"{', '.join(pk.models.names())} (or --config=PATH)"), ("backends:", ", ".join(MAKERS)),
+        ("models:", f"{', '.join(pk.models.names())} (or --config=PATH)"),
+        ("backends:", f"{', '.join(MAKERS)}; of gqa_decode {UNIFIED} too (--softmax)"),
         ("modes:", f"{modes} (native is also called cpp)"),
     ):  # fmt: skip
         print(item(head, words, 10))

@@ -12,6 +12,10 @@ namespace pykernels {
 
 enum class Dtype : int32_t { float32, bfloat16, float16 };
 
+// How softmax keeps its exponentials in range: less the maximum so far, or less one phi for all
+// (unified_softmax.h).
+enum class Softmax : int32_t { online, unified };
+
 // silu(x) = x / (1 + exp(-x)); gelu_tanh(x) = x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))) / 2
 enum class Activation : int32_t { silu, gelu_tanh };
 
@@ -80,8 +84,10 @@ struct GqaDecodeParams {
     int32_t batch, n_heads, n_kv_heads, head_dim, max_len;
     float scale;
     Dtype dtype;
+    float phi;                // of softmax unified
     int64_t workspace_bytes;  // at least gqa_decode_workspace_bytes() when made; it bounds the splits
     float softcap = 0;        // scores are softcap * tanh(scale * q K^T / softcap); 0: as they are. CPU only
+    Softmax softmax = Softmax::online;
 };
 
 // out = activation(gate) * up

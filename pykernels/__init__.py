@@ -11,6 +11,7 @@ torch.ops.load_library(str(_library))
 
 # The library first: ops.py takes its handles from it.
 from pykernels import dispatch, models, ops, quant, reference, runtime  # noqa: E402
+from pykernels.calibrate import Phi, calibrate_phi, score_rows  # noqa: E402
 from pykernels.layer import DecodeLayer  # noqa: E402
 from pykernels.model import DecodeModel  # noqa: E402
 from pykernels.quant import Int4Weight  # noqa: E402
@@ -23,11 +24,14 @@ __all__ = [
     "Int4Weight",
     "LayerWeights",
     "ModelWeights",
+    "Phi",
     "__version__",
+    "calibrate_phi",
     "dispatch",
     "models",
     "ops",
     "quant",
     "reference",
     "runtime",
+    "score_rows",
 ]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pykernels import dispatch, ops, runtime
+from pykernels.calibrate import ScoreRows, score_rows
 from pykernels.spec import ModelSpec, cos_sin_table
 from pykernels.weights import LayerWeights, Projection
 
@@ -130,10 +131,13 @@ class DecodeLayer(Steps):
         device: torch.device | str = "cpu",
         seed: int = 0,
         layer: int = 0,
+        softmax: str = "online",
+        phi: float = 0.0,
     ) -> None:
         """A layer whose cache has `ctx` slots, filled with random K and V of unit scale, as is `x`.
 
-        It stands at position ctx - 1. `layer` is which of the model's it is: some have a RoPE of their own.
+        It stands at position ctx - 1. `layer` is which of the model's it is: some have a RoPE of their own. `softmax`
+        and `phi` are those of :func:`pykernels.ops.gqa_decode`.
 
         Raises ValueError where ctx is not in 1..max_ctx of the model, where the batch is not in 1..8, where the
         weights are another model's, and where the cache does not fit the memory that is there.
@@ -180,7 +184,8 @@ class DecodeLayer(Steps):
         self._qk_norm = _QkNormBuffers(spec, self._q, self._k) if spec.qk_norm else None
         self._projected, self._h = buffer(batch, spec.hidden), buffer(batch, spec.hidden)
         self._gate, self._up, self._activated = (buffer(batch, spec.intermediate) for _ in range(3))
-        self._attention_workspace = ops.gqa_decode_workspace(self._q_rotated, self.k_cache)
+        self.softmax, self.phi = softmax, phi
+        self._attention_workspace = ops.gqa_decode_workspace(self._q_rotated, self.k_cache, softmax)
         self._bind()
 
     def _bind(self) -> None:
@@ -209,6 +214,39 @@ class DecodeLayer(Steps):
         other.weights = weights
         other._bind()
         return other
+
+    def with_softmax(self, softmax: str, phi: float = 0.0) -> "DecodeLayer":
+        """The same layer with another softmax in its attention: all but the attention's workspace is shared."""
+        other = copy.copy(self)
+        other.softmax, other.phi = softmax, phi
+        other._attention_workspace = ops.gqa_decode_workspace(other._q_rotated, other.k_cache, softmax)
+        other._bind()
+        return other
+
+    def share_attention_workspace(self, before: "DecodeLayer") -> None:
+        """Use the attention's workspace of a layer of the same softmax that runs before this one."""
+        self._attention_workspace = before._attention_workspace
+
+    def score_rows(self) -> ScoreRows:
+        """What a phi must fit, of the attention that the last step made: :func:`pykernels.calibrate_phi` takes it."""
+        spec = self.spec
+        return score_rows(self._q_rotated, self.k_cache, self.kv_len, spec.score_scale, spec.attention_softcap)
+
+    @property
+    def attention_workspace(self) -> Tensor:
+        """That of the attention; with softmax unified it begins with the count of fall-backs."""
+        return self._attention_workspace
+
+    @property
+    def fallbacks(self) -> int:
+        """How many (sequence, head) pairs softmax unified computed again online, over all steps since the last
+        `reset_fallbacks()`, of all layers that share the workspace; 0 of online."""
+        return ops.gqa_decode_fallbacks(self._attention_workspace) if self.softmax == "unified" else 0
+
+    def reset_fallbacks(self) -> None:
+        """Count fall-backs from 0 again."""
+        if self.softmax == "unified":
+            ops.reset_gqa_decode_fallbacks(self._attention_workspace)
 
     def set_position(self, position: int) -> None:
         """Stand at `position` (0 to ctx - 1): the next step writes that slot and attends up to it."""
@@ -274,7 +312,8 @@ class DecodeLayer(Steps):
     def _attend(self) -> None:
         ops.gqa_decode(
             self._q_rotated, self.k_cache, self.v_cache, self.kv_len, self.spec.score_scale,
-            softcap=self.spec.attention_softcap, out=self._attended, workspace=self._attention_workspace,
+            softcap=self.spec.attention_softcap, softmax=self.softmax, phi=self.phi, out=self._attended,
+            workspace=self._attention_workspace,
         )  # fmt: skip
 
     def _forward_block(self) -> Tensor:
@@ -333,5 +372,6 @@ class DecodeLayer(Steps):
         ):  # fmt: skip
             tensor.fill_(float("nan"))
         if self.device.type == "cpu":  # on CUDA the attention's workspace holds counters
-            for workspace in (self._attention_workspace, self._norm_workspace):
+            counter = 64 if self.softmax == "unified" else 0  # the count of fall-backs stays
+            for workspace in (self._attention_workspace[counter:], self._norm_workspace):
                 workspace.fill_(0xFF)  # all ones is a NaN in every float type

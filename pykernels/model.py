@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from pykernels import ops
+from pykernels.calibrate import ScoreRows
 from pykernels.layer import DecodeLayer, Steps, available_bytes, op_labels
 from pykernels.spec import ModelSpec
 from pykernels.weights import ModelWeights
@@ -83,6 +84,26 @@ class DecodeModel(Steps):
         other.layers = [layer.with_weights(of) for layer, of in zip(self.layers, weights.layers, strict=True)]
         other._last = other.layers[-1]
         return other
+
+    def with_softmax(self, softmax: str, phi: float = 0.0) -> "DecodeModel":
+        """The same model with another softmax in its attention: token, position, caches and buffers are shared, and the
+        layers have one workspace of attention."""
+        other = copy.copy(self)
+        other.layers = [layer.with_softmax(softmax, phi) for layer in self.layers]
+        for before, after in zip(other.layers, other.layers[1:], strict=False):
+            after.share_attention_workspace(before)
+        other._last = other.layers[-1]
+        return other
+
+    def score_rows(self, fusion: str = "block") -> list[ScoreRows]:
+        """What a phi must fit, of every layer of one step from where the model stands (:func:`calibrate_phi`). The step
+        writes that slot of the caches; position and token stay."""
+        found = []
+        ops.embedding(self.token, self.weights.embedding, scale=self._embedding_scale, out=self._x)
+        for layer in self.layers:
+            layer.forward(fusion)
+            found.append(layer.score_rows())
+        return found
 
     def set_position(self, position: int) -> None:
         """Stand at `position` (0 to max_len - 1): the next step writes that slot and attends up to it."""

@@ -25,11 +25,14 @@ from torch import Tensor
 from pykernels.quant import Int4Weight
 from pykernels.ranges import ranged
 from pykernels.workspaces import (  # noqa: F401
+    gqa_decode_fallbacks,
     gqa_decode_workspace,
     int4_gemv_workspace,
     int4_qkv_gemv_workspace,
     int4_swiglu_gemv_workspace,
+    is_unified,
     qkv_gemv_workspace,
+    reset_gqa_decode_fallbacks,
     swiglu_gemv_workspace,
 )
 
@@ -156,6 +159,8 @@ def gqa_decode(
     scale: float | None = None,
     *,
     softcap: float = 0.0,
+    softmax: str = "online",
+    phi: float = 0.0,
     out: Tensor | None = None,
     workspace: Tensor | None = None,
 ) -> Tensor:
@@ -169,12 +174,18 @@ def gqa_decode(
     kv_len: int32 [batch], 1 to max_len; scale: 1 / sqrt(head_dim) where None; softcap: scores are
     softcap * tanh(score / softcap), 0: as they are (on the CPU alone). head_dim: a multiple of 8 up to 256.
     Returns [batch, n_heads, head_dim].
+
+    softmax: "online" keeps the maximum so far and rescales. "unified" (FlashDecoding++, Hong et al., 2023, section 3)
+    takes exp(score - phi) with the same phi everywhere, in [-1e6, 1e6], so that partial sums add as they are. The
+    (sequence, head) pairs whose sum leaves the safe range (csrc/unified_softmax.h) are computed again online, with the
+    same bits as "online", and counted in the workspace (:func:`gqa_decode_fallbacks`);
+    :func:`pykernels.calibrate_phi` finds a phi. On the CPU alone.
     """
     if out is None:
         out = torch.empty_like(q)
     if scale is None:
         scale = 1.0 / math.sqrt(_size(q, 2) or 1)
-    _gqa_decode(q, k_cache, v_cache, kv_len, scale, out, workspace, softcap)
+    _gqa_decode(q, k_cache, v_cache, kv_len, scale, out, workspace, softcap, is_unified(softmax), phi)
     return out
 
 

@@ -59,23 +59,61 @@ def rope_kv_append(q: Tensor, k: Tensor, v: Tensor, cos_sin: Tensor, position: T
     return rotate(q, cos_sin, position), rotate(k, cos_sin, position), v.double()
 
 
+def gqa_scores(
+    q: Tensor, k_cache: Tensor, kv_len: Tensor, scale: float | None = None, softcap: float = 0.0
+) -> list[Tensor]:
+    """Of every sequence, what softmax is taken of: [n_heads, kv_len]."""
+    group = q.shape[1] // k_cache.shape[1]
+    scale = 1.0 / math.sqrt(q.shape[2]) if scale is None else scale
+    found = []
+    for b, length in enumerate(kv_len.tolist()):
+        keys = k_cache[b, :, :length].double().repeat_interleave(group, dim=0)
+        scores = torch.einsum("hd,hld->hl", q[b].double(), keys) * scale
+        found.append(softcap * torch.tanh(scores / softcap) if softcap else scores)
+    return found
+
+
 def gqa_decode(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, kv_len: Tensor, scale: float | None = None, softcap: float = 0.0
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    kv_len: Tensor,
+    scale: float | None = None,
+    softcap: float = 0.0,
+    softmax: str = "online",
+    phi: float = 0.0,
 ) -> Tensor:
     """[batch, n_heads, head_dim]"""
-    batch, n_heads, head_dim = q.shape
-    group = n_heads // k_cache.shape[1]
-    scale = 1.0 / math.sqrt(head_dim) if scale is None else scale
+    group = q.shape[1] // k_cache.shape[1]
     out = torch.empty(q.shape, dtype=torch.float64, device=q.device)
-    for b in range(batch):
-        length = int(kv_len[b])
-        keys = k_cache[b, :, :length].double().repeat_interleave(group, dim=0)
-        values = v_cache[b, :, :length].double().repeat_interleave(group, dim=0)
-        scores = torch.einsum("hd,hld->hl", q[b].double(), keys) * scale
-        if softcap:
-            scores = softcap * torch.tanh(scores / softcap)
-        out[b] = torch.einsum("hl,hld->hd", scores.softmax(-1), values)
+    for b, scores in enumerate(gqa_scores(q, k_cache, kv_len, scale, softcap)):
+        values = v_cache[b, :, : scores.shape[1]].double().repeat_interleave(group, dim=0)
+        weights = scores.softmax(-1)
+        if softmax == "unified":
+            exponentials = torch.exp(scores - phi)
+            unified = exponentials / exponentials.sum(-1, keepdim=True)
+            weights = torch.where(falls_back(scores, phi, q.dtype).unsqueeze(-1), weights, unified)
+        out[b] = torch.einsum("hl,hld->hd", weights, values)
     return out
+
+
+def falls_back(scores: Tensor, phi: float, dtype: torch.dtype) -> Tensor:
+    """Whether the sum of exp(scores - phi) of a row leaves the range in which gqa_decode of softmax unified adds it:
+    scores [rows, keys], the result bool [rows]. The limits are those of csrc/unified_softmax.h."""
+    highest, lowest_mean = UNIFIED_LIMITS[dtype]
+    exponents = (scores - phi) / math.log(2)
+    least = min(1.0, scores.shape[-1] * lowest_mean)
+    in_range = (exponents.amax(-1) <= highest) & (torch.exp2(exponents).sum(-1) >= least)
+    return ~in_range
+
+
+UNIFIED_LIMITS = {
+    torch.float32: (60.0, 2.0**-100),
+    torch.bfloat16: (60.0, 2.0**-100),
+    torch.float16: (15.0, 2.0**-14),
+}
+"""Of a unified maximum in a dtype: the highest exponent of base 2, and the lowest mean of the exponentials, below which
+their sum is too small unless it is 1."""
 
 
 def silu_mul(gate: Tensor, up: Tensor, gelu: bool = False) -> Tensor:

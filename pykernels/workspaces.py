@@ -8,15 +8,38 @@ from torch import Tensor
 from pykernels import _runtime
 from pykernels.quant import Int4Weight
 
+SOFTMAX = ("online", "unified")
+"""What `softmax` of :func:`pykernels.ops.gqa_decode` may be."""
 
-def gqa_decode_workspace(q: Tensor, k_cache: Tensor) -> Tensor:
+
+def is_unified(softmax: str, op: str = "gqa_decode") -> bool:
+    """Whether the maximum is unified. ValueError where softmax is none of SOFTMAX."""
+    if softmax not in SOFTMAX:
+        raise ValueError(f"pykernels::{op}: softmax must be {' or '.join(SOFTMAX)}, got {softmax}")
+    return softmax == "unified"
+
+
+def gqa_decode_workspace(q: Tensor, k_cache: Tensor, softmax: str = "online") -> Tensor:
     """A workspace for :func:`gqa_decode` of these shapes and this number of threads: uint8 [bytes].
 
-    On CUDA all of it is zero before the first call; every call leaves it zero.
+    On CUDA all of it is zero before the first call; every call leaves it zero, but for the count of fall-backs that
+    one for softmax unified begins with (:func:`gqa_decode_fallbacks`). It serves online as well.
     """
+    unified = is_unified(softmax, "gqa_decode_workspace")
     size = _runtime.gqa_decode_workspace_bytes(*q.shape[:2], *k_cache.shape[1:2], q.shape[2], k_cache.shape[2],
-                                               q.element_size(), q.is_cuda)  # fmt: skip
+                                               q.element_size(), q.is_cuda, unified)  # fmt: skip
     return torch.zeros(max(size, 1), dtype=torch.uint8, device=q.device)
+
+
+def gqa_decode_fallbacks(workspace: Tensor) -> int:
+    """How often a (sequence, head) was computed again online by the calls of :func:`gqa_decode` that were given this
+    workspace and softmax unified, since it was made or :func:`reset_gqa_decode_fallbacks`. Waits for the device."""
+    return int(workspace[:4].view(torch.int32))
+
+
+def reset_gqa_decode_fallbacks(workspace: Tensor) -> None:
+    """Count from 0 again. On CUDA in the order of the current stream."""
+    workspace[:4].zero_()
 
 
 def swiglu_gemv_workspace(x: Tensor, norm_weight: Tensor | None) -> Tensor:

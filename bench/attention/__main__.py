@@ -25,10 +25,9 @@ from bench.attention import aa as attention_aa
 from bench.attention import document as attention_document
 from bench.attention import plugins as attention_plugins
 from bench.attention import tables as attention_tables
-from bench.attention.arms import MODES, NAMES, SECOND, DeviceLostError
+from bench.attention.arms import MODES, SECOND, DeviceLostError, known
 from bench.attention.session import Session, estimated_seconds, noted
 from bench.attention.settings import Settings
-from bench.backends import registry
 from bench.core import claims, cli, document, environment
 from bench.core.document import Document
 from bench.core.errors import flag_error
@@ -246,9 +245,9 @@ def print_list(settings: Settings) -> None:
     """What --list prints: models, and every backend with what it needs here."""
     device = settings.target
     cli.print_list(
-        (name, registry()[name].description, registry()[name].availability(device),
-         [mode for mode in MODES if mode in registry()[name].modes(device)])
-        for name in NAMES
+        (name, backend.description, backend.availability(device),
+         [mode for mode in MODES if mode in backend.modes(device)])
+        for name, backend in known().items()
     )  # fmt: skip
     print(f"plug-ins: {KINDS} (docs/plugins.md)")
 

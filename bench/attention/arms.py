@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, cast
 
 import torch
@@ -20,13 +20,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import pykernels as pk
 from bench.attention.cases import Inputs
 from bench.backends import Backend, registry
-from bench.backends.native import Native, drive, without_kernels
+from bench.backends.native import Native, NativeUnified, drive, without_kernels
 from bench.backends.op_cases import ATTENTION_DEPTH, showing_every_key
 from bench.backends.sdpa import Sdpa, choice_of
 from bench.backends.torch_layer import Attention
 from bench.core import gpu_state, measure
 from bench.core.measure import Arm, Drive, Rotation, Sampler, Watch
 from bench.core.samplers import Samplers, capture_results, relaunch_results, synchronised_sampler
+from bench.core.unified import UNIFIED, Counted, choose_phi
 from bench.plugins.loading import WatchedAttention
 
 MODES = ("eager", "native", "graph")
@@ -35,8 +36,14 @@ INSIDE = "eager-inside"
 # What follows a backend's name where it is registered once more.
 SECOND = "@2"
 
-# Of `compile` the whole layer is the point: it has no attention of its own.
-NAMES = tuple(name for name in registry() if not name.startswith("compile"))
+
+def known() -> dict[str, type[Backend]]:
+    """Every backend by name. Of `compile` the whole layer is the point: it has no attention of its own."""
+    found = {name: backend for name, backend in registry().items() if not name.startswith("compile")}
+    return found | {UNIFIED: NativeUnified}
+
+
+NAMES = tuple(known())
 
 # What SDPA chooses from, as torch's flags name it.
 SDPA_KERNELS = {
@@ -76,7 +83,8 @@ class DeviceLostError(RuntimeError):
 @dataclass(frozen=True)
 class Plan:
     """What the arms of a run are made by: `calls` to measure on every clock, in `rounds` samples, `warmup` before.
-    `sdpa_from` of SDPA_KERNELS default SDPA may choose. `watched` is the plug-in whose own process this is."""
+    `sdpa_from` of SDPA_KERNELS default SDPA may choose. `watched` is the plug-in whose own process this is. `phi` is of
+    a unified maximum; None: calibrated."""
 
     backends: Sequence[str]
     modes: Sequence[str]
@@ -85,6 +93,7 @@ class Plan:
     warmup: int
     sdpa_from: Sequence[str] = tuple(SDPA_KERNELS)
     watched: WatchedAttention | None = None
+    phi: float | None = None
 
     def sdpa_choice(self) -> AbstractContextManager:
         """While it lasts default SDPA has `sdpa_from` to choose from; torch's flags as they come where that is all."""
@@ -99,7 +108,7 @@ class Plan:
     def backend(self, name: str) -> type[Backend]:
         """The backend of that name, its second one too."""
         plugin = self.plugin(name)
-        return plugin.backend if plugin else registry()[name.removesuffix(SECOND)]
+        return plugin.backend if plugin else known()[name.removesuffix(SECOND)]
 
     @property
     def rounds(self) -> int:
@@ -210,7 +219,7 @@ class _Maker:
                 try:
                     watched = self.plugin.journal.during("made", mode) if self.plugin else nullcontext()
                     with torch.inference_mode(), watched:
-                        (self._native if backend is Native else self._plain)(arm)
+                        (self._native if issubclass(backend, Native) else self._plain)(arm)
                     if self.plugin:
                         self.plugin.watch(arm)
                 except Exception as error:  # the library's own words are the result
@@ -263,23 +272,34 @@ class _Maker:
         finally:
             put(before)
 
+    @cached_property
+    def _phi(self) -> tuple[float, pk.Phi | None]:
+        first = self.copies[0]
+        rows = partial(pk.score_rows, first.q, first.k_cache, first.kv_len)
+        return choose_phi(self.plan.phi, lambda: [rows()], self.dtype)
+
     def _native(self, arm: AttentionArm) -> None:
         """Our op, with its output and workspace given."""
-        calls, outs = [], []
+        calls, outs, workspaces = [], [], []
+        unified = self.backend is NativeUnified
+        softmax, (phi, calibrated) = ("unified", self._phi) if unified else ("online", (0.0, None))
         for inputs in self.copies:
             out = torch.full_like(inputs.q, float("nan"))
-            workspace = pk.ops.gqa_decode_workspace(inputs.q, inputs.k_cache)
+            workspace = pk.ops.gqa_decode_workspace(inputs.q, inputs.k_cache, softmax)
             calls.append(
                 lambda i=inputs, out=out, workspace=workspace: pk.ops.gqa_decode(
-                    i.q, i.k_cache, i.v_cache, i.kv_len, out=out, workspace=workspace
+                    i.q, i.k_cache, i.v_cache, i.kv_len, softmax=softmax, phi=phi, out=out, workspace=workspace
                 )
             )
             outs.append(out)
+            workspaces.append(workspace)
         arm.kernels, arm.launches = [f"pykernels::{self.device.type}::gqa_decode"], 1
         if not self._gated(arm, calls[0]):
             return
         arm.estimate_us = estimate_us(calls[0], self.device)
         samplers = self._samplers(arm)
+        if unified:
+            arm.counted = Counted(phi, calibrated, workspaces, self.copies[0].q[..., 0].numel(), arm.calls)
         if arm.mode == "eager":
             self._python_clocks(arm, samplers, calls)
             return
@@ -331,7 +351,7 @@ class _Maker:
             # Math is half a dozen kernels; a queue of so many calls stays far from full all the same.
             arm.host_sampler = samplers.host_python(calls, 8)
             arm.latency_sampler = synchronised_sampler(calls, self.rotation)
-        elif self.backend is Native:
+        elif issubclass(self.backend, Native):
             arm.host_sampler = without_kernels(arm.sampler)
 
 

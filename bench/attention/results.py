@@ -7,7 +7,7 @@ import numpy as np
 
 from bench.attention.arms import AttentionArm
 from bench.attention.cases import Cell
-from bench.core import floors, statistics
+from bench.core import floors, statistics, unified
 from bench.core.device_trace import Traced
 from bench.core.document import Document
 
@@ -40,7 +40,7 @@ def session_entry(arm: AttentionArm, cell: Cell, n_bytes: int, bandwidths: Docum
         "kernels": arm.kernels, "launches": arm.launches, "kernel_details": [], "choices": arm.choices,
         "calls_a_sample": arm.calls, "calls_measured": 0, "copies": copies, "rounds_us": [], "trace_factor": None,
         **dict.fromkeys(CLOCKS), "device_reason": None,
-    }  # fmt: skip
+    } | unified.keys_of(arm.counted)  # fmt: skip
     if arm.status == "ok" and len(arm.kept_us):
         rounds_us = np.round(arm.kept_us, 4)
         entry["wall_us"], entry["rounds_us"] = statistics.summary(rounds_us), rounds_us.tolist()

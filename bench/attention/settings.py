@@ -17,25 +17,28 @@ from bench.core.errors import UsageError, flag_error
 from bench.core.flags import Flags
 from bench.core.kept import KeepFlag
 from bench.core.output_flags import OutputFlags
+from bench.core.softmax_flags import SoftmaxFlags
 from bench.core.stop_rule import StopFlags
+from bench.core.unified import UNIFIED
 from bench.plugins import plan as plugins
 from bench.plugins.loading import Plugin, WatchedAttention, load_attention, own_journal, parse_backends
 
 MAX_CTX = 131072
 """Of attention alone: no position is rotated here, so no model's limit holds."""
 
-_ONLY_BY_NAME = ("flex",)
-"""It compiles at every shape, which takes longer than measuring it."""
+_ONLY_BY_NAME = ("flex", UNIFIED)
+"""flex compiles at every shape, which takes longer than measuring it; native-unified is for who asks by --softmax."""
 
 
 _DEFAULT_MODES = {"cpu": "eager,graph", "cuda": "all"}
 
 
 @dataclass(kw_only=True)
-class Settings(StopFlags, OutputFlags):
+class Settings(StopFlags, SoftmaxFlags, OutputFlags):
     """The flags of one run, and what they come to."""
 
-    NOT_SHARED = Flags.NOT_SHARED | {"sessions", "limit_s", "keep", "resume", "backend", "aa", "mode", "trace_kernels"}
+    NOT_SHARED = Flags.NOT_SHARED | {"sessions", "limit_s", "keep", "resume", "backend", "softmax", "aa", "mode",
+                                      "trace_kernels"}  # fmt: skip
 
     model: Annotated[
         str,
@@ -160,7 +163,8 @@ class Settings(StopFlags, OutputFlags):
     def named(self) -> tuple[list[str], list[Plugin]]:
         """--backend: names, and plug-ins."""
         default = ",".join(name for name in NAMES if name not in _ONLY_BY_NAME)
-        return parse_backends("--backend", self.backend or default, NAMES)
+        names, found = parse_backends("--backend", self.backend or default, NAMES)
+        return self.with_softmax(names), found
 
     @cached_property
     def watched(self) -> WatchedAttention | None:
@@ -183,7 +187,7 @@ class Settings(StopFlags, OutputFlags):
         return Plan(
             self.backends, cli.modes("--mode", self.mode or _DEFAULT_MODES[self.target.type], MODES),
             cli.choices("--context-manager", self.context_manager, MANAGERS), self.calls, self.warmup,
-            cli.choices("--sdpa-from", self.sdpa_from, list(SDPA_KERNELS)), self.watched,
+            cli.choices("--sdpa-from", self.sdpa_from, list(SDPA_KERNELS)), self.watched, self.given_phi,
         )  # fmt: skip
 
     @cached_property
@@ -215,7 +219,7 @@ class Settings(StopFlags, OutputFlags):
         """The plug-ins that processes of their own measure."""
         return plugins.Plan(
             "bench.attention", [] if self.watched else self.named[1], self.plan.modes,
-            [*self.shared_flags(), *self.untraced, "--sessions=0"],
+            [*self.shared_flags({"phi"}), *self.untraced, "--sessions=0"],
             [name for name in self.backends if name == "sdpa"], self.plugin_timeout_s,
         )  # fmt: skip
 

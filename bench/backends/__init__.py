@@ -7,7 +7,7 @@ from bench.backends.fa3 import FlashAttention3
 from bench.backends.flashinfer import FlashInfer, FlashInferTensorCores
 from bench.backends.flex import Flex
 from bench.backends.linear import LinearPeer, linear_peers
-from bench.backends.native import Native, NativeDense
+from bench.backends.native import Native, NativeDense, NativeUnified
 from bench.backends.op_plugin import AttentionPlugin, OpPlugin
 from bench.backends.plain import PlainLayer
 from bench.backends.sdpa import Sdpa, SdpaCudnn, SdpaEfficient, SdpaFlash, SdpaMath
@@ -26,9 +26,9 @@ _BACKENDS: tuple[type[Backend], ...] = (
 )  # fmt: skip
 
 
-# Each is a cell of bench.stack's matrix: bench.layer runs them where they are named.
-_OF_THE_STACK: tuple[type[Backend], ...] = (
-    PlainNative, CompileFlashAttention2, CompileFlashAttention3, CompileFlashInfer, CompileNative,
+# Run where they are named: native with another softmax, and the cells of bench.stack's matrix.
+_BY_NAME_ALONE: tuple[type[Backend], ...] = (
+    NativeUnified, PlainNative, CompileFlashAttention2, CompileFlashAttention3, CompileFlashInfer, CompileNative,
 )  # fmt: skip
 
 
@@ -38,8 +38,8 @@ def registry() -> dict[str, type[Backend]]:
 
 
 def by_name() -> dict[str, type[Backend]]:
-    """registry(), and those of bench.stack, which `all` leaves out."""
-    return registry() | {backend.name: backend for backend in _OF_THE_STACK}
+    """registry(), and what `all` leaves out: native-unified, and those of bench.stack."""
+    return registry() | {backend.name: backend for backend in _BY_NAME_ALONE}
 
 
 def attentions() -> dict[str, type[PlainLayer]]:

@@ -59,13 +59,16 @@ class Workload:
         self._expected: dict[tuple[bool, str], list[GateInputs]] = {}
         self._judge: Workload = self
         self._in_dtype: dict[torch.dtype, Workload] = {}
+        self.phi: float | None = None
+        """Of a unified maximum; None: calibrated."""
         self.kept: dict[object, Any] = {}
         """What the arms of a backend share, by its name: weights in a layout of its own."""
 
     @classmethod
-    def of(cls, layers: list[pk.DecodeLayer], repeats: int = 1) -> "Workload":
-        """repeats: the steps of a sample, and of a graph."""
+    def of(cls, layers: list[pk.DecodeLayer], repeats: int = 1, phi: float | None = None) -> "Workload":
+        """repeats: the steps of a sample, and of a graph. phi: of a unified maximum; None: calibrated."""
         workload = cls(layers, Samplers(Rotation(len(layers)), repeats, layers[0].device))
+        workload.phi = phi
         workload.inputs()  # now, while the layers hold what is timed
         return workload
 

@@ -12,6 +12,8 @@ import pykernels as pk
 from bench.backends.base import DENSE, INT4, NO_CAPTURE, Backend, Workload
 from bench.core.measure import Arm, Sampler
 from bench.core.samplers import Samplers, Step, chains, replay_all
+from bench.core.unified import UNIFIED, Counted, choose_phi
+from pykernels.calibrate import ScoreRows
 
 TUNED_HEAD_DIMS = (64, 80, 96, 112, 128, 256)
 """Those for which gqa_decode was made fast on CUDA; any other multiple of 8 up to 256 is right."""
@@ -127,7 +129,10 @@ class Native(Backend):
         return wanted
 
     def arm(self, workload: Workload, mode: str, fusion: str | None) -> Arm:
-        layers, samplers = workload.layers, workload.samplers
+        return self._arm_of(workload, workload.layers, mode, fusion)
+
+    def _arm_of(self, workload: Workload, layers: list[pk.DecodeLayer], mode: str, fusion: str | None) -> Arm:
+        samplers = workload.samplers
         assert fusion is not None  # fusions() names them
         driven = drive(mode, [partial(layer.forward, fusion) for layer in layers], samplers)
         ops, first = layers[0].program(fusion).ops, layers[0]
@@ -146,6 +151,42 @@ class Native(Backend):
             launches=len(kernels),
             steps_per_graph=samplers.repeats if mode.startswith("graph") else None,
         )
+
+
+class NativeUnified(Native):
+    """The same kernels with a unified maximum in the attention's softmax (FlashDecoding++, Hong et al., 2023)."""
+
+    name = UNIFIED
+    description = "native, its attention's softmax with a unified maximum (FlashDecoding++)"
+
+    @classmethod
+    def layer_reason(cls, layer: pk.DecodeLayer) -> str | None:
+        if reason := super().layer_reason(layer):
+            return reason
+        return "has a unified maximum on the CPU alone" if layer.device.type == "cuda" else None
+
+    @staticmethod
+    def _phi(workload: Workload) -> tuple[float, pk.Phi | None]:
+        """Once for all arms."""
+        first = workload.layers[0]
+
+        def rows() -> list[ScoreRows]:
+            first.forward("block")
+            return [first.score_rows()]
+
+        if UNIFIED not in workload.kept:
+            workload.kept[UNIFIED] = choose_phi(workload.phi, rows, first.dtype)
+        return workload.kept[UNIFIED]
+
+    def arm(self, workload: Workload, mode: str, fusion: str | None) -> Arm:
+        phi, calibrated = self._phi(workload)
+        layers = [layer.with_softmax("unified", phi) for layer in workload.layers]
+        arm, first = self._arm_of(workload, layers, mode, fusion), layers[0]
+        arm.counted = Counted(
+            phi, calibrated, [layer.attention_workspace for layer in layers], first.batch * first.spec.n_heads,
+            workload.samplers.repeats,
+        )  # fmt: skip
+        return arm
 
 
 class NativeDense(Native):

@@ -7,12 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import pykernels as pk
 from bench.backends.native import Native, drive, tape_of
 from bench.backends.op_cases import Case, Instance, OpCheck
 from bench.backends.op_plugin import OpPlugin
 from bench.core import measure
 from bench.core.measure import Arm
 from bench.core.samplers import Samplers, capture, capture_results, relaunch_results, relaunches, replay_all
+from bench.core.unified import UNIFIED, Counted, choose_phi
 
 Maker = Callable[[Case, list[Instance], str, Samplers], Arm | None]
 """(case, copies, mode, samplers) -> the arm of that mode; None where there is no such mode here."""
@@ -26,11 +28,32 @@ def peer_modes(device: torch.device) -> tuple[str, ...]:
 
 def native_arm(case: Case, instances: list[Instance], mode: str, samplers: Samplers) -> Arm:
     """Our op in that mode."""
+    return _native_arm("native", [instance.native for instance in instances], case, instances, mode, samplers)
+
+
+def unified_arm(phi: float | None, case: Case, instances: list[Instance], mode: str, samplers: Samplers) -> Arm | None:
+    """Our gqa_decode with a unified maximum; None of other ops."""
+    first = instances[0]
+    if first.unified is None:
+        return None
+    inputs = (first.inputs[name] for name in ("q", "k_cache", "kv_len"))
+    rows = partial(pk.score_rows, *inputs)
+    chosen, calibrated = choose_phi(phi, lambda: [rows()], case.dtype)
+    made = [instance.unified(chosen) for instance in instances if instance.unified]
+    arm = _native_arm(UNIFIED, [call for call, _ in made], case, instances, mode, samplers)
+    pairs = first.inputs["q"][..., 0].numel()
+    arm.counted = Counted(chosen, calibrated, [workspace for _, workspace in made], pairs, samplers.repeats)
+    return arm
+
+
+def _native_arm(
+    name: str, calls: list[Callable[[], object]], case: Case, instances: list[Instance], mode: str, samplers: Samplers
+) -> Arm:
     if reason := Native.mode_reason(mode, samplers.device):
-        return measure.unsupported("native", mode, reason)
+        return measure.unsupported(name, mode, reason)
     if samplers.on_cuda and case.dtype == torch.float32:
-        return measure.unsupported("native", mode, Native.NO_FLOAT32)
-    driven = drive(mode, [instance.native for instance in instances], samplers)
+        return measure.unsupported(name, mode, Native.NO_FLOAT32)
+    driven = drive(mode, calls, samplers)
     outs = [instance.out for instance in instances]
 
     def step() -> Tensor:
@@ -39,7 +62,7 @@ def native_arm(case: Case, instances: list[Instance], mode: str, samplers: Sampl
 
     check = OpCheck(case, instances, step, samplers.samples_for_all, lambda: outs, outs)
     return Arm(
-        "native", mode, None, driven.sampler, check, launches=1,
+        name, mode, None, driven.sampler, check, launches=1,
         host_sampler=driven.host_sampler if samplers.on_cuda else None,
         steps_per_graph=samplers.repeats if mode.startswith("graph") else None,
     )  # fmt: skip
@@ -113,7 +136,7 @@ def plugin_arm(
 
 
 MAKERS: dict[str, Maker] = {"native": native_arm, "torch": torch_arm}
-"""The backends of every op."""
+"""The backends of every op. gqa_decode has native-unified too (unified_arm)."""
 
 
 def make_arms(

@@ -35,6 +35,8 @@ class Instance:
     out: Tensor
     reads: Sequence[Tensor] = ()
     inputs: dict[str, Tensor] = field(default_factory=dict)
+    unified: Callable[[float], tuple[Callable[[], object], Tensor]] | None = None
+    """Of gqa_decode: by phi, the native call with a unified maximum, and its workspace."""
 
 
 def other_signs(tensors: Sequence[Tensor], generator: torch.Generator) -> list[Tensor]:
@@ -296,12 +298,21 @@ def _gqa_decode(m: _Maker, contexts: Sequence[int]) -> list[Case]:
                 keys, values, out = k.clone(), v.clone(), m.poisoned(*q.shape)
                 workspace = pk.ops.gqa_decode_workspace(q, keys)
                 query = q.unsqueeze(2)
+
+                def unified(phi: float) -> tuple[Callable[[], object], Tensor]:
+                    own = pk.ops.gqa_decode_workspace(q, keys, "unified")
+                    call = partial(
+                        pk.ops.gqa_decode, q, keys, values, kv_len, softmax="unified", phi=phi, out=out, workspace=own
+                    )
+                    return call, own
+
                 return Instance(
                     lambda: pk.ops.gqa_decode(q, keys, values, kv_len, out=out, workspace=workspace),
                     lambda: F.scaled_dot_product_attention(query, keys, values, enable_gqa=True),
                     out,
                     (q, keys, values),
                     {"q": q, "k_cache": keys, "v_cache": values, "kv_len": kv_len},
+                    unified,
                 )
 
             n_bytes = floors.gqa_decode(m.batch, spec.n_heads, spec.n_kv_heads, spec.head_dim, ctx, m.dtype.itemsize)

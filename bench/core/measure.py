@@ -20,6 +20,7 @@ import torch
 
 from bench.core.document import arm_name
 from bench.core.errors import UnsupportedError, one_line, plain
+from bench.core.unified import Counted
 from pykernels.ranges import named
 from pykernels.reference import Comparison
 
@@ -82,7 +83,8 @@ class Arm:
     holds `steps_per_graph` steps. `tracing`, where it is given, makes the arm ready for a traced pass and returns the
     sampler that is traced then, instead of `sampler`. `nodes` are those of a captured step that is launched again
     (pykernels.relaunch.Node), `against_eager` is a word of bench.core.bits. `no_trace` says why its kernels cannot be
-    traced. Rounds in `dropped_rounds` stay out of the summaries (bench.core.gpu_state).
+    traced. Rounds in `dropped_rounds` stay out of the summaries (bench.core.gpu_state). `counted` is of a unified
+    maximum.
     """
 
     backend: str
@@ -105,6 +107,7 @@ class Arm:
     samples_us: list[float] = field(default_factory=list)
     host_samples_us: list[float] = field(default_factory=list)
     dropped_rounds: Collection[int] = ()
+    counted: Counted | None = None
 
     @property
     def kept_us(self) -> np.ndarray:
@@ -216,11 +219,15 @@ AFTERWARDS = "after it was timed, on other inputs"
 
 
 def gate_again(arms: Sequence[Arm], advance: Callable[[Arm], None] = lambda arm: None) -> None:
-    """The second check, of every arm that was timed. A mismatch becomes `wrong` and takes the arm's samples away."""
+    """The second check, of every arm that was timed. A mismatch becomes `wrong` and takes the arm's samples away. Ahead
+    of it, on the inputs that were timed, the fall-backs of a unified maximum are counted."""
     for arm in arms:
         if arm.status != "ok" or arm.check is None or arm.sampler is None or not arm.samples_us:
             continue
         advance(arm)
+        if arm.counted:
+            with torch.inference_mode(), arm.surroundings():
+                arm.counted.count(arm.sampler)
         comparison = _checked(arm, arm.sampler)
         if comparison is None or comparison.ok:
             continue

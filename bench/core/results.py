@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.core import floors, ladder, statistics
+from bench.core import floors, ladder, statistics, unified
 from bench.core.device_trace import Traced
 from bench.core.document import Document, program_name
 from bench.core.measure import Arm
@@ -61,6 +61,7 @@ def arm_document(arm: Arm, n_bytes: int, ceiling: Mapping[str, Any], arms: Seque
     }  # fmt: skip
     if arm.against_eager:
         entry["against_eager"] = arm.against_eager
+    entry |= unified.keys_of(arm.counted)
     if arm.nodes:
         entry["nodes"] = [asdict(node) for node in arm.nodes]
     samples = arm.kept_us

@@ -12,13 +12,15 @@ from bench.backends.steps.settings import StepModelSettings
 from bench.core import cli, device_trace
 from bench.core.errors import flag_error
 from bench.core.output_flags import OutputFlags
+from bench.core.softmax_flags import SoftmaxFlags
 from bench.core.stop_rule import StopFlags
+from bench.core.unified import UNIFIED
 
 _MODE_HELP = f"{cli.MODE_HELP}; graph-loop: one launch of a graph that decodes all tokens (native, a GPU)"
 
 
 @dataclass(kw_only=True)
-class Settings(StepModelSettings, StopFlags, OutputFlags):
+class Settings(StepModelSettings, StopFlags, SoftmaxFlags, OutputFlags):
     """The flags of one run, and what they come to."""
 
     backend: Annotated[
@@ -42,6 +44,9 @@ class Settings(StepModelSettings, StopFlags, OutputFlags):
         """(backend, modes, fusions), in the order of the tables."""
         if self.arm:
             parsed = step_arms.parse_arms("--arm", self.arm, self.target)
+            if self.softmax != "online":
+                raise flag_error("--softmax", self.softmax, f"left out with --arm, whose {UNIFIED} it is")
+            self.with_softmax([name for name, _, _ in parsed])
             return [(name, [mode], [fusion] if fusion else []) for name, fusion, mode in parsed]
         modes, fusions = (
             cli.modes("--mode", self.mode, step_arms.STEP_MODES),
@@ -53,13 +58,14 @@ class Settings(StepModelSettings, StopFlags, OutputFlags):
             step_arms.check_quantised("--backend", [name.strip() for name in text.split(",")], self.four_bit)
         of_run = step_arms.default_backends(self.four_bit)
         known = of_run if text == "all" or not self.four_bit else list(step_arms.backends())
-        names = cli.choices("--backend", text, known)
+        names = self.with_softmax(cli.choices("--backend", text, [*known, UNIFIED]) if text != "all" else of_run)
         return [(name, modes, fusions) for name in names]
 
     @cached_property
     def known(self) -> dict[str, step_arms.StepBackend]:
         """Every backend by name, with --attention."""
-        return step_arms.backends(cli.choice("--attention", self.attention, step_arms.attentions()))
+        attention = cli.choice("--attention", self.attention, step_arms.attentions())
+        return step_arms.backends(attention, self.given_phi)
 
     def is_dense(self, arm: str) -> bool:
         """Whether the arms of that name multiply by dense weights."""
@@ -98,7 +104,8 @@ class Settings(StepModelSettings, StopFlags, OutputFlags):
     @property
     def fusions(self) -> list[str]:
         """The fusions of native that are wanted, once each."""
-        return list(dict.fromkeys(fusion for name, _, fusions in self.groups if name == "native" for fusion in fusions))
+        own = [fusions for name, _, fusions in self.groups if name in ("native", UNIFIED)]
+        return list(dict.fromkeys(fusion for fusions in own for fusion in fusions))
 
     @property
     def positions(self) -> int:

@@ -99,7 +99,8 @@ PYKERNELS_TORCH_OP(rope_kv_append,
                    "Tensor(b!) v_cache, Tensor(c!) out) -> ()")
 
 void gqa_decode(const Tensor& q_, const Tensor& k_cache_, const Tensor& v_cache_, const Tensor& kv_len_,
-                double scale, const Tensor& out_, MaybeTensor workspace_, double softcap) {
+                double scale, const Tensor& out_, MaybeTensor workspace_, double softcap, bool unified,
+                double phi) {
     const char* op = "gqa_decode";
     Argument q(op, "q", q_), k_cache(op, "k_cache", k_cache_), v_cache(op, "v_cache", v_cache_),
         kv_len(op, "kv_len", kv_len_), out(op, "out", out_);
@@ -126,10 +127,16 @@ void gqa_decode(const Tensor& q_, const Tensor& k_cache_, const Tensor& v_cache_
                            k_cache.size32(2),
                            static_cast<float>(scale),
                            dtype,
+                           static_cast<float>(phi),
                            0,
-                           static_cast<float>(softcap)};
+                           static_cast<float>(softcap),
+                           unified ? Softmax::unified : Softmax::online};
     check_softcap(op, softcap);
-    if (softcap != 0 && !q_.is_cpu()) fail(op, "softcap must be 0 on CUDA, got " + std::to_string(softcap));
+    if (!(std::fabs(phi) <= 1e6)) fail(op, "phi must be in [-1e6, 1e6], got " + std::to_string(phi));
+    if (!unified && phi != 0) {
+        fail(op, "phi must be 0 where softmax is online, got " + std::to_string(phi));
+    }
+    if (unified && !q_.is_cpu()) fail(op, "softmax must be online on CUDA, got unified");
     const Workspace workspace(op, workspace_, workspace_bytes(params, q), q);
     params.workspace = workspace.data();
     params.workspace_bytes = workspace.bytes();
@@ -138,7 +145,7 @@ void gqa_decode(const Tensor& q_, const Tensor& k_cache_, const Tensor& v_cache_
 
 PYKERNELS_TORCH_OP(gqa_decode,
                    "(Tensor q, Tensor k_cache, Tensor v_cache, Tensor kv_len, float scale, Tensor(a!) out, "
-                   "Tensor(b!)? workspace, float softcap=0.0) -> ()")
+                   "Tensor(b!)? workspace, float softcap=0.0, bool unified=False, float phi=0.0) -> ()")
 
 void silu_mul(const Tensor& gate_, const Tensor& up_, const Tensor& out_, bool gelu) {
     Argument gate("silu_mul", "gate", gate_), up("silu_mul", "up", up_), out("silu_mul", "out", out_);

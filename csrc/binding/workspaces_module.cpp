@@ -35,7 +35,7 @@ int32_t narrow(int64_t size) {
 }
 
 size_t gqa_decode(int64_t batch, int64_t n_heads, int64_t n_kv_heads, int64_t head_dim, int64_t max_len,
-                  int64_t element_bytes, bool on_cuda) {
+                  int64_t element_bytes, bool on_cuda, bool unified) {
     check_sizes("gqa_decode", {{"batch", batch},
                                {"n_heads", n_heads},
                                {"n_kv_heads", n_kv_heads},
@@ -53,6 +53,7 @@ size_t gqa_decode(int64_t batch, int64_t n_heads, int64_t n_kv_heads, int64_t he
     params.head_dim = narrow(head_dim);
     params.max_len = narrow(max_len);
     params.dtype = dtype_of(element_bytes);
+    params.softmax = unified ? Softmax::unified : Softmax::online;
 #ifdef PYKERNELS_CUDA
     if (on_cuda) return cuda::gqa_decode_workspace_bytes(params);
 #endif

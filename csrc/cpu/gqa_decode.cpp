@@ -6,6 +6,9 @@
 // (maximum, sum, output) in the workspace; the calling thread combines them by their log-sum-exp: out = sum_i
 // 2^(m_i - m) o_i / sum_i 2^(m_i - m) s_i.
 //
+// With a unified maximum (unified_softmax.h) phi takes the maximum's place, and partials add as they are. A
+// head whose sum leaves the safe range is computed again online, bit for bit as without.
+//
 // Bytes: K and V up to kv_len once; slots past it are never touched. Limit: memory bandwidth, with the score
 // and value arithmetic (4 * group * head_dim operations a key) close behind at group 7.
 #include "cpu/gqa_plan.h"
@@ -13,6 +16,7 @@
 #include "cpu/simd.h"
 #include "cpu/thread_pool.h"
 #include "ops.h"
+#include "unified_softmax.h"
 
 namespace pykernels::cpu::PYKERNELS_ISA {
 namespace {
@@ -28,8 +32,10 @@ struct Chunk {
     const T* k;  // [n_keys, head_dim]
     const T* v;  // [n_keys, head_dim]
     int64_t n_keys, head_dim;
-    float scale;     // times log2(e): the softmax is taken in base 2
-    float softcap;   // times log2(e); 0: none
+    float scale;    // times log2(e): the softmax is taken in base 2
+    float softcap;  // times log2(e); 0: none
+    float phi;      // times log2(e); of a unified maximum
+    Dtype dtype;
     float* partial;  // [heads, head_dim + 2]: maximum, sum, output
 };
 
@@ -92,6 +98,27 @@ float softmax_block(float* scores, int64_t count, float& maximum_so_far, float& 
     return correction;
 }
 
+// Replaces a block's scores by their exponentials against phi. An exponent past the highest makes the sum
+// infinite, NaN makes it NaN.
+float unified_block(float* scores, int64_t count, float phi, float highest, float& sum) {
+    F32 added{}, top = broadcast(lowest);
+    for (int64_t j = 0; j < count; j += lanes) {
+        F32 exponent = load(scores + j) - phi;
+        F32 p = exp2(exponent);
+        if (j + lanes > count) {
+            for (int64_t i = count - j; i < lanes; ++i) {
+                exponent[i] = lowest;
+                p[i] = 0.0f;
+            }
+        }
+        top = maximum(exponent, top);
+        store(scores + j, p);
+        added += p;
+    }
+    sum += reduce_max(top) <= highest ? reduce_add(added) : __builtin_inff();
+    return 1.0f;
+}
+
 // output[h] = output[h] * correction[h] + sum over j of p[h][j] * v[j], for dimensions [d, d + vectors *
 // lanes)
 template <int heads, int vectors, class T>
@@ -119,7 +146,7 @@ void value_slice(const Chunk<T>& c, int64_t first, int64_t count, int64_t d, con
     }
 }
 
-template <int heads, class T>
+template <int heads, Softmax softmax, class T>
 void attend(const Chunk<T>& c) {
     const int64_t dim = c.head_dim, stride = dim + 2;
     float scores[heads][gqa_block];
@@ -128,7 +155,7 @@ void attend(const Chunk<T>& c) {
     float* output = c.partial + 2;
     float tops[heads], sums[heads], correction[heads];
     for (int h = 0; h < heads; ++h) {
-        tops[h] = lowest;
+        tops[h] = softmax == Softmax::unified ? 0.0f : lowest;
         sums[h] = 0.0f;
         for (int64_t d = 0; d < dim; ++d) output[h * stride + d] = 0.0f;
     }
@@ -142,7 +169,13 @@ void attend(const Chunk<T>& c) {
                     scores[h][j] = c.softcap * __builtin_tanhf(scores[h][j] / c.softcap);
             }
         }
-        for (int h = 0; h < heads; ++h) correction[h] = softmax_block(scores[h], count, tops[h], sums[h]);
+        for (int h = 0; h < heads; ++h) {
+            if constexpr (softmax == Softmax::unified)
+                correction[h] =
+                    unified_block(scores[h], count, c.phi, unified_highest_exponent(c.dtype), sums[h]);
+            else
+                correction[h] = softmax_block(scores[h], count, tops[h], sums[h]);
+        }
         int64_t d = 0;
         for (; d + vectors * lanes <= dim; d += vectors * lanes) {
             value_slice<heads, vectors>(c, first, count, d, scores, correction, output, stride);
@@ -165,25 +198,25 @@ void attend(const Chunk<T>& c) {
     }
 }
 
-template <class T>
+template <Softmax softmax, class T>
 void attend_tile(int heads, const Chunk<T>& chunk) {
     switch (heads) {
         case 1:
-            return attend<1>(chunk);
+            return attend<1, softmax>(chunk);
         case 2:
-            return attend<2>(chunk);
+            return attend<2, softmax>(chunk);
         case 3:
-            return attend<3>(chunk);
+            return attend<3, softmax>(chunk);
         case 4:
-            return attend<4>(chunk);
+            return attend<4, softmax>(chunk);
         case 5:
-            return attend<5>(chunk);
+            return attend<5, softmax>(chunk);
         case 6:
-            return attend<6>(chunk);
+            return attend<6, softmax>(chunk);
         case 7:
-            return attend<7>(chunk);
+            return attend<7, softmax>(chunk);
         default:
-            return attend<8>(chunk);
+            return attend<8, softmax>(chunk);
     }
 }
 
@@ -204,41 +237,86 @@ void combine(const float* partials, int64_t n_splits, int64_t split_stride, int6
     for (int64_t d = 0; d < dim; ++d) from_float(sums[d] * inverse, out + d);
 }
 
+// The sums of the splits of one query head added up; false, and nothing is written, where they leave the safe
+// range.
+template <class T>
+bool add_unified(const float* partials, int64_t n_splits, int64_t split_stride, const GqaDecodeParams& params,
+                 int32_t kv_len, T* out) {
+    float total = 0.0f;
+    for (int64_t s = 0; s < n_splits; ++s) total += partials[s * split_stride + 1];
+    if (!unified_in_range(total, kv_len, params.dtype)) return false;
+    float sums[max_head_dim] = {};
+    for (int64_t s = 0; s < n_splits; ++s) {
+        for (int64_t d = 0; d < params.head_dim; ++d) sums[d] += partials[s * split_stride + 2 + d];
+    }
+    const float inverse = 1.0f / total;
+    for (int64_t d = 0; d < params.head_dim; ++d) from_float(sums[d] * inverse, out + d);
+    return true;
+}
+
 template <class T>
 void gqa_decode_typed(const GqaDecodeParams& params) {
     const int64_t dim = params.head_dim, n_heads = params.n_heads, n_kv_heads = params.n_kv_heads;
     const int64_t group = n_heads / n_kv_heads;
     const int64_t max_splits = gqa_splits(params, num_threads());
     const int64_t partial_floats = gqa_partial_floats(params), split_stride = group * partial_floats;
-    auto* workspace =
-        static_cast<float*>(params.workspace);  // [batch, n_kv_heads, max_splits, group, dim + 2]
-    parallel_chunks(params.batch * n_kv_heads * max_splits, [=](int64_t index) {
-        const int64_t split = index % max_splits, kv_head = index / max_splits;  // of batch * n_kv_heads
+    auto* workspace = reinterpret_cast<float*>(
+        static_cast<char*>(params.workspace) +
+        unified_counter_bytes(params.softmax));  // [batch, n_kv_heads, max_splits, group, dim + 2]
+    // A split of `heads` query heads, at most max_heads, of a KV head of all sequences'.
+    const auto attend_split = [=](int64_t kv_head, int64_t split, int64_t first_head, int heads,
+                                  Softmax softmax) {
         const int64_t kv_len = params.kv_len[kv_head / n_kv_heads];
         const int64_t split_keys = gqa_split_keys(kv_len, max_splits), first = split * split_keys;
         if (first >= kv_len) return;
         const int64_t slot = (kv_head * params.max_len + first) * dim;
-        Chunk<T> chunk{static_cast<const T*>(params.q) + kv_head * group * dim,
-                       static_cast<const T*>(params.k_cache) + slot,
-                       static_cast<const T*>(params.v_cache) + slot,
-                       smaller(split_keys, kv_len - first),
-                       dim,
-                       params.scale * log2_e,
-                       params.softcap * log2_e,
-                       workspace + index * split_stride};
-        for (int64_t done = 0; done < group; done += max_heads) {
-            const int heads = static_cast<int>(smaller<int64_t>(max_heads, group - done));
-            attend_tile(heads, chunk);
-            chunk.q += heads * dim;
-            chunk.partial += heads * partial_floats;
-        }
+        const Chunk<T> chunk{
+            static_cast<const T*>(params.q) + (kv_head * group + first_head) * dim,
+            static_cast<const T*>(params.k_cache) + slot,
+            static_cast<const T*>(params.v_cache) + slot,
+            smaller(split_keys, kv_len - first),
+            dim,
+            params.scale * log2_e,
+            params.softcap * log2_e,
+            params.phi * log2_e,
+            params.dtype,
+            workspace + (kv_head * max_splits + split) * split_stride + first_head * partial_floats};
+        softmax == Softmax::unified ? attend_tile<Softmax::unified>(heads, chunk)
+                                    : attend_tile<Softmax::online>(heads, chunk);
+    };
+    const auto heads_from = [=](int64_t head) {
+        return static_cast<int>(smaller<int64_t>(max_heads, group - head));
+    };
+    parallel_chunks(params.batch * n_kv_heads * max_splits, [=](int64_t index) {
+        for (int64_t head = 0; head < group; head += max_heads)
+            attend_split(index / max_splits, index % max_splits, head, heads_from(head), params.softmax);
     });
-    for (int64_t b = 0; b < params.batch; ++b) {
-        const int64_t n_splits = ceil_div(params.kv_len[b], gqa_split_keys(params.kv_len[b], max_splits));
-        for (int64_t h = 0; h < n_heads; ++h) {
-            const int64_t kv_head = b * n_kv_heads + h / group;
-            combine(workspace + kv_head * max_splits * split_stride + h % group * partial_floats, n_splits,
-                    split_stride, dim, static_cast<T*>(params.out) + (b * n_heads + h) * dim);
+    for (int64_t kv_head = 0; kv_head < params.batch * n_kv_heads; ++kv_head) {
+        const int32_t kv_len = params.kv_len[kv_head / n_kv_heads];
+        const int64_t n_splits = ceil_div(kv_len, gqa_split_keys(kv_len, max_splits));
+        const float* partials = workspace + kv_head * max_splits * split_stride;
+        T* out = static_cast<T*>(params.out) + kv_head * group * dim;
+        for (int64_t first = 0; first < group; first += max_heads) {
+            const int heads = heads_from(first);
+            bool online[max_heads] = {}, any = false;  // the heads that are combined by their maxima
+            for (int h = 0; h < heads; ++h) {
+                online[h] = params.softmax == Softmax::online ||
+                            !add_unified(partials + (first + h) * partial_floats, n_splits, split_stride,
+                                         params, kv_len, out + (first + h) * dim);
+                any = any || online[h];
+            }
+            if (!any) continue;
+            if (params.softmax == Softmax::unified) {
+                for (int h = 0; h < heads; ++h) *static_cast<uint32_t*>(params.workspace) += online[h];
+                parallel_chunks(n_splits, [=](int64_t split) {
+                    attend_split(kv_head, split, first, heads, Softmax::online);
+                });
+            }
+            for (int h = 0; h < heads; ++h) {
+                if (online[h])
+                    combine(partials + (first + h) * partial_floats, n_splits, split_stride, dim,
+                            out + (first + h) * dim);
+            }
         }
     }
 }

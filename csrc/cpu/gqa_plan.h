@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "params.h"
+#include "unified_softmax.h"
 
 namespace pykernels::cpu {
 
@@ -33,7 +34,8 @@ inline int64_t gqa_split_bytes(const GqaDecodeParams& params) {
 // since.
 inline int64_t gqa_splits(const GqaDecodeParams& params, int64_t n_threads) {
     const int64_t wanted = gqa_max_splits(params, n_threads),
-                  held = params.workspace_bytes / gqa_split_bytes(params);
+                  held = (params.workspace_bytes - unified_counter_bytes(params.softmax)) /
+                         gqa_split_bytes(params);
     return wanted < held ? wanted : held;
 }
 

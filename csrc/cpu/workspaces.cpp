@@ -13,7 +13,8 @@ size_t aligned(int64_t bytes) {
 }  // namespace
 
 size_t gqa_decode_workspace_bytes(const GqaDecodeParams& params) {
-    return aligned(gqa_max_splits(params, num_threads()) * gqa_split_bytes(params));
+    return aligned(unified_counter_bytes(params.softmax) +
+                   gqa_max_splits(params, num_threads()) * gqa_split_bytes(params));
 }
 
 size_t swiglu_gemv_workspace_bytes(const SwigluGemvParams& params) {

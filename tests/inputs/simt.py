@@ -31,6 +31,7 @@ _C_TYPES = {
     "double": ctypes.c_double,
     "Dtype": ctypes.c_int32,
     "Activation": ctypes.c_int32,
+    "Softmax": ctypes.c_int32,
 }
 _DTYPE_NUMBERS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 

@@ -15,7 +15,7 @@ from bench.backends.base import NO_CAPTURE, name_in
 from bench.backends.int4 import Int4Kernel
 from bench.backends.int4.projections import numbers_of
 from bench.backends.linear import model_projections
-from bench.backends.native import Native, NativeDense
+from bench.backends.native import Native, NativeDense, NativeUnified
 from bench.backends.sdpa import Sdpa
 from bench.backends.steps.drivers import (
     Driver,
@@ -31,6 +31,7 @@ from bench.core import cli
 from bench.core.cli import FUSIONS
 from bench.core.errors import flag_error
 from bench.core.measure import Arm, Sampler, unsupported
+from bench.core.unified import UNIFIED, Counted, choose_phi
 
 GRAPH_LOOP = "graph-loop"
 STEP_MODES = (*MODES, GRAPH_LOOP)
@@ -112,7 +113,7 @@ class StepBackend:
     def model_reason(self, model: pk.DecodeModel) -> str | None:
         """None where it can take steps of that model, else the reason why not."""
         if self._is_native:
-            return Native.layer_reason(model.layers[0])
+            return (NativeUnified if self.name == UNIFIED else Native).layer_reason(model.layers[0])
         if self.name == "transformers":
             return model_reason(model.spec)
         if self.peer is None:
@@ -123,7 +124,7 @@ class StepBackend:
         return next(filter(None, reasons), None)
 
 
-NATIVE = ("native", "native-dense")
+NATIVE = ("native", "native-dense", UNIFIED)
 
 
 def _plain_driver(
@@ -139,8 +140,20 @@ def _native_driver(model: pk.DecodeModel, mode: str, fusion: str | None, _: int)
     return NativeLoopDriver(model, str(fusion)) if mode == GRAPH_LOOP else NativeDriver(model, str(fusion), mode)
 
 
-def backends(attention: str = "sdpa") -> dict[str, StepBackend]:
-    """Every backend of a whole step by name, in the order of the tables; linear peers with that attention of SDPA's."""
+def _unified_driver(
+    model: pk.DecodeModel, mode: str, fusion: str | None, first: int, phi: float | None = None
+) -> Driver:
+    model.set_position(first)
+    chosen, calibrated = choose_phi(phi, partial(model.score_rows, str(fusion)), model.dtype)
+    driver = _native_driver(model.with_softmax("unified", chosen), mode, fusion, first)
+    spec, workspaces = model.spec, [layer.attention_workspace for layer in driver.model.layers]
+    driver.counted = Counted(chosen, calibrated, workspaces, model.batch * spec.n_heads * spec.n_layers)
+    return driver
+
+
+def backends(attention: str = "sdpa", phi: float | None = None) -> dict[str, StepBackend]:
+    """Every backend of a whole step by name, in the order of the tables; linear peers with that attention of SDPA's;
+    phi: native-unified's, None: calibrated."""
     listed = [StepBackend("native", Native.description, _native_driver, weights=Native.weights)]
     of = registry()[attention]
     assert issubclass(of, Sdpa)
@@ -155,6 +168,8 @@ def backends(attention: str = "sdpa") -> dict[str, StepBackend]:
         driver = partial(_plain_driver, kernel=peer.kernel)
         listed.append(StepBackend(name, peer.description, driver, around, peer.weights, peer))
     listed.append(StepBackend("native-dense", NativeDense.description, _native_driver))
+    unified = partial(_unified_driver, phi=phi)
+    listed.append(StepBackend(UNIFIED, NativeUnified.description, unified, weights=NativeUnified.weights))
     listed.append(
         StepBackend("transformers", "transformers' model, SDPA attention", lambda model, *_: TransformersDriver(model))
     )
@@ -177,7 +192,7 @@ def attentions() -> list[str]:
 def default_backends(int4: bool) -> list[str]:
     """What a step measures where nobody says, and what `all` is over weights of that kind."""
     if not int4:
-        return [name for name, backend in backends().items() if DENSE in backend.weights and name != "native-dense"]
+        return [name for name, backend in backends().items() if DENSE in backend.weights and name not in NATIVE[1:]]
     return ["native", *linear_peers(), "sdpa", "native-dense"]
 
 
@@ -242,7 +257,7 @@ def arm_of(
         name, mode, fusion, course.sample, StepCheck(driver, reference), backend.surroundings,
         driver.host_sampler(), partial(course.tracing, first if traced_from is None else traced_from),
         driver.kernels, driver.launches, steps_per_graph=1 if mode.startswith("graph") else None,
-        no_trace=_NO_LOOP_TRACE if mode == GRAPH_LOOP else None,
+        no_trace=_NO_LOOP_TRACE if mode == GRAPH_LOOP else None, counted=driver.counted,
     )  # fmt: skip
     return arm, driver
 

@@ -21,6 +21,7 @@ from bench.backends.sdpa import sdpa
 from bench.backends.torch_layer import Calls, LayerCache, Projections, TorchLayer
 from bench.core.measure import Rotation, Sampler
 from bench.core.samplers import MAX_QUEUED_LAUNCHES, Samplers, capture_each, held_sampler, relaunches
+from bench.core.unified import Counted
 
 
 def calls_of(function: Callable[[], object]) -> list[str]:
@@ -31,10 +32,12 @@ def calls_of(function: Callable[[], object]) -> list[str]:
 
 
 class Driver(ABC):
-    """One way to run steps of a DecodeModel. `launches` and `kernels` are counted when it is made."""
+    """One way to run steps of a DecodeModel. `launches` and `kernels` are counted when it is made; `counted` is of a
+    unified maximum."""
 
     launches: int
     kernels: list[str]
+    counted: Counted | None = None
 
     def __init__(self, model: pk.DecodeModel) -> None:
         self.model = model

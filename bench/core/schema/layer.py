@@ -23,6 +23,19 @@ from bench.core.schema.fields import (
 )
 
 
+class Unified(TypedDict):
+    """A softmax with a unified maximum: phi, and how often a step fell back to online."""
+
+    phi: Number  # what every score is taken less
+    phi_from: Literal["given", "calibrated"]
+    low: NotRequired[Number]  # of those calibrated from: 0.005% of score - phi lie below
+    high: NotRequired[Number]  # and 99.995% below this
+    rows: NotRequired[Size]  # (sequence, head) pairs calibrated from
+    in_range: NotRequired[Share]  # share of them whose sum stays in the safe range
+    pairs: Size  # (sequence, head) pairs of a step
+    fallbacks_per_step: NotNegative | None  # that were computed again online; null: not counted
+
+
 class AnArm(TypedDict):
     """What ran: backend x fusion x mode, and how it went."""
 
@@ -33,6 +46,7 @@ class AnArm(TypedDict):
     status: Status
     reason: NotRequired[str | None]  # of any status but ok
     max_rel_error: NotRequired[Number | None]  # against the reference
+    unified: NotRequired[Unified]  # of native-unified
 
 
 class Timed(TypedDict):

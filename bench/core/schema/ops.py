@@ -21,7 +21,7 @@ from bench.core.schema.fields import (
     Status,
     Time,
 )
-from bench.core.schema.layer import Timed
+from bench.core.schema.layer import Timed, Unified
 
 
 class MeasuredOp(Timed):
@@ -41,6 +41,7 @@ class MeasuredOp(Timed):
     reason: NotRequired[str | None]
     floor_us: NotNegative | None
     max_rel_error: NotRequired[Number | None]
+    unified: NotRequired[Unified]  # of native-unified
     time_us: NotRequired[Clock | None]
     host_us: NotRequired[Clock | None]  # until the host is free again
     device_us: NotRequired[Clock | None]  # by kernel timestamps

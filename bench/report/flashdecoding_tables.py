@@ -1,0 +1,161 @@
+"""The tables of docs/flashdecoding++.md (bench.report.pages writes them): its three ideas on and off, and fusion
+against graphs."""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from bench.core.document import Document
+from bench.core.tables import times
+from bench.core.unified import UNIFIED
+
+Lines = list[str]
+Arm = tuple[str, str | None, str]
+
+
+class Documents(Protocol):
+    """The committed documents by name (bench.report.pages)."""
+
+    def __getitem__(self, name: str) -> Document: ...
+    def __contains__(self, name: object) -> bool: ...
+
+
+NOT_MEASURED = "Not measured yet: no committed document has it. `bash bench/gpu_flashdecoding.sh` makes them."
+FLASH_DECODING = "sdpa-flash"
+"""torch's FlashAttention: splits of the KV axis, each with a softmax of its own, and a second kernel that combines."""
+MODELS = {"qwen2.5-7b": "Qwen2.5-7B", "llama-3.1-8b": "Llama-3.1-8B", "mistral-7b-v0.3": "Mistral-7B-v0.3"}
+_WAYS: dict[str, Arm] = {
+    "neither": ("native", "none", "native"),
+    "graphs": ("native", "none", "graph"),
+    "fusion": ("native", "block", "native"),
+    "both": ("native", "block", "graph"),
+    "both and PDL": ("native", "block", "graph-pdl"),
+}
+"""The same kernels launched one by one from a C++ loop or as a graph, fourteen a layer or five."""
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int = 1) -> Lines:
+    rules = ["---" if column < text_columns else "---:" for column in range(len(headings))]
+    lines = [headings, rules, *rows]
+    return ["|" + "|".join(line) + "|" if line is rules else "| " + " | ".join(line) + " |" for line in lines]
+
+
+def _us(value: float) -> str:
+    return f"{value:,.{2 if value < 100 else 1 if value < 1000 else 0}f}"
+
+
+def _walls(result: Document) -> dict[Arm, float]:
+    """By arm, the median of those that were measured, us."""
+    return {
+        (entry["backend"], entry.get("fusion"), entry["mode"]): entry["wall_us"]["p50"]
+        for entry in result["arms"] if entry.get("wall_us")
+    }  # fmt: skip
+
+
+def fusion_and_graphs(documents: Documents) -> Lines:
+    """Of layer and step, each way's time, and how many times as fast as neither it is."""
+    names = {f"layer, {name}": f"h200-layer-{model}" for model, name in MODELS.items()}
+    rows = []
+    for what, name in (names | {"step, Qwen2.5-7B": "h200-study/step"}).items():
+        walls = _walls(documents[name])
+        base = walls[_WAYS["neither"]]
+        rows.append([what, _us(base), *(
+            f"{_us(walls[arm])} ({times(base / walls[arm])})" for way, arm in _WAYS.items() if way != "neither"
+        )])  # fmt: skip
+    return _table(["us (times as fast as neither)", *_WAYS], rows)
+
+
+def _by_cell(result: Document) -> dict[tuple[str, int, int], dict[str, Document]]:
+    """Of attention's document, the graphs that were measured: by heads, batch and context, then by backend."""
+    cells: dict[tuple[str, int, int], dict[str, Document]] = {}
+    for entry in result["arms"]:
+        if entry["mode"] == "graph" and entry["wall_us"]:
+            cell = entry["heads"].partition("x")[0], entry["batch"], entry["ctx"]
+            cells.setdefault(cell, {})[entry["backend"]] = entry
+    return cells
+
+
+def unified(documents: Documents) -> Lines:
+    """Of every cell: online, unified, Flash-Decoding's two kernels, and the fall-backs."""
+    rows = []
+    for (heads, batch, ctx), found in _by_cell(documents["h200-flashdecoding-attention"]).items():
+        online, own, two = (found.get(name) for name in ("native", UNIFIED, FLASH_DECODING))
+        if online is None or own is None:
+            continue
+        wall = [entry["wall_us"]["p50"] if entry else None for entry in (online, own, two)]
+        rows.append([
+            heads, str(batch), f"{ctx // 1024}K", *("-" if us is None else _us(us) for us in wall),
+            times(wall[0] / wall[1]), times(wall[2] / wall[1]) if wall[2] else "-",
+            f"{own['unified']['fallbacks_per_step']:g} of {own['unified']['pairs']}",
+        ])  # fmt: skip
+    headings = ["heads", "batch", "context", "online, us", "unified, us", "two kernels, us", "online / unified",
+                "two kernels / unified", "fall-backs a call"]  # fmt: skip
+    return _table(headings, rows)
+
+
+def fallbacks(documents: Documents) -> Lines:
+    """What a call takes whose every (sequence, head) falls back, beside one that asked for online."""
+    rows = []
+    for (heads, batch, ctx), found in _by_cell(documents["h200-flashdecoding-fallback"]).items():
+        online, own = found["native"], found[UNIFIED]
+        us = [entry["wall_us"]["p50"] for entry in (online, own)]
+        count = own["unified"]["fallbacks_per_step"]
+        rows.append([heads, str(batch), f"{ctx // 1024}K", *map(_us, us), times(us[1] / us[0]), f"{count:g}"])
+    headings = ["heads", "batch", "context", "online, us", "fallen back, us", "times as long", "fall-backs a call"]
+    return _table(headings, rows)
+
+
+def flat_gemm(documents: Documents) -> Lines:
+    """Every projection in a graph, ours and cuBLAS's."""
+    found: dict[tuple[str, str], dict[int, dict[str, float]]] = {}
+    for entry in documents["h200-gemv-batch"]["ops"]:
+        if entry["mode"] == "graph" and entry["time_us"]:
+            for model in entry["models"]:
+                by_batch = found.setdefault((MODELS[model], entry["label"]), {})
+                by_batch.setdefault(entry["batch"], {})[entry["backend"]] = entry["time_us"]["p50"]
+    batches = sorted({batch for by_batch in found.values() for batch in by_batch})
+    rows = []
+    for (model, label), by_batch in found.items():
+        pairs = [by_batch.get(batch, {}) for batch in batches]
+        rows.append([model, label, *(
+            f"{_us(us['native'])} / {_us(us['torch'])} ({times(us['torch'] / us['native'])})" if len(us) == 2 else "-"
+            for us in pairs
+        )])  # fmt: skip
+    return _table(["", "projection", *(f"batch {batch}" for batch in batches)], rows, 2)
+
+
+def together(documents: Documents) -> Lines:
+    """A whole step with each idea alone and with all: what is on, us, and against all of them off."""
+    ways: dict[str, Arm] = {
+        "none of them: torch's ops, cuBLAS and SDPA, eager": ("sdpa", None, "eager"),
+        "the same in a graph": ("sdpa", None, "graph"),
+        "flat GEMM; attention online": ("native", "none", "graph"),
+        "flat GEMM, unified maximum": (UNIFIED, "none", "graph"),
+        "flat GEMM, fusion": ("native", "block", "graph"),
+        "flat GEMM, fusion, unified maximum": (UNIFIED, "block", "graph"),
+        "and PDL, online": ("native", "block", "graph-pdl"),
+        "and PDL, unified": (UNIFIED, "block", "graph-pdl"),
+    }
+    walls = {batch: _walls(documents[f"h200-flashdecoding-step-b{batch}"]) for batch in (1, 8)}
+    rows = []
+    for what, arm in ways.items():
+        cells = [what]
+        for found in walls.values():
+            us, base = found.get(arm), found.get(("sdpa", None, "graph"))
+            cells.append(f"{_us(us)} ({times(base / us)})" if us and base else "-")
+        rows.append(cells)
+    return _table(["a step, us (times as fast as torch in a graph)", *(f"batch {batch}" for batch in walls)], rows)
+
+
+def _where_measured(table: Callable[[Documents], Lines], *names: str) -> Callable[[Documents], Lines]:
+    """The table, or NOT_MEASURED where one of its documents is not there."""
+    return lambda documents: table(documents) if all(name in documents for name in names) else [NOT_MEASURED]
+
+
+TABLES = {
+    "fusion and graphs": fusion_and_graphs,
+    "flat GEMM": flat_gemm,
+    "unified": _where_measured(unified, "h200-flashdecoding-attention"),
+    "fall-backs": _where_measured(fallbacks, "h200-flashdecoding-fallback"),
+    "together": _where_measured(together, "h200-flashdecoding-step-b1", "h200-flashdecoding-step-b8"),
+}
+"""By the name that docs/flashdecoding++.md gives each."""
