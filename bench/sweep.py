@@ -24,10 +24,9 @@ from bench.core.paths import user_path
 from bench.core.quant_flags import QuantFlags
 from bench.core.stop_rule import StopFlags
 from bench.drivers import takes
-from bench.fleet import local, over_ray
+from bench.fleet import local, over_ray, ray_cluster
 from bench.fleet.cells import Cell, Plan
 from bench.fleet.over_ray import Wanted
-from bench.fleet.ray_cluster import HERE, parse_kinds
 from pykernels.models import ModelSpec
 
 
@@ -49,7 +48,7 @@ class Settings(QuantFlags, StopFlags):
         "pack",
         "ship",
     }
-    BARE = {"--ray": HERE}
+    BARE = {"--ray": ray_cluster.HERE}
 
     out: Annotated[
         str, typer.Option("--out", help="the folder of the cells' documents; made where it is not there")
@@ -158,7 +157,8 @@ def check_ray(settings: Settings) -> Wanted | None:
     wheel = user_path("--ship", settings.ship) if settings.ship else None
     if wheel and not (wheel.suffix == ".whl" and wheel.is_file()):
         raise flag_error("--ship", settings.ship, "a wheel (.whl) that exists")
-    kinds = parse_kinds("--on", settings.on)
+    kinds = ray_cluster.parse_kinds("--on", settings.on)
+    ray_cluster.check_address(settings.ray)
     path = str(wheel.resolve()) if wheel else ""
     return Wanted(settings.ray, settings.device, settings.on, kinds, settings.pack, path)
 

@@ -10,13 +10,14 @@ once more whether the part is finished.
 import json
 import os
 import re
-import secrets
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from bench.core.files import TEMPORARY, temporary
 
 STALE_S = 120.0
 """A claim of another machine that was not touched for so long has no process any more."""
@@ -46,11 +47,11 @@ def _machine() -> str:
 
 def _now_of(folder: Path) -> float:
     """The time by the clock of the folder's file system, which stamps the claims too."""
-    probe = folder / f".clock-{secrets.token_hex(6)}"
+    probe, descriptor = temporary(folder)
     try:
-        probe.touch(exist_ok=False)
-        return probe.stat().st_mtime
+        return os.fstat(descriptor).st_mtime
     finally:
+        os.close(descriptor)
         probe.unlink(missing_ok=True)
 
 
@@ -67,15 +68,15 @@ def _claims(folder: Path, name: str) -> dict[int, Path]:
 def _stale(path: Path) -> bool:
     """Is there nobody behind the claim? Its own file tells; one that is not written yet is new."""
     try:
-        age_s = _now_of(path.parent) - path.stat().st_mtime
-        holder = json.loads(path.read_text() or "{}")
+        try:
+            holder = json.loads(path.read_text() or "{}")
+        except ValueError:
+            holder = {}
+        if isinstance(holder, dict) and holder.get("machine") == _machine() and isinstance(holder.get("pid"), int):
+            return _started(holder["pid"]) != holder.get("started")
+        return _now_of(path.parent) - path.stat().st_mtime > STALE_S
     except FileNotFoundError:
         return False  # given back just now: the next try finds the part free, or finished
-    except ValueError:
-        holder = {}
-    if isinstance(holder, dict) and holder.get("machine") == _machine() and isinstance(holder.get("pid"), int):
-        return _started(holder["pid"]) != holder.get("started")
-    return age_s > STALE_S
 
 
 @dataclass
@@ -150,10 +151,26 @@ def claimed(folder: Path | None, name: str) -> Iterator[Claim | None]:
         claim.give_back()
 
 
+def work_file(folder: Path, name: str) -> Path:
+    """For what the process of a part writes before the part is finished."""
+    return folder / f".{name}.running.json"
+
+
 def tidy(folder: Path | None, name: str) -> None:
-    """Remove the claim on a finished part whose process was killed before it could give it back."""
+    """Remove the claim on a finished part whose process was killed before it could give it back, and its work file."""
     if folder and _claims(folder, name) and (claim := take(folder, name)):
+        work_file(folder, name).unlink(missing_ok=True)
         claim.give_back()
+
+
+def clean(folder: Path) -> None:
+    """Remove the temporary files of processes killed while they wrote: those that nobody touched for STALE_S."""
+    if left := list(folder.glob(f"{TEMPORARY}*")):
+        now = _now_of(folder)
+        for path in left:
+            with suppress(FileNotFoundError):
+                if now - path.stat().st_mtime > STALE_S:
+                    path.unlink()
 
 
 def parts(
@@ -162,6 +179,8 @@ def parts(
     """Every part by its name, once: (name, True) is for this process to measure, which has the claim until it asks for
     the next; (name, False) is finished, by an earlier run or by another process. Those that others have are waited for,
     and taken over from the dead."""
+    if folder:
+        clean(folder)
     left = list(names)
     while left:
         before = len(left)

@@ -48,6 +48,11 @@ def _below(roots: Collection[int], table: _Table) -> set[int]:
     return found
 
 
+def below(root: int) -> set[int]:
+    """Whatever descends from the process, and itself."""
+    return _below({root}, _table())
+
+
 def end(root: int, not_orphans: Collection[int] | None) -> None:
     """Kill the process `root`, which leads a session, and all that descends from it.
 

@@ -14,6 +14,8 @@ from pathlib import Path
 from bench.core.errors import UsageError, WriteError, flag_error
 from pykernels.files import NotRegularError, open_regular, other_kind
 
+TEMPORARY = ".launchtax-"
+"""How the names of files begin that are written before they take their place."""
 _MOST_BYTES = 1 << 30
 """What is read at most: a result document of a thousand times as many samples as any has is smaller."""
 
@@ -36,7 +38,7 @@ def check_writable(path: Path, flag: str) -> None:
     except OSError as error:  # a loop of links, too long a name
         raise flag_error(flag, path, f"writable: {_why(error)}") from None
     try:
-        name, descriptor = _temporary(target.parent)
+        name, descriptor = temporary(target.parent)
         os.close(descriptor)
         os.unlink(name)
     except OSError as error:
@@ -51,11 +53,11 @@ def make_folder(folder: Path, flag: str, given: str | Path) -> None:
         raise flag_error(flag, given, f"a folder that can be made: {_why(error)}") from None
 
 
-def _temporary(folder: Path) -> tuple[Path, int]:
+def temporary(folder: Path) -> tuple[Path, int]:
     """A new file of the folder, open, with the access that the umask leaves. Its name is short whatever the final one
-    is, which may take all that a name can have."""
+    is, which may take all that a name can have. Raises OSError."""
     while True:
-        path = folder / f".launchtax-{secrets.token_hex(6)}"
+        path = folder / f"{TEMPORARY}{secrets.token_hex(6)}"
         with suppress(FileExistsError):
             return path, os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
 
@@ -71,7 +73,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         mode = os.stat(target).st_mode
     if mode is not None and (kind := other_kind(mode)):
         raise OSError(f"not a regular file, but {kind}")
-    name, descriptor = _temporary(target.parent)
+    name, descriptor = temporary(target.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)

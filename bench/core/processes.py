@@ -41,22 +41,26 @@ _others: set[int] = set()
 _lock = threading.Lock()
 
 # Killed with -9 a driver cannot end its child, which would then disturb the run that takes its place: the child asks
-# the kernel (PR_SET_PDEATHSIG) to be killed with it. It does so itself, not in a preexec_fn: with one, Python runs the
-# hooks of its modules at the fork, and a Ctrl-C that falls into one of them is lost.
+# the kernel (PR_SET_PDEATHSIG) to be killed with it, and ends where the driver has died before that. It does so itself,
+# not in a preexec_fn: with one, Python runs the hooks of its modules at the fork, and a Ctrl-C that falls into one of
+# them is lost.
 #
 # Its sys.path is this process's: whatever lies in the current folder or on PYTHONPATH, it finds the same packages.
 _START = """
-import ctypes, json, runpy, signal, sys
+import ctypes, json, os, runpy, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-sys.path[:] = json.loads(sys.argv[1])
-del sys.argv[:2]
+if os.getppid() != int(sys.argv[1]):
+    os.kill(os.getpid(), signal.SIGKILL)
+sys.path[:] = json.loads(sys.argv[2])
+del sys.argv[:3]
 runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 """
 
 
 def module_command(module: str, arguments: Sequence[str]) -> list[str]:
-    """The command of `python -m module arguments` that finds the same packages and dies with this process."""
-    return [sys.executable, "-c", _START, json.dumps(sys.path), module, *arguments]
+    """The command of `python -m module arguments` for a child of this process, which finds the same packages and dies
+    with it."""
+    return [sys.executable, "-c", _START, str(os.getpid()), json.dumps(sys.path), module, *arguments]
 
 
 class _Tail:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 import pykernels as pk
-from bench.core import document, environment
+from bench.core import claims, document, environment
 from bench.core.document import SCHEMA, Document, entry_name
 from bench.core.errors import UsageError, WriteError
 from bench.core.kept import flags_of_any_device, machine_difference
@@ -110,7 +110,7 @@ class Measurer:
     def measure(self, cell: Cell, flags: Sequence[str], work: Path, limit_s: float) -> Document:
         """Measure one cell in a fresh process, which writes to `work`. Returns its document, also where it failed."""
         before = self._controls.measure() if self._controls else None
-        result = _measure(cell, flags, self.device, work, limit_s) | {"node": {"name": node.machine_name()}}
+        result = _measure(cell, flags, self.device, work, limit_s) | {"node": node.itself()}
         if self._controls and before:
             result["controls"] = trust.judge(self._history, self.device.type, before, self._controls.measure())
         return result
@@ -172,7 +172,7 @@ def failed(
 def run_cell(plan: Plan, cell: Cell, measurer: Measurer) -> None:
     """Measure one cell on this machine and write its document. Raises WriteError where that cannot be done: what the
     cell's process wrote stays then, and the next run goes on with it."""
-    work = plan.out / f".{cell.name}.running.json"
+    work = claims.work_file(plan.out, cell.name)
     result = measurer.measure(cell, plan.flags, work, plan.limit_s)
     write_cell(plan.path(cell), result, f"; {work.name} holds it, for the same command to go on with")
     work.unlink(missing_ok=True)

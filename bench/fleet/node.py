@@ -1,6 +1,7 @@
 """What a machine says of itself: which it is, its GPUs by NVML, and the build that it runs."""
 
 import hashlib
+import os
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -22,6 +23,12 @@ def machine_name() -> str:
             if text := Path(path).read_text().strip():
                 return hashlib.sha256(text.encode()).hexdigest()[:8]
     return "unknown"
+
+
+def itself() -> Document:
+    """What documents say of the machine that measured them: its name, and the niceness of the process, which decides
+    who has a CPU where others want it."""
+    return {"name": machine_name(), "niceness": os.nice(0)}
 
 
 def gpu_names() -> list[str]:
@@ -51,7 +58,7 @@ def build() -> Document:
 
 def identity() -> Document:
     """The machine, its GPUs and its build."""
-    return {"name": machine_name(), "gpus": gpu_names(), "build": build()}
+    return itself() | {"gpus": gpu_names(), "build": build()}
 
 
 def other_build(ours: Document, theirs: Document) -> str | None:

@@ -5,9 +5,9 @@ other task has meanwhile, and says what dies. A task asks for all CPUs of its no
 --pack for one GPU and its share of the CPUs.
 """
 
+import os
 import re
 import signal
-import socket
 import time
 import zipfile
 from collections.abc import Callable, Sequence
@@ -18,6 +18,7 @@ from typing import Any
 
 from bench.core.document import Document
 from bench.core.errors import UsageError, first_line, flag_error
+from bench.fleet import grpc_answer
 from bench.fleet import node as node_module
 from bench.fleet.cells import Cell
 from bench.fleet.schedule import LostError, Slot
@@ -29,9 +30,6 @@ _CHECK_S, _GRACE_S = 300.0, 60.0
 """For nodes to say who they are: where none of a kind has yet, and where some have; later ones join then."""
 _DEAD_S = 30.0
 """A node that a task found dead is left alone so long: Ray lists it as alive until its health checks have failed."""
-_HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
-"""With an empty frame of settings: how a client of HTTP/2 begins (RFC 9113)."""
-_SETTINGS = b"\4"
 _NO_KINDS = re.compile(r"node:|CPU$|GPU$|memory$|object_store_memory$|accelerator_type:")
 
 
@@ -161,7 +159,11 @@ class RayCluster:
         for node, answer in [pair for pair in self._asked.values() if pair[1] in answered]:
             del self._asked[node.id]
             try:
-                reason = self._why_not(node, self._ray.get(answer))
+                said = self._ray.get(answer)
+                reason = self._why_not(node, said)
+                if reason is None and said["niceness"] > 0:
+                    self._say(f"node {node.label} measures with niceness {said['niceness']}, so that other programs "
+                              "disturb its host clocks: start Ray there with RAY_worker_niceness=0")  # fmt: skip
             except self._ray.exceptions.RayError as error:
                 reason = "cannot run this project: " + _words(error)
             self._admitted[node.id] = reason is None
@@ -267,20 +269,6 @@ def device_type(device_flag: str) -> str:
     return "cuda" if has_gpu and device_flag != "cpu" else "cpu"
 
 
-def _answers(address: str) -> str | None:
-    """Why no cluster answers there; None where one may. Ray's head is a gRPC server, which answers HTTP/2's preface
-    with a frame of settings; Ray itself would take minutes to see that it is none."""
-    host, _, port = address.rpartition(":")
-    try:
-        with socket.create_connection((host, int(port)), ANSWER_S / 2) as connection:
-            connection.settimeout(ANSWER_S / 2)
-            connection.sendall(_HTTP2_PREFACE)
-            answer = connection.recv(9, socket.MSG_WAITALL)
-    except (OSError, OverflowError) as error:
-        return getattr(error, "strerror", None) or str(error)
-    return None if answer[3:4] == _SETTINGS else "what answers there is no Ray"
-
-
 def unpacked(wheel: Path, folder: Path) -> list[str]:
     """The packages of a wheel, unpacked there, for Ray to send. Not the wheel: Ray would have pip install it on every
     node with all that it depends on, torch first. Raises UsageError where it is none of this project."""
@@ -295,6 +283,18 @@ def unpacked(wheel: Path, folder: Path) -> list[str]:
     return [str(package) for package in packages]
 
 
+def check_address(address: str) -> None:
+    """Raise UsageError, within ANSWER_S, where no cluster answers at --ray."""
+    _import_ray()
+    if address == HERE:
+        return
+    if not re.fullmatch(r"[^\s/:]+:\d{1,5}", address):
+        raise flag_error("--ray", address, "HOST:PORT of a cluster's head, such as 10.0.0.1:6379")
+    tls = os.environ.get("RAY_USE_TLS", "0").lower() not in ("", "0", "false")
+    if not tls and (why := grpc_answer.why_not(address, ANSWER_S)):
+        raise flag_error("--ray", address, f"the address of a cluster that answers: {why}")
+
+
 def connect(address: str, modules: Sequence[str] = ()) -> Any:
     """Connect to the cluster at HOST:PORT; HERE is the one that runs on this machine, else one of it alone. modules:
     folders of packages that workers run instead of what their node has. Raises UsageError."""
@@ -305,18 +305,13 @@ def connect(address: str, modules: Sequence[str] = ()) -> Any:
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         if address != HERE:
-            if not re.fullmatch(r"[^\s/:]+:\d{1,5}", address):
-                raise flag_error("--ray", address, "HOST:PORT of a cluster's head, such as 10.0.0.1:6379")
-            if why := _answers(address):
-                raise flag_error("--ray", address, f"the address of a cluster that answers: {why}")
             ray.init(address=address, **options)
         else:
             try:
                 ray.init(address="auto", **options)
             except ConnectionError:
-                ray.init(address="local", include_dashboard=False, **options)
-    except UsageError:
-        raise
+                config = {"worker_niceness": 0}
+                ray.init(address="local", include_dashboard=False, _system_config=config, **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise flag_error("--ray", address, f"the address of a cluster: {first_line(error)}") from None
     finally:

@@ -90,6 +90,8 @@ class Schedule:
         self.count, self.total = Count(), len(jobs)
         self.set_aside: dict[str, str] = {}
         self._pending = []
+        for folder in {job.plan.out for job in jobs}:
+            claims.clean(folder)
         for job in jobs:
             if job.done():
                 claims.tidy(job.plan.out, job.cell.name)
@@ -145,6 +147,7 @@ class Schedule:
         """Begin the job there, unless another process has it; where that one has finished it, note so."""
         if job.doubted is None and job.done():
             self._pending.remove(job)
+            claims.tidy(job.plan.out, job.cell.name)
             self._report(job, document.load(job.plan.path(job.cell)), "measured by another process")
             return False
         context = claims.claimed(job.plan.out, job.cell.name)

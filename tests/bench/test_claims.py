@@ -30,7 +30,7 @@ def test_several_processes_share_the_parts(tmp_path):
     assert [worker.wait(60) for worker in workers] == [0, 0, 0]
     measured = [line.split()[0] for line in (tmp_path / "log").read_text().splitlines()]
     assert sorted(measured) == sorted(f"part{i}" for i in range(12)), "a part was measured twice, or not"
-    assert not [name for name in os.listdir(tmp_path) if "claim" in name or "clock" in name]
+    assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]
 
 
 def test_a_claim_is_held_until_it_is_given_back(tmp_path):
@@ -110,6 +110,17 @@ def test_a_held_claim_is_touched(tmp_path, monkeypatch):
             time.sleep(0.01)
         assert claim.path.stat().st_mtime > 1
     assert os.listdir(tmp_path) == []
+
+
+def test_what_a_killed_process_left_goes(tmp_path):
+    (tmp_path / "a").touch()
+    other_s(tmp_path, machine=claims._machine(), pid=dead_pid(), started="1")
+    claims.work_file(tmp_path, "a").touch()
+    for name, age_s in ((".launchtax-1", claims.STALE_S + 5), (".launchtax-2", 0)):  # one is being written
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (time.time() - age_s,) * 2)
+    assert list(claims.parts(tmp_path, ["a"], lambda part: True)) == [("a", False)]
+    assert sorted(os.listdir(tmp_path)) == [".launchtax-2", "a"]
 
 
 def test_a_failed_part_is_not_tried_for_ever(tmp_path):

@@ -1,5 +1,7 @@
 """What a node says of itself: kinds by NVML's names, and builds."""
 
+import os
+
 import pytest
 
 from bench.fleet import node
@@ -30,6 +32,10 @@ def test_builds():
     assert node.other_build(ours, dict(ours)) is None and len(ours["libraries"]) == 64
     assert node.other_build(ours, ours | {"commit": "abc"}).startswith("commit abc where this has ")
     assert "pykernels/*.py" in node.other_build(ours, ours | {"pykernels": "0", "libraries": "1"})
+
+
+def test_a_node_says_whether_others_go_first():
+    assert node.identity()["niceness"] == os.getpriority(os.PRIO_PROCESS, 0)
 
 
 def test_a_machine_s_name_tells_nothing():

@@ -1,6 +1,7 @@
 """A driver's processes: however one ends, it comes back as one line, and nothing that it started runs on."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -10,7 +11,7 @@ import pytest
 from inputs.busy import HANG_S
 
 from bench.core import descendants
-from bench.core.processes import run_module, signal_name
+from bench.core.processes import module_command, run_module, signal_name
 
 
 @pytest.fixture
@@ -35,6 +36,13 @@ def test_every_signal_has_a_name(number, name):
 
 def test_a_real_time_signal(ends):
     assert ends("import os; os.kill(os.getpid(), 40)") == ("error", "ended by SIGRTMIN+6")
+
+
+def test_a_child_whose_parent_has_died_before_it_could_ask_runs_nothing():
+    """Here another process is its parent, as it is then."""
+    command = ["sh", "-c", '"$@"; echo "$?"', "sh", *module_command("this", [])]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout == f"{128 + signal.SIGKILL}\n"
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,19 @@ def test_a_node_that_lies_and_one_of_another_build_are_refused_by_name(capsys, c
     assert (tmp_path / "d" / "other" / "tiny_ctx10_b1.json").exists(), "each kind has a folder"
 
 
+def test_packed_cells_have_a_gpu_each(capsys, cluster, tmp_path):
+    """The node says that it has two GPUs: a cell sees one of them."""
+    packed = start_node(cluster, num_gpus=2, num_cpus=4, resources={"pair": 1})
+    flags = ["--on=pair", "--device=cuda", "--pack", "--ctx=1500,1501", "--batch=1", f"--out={tmp_path}"]
+    over = [flag for flag in SMALL if not flag.startswith("--device")]
+    result = run_here(capsys, "bench.sweep", f"--ray={cluster.address}", *over, *flags)
+    cluster.remove_node(packed)
+    assert result.status == 0 and "packed: the cells of a node share its CPUs" in result.out, result.err + result.out
+    documents = written(tmp_path).values()
+    assert {one["environment"]["gpus"] for one in documents} == {"0", "1"}
+    assert all(one["node"]["packed"] for one in documents)
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [

@@ -150,7 +150,8 @@ def test_without_a_node_the_run_ends_and_says_what_is_done(tmp_path):
     assert not made.ended and made.count.cells == 0
 
 
-def test_a_cell_that_another_process_has_is_left_to_it(monkeypatch, tmp_path):
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_cell_that_another_process_has_is_left_to_it(monkeypatch, tmp_path, killed):
     monkeypatch.setattr(schedule, "NODE_WAIT_S", 60.0)
     of = plan(tmp_path, 1, 2)
     claim = claims.take(tmp_path, "tiny_ctx1_b1")
@@ -161,19 +162,27 @@ def test_a_cell_that_another_process_has_is_left_to_it(monkeypatch, tmp_path):
         if not handles and claim.held():  # the other one is done by now
             (tmp_path / "tiny_ctx1_b1.json").write_text(json.dumps(cell_document(of.cells[0])))
             claim.give_back()
+            if killed:
+                dead_driver_s(tmp_path)
         return true(handles, seconds)
 
     cluster.wait = wait
     made = Schedule([Job(of, cell, "") for cell in of.cells], cluster, print, 0.0)
     assert made.run() and made.count.by_status == {"ok": 2}
     assert [ctx for _, ctx in cluster.ran] == [2]
+    assert sorted(os.listdir(tmp_path)) == ["tiny_ctx1_b1.json", "tiny_ctx2_b1.json"]
+
+
+def dead_driver_s(folder) -> None:
+    """A claim on the first cell, of a driver that was killed before it could give it back."""
+    holder = {"machine": claims._machine(), "pid": os.getpid(), "started": "an earlier process of that id"}
+    (folder / ".tiny_ctx1_b1.claim-0").write_text(json.dumps(holder))
 
 
 def test_the_claim_of_a_driver_that_died_with_a_finished_cell_goes(tmp_path):
     of = plan(tmp_path, 1, 2)
     (tmp_path / "tiny_ctx1_b1.json").write_text(json.dumps(cell_document(of.cells[0])))
-    holder = {"machine": claims._machine(), "pid": os.getpid(), "started": "an earlier process of that id"}
-    (tmp_path / ".tiny_ctx1_b1.claim-0").write_text(json.dumps(holder))
+    dead_driver_s(tmp_path)
     assert run(Nodes(node("a")), of).count.by_status == {"ok": 2}
     assert sorted(os.listdir(tmp_path)) == ["tiny_ctx1_b1.json", "tiny_ctx2_b1.json"]
 

@@ -274,8 +274,9 @@ class CellNode(TypedDict):
     """The machine that measured a cell."""
 
     name: str  # eight digits, which tell machines apart and nothing else
+    niceness: NotRequired[int]  # of the process; 0: that of any program
     ray: NotRequired[str]  # the Ray node
-    packed: NotRequired[Any]  # whether the build came with the cell
+    packed: NotRequired[bool]  # --pack: others of the node may have been measured meanwhile
 
 
 class Step(OneModel):

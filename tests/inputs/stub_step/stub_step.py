@@ -18,7 +18,8 @@ def main(flags: dict[str, str]) -> None:
     document = {
         "schema": "launchtax/1", "kind": "step", "title": f"one decode step of {model}, ctx {ctx}",
         "created": "2026-11-29T00:00:00+00:00", "interrupted": False,
-        "environment": {"cpu": {"model": None}, "gpu": None, "torch": {"version": "2.13.0"}},
+        "environment": {"cpu": {"model": None}, "gpu": None, "torch": {"version": "2.13.0"},
+                        "gpus": os.environ.get("CUDA_VISIBLE_DEVICES") or None},
         "model": {"name": model}, "ctx": ctx, "batch": batch, "device": "cpu", "dtype": "bf16", "arms": [arm],
         "pid": os.getpid(),
     }  # fmt: skip
