@@ -14,6 +14,9 @@
 #   pack      45  by Ray, one cell a GPU; a worker is killed in its first cell                 FOLDER/pack/*.json
 #   report     5  the folders merged: what cells at once cost, by mode; controls               FOLDER/report/report.md
 #
+# The steps ray and pack need ray importable by PYTHON; report needs the folders of the others alone, on any machine.
+# Each step has a limit, and none ends another.
+#
 # What there is to set, by environment variables: MODELS, CONTEXTS, ARMS, STEPS (of a cell), TESTS (pytest's -k).
 # Exit status: 0 where every step succeeded; the failed ones are named at the end.
 export COLUMNS=${COLUMNS:-150}
@@ -27,7 +30,11 @@ shard() {  # folder, i; its device is cuda:i-1
     "$python" -m bench.sweep --out="$out/$1" "${matrix[@]}" --shard="$2/2" --device="cuda:$(($2 - 1))"
 }
 
-apart() { shard apart 1 && shard apart 2; }
+apart() {
+    shard apart 1
+    local first=$?
+    shard apart 2 && return "$first"
+}
 
 at_once() {
     shard at-once 1 & local first=$!
@@ -37,27 +44,40 @@ at_once() {
 }
 
 step null 60 "$python" -m bench.fleet.null_launches --json="$out/null.json" cuda:0 cuda:1
-step apart 0 apart  # each cell has its own limit
-step at-once 0 at_once
+step apart 240 apart
+step at-once 160 at_once
 step tests 120 env LAUNCHTAX_TEST_GPU=1 "$python" -m pytest -q -p no:cacheprovider tests/gpu -k "${TESTS:-not plugins}"
 over_ray() {  # folder, more flags
     "$python" -m bench.sweep --ray --out="$out/$1" "${matrix[@]}" --device=cuda "${@:2}"
 }
 
+below() {  # a process, and whether it descends from another
+    local pid=$1
+    while [[ $pid && $pid != 1 ]]; do
+        pid=$(awk '/^PPid/ {print $2}' "/proc/$pid/status" 2>/dev/null)
+        [[ $pid == "$2" ]] && return 0
+    done
+    return 1
+}
+
 # The cell in hand is measured again: all of them are there at the end.
 pack() {
-    local sweep worker=
+    local sweep worker= one
     over_ray pack --pack & sweep=$!
     while kill -0 "$sweep" 2>/dev/null && [[ ! $worker ]]; do
         sleep 0.5
-        worker=$(pgrep -f '^ray::measure_cell' | head -n 1)
+        for one in $(pgrep -f '^ray::measure_cell'); do
+            below "$one" "$sweep" && worker=$one && break
+        done
     done
-    sleep 5
-    [[ $worker ]] && kill -9 "$worker" && echo "killed worker $worker"
+    if [[ $worker ]]; then
+        sleep 5
+        kill -9 "$worker" && echo "killed worker $worker"
+    fi
     wait "$sweep"
 }
 
-step ray 0 over_ray ray
-step pack 0 pack
+step ray 240 over_ray ray
+step pack 160 pack
 step report 60 "$python" -m bench.report "$out/apart" "$out/at-once" "$out/ray" "$out/pack" --out="$out/report" --no-svg
 name_failures

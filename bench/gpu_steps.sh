@@ -19,13 +19,31 @@ print(name.lower().replace("nvidia ", "").split()[0], f"{major}.{minor}")') || e
 
 wanted() { [[ -z ${steps+set} || " $steps " == *" $1 "* ]]; }  # name
 
-# At its limit a step is asked to end (SIGTERM), which our drivers take as a Ctrl-C: they print and save what they have.
+# A command, or a function of the script, in a process group of its own: after so many seconds that is asked to end
+# (SIGTERM), which our drivers take as a Ctrl-C: they print and save what they have; 30 seconds later it is killed.
+limited() {  # seconds, command
+    local status group watch _
+    set -m
+    "${@:2}" & group=$!
+    (sleep "$1"; kill -TERM -- "-$group"; sleep 30; kill -KILL -- "-$group") 2>/dev/null & watch=$!
+    set +m
+    wait "$group"
+    status=$?
+    for _ in {1..60}; do  # a function's shell ends before the drivers that it runs, which are saving
+        kill -0 -- "-$group" 2>/dev/null || break
+        sleep 0.5
+    done
+    kill -TERM -- "-$watch" 2>/dev/null
+    wait "$watch" 2>/dev/null
+    return "$status"
+}
+
 step() {  # name, whose first word, up to a space or comma, says whether it is wanted; seconds that it may take (0: any); command
-    local name=$1 limited=() begin=$SECONDS
+    local name=$1 begin=$SECONDS limit=()
     wanted "${name%%[ ,]*}" || return 0
-    (($2)) && limited=(timeout --kill-after=30 "$2")
+    (($2)) && limit=(limited "$2")
     echo "--- $name: ${*:3}"
-    "${limited[@]}" "${@:3}" || failed+=("$name")
+    "${limit[@]}" "${@:3}" || failed+=("$name")
     echo "--- $name: $((SECONDS - begin)) s"
 }
 
