@@ -23,7 +23,8 @@ class CMakeBuild(build_ext):
         target = ROOT if self.inplace else Path(self.build_lib)
         generator = ["-G", "Ninja"] if shutil.which("ninja") else []
         jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL", str(len(os.sched_getaffinity(0))))
-        configure = ["cmake", "-S", str(ROOT), "-B", str(build), f"-DPython_EXECUTABLE={sys.executable}"]
+        configure = ["cmake", "-S", str(ROOT), "-B", str(build), f"-DPython_EXECUTABLE={sys.executable}",
+                     f"-DPYKERNELS_IN_PLACE={'ON' if self.inplace else 'OFF'}"]  # fmt: skip
         configure += shlex.split(os.environ.get("CMAKE_ARGS", ""))
         if not (build / "CMakeCache.txt").exists():
             configure += generator

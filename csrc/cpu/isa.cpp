@@ -14,6 +14,26 @@ namespace {
 constexpr const char* names[] = {"generic", "avx2", "avx512", "avx512_bf16"};
 constexpr int n_isas = 4;
 
+// The kernels that this build has: the definitions come from CMakeLists.txt.
+constexpr bool built[] = {
+    true,
+#ifdef PYKERNELS_HAS_AVX2
+    true,
+#else
+    false,
+#endif
+#ifdef PYKERNELS_HAS_AVX512
+    true,
+#else
+    false,
+#endif
+#ifdef PYKERNELS_HAS_AVX512_BF16
+    true,
+#else
+    false,
+#endif
+};
+
 std::string supported_names() {
     std::string list;
     for (int i = 0; i < n_isas; ++i) {
@@ -45,6 +65,7 @@ const char* isa_name(Isa isa) {
 }
 
 bool isa_supported(Isa isa) {
+    if (!built[static_cast<int>(isa)]) return false;
 #ifdef PYKERNELS_X86
     __builtin_cpu_init();
     const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");

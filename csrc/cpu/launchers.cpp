@@ -4,26 +4,39 @@
 
 namespace pykernels::cpu {
 
-#ifdef PYKERNELS_X86
-#define PYKERNELS_LAUNCHER(op, Params)          \
-    void op(const Params& params) {             \
-        switch (current_isa()) {                \
-            case Isa::avx512_bf16:              \
-                return avx512_bf16::op(params); \
-            case Isa::avx512:                   \
-                return avx512::op(params);      \
-            case Isa::avx2:                     \
-                return avx2::op(params);        \
-            case Isa::generic:                  \
-                return generic::op(params);     \
-        }                                       \
-    }
+// The case of each instruction set that this build has.
+#ifdef PYKERNELS_HAS_AVX2
+#define PYKERNELS_AVX2(op) \
+    case Isa::avx2:        \
+        return avx2::op(params);
 #else
-#define PYKERNELS_LAUNCHER(op, Params) \
-    void op(const Params& params) {    \
-        generic::op(params);           \
-    }
+#define PYKERNELS_AVX2(op)
 #endif
+#ifdef PYKERNELS_HAS_AVX512
+#define PYKERNELS_AVX512(op) \
+    case Isa::avx512:        \
+        return avx512::op(params);
+#else
+#define PYKERNELS_AVX512(op)
+#endif
+#ifdef PYKERNELS_HAS_AVX512_BF16
+#define PYKERNELS_AVX512_BF16(op) \
+    case Isa::avx512_bf16:        \
+        return avx512_bf16::op(params);
+#else
+#define PYKERNELS_AVX512_BF16(op)
+#endif
+
+#define PYKERNELS_LAUNCHER(op, Params)      \
+    void op(const Params& params) {         \
+        switch (current_isa()) {            \
+            PYKERNELS_AVX512_BF16(op)       \
+            PYKERNELS_AVX512(op)            \
+            PYKERNELS_AVX2(op)              \
+            default:                        \
+                return generic::op(params); \
+        }                                   \
+    }
 
 PYKERNELS_KERNELS(PYKERNELS_LAUNCHER)
 

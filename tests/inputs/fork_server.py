@@ -168,7 +168,9 @@ def _request(given: Mapping[str, Any]) -> dict[str, object] | None:
     _, option, code, *flags = arguments
     module: str | None = code
     if option == "-c" and code == processes._START:
-        path, module, flags = json.loads(flags[0]), flags[1], flags[2:]
+        parent, path, module, flags = flags[0], json.loads(flags[1]), flags[2], flags[3:]
+        if int(parent) != os.getpid():  # it is to end: its parent has died
+            return None
     elif option == "-c" and code.startswith(_MARK):
         module = None
     elif option != "-m" or cwd != ROOT:
