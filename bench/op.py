@@ -153,7 +153,7 @@ class Settings(StopFlags, SoftmaxFlags, RowFlags):
     def makers(self) -> dict[str, Maker]:
         """What this process measures: in a plug-in's own process that plug-in last."""
         names, found = self.named
-        known = MAKERS | {UNIFIED: partial(unified_arm, self.given_phi)}
+        known: dict[str, Maker] = {**MAKERS, UNIFIED: partial(unified_arm, self.given_phi)}
         makers = {name: known[name] for name in names}
         if self.plugin_journal:
             (plugin,) = found

@@ -81,10 +81,11 @@ def unified(documents: Documents) -> Lines:
         online, own, two = (found.get(name) for name in ("native", UNIFIED, FLASH_DECODING))
         if online is None or own is None:
             continue
-        wall = [entry["wall_us"]["p50"] if entry else None for entry in (online, own, two)]
+        online_us, own_us = (entry["wall_us"]["p50"] for entry in (online, own))
+        two_us = two["wall_us"]["p50"] if two else None
         rows.append([
-            heads, str(batch), f"{ctx // 1024}K", *("-" if us is None else _us(us) for us in wall),
-            times(wall[0] / wall[1]), times(wall[2] / wall[1]) if wall[2] else "-",
+            heads, str(batch), f"{ctx // 1024}K", _us(online_us), _us(own_us), _us(two_us) if two_us else "-",
+            times(online_us / own_us), times(two_us / own_us) if two_us else "-",
             f"{own['unified']['fallbacks_per_step']:g} of {own['unified']['pairs']}",
         ])  # fmt: skip
     headings = ["heads", "batch", "context", "online, us", "unified, us", "two kernels, us", "online / unified",
