@@ -4,17 +4,21 @@
 #
 #   bash bench/gpu_gemv.sh FOLDER PYTHON
 #
-# On an H200 with 16 cores (2026-11-29): tests 25 s, gemv 20 s a model, a step 13 s.
+# On an H200 with 16 cores (2026-11-29): tests 25 s, gemv 20 s a model, a step 13 s. Predicted, not run yet: small 9 s,
+# variants 16, 16 and 9 s, sanitize 60 s.
 #
 # tests     the GEMVs against the reference, on this GPU
 # gemv      every projection of the models at batch 1, 2, 4 and 8, against F.linear, in graphs      GPU-gemv-batch.json
 # fused     norm + gate + up                                                                       GPU-swiglu_gemv-batch.json
 # layer     one layer at each batch, ours and SDPA's in graphs; bench.report draws them            GPU-layer-bBATCH.json
 # step      a whole step at each batch, against SDPA in a graph                                    GPU-step-bBATCH.json
+# small     a step of Llama-3.2-1B, against SDPA in a graph                                        GPU-step-llama-3.2-1b.json
+# variants  launches that docs/tried.md predicts a gain of, in turns with native's own, batch 1    GPU-gemv-variants-MODEL.json
+# sanitize  compute-sanitizer's four tools over the tensor-core GEMVs of long rows (12 warps)
 #
-# GEMV_STEPS="gemv step" runs those alone. Exit status: 0 where every step succeeded; the failed ones are named at the end.
+# GEMV_STEPS="gemv step" runs those alone; "small variants" is what has not been measured yet (50 s). Exit status: 0 where every step succeeded; the failed ones are named at the end.
 . "$(dirname "$0")/gpu_steps.sh" || exit 2
-steps=${GEMV_STEPS:-tests gemv fused layer step}
+steps=${GEMV_STEPS:-tests gemv fused layer step small variants sanitize}
 ask_gpu
 batches=1,2,4,8
 step tests 120 "$python" -m pytest -q tests/gpu/test_cuda.py -k "gemv and not int4"
@@ -28,4 +32,28 @@ for batch in ${batches//,/ }; do
     step "step $batch" 60 "$python" -m bench.step --model=qwen2.5-7b --ctx=2048 --batch="$batch" \
         --arm=native/block:graph-pdl,native/block:graph,sdpa:graph --json="$out/$gpu-step-b$batch.json"
 done
+step small 40 "$python" -m bench.step --model=llama-3.2-1b --ctx=256 \
+    --arm=native/block:graph-pdl,native/block:graph,sdpa:graph --json="$out/$gpu-step-llama-3.2-1b.json"
+for model in qwen2.5-7b:2048 llama-3.1-8b:2048 llama-3.2-1b:256; do
+    step "variants $model" 50 "$python" -m bench.step --model="${model%:*}" --ctx="${model#*:}" --steps=60 \
+        --arm="$(printf '%s/block:graph-pdl,' native native-beside native-ahead native-both)native/block:graph" \
+        --json="$out/$gpu-gemv-variants-${model%:*}.json"
+done
+sanitize() {  # all tools side by side; a tool's words are printed where it found something
+    local tool folder pids=() found=0
+    folder=$(mktemp -d)
+    for tool in memcheck racecheck synccheck initcheck; do
+        PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $tool --error-exitcode 1 "$python" -m pytest -q -x \
+            tests/gpu/test_cuda.py -k "gemv and 4104 and not (int4 or fp16)" > "$folder/$tool" 2>&1 &
+        pids+=($!)
+    done
+    for tool in memcheck racecheck synccheck initcheck; do
+        wait "${pids[0]}" || { found=1 && cat "$folder/$tool"; }
+        pids=("${pids[@]:1}")
+    done
+    return $found
+}
+export -f sanitize
+export python
+step sanitize 150 bash -c sanitize
 name_failures

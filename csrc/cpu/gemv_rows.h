@@ -14,9 +14,11 @@ struct DenseRows {
     const T* weight;
     const T* x;
     int64_t k;
-    static constexpr int at_once = 1;
-    void dot(int64_t n, int64_t, int64_t, float (*sums)[batch]) const {
-        dot_row<batch>(weight + n * k, x, k, sums[0]);
+    static constexpr int at_once = dot_rows_at_once<batch, T>;
+    void dot(int64_t n, int64_t stride, int64_t count, float (*sums)[batch]) const {
+        if (count == at_once) return dot_rows<batch, at_once>(weight + n * k, stride * k, x, k, sums);
+        for (int64_t i = 0; i < count; ++i)
+            dot_rows<batch, 1>(weight + (n + i * stride) * k, 0, x, k, sums + i);
     }
 };
 

@@ -13,13 +13,13 @@ def gemv_inputs(batch, n_in, n_out, dtype):
     )
 
 
-def run_gemv(dev, inputs, dtype, offset=0):
+def run_gemv(dev, inputs, dtype, offset=0, programmatic=False):
     """out of one launch; every tensor begins `offset` bytes past a multiple of 64."""
     x, weight, bias, residual = (dev.to(tensor, offset) for tensor in inputs)
     (batch, n_in), n_out = x.shape, weight.shape[0]
     out = dev.empty(batch, n_out, dtype=dtype, offset=offset)
     dev.launch(
-        "gemv", x=x, weight=weight, bias=bias, residual=residual, out=out, batch=batch, in_features=n_in,
+        "gemv", programmatic, x=x, weight=weight, bias=bias, residual=residual, out=out, batch=batch, in_features=n_in,
         out_features=n_out, dtype=dtype,
     )  # fmt: skip
     dev.synchronize()
