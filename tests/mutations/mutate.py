@@ -135,11 +135,11 @@ def build(mutation: Mutation | None, arch: int, ops: set[str], folder: Path) -> 
         (folder / mutation.file.relative_to(ROOT)).write_text(
             text[: mutation.begin] + mutation.replacement + text[mutation.end :]
         )
-    target = f"pykernels_simt_sm{arch}.dir"
-    objects = {file.name: file for file in (BUILD / "csrc" / "simt" / "CMakeFiles" / target).rglob("*.o")}
+    targets = [f"pykernels_simt_sm{arch}{part}.dir" for part in ("", "_kernels")]
+    objects = {file.name: file for of in targets for file in (BUILD / "csrc" / "simt" / "CMakeFiles" / of).rglob("*.o")}
     for entry in json.loads((BUILD / "compile_commands.json").read_text()):
         source = Path(entry["file"])
-        if target not in entry["output"] or source.stem not in ops or source.suffix != ".cu":
+        if targets[1] not in entry["output"] or source.stem not in ops or source.suffix != ".cu":
             continue
         root = source.parents[2]  # of the tree that was configured
         command = shlex.split(entry["command"])
