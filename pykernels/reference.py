@@ -352,6 +352,9 @@ def compare(
     `dtype` (one of the result, one of what went in) for every op in a row, `depth` of them; float32 gets 128
     an op, since its sums of thousands of terms err by more than their last rounding.
 
+    Below the smallest normal number of `dtype` numbers are as far apart as above it: a row of smaller ones is taken
+    relative to that.
+
     rms_depth: where given, the root mean square of a row's errors is held to half as much an op, for so many ops.
     Roundings are independent of one another, and a term that is missing is not: it is wrong in the whole row.
 
@@ -362,7 +365,7 @@ def compare(
     got, expected = out.detach().double().cpu(), expected.detach().double().cpu()
     an_op = _ROUNDING[dtype] * (128 if dtype == torch.float32 else 2)
     tolerance = depth * an_op
-    scale = expected.abs().amax(-1, keepdim=True).clamp_min(1e-30)
+    scale = expected.abs().amax(-1, keepdim=True).clamp_min(max(torch.finfo(dtype).smallest_normal, 1e-30))
     error = (got - expected).abs() / scale
     error = torch.where(error.isfinite(), error, torch.full_like(error, math.inf))
     worst = int(error.argmax())

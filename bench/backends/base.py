@@ -29,6 +29,8 @@ NO_CAPTURE = "needs a CUDA device: there is nothing to capture on a CPU"
 LAYER_DEPTH = 2
 # Where the MLP is not hidden by the residual stream, its roundings are not either.
 MLP_DEPTH = 3
+# Nothing hides what attention gives either: a GEMV before it, and attention, which counts as two ops.
+ATTENTION_DEPTH = 3
 
 
 DENSE, INT4 = "dense", "int4"
@@ -201,13 +203,16 @@ class LayerCheck:
             "out": [output() for _, output in zip(layers, self.outputs, strict=False)],
             "k_row": [k_row for k_row, _ in rows],
             "v_row": [v_row for _, v_row in rows],
-        } | {name: [tensor] for name, tensor in self.parts.items() if name in inputs.expected}
+        } | {name: [tensor] for name, tensor in self.parts.items()}
         found = []
         for name, tensors in got.items():
+            if name not in inputs.expected:
+                continue
             expected = inputs.expected[name]
             stacked = torch.stack([tensor.reshape(expected.shape) for tensor in tensors])
             of_all = expected.expand(stacked.shape)
             depth = MLP_DEPTH if inputs.shows_mlp and name in ("activated", "out") else LAYER_DEPTH
+            depth = ATTENTION_DEPTH if name == "attended" else depth
             depth *= self.numbers.depth
             comparison = pk.reference.compare(stacked, of_all, self.workload.layers[0].dtype, depth)
             found.append(replace(comparison, message=f"{inputs.words(name)}: {comparison.message}"))

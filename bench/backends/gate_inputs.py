@@ -4,7 +4,8 @@ With the numbers that are timed, a layer's output is its residual stream: x is o
 values of unit scale is a hundredth of that, and a layer without attention is right to within two roundings of bf16. So
 the gate puts other numbers in the same memory, a few sets of them, and compares with the reference on each:
 
-as timed    the numbers that are timed: the residual stream, the rows that go into the cache
+as timed    the numbers that are timed: the residual stream, the rows that go into the cache. Parts that the dtype
+            cannot hold, or that its roundings decide, are not compared
 every key   every key is equal, and so are all weights of the softmax; all values but LOOSE cancel in pairs. What a
             single key adds is 1 / sqrt(LOOSE) of the result, the step's own half of that: one that is missing, or read
             twice, shows at any length
@@ -13,28 +14,32 @@ the MLP     a residual stream that is small against what the MLP adds
 
 In all but the first x is so small that attention is not hidden by it, with the norm before it so large that nobody
 notices; in those for attention the norm before the MLP is so small that the MLP adds nothing. The weights of the
-projections stay as they are: a backend may hold them in a layout of its own.
+projections stay as they are: a backend may hold them in a layout of its own. Where they are so small or so large that
+float16 could not hold what they give, norms and values make up for it, so that all that is compared are normal numbers.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import pykernels as pk
+from bench.backends.number_range import NumberRange, power_of_two, rms
 
 LOOSE = 64
 """The values that do not cancel."""
 
-# Of the norm's weight where the MLP is to add nothing (it goes in twice). What scales is a power of two here: whatever
-# is multiplied by it keeps its bits.
-_OFF = 2.0**-12
+# Of the norm's weight where the MLP is to add nothing, and what it may add to the stream there. What scales is a power
+# of two here: whatever is multiplied by it keeps its bits.
+_OFF, _NOTHING = 2.0**-12, 2.0**-14
 
-# What attention adds at least in fp16: below, its numbers are short of bits.
-_LEAST_IN_FP16 = 2.0**-12
+# The largest standard deviation of a score that the norm's weight may be raised to: rounding q and k changes a score by
+# so much more. And the largest such change where what is timed is compared.
+_SCORE, _SCORE_ROUNDED = 2.0, 0.25
 
 _MLP = "the MLP"
 
@@ -77,15 +82,6 @@ class GateInputs:
 def unscaled(x: Tensor, scale: float) -> Tensor:
     """What times `scale` is x, in x's dtype."""
     return x if scale == 1.0 else (x.double() / scale).to(x.dtype)
-
-
-def _power_of_two(number: float) -> float:
-    """The nearest to a positive number; 1 where it is none, as where weights are not finite and no arm can be right."""
-    return 2.0 ** round(math.log2(number)) if 0 < number < math.inf else 1.0
-
-
-def _rms(tensor: Tensor) -> float:
-    return float(tensor.double().pow(2).mean().sqrt())
 
 
 def loose_of(slots: int) -> int:
@@ -134,6 +130,7 @@ class GateMaker:
         self.layer, self.spec = layer, layer.spec
         self.slot = int(layer.position[0])
         self._random = torch.Generator(layer.device).manual_seed(seed)
+        self._range = NumberRange.of(layer.dtype)
         # The weights hold the gate's norms or those that are timed, whichever lie there.
         self.weights = replace(weights, **{name: norm.clone() for name, norm in self._norms_of(weights).items()})
         # What decides how much the MLP adds.
@@ -169,23 +166,75 @@ class GateMaker:
             self.spec, self.weights, x, self.layer.cos_sin, self.layer.position
         )
 
+    def _gain(self, weight: Tensor) -> float:
+        """How much larger numbers are behind a projection."""
+        return rms(pk.reference.gemv(self._normal(1, weight.shape[1]), weight))
+
+    @cached_property
+    def _down_gain(self) -> float:
+        return max(self._gain(self.weights.down_weight) * self.spec.residual_scale, 1e-30)
+
+    def _of_values(self) -> list[float]:
+        """Sizes of what comes of values of unit scale: they themselves, attended, what attention adds; and of the MLP
+        that adds its share, where no norm decides it: what it adds, and the input of its down projection."""
+        attended = math.sqrt(max(min(self.slot, LOOSE), 1)) / (self.slot + 1)
+        added = attended * self._gain(self.weights.o_weight)
+        if self.spec.post_norms:
+            return [1.0, attended, added]
+        added *= self.spec.residual_scale
+        return [1.0, attended, added, 4 * self._mlp * added, self._mlp * added / self._down_gain]
+
+    def _out_norm(self, projected: Sequence[float]) -> float:
+        """What the norm behind attention adds, which is scaled where that is out of the dtype's range, or what the
+        projections make of it is. Their gains are `projected`, of none where a norm lies between."""
+        norm = self.weights.attention_out_norm
+        assert norm is not None
+        added = rms(norm.double() + self.spec.norm_offset)
+        scale = self._range.scale(added * size for size in (1.0, *projected))
+        self.weights = self._scaled(self.weights, "attention_out_norm", scale)
+        return added * scale
+
     def _take_small(self) -> None:
         """Go on with an x that is small against what attention adds to it, where values are of twice the size of the
-        step's own."""
-        x, w, spec, eps = self._normal(*self.layer.x.shape), self.weights, self.spec, self.spec.rms_eps
-        normed = x
+        step's own, in fp16 more where that needs it."""
+        x, w, spec, normed = self._normal(*self.layer.x.shape), self.weights, self.spec, None
         if w.input_norm is not None:
-            normed = pk.reference.rmsnorm(x, w.input_norm, eps, norm_offset=spec.norm_offset)
-        own = _rms(pk.reference.gemv(normed, w.v_weight, w.v_bias))
-        gain = _rms(pk.reference.gemv(self._normal(1, w.o_weight.shape[1]), w.o_weight)) * spec.residual_scale
-        added = max(gain, 1e-6) * math.sqrt(max(min(self.slot, LOOSE), 1)) / (self.slot + 1)
-        self._value_scale = _power_of_two(2 * max(own, 1e-6))
-        if self.layer.dtype == torch.float16:
-            self._value_scale = max(self._value_scale, _power_of_two(_LEAST_IN_FP16 / added))
-        if w.attention_out_norm is not None:  # whatever attention gives, that much is added
-            added = _rms(w.attention_out_norm.double() + spec.norm_offset) / self._value_scale
-        scale = _power_of_two(min(added * self._value_scale, 1.0) * self._stream)
-        self._take(x * scale, _power_of_two(math.sqrt(scale**2 + eps) / scale))
+            normed = pk.reference.rmsnorm(x, w.input_norm, spec.rms_eps, norm_offset=spec.norm_offset)
+        q, k, v = (
+            rms(pk.reference.gemv(x if normed is None else normed, weight))
+            for weight in (w.q_weight, w.k_weight, w.v_weight)
+        )
+        of_values, score = self._of_values(), spec.score_scale * spec.head_dim**0.5
+        least, loudest, sizes = self._range.scale(of_values, 0.0), math.inf, [q, k, v]
+        if w.q_norm is None:
+            sizes.append(q * score)  # keys are one over that
+            loudest = math.sqrt(_SCORE / max(q * k * score, 1e-30))
+        added = least * of_values[2]
+        if w.attention_out_norm is not None:
+            # What goes into the down projection, and comes out of it, is something like half the square of gate.
+            gate, down = self._gain(w.gate_weight) / math.sqrt(2), self._down_gain
+            through = [
+                gate * math.sqrt(gain * end) for gain in (1, down) for end in (self._range.low, self._range.high)
+            ]
+            added = self._out_norm([] if normed is not None else [*sizes, *through])
+        small, lost = self._small(added)
+        gain = small
+        if normed is not None and w.input_norm is not None:
+            largest = float(w.input_norm.double().abs().max()) / 8  # of numbers whose largest is eight times their rms
+            # What the step's own value gives must fit too.
+            most = self._range.high * (self.slot + 1) * of_values[1] / max(v * max(of_values), 1e-30)
+            wanted = min(max(1.0, least / max(2 * v, 1e-30)), loudest, most)
+            gain = self._range.scale([*sizes, rms(normed), largest * lost], wanted)
+        own = math.hypot(gain * v, 0.0 if w.v_bias is None else rms(w.v_bias))
+        self._value_scale = self._range.scale(of_values, 2 * own)
+        if w.attention_out_norm is None:
+            small, lost = self._small(self._value_scale * of_values[2])
+        self._take(x * small, power_of_two(gain * lost))
+
+    def _small(self, added: float) -> tuple[float, float]:
+        """x where attention adds that, and how much larger eps wants the norm of so small an x."""
+        small = power_of_two(min(added, 1.0) * self._stream)
+        return small, math.sqrt(small**2 + self.spec.rms_eps) / small
 
     def _attended(self, k_cache: Tensor, v_cache: Tensor) -> Tensor:
         room = torch.zeros_like(self._k_row, dtype=self.layer.dtype).unsqueeze(2)  # the slot that the step writes
@@ -199,10 +248,17 @@ class GateMaker:
 
     def _attention(self, name: str, k_cache: Tensor, v_cache: Tensor) -> GateInputs:
         """A set in which the MLP adds nothing."""
-        attended = self._attended(k_cache, v_cache)
-        weights = self._scaled(self.weights, self._mlp_norm, _OFF)
-        h = pk.reference.layer_rest(self.spec, weights, self.x, attended)["h"]
-        parts = self._parts(attended) | {"h": h, "out": h}
+        attended, before, off = self._attended(k_cache, v_cache), self.weights, _OFF
+        if self.spec.post_norms:  # what its norm is to hide must be finite
+            before = self._before_mlp(pk.reference.layer_rest(self.spec, before, self.x, attended)["h"])
+        while True:
+            weights = self._scaled(before, self._mlp_norm, off)
+            rest = pk.reference.layer_rest(self.spec, weights, self.x, attended)
+            share = rms(rest["out"] - rest["h"]) / max(rms(rest["h"]), 1e-30)
+            if not _NOTHING < share < math.inf or off < _OFF:
+                break
+            off *= power_of_two(_NOTHING / share)
+        parts = self._parts(attended) | {"h": rest["h"], "out": rest["out"]}
         return GateInputs(name, self.x, k_cache, v_cache, self._norms_of(weights), parts)
 
     def as_timed(self) -> GateInputs:
@@ -211,7 +267,26 @@ class GateMaker:
         k_cache, v_cache = (cache[:, :, : self.slot].clone() for cache in (self.layer.k_cache, self.layer.v_cache))
         attended, w = self._attended(k_cache, v_cache), self.weights
         rest = pk.reference.layer_rest(self.spec, w, self.x, attended)
-        return GateInputs("as timed", self.x, k_cache, v_cache, self._norms_of(w), self._parts(attended) | rest)
+        parts = self._comparable(self._parts(attended) | rest)
+        return GateInputs("as timed", self.x, k_cache, v_cache, self._norms_of(w), parts)
+
+    def _comparable(self, parts: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Those, in the order in which the layer has them, up to one that the dtype cannot hold; those before attention
+        alone where rounding q may change who is attended to. Without the input of the down projection, which the set of
+        the MLP shows: nothing is known here of how far the sums before it cancel."""
+        info, w = torch.finfo(self.layer.dtype), self.weights
+        rounded = rms(self._q) * max(rms(self._k_row), 1.0) * self.spec.score_scale * self.spec.head_dim**0.5 * info.eps
+        kept: dict[str, Tensor] = {}
+        for name, part in parts.items():
+            largest = float(part.abs().max())
+            if self.spec.post_norms and name in ("attended", "activated"):  # a norm hides what comes of it
+                weight = w.o_weight if name == "attended" else w.down_weight
+                largest = max(largest, float(pk.reference.gemv(part.flatten(1), weight).abs().max()))
+            if largest > info.max or (name == "attended" and rounded > _SCORE_ROUNDED):
+                break
+            kept[name] = part
+        kept.pop("activated", None)
+        return kept
 
     def every_key(self) -> GateInputs:
         """Equal keys, values that cancel, and an x of their own."""
@@ -229,20 +304,60 @@ class GateMaker:
         return self._attention("the scores", keys.to(self.layer.dtype), self._normal(*self._shape) * self._value_scale)
 
     def mlp(self, attention: GateInputs) -> GateInputs:
-        """The same with an MLP that adds its share."""
-        attended, stream = attention.expected["attended"], _rms(attention.expected["h"])
-        scale, tried = 1.0, set()
-        while True:
-            weights = self._scaled(self.weights, self._mlp_norm, scale)
+        """The same with an MLP that adds its share, or as much of it as it can."""
+        attended, h = attention.expected["attended"], attention.expected["h"]
+        weights = self._before_mlp(h)
+        if self.spec.post_norms:
             rest = pk.reference.layer_rest(self.spec, weights, self.x, attended)
-            share = max(_rms(rest["out"] - rest["h"]), 1e-30) / stream
-            tried.add(scale)
-            # A norm before the MLP goes in twice, by gate and by up; through silu by more than its square.
-            missing = 2 * self._mlp / share
-            scale *= _power_of_two(missing if self.spec.post_norms else math.sqrt(missing))
-            if self._mlp <= share <= 4 * self._mlp or scale in tried or len(tried) == 8:
-                break
+            share = rms(rest["out"] - rest["h"]) / rms(h)
+            weights = self._scaled(weights, "mlp_out_norm", power_of_two(2 * self._mlp / max(share, 1e-30)))
+        rest = pk.reference.layer_rest(self.spec, weights, self.x, attended)
         return replace(attention, name=_MLP, norms=self._norms_of(weights), expected=self._parts(attended) | rest)
+
+    def _before_mlp(self, h: Tensor) -> pk.LayerWeights:
+        """With the norm before the MLP such that it adds its share; where a norm follows, such that the dtype can hold
+        what it has."""
+        spec, w = self.spec, self.weights
+        if w.post_norm is None:
+            return w
+        normed = pk.reference.rmsnorm(h, w.post_norm, spec.rms_eps, norm_offset=spec.norm_offset)
+        gate, up = pk.reference.gemv(normed, w.gate_weight), pk.reference.gemv(normed, w.up_weight)
+        gain = self._down_gain
+        if spec.post_norms:
+            sizes = [
+                rms(gate),
+                rms(up),
+                rms(normed),
+                of_one := rms(pk.reference.silu_mul(gate, up, spec.gelu)),
+                of_one * gain,
+            ]
+            if self._range.scale(sizes) == 1.0:
+                return w
+        largest = max(rms(normed), rms(gate), rms(up), float(w.post_norm.double().abs().max()) / 8)
+        scale = 1.0
+        for _ in range(2):  # with the gain of a random input, then with that of its own
+            wanted = max(1.0, 1 / gain) if spec.post_norms else self._mlp * rms(h) / gain
+            scale, activated = self._activated(gate, up, wanted, self._range.high / max(largest, 1e-30))
+            gain = rms(pk.reference.gemv(activated, w.down_weight, scale=spec.residual_scale)) / max(
+                rms(activated), 1e-30
+            )
+            gain = max(gain, 1e-30)
+        return self._scaled(w, "post_norm", scale)
+
+    def _activated(self, gate: Tensor, up: Tensor, wanted: float, most: float) -> tuple[float, Tensor]:
+        """The least power of two, `most` at most, by which gate and up give an input of the down projection of that
+        size or more, and that input; of the largest size, where none does: the activation of large negative numbers is
+        nothing."""
+        found = 1.0, pk.reference.silu_mul(gate, up, self.spec.gelu)
+        largest, size = 0.0, rms(gate)
+        exponent = math.floor(math.log2(self._range.low / size)) if 0 < size < math.inf else 0
+        while 2.0**exponent <= most and largest < wanted:
+            scale = 2.0**exponent
+            activated = pk.reference.silu_mul(gate * scale, up * scale, self.spec.gelu)
+            if (size := rms(activated)) > largest:
+                largest, found = size, (scale, activated)
+            exponent += 1
+        return found
 
 
 def gate_inputs(layer: pk.DecodeLayer, weights: pk.LayerWeights, seed: int) -> list[GateInputs]:
