@@ -13,6 +13,7 @@ import torch
 
 from pykernels.layer import op_labels
 from pykernels.models import ModelSpec
+from pykernels.weights import PROJECTIONS
 
 
 def rmsnorm(b: int, hidden: int, e: int, residual: bool = False) -> int:
@@ -95,6 +96,9 @@ def argmax(b: int, vocab: int, e: int) -> int:
 
 Time = TypeVar("Time", float, np.ndarray)
 
+GroupSize = int | Mapping[str, int]
+"""Columns a scale; -1: the row. By the weight's name where projections differ."""
+
 
 @dataclass(frozen=True)
 class OpBytes:
@@ -112,7 +116,7 @@ def layer_ops(
     batch: int,
     kv_len: int,
     dtype: torch.dtype,
-    int4_group_size: int | Mapping[str, int] | None = None,
+    int4_group_size: GroupSize | None = None,
     int4_zeros: bool = False,
     int4_perm: bool = False,
 ) -> list[OpBytes]:
@@ -195,23 +199,32 @@ def layer_ops(
     return [OpBytes(op, label, *by_label[label]) for op, label in op_labels(fusion, four_bit, spec)]
 
 
+def layer_group_size(group_size: GroupSize | None, layer: int) -> GroupSize | None:
+    """Of one layer of a model, whose group sizes are those of all layers, or by `layer.weight` where layers differ."""
+    if not isinstance(group_size, Mapping) or "q_weight" in group_size:
+        return group_size
+    prefix = f"{layer}."
+    return {name.removeprefix(prefix): size for name, size in group_size.items() if name.startswith(prefix)}
+
+
 def step_ops(
     spec: ModelSpec,
     fusion: str,
     batch: int,
     kv_len: int,
     dtype: torch.dtype,
-    int4_group_size: int | Mapping[str, int] | None = None,
+    int4_group_size: GroupSize | None = None,
     int4_zeros: bool = False,
     int4_perm: bool = False,
 ) -> list[OpBytes]:
     """Every op of a whole step (`pykernels.DecodeModel.labels`) with its bytes, in order; of 4-bit layers as layer_ops
-    says. The tables are of `dtype`."""
+    and layer_group_size say. The tables are of `dtype`."""
     e, hidden, vocab = dtype.itemsize, spec.hidden, spec.vocab
-    layer = layer_ops(spec, fusion, batch, kv_len, dtype, int4_group_size, int4_zeros, int4_perm)
+    sizes = [layer_group_size(int4_group_size, index) for index in range(spec.n_layers)]
+    layers = [op for size in sizes for op in layer_ops(spec, fusion, batch, kv_len, dtype, size, int4_zeros, int4_perm)]
     return [
         OpBytes("embedding", "embedding", f"{batch} of {vocab}x{hidden}", embedding(batch, hidden, e)),
-        *(layer * spec.n_layers),
+        *layers,
         OpBytes("rmsnorm", "final_norm", f"{batch}x{hidden}", rmsnorm(batch, hidden, e)),
         OpBytes("gemv", "lm_head", f"{batch}x{hidden} -> {vocab}", gemv(batch, hidden, vocab, e)),
         OpBytes("argmax", "argmax", f"{batch}x{vocab}", argmax(batch, vocab, e)),
@@ -228,10 +241,11 @@ def gigabytes_per_second(n_bytes: float, time_us: Time) -> Time:
     return n_bytes / (time_us * 1e3)
 
 
-def projection_shapes(spec: ModelSpec) -> list[tuple[int, int]]:
-    """(in_features, out_features) of the seven projections of a layer."""
+def projection_shapes(spec: ModelSpec) -> dict[str, tuple[int, int]]:
+    """(in_features, out_features) of the seven projections of a layer, by the weight's name."""
     of = {label: sizes(spec) for label, sizes in LINEAR_SHAPES.items()}
-    return [of["q"], of["kv"], of["kv"], of["o"], of["gate/up"], of["gate/up"], of["down"]]
+    shapes = [of["q"], of["kv"], of["kv"], of["o"], of["gate/up"], of["gate/up"], of["down"]]
+    return dict(zip(PROJECTIONS, shapes, strict=True))
 
 
 LINEAR_SHAPES: dict[str, Callable[[ModelSpec], tuple[int, int]]] = {

@@ -28,7 +28,8 @@ class QuantFlags(Flags):
     asymmetric: cli.AsymmetricFlag = False
 
     int4_format: tuple[int | dict[str, int], bool, bool] | None = field(default=None, init=False)
-    """Of the weights (LayerWeights.int4_format), set once they are made; None where they are dense."""
+    """Of the weights (LayerWeights.int4_format; of a whole model whose layers differ, group sizes by `layer.weight`),
+    set once they are made; None where they are dense."""
 
     @cached_property
     def from_quantised_folder(self) -> bool:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from bench.core.document import Document
 
 Format = tuple[int | dict[str, int], bool, bool]
-"""Group size (-1: the whole row; by name where projections differ), zero points, act-order:
-pykernels.LayerWeights.int4_format."""
+"""Group size (-1: the whole row; by name where projections differ, by `layer.name` where layers do), zero points,
+act-order: pykernels.LayerWeights.int4_format."""
 
 
 def quant_document(of: Format | None) -> Document | None:

@@ -43,6 +43,11 @@ class Cell:
         return f"{model}{'_' * bool(self.quant)}{self.quant}_ctx{self.ctx}_b{self.batch}"
 
     @property
+    def document(self) -> Document:
+        """The key `cell` of its document, which names no path of this machine."""
+        return {"model": self.model, "ctx": self.ctx, "batch": self.batch}
+
+    @property
     def cost(self) -> float:
         """What it is expected to take, in bytes: weights and cache, which every step reads, and the process's own."""
         spec = pk.models.from_config(self.weights) if self.weights else pk.models.get(self.model)
@@ -130,7 +135,8 @@ def _measure(cell: Cell, flags: Sequence[str], device: torch.device, work: Path,
         work.unlink(missing_ok=True)
         outcome = run_module("bench.step", given, limit_s)
     extra: Document = {
-        "cell": vars(cell), "cell_flags": flags_of_any_device(flags, device.type), "seconds": time.monotonic() - begin,
+        "cell": cell.document, "cell_flags": flags_of_any_device(flags, device.type),
+        "seconds": time.monotonic() - begin,
         "command": shlex.join(["python", "-m", "bench.step", *given[:-1]]),  # less the file it was written to
     }  # fmt: skip
     if work.exists():
@@ -165,7 +171,7 @@ def failed(
         "created": datetime.now(UTC).isoformat(timespec="seconds"), "environment": machine,
         "model": {"name": cell.model}, "ctx": cell.ctx, "batch": cell.batch, "arms": [], "interrupted": False,
         "device": device, "dtype": None, "status": status, "reason": reason,
-        "cell": vars(cell), "cell_flags": flags_of_any_device(flags, device),
+        "cell": cell.document, "cell_flags": flags_of_any_device(flags, device),
     }  # fmt: skip
 
 

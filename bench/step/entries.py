@@ -187,9 +187,9 @@ def _summed(
     for label in dict.fromkeys(op.label for op in ops):
         columns = [i for i, op in enumerate(ops) if op.label == label]
         op, count = ops[columns[0]], len(columns)
+        n_bytes = sum(ops[column].bytes for column in columns)  # layers may differ
         clock = statistics.summary(samples[:, columns].sum(axis=1))
         floor_gbs = ceiling["spec_gbs"] or ceiling["read_gbs"]
-        n_bytes = op.bytes * count
         yield {
             "backend": "native", "fusion": fusion, "op": op.op, "count": count,
             "label": f"{label} x{count}" if count > 1 else label, "shape": op.shape, "bytes": n_bytes,

@@ -6,15 +6,19 @@ import json
 import pytest
 import torch
 from inputs.command_line import assert_refused, run_here, run_module_here
+from inputs.documents import check_written
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, Phi3Config
 
 import pykernels as pk
 from bench import ab, sweep
 from bench.backends.steps import arms as step_arms
+from bench.core.measure import gate
 from bench.fleet import cells as fleet_cells
+from bench.step.entries import step_ops
 from bench.step.settings import Settings
 from pykernels.quant import awq, gptq
+from pykernels.weights import PROJECTIONS
 
 GROUP, TOKENS, FIRST = 32, 24, 7
 SIZES = dict(
@@ -61,8 +65,9 @@ FORMATS = {
 }  # fmt: skip
 
 
-def write_folder(path, name, of=CONFIG):
-    """A folder of that format, and transformers' model of the same weights, dequantised, in fp16."""
+def write_folder(path, name, of=CONFIG, coarser=()):
+    """A folder of that format, and transformers' model of the same weights, dequantised, in fp16. coarser: modules in
+    groups of twice the size, as GPTQModel's `dynamic` has them."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(of, attn_implementation="eager").half().eval()
     config, pack = FORMATS[name]
@@ -71,13 +76,14 @@ def write_folder(path, name, of=CONFIG):
         module, _, part = key.rpartition(".")
         if module.endswith("_proj") and part == "weight":
             dense = torch.empty(tensor.shape).normal_(0, tensor.shape[1] ** -0.5).half()
-            weight = pk.quant.round_to_nearest(dense, GROUP, symmetric=False)
+            weight = pk.quant.round_to_nearest(dense, GROUP * (1 + module.endswith(tuple(coarser))), symmetric=False)
             tensors |= {f"{module}.{suffix}": value.contiguous() for suffix, value in pack(dense, weight).items()}
             tensor.copy_(weight.dequantize(torch.float16))
         else:
             if "norm" not in key:
                 tensor.normal_(0, 1 if "embed" in key else 0.1)
             tensors[key] = tensor.clone()
+    config = config | {"dynamic": {module: {"group_size": 2 * GROUP} for module in coarser}} if coarser else config
     (path / "config.json").write_text(json.dumps(of.to_dict() | {"quantization_config": config}))
     save_file(tensors, path / "model.safetensors")
     return model
@@ -88,6 +94,44 @@ def decoded_by_transformers(model) -> list[int]:
         torch.tensor([[FIRST]]), max_new_tokens=TOKENS, do_sample=False, eos_token_id=None, pad_token_id=0
     )  # fmt: skip
     return tokens[0, 1:].tolist()
+
+
+# All layers alike, and one that is not.
+MIXED = {"up_proj": ("mlp.up_proj",), "1.down_proj": ("layers.1.mlp.down_proj",)}
+
+
+@pytest.mark.parametrize("mixed", MIXED)
+def test_a_step_of_several_group_sizes(tmp_path, mixed):
+    write_folder(tmp_path, "gptq", coarser=MIXED[mixed])
+    settings = Settings(weights=str(tmp_path), dtype="fp16", device="cpu", ctx=8, steps=2, arm="native/block:native")
+    settings.check()
+    model = settings.make_model()
+    sizes, zeros, _ = settings.int4_format
+    assert sizes == (
+        dict.fromkeys(PROJECTIONS, GROUP) | {"up_weight": 2 * GROUP}
+        if mixed == "up_proj"
+        else {f"{layer}.{name}": GROUP for layer in (0, 1) for name in PROJECTIONS} | {"1.down_weight": 2 * GROUP}
+    )
+    projections = [getattr(layer, name) for layer in model.weights.layers for name in PROJECTIONS]
+    others = sum(layer.n_bytes for layer in model.weights.layers) - sum(weight.n_bytes for weight in projections)
+    norms = settings.spec.n_layers * 2 * settings.spec.hidden * 2
+    assert others == norms and 2 * settings.layer_bytes(True) == sum(weight.n_bytes for weight in projections) + norms
+    down = [op.bytes for op in step_ops(settings, "block") if op.label == "down+residual"]
+    assert (down[0] == down[1]) == (mixed == "up_proj")
+    arm, _ = step_arms.arm_of(settings.known["native"], step_arms.Reference(model, 8), "native", "block")
+    gate([arm])
+    assert (arm.status, arm.reason) == ("ok", None)
+
+
+def test_a_document_of_several_group_sizes(capsys, tmp_path):
+    write_folder(tmp_path, "gptq", coarser=MIXED["1.down_proj"])
+    output = tmp_path / "step.json"
+    flags = [f"--weights={tmp_path}", "--dtype=fp16", "--device=cpu", "--ctx=8", "--steps=2", "--warmup=1"]
+    result = run_here(capsys, "bench.step", *flags, "--arm=native/block:native", f"--json={output}")
+    document = json.loads(output.read_text())
+    assert result.status == 0 and "int4 in groups of 32, 64" in result.out
+    assert document["quant"]["group_size"]["1.down_weight"] == 2 * GROUP
+    check_written(document)
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -188,6 +232,7 @@ def test_the_chain_of_a_quantised_folder(capsys, monkeypatch, tmp_path):
     [cell] = out.glob("*.json")
     assert cell.name == "tiny-awq_ctx8_b1.json"
     of_folder = json.loads(cell.read_text())
+    assert of_folder["cell"] == {"model": "tiny-awq", "ctx": 8, "batch": 1}, "no path of this machine"
     assert of_folder["quant"]["group_size"] == GROUP and [arm["status"] for arm in of_folder["arms"]] == ["ok"] * 3
     compared = run_here(
         capsys, "bench.ab", *flags, "--ctx=8", "--a=native/block:native", "--b=sdpa:eager", "--sessions=1",

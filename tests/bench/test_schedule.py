@@ -19,7 +19,7 @@ from bench.fleet.trust import History, judge
 def cell_document(cell, doubt=None, **more) -> dict:
     return whole({
         "kind": "step", "status": "ok", "reason": None, "arms": [], "cell_flags": ["--x"], "device": "cuda",
-        "environment": {"gpu": {"name": "NVIDIA H200"}}, "controls": {"doubt": doubt}, "cell": vars(cell), **more,
+        "environment": {"gpu": {"name": "NVIDIA H200"}}, "controls": {"doubt": doubt}, "cell": cell.document, **more,
     })  # fmt: skip
 
 

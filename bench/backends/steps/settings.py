@@ -1,5 +1,6 @@
 """The flags of a whole step's model, which the drivers of steps share, and the model that they describe."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -11,6 +12,7 @@ from bench.core.errors import flag_error
 from bench.core.quant_flags import QuantFlags
 from pykernels.layer import available_bytes
 from pykernels.models import ModelSpec
+from pykernels.weights import PROJECTIONS
 
 
 @dataclass(kw_only=True)
@@ -77,18 +79,20 @@ class StepModelSettings(QuantFlags):
         return spec.weight_bytes(dtype) - spec.n_layers * dense + layers * of_layer
 
     def layer_bytes(self, int4: bool) -> int:
-        """Of the weights of one layer."""
+        """Of the weights of one layer; of an average one, where layers differ."""
         spec, dtype = self.spec, self.torch_dtype
         dense = spec.layer_weight_elements * dtype.itemsize
         if not int4:
             return dense
         size, zeros, perm = self.int4_format or (self.group, self.asymmetric, False)
-        assert isinstance(size, int)  # of steps all layers have one, which _format_of() says
-        for shape in floors.projection_shapes(spec):
-            group = shape[0] if size == -1 else size
-            dense -= shape[0] * shape[1] * dtype.itemsize
-            dense += floors.int4_weight(*shape, dtype.itemsize, group, zeros, perm)
-        return dense
+        saved = 0
+        for index in range(spec.n_layers):
+            of_layer = floors.layer_group_size(size, index)
+            for name, (n_in, n_out) in floors.projection_shapes(spec).items():
+                own = of_layer[name] if isinstance(of_layer, Mapping) else of_layer
+                four_bit = floors.int4_weight(n_in, n_out, dtype.itemsize, n_in if own == -1 else own, zeros, perm)
+                saved += n_in * n_out * dtype.itemsize - four_bit
+        return dense - saved // spec.n_layers
 
     def beside_bytes(self) -> int:
         """What the arms keep of the weights beside the model's own."""
@@ -120,23 +124,22 @@ class StepModelSettings(QuantFlags):
         self.int4_format = cli.usage(lambda: self._format_of(weights))
         return cli.usage(lambda: pk.DecodeModel(spec, weights, self.max_len, self.batch, dtype, device, self.seed))
 
-    def _format_of(self, weights: pk.ModelWeights) -> tuple[int, bool, bool] | None:
-        """Of all layers. Raises ValueError where they differ in the group size, or some of them are dense."""
+    def _format_of(self, weights: pk.ModelWeights) -> tuple[int | dict[str, int], bool, bool] | None:
+        """Of all layers; group sizes by `layer.weight` where layers differ. Raises ValueError where some are dense."""
         four_bit = [index for index, layer in enumerate(weights.layers) if layer.is_int4]
         if not four_bit:
             return None
         if len(four_bit) < len(weights.layers):
             dense = next(index for index in range(len(weights.layers)) if index not in four_bit)
             raise ValueError(f"weights {self.weights}: layers must be all of 4 bits or all dense, {dense} is dense")
-        found = {}
-        for index, layer in enumerate(weights.layers):
-            size, zeros, perm = layer.int4_format()
-            if isinstance(size, dict):
-                words = ", ".join(f"{one} ({name})" for name, one in size.items())
-                where = f"weights {self.weights}: model.layers.{index}"
-                raise ValueError(f"{where}: projections must be of one group size, got {words}")
-            found[index] = size, zeros, perm
-        sizes = {size for size, _, _ in found.values()}
-        if len(sizes) > 1:
-            raise ValueError(f"weights {self.weights}: layers must be of one group size, got {sorted(sizes)}")
-        return sizes.pop(), any(zeros for _, zeros, _ in found.values()), any(perm for _, _, perm in found.values())
+        formats = [layer.int4_format() for layer in weights.layers]
+        zeros, perm = (any(one[part] for one in formats) for part in (1, 2))
+        sizes = [size for size, _, _ in formats]
+        if all(size == sizes[0] for size in sizes):
+            return sizes[0], zeros, perm
+        by_name = {
+            f"{index}.{name}": size[name] if isinstance(size, dict) else size
+            for index, size in enumerate(sizes)
+            for name in PROJECTIONS
+        }
+        return by_name, zeros, perm

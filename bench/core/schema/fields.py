@@ -178,7 +178,7 @@ class Quant(TypedDict):
     """The form of 4-bit weights."""
 
     format: str
-    group_size: Integer | dict[str, Integer]  # columns a scale; -1: the row; by projection where they differ
+    group_size: Integer | dict[str, Integer]  # columns a scale; -1: the row; by [layer.]projection where they differ
     zero_points: bool
     act_order: bool
 
