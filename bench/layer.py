@@ -24,7 +24,7 @@ from bench.core.document import Document
 from bench.core.errors import flag_error
 from bench.core.flags import make_command
 from bench.core.layer_settings import LayerSettings, l2_words, layer_ops, make_layers, streamed_bytes
-from bench.core.listing import item
+from bench.core.listing import item, print_backends
 from bench.core.output_flags import OutputFlags
 from bench.core.run import Machine, Measurement, close, gate
 from bench.core.softmax_flags import SoftmaxFlags
@@ -247,7 +247,7 @@ def print_list() -> None:
     """What --list prints: models, and every backend with what it needs here."""
     device = cli.device("auto")
     known = registry() | {UNIFIED: by_name()[UNIFIED]} | of_int4()
-    cli.print_list(
+    print_backends(
         (name, backend.description, backend.availability(device), backend.modes(device))
         for name, backend in known.items()
     )

@@ -33,6 +33,7 @@ from bench.core.document import Document
 from bench.core.errors import flag_error
 from bench.core.flags import make_command
 from bench.core.kept import Kept, flag_difference, flags_of_any_device, machine_difference, open_folder
+from bench.core.listing import print_backends
 from bench.core.processes import Outcome, run_module
 from bench.core.progress import about, progress, seconds_since_start
 from bench.core.run import close
@@ -244,7 +245,7 @@ def finish(result: Document, outputs: cli.Outputs) -> int:
 def print_list(settings: Settings) -> None:
     """What --list prints: models, and every backend with what it needs here."""
     device = settings.target
-    cli.print_list(
+    print_backends(
         (name, backend.description, backend.availability(device),
          [mode for mode in MODES if mode in backend.modes(device)])
         for name, backend in known().items()

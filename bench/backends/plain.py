@@ -13,9 +13,9 @@ from torch import Tensor
 
 import pykernels as pk
 from bench.backends.base import AS_GIVEN, NO_CAPTURE, Backend, NotRecordableError, Numbers, Workload
-from bench.backends.library import library_reason
 from bench.backends.torch_layer import Attention, Projections, TorchLayer
 from bench.core import bits
+from bench.core.library import library_reason
 from bench.core.measure import Arm, Check, Drive, Watch
 from bench.core.samplers import capture, relaunches, replay_all
 

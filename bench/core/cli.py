@@ -12,7 +12,7 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,7 +27,6 @@ from bench.core import document, early_interrupt, environment, streams
 from bench.core.early_interrupt import INTERRUPTED
 from bench.core.errors import UsageError, WriteError, flag_error, printable
 from bench.core.files import write_all
-from bench.core.listing import item
 from bench.core.paths import user_path
 from pykernels.layer import OP_LABELS
 from pykernels.models import ModelSpec
@@ -338,17 +337,6 @@ def models(names: str, config: str) -> list[ModelSpec]:
 def spec_bandwidth(given_gbs: float, device: torch.device) -> tuple[float | None, str]:
     """--spec-gbs or, where that is 0, the table's figure for the device: GB/s, and where it comes from."""
     return (given_gbs, "--spec-gbs") if given_gbs else environment.spec_bandwidth(device)
-
-
-def print_list(backends: Iterable[tuple[str, str, str | None, Sequence[str]]]) -> None:
-    """What --list prints: models, fusions, and of every backend its name, its description, and why it does not run here
-    or its modes."""
-    print(item("models:", MODEL_WORDS + " (or --config=PATH)", 10))
-    print(item("fusions:", ", ".join(FUSIONS), 10))
-    print("backends:")
-    for name, description, reason, modes in backends:
-        print(item(f"  {name}", description, 18))
-        print(item("", f"unsupported: {reason}" if reason else f"modes {', '.join(modes)}", 18))
 
 
 def usage(call: Callable[[], Result]) -> Result:

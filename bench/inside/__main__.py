@@ -25,6 +25,7 @@ from bench.core.document import Document
 from bench.core.errors import UsageError, flag_error
 from bench.core.flags import make_command
 from bench.core.layer_settings import LayerSettings, l2_words, make_layers
+from bench.core.listing import print_backends
 from bench.core.measure import Arm, no_garbage_collection
 from bench.core.output_flags import TableFlags
 from bench.core.progress import progress
@@ -156,7 +157,7 @@ def main(settings: Settings) -> int:
     """Where the time inside each kernel of a decode layer goes."""
     if settings.list_:
         reason = pk.runtime.timestamps_reason() or Native.availability(cli.device("auto"))
-        cli.print_list([(Native.name, Native.description, reason, MODES)])
+        print_backends([(Native.name, Native.description, reason, MODES)])
         return 0
     outputs = cli.Outputs(settings.json, md=settings.md)
     settings.check()

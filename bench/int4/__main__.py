@@ -24,7 +24,8 @@ from bench.core import cli, controls, environment
 from bench.core.ceiling import Ceiling
 from bench.core.document import Document
 from bench.core.flags import make_command
-from bench.core.listing import item
+from bench.core.library import only_found
+from bench.core.listing import NOT_LOADED, item
 from bench.core.progress import progress
 from bench.core.run import Machine, close
 from bench.drivers import takes
@@ -176,10 +177,12 @@ def run_arch(architecture: str) -> int:
 
 def print_list(device: torch.device) -> None:
     """What --list prints: every kernel, and why it does not run here."""
-    for name, kernel in kernels4.registry().items():
-        reason = kernel.availability(device)
-        print(item(name, kernel.description, 11))
-        print(item("", f"unsupported: {reason}" if reason else "runs here", 11))
+    with only_found():
+        for name, kernel in kernels4.registry().items():
+            reason = kernel.availability(device)
+            print(item(name, kernel.description, 11))
+            print(item("", f"unsupported: {reason}" if reason else "runs here", 11))
+    print(NOT_LOADED)
     print(f"plug-ins: {KINDS} (docs/int4.md, docs/plugins.md)")
 
 

@@ -21,7 +21,8 @@ from bench.core import cli
 from bench.core.document import Document
 from bench.core.errors import flag_error
 from bench.core.flags import make_command
-from bench.core.listing import item
+from bench.core.library import only_found
+from bench.core.listing import NOT_LOADED, item
 from bench.core.output_flags import TableFlags
 from bench.core.progress import progress
 from bench.core.run import Machine, close
@@ -131,11 +132,13 @@ def run(settings: Settings) -> Document:
 def print_list() -> None:
     """What --list prints: every launcher, and what it needs here."""
     device = cli.device("auto")
-    for name, launcher in registry().items():
-        why = launcher.reason(device)
-        hint = f" ({launcher.install_hint})" if why and launcher.install_hint else ""
-        print(item(name, launcher.description, 26))
-        print(item("", f"unsupported: {why}{hint}" if why else "runs here", 26))
+    with only_found():
+        for name, launcher in registry().items():
+            why = launcher.reason(device)
+            hint = f" ({launcher.install_hint})" if why and launcher.install_hint else ""
+            print(item(name, launcher.description, 26))
+            print(item("", f"unsupported: {why}{hint}" if why else "runs here", 26))
+    print(NOT_LOADED)
 
 
 def main(settings: Settings) -> int:

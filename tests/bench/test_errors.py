@@ -1,11 +1,13 @@
 """Others' errors in one line, and what is said of a library that is not there."""
 
+import logging
 import sys
+import warnings
 
 import pytest
 
-from bench.backends.library import library_reason
 from bench.core.errors import first_line, one_line
+from bench.core.library import library_reason
 from bench.plugins.user_file import run_file
 
 
@@ -29,6 +31,17 @@ def raising(error):
         raise error
 
     return load
+
+
+def test_a_library_is_loaded_without_its_own_lines(caplog, recwarn):
+    def load():
+        logging.getLogger("library").warning("Failed to load library/_C_extension.so")
+        warnings.warn("deprecated", stacklevel=1)
+
+    assert library_reason("library", load) is None
+    assert caplog.records == [] and recwarn.list == []
+    load()
+    assert len(caplog.records) == len(recwarn.list) == 1
 
 
 def test_what_is_said_of_a_library():

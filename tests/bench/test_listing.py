@@ -3,6 +3,8 @@
 import pytest
 from inputs.command_line import flat, run_here
 
+from bench.backends.int4.torchao import Torchao
+from bench.core.library import library_reason, only_found
 from bench.core.listing import item
 
 
@@ -30,3 +32,19 @@ def test_a_list_fits(capsys, monkeypatch, arguments):
     monkeypatch.setenv("COLUMNS", "100")
     result = run_here(capsys, *arguments)
     assert result.status == 0 and [line for line in result.out.splitlines() if len(line) > 100] == []
+
+
+def test_a_list_loads_no_library(capsys, monkeypatch):
+    def load():
+        raise AssertionError("loaded")
+
+    with only_found():
+        assert library_reason("wave", load) is None and library_reason("wave.more", load) is None
+        assert library_reason("no_such_package", load) == "no_such_package cannot be loaded: loaded"
+    assert library_reason("wave", load) == "wave cannot be loaded: loaded"
+    monkeypatch.setattr(Torchao, "package", "wave")  # of the standard library
+    monkeypatch.setattr(Torchao, "library", load)
+    for module in ("bench.sweep", "bench.layer", "bench.int4"):
+        result = run_here(capsys, module, "--list")
+        assert result.status == 0 and "torchao" in result.out and "cannot be loaded: loaded" not in result.out
+        assert "were not loaded" in result.out

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 import pykernels as pk
-from bench.backends.library import library_reason
 from bench.core.cli import DTYPE_FLAGS
+from bench.core.library import library_reason
 
 QKV, GATE_UP = "qkv", "gate+up"
 

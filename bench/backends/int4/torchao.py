@@ -11,6 +11,7 @@ from torch import Tensor
 import pykernels as pk
 from bench.backends.int4.base import LibraryKernel, with_rounded_zeros
 from bench.backends.int4.tinygemm import cpu_packed, scales_and_zeros, tile_packed
+from bench.core.library import quiet_import
 
 
 class Torchao(LibraryKernel):
@@ -67,7 +68,8 @@ class Torchao(LibraryKernel):
             of_weight = self.library().Int4TilePackedTo4dTensor
         else:
             packed = cpu_packed(weight.plain().q)
-            of_weight = importlib.import_module("torchao.prototype.quantization.int4").Int4OpaqueTensor
+            with quiet_import():
+                of_weight = importlib.import_module("torchao.prototype.quantization.int4").Int4OpaqueTensor
         self._weight = of_weight(packed, scales, [1, weight.group_size], shape)
         return [packed, scales]
 

@@ -30,6 +30,7 @@ from bench.backends.steps.transformers import TransformersDriver, mode_reason, m
 from bench.core import cli
 from bench.core.cli import FUSIONS
 from bench.core.errors import flag_error
+from bench.core.listing import print_backends
 from bench.core.measure import Arm, Sampler, unsupported
 from bench.core.unified import UNIFIED, Counted, choose_phi
 
@@ -291,4 +292,4 @@ def print_list() -> None:
         modes = [mode for mode in STEP_MODES if not backend.reason(mode, device)]
         return name, backend.description, None if modes else backend.reason("eager", device), modes
 
-    cli.print_list(entry(name, backend) for name, backend in backends().items())
+    print_backends(entry(name, backend) for name, backend in backends().items())

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 import pykernels as pk
-from bench.backends.library import library_reason
 from bench.core.errors import UnsupportedError, one_line
+from bench.core.library import library_reason
 from bench.core.measure import Rotation, python_sampler
 from bench.core.samplers import event_sampler, held_sampler
 
