@@ -15,6 +15,7 @@ tests() {
         "$python" -m pytest -q tests/gpu/test_cuda.py -k "$part" & pids+=($!)
     done
     "$python" -m pytest -q tests/package/test_cupti.py & pids+=($!)
+    "$python" -m pytest -q tests/gpu/test_cuda_ranges.py & pids+=($!)
     for pid in "${pids[@]}"; do wait "$pid" || status=1; done
     return $status
 }

@@ -8,6 +8,7 @@
 #
 # Libraries that are not there are listed as unsupported, with the reason. Steps, with the seconds that each may take:
 #   tests       40  captured steps launched again give their own bits
+#   ranges      30  debug mode PYKERNELS_CHECK_RANGES=1: index tensors out of range are errors
 #   loop        75  mode graph-loop: the tokens of mode graph, bit for bit; both a step of Qwen2.5-7B
 #   layer      250  native and the peers, Qwen2.5-7B: eager, dispatch, native, graph, graph-pdl; gaps and their causes;
 #                   in three processes
@@ -17,10 +18,11 @@
 # Exit status: 0 where every step succeeded; the failed ones are named at the end.
 export COLUMNS=${COLUMNS:-150}
 . "$(dirname "$0")/gpu_steps.sh" || exit 2
-steps=${LAUNCH_STEPS:-tests loop layer launchers call}
+steps=${LAUNCH_STEPS:-tests ranges loop layer launchers call}
 
 ask_gpu
 step tests 40 "$python" -m pytest -q -p no:cacheprovider tests/package/test_relaunch.py
+step ranges 30 "$python" -m pytest -q -p no:cacheprovider tests/gpu/test_cuda_ranges.py
 step "loop tests" 60 "$python" -m pytest -q -p no:cacheprovider tests/gpu/test_graph_loop.py
 step "loop steps" 90 "$python" -m bench.step --model=qwen2.5-7b --ctx=2048 --json="$out/$gpu-graph-loop.json" \
     --arm=native/block:graph,native/block:graph-pdl,native/block:graph-loop,native/none:graph,native/none:graph-loop

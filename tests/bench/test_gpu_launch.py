@@ -8,7 +8,7 @@ def test_the_commands_are_right(capsys, tmp_path):
     given = commands("gpu_launch.sh", tmp_path)
     modules = [words[1] for words in given]
     assert modules == [
-        "pytest", "pytest", "bench.step", *["bench.layer"] * 3, "bench.launch", "bench.call", "bench.call",
+        "pytest", "pytest", "pytest", "bench.step", *["bench.layer"] * 3, "bench.launch", "bench.call", "bench.call",
     ]  # fmt: skip
     for _, module, *flags in given:
         if module != "pytest":

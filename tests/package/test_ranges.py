@@ -1,88 +1,16 @@
 """Index tensors that leave their range, and tensors that lose their memory, after a program was recorded."""
 
-import dataclasses
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
 from inputs.helpers import randn
+from inputs.index_programs import CASES
 
 import pykernels as pk
 from pykernels import runtime
-
-MAX_LEN, HEADS, KV_HEADS, DIM, HIDDEN = 16, 4, 2, 32, 64
-
-
-def cache() -> torch.Tensor:
-    return randn(1, KV_HEADS, MAX_LEN, DIM)
-
-
-def rope_kv_append() -> tuple[runtime.Program, torch.Tensor]:
-    position, cos_sin = torch.zeros(1, dtype=torch.int32), randn(MAX_LEN, DIM)
-    with runtime.record() as program:
-        pk.ops.rope_kv_append(
-            randn(1, HEADS, DIM), randn(1, KV_HEADS, DIM), randn(1, KV_HEADS, DIM), cos_sin, position, cache(), cache()
-        )
-    return program, position
-
-
-def qkv_gemv() -> tuple[runtime.Program, torch.Tensor]:
-    position, cos_sin = torch.zeros(1, dtype=torch.int32), randn(MAX_LEN, DIM)
-    weights = [randn(heads * DIM, HIDDEN) for heads in (HEADS, KV_HEADS, KV_HEADS)]
-    with runtime.record() as program:
-        pk.ops.qkv_gemv(
-            randn(1, HIDDEN), *weights, cos_sin, position, cache(), cache(), norm_weight=torch.ones(HIDDEN), eps=1e-6
-        )  # fmt: skip
-    return program, position
-
-
-def int4_qkv_gemv() -> tuple[runtime.Program, torch.Tensor]:
-    position, cos_sin = torch.zeros(1, dtype=torch.int32), randn(MAX_LEN, DIM)
-    weights = [pk.Int4Weight.quantize(randn(heads * DIM, HIDDEN), 32) for heads in (HEADS, KV_HEADS, KV_HEADS)]
-    with runtime.record() as program:
-        pk.ops.int4_qkv_gemv(
-            randn(1, HIDDEN), *weights, cos_sin, position, cache(), cache(), norm_weight=torch.ones(HIDDEN), eps=1e-6
-        )  # fmt: skip
-    return program, position
-
-
-def gqa_decode() -> tuple[runtime.Program, torch.Tensor]:
-    kv_len = torch.ones(1, dtype=torch.int32)
-    with runtime.record() as program:
-        pk.ops.gqa_decode(randn(1, HEADS, DIM), cache(), cache(), kv_len)
-    return program, kv_len
-
-
-def embedding() -> tuple[runtime.Program, torch.Tensor]:
-    token = torch.zeros(1, dtype=torch.int64)
-    with runtime.record() as program:
-        pk.ops.embedding(token, randn(10, HIDDEN))
-    return program, token
-
-
-def argmax() -> tuple[runtime.Program, torch.Tensor]:
-    position, kv_len = torch.zeros(1, dtype=torch.int32), torch.ones(1, dtype=torch.int32)
-    with runtime.record() as program:
-        pk.ops.argmax(randn(1, 50), position, kv_len, MAX_LEN)
-    return program, position
-
-
-def int4_gemv() -> tuple[runtime.Program, torch.Tensor]:
-    perm = torch.arange(HIDDEN, dtype=torch.int32)
-    weight = dataclasses.replace(pk.Int4Weight.quantize(randn(32, HIDDEN), 32), perm=perm)
-    with runtime.record() as program:
-        pk.ops.int4_gemv(randn(1, HIDDEN), weight)
-    return program, perm
-
-
-CASES = [
-    (rope_kv_append, "position", 0, MAX_LEN - 1),
-    (qkv_gemv, "position", 0, MAX_LEN - 1),
-    (int4_qkv_gemv, "position", 0, MAX_LEN - 1),
-    (gqa_decode, "kv_len", 1, MAX_LEN),
-    (embedding, "token", 0, 9),
-    (argmax, "position", 0, MAX_LEN - 1),
-    (int4_gemv, "perm", 0, HIDDEN - 1),
-]
 
 
 @pytest.mark.parametrize(("make", "name", "low", "high"), CASES, ids=lambda value: getattr(value, "__name__", ""))
@@ -115,6 +43,14 @@ def test_range_checks_are_set_and_put_back():
     with runtime.range_checks():
         assert runtime._runtime.range_checks()
     assert runtime._runtime.range_checks() == before
+
+
+def test_the_variable_of_the_environment_sets_them():
+    words = "from pykernels import runtime; print(runtime._runtime.range_checks())"
+    environment = os.environ | {"PYKERNELS_CHECK_RANGES": "1"}
+    ended = subprocess.run([sys.executable, "-c", words], env=environment, capture_output=True, text=True)
+    assert ended.stdout == "True\n", ended.stderr
+    assert not runtime._runtime.range_checks()
 
 
 def resize(x: torch.Tensor) -> None:
