@@ -25,7 +25,7 @@ int cuda_device(const Tensor& tensor) {
 // so it is looked up and not linked.
 void* current_stream(int device) {
     using Function = AOTITorchError (*)(int32_t, void**);
-    // Python loads torch's libraries for themselves alone, so this one is asked for by name.
+    // Python loads torch's libraries with RTLD_LOCAL, so this one is opened by name.
     static void* const library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
     static const auto function =
         library ? reinterpret_cast<Function>(dlsym(library, "aoti_torch_get_current_cuda_stream")) : nullptr;

@@ -86,7 +86,7 @@ void check_readable(const Program& program) {
         throw std::runtime_error("the program is being recorded by another thread");
 }
 
-// The host's clock tells nothing of a device.
+// On CUDA the host's clock would read the time of enqueuing alone.
 void check_on_cpu(const std::vector<ProgramPointer>& programs) {
     if (programs[0]->cuda_device() >= 0)
         throw std::invalid_argument("programs must be of CPU ops: this loop reads the host's clock");
@@ -154,7 +154,7 @@ class GraphStep : public CudaStep {
   public:
     explicit GraphStep(const CudaGraph* graph) : graph_(graph) {}
     void enqueue(void* stream) const override { graph_->replay(stream); }
-    // A queue takes a graph as the kernels it holds.
+    // Entries of the launch queue that a replay takes: one for each kernel.
     size_t launches() const override { return graph_->kernels(); }
 
   private:

@@ -14,7 +14,7 @@
 namespace pykernels::binding {
 namespace {
 
-// What an op needs beside its tensors on the device of `like`. On CUDA gqa_decode and a QK norm need any.
+// Bytes of workspace on the device of `like`. Only gqa_decode and a QK norm need one, and only on CUDA.
 size_t workspace_bytes(const GqaDecodeParams& params, const Argument& like) {
 #ifdef PYKERNELS_CUDA
     if (!like.tensor().is_cpu()) return cuda::gqa_decode_workspace_bytes(params);

@@ -14,7 +14,7 @@ namespace py = pybind11;
 namespace pykernels {
 namespace {
 
-// Sizes of no op must not reach the plans, which divide by them.
+// Throws std::invalid_argument for sizes that no op takes: the plans divide by them.
 void check_sizes(const char* op, std::initializer_list<std::pair<const char*, int64_t>> sizes) {
     for (const auto& [name, value] : sizes) {
         const int64_t most = std::string(name) == "batch" ? max_batch : max_size;

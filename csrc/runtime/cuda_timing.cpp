@@ -111,9 +111,9 @@ StreamHold::StreamHold(int device, void* stream) : device_(device), stream_(stre
 }
 
 StreamHold::~StreamHold() {
-    *released_ = 1;  // nothing may be left waiting on memory that is gone
+    *released_ = 1;  // ends the kernel that polls it, before it is freed
     int before = device_;
-    cudaGetDevice(&before);  // a destructor has nobody to tell what fails
+    cudaGetDevice(&before);  // errors are dropped: a destructor must not throw
     cudaSetDevice(device_);
     cudaStreamSynchronize(as_stream(stream_));
     cudaFreeHost(const_cast<int*>(released_));

@@ -92,7 +92,7 @@ class Collector {
 
     static Buffer new_buffer() {
         return std::make_unique<uint8_t[]>(buffer_bytes);
-    }  // zeroed: its pages exist
+    }  // zeroed, so that no page fault comes later
 
     uint8_t* give() noexcept {
         try {

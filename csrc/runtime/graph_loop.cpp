@@ -130,7 +130,7 @@ void GraphLoop::make(const GraphLoopMemory& memory, int32_t batch, int32_t steps
     executable_ = executable;
 }
 
-void GraphLoop::destroy() {  // has nobody to tell what fails
+void GraphLoop::destroy() {  // errors are dropped: a destructor must not throw
     if (executable_ != nullptr) cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(executable_));
     if (graph_ != nullptr) cudaGraphDestroy(static_cast<cudaGraph_t>(graph_));
 }

@@ -38,16 +38,16 @@ struct Target {
 // Straight to the launcher, inside an NVTX range of the op's name. The target's device is the current one.
 void launch(const Op& op, const Target& target);
 
-// While disabled, launch() does all but the launcher's own work, in every thread: a loop over ops then costs
-// what its host side costs. It is how the host clock is read on a CPU, where kernel and host share a thread.
+// While disabled, launch() skips the launcher, in every thread, so that a loop over ops takes the host's time
+// alone. This is how the host clock is measured on a CPU, where kernels run in the calling thread.
 void set_launches_enabled(bool enabled);
 
 // The memory behind one of an op's pointers. It is kept as long as this object is.
 class Memory {
   public:
     virtual ~Memory() = default;
-    // Whether the pointer still is what it was when the op was recorded. If not: a line that names the
-    // argument.
+    // Whether the pointer is still the one that was recorded; changed() says in one line which argument it
+    // belongs to.
     virtual bool is_unchanged() const = 0;
     virtual std::string changed() const = 0;
 };

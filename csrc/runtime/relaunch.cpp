@@ -266,8 +266,8 @@ CUresult run_memset(const CudaDriver& driver, const Launch& launch, CUstream str
 CUresult run_memcpy(const CudaDriver& driver, const Launch& launch, CUstream stream) {
     const CUDA_MEMCPY3D& p = launch.memcpy;
     if (!launch.one_row) return driver.memcpy_3d(&p, stream);
-    // By unified addresses, host memory's too: a copy of three dimensions costs the host more, and nobody who
-    // copies one row asks for it.
+    // With unified addressing one row is a one-dimensional copy, of host memory too. cuMemcpy3DAsync costs
+    // the host more.
     const auto address = [](CUmemorytype type, const void* host, CUdeviceptr device, size_t x) {
         return (type == CU_MEMORYTYPE_HOST ? reinterpret_cast<CUdeviceptr>(host) : device) + x;
     };
@@ -322,7 +322,7 @@ Relaunch::Relaunch(void* graph, int device, bool serialise, const std::vector<st
             "the captured step has parallel branches (" + std::to_string(branches_) +
             " nodes do not wait for the one before them), and one stream would serialise them");
     }
-    // Only now do the launches stand where they stay.
+    // The list no longer grows, so pointers into its elements stay valid.
     for (Launch& launch : launches_->list) launch.config.attrs = launch.attributes;
 }
 

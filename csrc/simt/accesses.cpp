@@ -61,8 +61,8 @@ Grid& Executor::grid_of(Unit unit) {
     return **(after - 1);
 }
 
-// Whether the thread may share memory with what that unit did before. `fresh`: the access bypasses the L1, or
-// is a store.
+// Reports an access that is not ordered after what that unit (a block of a launch) did to the same bytes.
+// `fresh`: the access bypasses the L1, or is a store.
 void Executor::check_order(Thread& thread, Unit unit, bool fresh, bool atomic, const char* action,
                            const char* before, const Access& access, Site site) {
     const size_t offset = access.first * granule_bytes, bytes = access.buffer->bytes;
@@ -100,8 +100,8 @@ void Executor::check_order(Thread& thread, Unit unit, bool fresh, bool atomic, c
     }
 }
 
-// What this block loaded ahead of its wait may still be in the L1, as it was before an earlier launch wrote
-// it.
+// The L1 may still hold what this block loaded before its griddepcontrol.wait, stale since an earlier launch
+// wrote it.
 void Executor::check_stale(Thread& thread, Unit unit, const Access& access, Site site) {
     const Grid& own = thread.block->grid;
     for (size_t i = access.first; i < access.end; ++i) {
@@ -125,7 +125,7 @@ bool Executor::read_global(Thread& thread, const void* pointer, size_t bytes, So
     for (size_t i = access.first; i < access.end; ++i) latest = std::max(latest, access.buffer->writer[i]);
     const Grid& grid = thread.block->grid;
     if ((fresh || source == Source::streamed_global) && grid.programmatic && !thread.has_waited) {
-        // A load ahead of its time. Nobody need wait for it, and it must not be used if it came too early.
+        // A prefetch before the wait: it is allowed, and its value must not be used where it is stale.
         if (!fresh)
             std::fill(access.buffer->early.get() + access.first, access.buffer->early.get() + access.end,
                       unit);
@@ -226,7 +226,7 @@ void check_store(const void* pointer, size_t bytes, Site site) {
 
 void check_atomic(const void* pointer, size_t bytes, Site site) {
     Thread& thread = current();
-    thread.block->pause(thread, Wait::none, "", site);  // other blocks' atomics may come first
+    thread.block->pause(thread, Wait::none, "", site);  // lets other blocks' atomics come first
     check_alignment(pointer, bytes, "updates", site);
     executor().atomic_global(thread, pointer, bytes, site);
 }
@@ -234,7 +234,7 @@ void check_atomic(const void* pointer, size_t bytes, Site site) {
 void check_flagged(const void* pointer, size_t bytes, bool writes, Site site) {
     Thread& thread = current();
     thread.block->pause(thread, Wait::none, "",
-                        site);  // what it waits for, or what waits for it, may come first
+                        site);  // lets the other side of the flag come first
     check_alignment(pointer, bytes, writes ? "writes" : "reads", site);
     executor().flagged_global(thread, pointer, bytes, writes, site);
 }

@@ -13,7 +13,7 @@
 namespace pykernels::simt {
 namespace {
 
-// After one warp's turn in this many, on average, another block runs.
+// One switch between warps in this many, on average, is a switch to another block.
 constexpr unsigned turns_per_block = 32;
 
 // Unwinds a thread that reported a fault.
@@ -37,7 +37,7 @@ void print_trace() {
     Dl_info own = {}, info = {};
     dladdr(reinterpret_cast<const void*>(&print_trace), &own);
     std::fprintf(stderr, "addr2line -Cfipse %s", own.dli_fname);
-    for (int i = 2; i < count; ++i) {  // from the caller of fail() on
+    for (int i = 2; i < count; ++i) {  // the caller of fail() is frame 2
         if (!dladdr(frames[i], &info) || info.dli_fbase != own.dli_fbase) continue;
         std::fprintf(
             stderr, " %#zx",
@@ -155,7 +155,7 @@ void Block::wake_all(Wait wait) {
 }
 
 void Block::report_deadlock() {
-    // The waits, told apart by their lines. A barrier that others miss says more than what those wait for.
+    // Waiting threads by source line: a barrier that some of them miss is reported ahead of other waits.
     struct Group {
         const Thread* thread;
         int count;

@@ -30,7 +30,7 @@ using Random = std::minstd_rand;
 // What a thread waits for.
 enum class Wait : uint8_t { none, warp, block, transaction_barrier, cluster, producers, ended };
 
-// Of how many phases of the cluster's barrier the times are kept: threads are never that many apart.
+// Phases of the cluster's barrier whose times are kept; no thread is that many phases ahead of another.
 constexpr size_t remembered_arrivals = 4;
 
 struct Copy {
@@ -43,9 +43,9 @@ struct Copy {
 struct Warp {
     int first, lanes;
     int runnable, arrived = 0, ended = 0;
-    const char* name = nullptr;  // of the call in which the arrived lanes wait
+    const char* name = nullptr;  // the warp-collective call that the arrived lanes are in
     Site site = {};
-    unsigned round = 0;           // of exchanges: two sets of slots take turns
+    unsigned round = 0;           // of exchanges, whose slots are double-buffered
     uint32_t memory_epoch = 0;    // barriers of this warp so far
     std::vector<int> seen_since;  // mbarriers whose phases a lane has seen since the last one
     alignas(16) unsigned char slots[2][warp_lanes][exchange_slot_bytes];
@@ -59,15 +59,15 @@ struct Thread : Indices {
     Wait wait = Wait::none;
     const char* waits_at = "";
     Site site = {};
-    bool has_waited =
-        false;  // wait_for_producers() has returned
-                // The last store to global memory that no fence has followed yet, and when it was.
+    bool has_waited = false;  // wait_for_producers() has returned
+    // Whether a store to global memory was not followed by a fence yet, and when the last such store was, in
+    // barriers of the block and of the warp.
     bool unfenced = false;
     uint32_t stored_epoch = 0, stored_warp_epoch = 0;
-    // Halves of the cluster's barrier passed so far, and when the last ones were.
+    // barrier.cluster.arrive and barrier.cluster.wait executed so far, and the epochs of the last arrives.
     uint32_t cluster_arrivals = 0, cluster_waits = 0;
     uint32_t arrived_at[remembered_arrivals] = {};
-    // What it does now is in order with what a thread of the block does in a later epoch.
+    // The epoch of its next access: other threads of the block are ordered behind it in any later epoch.
     uint32_t access_epoch() const;
     std::vector<Copy> copies;    // cp.async under way, oldest first
     std::vector<size_t> groups;  // how many of them each committed group has
@@ -136,8 +136,8 @@ struct Block {
     std::vector<Thread> threads;
     std::vector<Warp> warps;
     SharedMemory shared;
-    // Of the block's barriers: block_barrier adds two; cluster_wait one, so that what a thread does after
-    // cluster_arrive (Thread::access_epoch) is not before the others' wait.
+    // Counts the block's barriers: block_barrier adds two, cluster_wait one. What a thread does between
+    // cluster_arrive and cluster_wait (Thread::access_epoch) is thus not ordered before the others' wait.
     uint32_t epoch = 0;
     int n_runnable = 0, n_ended = 0, at_barrier = 0;
     const char* barrier_name = "";

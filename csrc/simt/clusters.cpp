@@ -18,7 +18,7 @@ void Block::arrive_in_cluster(Thread& thread, Site site) {
     cluster->end_phase_if_complete();
 }
 
-// A block's threads leave the wait together.
+// All threads of a block leave the wait at the same time.
 void Block::wait_in_cluster(Thread& thread, Site site) {
     if (thread.cluster_arrivals == thread.cluster_waits) {
         fail(FaultKind::misuse, site, "cluster_wait with no cluster_arrive before it");
@@ -79,8 +79,8 @@ void Block::push(Thread& thread, int rank, const void* own, const void* value, s
     other.wake_all(Wait::transaction_barrier);
 }
 
-// Whether the last write, by the owner, is before the arrivals that this thread of another block has waited
-// for. A bulk copy has no thread: it must have landed before any of its block arrived.
+// Whether the owner's last write precedes the barrier.cluster.arrive that this thread of another block has
+// waited for. A bulk copy belongs to no thread: it must have landed before any thread of its block arrived.
 bool SharedMemory::shown_to_cluster(const Thread& thread, const Block& owner, const Granule& granule) {
     if (thread.cluster_waits == 0) return false;
     const auto before_arrival_of = [&](const Thread& writer) {

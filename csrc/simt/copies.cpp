@@ -128,13 +128,13 @@ void Block::bulk_copy(Thread& thread, void* to, const void* from, uint32_t bytes
         fail(FaultKind::misaligned, site, "bulk_copy: bytes must be a multiple of 16, got %u", bytes);
     }
     barrier.copies.push_back(begin_copy(thread, to, from, bytes, 16, "bulk_copy", site));
-    wake_all(Wait::transaction_barrier);  // who waits lands it
+    wake_all(Wait::transaction_barrier);  // the thread that waits completes the copy
 }
 
 void Block::wait_barrier(Thread& thread, const void* address, uint32_t parity, Site site) {
     const int index = barrier_index(thread, address, site);
     while (true) {
-        BulkBarrier& barrier = barriers[static_cast<size_t>(index)];  // others may make more meanwhile
+        BulkBarrier& barrier = barriers[static_cast<size_t>(index)];  // anew: the vector may have grown
         if (barrier.phase % 2 != parity % 2) {
             barrier.seen[static_cast<size_t>(thread.number)] = barrier.phase;
             std::vector<int>& seen = thread.warp->seen_since;

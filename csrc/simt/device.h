@@ -56,7 +56,7 @@ template <class T>
 T load_from(const T* pointer, simt::Source source, Site site) {
     const bool usable = simt::check_load(pointer, sizeof(T), source, site);
     T value = copy_out(pointer);
-    if (!usable) std::memset(static_cast<void*>(&value), 0xff, sizeof(T));  // NaN shows where it is used
+    if (!usable) std::memset(static_cast<void*>(&value), 0xff, sizeof(T));  // NaN, so that a use shows
     return value;
 }
 
@@ -69,7 +69,7 @@ inline uint4 load_streamed(const uint4* pointer, Site site = Site::here()) {
     return load_from(pointer, simt::Source::streamed_global, site);
 }
 
-// Of the host's memory here: variables are no buffers of the executor.
+// A __device__ variable is plain host memory here, not one of the executor's buffers.
 inline uint4 load_variable(const uint4* pointer) {
     return copy_out(pointer);
 }
@@ -84,7 +84,7 @@ inline void warp_barrier(Site site = Site::here()) {
     simt::meet_warp(site);
 }
 
-// What each lane gave, after all have come.
+// The values of all lanes, once every lane has arrived.
 template <class T>
 class Lanes {
   public:
@@ -221,8 +221,8 @@ inline void wait_for_pushes(Mbarrier* barrier, Site site = Site::here()) {
     simt::wait_barrier(barrier, 0, site);
 }
 
-// Word by word, with other threads' turns between, as the hardware may. What two blocks do to such words
-// needs no order but the words' own.
+// One 32-bit word at a time, other threads running in between, as on hardware. Flagged words need no other
+// ordering between blocks.
 template <class T>
 void store_flagged(T* pointer, T value, Site site = Site::here()) {
     float words[sizeof(T) / sizeof(float)];

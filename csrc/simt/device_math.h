@@ -158,7 +158,7 @@ uint32_t select_bytes(uint32_t first, uint32_t second) {
 
 // --- clocks
 
-// The executor's own clock, a microsecond a call: what waits ten seconds is done soon.
+// The executor's own clock: every call advances it by 1 us, so that a timeout of seconds ends soon.
 inline uint64_t device_clock_ns(Site site = Site::here()) {
     return simt::clock_ns(site);
 }

@@ -98,7 +98,7 @@ bool Executor::may_start(const Grid& grid) const {
                        [](const auto& other) { return other->complete(); });
 }
 
-// At a launch's first block: what its threads see before they wait.
+// When the first block of a launch starts: which earlier launches its threads may read before their wait.
 void Executor::open(Grid& grid) {
     grid.order.resize(static_cast<size_t>(grid.blocks / grid.cluster_blocks));
     std::iota(grid.order.begin(), grid.order.end(), 0);
@@ -115,7 +115,7 @@ void Executor::open(Grid& grid) {
 }
 
 void Executor::run_all() {
-    // Many blocks on the device, or few: both hide and show different orders.
+    // Resident blocks on the device, many or few: each shows orders that the other hides.
     const size_t max_resident =
         static_cast<size_t>(settings_.sm_count) * (1 + static_cast<size_t>(random_()) % 6);
     const uint64_t policy = settings_.seed % 3;
@@ -203,7 +203,7 @@ void Executor::wait_for_producers(Thread& thread, Site site) {
         const Grid& producer = *grids_[static_cast<size_t>(grid.number) - 1];
         while (!producer.complete()) thread.block->pause(thread, Wait::producers, "wait_for_producers", site);
         if (grid.after.empty()) {
-            // The producer has ended, and with it whatever any of its threads has waited for.
+            // The producer has ended, and so has every launch that any of its threads waited for.
             grid.after = producer.any_waited ? producer.after : producer.before;
             grid.after.resize(static_cast<size_t>(grid.number));
             grid.after.back() = true;

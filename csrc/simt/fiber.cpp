@@ -28,7 +28,7 @@ size_t scheduler_stack_bytes = 0;
 
 }  // namespace
 
-// Keeps what a function call must keep on the stack, its address in *from, and goes on where `to` stopped.
+// Pushes the callee-saved registers, stores the stack pointer in *from, and resumes the stack `to`.
 extern "C" void pykernels_simt_switch(void** from, void* to);
 
 #if defined(__x86_64__)
@@ -55,8 +55,8 @@ pykernels_simt_switch:
     ret
 .size pykernels_simt_switch, . - pykernels_simt_switch
 )");
-// Six registers, then the address to return to, at a multiple of 16 as before a call; above it the end of the
-// chain of frames.
+// A new stack: six callee-saved registers, the return address, aligned to 16 bytes as at a call, and above it
+// a null return address, which ends backtraces.
 constexpr int return_word = 6, frame_words = 8;
 #elif defined(__aarch64__)
 asm(R"(

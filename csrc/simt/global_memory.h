@@ -21,7 +21,7 @@ struct Buffer {
     size_t bytes;
     std::unique_ptr<unsigned char[]> memory;
     std::unique_ptr<Unit[]> writer, reader;
-    std::unique_ptr<Unit[]> early;  // the block that loaded it through the L1 ahead of its wait, last of all
+    std::unique_ptr<Unit[]> early;  // the last block to load it through the L1 before its PDL wait
 };
 
 class GlobalMemory {
@@ -36,7 +36,7 @@ class GlobalMemory {
 
   private:
     std::map<uintptr_t, Buffer> buffers_;
-    Buffer* last_ = nullptr;  // found last: accesses come in runs
+    Buffer* last_ = nullptr;  // what find() returned last
 };
 
 }  // namespace pykernels::simt

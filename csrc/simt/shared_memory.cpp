@@ -8,7 +8,7 @@
 namespace pykernels::simt {
 namespace {
 
-// In place of a thread's number: a copy of the TMA unit, or several readers.
+// Stand in for a thread's number: no access yet, a cp.async.bulk, readers in several warps or lanes.
 constexpr uint16_t nobody = 0xffff, bulk_copy = 0xfffe, several_warps = 0xfffd, several_lanes = 0x8000;
 
 size_t first_granule(size_t offset) {
@@ -19,7 +19,7 @@ size_t end_granule(size_t offset, size_t bytes) {
     return (offset + bytes + granule_bytes - 1) / granule_bytes;
 }
 
-// Is what `number` did in those epochs before what the thread does now?
+// Is what thread `number` did in those epochs ordered before what `thread` does now?
 bool ordered(const Thread& thread, uint16_t number, uint32_t epoch, uint32_t warp_epoch) {
     if (epoch < thread.block->epoch || number == thread.number) return true;
     return number / warp_lanes == thread.number / warp_lanes && warp_epoch != thread.warp->memory_epoch;

@@ -25,29 +25,29 @@ class SharedMemory {
         const auto* byte = static_cast<const unsigned char*>(pointer);
         return byte >= begin() && byte < begin() + size_;
     }
-    // A thread's own access. What it must not do is a fault. `offset` and `bytes` are within the memory.
+    // An access by a thread of the block; a fault where it is not ordered. The bytes are within the memory.
     void read(const Thread& thread, size_t offset, size_t bytes, Site site);
     void write(const Thread& thread, size_t offset, size_t bytes, Site site);
 
-    // The thread of another block of the cluster reads the memory of `owner`.
+    // A thread of another block of the cluster reads the shared memory of `owner` (ld.shared::cluster).
     void read_from_outside(const Thread& thread, const Block& owner, size_t offset, size_t bytes, Site site);
 
-    // It pushes into it: what threads of `owner` did to that place, and to the barrier, they did before the
-    // cluster's barrier.
+    // A thread of another block stores into it (st.async): the cluster's barrier must order the accesses of
+    // `owner` to those bytes, and to the mbarrier, before that.
     void use_barrier_from_outside(const Thread& thread, const Block& owner, size_t offset, Site site) const;
     void begin_push(const Thread& thread, const Block& owner, size_t offset, size_t bytes, Site site);
 
-    // A copy is begun by a thread, which must be in order with all who used the memory. Until it lands nobody
-    // may touch it.
+    // A thread issues an asynchronous copy. All earlier accesses to those bytes must be ordered before it;
+    // until it has landed any access is a fault.
     void begin_copy(const Thread& thread, size_t offset, size_t bytes, Site site);
-    // It lands as if the thread wrote it now (cp.async), or as the given phase of a mbarrier, seen
-    // by those who have seen the phase.
+    // The copy lands: as a write of the thread (cp.async), or with a phase of a mbarrier, visible to
+    // the threads that have observed that phase.
     void land(const Thread& thread, size_t offset, size_t bytes);
     void land(int barrier, uint32_t phase, size_t offset, size_t bytes);
 
-    // Eight bytes become a mbarrier; from then on only the functions of barriers use them.
+    // mbarrier.init: from now on only mbarrier functions may access these eight bytes.
     void make_barrier(const Thread& thread, size_t offset, Site site);
-    // The thread is in order with whoever made the barrier there.
+    // Checks that the thread is ordered after the mbarrier.init there.
     void use_barrier(const Thread& thread, size_t offset, Site site);
 
   private:

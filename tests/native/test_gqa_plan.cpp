@@ -157,7 +157,7 @@ void test_plan(const Heads& heads, int batch, int max_len, const Device& device,
           context("workspace of a PDL launch"));
 }
 
-// What was measured on an H200 (docs/kernels.md).
+// What was measured on an H200 (docs/tried.md).
 void test_the_plans_that_were_measured() {
     const GqaDevice h200 = limits_of("H200");
     const auto plan = [&](const Heads& heads, int batch, int max_len) {
