@@ -211,8 +211,9 @@ class LayerCheck:
             expected = inputs.expected[name]
             stacked = torch.stack([tensor.reshape(expected.shape) for tensor in tensors])
             of_all = expected.expand(stacked.shape)
-            depth = MLP_DEPTH if inputs.shows_mlp and name in ("activated", "out") else LAYER_DEPTH
-            depth = ATTENTION_DEPTH if name == "attended" else depth
+            shows_mlp = inputs.shows_mlp and name in ("activated", "out")
+            depth = ATTENTION_DEPTH if name == "attended" else MLP_DEPTH if shows_mlp else LAYER_DEPTH
+            depth += inputs.more_depth if name in ("h", "activated", "out") else 0
             depth *= self.numbers.depth
             comparison = pk.reference.compare(stacked, of_all, self.workload.layers[0].dtype, depth)
             found.append(replace(comparison, message=f"{inputs.words(name)}: {comparison.message}"))

@@ -37,6 +37,9 @@ LOOSE = 64
 # of two here: whatever is multiplied by it keeps its bits.
 _OFF, _NOTHING = 2.0**-12, 2.0**-14
 
+# Sums of so little of what independent terms add up to cancel. Rows are alike whose mean is so much of them.
+_CANCELS, _ALIKE, _TRIALS = 0.5, 0.5, 8
+
 # The largest standard deviation of a score that the norm's weight may be raised to: rounding q and k changes a score by
 # so much more. And the largest such change where what is timed is compared.
 _SCORE, _SCORE_ROUNDED = 2.0, 0.25
@@ -51,7 +54,9 @@ both."""
 @dataclass(frozen=True)
 class GateInputs:
     """One set. `x` [batch, hidden]; `k_cache`, `v_cache` [batch, n_kv_heads, slots, head_dim], the slots before the
-    layer's own; `norms`: [hidden], by their names in LayerWeights; `expected`: by part, what the reference says."""
+    layer's own; `norms`: [hidden], by their names in LayerWeights; `expected`: by part, what the reference says.
+    `more_depth`: how many more ops' roundings (pykernels.reference.compare) h and what comes of it may err by than
+    other layers', where the rows of the projections are alike."""
 
     name: str
     x: Tensor
@@ -59,6 +64,7 @@ class GateInputs:
     v_cache: Tensor
     norms: Mapping[str, Tensor]
     expected: Mapping[str, Tensor]
+    more_depth: int = 0
 
     @property
     def shows_mlp(self) -> bool:
@@ -194,16 +200,32 @@ class GateMaker:
         self.weights = self._scaled(self.weights, "attention_out_norm", scale)
         return added * scale
 
+    def _drawn(self) -> tuple[Tensor, Tensor, list[float]]:
+        """An x of unit scale, the same behind the input norm where there is one, and how large q, k and v are of it, by
+        their weights alone. Drawn anew where sums cancel, as they may in all rows of weights that are alike: relative
+        to such a result roundings are large."""
+        w, spec, best = self.weights, self.spec, None
+        weights = [w.q_weight, w.k_weight, w.v_weight]
+        expected = [max(rms(weight) * math.sqrt(weight.shape[1]), 1e-30) for weight in weights]
+        for _ in range(8):
+            x = self._normal(*self.layer.x.shape)
+            normed = x
+            if w.input_norm is not None:
+                normed = pk.reference.rmsnorm(x, w.input_norm, spec.rms_eps, norm_offset=spec.norm_offset)
+            sizes = [rms(pk.reference.gemv(normed, weight)) for weight in weights]
+            least = min(size / one for size, one in zip(sizes, expected, strict=True)) / max(rms(normed), 1e-30)
+            if best is None or least > best[0]:
+                best = least, (x, normed, sizes)
+            if not least < _CANCELS:
+                break
+        assert best is not None
+        return best[1]
+
     def _take_small(self) -> None:
         """Go on with an x that is small against what attention adds to it, where values are of twice the size of the
         step's own, in fp16 more where that needs it."""
-        x, w, spec, normed = self._normal(*self.layer.x.shape), self.weights, self.spec, None
-        if w.input_norm is not None:
-            normed = pk.reference.rmsnorm(x, w.input_norm, spec.rms_eps, norm_offset=spec.norm_offset)
-        q, k, v = (
-            rms(pk.reference.gemv(x if normed is None else normed, weight))
-            for weight in (w.q_weight, w.k_weight, w.v_weight)
-        )
+        w, spec = self.weights, self.spec
+        x, normed, (q, k, v) = self._drawn()
         of_values, score = self._of_values(), spec.score_scale * spec.head_dim**0.5
         least, loudest, sizes = self._range.scale(of_values, 0.0), math.inf, [q, k, v]
         if w.q_norm is None:
@@ -216,10 +238,10 @@ class GateMaker:
             through = [
                 gate * math.sqrt(gain * end) for gain in (1, down) for end in (self._range.low, self._range.high)
             ]
-            added = self._out_norm([] if normed is not None else [*sizes, *through])
+            added = self._out_norm([] if w.input_norm is not None else [*sizes, *through])
         small, lost = self._small(added)
         gain = small
-        if normed is not None and w.input_norm is not None:
+        if w.input_norm is not None:
             largest = float(w.input_norm.double().abs().max()) / 8  # of numbers whose largest is eight times their rms
             # What the step's own value gives must fit too.
             most = self._range.high * (self.slot + 1) * of_values[1] / max(v * max(of_values), 1e-30)
@@ -259,7 +281,8 @@ class GateMaker:
                 break
             off *= power_of_two(_NOTHING / share)
         parts = self._parts(attended) | {"h": rest["h"], "out": rest["out"]}
-        return GateInputs(name, self.x, k_cache, v_cache, self._norms_of(weights), parts)
+        more = self._more_depth(weights, attended, rest)
+        return GateInputs(name, self.x, k_cache, v_cache, self._norms_of(weights), parts, more)
 
     def as_timed(self) -> GateInputs:
         """The layer's own numbers."""
@@ -312,7 +335,35 @@ class GateMaker:
             share = rms(rest["out"] - rest["h"]) / rms(h)
             weights = self._scaled(weights, "mlp_out_norm", power_of_two(2 * self._mlp / max(share, 1e-30)))
         rest = pk.reference.layer_rest(self.spec, weights, self.x, attended)
-        return replace(attention, name=_MLP, norms=self._norms_of(weights), expected=self._parts(attended) | rest)
+        return replace(
+            attention, name=_MLP, norms=self._norms_of(weights), expected=self._parts(attended) | rest,
+            more_depth=self._more_depth(weights, attended, rest),
+        )  # fmt: skip
+
+    @cached_property
+    def _rows_are_alike(self) -> bool:
+        """What rounding an input changes is then alike in all outputs, and not small against the largest of them."""
+        w = self.weights
+        return any(
+            rms(weight.double().mean(0)) > _ALIKE * rms(weight) for weight in (w.v_weight, w.o_weight, w.gate_weight)
+        )
+
+    def _more_depth(self, weights: pk.LayerWeights, attended: Tensor, rest: Mapping[str, Tensor]) -> int:
+        """GateInputs.more_depth: by what h, activated and out change where x and attended are off by a rounding."""
+        if not self._rows_are_alike:
+            return 0
+        dtype, largest = self.layer.dtype, 0.0
+        for _ in range(_TRIALS):
+            x, other = (
+                values.double() * (1 + self._normal(*values.shape).double() * torch.finfo(dtype).eps)
+                for values in (self.x, attended)
+            )
+            off = pk.reference.layer_rest(self.spec, weights, x, other)
+            for part in ("h", "activated", "out"):
+                found = pk.reference.compare(off[part], rest[part], dtype)
+                if found.max_rel_error < math.inf:
+                    largest = max(largest, found.max_rel_error / found.tolerance)
+        return math.ceil(2 * largest)
 
     def _before_mlp(self, h: Tensor) -> pk.LayerWeights:
         """With the norm before the MLP such that it adds its share; where a norm follows, such that the dtype can hold

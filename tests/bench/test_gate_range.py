@@ -8,7 +8,6 @@ import torch
 
 import pykernels as pk
 from bench.backends import Workload, arms_of, registry
-from bench.backends.gate_inputs import gate_inputs
 from bench.backends.number_range import NumberRange
 from bench.core.measure import gate, gate_again
 from pykernels.layer import OP_LABELS
@@ -84,8 +83,6 @@ def test_weights_that_are_all_the_same(seed):
     weights = replace(weights, **{name: torch.full_like(tensor, 2.0**-7) for name, tensor in weights.named().items()})
     layer = pk.DecodeLayer(TINY, weights, 16)
     of = Workload([layer], Workload.of([layer]).samplers, seed)
-    mlp = next(inputs for inputs in gate_inputs(layer, weights, seed) if inputs.shows_mlp)
-    assert mlp.expected["activated"].abs().max() > 2.0**-14
     assert verdicts(of) == {("ok", None)}
 
 

@@ -269,7 +269,8 @@ class StepCheck:
             ("k_row", layer.k_cache[:, :, self.reference.position], inputs.expected["k_row"]),
             ("v_row", layer.v_cache[:, :, self.reference.position], inputs.expected["v_row"]),
         ):
-            comparison = pk.reference.compare(got, expected, model.dtype, LAYER_DEPTH * self.reference.numbers.depth)
+            depth = LAYER_DEPTH + (inputs.more_depth if part == "logits" else 0)
+            comparison = pk.reference.compare(got, expected, model.dtype, depth * self.reference.numbers.depth)
             words = f"{inputs.words(part)} of layer {on.layer}: {comparison.message}"
             found.append(replace(comparison, message=words))
         return self._with_token(found, logits)
