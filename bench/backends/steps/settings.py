@@ -90,6 +90,7 @@ class StepModelSettings(QuantFlags):
             of_layer = floors.layer_group_size(size, index)
             for name, (n_in, n_out) in floors.projection_shapes(spec).items():
                 own = of_layer[name] if isinstance(of_layer, Mapping) else of_layer
+                assert own is not None  # a size in, a size out
                 four_bit = floors.int4_weight(n_in, n_out, dtype.itemsize, n_in if own == -1 else own, zeros, perm)
                 saved += n_in * n_out * dtype.itemsize - four_bit
         return dense - saved // spec.n_layers
