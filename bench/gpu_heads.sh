@@ -5,9 +5,11 @@
 #   bash bench/gpu_heads.sh FOLDER PYTHON
 #   BEFORE=../older bash bench/gpu_heads.sh FOLDER       # and the step before, against another checkout that is built
 #
-# On an H200 with 16 cores (predicted): grid 40 s (FlashInfer compiles beside it), cells 35 s, long 20 s, pdl 15 s, before 75 s.
+# On an H200 with 16 cores (predicted): grid 40 s (FlashInfer compiles beside it), cells 35 s, long 20 s, pdl 15 s,
+# before 75 s.
 #
-# grid      tests/gpu/test_gqa_grid.py: FlashInfer's own decode grid, 720 cases in full caches and in longer ones
+# grid      tests/gpu/test_gqa_grid.py: FlashInfer's own decode grid, 720 cases in full caches and in longer ones, in 12
+#           processes; heads-grid-*.log
 # cells     32/32, 32/32x96, 8/1x256 and others at 2048, beside SDPA, FlashInfer and FlashAttention-3     GPU-heads.json
 # long      as many KV heads as query heads, longer contexts                                         GPU-heads-long.json
 # pdl       the heads of Llama-2-7B and Gemma-2B in plain graphs and in graphs with PDL               GPU-heads-NAME.json
@@ -29,6 +31,22 @@ compile_all() {  # what fails here is told by the step that needs it
             >/dev/null 2>&1 &
     done
     wait
+}
+
+grid() {  # a process each of four head_dims and three numbers of KV heads
+    local dim kv_heads running=() failures=0
+    for dim in 64 96 128 256; do
+        for kv_heads in 4 8 32; do
+            "$python" -m pytest -q -p no:cacheprovider tests/gpu/test_gqa_grid.py -k "grid and $dim-$kv_heads-" \
+                >"$out/heads-grid-$dim-$kv_heads.log" 2>&1 &
+            running+=("$! $dim-$kv_heads")
+        done
+    done
+    for shard in "${running[@]}"; do
+        wait "${shard% *}" || { failures=1; tail -n 15 "$out/heads-grid-${shard#* }.log"; }
+        echo "${shard#* }: $(tail -n 1 "$out/heads-grid-${shard#* }.log")"
+    done
+    return $failures
 }
 
 config() {  # n_heads, n_kv_heads, head_dim: a config.json of a model with these heads
@@ -55,7 +73,9 @@ compare_turns() {
 
 ask_gpu
 if wanted cells; then compile_all & compiling=$!; fi
-step grid 90 "$python" -m pytest -q tests/gpu/test_gqa_grid.py
+export -f grid
+export rounds out python
+step grid 90 bash -c grid
 [[ ${compiling:-} ]] && wait "$compiling"
 step cells 90 "$python" -m bench.attention "${cells[@]}" --batch=1 --sessions=0 --backend=$peers --json="$out/$gpu-heads.json"
 step long 60 "$python" -m bench.attention --heads=32/32,32/32x96 --ctx=4096,8192,16384 --batch=1 --sessions=0 \
@@ -69,7 +89,7 @@ for heads in "llama-2-7b 32 32 128" "gemma-2b 8 1 256"; do
 done
 if [[ $before ]]; then
     export -f turn take_turns compare_turns
-    export before rounds out python
+    export before
     step before 150 bash -c compare_turns
 fi
 name_failures

@@ -5,11 +5,12 @@ from inputs.gpu_scripts import commands
 
 
 def test_the_commands_are_right(capsys, tmp_path):
-    outputs = []
-    for words in commands("gpu_heads.sh", tmp_path):
+    outputs, shards = [], []
+    for words in commands("gpu_heads.sh", tmp_path, HEADS_STEPS="grid cells long pdl"):
         _, module, *flags = words
         if module == "pytest":
-            assert flags == ["-q", "tests/gpu/test_gqa_grid.py"]
+            assert flags[:-2] == ["-q", "-p", "no:cacheprovider", "tests/gpu/test_gqa_grid.py", "-k", "grid"]
+            shards.append(flags[-1])
             continue
         assert module in COMMANDS
         # A GPU is all that these lack here: each flag is parsed and checked before.
@@ -17,6 +18,7 @@ def test_the_commands_are_right(capsys, tmp_path):
         assert run_here(capsys, module, *flags, "--list").status == 0
         outputs += [flag for flag in flags if flag.startswith("--json=")]
     assert len(outputs) == len(set(outputs)) == 4, "each step writes files of its own"
+    assert sorted(shards) == sorted(f"{dim}-{kv_heads}-" for dim in (64, 96, 128, 256) for kv_heads in (4, 8, 32))
 
 
 def test_checkouts_take_turns(tmp_path):
