@@ -332,7 +332,9 @@ def main(settings: Settings) -> int:
     sections = make_sections(folder, settings.price)
     # Of what was measured, whenever it is written up.
     dated = f"{settings.title}, {max(result['created'] for result in folder.documents)[:10]}"
-    files = {"report.md": as_markdown(dated, sections).encode(), "report.html": as_html(dated, sections).encode()}
+    pages = {"report.md": as_markdown(dated, sections), "report.html": as_html(dated, sections)}
+    # A title or a folder's name may hold bytes that are no UTF-8: they are spelled out.
+    files = {name: text.encode(errors="backslashreplace") for name, text in pages.items()}
     for stem, _, png, vectors in (figure for section in sections for figure in section.figures):
         files[f"figures/{stem}.png"] = png
         if settings.svg:

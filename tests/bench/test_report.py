@@ -277,8 +277,10 @@ def test_no_svg(capsys, folder):
 
 def test_an_empty_kind_has_no_section(capsys, tmp_path):
     (tmp_path / "op.json").write_text(json.dumps(op()))
-    assert run_here(capsys, "bench.report", str(tmp_path)).status == 0
+    # A title that is no UTF-8, as a shell may give it, is spelled out.
+    assert run_here(capsys, "bench.report", str(tmp_path), "--title=a\udcff").status == 0
     markdown = (tmp_path / "report" / "report.md").read_text()
+    assert "a\\udcff" in markdown
     assert "## Attention alone" in markdown and "## Whole steps" not in markdown and "## Speed-up" not in markdown
 
 
