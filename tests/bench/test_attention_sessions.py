@@ -6,6 +6,7 @@ import pytest
 from inputs.attention_runs import HERE, ONE, SMALL, arms, load
 from inputs.busy import HANG_S
 from inputs.command_line import assert_refused, flat, run_here, start
+from inputs.fork_server import true_processes
 
 from bench.attention import __main__ as attention
 from bench.attention import arms as attention_arms
@@ -145,9 +146,11 @@ def test_an_interrupted_session_leaves_its_cells(capsys, monkeypatch, tmp_path):
 
 
 def test_terminated_as_by_ctrl_c(tmp_path):
-    """A time limit ends a run by SIGTERM, and timeout sends it twice: what was finished is saved, as by a Ctrl-C."""
+    """A time limit ends a run by SIGTERM, and timeout sends it twice: what was finished is saved, as by a Ctrl-C.
+    The driver and its sessions are started as a user starts them."""
     output = tmp_path / "a.json"
-    driver = start("bench.attention", *ONE, "--sessions=50", f"--json={output}")
+    with true_processes():
+        driver = start("bench.attention", *ONE, "--sessions=50", f"--json={output}")
     for line in driver.stdout:
         if line.startswith("session 1 of 50"):
             break

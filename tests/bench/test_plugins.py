@@ -13,6 +13,7 @@ import torch
 from inputs.command_line import ROOT, assert_refused, run_here
 from inputs.documents import whole
 from inputs.fake_gpu import fake_gpu
+from inputs.fork_server import true_processes
 from inputs.user_plugins import ATTENTION, CPU, GEMV, GQA_DECODE, INT4_GEMV, gated, plugin
 from inputs.workloads import workload
 
@@ -94,10 +95,12 @@ def test_a_time_limit_ends_what_hangs_and_what_is_too_slow(capsys, tmp_path):
 
 
 def test_one_op(capsys, tmp_path):
-    document, printed = measured(
-        capsys, tmp_path, 1, "bench.op", "--op=gqa_decode", "--model=tiny", "--device=cpu", "--ctx=32,40", "--steps=3",
-        f"--backend=native,torch,{ATTENTION}:Attention,{bad('Dies')}",
-    )  # fmt: skip
+    """Its plug-ins' processes are not forked."""
+    with true_processes():
+        document, printed = measured(
+            capsys, tmp_path, 1, "bench.op", "--op=gqa_decode", "--model=tiny", "--device=cpu", "--ctx=32,40",
+            "--steps=3", f"--backend=native,torch,{ATTENTION}:Attention,{bad('Dies')}",
+        )  # fmt: skip
     found = {(row["backend"], row["mode"], row["shape"][-2:]): row for row in document["ops"]}
     assert len(found) == len(document["ops"]) == 2 * (2 + 1 + 2)
     for kv in ("32", "40"):

@@ -13,6 +13,7 @@ import torch
 from inputs.command_line import assert_refused, flat, run_here
 from inputs.documents import check_written
 from inputs.fake_clock import FakeClock, FakeStepper
+from inputs.fork_server import true_processes
 
 import pykernels as pk
 from bench.rate import energy, load
@@ -305,7 +306,7 @@ def test_on_the_cpu(capsys, tmp_path):
 
 
 def test_load_runs_beside_and_ends(capsys, tmp_path):
-    with load.running("cpu:1", 0, 20):
+    with true_processes(), load.running("cpu:1", 0, 20):  # found by its command
         (name,) = [line for line in _processes() if "bench.rate.load" in line][:1]
         assert "cpu 1 20" in name
     assert not [line for line in _processes() if "bench.rate.load cpu 1 20" in line]
