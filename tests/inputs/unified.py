@@ -50,5 +50,6 @@ def check_unified(out: Tensor, online: Tensor, fallbacks: int, given, phi: float
     bits = torch.int32 if out.dtype == torch.float32 else torch.int16
     assert torch.equal(out.view(bits)[fell_back], online.view(bits)[fell_back]), "a fall-back has online's bits"
     expected = pk.reference.gqa_decode(*given, softmax="unified", phi=phi)
-    assert_close(out[~fell_back], expected[~fell_back], out.dtype)
+    if not fell_back.all():
+        assert_close(out[~fell_back], expected[~fell_back], out.dtype)
     assert fallbacks == int(fell_back.sum()), "fall-backs are counted"
