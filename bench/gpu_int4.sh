@@ -87,10 +87,13 @@ if wanted compile && [[ " ${kernels[*]} " == *" gemlite "* ]] && "$python" -c 'i
     done
 fi
 if wanted validate; then
+    # The reference is computed on the CPU: its cores are divided among the kernels.
+    threads=$(($(nproc) / ${#kernels[@]}))
+    threads=$((threads < 2 ? 2 : threads > 8 ? 8 : threads))
     for kernel in "${kernels[@]}"; do
         less=()
         [[ $kernel == gemlite ]] && less=(--group=128 --dtype=bf16)
-        start "validate-$kernel" 300 env OMP_NUM_THREADS=2 MAX_JOBS=12 "$python" -m bench.int4 --validate \
+        start "validate-$kernel" 300 env OMP_NUM_THREADS="$threads" MAX_JOBS=12 "$python" -m bench.int4 --validate \
             --kernel="$kernel" "${less[@]}" --json="$out/$gpu-int4-validate-$kernel.json"
     done
 fi

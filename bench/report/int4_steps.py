@@ -41,20 +41,37 @@ def rows_of(result: Document) -> list[Row]:
     return rows
 
 
+def runs_together(results: Sequence[Document]) -> list[list[Document]]:
+    """Runs of one device, model and sequence: libraries that came in several runs stand in one table."""
+    found: dict[tuple, list[Document]] = {}
+    for result in results:
+        key = device_name(result), collect.model_name(result), result["ctx"], result["batch"], result["dtype"]
+        found.setdefault(key, []).append(result)
+    return list(found.values())
+
+
+def _once(rows: Sequence[Row]) -> list[Row]:
+    """Without the rows of a later run whose backend an earlier one has."""
+    found: dict[str, Row] = {}
+    for row in rows:
+        found.setdefault(row["backend"], row)
+    return list(found.values())
+
+
 def section(folder: Folder, known: Sequence[Price]) -> Section | None:
-    """A table and a picture a document, the published bars beside."""
+    """A table and a picture for the runs that belong together, the published bars beside."""
     from bench.report import kernel_figures
 
     found = Section("Steps with 4-bit weights (the study's Figure 8)")
-    for result in folder.of_kind("step"):
-        if not result.get("quant") or not (rows := rows_of(result)):
+    for runs in runs_together([result for result in folder.of_kind("step") if result.get("quant")]):
+        of_runs = [(number, rows_of(result)) for number, result in enumerate(runs, 1)]
+        if not any(rows for _, rows in of_runs):
             continue
-        price = price_of(device_name(result), known)
-        what = f"{device_name(result)}, {collect.model_name(result)}, ctx {result['ctx']}, batch {result['batch']}"
-        bits = {row["backend"]: row["eager_ms"] for row in rows if row["weights"] != "int4"}
-        base = bits.get("sdpa")
+        first = runs[0]
+        price = price_of(device_name(first), known)
+        what = f"{device_name(first)}, {collect.model_name(first)}, ctx {first['ctx']}, batch {first['batch']}"
 
-        def usd(milliseconds: float | None, price: Price | None = price, batch: int = result["batch"]) -> str:
+        def usd(milliseconds: float | None, price: Price | None = price, batch: int = first["batch"]) -> str:
             if milliseconds is None or price is None:
                 return "-"
             return f"{usd_per_million_tokens(price.usd_per_hour, milliseconds, batch):.2f}"
@@ -62,13 +79,19 @@ def section(folder: Folder, known: Sequence[Price]) -> Section | None:
         def ms(value: float | None) -> str:
             return "-" if value is None else f"{value:,.3f}"
 
-        grid = [
-            ["measured", row["backend"], row["weights"], ms(row["eager_ms"]), ms(row["best_ms"]), row["best_mode"],
-             "-" if row["launch_share"] is None else percent(row["launch_share"]),
-             "-" if not (base and row["eager_ms"]) else f"{base / row['eager_ms']:.2f}",
-             usd(row["eager_ms"]), usd(row["best_ms"])]
-            for row in rows
-        ]  # fmt: skip
+        grid = []
+        for number, rows in of_runs:
+            base = next(
+                (row["eager_ms"] for row in rows if row["backend"] == "sdpa" and row["weights"] != "int4"), None
+            )
+            grid += [
+                [f"measured, run {number}" if len(runs) > 1 else "measured", row["backend"], row["weights"],
+                 ms(row["eager_ms"]), ms(row["best_ms"]), row["best_mode"],
+                 "-" if row["launch_share"] is None else percent(row["launch_share"]),
+                 "-" if not (base and row["eager_ms"]) else f"{base / row['eager_ms']:.2f}",
+                 usd(row["eager_ms"]), usd(row["best_ms"])]
+                for row in rows
+            ]  # fmt: skip
         figures = [paper.figures()[name] for name in FIGURE_8]
         for one in figures:
             price_there = price_of(str(one.gpu), known)
@@ -81,12 +104,15 @@ def section(folder: Folder, known: Sequence[Price]) -> Section | None:
         headings = [what, "backend", "weights", "eager ms", "fastest ms", "mode", "gone in a graph",
                     "16-bit sdpa eager / this", "USD a million tokens, eager", "fastest"]  # fmt: skip
         found.grids.append((headings, grid))
-        found.words += tables.refusals(result)
-        name = f"int4-steps-{result['file']}"
-        draw = partial(kernel_figures.int4_steps, rows, figures)
-        found.figures.append(drawn(name, f"4-bit steps: {what}", draw))
+        found.words += dict.fromkeys(line for result in runs for line in tables.refusals(result))
+        draw = partial(kernel_figures.int4_steps, _once([row for _, rows in of_runs for row in rows]), figures)
+        found.figures.append(drawn(f"int4-steps-{first['file']}", f"4-bit steps: {what}", draw))
     if not found.grids:
         return None
     found.words.insert(0, "`gone in a graph` is the share of the eager step that its graph does without: Python, the "
                           "dispatcher and the launches. Where it is large, fewer bits cannot show.")  # fmt: skip
+    if any(row[0] == "measured, run 2" for _, grid in found.grids for row in grid):
+        found.words.insert(
+            1, "Libraries that came in several runs: each is held against the 16-bit layer of its own run."
+        )
     return found

@@ -4,7 +4,8 @@
 modules ``gptq``, ``awq`` and ``compressed_tensors``, each with ``pack`` and ``unpack``.
 """
 
-from pykernels.quant import awq, compressed_tensors, gptq
+from pykernels.quant import awq, compressed_tensors, exl2, gptq
+from pykernels.quant.exl2 import Exl2Weight
 from pykernels.quant.folder import PARTS, Quantization, quantization_of, read_quantized
 from pykernels.quant.int4_weight import Int4Weight
 from pykernels.quant.nf4 import Nf4Weight
@@ -13,6 +14,7 @@ from pykernels.quant.weight import QuantizedWeight, equal
 
 __all__ = [
     "PARTS",
+    "Exl2Weight",
     "Int4Weight",
     "Nf4Weight",
     "Quantization",
@@ -20,6 +22,7 @@ __all__ = [
     "awq",
     "compressed_tensors",
     "equal",
+    "exl2",
     "gptq",
     "quantization_of",
     "read_quantized",

@@ -15,7 +15,7 @@ from bench.backends.int4 import base, tinygemm
 from bench.int4 import validate
 
 CPU = torch.device("cpu")
-PEERS = ("torchao", "bnb-nf4", "marlin", "machete", "awq", "gptq", "exllamav2", "gemlite")
+PEERS = ("torchao", "bnb-nf4", "marlin", "machete", "awq", "gptq", "exllamav2", "exl2", "gemlite")
 FEW = ("random", "powers of two", "zero scale")
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -60,6 +60,20 @@ def test_the_tiles_of_torch_s_cuda_kernel(libraries, in_features, symmetric):
     expected = x.double() @ torchao.multiplies_by(weight).T
     for got in (torch.ops.aten._weight_int4pack_mm(x, packed, 128, scales), torchao.run(x)):
         assert_close(got, expected, torch.bfloat16)
+
+
+def test_exl2_is_tuned_before_anything_is_captured(libraries, monkeypatch):
+    """The library measures its first calls of a shape, each with an event that it waits for."""
+    kernel = int4.registry()["exl2"]
+    monkeypatch.setattr(kernel, "TUNING_CALLS", 201)
+    calls = []
+    one, other = kernel(), kernel()
+    for made in (one, other):
+        made.prepare(pk.Int4Weight.quantize(randn(32, 128, dtype=torch.float16), 128))
+        made._run = lambda x, *_: calls.append(x.shape[0])
+    for batch, made in ((1, one), (1, one), (1, other), (2, one)):
+        made.run(torch.zeros(batch, 128, dtype=torch.float16))
+    assert calls == [1] * 204 + [2] * 202
 
 
 def test_exllamav2_is_imported_without_the_rest_of_its_package(monkeypatch, tmp_path):

@@ -16,7 +16,8 @@ from bench.core.measure import gate
 
 CPU = torch.device("cpu")
 TINY = pk.models.get("tiny")
-FAKED = ("torchao", "bnb-nf4", "marlin", "machete", "awq", "gptq", "exllamav2", "gemlite")
+FAKED = ("torchao", "bnb-nf4", "marlin", "machete", "awq", "gptq", "exllamav2", "exl2", "gemlite")
+EXLLAMA = ("exllamav2", "exl2")
 SMALL = ["--device=cpu", "--steps=2", "--warmup=1", "--model=tiny", "--ctx=16", "--quant=int4"]
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -46,9 +47,9 @@ def test_a_layer_of_a_library_is_right(libraries, name, symmetric):
     assert {arm.backend for arm in arms} == {f"{name}-fp16" if kernel.dtypes == (torch.float16,) else name}
     eager, dispatch = arms
     assert eager.status == "ok", eager.reason
-    recorded = name not in ("torchao", "exllamav2", "gemlite", "bnb-nf4")
+    recorded = name not in ("torchao", "exllamav2", "exl2", "gemlite", "bnb-nf4")
     assert dispatch.status == ("ok" if recorded else "unsupported"), dispatch.reason
-    assert len([call for call in eager.kernels if "gemm_half_q_half" in call]) == (7 if name == "exllamav2" else 0)
+    assert len([call for call in eager.kernels if "gemm_half_q_half" in call]) == (7 if name in EXLLAMA else 0)
 
 
 @pytest.mark.parametrize("name", ["native", "tinygemm", "sdpa", "native-dense"])
@@ -91,7 +92,7 @@ def test_a_step_of_a_library_is_right(libraries, name):
     gate([arm])
     assert arm.status == "ok" and driver is not None, arm.reason
     unseen = [call for call in arm.kernels if "gemm_half_q_half" in call]
-    assert len(unseen) == (7 * TINY.n_layers if name == "exllamav2" else 0) and arm.launches == len(arm.kernels)
+    assert len(unseen) == (7 * TINY.n_layers if name in EXLLAMA else 0) and arm.launches == len(arm.kernels)
 
 
 def test_biases_that_the_gate_changes_reach_a_fused_projection(libraries):

@@ -234,6 +234,9 @@ def test_the_chain_of_a_quantised_folder(capsys, monkeypatch, tmp_path):
     of_folder = json.loads(cell.read_text())
     assert of_folder["cell"] == {"model": "tiny-awq", "ctx": 8, "batch": 1}, "no path of this machine"
     assert of_folder["quant"]["group_size"] == GROUP and [arm["status"] for arm in of_folder["arms"]] == ["ok"] * 3
+    second = json.loads(cell.read_text())  # another library's run, which joins the first in the report's table
+    second["arms"][2]["backend"] = "marlin"
+    (out / "second.json").write_text(json.dumps(second))
     compared = run_here(
         capsys, "bench.ab", *flags, "--ctx=8", "--a=native/block:native", "--b=sdpa:eager", "--sessions=1",
         f"--json={out}/ab.json",
@@ -255,5 +258,8 @@ def test_the_chain_of_a_quantised_folder(capsys, monkeypatch, tmp_path):
     for published in ("62.32", "59.36", "45.24", "17.36"):
         assert published in section
     assert "on the same weights in fp16: sdpa; all others in int4" in section
+    assert section.count("| backend | weights |") == 1
+    for row in ("run 1 | tinygemm | int4", "run 2 | marlin | int4", "run 2 | sdpa | fp16"):
+        assert f"| measured, {row} |" in section
     [picture] = (out / "report" / "figures").glob("int4-steps-*.png")
     assert picture.read_bytes().startswith(b"\x89PNG")

@@ -5,6 +5,7 @@ So what an adapter hands over meets the reference on a machine without the libra
 vLLM 0.25.1 and bitsandbytes 0.50.2.
 """
 
+import itertools
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -256,11 +257,44 @@ def define_bitsandbytes() -> torch.library.Library:
     return library
 
 
+def _exl2_dense(w: dict[str, Tensor]) -> Tensor:
+    """float64 [out_features, in_features] of EXL2's tensors, as the library's kernel reads them: bit by bit along a
+    column, the group of a row by its map. It changes w as the library does."""
+    names = {"q_weight": torch.int32, "q_scale": torch.int32, "q_scale_max": torch.float16, "q_groups": torch.int16,
+             "q_invperm": torch.int32, "q_perm": torch.int32}  # fmt: skip
+    assert {name: tensor.dtype for name, tensor in w.items()} == names
+    w["q_scale_max"] *= 1 / 256
+    w["q_perm"], w["q_invperm"] = w["q_perm"].short(), w["q_invperm"].short()
+    n, groups = w["q_weight"].shape[1], w["q_groups"].view(-1, 2).tolist()
+    assert all(a >= b for (a, _), (b, _) in itertools.pairwise(groups)), "the kernel takes the widest rows first"
+    words = w["q_weight"].long() & 0xFFFFFFFF
+    bits_of_column = (words.unsqueeze(1) >> torch.arange(32).view(1, 32, 1) & 1).flatten(0, 1)  # [32 * words, n]
+    group_map: list[int] = []
+    rows = []
+    for group, (bits, first) in enumerate(groups):
+        end = groups[group + 1][1] if group + 1 < len(groups) else words.shape[0]
+        values = bits_of_column[32 * first : 32 * end].unflatten(0, (-1, bits))
+        q = (values << torch.arange(bits).view(1, bits, 1)).sum(1)
+        shift = 4 * (torch.arange(n) % 8)
+        root = (w["q_scale"][group].long().repeat_interleave(8) >> shift & 15) + 1
+        rows.append((q - 2 ** (bits - 1)).double() * (root.square().half() * w["q_scale_max"][group]).double())
+        for left in range(q.shape[0], 0, -1):
+            group_map += [group, left]
+    w["q_group_map"] = torch.tensor(group_map, dtype=torch.int16)
+    packed = torch.cat(rows)
+    dense = torch.empty_like(packed)
+    dense[w["q_perm"].long()] = packed  # x[q_perm[i]] meets row i
+    return dense.T.contiguous()
+
+
 def exllamav2_ext() -> SimpleNamespace:
     """exllamav2.ext: it reads GPTQ v1 nibble by nibble, so a stored 15 is a zero point of 16."""
     kept: dict[int, Tensor] = {}
 
     def make_q_matrix(w, temp_dq, key=None, prescale=1, max_dq_rows=0, offset_qzeros=False):
+        if "q_weight" in w:
+            kept[len(kept) + 1] = _exl2_dense(w)
+            return len(kept)
         assert set(w) == {"qweight", "qzeros", "scales"} and temp_dq.dtype == w["scales"].dtype == torch.half
         k, n, groups = 8 * w["qweight"].shape[0], w["qweight"].shape[1], w["scales"].shape[0]
         group_size = 1
@@ -335,6 +369,8 @@ def replace_libraries(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         "torchao.quantization": SimpleNamespace(Int4TilePackedTo4dTensor=Int4TilePackedTo4dTensor),
     }.items():  # fmt: skip
         monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(int4.registry()["exl2"], "TUNING_CALLS", 1)  # its stand-in has nothing to tune
+    monkeypatch.setattr(int4.registry()["exl2"], "_tuned", set())
     monkeypatch.setattr(int4.registry()["torchao"], "tiled_on", ("cpu", "cuda"))  # its stand-in reads that layout
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(multi_processor_count=4))
     yield

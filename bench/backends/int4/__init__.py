@@ -3,7 +3,7 @@
 from bench.backends.int4.awq import Awq
 from bench.backends.int4.base import Int4Kernel, gate_depth
 from bench.backends.int4.bitsandbytes import BitsandbytesNf4
-from bench.backends.int4.exllamav2 import Exllamav2
+from bench.backends.int4.exllamav2 import Exl2, Exllamav2
 from bench.backends.int4.gemlite import Gemlite
 from bench.backends.int4.gptq import Gptq
 from bench.backends.int4.machete import Machete
@@ -13,7 +13,7 @@ from bench.backends.int4.tinygemm import Tinygemm
 from bench.backends.int4.torchao import Torchao
 
 _KERNELS: tuple[type[Int4Kernel], ...] = (
-    Native, Tinygemm, Torchao, BitsandbytesNf4, Marlin, Machete, Awq, Gptq, Exllamav2, Gemlite,
+    Native, Tinygemm, Torchao, BitsandbytesNf4, Marlin, Machete, Awq, Gptq, Exllamav2, Exl2, Gemlite,
 )  # fmt: skip
 
 

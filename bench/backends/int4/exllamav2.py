@@ -1,10 +1,10 @@
-"""`exllamav2`: ExLlamaV2's kernel on a GPTQ weight, gemm_half_q_half of its extension."""
+"""`exllamav2` and `exl2`: ExLlamaV2's kernels, gemm_half_q_half, on GPTQ weights and on its own format."""
 
 import importlib
 import importlib.util
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,19 +13,13 @@ import pykernels as pk
 from bench.backends.int4.base import LibraryKernel
 
 
-class Exllamav2(LibraryKernel):
-    """fp16 alone; it adds up in half precision. Its extension compiles when it is first imported: minutes.
+class Exllamav2Kernel(LibraryKernel):
+    """fp16 alone; it adds up in half precision. Its extension compiles when it is first imported: minutes."""
 
-    The study measured it on an EXL2 file of mixed bits; here it gets the 4-bit weight that all others get.
-    """
-
-    name = "exllamav2"
-    description = "ExLlamaV2 on GPTQ weights"
     install_hint = "pip install exllamav2 (compiles with nvcc at first use)"
     package = "exllamav2"
     dtypes = (torch.float16,)
-    group_sizes = (32, 64, 128, 256, 512, 1024, -1)  # it takes the next power of two for whatever it is given
-    in_multiple, out_multiple = 32, 32
+    out_multiple = 32
     half_sums = True
     fused_by = "its own model code, which keeps q, k, v, gate and up apart"
     no_dispatch = "its extension's function is no op of the dispatcher"
@@ -41,23 +35,15 @@ class Exllamav2(LibraryKernel):
             sys.modules[cls.package] = importlib.util.module_from_spec(spec)
         return importlib.import_module("exllamav2.ext")
 
-    @classmethod
-    def refusal(cls, weight: pk.Int4Weight, batch: int) -> str | None:
-        if weight.zeros is not None and bool((weight.zeros == 0).any()):
-            return "takes no zero point of 0: it reads GPTQ v1, which stores one less in 4 bits"
-        return super().refusal(weight, batch)
-
-    def prepare(self, weight: pk.Int4Weight) -> Sequence[Tensor]:
-        library, tensors = self.library(), weight.to_gptq(version=1)
-        del tensors["g_idx"]
-        self._run, self._out_features = library.ext_c.gemm_half_q_half, weight.out_features
-        # It shuffles qweight where it lies and keeps pointers: the tensors must live as long as the handle.
-        self._tensors = tensors
-        self._free = library.ext_c.free_q_matrix
+    def make(self, tensors: dict[str, Tensor], out_features: int) -> None:
+        """Hand the tensors of a weight to the library. It shuffles the weight where it lies and keeps pointers: what is
+        in `tensors` then, must live as long as the handle."""
+        library, (first, *_) = self.library(), tensors.values()
+        self._run, self._free = library.ext_c.gemm_half_q_half, library.ext_c.free_q_matrix
+        self._tensors, self._out_features = tensors, out_features
         # Where it would write a dense weight, for more rows of x than are given here.
-        self._dense = torch.empty(1, dtype=torch.float16, device=weight.packed.device)
+        self._dense = torch.empty(1, dtype=torch.float16, device=first.device)
         self._handle = library.make_q_matrix(tensors, self._dense)
-        return list(tensors.values())
 
     def run(self, x: Tensor) -> Tensor:
         out = torch.empty(x.shape[0], self._out_features, dtype=x.dtype, device=x.device)
@@ -67,3 +53,71 @@ class Exllamav2(LibraryKernel):
     def __del__(self) -> None:
         if handle := getattr(self, "_handle", None):
             self._free(handle)
+
+
+class Exllamav2(Exllamav2Kernel):
+    """The 4-bit weight that all others get."""
+
+    name = "exllamav2"
+    description = "ExLlamaV2 on GPTQ weights"
+    group_sizes = (32, 64, 128, 256, 512, 1024, -1)  # it takes the next power of two for whatever it is given
+    in_multiple = 32
+
+    @classmethod
+    def refusal(cls, weight: pk.Int4Weight, batch: int) -> str | None:
+        if weight.zeros is not None and bool((weight.zeros == 0).any()):
+            return "takes no zero point of 0: it reads GPTQ v1, which stores one less in 4 bits"
+        return super().refusal(weight, batch)
+
+    def prepare(self, weight: pk.Int4Weight) -> Sequence[Tensor]:
+        tensors = weight.to_gptq(version=1)
+        del tensors["g_idx"]
+        self.make(tensors, weight.out_features)
+        return list(tensors.values())
+
+
+class Exl2(Exllamav2Kernel):
+    """Its own format, which the study measured: the dequantised weight rounded once more to a mix of 5 and 4 bits, 4.25
+    in all with its scales and its order of the columns, and held against what that says.
+
+    The library measures two sizes of its blocks on the first TUNING_CALLS calls of a shape and waits for each of them,
+    which no capture allows: they are made on the first call, outside any timing.
+    """
+
+    name = "exl2"
+    description = "ExLlamaV2 on EXL2 weights of 4.25 bits"
+    GROUP_SIZE = 128
+    in_multiple = GROUP_SIZE
+    act_order = True  # it sees the dequantised weight alone
+    rounds_weights = requantises = True
+    BITS_A_WEIGHT = 4.25
+    TUNING_CALLS = 201
+    """200 that version 0.3.2 measures, and one that chooses."""
+
+    _tuned: ClassVar[set[tuple[int, int, int]]] = set()
+    """Batch, in_features and out_features: what the library tells calls apart by."""
+
+    @classmethod
+    def quantised(cls, weight: pk.Int4Weight) -> pk.quant.Exl2Weight:
+        """The weight in EXL2."""
+        mix = pk.quant.exl2.mix_of(cls.BITS_A_WEIGHT, weight.in_features, weight.out_features, cls.GROUP_SIZE)
+        return pk.quant.Exl2Weight.quantize(weight.dequantize(torch.float32), mix, cls.GROUP_SIZE)
+
+    def prepare(self, weight: pk.Int4Weight) -> Sequence[Tensor]:
+        exl2 = self.quantised(weight)
+        tensors = dict(vars(exl2))
+        tensors["q_perm"] = torch.argsort(exl2.q_invperm).int()
+        self.make(tensors, weight.out_features)
+        read = ("q_weight", "q_scale", "q_scale_max", "q_group_map", "q_perm")
+        return [tensors[name] for name in read]
+
+    def run(self, x: Tensor) -> Tensor:
+        shape = x.shape[0], x.shape[1], self._out_features
+        if shape not in self._tuned:
+            for _ in range(self.TUNING_CALLS):
+                super().run(x)
+            self._tuned.add(shape)
+        return super().run(x)
+
+    def multiplies_by(self, weight: pk.Int4Weight) -> Tensor:
+        return self.quantised(weight).dequantize()
