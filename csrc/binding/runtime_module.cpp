@@ -10,6 +10,7 @@
 #ifdef PYKERNELS_CUDA
 #include "cuda/gemv_variants.h"
 #endif
+#include "cpu/isa_names.h"
 #include "runtime/build_stamp.h"
 #include "runtime/program.h"
 #include "runtime/ranges.h"
@@ -117,25 +118,6 @@ py::array_t<double> timed_ops_array(const std::vector<ProgramPointer>& programs,
     double* data = samples_us.mutable_data();
     run_interruptibly([&] { timed_ops(pointers, warmup, steps, data); });
     return samples_us;
-}
-
-std::vector<std::string> supported_isas() {
-    std::vector<std::string> names;
-    for (int i = 0; i <= static_cast<int>(cpu::Isa::avx512_bf16); ++i) {
-        const auto isa = static_cast<cpu::Isa>(i);
-        if (cpu::isa_supported(isa)) names.emplace_back(cpu::isa_name(isa));
-    }
-    return names;
-}
-
-void set_isa_by_name(const std::string& name) {
-    for (int i = 0; i <= static_cast<int>(cpu::Isa::avx512_bf16); ++i) {
-        const auto isa = static_cast<cpu::Isa>(i);
-        if (name == cpu::isa_name(isa)) return cpu::set_isa(isa);
-    }
-    std::string allowed;
-    for (const auto& supported : supported_isas()) allowed += (allowed.empty() ? "" : ", ") + supported;
-    throw std::invalid_argument("isa must be one of " + allowed + ", got " + name);
 }
 
 #ifdef PYKERNELS_CUDA
@@ -315,9 +297,9 @@ PYBIND11_MODULE(_runtime, module) {
 
     module.def("num_threads", &cpu::num_threads);
     module.def("set_num_threads", &cpu::set_num_threads, py::arg("count"));
-    module.def("isa", [] { return cpu::isa_name(cpu::current_isa()); });
-    module.def("set_isa", &set_isa_by_name, py::arg("name"));
-    module.def("supported_isas", &supported_isas);
+    module.def("isa", &cpu::current_isa_name);
+    module.def("set_isa", &cpu::set_isa_by_name, py::arg("name"));
+    module.def("supported_isas", &cpu::supported_isa_names);
     module.def("build_info", &build_info);
     module.def("op_names", &op_names);
 

@@ -9,13 +9,14 @@
 //
 // bf16 x without bf16 dot products is integers (int4_x.h), which the nibbles multiply as they are: three
 // instructions make 64 bytes of weights bytes of nibbles, and four more multiply each of the two slices of x
-// and add up, where decoding to float32 takes five for every eighth of them.
+// and add up, two with AVX512-VNNI, where decoding to float32 takes five for every eighth of them.
 //
 // Other products and all sums of tiles are float32; the scale multiplies once a group. Bytes: words, scales,
 // zeros, each once.
 #include "cpu/int4_rows.h"
 
 #include "cpu/dot.h"
+#include "cpu/vnni.h"
 
 namespace pykernels::cpu::PYKERNELS_ISA {
 namespace {
@@ -47,6 +48,24 @@ inline __m512bh int4_decode_pair(U32 words, int pair) {
 }
 #endif
 
+// Can the CPU that runs this code multiply and add bytes in one instruction, vpdpbusd?
+#if defined(__AVX512BW__) && !defined(__AVX512BF16__)
+constexpr bool int4_may_have_vnni = true;
+
+// sums + the four products of every word's unsigned bytes and x's signed ones. Assembly: the intrinsic is for
+// files compiled for AVX512-VNNI, which would be one more copy of all kernels.
+inline I32 int4_add_products(I32 sums, U32 bytes, const char* x) {
+    asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(bytes), "v"(_mm512_loadu_si512(x)));
+    return sums;
+}
+#else
+constexpr bool int4_may_have_vnni = false;
+
+inline I32 int4_add_products(I32 sums, U32, const char*) {
+    return sums;
+}
+#endif
+
 #if defined(__AVX2__)
 // Of every word: the sum over its eight nibbles of q times the elements of one slice of x. even, odd: those
 // nibbles as bytes; weight: int16 that multiplies the sum, 128 or 1. A sum of int16 is at most 4 * 15 * 128.
@@ -67,7 +86,7 @@ inline I32 int4_slice_dot(U32 even, U32 odd, const char* slice, int16_t weight) 
 }
 
 // int4_tile_dot() of x as integers.
-template <int rows, int batch>
+template <bool vnni, int rows, int batch>
 inline void int4_tile_dot_integers(const U32 (&words)[rows], const char* x, F32 (&part)[rows][batch]) {
     constexpr int64_t tile_bytes = 6 * sizeof(I32);
     U32 even[rows], odd[rows];
@@ -84,8 +103,17 @@ inline void int4_tile_dot_integers(const U32 (&words)[rows], const char* x, F32 
         const F32 step = load(reinterpret_cast<const float*>(of_row + 5 * sizeof(I32)));
 #pragma GCC unroll 4
         for (int r = 0; r < rows; ++r) {
-            const I32 sum = int4_slice_dot(even[r], odd[r], of_row, 128) +
-                            int4_slice_dot(even[r], odd[r], of_row + 2 * sizeof(I32), 1) - eight_sums;
+            I32 sum;
+            if constexpr (vnni) {
+                I32 high = int4_add_products(I32{}, even[r], of_row), low = -eight_sums;
+                high = int4_add_products(high, odd[r], of_row + sizeof(I32));
+                low = int4_add_products(low, even[r], of_row + 2 * sizeof(I32));
+                low = int4_add_products(low, odd[r], of_row + 3 * sizeof(I32));
+                sum = (high << 7) + low;
+            } else {
+                sum = int4_slice_dot(even[r], odd[r], of_row, 128) +
+                      int4_slice_dot(even[r], odd[r], of_row + 2 * sizeof(I32), 1) - eight_sums;
+            }
             part[r][b] = __builtin_convertvector(sum, F32) * step;
         }
     }
@@ -94,11 +122,11 @@ inline void int4_tile_dot_integers(const U32 (&words)[rows], const char* x, F32 
 
 // One tile of `rows` rows: part[r][b][lane] = sum of (q - 8) * x over the eight elements of the lane's word
 // in row r.
-template <int rows, int batch, class T>
+template <bool vnni, int rows, int batch, class T>
 inline void int4_tile_dot(const U32 (&words)[rows], const char* x, F32 (&part)[rows][batch]) {
     constexpr int64_t tile_bytes = int4_tile_bytes<T>;
 #if defined(__AVX2__)
-    if constexpr (int4_integers<T>) return int4_tile_dot_integers(words, x, part);
+    if constexpr (int4_integers<T>) return int4_tile_dot_integers<vnni>(words, x, part);
 #endif
     for (auto& row : part) {
         for (F32& sum : row) sum = F32{};
@@ -155,8 +183,8 @@ inline F32 int4_scales(const T* scales) {
     }
 }
 
-// The rows of one weight, `at_once` of them a pass over x.
-template <int batch, class T>
+// The rows of one weight, `at_once` of them a pass over x. vnni: on a CPU that has it.
+template <int batch, class T, bool vnni = false>
 class RowPasses {
   public:
     static constexpr int at_once = Int4Rows<batch, T>::at_once;
@@ -214,7 +242,7 @@ class RowPasses {
                 }
             }
         }
-        int4_tile_dot<at_once, batch, T>(words, x, part);
+        int4_tile_dot<vnni, at_once, batch, T>(words, x, part);
     }
 
     // A group is a number of tiles, or the whole row; each tile is scaled and added on its own.
@@ -288,6 +316,9 @@ class RowPasses {
 
 template <int batch, class T>
 void Int4Rows<batch, T>::dot(int64_t n, int64_t stride, int64_t count, float (*sums)[batch]) const {
+    if constexpr (int4_integers<T> && int4_may_have_vnni) {
+        if (uses_vnni()) return RowPasses<batch, T, true>(*this).dot(n, stride, count, sums);
+    }
     RowPasses<batch, T>(*this).dot(n, stride, count, sums);
 }
 

@@ -1,18 +1,16 @@
 // Which instruction set runs, and the settings read from the environment.
 #include <atomic>
 #include <cstdlib>
-#include <cstring>
 #include <stdexcept>
 #include <string>
 
+#include "cpu/isa_names.h"
 #include "cpu/settings.h"
+#include "cpu/vnni.h"
 #include "ops.h"
 
 namespace pykernels::cpu {
 namespace {
-
-constexpr const char* names[] = {"generic", "avx2", "avx512", "avx512_bf16"};
-constexpr int n_isas = 4;
 
 // The kernels that this build has: the definitions come from CMakeLists.txt.
 constexpr bool built[] = {
@@ -34,34 +32,92 @@ constexpr bool built[] = {
 #endif
 };
 
-std::string supported_names() {
-    std::string list;
-    for (int i = 0; i < n_isas; ++i) {
-        if (isa_supported(static_cast<Isa>(i))) list += (list.empty() ? "" : ", ") + std::string(names[i]);
+struct Choice {
+    const char* name;
+    Isa isa;
+    bool vnni;
+};
+// From the least to the best. An Isa's own name comes first.
+constexpr Choice choices[] = {
+    {"generic", Isa::generic, false},         {"avx2", Isa::avx2, false},
+    {"avx512", Isa::avx512, false},           {"avx512_vnni", Isa::avx512, true},
+    {"avx512_bf16", Isa::avx512_bf16, false},
+};
+constexpr int n_choices = sizeof(choices) / sizeof(choices[0]);
+
+bool supported(const Choice& choice) {
+    if (!isa_supported(choice.isa)) return false;
+#ifdef PYKERNELS_X86
+    if (choice.vnni) return __builtin_cpu_supports("avx512vnni");
+#endif
+    return true;
+}
+
+// -1: none of that name that this CPU has.
+int choice_of(const std::string& name) {
+    for (int i = 0; i < n_choices; ++i) {
+        if (name == choices[i].name && supported(choices[i])) return i;
     }
+    return -1;
+}
+
+std::string allowed() {
+    std::string list;
+    for (const std::string& name : supported_isa_names()) list += (list.empty() ? "" : ", ") + name;
     return list;
 }
 
-Isa default_isa() {
+int default_choice() {
     const char* wanted = std::getenv("PYKERNELS_CPU_ISA");
     if (wanted == nullptr || *wanted == '\0') {
-        int best = n_isas - 1;
-        while (!isa_supported(static_cast<Isa>(best))) --best;
-        return static_cast<Isa>(best);
+        int best = n_choices - 1;
+        while (!supported(choices[best])) --best;
+        return best;
     }
-    for (int i = 0; i < n_isas; ++i) {
-        if (std::strcmp(wanted, names[i]) == 0 && isa_supported(static_cast<Isa>(i)))
-            return static_cast<Isa>(i);
-    }
-    throw std::invalid_argument("PYKERNELS_CPU_ISA must be one of " + supported_names() + ", got " + wanted);
+    const int found = choice_of(wanted);
+    if (found >= 0) return found;
+    throw std::invalid_argument("PYKERNELS_CPU_ISA must be one of " + allowed() + ", got " + wanted);
 }
 
 std::atomic<int> chosen{-1};
 
+const Choice& current() {
+    int choice = chosen.load(std::memory_order_relaxed);
+    if (choice < 0) {
+        choice = default_choice();
+        chosen.store(choice, std::memory_order_relaxed);
+    }
+    return choices[choice];
+}
+
 }  // namespace
 
+std::vector<std::string> supported_isa_names() {
+    std::vector<std::string> found;
+    for (const Choice& choice : choices) {
+        if (supported(choice)) found.emplace_back(choice.name);
+    }
+    return found;
+}
+
+const char* current_isa_name() {
+    return current().name;
+}
+
+void set_isa_by_name(const std::string& name) {
+    const int found = choice_of(name);
+    if (found < 0) throw std::invalid_argument("isa must be one of " + allowed() + ", got " + name);
+    chosen.store(found, std::memory_order_relaxed);
+}
+
+bool uses_vnni() {
+    return current().vnni;
+}
+
 const char* isa_name(Isa isa) {
-    return names[static_cast<int>(isa)];
+    int i = 0;
+    while (choices[i].isa != isa) ++i;
+    return choices[i].name;
 }
 
 bool isa_supported(Isa isa) {
@@ -89,19 +145,11 @@ bool isa_supported(Isa isa) {
 }
 
 Isa current_isa() {
-    int isa = chosen.load(std::memory_order_relaxed);
-    if (isa < 0) {
-        isa = static_cast<int>(default_isa());
-        chosen.store(isa, std::memory_order_relaxed);
-    }
-    return static_cast<Isa>(isa);
+    return current().isa;
 }
 
 void set_isa(Isa isa) {
-    if (!isa_supported(isa)) {
-        throw std::invalid_argument("isa must be one of " + supported_names() + ", got " + isa_name(isa));
-    }
-    chosen.store(static_cast<int>(isa), std::memory_order_relaxed);
+    set_isa_by_name(isa_name(isa));
 }
 
 int environment_integer(const char* name, int low, int high) {

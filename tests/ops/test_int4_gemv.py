@@ -176,6 +176,18 @@ def test_x_of_many_magnitudes(isa_name, symmetric):
         check(given)
 
 
+@pytest.mark.skipif("avx512_vnni" not in ISAS, reason="this CPU has no AVX512-VNNI")
+@pytest.mark.parametrize("batch", [1, 2, 5, 8])
+def test_vnni_changes_no_bit(batch):
+    """Integers that add up in other instructions."""
+    given = arguments(batch, 1120, 17, torch.bfloat16, symmetric=False, group_size=32)
+    outs = []
+    for name in ("avx512", "avx512_vnni"):
+        with isa(name):
+            outs.append(pk.ops.int4_gemv(**given))
+    assert torch.equal(*outs)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("isa_name", ISAS)
 def test_an_x_that_is_not_finite_shows_in_its_own_sequence(isa_name, value):
