@@ -11,6 +11,7 @@ struct Int4Gemv : GemvEpilogue<Element, Int4GemvParams> {
     using T = Element;
     using Params = Int4GemvParams;
     static constexpr int n_weights = 1;
+    static constexpr bool splits_columns = true;
 
     __host__ __device__ static int width(const Params& p) { return p.in_features; }
     __host__ __device__ static int batch(const Params& p) { return p.batch; }

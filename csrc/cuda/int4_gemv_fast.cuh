@@ -20,24 +20,28 @@ namespace pykernels::cuda {
 // A warp's copies, [stage][16 rows of 128 bytes, then their scales]. Lane t reads 16-byte vectors t and t + 4
 // of a row. In odd rows the two are swapped: a swizzle that makes the reads of eight lanes in two rows free
 // of bank conflicts.
-template <class Op>
+// `before`: K tiles of a row before the block's.
+template <class Op, int stage_count>
 struct Int4LineCopies {
     using T = typename Op::T;
     static constexpr int rows_at_once = 4;  // 8 lanes a row
+    static constexpr int n_stages = stage_count;
     const typename Op::Params& params;
     const Int4GemvFastPlan& plan;
     const Int4WarpItems& work;
     unsigned char* stages;
+    int before;
     int item, tile, k_tile, stage = 0;
     const uint8_t* from[2][2];  // [side][half of the tile's row pairs]: this lane's 16 bytes of K tile 0
     const T* scales;            // in lanes 0 to 15, those of row `lane`
 
     __device__ __forceinline__ Int4LineCopies(const typename Op::Params& params, const Int4GemvFastPlan& plan,
-                                              const Int4WarpItems& work, unsigned char* stages)
+                                              const Int4WarpItems& work, unsigned char* stages, int before)
         : params(params),
           plan(plan),
           work(work),
           stages(stages),
+          before(before),
           item(work.first_item),
           tile(work.first_tile),
           k_tile(work.first_k_tile) {
@@ -82,13 +86,14 @@ struct Int4LineCopies {
             for (int side = 0; side < 2; ++side) {
 #pragma unroll
                 for (int half = 0; half < 2; ++half) {
-                    async_copy16(vector + (2 * side + half) * rows_at_once * int4_k_tile_bytes,
-                                 from[side][half] + static_cast<uint32_t>(k_tile) * int4_k_tile_bytes);
+                    async_copy16(
+                        vector + (2 * side + half) * rows_at_once * int4_k_tile_bytes,
+                        from[side][half] + static_cast<uint32_t>(before + k_tile) * int4_k_tile_bytes);
                 }
             }
             if (plan.group_shift == 0 && lane < int4_tile_rows) {
                 async_copy4(to + int4_tile_rows * int4_k_tile_bytes + lane * 4,
-                            scales + 2 * static_cast<uint32_t>(k_tile));
+                            scales + 2 * static_cast<uint32_t>(before + k_tile));
             }
             ++item;
             if (++k_tile == plan.k_tiles && item < work.last_item) {
@@ -96,25 +101,31 @@ struct Int4LineCopies {
                 ++tile;
                 begin_tile();
             }
-            if (++stage == int4_gemv_fast_stages) stage = 0;
+            if (++stage == n_stages) stage = 0;
         }
         async_commit();  // a group per call, empty or not: async_wait counts groups
     }
 };
 
-// sequences: an upper bound of the batch, 1 or 4.
-template <class Op, int sequences>
+// sequences: an upper bound of the batch, 1 or 4. ranks: the plan's. With two, each block of a cluster
+// multiplies half of the columns of the cluster's rows; the second pushes its sums to the first.
+template <class Op, int sequences, int ranks = 1>
 __global__ void __launch_bounds__(int4_max_threads, 1)
     int4_gemv_fast_kernel(const __grid_constant__ typename Op::Params params,
                           const __grid_constant__ Int4GemvFastPlan plan) {
+    if (ranks > 1 && !has_bulk_copy) return;  // planned on sm_90 only
     Timestamps timestamps;
     using T = typename Op::T;
     unsigned char* shared = shared_memory();
     const int thread = static_cast<int>(threadIdx.x), warp = static_cast<int>(threadIdx.x / warp_size),
               lane = int4_lane();
-    const int width = Op::width(params), batch = sequences == 1 ? 1 : Op::batch(params);
-    const Int4WarpItems work(plan, static_cast<int>(blockIdx.x), warp);
+    constexpr int n_stages = ranks == 1 ? int4_gemv_fast_stages : int4_gemv_split_stages;
+    const int row_width = Op::width(params), width = row_width / ranks,
+              batch = sequences == 1 ? 1 : Op::batch(params);
+    const int cluster = static_cast<int>(blockIdx.x / ranks), rank = ranks == 1 ? 0 : cluster_rank();
+    const Int4WarpItems work(plan, cluster, warp);
     const T* const norm_weight = Op::norm_weight(params);
+    const T* const x = Op::x(params) + rank * width;
     const int x_column = thread * vector_elements, x_step = plan.warps * warp_size * vector_elements;
     // The epilogue's row pair and sequence of this thread. Neighbouring lanes share one, each adding some
     // partials.
@@ -127,13 +138,29 @@ __global__ void __launch_bounds__(int4_max_threads, 1)
     if (norm_weight) norm_columns.load_from(norm_weight, x_column, width, x_step);
     if (!plan.programmatic) {
         position = Op::position(params, out_sequence);
-        x_columns.load_from(Op::x(params), x_column, width, x_step);
+        x_columns.load_from(x, x_column, width, x_step);
     }
-    unsigned char* const stages = shared + warp * int4_gemv_fast_stages * int4_gemv_fast_stage_bytes;
-    Int4LineCopies<Op> copies(params, plan, work, stages);
+    unsigned char* const stages = shared + warp * n_stages * int4_gemv_fast_stage_bytes;
+    Int4LineCopies<Op, n_stages> copies(params, plan, work, stages, rank * plan.k_tiles);
 #pragma unroll 1
     for (int i = 0; i < plan.stages_ahead_of_x; ++i) copies.copy_next();
     timestamps.mark(TimestampPoint::first_copies);
+
+    // --- mbarrier for the sums that the second block pushes. The matching cluster_wait() comes before them.
+    auto* const pushed = reinterpret_cast<Mbarrier*>(shared + plan.pushed_offset);
+    auto* const pushed_sums =
+        reinterpret_cast<float2*>(shared + plan.pushed_offset + int4_push_barrier_bytes);
+    if constexpr (ranks > 1) {
+        if (thread == 0) {
+            barrier_init(pushed, 1);
+            barriers_ready();
+        }
+        warp_barrier();  // barrier.cluster.arrive is .aligned: all lanes execute it together
+        if (thread == 0 && rank == 0)
+            barrier_expect(pushed, static_cast<uint32_t>(work.pairs * batch) * sizeof(float2));
+        warp_barrier();
+        cluster_arrive();
+    }
 
     // --- wait for the producer
     const Int4SharedMemory memory(shared, plan);
@@ -142,10 +169,10 @@ __global__ void __launch_bounds__(int4_max_threads, 1)
     launch_dependents();
     if (plan.programmatic) {
         position = Op::position(params, out_sequence);
-        x_columns.load_from(Op::x(params), x_column, width, x_step);
+        x_columns.load_from(x, x_column, width, x_step);
     }
 #pragma unroll 1
-    for (int i = plan.stages_ahead_of_x; i < int4_gemv_fast_stages - 1; ++i) copies.copy_next();
+    for (int i = plan.stages_ahead_of_x; i < n_stages - 1; ++i) copies.copy_next();
 
     // --- x to int8 slices in shared memory
 #pragma unroll 1
@@ -165,7 +192,7 @@ __global__ void __launch_bounds__(int4_max_threads, 1)
 #pragma unroll 1
         for (int first = x_column; first < width; first += gemv_x_vectors * x_step) {
             if (b > 0 || first != x_column) {
-                x_columns.load_from(Op::x(params) + int64_t{b} * width, first, width, x_step);
+                x_columns.load_from(x + int64_t{b} * row_width, first, width, x_step);
                 if (norm_weight) norm_columns.load_from(norm_weight, first, width, x_step);
             }
             // Apart from the loop: most layers take this path, and fewer instructions have to be fetched for
@@ -193,7 +220,7 @@ __global__ void __launch_bounds__(int4_max_threads, 1)
 
     // --- mainloop
     int4_multiply_items<T, sequences>(
-        plan, work, batch, memory, stages, copies, [&](int tile, int index, int side) {
+        plan, work, batch, memory, stages, copies, rank * plan.k_tiles, [&](int tile, int index, int side) {
             const Int4Row row = copies.row(tile, index, side);
             const Int4WeightParams& weight = Op::weight(params, row.weight);
             const int64_t first_group = int64_t{row.row} * weight.n_groups;
@@ -210,7 +237,8 @@ __global__ void __launch_bounds__(int4_max_threads, 1)
     };
     float scale = norm_scale(out_sequence);
 
-    block_barrier();  // the partials of all warps are in shared memory
+    block_barrier();                          // the partials of all warps are in shared memory
+    if constexpr (ranks > 1) cluster_wait();  // the mbarrier of the first block is initialised
     const int outputs_at_once = plan.warps * warp_size >> plan.finish_lanes_log2;
     // In whole warps: the lanes of one output add their partials by shuffles.
 #pragma unroll 1
@@ -225,11 +253,21 @@ __global__ void __launch_bounds__(int4_max_threads, 1)
             extra = Op::prepare(params, work.begin + pair, b, Op::position(params, b));
             if (batch > 1) scale = norm_scale(b);
         }
-        const float2 both = int4_pair_sums(plan, work, memory.sums, pair, b, batch);
+        float2 both = int4_pair_sums(plan, work, memory.sums, cluster, pair, b, batch);
+        if constexpr (ranks > 1) {
+            if (rank > 0) {
+                if (exists && (lane & (finish_lanes - 1)) == 0)
+                    push(remote_address(0, pushed_sums + i), both, remote_address(0, pushed));
+                continue;
+            }
+            wait_for_pushes(pushed);  // no block writes here after this, so this one may also exit
+            const float2 other = load(pushed_sums + output);
+            both = make_float2(both.x + other.x, both.y + other.y);
+        }
         if (exists && (lane & (finish_lanes - 1)) == 0)
             Op::finish(params, work.begin + pair, b, extra, both.x * scale, both.y * scale);
     }
-    Op::end_block(params, work.begin, work.begin + work.pairs);
+    if (rank == 0) Op::end_block(params, work.begin, work.begin + work.pairs);
 }
 
 }  // namespace pykernels::cuda

@@ -22,15 +22,18 @@
 // instructions for a lane's 64 weights, half on the integer pipe and half on the float16 pipe.
 //
 // An Op has what gemv_epilogues.cuh gives, and: T; Params; n_weights; width(p), batch(p), x(p),
-// norm_weight(p) (null: x as it is), eps(p); weight(p, i), weight_rows(p, i); row(p, pair, side).
+// norm_weight(p) (null: x as it is), eps(p); weight(p, i), weight_rows(p, i); row(p, pair, side);
+// splits_columns: has a kernel for clusters.
 #pragma once
 
 #include "cuda/common/dispatch.h"
 #include "cuda/common/int4_decode.cuh"
 #include "cuda/common/launch.h"
+#include "cuda/common/resident_clusters.h"
 #include "cuda/common/timestamps.cuh"
 #include "cuda/int4_block.cuh"
 #include "cuda/int4_gemv_fast.cuh"
+#include "cuda/int4_variants.h"
 
 namespace pykernels::cuda {
 
@@ -308,7 +311,20 @@ void launch_int4_gemv(const typename Op::Params& params, const Stream& stream) {
         in_order &= reinterpret_cast<uintptr_t>(weight.scales) % 4 == 0 &&
                     reinterpret_cast<uintptr_t>(weight.zeros) % 2 == 0;
     }
-    const Int4GemvFastPlan fast_path = plan_int4_gemv_fast(sizes, in_order, stream.programmatic, device);
+    // Only an op without a norm has a kernel for clusters: its weight may be long.
+    const int clusters =
+        Op::splits_columns && int4_variants().split_columns ? resident_clusters().counts[2] : 0;
+    const Int4GemvFastPlan fast_path =
+        plan_int4_gemv_fast(sizes, in_order, stream.programmatic, device, clusters);
+    if constexpr (Op::splits_columns) {
+        if (fast_path.fits && fast_path.ranks == 2) {
+            launch_clusters(sizes.batch == 1 ? int4_gemv_fast_kernel<Op, 1, 2>
+                                             : int4_gemv_fast_kernel<Op, int4_gemv_fast_max_batch, 2>,
+                            2, fast_path.blocks, 32 * fast_path.warps,
+                            static_cast<size_t>(fast_path.shared_bytes), stream, params, fast_path);
+            return;
+        }
+    }
     if (fast_path.fits) {
         launch(sizes.batch == 1 ? int4_gemv_fast_kernel<Op, 1>
                                 : int4_gemv_fast_kernel<Op, int4_gemv_fast_max_batch>,

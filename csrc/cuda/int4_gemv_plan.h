@@ -149,6 +149,8 @@ inline Int4GemvPlan plan_int4_gemv(const Int4GemvSizes& sizes, bool programmatic
 
 // The fast path (int4_gemv_fast.cuh): a stage is a K tile and the scales of its rows.
 constexpr int int4_gemv_fast_stages = 4;
+// Of blocks that have half of the columns, and so half of x in shared memory.
+constexpr int int4_gemv_split_stages = 5;
 constexpr int int4_gemv_fast_stage_bytes = int4_tile_rows * (int4_k_tile_bytes + 4);
 constexpr int int4_gemv_fast_max_batch = 4;
 
@@ -164,8 +166,11 @@ constexpr Int4Divisor int4_divisor(int d) {
 struct Int4GemvFastPlan {
     bool fits;  // false: the general path takes the op
     int blocks, warps, warps_log2;
-    int block_pairs, longer_blocks;  // row pairs of a block; the first `longer_blocks` blocks have one more
-    int k_tiles;                     // of a row tile
+    // Blocks that share row pairs, a cluster: each multiplies an equal part of the columns, and the first
+    // adds up. 1 or 2.
+    int ranks;
+    int block_pairs, longer_blocks;  // row pairs of a cluster; the first `longer_blocks` have one more
+    int k_tiles;                     // of a row tile: those of a block's columns
     int group_shift;                 // a group is 2^group_shift times 128 columns
     bool zeros, programmatic;
     int stages_ahead_of_x;                // issued before griddepcontrol.wait in a PDL launch
@@ -173,15 +178,22 @@ struct Int4GemvFastPlan {
     Int4Divisor by_k_tiles, by_items[2];  // by_items: of a block with block_pairs, of one with one more
     // Shared memory of a block, in this order: each warp's stages, the partial sums (a slot for each warp's
     // part of each row tile: four floats a row and sequence), the squares of each sequence and warp, the
-    // factors of each chunk and sequence, x.
-    int sums_offset, squares_offset, factors_offset, x_offset;
+    // factors of each chunk and sequence, x; and with two ranks an mbarrier and the sums of the other block.
+    int sums_offset, squares_offset, factors_offset, x_offset, pushed_offset;
     int shared_bytes;
 };
 
+// The mbarrier, padded to a vector.
+constexpr int int4_push_barrier_bytes = 16;
+
 // `in_order`: no weight has a perm; rows of x and the norm's weight are 16-byte aligned; two scales, and two
 // zero points, can be loaded as one word. The number of warps is reduced where shared memory is small.
+//
+// `clusters`: how many of two blocks are resident at once, or 0. Where x is long, converting it takes longer
+// than the copies in flight: with clusters each of two blocks then takes half of the columns of twice the
+// rows.
 inline Int4GemvFastPlan plan_int4_gemv_fast(const Int4GemvSizes& sizes, bool in_order, bool programmatic,
-                                            const GemvDevice& device) {
+                                            const GemvDevice& device, int clusters = 0) {
     Int4GemvFastPlan plan = {};
     const int group_size = sizes.width / sizes.n_groups;
     while (group_size > 128 << plan.group_shift) ++plan.group_shift;
@@ -189,10 +201,15 @@ inline Int4GemvFastPlan plan_int4_gemv_fast(const Int4GemvSizes& sizes, bool in_
         sizes.batch > int4_gemv_fast_max_batch ||
         (sizes.n_groups != 1 && group_size != 128 << plan.group_shift))
         return plan;
-    plan.blocks = sizes.pairs < device.sm_count ? sizes.pairs : device.sm_count;
-    plan.block_pairs = sizes.pairs / plan.blocks;
-    plan.longer_blocks = sizes.pairs % plan.blocks;
-    plan.k_tiles = sizes.width / int4_k_tile;
+    const bool split =
+        clusters > 0 && !sizes.norm && sizes.width > gemv_x_step && sizes.width % (2 * int4_k_tile) == 0;
+    plan.ranks = split ? 2 : 1;
+    const int most = split ? clusters : device.sm_count, sharing = sizes.pairs < most ? sizes.pairs : most;
+    plan.blocks = sharing * plan.ranks;
+    plan.block_pairs = sizes.pairs / sharing;
+    plan.longer_blocks = sizes.pairs % sharing;
+    const int width = sizes.width / plan.ranks;
+    plan.k_tiles = width / int4_k_tile;
     plan.zeros = sizes.zeros;
     plan.programmatic = programmatic;
     plan.by_k_tiles = int4_divisor(plan.k_tiles);
@@ -213,11 +230,15 @@ inline Int4GemvFastPlan plan_int4_gemv_fast(const Int4GemvSizes& sizes, bool in_
         // it.
         const int64_t partials = int64_t{plan.k_tiles} * plan.warps / items + 2;
         plan.finish_lanes_log2 = partials > 8 ? 3 : partials > 4 ? 2 : 0;
-        plan.sums_offset = plan.warps * int4_gemv_fast_stages * int4_gemv_fast_stage_bytes;
+        const int stages = split ? int4_gemv_split_stages : int4_gemv_fast_stages;
+        plan.sums_offset = plan.warps * stages * int4_gemv_fast_stage_bytes;
         plan.squares_offset = plan.sums_offset + (plan.warps + tiles - 1) * int4_tile_rows * sizes.batch * 16;
         plan.factors_offset = int4_round_up(plan.squares_offset + sizes.batch * plan.warps * 4, 128);
-        plan.x_offset = plan.factors_offset + sizes.width / 128 * sizes.batch * 32;
-        const int64_t end = plan.x_offset + int64_t{sizes.width} / 128 * sizes.batch * 3 * 128;
+        plan.x_offset = plan.factors_offset + width / 128 * sizes.batch * 32;
+        plan.pushed_offset = plan.x_offset + width / 128 * sizes.batch * 3 * 128;
+        const int64_t end =
+            plan.pushed_offset +
+            (split ? int4_push_barrier_bytes + (int64_t{plan.block_pairs} + 1) * sizes.batch * 8 : 0);
         plan.fits = end <= device.shared_bytes;
         plan.shared_bytes = static_cast<int>(end);
         if (plan.fits) break;
@@ -225,7 +246,7 @@ inline Int4GemvFastPlan plan_int4_gemv_fast(const Int4GemvSizes& sizes, bool in_
     // Loads return in order, so x waits for the stages issued ahead of it. Where x is long or there are few
     // items, only one stage goes ahead; but two where the kernel before leaves time for them.
     const bool x_first = sizes.width > gemv_x_step || items <= 4 * plan.warps;
-    plan.stages_ahead_of_x = x_first && !shares_sm ? 1 : 2;
+    plan.stages_ahead_of_x = x_first && !shares_sm && !split ? 1 : 2;
     // As in the other GEMVs, at most one block an SM; at most two where an SM is shared.
     plan.shared_bytes = gemv_bytes_alone(plan.shared_bytes, device, shares_sm ? 2 : 1);
     return plan;

@@ -11,6 +11,7 @@ struct Int4QkvGemv : QkvEpilogue<Element, Int4QkvGemvParams> {
     using T = Element;
     using Params = Int4QkvGemvParams;
     static constexpr int n_weights = 3;
+    static constexpr bool splits_columns = false;
 
     __host__ __device__ static int width(const Params& p) { return p.hidden; }
     __host__ __device__ static int batch(const Params& p) { return p.batch; }

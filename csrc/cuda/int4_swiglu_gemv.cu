@@ -11,6 +11,7 @@ struct Int4SwigluGemv : SwigluEpilogue<Element, Int4SwigluGemvParams> {
     using T = Element;
     using Params = Int4SwigluGemvParams;
     static constexpr int n_weights = 2;
+    static constexpr bool splits_columns = false;
 
     __host__ __device__ static int width(const Params& p) { return p.in_features; }
     __host__ __device__ static int batch(const Params& p) { return p.batch; }

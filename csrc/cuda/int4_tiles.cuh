@@ -96,11 +96,11 @@ struct Int4SharedMemory {
 // The mainloop: multiplies a warp's items. The partial sums of its part of each row tile go to shared memory,
 // [partial][row][sequence][lane of four]. `copies` fills `stages` with the warp's K tiles in order, one for
 // each that has been consumed. groups(row tile, row pair of the tile, side) returns a row's scales and zero
-// points.
+// points. `before`: K tiles of the row before the block's.
 template <class T, int sequences, class Copies, class Groups>
 __device__ __forceinline__ void int4_multiply_items(const Int4GemvFastPlan& plan, const Int4WarpItems& work,
                                                     int batch, const Int4SharedMemory& shared,
-                                                    const unsigned char* stages, Copies& copies,
+                                                    const unsigned char* stages, Copies& copies, int before,
                                                     const Groups& groups) {
     const int warp = static_cast<int>(threadIdx.x / warp_size), lane = int4_lane();
     const int g = lane / 4, t = lane % 4;
@@ -121,16 +121,16 @@ __device__ __forceinline__ void int4_multiply_items(const Int4GemvFastPlan& plan
             for (int side = 0; side < 2; ++side) {
                 Int4GroupRows<T>& from = rows_of[side];
                 if (item == work.first_item || k_tile == 0) from = groups(tile, g, side);
-                scales[side] = int4_load_pair(from.scales, k_tile, plan.group_shift);
+                scales[side] = int4_load_pair(from.scales, before + k_tile, plan.group_shift);
                 const uint32_t zeros =
-                    from.zeros ? int4_load_pair(from.zeros, k_tile, plan.group_shift) : 0x808u;
+                    from.zeros ? int4_load_pair(from.zeros, before + k_tile, plan.group_shift) : 0x808u;
                 eighths[side][0] = 0.125f * static_cast<float>(zeros & 0xffu);
                 eighths[side][1] = 0.125f * static_cast<float>(zeros >> 8);
             }
         }
 
         // --- wait for the stage, refill the one before it
-        async_wait<int4_gemv_fast_stages - 2>();
+        async_wait<Copies::n_stages - 2>();
         warp_barrier();  // the copies of all lanes have landed, and all lanes have read the stage refilled
                          // next
         copies.copy_next();
@@ -163,7 +163,7 @@ __device__ __forceinline__ void int4_multiply_items(const Int4GemvFastPlan& plan
                 }
             }
         }
-        if (++stage == int4_gemv_fast_stages) stage = 0;
+        if (++stage == Copies::n_stages) stage = 0;
 
         // --- store the partial sums of the row tile
         if (++k_tile == plan.k_tiles || item + 1 == work.last_item) {
@@ -199,9 +199,9 @@ __device__ __forceinline__ float int4_norm_scale(const float* squares, int warps
 // The sums of both rows of a row pair, for one sequence: adds the partials of the warps that have items of
 // its row tile (int4_warp_of). 2^finish_lanes_log2 lanes share the partials. All lanes of the warp call.
 __device__ __forceinline__ float2 int4_pair_sums(const Int4GemvFastPlan& plan, const Int4WarpItems& work,
-                                                 const float* sums, int pair, int b, int batch) {
+                                                 const float* sums, int cluster, int pair, int b, int batch) {
     const int finish_lanes = 1 << plan.finish_lanes_log2, lane = int4_lane();
-    const Int4Divisor& by_items = plan.by_items[static_cast<int>(blockIdx.x) < plan.longer_blocks];
+    const Int4Divisor& by_items = plan.by_items[cluster < plan.longer_blocks];
     const int tile = pair / int4_tile_pairs;
     const int begin = divide((tile * plan.k_tiles + 1) * plan.warps - 1, by_items),
               end = divide((tile + 1) * plan.k_tiles * plan.warps - 1, by_items);

@@ -254,14 +254,16 @@ void test_int4_plan(const char* what, const Int4GemvSizes& sizes, const Device& 
     }
 }
 
+// clusters: of two blocks, resident at once; 0: none.
 void test_int4_gemv_fast_plan(const char* what, const Int4GemvSizes& sizes, bool programmatic,
-                              const Device& device) {
+                              const Device& device, int clusters) {
     const GemvDevice limits = {device.sm_count, device.shared_bytes};
-    const Int4GemvFastPlan plan = plan_int4_gemv_fast(sizes, true, programmatic, limits);
+    const Int4GemvFastPlan plan = plan_int4_gemv_fast(sizes, true, programmatic, limits, clusters);
     const auto context = [&](const char* part) {
         static char text[200];
-        std::snprintf(text, sizeof text, "%s: %s, batch %d, %d groups, %s%s", part, what, sizes.batch,
-                      sizes.n_groups, device.name, programmatic ? ", programmatic" : "");
+        std::snprintf(text, sizeof text, "%s: %s, batch %d, %d groups, %s%s, %d clusters", part, what,
+                      sizes.batch, sizes.n_groups, device.name, programmatic ? ", programmatic" : "",
+                      clusters);
         return text;
     };
     CHECK(!plan_int4_gemv_fast(sizes, false, true, limits).fits, "%s", context("only x in order"));
@@ -275,8 +277,11 @@ void test_int4_gemv_fast_plan(const char* what, const Int4GemvSizes& sizes, bool
     // Every chunk of 128 columns finds its group by a shift.
     for (int chunk = 0; chunk < sizes.width / 128; ++chunk)
         CHECK(chunk >> plan.group_shift == chunk * 128 / group_size, "%s: chunk %d", context("group"), chunk);
-    CHECK(plan.k_tiles * int4_k_tile >= sizes.width && (plan.k_tiles - 1) * int4_k_tile < sizes.width, "%s",
-          context("K tiles"));
+    // Blocks share rows where x is long, and only there.
+    CHECK(plan.ranks == (clusters > 0 && !sizes.norm && sizes.width > 4096 && sizes.width % 512 == 0 ? 2 : 1),
+          "%s: %d", context("ranks"), plan.ranks);
+    const int width = sizes.width / plan.ranks, sharing = plan.blocks / plan.ranks;
+    CHECK(plan.k_tiles * int4_k_tile == width, "%s", context("K tiles"));
     // The parts follow one another, each as long as what it holds; and no second block fits beside this one,
     // or no third where half of the warps leave room for another kernel's.
     const int most = plan.block_pairs + (plan.longer_blocks > 0), tiles = int4_row_tiles(most);
@@ -286,27 +291,29 @@ void test_int4_gemv_fast_plan(const char* what, const Int4GemvSizes& sizes, bool
     if (device.sm_count >= 108 && sizes.batch == 1 && sizes.width == 2 * sizes.pairs && !sizes.norm)
         CHECK(plan.warps == int4_max_warps / 2, "%s: %d", context("half of the warps"), plan.warps);
     // Sums are the same to the bit however a kernel is launched.
-    CHECK(plan.warps == plan_int4_gemv_fast(sizes, true, !programmatic, limits).warps, "%s: %d",
+    CHECK(plan.warps == plan_int4_gemv_fast(sizes, true, !programmatic, limits, clusters).warps, "%s: %d",
           context("warps of the other launches"), plan.warps);
     const bool may_share = programmatic && plan.warps == int4_max_warps / 2;
-    CHECK(plan.sums_offset >= plan.warps * int4_gemv_fast_stages * 16 * (128 + 4), "%s", context("stream"));
+    const int stages = plan.ranks == 2 ? int4_gemv_split_stages : int4_gemv_fast_stages;
+    CHECK(plan.sums_offset >= plan.warps * stages * 16 * (128 + 4), "%s", context("stream"));
     CHECK(plan.squares_offset - plan.sums_offset >= (plan.warps + tiles - 1) * 16 * sizes.batch * 16 &&
               plan.sums_offset % 16 == 0,
           "%s", context("sums"));
     CHECK(plan.factors_offset - plan.squares_offset >= sizes.batch * plan.warps * 4 &&
               plan.factors_offset % 16 == 0,
           "%s", context("squares"));
-    CHECK(plan.x_offset - plan.factors_offset >= sizes.width / 128 * sizes.batch * 32 &&
-              plan.x_offset % 16 == 0,
+    CHECK(plan.x_offset - plan.factors_offset >= width / 128 * sizes.batch * 32 && plan.x_offset % 16 == 0,
           "%s", context("factors"));
-    CHECK(plan.x_offset + 3 * sizes.width * sizes.batch <= plan.shared_bytes &&
+    const int pushed_bytes = plan.ranks == 2 ? 16 + most * sizes.batch * 8 : 0;
+    CHECK(plan.pushed_offset % 16 == 0 && plan.pushed_offset - plan.x_offset >= 3 * width * sizes.batch &&
+              plan.pushed_offset + pushed_bytes <= plan.shared_bytes &&
               plan.shared_bytes <= device.shared_bytes &&
               (may_share ? 3 : 2) * plan.shared_bytes > device.shared_bytes,
           "%s: %d", context("shared memory"), plan.shared_bytes);
     // Every row pair has one block, and blocks differ by one row pair at most.
-    CHECK(plan.blocks * plan.block_pairs + plan.longer_blocks == sizes.pairs &&
-              plan.longer_blocks < plan.blocks && plan.block_pairs > 0,
-          "%s: %d x %d + %d", context("row pairs"), plan.blocks, plan.block_pairs, plan.longer_blocks);
+    CHECK(sharing * plan.block_pairs + plan.longer_blocks == sizes.pairs && plan.longer_blocks < sharing &&
+              plan.block_pairs > 0,
+          "%s: %d x %d + %d", context("row pairs"), sharing, plan.block_pairs, plan.longer_blocks);
     // Divisions by multiplication, of every number the kernel divides.
     const auto divides = [&](Int4Divisor by, int d, int64_t highest) {
         for (int64_t n = 0; n <= highest; ++n) {
@@ -332,8 +339,11 @@ void test_int4_plans(const Device& device) {
                         const int n_groups = group_size ? std::max(width / group_size, 1) : 1;
                         test_int4_plan(what, {pairs, width, batch, n_groups, 1, norm, zeros}, device);
                         for (const bool programmatic : {false, true}) {
-                            test_int4_gemv_fast_plan(what, {pairs, width, batch, n_groups, 1, norm, zeros},
-                                                     programmatic, device);
+                            for (const int clusters : {0, device.sm_count / 2}) {
+                                test_int4_gemv_fast_plan(what,
+                                                         {pairs, width, batch, n_groups, 1, norm, zeros},
+                                                         programmatic, device, clusters);
+                            }
                         }
                     };
                     test("q", q / 2, model.hidden, false);
