@@ -14,10 +14,12 @@ enum class TimestampPoint : int {
     first_copies,    // the prefetches ahead of griddepcontrol.wait are issued
     producers_done,  // griddepcontrol.wait has returned
     x_ready,         // the activation is in shared memory or registers
+    first_scores,    // attention: K of the warp's first tiles has arrived, and its scores are issued
     streamed,        // the mainloop has ended
+    combined,        // attention: the partials of all warps and blocks that the warp waits for have arrived
     end,             // the warp exits
 };
-constexpr int stamp_points = 6;
+constexpr int stamp_points = 8;
 
 // The value of a point that the warp did not pass.
 constexpr uint32_t stamp_missing = 0xffffffffu;
@@ -31,7 +33,6 @@ struct alignas(16) StampRecord {
     uint32_t block, blocks;            // of the launch
     uint32_t sm;
     uint32_t warp;  // of the block
-    uint32_t reserved[2];
 };
 static_assert(sizeof(StampRecord) == 64);
 

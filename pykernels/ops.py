@@ -179,7 +179,8 @@ def gqa_decode(
     takes exp(score - phi) with the same phi everywhere, in [-1e6, 1e6], so that partial sums add as they are. The
     (sequence, head) pairs whose sum leaves the safe range (csrc/unified_softmax.h) are computed again online, with the
     same bits as "online", and counted in the workspace (:func:`gqa_decode_fallbacks`);
-    :func:`pykernels.calibrate_phi` finds a phi. On the CPU alone.
+    :func:`pykernels.calibrate_phi` finds a phi. On CUDA head_dim is then 64 or 128, and there are more query heads than
+    KV heads.
     """
     if out is None:
         out = torch.empty_like(q)

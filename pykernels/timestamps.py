@@ -15,7 +15,7 @@ import numpy as np
 
 from pykernels import _runtime
 
-POINTS = ("start", "first_copies", "producers_done", "x_ready", "streamed", "end")
+POINTS = ("start", "first_copies", "producers_done", "x_ready", "first_scores", "streamed", "combined", "end")
 """In the order in which a kernel passes them (csrc/timestamps.h says what each is)."""
 
 MISSING = 0xFFFFFFFF
@@ -31,7 +31,6 @@ RECORD = np.dtype(
         ("blocks", np.uint32),
         ("sm", np.uint32),
         ("warp", np.uint32),
-        ("reserved", np.uint32, 2),
     ]
 )
 """csrc/timestamps.h's StampRecord: `start_ticks` of the SM's clock, `ticks` from there to POINTS[1:], `end_ns` of the

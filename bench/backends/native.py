@@ -163,7 +163,11 @@ class NativeUnified(Native):
     def layer_reason(cls, layer: pk.DecodeLayer) -> str | None:
         if reason := super().layer_reason(layer):
             return reason
-        return "has a unified maximum on the CPU alone" if layer.device.type == "cuda" else None
+        spec = layer.spec
+        if layer.device.type == "cuda" and (spec.head_dim not in (64, 128) or spec.group_size == 1):
+            has = f"head_dim {spec.head_dim} and {spec.n_heads} query heads for {spec.n_kv_heads} KV heads"
+            return f"takes head_dim 64 or 128 and more query heads than KV heads on CUDA, and the model has {has}"
+        return None
 
     @staticmethod
     def _phi(workload: Workload) -> tuple[float, pk.Phi | None]:

@@ -14,7 +14,9 @@ _COLUMNS = {
     "first_copies_us": "to first copies",
     "producers_done_us": "wait",
     "x_ready_us": "to x",
+    "first_scores_us": "to first K",
     "streamed_us": "stream",
+    "combined_us": "combine",
     "end_us": "to end",
     "inside_us": "inside",
 }
@@ -31,7 +33,7 @@ def grid(arm: Document) -> Grid:
     for entry in arm["kernels"]:
         times = {"gap_us": entry["gap_us"], **entry["points"], "inside_us": entry["inside_us"]}
         rows.append([
-            entry["op"], entry["label"], f"{entry['sms']:.3g}", *(_mean(times[key]) for key in _COLUMNS),
+            entry["op"], entry["label"], f"{entry['sms']:.3g}", *(_mean(times.get(key)) for key in _COLUMNS),
             microseconds(entry["adds_us"]),
         ])  # fmt: skip
     rows.append(["", "sum", *[""] * (len(columns) - 2), microseconds(arm["accounted_us"])])

@@ -136,7 +136,18 @@ void gqa_decode(const Tensor& q_, const Tensor& k_cache_, const Tensor& v_cache_
     if (!unified && phi != 0) {
         fail(op, "phi must be 0 where softmax is online, got " + std::to_string(phi));
     }
-    if (unified && !q_.is_cpu()) fail(op, "softmax must be online on CUDA, got unified");
+    if (unified && !q_.is_cpu()) {
+        if (q.size(2) != 64 && q.size(2) != 128) {
+            q.fail("of head_dim 64 or 128 on CUDA where softmax is unified",
+                   "head_dim " + std::to_string(q.size(2)));
+        }
+        if (q.size(1) == k_cache.size(1)) {
+            q.fail("of more heads than k_cache's " + std::to_string(k_cache.size(1)) +
+                       " on CUDA where softmax is unified",
+                   std::to_string(q.size(1)) + " heads");
+        }
+    }
+    if (softcap != 0 && !q_.is_cpu()) fail(op, "softcap must be 0 on CUDA, got " + std::to_string(softcap));
     const Workspace workspace(op, workspace_, workspace_bytes(params, q), q);
     params.workspace = workspace.data();
     params.workspace_bytes = workspace.bytes();

@@ -65,7 +65,19 @@ class GuardedStream {
         }
     }
 
-    __device__ __forceinline__ void run(const T* q, float scale, Partial<Dims::value_max>& partial) {
+    // In place of both, behind the wait: this block may have read these tiles ahead of it.
+    __device__ __forceinline__ void start_again() {
+#pragma unroll
+        for (int i = 0; i < Dims::tiles; ++i) {
+            const int key = tiles_.first_key + i * tiles_.step;
+            read_keys<Reading::again>(i, key, key < tiles_.kv_len);
+            read_values<Reading::again>(i, key, key < tiles_.kv_len);
+        }
+    }
+
+    template <class Softmax, class Stamps>
+    __device__ __forceinline__ void run(const T* q, float scale, Partial<Dims::value_max, Softmax>& partial,
+                                        Stamps& timestamps) {
         const int kv_len = tiles_.kv_len, step = tiles_.step;
         for (int key = tiles_.first_key; key < kv_len; key += Dims::tiles * step) {
             int valid_keys[Dims::tiles];  // of a second tile: none, where it is past kv_len
@@ -75,6 +87,7 @@ class GuardedStream {
                 valid_keys[i] = kv_len - key - i * step;
                 score<T>(scores[i], keys_[i], q, valid_keys[i], scale);
             }
+            tiles_.mark_scores(key, timestamps);
 #pragma unroll
             for (int i = 0; i < Dims::tiles; ++i) {
                 const int next = key + (Dims::tiles + i) * step;

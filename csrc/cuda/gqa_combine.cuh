@@ -1,5 +1,5 @@
-// Combining the partials of one head's output, of warps, then of blocks, by their log-sum-exp
-// (Flash-Decoding).
+// Combining the partials of one head's output, of warps, then of blocks: by their log-sum-exp
+// (Flash-Decoding), or, where the maximum is unified, by adding them.
 #pragma once
 
 #include "cuda/gqa_tile.cuh"
@@ -14,14 +14,20 @@ struct Item {
 };
 
 // The combined partials of an item. weight: the maximum, the sum of exponentials, two unused.
+template <class Softmax>
 struct Combined {
-    float4 weight = {lowest, 0, 0, 0};
+    float4 weight = {Softmax::unified ? 0 : lowest, 0, 0, 0};
     float4 out = {0, 0, 0, 0};
 
     // Adds the first `count` of n partials. The common maximum is taken first, so that the factors are
     // independent.
     template <int n>
     __device__ __forceinline__ void add(const float4 (&weights)[n], const float4 (&outs)[n], int count) {
+        if constexpr (Softmax::unified) {
+#pragma unroll
+            for (int i = 0; i < n; ++i) add_one(weights[i].y, outs[i]);  // zeros from `count` on
+            return;
+        }
         float common = weight.x;
 #pragma unroll
         for (int i = 0; i < n; ++i) {
@@ -42,10 +48,12 @@ struct Combined {
 
     // Adds the partials of the lanes that differ in the bits below `lanes`.
     __device__ __forceinline__ void add_lanes(int lanes) {
-        float common = weight.x;
-        for (int mask = 1; mask < lanes; mask *= 2) common = fmaxf(common, shuffle_xor(common, mask));
-        scale(exp2_approximate(weight.x - common));
-        weight.x = common;
+        if constexpr (!Softmax::unified) {
+            float common = weight.x;
+            for (int mask = 1; mask < lanes; mask *= 2) common = fmaxf(common, shuffle_xor(common, mask));
+            scale(exp2_approximate(weight.x - common));
+            weight.x = common;
+        }
         for (int mask = 1; mask < lanes; mask *= 2) {
             weight.y += shuffle_xor(weight.y, mask);
             out.x += shuffle_xor(out.x, mask);
@@ -53,6 +61,14 @@ struct Combined {
             out.z += shuffle_xor(out.z, mask);
             out.w += shuffle_xor(out.w, mask);
         }
+    }
+
+    __device__ __forceinline__ void add_one(float sum, const float4& part) {
+        weight.y += sum;
+        out.x += part.x;
+        out.y += part.y;
+        out.z += part.z;
+        out.w += part.w;
     }
 
     __device__ __forceinline__ void scale(float factor) {
@@ -133,7 +149,8 @@ struct PushedPartials {
     }
 
     // Pushes block `block`'s partial to the block that combines the item.
-    __device__ __forceinline__ void send(const Combined& partial, int item, int block) const {
+    template <class Softmax>
+    __device__ __forceinline__ void send(const Combined<Softmax>& partial, int item, int block) const {
         const int reducer = item / part, index = block * part + item - reducer * part;
         const ClusterAddress barrier = remote_address(reducer, arrived);
         push(remote_address(reducer, outs + index), partial.out, barrier);
@@ -141,13 +158,20 @@ struct PushedPartials {
              barrier);
     }
 
+    // Writes a partial where block `block` would have pushed it: in this block's own memory, after all pushes
+    // have arrived. `item` counts within this block's part.
+    template <class Softmax>
+    __device__ __forceinline__ void keep(const Combined<Softmax>& partial, int item, int block) const {
+        store(outs + block * part + item, partial.out);
+        store(weights + block * part + item, make_float2(partial.weight.x, partial.weight.y));
+    }
+
     // Valid after wait_for_pushes(arrived). `item` counts within this block's part.
-    __device__ __forceinline__ Combined partial_of(int block, int item) const {
+    template <class Softmax>
+    __device__ __forceinline__ void take(Combined<Softmax>& partial, int block, int item) const {
         const float2 weight = load(weights + block * part + item);
-        Combined partial;
         partial.weight = make_float4(weight.x, weight.y, 0, 0);
         partial.out = load(outs + block * part + item);
-        return partial;
     }
 };
 

@@ -6,6 +6,7 @@
 
 #include "cuda/common/resident_clusters.h"
 #include "params.h"
+#include "unified_softmax.h"
 
 namespace pykernels::cuda {
 
@@ -221,16 +222,18 @@ constexpr int gqa_active_splits(int kv_len, int splits) {
 }
 
 // The workspace where splits are combined without a cluster: a counter per head group, then a slot per head
-// group, split and item. It is zeroed before the first launch, and every launch leaves it zero.
+// group, split and item. It is zeroed before the first launch, and every launch leaves it zero. The bytes of
+// unified_counter_bytes() lie before it.
 constexpr int gqa_slot_floats = 8;  // four sums, the maximum, the sum of exponentials, two unused
 
 constexpr int64_t gqa_counter_bytes(const GqaPlan& plan) {
     return (int64_t{plan.groups} * 4 + 63) / 64 * 64;
 }
 
-constexpr int64_t gqa_workspace_bytes(const GqaPlan& plan) {
+constexpr int64_t gqa_workspace_bytes(const GqaPlan& plan, Softmax softmax = Softmax::online) {
     const int64_t slots = int64_t{plan.groups} * plan.splits * gqa_items(plan.heads, plan.value_dims);
-    return gqa_counter_bytes(plan) + (plan.cluster_splits > 1 ? 0 : slots * gqa_slot_floats * 4);
+    return unified_counter_bytes(softmax) + gqa_counter_bytes(plan) +
+           (plan.cluster_splits > 1 ? 0 : slots * gqa_slot_floats * 4);
 }
 
 }  // namespace pykernels::cuda

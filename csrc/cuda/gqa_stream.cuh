@@ -3,6 +3,7 @@
 // programmatic, and run() when q is in shared memory.
 #pragma once
 
+#include "cuda/common/timestamps.cuh"
 #include "cuda/gqa_tile.cuh"
 
 namespace pykernels::cuda::gqa {
@@ -16,6 +17,14 @@ struct Tiles {
     int first_key;  // of the warp's first tile
     int step;       // keys from one of its tiles to the next
     bool programmatic;
+
+    // Behind the scores of the tile of `key`: a timestamp, of the warp's first ones.
+    template <class Stamps>
+    __device__ __forceinline__ void mark_scores(int key, Stamps& timestamps) const {
+        if constexpr (Stamps::enabled) {
+            if (key == first_key) timestamps.mark(TimestampPoint::first_scores);
+        }
+    }
 
     // Whether the tile holds the newest key, which the previous launch may have written.
     __device__ __forceinline__ bool has_newest(int key) const {
@@ -48,7 +57,16 @@ class RegisterStream {
         if (tiles_.has_newest(second)) read<Reading::again>(1, second);
     }
 
-    __device__ __forceinline__ void run(const T* q, float scale, Partial<head_dim>& partial) {
+    // In place of both, behind the wait: this block may have read these tiles ahead of it.
+    __device__ __forceinline__ void start_again() {
+        const int key = tiles_.first_key, second = key + tiles_.step;
+        if (key < tiles_.kv_len) read<Reading::again>(0, key);
+        if (second < tiles_.kv_len) read<Reading::again>(1, second);
+    }
+
+    template <class Softmax, class Stamps>
+    __device__ __forceinline__ void run(const T* q, float scale, Partial<head_dim, Softmax>& partial,
+                                        Stamps& timestamps) {
         const int kv_len = tiles_.kv_len, step = tiles_.step;
         int key = tiles_.first_key;
         // Two tiles are worked on while the next two are in flight.
@@ -58,6 +76,7 @@ class RegisterStream {
             float scores[2][4];
 #pragma unroll
             for (int i = 0; i < 2; ++i) score<T>(scores[i], keys_[i], q, valid_keys[i], scale);
+            tiles_.mark_scores(key, timestamps);
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
                 if (next[i] < kv_len)
@@ -74,6 +93,7 @@ class RegisterStream {
             const int valid_keys[1] = {kv_len - key};
             float scores[1][4];
             score<T>(scores[0], keys_[0], q, valid_keys[0], scale);
+            tiles_.mark_scores(key, timestamps);
             attend<T>(scores, values_, valid_keys, partial);
         }
     }
@@ -133,7 +153,9 @@ class BulkStream {
         }
     }
 
-    __device__ __forceinline__ void run(const T* q, float scale, Partial<head_dim>& partial) {
+    template <class Softmax, class Stamps>
+    __device__ __forceinline__ void run(const T* q, float scale, Partial<head_dim, Softmax>& partial,
+                                        Stamps& timestamps) {
         const int kv_len = tiles_.kv_len, ring_step = gqa_ring_stages * tiles_.step;
         int stage = 0;
         uint32_t parity = 0;
@@ -143,6 +165,7 @@ class BulkStream {
             const Keys<head_dim> keys = keys_of(stage);
             float scores[1][4];
             score<T>(scores[0], keys, q, valid_keys[0], scale);
+            tiles_.mark_scores(key, timestamps);
             warp_barrier();  // all lanes have read K
             if (key + ring_step < kv_len) issue(2 * stage, tiles_.k_cache, key + ring_step);
             barrier_wait(barriers_ + 2 * stage + 1, parity);

@@ -1,9 +1,9 @@
-// A warp's work on tiles of 16 keys in gqa_decode: loads of K and V, scores, online softmax, the product with
-// V.
+// A warp's work on tiles of 16 keys in gqa_decode: loads of K and V, scores, softmax, the product with V.
 #pragma once
 
 #include "cuda/common/numeric.cuh"
 #include "cuda/gqa_decode_plan.h"
+#include "unified_softmax.h"
 
 namespace pykernels::cuda::gqa {
 
@@ -82,14 +82,82 @@ __device__ __forceinline__ void load_values(Values<head_dim>& values, const T* v
     }
 }
 
-// The running softmax of a warp. A lane holds heads 2t and 2t + 1: their maximum (the same in all lanes of a
-// head), the sum of exponentials over the lane's keys, and the output. out[j][p] is {head 2t, head 2t + 1} of
-// dimension 64j + 8g + 2p, then of the next dimension.
-template <int head_dim>
+template <class T>
+constexpr Dtype dtype_of = Dtype::bfloat16;
+template <>
+constexpr Dtype dtype_of<Fp16> = Dtype::float16;
+
+// How exponentials are kept in range: less the maximum so far, or less phi (unified_softmax.h).
+struct OnlineSoftmax {
+    static constexpr Softmax kind = Softmax::online;
+    static constexpr bool unified = false;
+};
+struct UnifiedSoftmax {
+    static constexpr Softmax kind = Softmax::unified;
+    static constexpr bool unified = true;
+};
+
+// The running softmax of a warp. A lane holds heads 2t and 2t + 1: the sum of exponentials over the lane's
+// keys, and the output. out[j][p] is {head 2t, head 2t + 1} of dimension 64j + 8g + 2p, then of the next
+// dimension. exponentials() makes weights of V from scores.
+template <int head_dim, class Softmax>
 struct Partial {
-    float maximum[2] = {lowest, lowest};
+    float maximum[2] = {lowest, lowest};  // the same in all lanes of a head
     float sum[2] = {};
     float out[head_dim / 64][4][4] = {};
+
+    template <class T, int tiles>
+    __device__ __forceinline__ void exponentials(float (&scores)[tiles][4]) {
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+            float maximum = fmaxf(scores[0][h], scores[0][2 + h]);
+            if (tiles == 2) maximum = fmaxf(maximum, fmaxf(scores[tiles - 1][h], scores[tiles - 1][2 + h]));
+#pragma unroll
+            for (int mask = 4; mask < warp_size; mask *= 2)
+                maximum = fmaxf(maximum, shuffle_xor(maximum, mask));
+            maximum = fmaxf(maximum, this->maximum[h]);
+            const float factor = exp2_approximate(this->maximum[h] - maximum);
+            this->maximum[h] = maximum;
+            sum[h] *= factor;
+#pragma unroll
+            for (int tile = 0; tile < tiles; ++tile) {
+                scores[tile][h] = exp2_approximate(scores[tile][h] - maximum);
+                scores[tile][2 + h] = exp2_approximate(scores[tile][2 + h] - maximum);
+                sum[h] += scores[tile][h] + scores[tile][2 + h];
+            }
+#pragma unroll
+            for (int j = 0; j < head_dim / 64; ++j) {
+#pragma unroll
+                for (int p = 0; p < 4; ++p) {
+                    out[j][p][h] *= factor;
+                    out[j][p][2 + h] *= factor;
+                }
+            }
+        }
+    }
+};
+
+// Nothing passes between lanes or tiles. An exponent past the highest makes the sum infinite.
+template <int head_dim>
+struct Partial<head_dim, UnifiedSoftmax> {
+    float phi;              // in base 2
+    float maximum[2] = {};  // not used
+    float sum[2] = {};
+    float out[head_dim / 64][4][4] = {};
+
+    template <class T, int tiles>
+    __device__ __forceinline__ void exponentials(float (&scores)[tiles][4]) {
+        constexpr float highest = unified_highest_exponent(dtype_of<T>);
+#pragma unroll
+        for (int tile = 0; tile < tiles; ++tile) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                const float exponent = scores[tile][i] - phi;
+                scores[tile][i] = exponent <= highest ? exp2_approximate(exponent) : INFINITY;
+                sum[i % 2] += scores[tile][i];
+            }
+        }
+    }
 };
 
 // Scores of 16 keys in base 2: {head 2t, head 2t + 1} of key g, then of key g + 8.
@@ -113,10 +181,10 @@ __device__ __forceinline__ void score(float (&scores)[4], const Keys<head_dim>& 
         scores[i] = lane_group() + i / 2 * 8 < valid_keys ? (halves[0][i] + halves[1][i]) * scale : lowest;
 }
 
-// Online softmax and the product with V for `tiles` tiles, the first of which has a valid key.
-template <class T, int head_dim, int tiles>
+// Softmax and the product with V for `tiles` tiles, the first of which has a valid key.
+template <class T, int head_dim, int tiles, class Softmax>
 __device__ __forceinline__ void attend(float (&scores)[tiles][4], Values<head_dim>* values,
-                                       const int (&valid_keys)[tiles], Partial<head_dim>& partial) {
+                                       const int (&valid_keys)[tiles], Partial<head_dim, Softmax>& partial) {
 #pragma unroll
     for (int tile = 0; tile < tiles; ++tile) {
         if (valid_keys[tile] >= gqa_tile_keys) continue;  // else masked V is zeroed: 0 * NaN would be NaN
@@ -128,31 +196,7 @@ __device__ __forceinline__ void attend(float (&scores)[tiles][4], Values<head_di
             for (int j = 0; j < head_dim / 64; ++j) values[tile].rows[i][j] = make_uint4(0, 0, 0, 0);
         }
     }
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-        float maximum = fmaxf(scores[0][h], scores[0][2 + h]);
-        if (tiles == 2) maximum = fmaxf(maximum, fmaxf(scores[tiles - 1][h], scores[tiles - 1][2 + h]));
-#pragma unroll
-        for (int mask = 4; mask < warp_size; mask *= 2) maximum = fmaxf(maximum, shuffle_xor(maximum, mask));
-        maximum = fmaxf(maximum, partial.maximum[h]);
-        const float factor = exp2_approximate(partial.maximum[h] - maximum);
-        partial.maximum[h] = maximum;
-        partial.sum[h] *= factor;
-#pragma unroll
-        for (int tile = 0; tile < tiles; ++tile) {
-            scores[tile][h] = exp2_approximate(scores[tile][h] - maximum);
-            scores[tile][2 + h] = exp2_approximate(scores[tile][2 + h] - maximum);
-            partial.sum[h] += scores[tile][h] + scores[tile][2 + h];
-        }
-#pragma unroll
-        for (int j = 0; j < head_dim / 64; ++j) {
-#pragma unroll
-            for (int p = 0; p < 4; ++p) {
-                partial.out[j][p][h] *= factor;
-                partial.out[j][p][2 + h] *= factor;
-            }
-        }
-    }
+    partial.template exponentials<T>(scores);
 #pragma unroll
     for (int tile = 0; tile < tiles; ++tile) {
         const uint32_t weights[2] = {transpose_8x8(pack<T>(scores[tile][0], scores[tile][1])),

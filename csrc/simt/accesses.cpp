@@ -256,6 +256,13 @@ void meet_block(Site site) {
     thread.block->meet_block(thread, "block_barrier", site, 2);
 }
 
+bool vote_in_block(bool vote, Site site) {
+    Thread& thread = current();
+    thread.block->vote |= vote;
+    thread.block->meet_block(thread, "block_any", site, 2);
+    return thread.block->last_vote;
+}
+
 void meet_warp(Site site) {
     Thread& thread = current();
     thread.block->meet_warp(thread, "warp_barrier", site, true);

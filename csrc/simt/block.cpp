@@ -267,6 +267,8 @@ void Block::meet_block(Thread& thread, const char* name, Site site, uint32_t epo
     }
     if (++at_barrier < grid.threads) return pause(thread, Wait::block, name, site);
     at_barrier = 0;
+    last_vote = vote;
+    vote = false;
     epoch += epochs;
     wake_all(Wait::block);
     for (BulkBarrier& barrier : barriers) {

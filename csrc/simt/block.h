@@ -140,6 +140,8 @@ struct Block {
     // cluster_arrive and cluster_wait (Thread::access_epoch) is thus not ordered before the others' wait.
     uint32_t epoch = 0;
     int n_runnable = 0, n_ended = 0, at_barrier = 0;
+    // Whether a thread gave true to the block_any() that threads wait at, and to the last one.
+    bool vote = false, last_vote = false;
     const char* barrier_name = "";
     Site barrier_site = {};
     // Another block's last read: the phase of the cluster's barrier that ends it, and where it was.

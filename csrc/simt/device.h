@@ -80,6 +80,10 @@ inline void block_barrier(Site site = Site::here()) {
     simt::meet_block(site);
 }
 
+inline bool block_any(bool vote, Site site = Site::here()) {
+    return simt::vote_in_block(vote, site);
+}
+
 inline void warp_barrier(Site site = Site::here()) {
     simt::meet_warp(site);
 }

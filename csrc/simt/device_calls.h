@@ -23,6 +23,7 @@ int lane_index();
 int warp_lane_count();
 
 void meet_block(Site site);
+bool vote_in_block(bool vote, Site site);
 void meet_warp(Site site);
 constexpr size_t exchange_slot_bytes = 32;
 // A warp-collective call: every lane gives up to exchange_slot_bytes and gets the slots of all lanes,

@@ -39,7 +39,7 @@ class Records:
                 ]
                 ticks = [MISSING if passed is None else passed - at[0] for passed in at[1:]]
                 end_ns = 5 * 10**9 + (at[-1] - begin) * 1000 // TICKS_PER_US
-                mine.append((at[0], end_ns, ticks, self.kernels.index(op), block, len(sms), sm, warp, (0, 0)))
+                mine.append((at[0], end_ns, ticks, self.kernels.index(op), block, len(sms), sm, warp))
         if rng is not None:
             rng.shuffle(mine)
         self._records += mine
@@ -49,4 +49,4 @@ class Records:
         return np.array(self._records, RECORD)
 
 
-assert len(POINTS) == 6, "passed_us are six"
+assert len(POINTS) == 8, "passed_us are eight"

@@ -43,6 +43,9 @@ REPLACED = (
     (r" && value_dim\(j\) < dims_\.n_values", "", "values past the slice"),
     (r" && \(Dims::exact \|\| d < dims\.head_dim\)", "", "q past head_dim"),
     (r" && \(Dims::exact \|\| from < plan\.cluster_splits\)", "", "partials of no block"),
+    (r"\bfinishes && !unified_in_range", "false && !unified_in_range", "fall-backs that are not taken"),
+    (r"\bexponent <= highest \? ", "true ? ", "exponents past the highest"),
+    (r"\bsum\[i % 2\] \+= scores\[tile\]\[i\]", "if (tile == 0) sum[i % 2] += scores[tile][i]", "a partial sum lost"),
     (r"stages \+ stage \* (Traits)", r"stages + (stage > 0 ? stage - 1 : Traits::stages - 1) * \1", "the stage before"),
 )
 # Of a header that many ops include, the one that is tried first, where it is not the one of the shortest name.
@@ -51,7 +54,7 @@ FIRST = {"numeric.cuh": "rmsnorm"}
 NOT_FOUND = {
     "gqa_stream.cuh: without warp_barrier #1": "the block's barrier for q lies between, too",
     "gqa_combine.cuh: without warp_barrier #1": "one thread does both; it is there for racecheck",
-    "gqa_decode.cu: without warp_barrier #1": "it makes the warp's lanes converge, which fibers need not",
+    "gqa_kernel.cuh: without warp_barrier #1": "it makes the warp's lanes converge, which fibers need not",
     "int4_gemv_general.cuh: without block_barrier #1": "the barriers behind one mainloop and ahead of the next suffice",
     "graph_loop.cu: without warp_barrier #1": "not run by the executor, which has no graphs",
 }
@@ -115,13 +118,17 @@ def tests_of(ops: set[str]) -> list[str]:
     files = ["test_simt_chained.py"]
     for stem, name in (
         ("int4", "int4"),
+        ("gqa_decode", "gqa_unified"),
         ("gqa_decode", "gqa_head_dims"),
         ("gqa_decode", "gqa_decode"),
         ("gemv", "gemv"),
     ):
         if any(stem in op and (stem == "int4" or "int4" not in op) for op in ops):
             files.append(f"test_simt_{name}.py")
-    if any("int4" not in op and op not in ("gemv", "swiglu_gemv", "qkv_gemv", "gqa_decode") for op in ops):
+    if any(
+        "int4" not in op and op not in ("gemv", "swiglu_gemv", "qkv_gemv", "gqa_decode", "gqa_decode_unified")
+        for op in ops
+    ):
         files.append("test_simt_elementwise.py")
     if any("int4" not in op for op in ops):
         files.append("test_simt_layer.py")

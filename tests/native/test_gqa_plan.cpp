@@ -151,6 +151,8 @@ void test_plan(const Heads& heads, int batch, int max_len, const Device& device,
           context("counters"));
     CHECK(gqa_workspace_bytes(plan) >= gqa_counter_bytes(plan) + slots * gqa_slot_floats * 4, "%s",
           context("workspace"));
+    CHECK(gqa_workspace_bytes(plan, Softmax::unified) == gqa_workspace_bytes(plan) + 64, "%s",
+          context("the count of fall-backs"));
     // An op is bound once and run with and without PDL launches: on one workspace.
     const GqaPlan other = plan_gqa_decode(params, limits, true);
     CHECK(gqa_workspace_bytes(other) == gqa_workspace_bytes(plan), "%s",

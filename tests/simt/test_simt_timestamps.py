@@ -13,6 +13,7 @@ from bench.inside import timestamps as stamps
 from pykernels.timestamps import MISSING, POINTS
 
 ALL = set(POINTS[1:])
+OF_GEMV = ALL - {"first_scores", "combined"}
 
 
 def run_rmsnorm(dev, x, weight, programmatic=False):
@@ -53,11 +54,11 @@ def rmsnorm_case(hidden):
 
 CASES = {
     # The op, the points between start and end that its kernel has, and a run.
-    "int4 in one phase": ("int4_gemv", ALL, int4_case(128)),
-    "int4, the general kernel": ("int4_gemv", ALL, int4_case(32)),
-    "int4, more warps than pieces": ("int4_gemv", ALL, int4_case(256, batch=1)),
-    "GEMV": ("gemv", ALL, gemv_case(1, 1024, 64)),
-    "GEMV of several": ("gemv", ALL, gemv_case(3, 520, 129)),
+    "int4 in one phase": ("int4_gemv", OF_GEMV, int4_case(128)),
+    "int4, the general kernel": ("int4_gemv", OF_GEMV, int4_case(32)),
+    "int4, more warps than pieces": ("int4_gemv", OF_GEMV, int4_case(256, batch=1)),
+    "GEMV": ("gemv", OF_GEMV, gemv_case(1, 1024, 64)),
+    "GEMV of several": ("gemv", OF_GEMV, gemv_case(3, 520, 129)),
     "attention in clusters": ("gqa_decode", ALL, gqa_case([200], 256, 8, 2)),
     "attention, splits without clusters": ("gqa_decode", ALL, gqa_case([2100], 2112, 4, 1)),
     "attention of a short context": ("gqa_decode", ALL, gqa_case([1, 9], 64, 4, 2)),

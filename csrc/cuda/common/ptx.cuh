@@ -94,6 +94,11 @@ __device__ __forceinline__ void block_barrier() {
     __syncthreads();
 }
 
+// bar.red.or (__syncthreads_or): a block barrier; whether a thread of the block gave true.
+__device__ __forceinline__ bool block_any(bool vote) {
+    return __syncthreads_or(vote) != 0;
+}
+
 // bar.warp.sync (__syncwarp)
 __device__ __forceinline__ void warp_barrier() {
     __syncwarp();

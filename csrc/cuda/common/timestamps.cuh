@@ -18,6 +18,14 @@
 
 namespace pykernels::cuda {
 
+// Of a kernel that records none.
+class NoTimestamps {
+  public:
+    static constexpr bool enabled = false;
+
+    __device__ __forceinline__ void mark(TimestampPoint) const {}
+};
+
 #ifdef PYKERNELS_TIMESTAMPS
 
 struct alignas(64) StampRing {
@@ -42,6 +50,8 @@ __device__ StampSink stamp_sink;
 
 class Timestamps {
   public:
+    static constexpr bool enabled = true;
+
     __device__ __forceinline__ Timestamps() : start_(clock()) {
         load_sink();
 #pragma unroll
@@ -69,8 +79,8 @@ class Timestamps {
                              static_cast<uint32_t>(end_ns), static_cast<uint32_t>(end_ns >> 32)));
         store(to + 1,
               make_uint4(passed_[0] - start_, passed_[1] - start_, passed_[2] - start_, passed_[3] - start_));
-        store(to + 2, make_uint4(ticks, sink_.w, blockIdx.x, gridDim.x));
-        store(to + 3, make_uint4(sm_index(), threadIdx.x / 32, 0, 0));
+        store(to + 2, make_uint4(passed_[4] - start_, passed_[5] - start_, ticks, sink_.w));
+        store(to + 3, make_uint4(blockIdx.x, gridDim.x, sm_index(), threadIdx.x / 32));
     }
 
   private:
@@ -97,10 +107,7 @@ class Timestamps {
 
 #else
 
-class Timestamps {
-  public:
-    __device__ __forceinline__ void mark(TimestampPoint) const {}
-};
+using Timestamps = NoTimestamps;
 
 #endif
 
