@@ -60,9 +60,8 @@ class Settings(LayerSettings, SoftmaxFlags, OutputFlags):
     def named(self) -> tuple[list[str], list[Plugin]]:
         """--backend: names, and plug-ins."""
         if self.backend == "all":
-            names, found = list(of_int4() if self.four_bit else registry()), []
-        else:
-            names, found = parse_backends("--backend", self.backend, list(self._known))
+            return self.with_softmax(list(of_int4() if self.four_bit else registry())), []
+        names, found = parse_backends("--backend", self.backend, list(self._known))
         return self.with_softmax(names), found
 
     @cached_property

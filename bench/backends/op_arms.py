@@ -36,8 +36,7 @@ def unified_arm(phi: float | None, case: Case, instances: list[Instance], mode: 
     first = instances[0]
     if first.unified is None:
         return None
-    inputs = (first.inputs[name] for name in ("q", "k_cache", "kv_len"))
-    rows = partial(pk.score_rows, *inputs)
+    rows = partial(pk.score_rows, first.inputs["q"], first.inputs["k_cache"], first.inputs["kv_len"])
     chosen, calibrated = choose_phi(phi, lambda: [rows()], case.dtype)
     made = [instance.unified(chosen) for instance in instances if instance.unified]
     arm = _native_arm(UNIFIED, [call for call, _ in made], case, instances, mode, samplers)
