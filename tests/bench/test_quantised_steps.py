@@ -236,7 +236,7 @@ def test_the_chain_of_a_quantised_folder(capsys, monkeypatch, tmp_path):
     assert of_folder["quant"]["group_size"] == GROUP and [arm["status"] for arm in of_folder["arms"]] == ["ok"] * 3
     second = json.loads(cell.read_text())  # another library's run, which joins the first in the report's table
     second["arms"][2]["backend"] = "marlin"
-    (out / "second.json").write_text(json.dumps(second))
+    (out / "tiny-awq_second.json").write_text(json.dumps(second))
     compared = run_here(
         capsys, "bench.ab", *flags, "--ctx=8", "--a=native/block:native", "--b=sdpa:eager", "--sessions=1",
         f"--json={out}/ab.json",
