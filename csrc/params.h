@@ -86,7 +86,7 @@ struct GqaDecodeParams {
     Dtype dtype;
     float phi;                // of softmax unified
     int64_t workspace_bytes;  // at least gqa_decode_workspace_bytes() when made; it bounds the splits
-    float softcap = 0;        // scores are softcap * tanh(scale * q K^T / softcap); 0: as they are. CPU only
+    float softcap = 0;        // scores are softcap * tanh(scale * q K^T / softcap); 0: as they are
     Softmax softmax = Softmax::online;
 };
 

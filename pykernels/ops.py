@@ -172,7 +172,7 @@ def gqa_decode(
 
     q: [batch, n_heads, head_dim]; k_cache, v_cache: [batch, n_kv_heads, max_len, head_dim];
     kv_len: int32 [batch], 1 to max_len; scale: 1 / sqrt(head_dim) where None; softcap: scores are
-    softcap * tanh(score / softcap), 0: as they are (on the CPU alone). head_dim: a multiple of 8 up to 256.
+    softcap * tanh(score / softcap), 0: as they are. head_dim: a multiple of 8 up to 256.
     Returns [batch, n_heads, head_dim].
 
     softmax: "online" keeps the maximum so far and rescales. "unified" (FlashDecoding++, Hong et al., 2023, section 3)

@@ -164,6 +164,8 @@ class NativeUnified(Native):
         if reason := super().layer_reason(layer):
             return reason
         spec = layer.spec
+        if layer.device.type == "cuda" and spec.attention_softcap:
+            return "has no soft cap of scores on CUDA, and the model has one (attn_logit_softcapping)"
         if layer.device.type == "cuda" and (spec.head_dim not in (64, 128) or spec.group_size == 1):
             has = f"head_dim {spec.head_dim} and {spec.n_heads} query heads for {spec.n_kv_heads} KV heads"
             return f"takes head_dim 64 or 128 and more query heads than KV heads on CUDA, and the model has {has}"

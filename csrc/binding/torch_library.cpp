@@ -147,7 +147,9 @@ void gqa_decode(const Tensor& q_, const Tensor& k_cache_, const Tensor& v_cache_
                    std::to_string(q.size(1)) + " heads");
         }
     }
-    if (softcap != 0 && !q_.is_cpu()) fail(op, "softcap must be 0 on CUDA, got " + std::to_string(softcap));
+    if (softcap != 0 && unified && !q_.is_cpu()) {
+        fail(op, "softcap must be 0 on CUDA where softmax is unified, got " + std::to_string(softcap));
+    }
     const Workspace workspace(op, workspace_, workspace_bytes(params, q), q);
     params.workspace = workspace.data();
     params.workspace_bytes = workspace.bytes();

@@ -2,6 +2,7 @@
 // asks.
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
 #include <initializer_list>
 #include <stdexcept>
 #include <string>
@@ -55,7 +56,11 @@ size_t gqa_decode(int64_t batch, int64_t n_heads, int64_t n_kv_heads, int64_t he
     params.dtype = dtype_of(element_bytes);
     params.softmax = unified ? Softmax::unified : Softmax::online;
 #ifdef PYKERNELS_CUDA
-    if (on_cuda) return cuda::gqa_decode_workspace_bytes(params);
+    if (on_cuda) {  // one workspace serves launches with and without a soft cap, whose plans differ
+        const size_t plain = cuda::gqa_decode_workspace_bytes(params);
+        params.softcap = 1;
+        return std::max(plain, cuda::gqa_decode_workspace_bytes(params));
+    }
 #endif
     (void)on_cuda;
     return cpu::gqa_decode_workspace_bytes(params);

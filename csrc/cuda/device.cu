@@ -19,31 +19,46 @@ int attribute_of(int device, cudaDeviceAttr attribute) {
     return value;
 }
 
-// Of blocks that take all of an SM's shared memory.
+// Clusters of so many blocks, each with so much shared memory, that are resident at once; 0 where the device
+// has none.
+int count_clusters(int blocks, int block_bytes) {
+    cudaLaunchAttribute attribute = {};
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim.x = static_cast<unsigned>(blocks);
+    attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3(static_cast<unsigned>(blocks));
+    config.blockDim = dim3(256);
+    config.dynamicSmemBytes = static_cast<size_t>(block_bytes);
+    config.attrs = &attribute;
+    config.numAttrs = 1;
+    int count = 0;
+    if (cudaOccupancyMaxActiveClusters(&count, probe_kernel, &config) == cudaSuccess) return count;
+    cudaGetLastError();
+    return 0;
+}
+
+// Blocks that take all of an SM's shared memory, and half of it.
 ResidentClusters read_resident_clusters(int device) {
     const int block_bytes = attribute_of(device, cudaDevAttrMaxSharedMemoryPerBlockOptin);
     PYKERNELS_CHECK_CUDA(
         cudaFuncSetAttribute(probe_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, block_bytes));
-    PYKERNELS_CHECK_CUDA(
-        cudaFuncSetAttribute(probe_kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
+    // Where it fails, clusters of more than eight blocks count as none.
+    if (cudaFuncSetAttribute(probe_kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1) != cudaSuccess)
+        cudaGetLastError();
     ResidentClusters resident = {};
     for (int blocks = 2; blocks <= max_cluster_blocks; ++blocks) {
-        cudaLaunchAttribute attribute = {};
-        attribute.id = cudaLaunchAttributeClusterDimension;
-        attribute.val.clusterDim.x = static_cast<unsigned>(blocks);
-        attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-        cudaLaunchConfig_t config = {};
-        config.gridDim = dim3(static_cast<unsigned>(blocks));
-        config.blockDim = dim3(256);
-        config.dynamicSmemBytes = static_cast<size_t>(block_bytes);
-        config.attrs = &attribute;
-        config.numAttrs = 1;
-        if (cudaOccupancyMaxActiveClusters(&resident.counts[blocks], probe_kernel, &config) != cudaSuccess) {
-            resident.counts[blocks] = 0;  // this device has no clusters of that size
-            cudaGetLastError();
-        }
+        resident.counts[blocks] = count_clusters(blocks, block_bytes);
+        resident.paired[blocks] = count_clusters(blocks, paired_bytes(block_bytes));
     }
     return resident;
+}
+
+bool has_large_clusters(const ResidentClusters& resident) {
+    int count = 0;
+    for (int blocks = default_cluster_blocks + 1; blocks <= max_cluster_blocks; ++blocks)
+        count += resident.paired[blocks];
+    return count > 0;
 }
 
 int current_device() {
@@ -101,7 +116,7 @@ void allow_all_resources(const void* kernel) {
         if (found != 0) continue;
         PYKERNELS_CHECK_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                                   device_limits().shared_bytes));
-        if (device_limits().sm_90) {
+        if (has_large_clusters(resident_clusters())) {
             PYKERNELS_CHECK_CUDA(
                 cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
         }

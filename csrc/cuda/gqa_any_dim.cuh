@@ -13,7 +13,7 @@ namespace pykernels::cuda::gqa {
 
 template <int max_dims>
 struct AnyDims {
-    static constexpr bool exact = false;
+    static constexpr bool exact = false, one_head = false;
     static constexpr int key_max = max_dims, value_max = gqa_max_value_dims;
     // K and V of so many tiles at a time fit a thread's registers.
     static constexpr int tiles = max_dims <= 128 ? 2 : 1;
@@ -31,6 +31,8 @@ struct AnyDims {
     __device__ __forceinline__ int cell(const GqaPlan& plan, int group) const {
         return plan.value_slices == 1 ? group : group / plan.value_slices;
     }
+
+    __device__ __forceinline__ void cap(float (&)[4]) const {}  // gqa_softcap.cuh has one
 };
 
 // Dims::tiles tiles at a time, of which the first has a valid key. K of the next ones is issued after S of
@@ -38,7 +40,10 @@ struct AnyDims {
 template <class T, class Dims>
 class GuardedStream {
   public:
-    static constexpr bool needs_bulk_copy = false;
+    static constexpr bool needs_sm_90 = false;
+    static constexpr int resident_blocks = 1;  // of an SM
+    template <class Softmax>
+    using State = Partial<Dims::value_max, Softmax>;
 
     __device__ __forceinline__ GuardedStream(const Tiles<T>& tiles, unsigned char*, const Dims& dims)
         : tiles_(tiles), dims_(dims) {}
@@ -86,6 +91,7 @@ class GuardedStream {
             for (int i = 0; i < Dims::tiles; ++i) {
                 valid_keys[i] = kv_len - key - i * step;
                 score<T>(scores[i], keys_[i], q, valid_keys[i], scale);
+                dims_.cap(scores[i]);
             }
             tiles_.mark_scores(key, timestamps);
 #pragma unroll

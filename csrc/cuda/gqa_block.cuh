@@ -18,6 +18,12 @@ struct BlockWork {
         group = block / plan.splits;
         split = block - group * plan.splits;
         const int cell = dims.cell(plan, group);  // its slices of V are neighbours
+        if (Dims::one_head) {
+            sequence = cell / params.n_kv_heads;
+            kv_head = first_head = cell - sequence * params.n_kv_heads;
+            n_heads = 1;
+            return;
+        }
         const int head_tile = plan.head_tiles == 1 ? 0 : cell % plan.head_tiles;
         const int cache = plan.head_tiles == 1 ? cell : cell / plan.head_tiles;
         sequence = cache / params.n_kv_heads;

@@ -28,6 +28,9 @@
 // Ahead of griddepcontrol.wait the kernel reads kv_len and its warps' first tiles. The tile with the newest
 // key is read after it, or read again. The launch right before a programmatic one must not write kv_len or
 // older slots.
+#include <cstdlib>
+#include <cstring>
+
 #include "cuda/common/launch.h"
 #include "cuda/gqa_kernel.cuh"
 
@@ -36,7 +39,11 @@ namespace {
 
 GqaPlan plan_here(const GqaDecodeParams& params, bool programmatic) {
     const DeviceLimits& limits = device_limits();
-    return plan_gqa_decode(params, {limits.sm_count, limits.shared_bytes, limits.sm_90, resident_clusters()},
+    // For a comparison of both kernels on one build: bench/gpu_heads.sh.
+    static const char* const cuda_cores = std::getenv("PYKERNELS_GQA_CUDA_CORES");
+    return plan_gqa_decode(params,
+                           {limits.sm_count, limits.shared_bytes, limits.sm_90, resident_clusters(),
+                            cuda_cores == nullptr || std::strcmp(cuda_cores, "0") != 0},
                            programmatic);
 }
 
@@ -49,9 +56,10 @@ size_t gqa_decode_workspace_bytes(const GqaDecodeParams& params) {
 void gqa_decode(const GqaDecodeParams& params, const Stream& stream) {
     const GqaPlan plan = plan_here(params, stream.programmatic);
     with_type("gqa_decode", params.dtype, [&](auto type) {
-        const GqaKernel kernel = params.softmax == Softmax::unified
-                                     ? gqa_unified_kernel(params.dtype, plan, params.head_dim)
-                                     : kernel_of<decltype(type), OnlineSoftmax>(plan, params.head_dim);
+        const GqaKernel kernel =
+            params.softmax == Softmax::unified
+                ? gqa_unified_kernel(params.dtype, plan, params.head_dim)
+                : kernel_of<decltype(type), OnlineSoftmax>(plan, params.head_dim, params.softcap);
         launch_clusters(kernel, plan.cluster_splits, plan.groups * plan.splits, gqa_threads,
                         static_cast<size_t>(plan.shared_bytes), stream, params, plan);
     });

@@ -19,6 +19,8 @@ constexpr int gqa_tile_keys = 16;
 // V's dimensions that a block takes: those of a warp's sums of eight heads are 32 registers. Where head_dim
 // is larger, blocks take slices of V, and each reads all of K.
 constexpr int gqa_max_value_dims = 128;
+// The most dimensions of a head on CUDA cores, 16 lanes a row; half as many would leave half of them idle.
+constexpr int gqa_core_dims = 128;
 // A split has at least one tile per warp: below that, combining it costs more than reading it.
 constexpr int gqa_min_split_keys = gqa_warps * gqa_tile_keys;
 
@@ -48,6 +50,7 @@ struct GqaDevice {
     int shared_bytes;  // the largest amount a block can have
     bool sm_90;        // clusters and cp.async.bulk
     ResidentClusters resident_clusters;
+    bool cuda_cores;  // whether the kernel on CUDA cores may be planned
 };
 
 struct GqaPlan {
@@ -65,7 +68,8 @@ struct GqaPlan {
     bool bulk_copies;  // K and V come by cp.async.bulk
     int ring_offset;   // of its ring in shared memory
     int shared_bytes;
-    bool any_dim;       // the kernel for any head_dim and any size of cluster
+    bool any_dim;       // the kernel for any head_dim and any size of cluster, and for a soft cap
+    bool cuda_cores;    // the same on CUDA cores, of which two blocks are resident on an SM
     int value_slices;   // slices of V's dimensions, a block each (per split); 1 unless any_dim
     int value_dims;     // dimensions of a slice; the last one may have fewer
     int cluster_lanes;  // lanes that combine one item of a cluster: cluster_splits, rounded up to a power of
@@ -135,7 +139,10 @@ inline int splits_of(const GqaDecodeParams& params, const GqaPlan& plan, int blo
 inline int cluster_of(const GqaDecodeParams& params, const GqaPlan& plan, const GqaDevice& device) {
     if (!device.sm_90) return 1;
 
-    const auto fits = [&](int cluster) { return device.resident_clusters.counts[cluster] >= plan.groups; };
+    const auto fits = [&](int cluster) {
+        const ResidentClusters& resident = device.resident_clusters;
+        return (plan.cuda_cores ? resident.paired : resident.counts)[cluster] >= plan.groups;
+    };
     int cluster = 1, most_tiles = gqa_max_cluster_tiles;
     if (!plan.any_dim) {
         cluster = power_of_two_below(splits_of(params, plan, gqa_max_cluster_blocks));
@@ -149,15 +156,17 @@ inline int cluster_of(const GqaDecodeParams& params, const GqaPlan& plan, const 
         };
         cluster = std::min(ceil_div(params.max_len, gqa_min_split_keys), gqa_max_cluster_splits);
         while (cluster > 1 && !(fits(cluster) && combines(cluster))) --cluster;
-        if (3 * plan.groups * cluster >= 2 * device.sm_count) most_tiles = gqa_max_spread_cluster_tiles;
+        const int resident_blocks = (plan.cuda_cores ? 2 : 1) * device.sm_count;
+        if (3 * plan.groups * cluster >= 2 * resident_blocks) most_tiles = gqa_max_spread_cluster_tiles;
     }
     return ceil_div(params.max_len, cluster * gqa_min_split_keys) <= most_tiles ? cluster : 1;
 }
 
 inline GqaPlan plan_kernel(const GqaDecodeParams& params, const GqaDevice& device, bool programmatic,
-                           bool any_dim) {
+                           bool any_dim, bool cuda_cores = false) {
     GqaPlan plan = {};
     plan.any_dim = any_dim;
+    plan.cuda_cores = cuda_cores;
     plan.group_size = params.n_heads / params.n_kv_heads;
     plan.head_tiles = ceil_div(plan.group_size, gqa_tile_heads);
     plan.heads = ceil_div(plan.group_size, plan.head_tiles);
@@ -198,20 +207,34 @@ inline GqaPlan plan_kernel(const GqaDecodeParams& params, const GqaDevice& devic
     return plan;
 }
 
-}  // namespace gqa_planning
-
-// head_dim 64 and 128 have kernels of their own; all others take the kernel for any head_dim. The plan
-// depends on max_len and not on kv_len, which is in device memory: a captured graph stays valid while kv_len
-// grows.
-inline GqaPlan plan_gqa_decode(const GqaDecodeParams& params, const GqaDevice& device, bool programmatic) {
-    const bool any_dim = params.head_dim != 64 && params.head_dim != 128;
-    const GqaPlan plan = gqa_planning::plan_kernel(params, device, programmatic, any_dim);
+// head_dim 64 and 128 have kernels of their own; all others, and a soft cap, take the kernel for any
+// head_dim.
+inline GqaPlan plan_on_tensor_cores(const GqaDecodeParams& params, const GqaDevice& device,
+                                    bool programmatic) {
+    const bool any_dim = params.softcap != 0 || (params.head_dim != 64 && params.head_dim != 128);
+    const GqaPlan plan = plan_kernel(params, device, programmatic, any_dim);
     // As many KV heads as query heads: too many for clusters of a power of two.
     if (!any_dim && plan.group_size == 1 && plan.cluster_splits == 1) {
-        const GqaPlan clustered = gqa_planning::plan_kernel(params, device, programmatic, true);
+        const GqaPlan clustered = plan_kernel(params, device, programmatic, true);
         if (clustered.cluster_splits > 1) return clustered;
     }
     return plan;
+}
+
+}  // namespace gqa_planning
+
+// One query head a KV head goes to the kernel on CUDA cores, where that has clusters of more blocks. The plan
+// depends on max_len and not on kv_len, which is in device memory: a captured graph stays valid while kv_len
+// grows.
+inline GqaPlan plan_gqa_decode(const GqaDecodeParams& params, const GqaDevice& device, bool programmatic) {
+    const GqaPlan plan = gqa_planning::plan_on_tensor_cores(params, device, programmatic);
+    if (!device.cuda_cores || plan.group_size > 1 || params.softcap != 0 ||
+        params.softmax != Softmax::online || params.head_dim <= gqa_core_dims / 2 ||
+        params.head_dim > gqa_core_dims)
+        return plan;
+    const GqaPlan cores = gqa_planning::plan_kernel(params, device, programmatic, true, true);
+    const bool paired = cores.shared_bytes <= paired_bytes(device.shared_bytes);
+    return paired && cores.cluster_splits > plan.splits ? cores : plan;
 }
 
 // Tile i is assigned to split i % splits, and there to warp i / splits % gqa_warps. Any kv_len is divided

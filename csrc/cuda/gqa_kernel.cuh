@@ -1,6 +1,6 @@
 // The kernel of gqa_decode (gqa_decode.cu describes it), and the table of what it is compiled for. Softmax
-// says how exponentials are kept in range; online and unified are instantiated in files of their own, which
-// compile side by side.
+// says how exponentials are kept in range. Unified ones, and what the functions below name, are instantiated
+// in files of their own, which compile side by side.
 #pragma once
 
 #include <type_traits>
@@ -17,17 +17,24 @@ using GqaKernel = void (*)(GqaDecodeParams, GqaPlan);
 
 // Of softmax unified (gqa_decode_unified.cu).
 GqaKernel gqa_unified_kernel(Dtype dtype, const GqaPlan& plan, int head_dim);
+// Of any head_dim (gqa_any_dim.cu).
+GqaKernel gqa_any_dim_kernel(Dtype dtype, int head_dim);
+// The same with a soft cap (gqa_softcap.cu).
+GqaKernel gqa_capped_kernel(Dtype dtype);
+// Of one query head a KV head, on CUDA cores (gqa_cuda_cores.cu).
+GqaKernel gqa_core_kernel(Dtype dtype);
 
 namespace {
 
 using namespace gqa;
 
 template <class T, class Dims, template <class, class> class KvStream, class Softmax>
-__global__ void __launch_bounds__(gqa_threads, 1)
+__global__ void __launch_bounds__(gqa_threads, KvStream<T, Dims>::resident_blocks)
     gqa_decode_kernel(const __grid_constant__ GqaDecodeParams params, const __grid_constant__ GqaPlan plan) {
-    if (KvStream<T, Dims>::needs_bulk_copy && !has_bulk_copy) return;  // planned on sm_90 only
-    // Those of a unified maximum have no registers left for timestamps.
-    std::conditional_t<Softmax::unified, NoTimestamps, Timestamps> timestamps;
+    if (KvStream<T, Dims>::needs_sm_90 && !has_bulk_copy) return;  // planned on sm_90 only
+    // Those of a unified maximum, and of CUDA cores, have no registers left for timestamps.
+    constexpr bool unstamped = Softmax::unified || Dims::one_head;
+    std::conditional_t<unstamped, NoTimestamps, Timestamps> timestamps;
     constexpr int row = gqa_row_floats(Dims::value_max);
     const int warp = static_cast<int>(threadIdx.x) / warp_size, g = lane_group(), t = lane_in_group();
     const Dims dims(params, plan, static_cast<int>(blockIdx.x) / plan.splits);
@@ -38,13 +45,14 @@ __global__ void __launch_bounds__(gqa_threads, 1)
     // --- mbarrier for the cluster's pushes. The matching cluster_wait() comes before the first push.
     const int items = gqa_items(work.n_heads, dims.n_values);
     unsigned char* const behind_rows = shared_memory() + gqa_rows_bytes(Dims::value_max);
+    const bool clustered = Dims::one_head || plan.cluster_splits > 1;
     const int part = work.n_heads * plan.cluster_items;
     // Exactly divided, a block of the cluster combines as many items as any other; else what is left for it.
     const int own_items = Dims::exact ? part : max(min(part, items - work.split * part), 0);
     const int pushed_slots = Dims::exact ? items : own_items * plan.cluster_splits;
     const int pushed_room = Dims::exact ? items : part * plan.cluster_splits;
     const PushedPartials pushed(behind_rows, pushed_slots, part, pushed_room);
-    if (plan.cluster_splits > 1) {
+    if (clustered) {
         pushed.expect();
         warp_barrier();  // barrier.cluster.arrive is .aligned: all lanes execute it together
         cluster_arrive();
@@ -78,7 +86,7 @@ __global__ void __launch_bounds__(gqa_threads, 1)
     }
     auto* counters = static_cast<uint32_t*>(params.workspace);
     if constexpr (Softmax::unified) counters += unified_counter_bytes(Softmax::kind) / sizeof *counters;
-    const bool takes_ticket = plan.cluster_splits == 1 && threadIdx.x == 0;
+    const bool takes_ticket = !clustered && threadIdx.x == 0;
     const uint32_t ticket =
         takes_ticket ? atomic_increment(counters + work.group, static_cast<uint32_t>(plan.splits) - 1) : 0;
     async_wait<0>();
@@ -88,7 +96,7 @@ __global__ void __launch_bounds__(gqa_threads, 1)
     // --- mainloop over the warp's tiles
     q += g * gqa_q_row_elements(Dims::key_max) +
          t * vector_elements;  // head g, the dimensions of this lane's part of K
-    Partial<Dims::value_max, Softmax> partial;
+    typename KvStream<T, Dims>::template State<Softmax> partial;
     if constexpr (Softmax::unified) partial.phi = params.phi * log2_e;
     timestamps.mark(TimestampPoint::first_scores);  // of a warp without a tile
     kv_stream.run(q, params.scale * log2_e, partial, timestamps);
@@ -104,7 +112,7 @@ __global__ void __launch_bounds__(gqa_threads, 1)
     if (takes_ticket) store(shared_ticket, ticket);
     block_barrier();  // the partials of all warps, and the ticket, are in shared memory
     // The mbarriers of all blocks are initialised.
-    if (plan.cluster_splits > 1) cluster_wait();
+    if (clustered) cluster_wait();
     const bool has_own = static_cast<int>(threadIdx.x) < items;
     const Item own(has_own ? static_cast<int>(threadIdx.x) : 0, dims.n_values);
     Combined<Softmax> combined;
@@ -144,7 +152,7 @@ __global__ void __launch_bounds__(gqa_threads, 1)
         };
 
         // --- combine the splits of a cluster
-        if (plan.cluster_splits > 1) {
+        if (clustered) {
             if (has_own) pushed.send(combined, thread, work.split);
             const int lanes = plan.cluster_splits, from = thread % lanes, part_item = thread / lanes;
             const auto take = [&](auto& total) {
@@ -216,7 +224,7 @@ __global__ void __launch_bounds__(gqa_threads, 1)
 
         // --- combine the splits of a cluster: neighbouring lanes share an item, each takes the partial of
         // one block
-        if (plan.cluster_splits > 1) {
+        if (clustered) {
             if (has_own) pushed.send(combined, static_cast<int>(threadIdx.x), work.split);
             const int lanes = Dims::exact ? plan.cluster_splits : plan.cluster_lanes,
                       from = static_cast<int>(threadIdx.x) % lanes;
@@ -267,7 +275,7 @@ __global__ void __launch_bounds__(gqa_threads, 1)
 }
 
 template <class T, class Softmax>
-GqaKernel kernel_of(const GqaPlan& plan, int head_dim) {
+GqaKernel kernel_of(const GqaPlan& plan, int head_dim, float softcap = 0) {
     if (head_dim % vector_elements != 0 || head_dim < vector_elements || head_dim > 256) {
         throw std::invalid_argument(
             "pykernels::gqa_decode: head_dim must be a multiple of 8 up to 256, got " +
@@ -282,9 +290,10 @@ GqaKernel kernel_of(const GqaPlan& plan, int head_dim) {
                 "query heads, got head_dim " +
                 std::to_string(head_dim) + " and groups of " + std::to_string(plan.group_size));
         }
-    } else if (plan.any_dim) {
-        return head_dim <= 128 ? gqa_decode_kernel<T, AnyDims<128>, GuardedStream, Softmax>
-                               : gqa_decode_kernel<T, AnyDims<256>, GuardedStream, Softmax>;
+    } else {
+        if (softcap != 0) return gqa_capped_kernel(dtype_of<T>);
+        if (plan.cuda_cores) return gqa_core_kernel(dtype_of<T>);
+        if (plan.any_dim) return gqa_any_dim_kernel(dtype_of<T>, head_dim);
     }
     if (head_dim == 64) {
         return plan.bulk_copies ? gqa_decode_kernel<T, ExactDims<64>, BulkStream, Softmax>

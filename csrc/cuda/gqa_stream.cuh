@@ -37,8 +37,11 @@ struct Tiles {
 template <class T, class Dims>
 class RegisterStream {
   public:
-    static constexpr bool needs_bulk_copy = false;
+    static constexpr bool needs_sm_90 = false;
     static constexpr int head_dim = Dims::head_dim;
+    static constexpr int resident_blocks = 1;  // of an SM
+    template <class Softmax>
+    using State = Partial<Dims::value_max, Softmax>;
 
     __device__ __forceinline__ RegisterStream(const Tiles<T>& tiles, unsigned char*, const Dims&)
         : tiles_(tiles) {}
@@ -118,8 +121,11 @@ class RegisterStream {
 template <class T, class Dims>
 class BulkStream {
   public:
-    static constexpr bool needs_bulk_copy = true;
+    static constexpr bool needs_sm_90 = true;
     static constexpr int head_dim = Dims::head_dim;
+    static constexpr int resident_blocks = 1;  // of an SM
+    template <class Softmax>
+    using State = Partial<Dims::value_max, Softmax>;
 
     // `ring`: the block's.
     __device__ __forceinline__ BulkStream(const Tiles<T>& tiles, unsigned char* ring, const Dims&)

@@ -21,13 +21,15 @@ __device__ __forceinline__ int lane_in_group() {
 // The dimensions that a block takes, where the kernel is compiled for its head_dim: all of them.
 template <int dims>
 struct ExactDims {
-    static constexpr bool exact = true;
+    static constexpr bool exact = true, one_head = false;
     static constexpr int key_max = dims, value_max = dims;
     static constexpr int head_dim = dims, first_value = 0, n_values = dims;
 
     __device__ __forceinline__ ExactDims(const GqaDecodeParams&, const GqaPlan&, int) {}
 
     __device__ __forceinline__ int cell(const GqaPlan&, int group) const { return group; }
+
+    __device__ __forceinline__ void cap(float (&)[4]) const {}  // gqa_softcap.cuh has one
 };
 
 // A lane's part of 16 keys: of K rows g and g + 8, eight dimensions of every 32; of V rows value_row(0..3),

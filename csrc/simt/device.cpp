@@ -18,9 +18,11 @@ const DeviceLimits& device_limits() {
 // A few blocks stand for a whole grid in the tests, so clusters are planned as on a device of 64 SMs or more.
 const ResidentClusters& resident_clusters() {
     static ResidentClusters resident;
-    for (int blocks = 2; blocks <= max_cluster_blocks; ++blocks)
-        resident.counts[blocks] =
-            has_clusters ? std::max(simt::executor().settings().sm_count, 64) / blocks : 0;
+    for (int blocks = 2; blocks <= max_cluster_blocks; ++blocks) {
+        const int sm_count = has_clusters ? std::max(simt::executor().settings().sm_count, 64) : 0;
+        resident.counts[blocks] = sm_count / blocks;
+        resident.paired[blocks] = 2 * sm_count / blocks;
+    }
     return resident;
 }
 

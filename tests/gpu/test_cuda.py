@@ -204,6 +204,7 @@ FEATURES = {
     "qk norm of all heads, norms behind": replace(_TINY, qk_norm="all", pre_norms=False, post_norms=True),
     "offset, gelu, norms": replace(_TINY, norm_offset=1.0, gelu=True, qk_norm="head", post_norms=True),
     "multipliers": replace(_TINY, attention_scale=0.05, residual_scale=0.3),
+    "soft cap": replace(_TINY, attention_softcap=1.5),
 }
 
 

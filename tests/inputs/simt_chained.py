@@ -305,6 +305,7 @@ CASES = {
     "gqa_decode, splits without a cluster": lambda: gqa_decode([700], 2100, 8, 2, 64, FP16),
     "gqa_decode of head_dim 96": lambda: gqa_decode([150], 300, 7, 1, 96, BF16),
     "gqa_decode of head_dim 256": lambda: gqa_decode([150], 300, 4, 1, 256, FP16),
+    "gqa_decode on CUDA cores": lambda: gqa_decode([290], 300, 1, 1, 128, BF16),
     "gqa_decode of a long cache": lambda: gqa_decode([333], 8208, 4, 1, 64, BF16),
     "gemv of one": lambda: gemv(1, 1032, 37, BF16),
     "gemv, scaled and capped": lambda: gemv(1, 520, 37, BF16, scale=0.4, softcap=1.5),

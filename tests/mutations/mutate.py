@@ -118,17 +118,14 @@ def tests_of(ops: set[str]) -> list[str]:
     files = ["test_simt_chained.py"]
     for stem, name in (
         ("int4", "int4"),
-        ("gqa_decode", "gqa_unified"),
-        ("gqa_decode", "gqa_head_dims"),
-        ("gqa_decode", "gqa_decode"),
+        ("gqa", "gqa_unified"),
+        ("gqa", "gqa_head_dims"),
+        ("gqa", "gqa_decode"),
         ("gemv", "gemv"),
     ):
         if any(stem in op and (stem == "int4" or "int4" not in op) for op in ops):
             files.append(f"test_simt_{name}.py")
-    if any(
-        "int4" not in op and op not in ("gemv", "swiglu_gemv", "qkv_gemv", "gqa_decode", "gqa_decode_unified")
-        for op in ops
-    ):
+    if any("int4" not in op and "gqa" not in op and op not in ("gemv", "swiglu_gemv", "qkv_gemv") for op in ops):
         files.append("test_simt_elementwise.py")
     if any("int4" not in op for op in ops):
         files.append("test_simt_layer.py")

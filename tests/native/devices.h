@@ -18,8 +18,10 @@ struct Device {
         cuda::ResidentClusters resident = {};
         if (gpc_sms == 0) return resident;
         for (int blocks = 2; blocks <= max_cluster; ++blocks) {
-            for (int left = sm_count; left > 0; left -= gpc_sms)
+            for (int left = sm_count; left > 0; left -= gpc_sms) {
                 resident.counts[blocks] += (left < gpc_sms ? left : gpc_sms) / blocks;
+                resident.paired[blocks] += 2 * (left < gpc_sms ? left : gpc_sms) / blocks;
+            }
         }
         return resident;
     }

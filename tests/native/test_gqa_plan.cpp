@@ -18,6 +18,7 @@ using test::Device, test::devices;
 struct Heads {
     const char* name;
     int n_heads, n_kv_heads, head_dim;
+    float softcap = 0;
 };
 
 constexpr Heads qwen = {"qwen2.5-7b", 28, 4, 128}, llama = {"llama-3.1-8b", 32, 8, 128},
@@ -32,18 +33,20 @@ constexpr Heads shapes[] = {qwen,
                             {"gemma-3-4b", 8, 4, 256},
                             {"stablelm-3b", 32, 32, 80},
                             {"groups of 16", 64, 4, 112},
+                            {"gemma-2-27b", 32, 16, 128, 50},
+                            {"a soft cap, group 1", 32, 32, 128, 50},
                             {"groups of 5", 40, 8, 136},
                             {"the smallest", 16, 1, 8}};
 
 GqaDecodeParams params_of(const Heads& heads, int batch, int max_len) {
     GqaDecodeParams params = {};
     params.batch = batch, params.n_heads = heads.n_heads, params.n_kv_heads = heads.n_kv_heads;
-    params.head_dim = heads.head_dim, params.max_len = max_len;
+    params.head_dim = heads.head_dim, params.max_len = max_len, params.softcap = heads.softcap;
     return params;
 }
 
-GqaDevice limits_of(const Device& device) {
-    return {device.sm_count, device.shared_bytes, device.sm_90, device.resident_clusters()};
+GqaDevice limits_of(const Device& device, bool cuda_cores = true) {
+    return {device.sm_count, device.shared_bytes, device.sm_90, device.resident_clusters(), cuda_cores};
 }
 
 GqaDevice limits_of(const char* name) {
@@ -79,7 +82,7 @@ void test_plan(const Heads& heads, int batch, int max_len, const Device& device,
           context("head groups"));
 
     // Two head dimensions have kernels of their own, but for clusters of another size than a power of two.
-    const bool own_kernel = heads.head_dim == 64 || heads.head_dim == 128;
+    const bool own_kernel = heads.softcap == 0 && (heads.head_dim == 64 || heads.head_dim == 128);
     CHECK(plan.any_dim ? !own_kernel || (plan.group_size == 1 && plan.cluster_splits > 1) : own_kernel, "%s",
           context("kernel"));
     CHECK(plan.any_dim || (plan.value_slices == 1 && plan.cluster_lanes == plan.cluster_splits), "%s",
@@ -91,11 +94,20 @@ void test_plan(const Heads& heads, int batch, int max_len, const Device& device,
     CHECK(plan.cluster_splits == 1 || plan.cluster_splits == plan.splits, "%s: %d of %d",
           context("a cluster is a head group"), plan.cluster_splits, plan.splits);
     // All blocks are resident at once: one wave.
-    CHECK(plan.cluster_splits == 1 || limits.resident_clusters.counts[plan.cluster_splits] >= plan.groups,
-          "%s: %d clusters of %d", context("one wave of clusters"), plan.groups, plan.cluster_splits);
-    CHECK(plan.splits == 1 || plan.groups * plan.splits <=
-                                  std::max(device.sm_count, plan.any_dim ? 0 : gqa_max_cluster_blocks),
-          "%s: %d blocks", context("one wave"), plan.groups * plan.splits);
+    const auto& resident =
+        plan.cuda_cores ? limits.resident_clusters.paired : limits.resident_clusters.counts;
+    CHECK(plan.cluster_splits == 1 || resident[plan.cluster_splits] >= plan.groups, "%s: %d clusters of %d",
+          context("one wave of clusters"), plan.groups, plan.cluster_splits);
+    CHECK(
+        plan.splits == 1 || plan.groups * plan.splits <= std::max((plan.cuda_cores ? 2 : 1) * device.sm_count,
+                                                                  plan.any_dim ? 0 : gqa_max_cluster_blocks),
+        "%s: %d blocks", context("one wave"), plan.groups * plan.splits);
+    // On CUDA cores: one query head a KV head, 16 lanes a row of more than 64 dimensions, two blocks an SM.
+    CHECK(
+        !plan.cuda_cores || (limits.cuda_cores && heads.softcap == 0 && plan.any_dim &&
+                             plan.group_size == 1 && plan.cluster_splits > 1 && heads.head_dim > 64 &&
+                             heads.head_dim <= 128 && 2 * (plan.shared_bytes + 1024) <= limits.shared_bytes),
+        "%s", context("CUDA cores"));
 
     CHECK(plan.shared_bytes <= limits.shared_bytes, "%s: %d", context("shared memory"), plan.shared_bytes);
     const int row_dims = plan.any_dim ? gqa_max_value_dims : heads.head_dim;
@@ -175,12 +187,21 @@ void test_the_plans_that_were_measured() {
               "llama, %d slots: %d", max_len, llama_plan.cluster_splits);
         CHECK(max_len <= 8192 || (qwen_plan.splits == 33 && llama_plan.splits == 16), "%d slots", max_len);
     }
-    // As many KV heads as query heads: 96 SMs in clusters of three.
+    // As many KV heads as query heads: two blocks an SM in clusters of seven, or 96 SMs in clusters of three.
 
     for (const Heads& heads : {llama2, phi3}) {
         const GqaPlan mha = plan(heads, 1, 2048);
-        CHECK(mha.any_dim && mha.cluster_splits == 3 && mha.cluster_lanes == 4, "%s: %d splits", heads.name,
-              mha.cluster_splits);
+        CHECK(mha.cuda_cores && mha.cluster_splits == 7 && mha.cluster_lanes == 8, "%s: %d splits",
+              heads.name, mha.cluster_splits);
+        GqaDevice without = h200;
+        without.cuda_cores = false;
+        const GqaPlan other = plan_gqa_decode(params_of(heads, 1, 2048), without, false);
+        CHECK(!other.cuda_cores && other.any_dim && other.cluster_splits == 3 && other.cluster_lanes == 4,
+              "%s: %d splits", heads.name, other.cluster_splits);
+        GqaDecodeParams capped = params_of(heads, 1, 2048);
+        capped.softcap = 50;
+        const GqaPlan with_cap = plan_gqa_decode(capped, h200, false);
+        CHECK(!with_cap.cuda_cores && with_cap.any_dim, "%s with a soft cap", heads.name);
     }
     CHECK(!plan(llama2, 1, 16384).any_dim && plan(phi3, 1, 16384).any_dim, "long caches");
     // 128 dimensions of V a block: 32 blocks read one KV head.
@@ -250,9 +271,9 @@ void test_every_key_is_taken_once(int splits) {
 
 int main() {
     for (const Device& device : devices) {
-        const GqaDevice limits = limits_of(device);
         for (const Heads& heads : shapes) {
             for (int batch = 1; batch <= max_batch; ++batch) {
+                const GqaDevice limits = limits_of(device, batch != 3);
                 // Lengths next to the borders of splits, and of tiles, of which a split has whole ones.
                 for (int max_len = 1; max_len <= 5000; max_len += max_len < 300 ? 1 : 31)
                     test_plan(heads, batch, max_len, device, limits);

@@ -58,6 +58,38 @@ def test_as_many_kv_heads_as_query_heads(dim, length, arch):
     check(inputs([length], 300, 33, 33, dim, torch.bfloat16), arch, seed=length, sm_count=132, runs=1)
 
 
+# On sm_90 caches of this length have three splits on CUDA cores and two, a power of two, on tensor cores.
+@pairwise
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 97, 128, 129, 300])
+@pytest.mark.parametrize("heads", [1, 3])
+def test_cuda_cores(heads, length, dtype):
+    check(inputs([length], 300, heads, heads, 128, dtype), 90, seed=length)
+
+
+@pytest.mark.parametrize(("dim", "lengths"), [(72, [640]), (96, [639]), (120, [1, 640])])
+def test_cuda_cores_of_any_head_dim(dim, lengths):
+    """13 heads have clusters of 4 with one block an SM and of 5 with two, of 64 SMs."""
+    heads = 13 if len(lengths) == 1 else 7
+    check(inputs(lengths, 640, heads, heads, dim, torch.bfloat16), 90, seed=dim, runs=1)
+
+
+def test_several_tiles_of_a_warp_on_cuda_cores():
+    """5 heads have clusters of 8, or of 16 on CUDA cores, whose warps have two or three tiles."""
+    check(inputs([4400], 4400, 5, 5, 128, torch.float16), 90, scale=0.3, runs=1)
+
+
+@pairwise
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("softcap", [0.5, 50.0])
+@pytest.mark.parametrize("length", [1, 97, 300])
+@pytest.mark.parametrize("dim", [64, 128, 256])
+def test_a_soft_cap(dim, length, softcap, dtype, arch):
+    """Scores of some 4 are halved and more by the first cap. Masked keys stay without weight."""
+    check(inputs([length], 300, 4, 2, dim, dtype), arch, seed=length, scale=0.3, softcap=softcap)
+
+
 @pytest.mark.parametrize("arch", ARCHS)
 def test_the_shared_memory_of_sm_120(arch):
     """99 KB a block: a ring for bulk copies has no room at head_dim 128, all else runs as on sm_90."""

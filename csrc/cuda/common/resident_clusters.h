@@ -10,7 +10,15 @@ constexpr int max_cluster_blocks = 16;
 struct ResidentClusters {
     // [blocks of a cluster], one block an SM. 0 where the device has no such clusters.
     int counts[max_cluster_blocks + 1];
+    // The same with two blocks an SM.
+    int paired[max_cluster_blocks + 1];
 };
+
+// Shared memory of a block of which two, and no more, are resident on an SM. An SM keeps a kilobyte for each
+// of its blocks.
+constexpr int paired_bytes(int block_bytes) {
+    return block_bytes / 2 - 1024;
+}
 
 // Of the current device; read once per device. All 0 before sm_90.
 const ResidentClusters& resident_clusters();
