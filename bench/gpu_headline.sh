@@ -8,7 +8,12 @@
 # With BEFORE, layers and attention of both checkouts take turns, ROUNDS times (5), into FOLDER/before and FOLDER/after;
 # bench.compare says whether anything changed, of every model a line an arm.
 #
-# On an H200 with 16 cores: layers 19 s each, step 38 s, attention 280 s, gemv 20 s; a turn 25 s.
+# MODES are those of attention (eager,graph): graph alone has the tables' figures, eager the other clocks and the kernels.
+# Of attention's time some 11 s a head shape are XQA's compiler: HEADLINE_STEPS=compile does that before, for both at
+# once, and needs the GPU for a moment only.
+#
+# On an H200 with 16 cores: layers 19 s each, step 38 s, gemv 20 s; a turn 25 s. Predicted: attention 190 s (0.3 s an arm
+# and cell; it was 280 s with the mode native, and with compiling), MODES=graph 95 s, compile 25 s.
 #
 # Exit status: 0 where every step succeeded; the failed ones are named at the end.
 . "$(dirname "$0")/gpu_steps.sh" || exit 2
@@ -27,7 +32,21 @@ turn() {  # the checkout, the folder of its documents, the turn's number
         --backend=native --json="$2/gqa_decode-$3.json") >/dev/null || return 1
 }
 
+compile_xqa() {  # one small cell of each head shape, side by side: the libraries stay in FlashInfer's cache
+    local model started=()
+    for model in qwen2.5-7b llama-3.1-8b; do
+        "$python" -m bench.attention --gate --sessions=0 --backend=xqa --model=$model --ctx=1024 --batch=1 --mode=eager &
+        started+=($!)
+    done
+    local pid status=0
+    for pid in "${started[@]}"; do wait "$pid" || status=1; done
+    return $status
+}
+
 ask_gpu
+export -f compile_xqa
+export python
+step compile 120 bash -c compile_xqa
 for model in qwen2.5-7b llama-3.1-8b mistral-7b-v0.3; do
     step "layer $model" 90 "$python" -m bench.layer --model=$model --backend=native,sdpa \
         --json="$out/$gpu-layer-$model.json.gz" --plot="$out/$gpu-layer-$model.png"
@@ -35,7 +54,7 @@ done
 mkdir -p "$out/$gpu-study"
 step step 120 "$python" -m bench.step --model=qwen2.5-7b --json="$out/$gpu-study/step.json" \
     --md="$out/$gpu-study/step.md" --plot="$out/$gpu-study/step.png"
-step attention 400 "$python" -m bench.attention --sessions=1 --json="$out/$gpu-attention.json.gz" \
+step attention 300 "$python" -m bench.attention --sessions=1 --mode="${MODES:-eager,graph}" --json="$out/$gpu-attention.json.gz" \
     --md="$out/$gpu-attention.md" --plot="$out/$gpu-attention.png"
 step gemv 90 "$python" -m bench.op --op=gemv --mode=native,graph --json="$out/$gpu-gemv.json"
 if [[ $before ]]; then

@@ -250,19 +250,18 @@ class _Maker:
 
     @contextmanager
     def renewed(self) -> Iterator[Tensor]:
-        """Other inputs in the memory of every copy and in the adapters' layouts, the same for every arm of a cell;
-        what they must give."""
+        """Other inputs in the memory of the first copy, whose result is compared, and in the adapter's layout of it,
+        the same for every arm of a cell; what they must give. To write all copies would take longer than to measure
+        them."""
         first = self.copies[0]
         numbers = first.numbers()
         before = [tensor.clone() for tensor in numbers]
 
         def put(numbers: Sequence[Tensor]) -> None:
-            for inputs in self.copies:
-                for tensor, new in zip(inputs.numbers(), numbers, strict=True):
-                    tensor.copy_(new)
+            for tensor, new in zip(first.numbers(), numbers, strict=True):
+                tensor.copy_(new)
             if "_bound" in self.__dict__:
-                for attention, inputs in zip(self._bound[1], self.copies, strict=True):
-                    attention.load(cast(pk.DecodeLayer, inputs))  # what it reads of a layer, they have
+                self._bound[1][0].load(cast(pk.DecodeLayer, first))  # what it reads of a layer, that has
 
         put(showing_every_key(numbers, torch.Generator(self.device).manual_seed(first.renewed_seed)))
         try:

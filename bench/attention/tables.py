@@ -162,11 +162,57 @@ def context_grids(document: Document) -> list[tuple[str, Grid]]:
         ]
         floors_us = floors(own)
         rows.append(["floor at read", *(microseconds(floors_us[c]) if c in floors_us else "-" for c in contexts)])
+        by_ctx = {ctx: behind_the_peers(entry for entry in own if entry["ctx"] == ctx) for ctx in contexts}
+        if any(by_ctx.values()):
+            rows.append(["native", *(behind_words(by_ctx[ctx]) for ctx in contexts)])
         columns = [("backend", False), *((f"kv {ctx}", True) for ctx in contexts)]
         models = ", ".join(own[0]["layers"])
         whose = f" ({models})" if models else ""
         grids.append((f"{heads}{whose}, batch {batch}: {mode}, us a call", (columns, rows)))
     return grids
+
+
+LEVEL = 0.005
+"""So much longer than the fastest of the others takes counts as level."""
+
+
+def behind_the_peers(entries: Iterable[Entry]) -> tuple[float, str] | None:
+    """Of the arms of one cell and mode: how much longer native's call takes than the fastest of the others', as a
+    share, below 0 where it is the fastest; and which that is. None where either is missing."""
+    times = {entry["backend"]: entry["wall_us"]["p50"] for entry in entries if entry["wall_us"]}
+    own = times.get("native")
+    peers = {name: us for name, us in times.items() if not name.startswith("native")}  # nor native@2
+    if own is None or not peers:
+        return None
+    fastest = min(peers, key=lambda name: peers[name])
+    return own / peers[fastest] - 1, fastest
+
+
+def behind_words(behind: tuple[float, str] | None) -> str:
+    """`first by 12.0%`; `0.3% behind xqa (level)`, within LEVEL; `2.1% behind fa3`."""
+    if behind is None:
+        return "-"
+    share, peer = behind
+    if share <= 0:
+        return f"first by {-share:.1%}"
+    return f"{share:.1%} behind {peer}" + (" (level)" if share <= LEVEL else "")
+
+
+def standing(document: Document) -> list[str]:
+    """In how many cells native is the first or level, by calls from a graph (a CPU: from Python); where it is not."""
+    mode = "graph" if document["device"] == "cuda" else "eager"
+    found = {
+        shape: behind
+        for shape, entries in cells(document).items()
+        if (behind := behind_the_peers(entry for entry in entries if entry["mode"] == mode))
+    }
+    if not found or document.get("gate_only"):
+        return []
+    late = {shape: behind for shape, behind in found.items() if behind[0] > LEVEL}
+    return [
+        f"native is the first or within {LEVEL:.1%} in {len(found) - len(late)} of {len(found)} cells, {mode}",
+        *(f"not at {shape}: {behind_words(behind)}" for shape, behind in late.items()),
+    ]
 
 
 def _cell(entry: Entry | None) -> str:
@@ -309,7 +355,7 @@ def print_document(document: Document, console: Console) -> None:
     for title, grid in context_grids(document):
         console.print()
         console.print(make_table(title, grid, console.width))
-    for line in (*refusals(document), *aa_lines(document)):
+    for line in (*standing(document), *refusals(document), *aa_lines(document)):
         console.print(Text(line))
 
 
@@ -325,6 +371,6 @@ def write_markdown(path: Path, document: Document) -> None:
             break
         lines += markdown_table(f"{shape}: mean ± SD over sessions of their medians", cell_grid(entries))
         lines += [*(f"- {line}" for line in choices(document, shape)), ""]
-    said = (*refusals(document), *aa_lines(document))
+    said = (*standing(document), *refusals(document), *aa_lines(document))
     lines += [*(f"- {line.strip()}" for line in said), "", f"Reproduce: `{document['command']}`"]
     write_atomically(path, ("\n".join(lines) + "\n").encode())

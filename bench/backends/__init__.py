@@ -4,6 +4,7 @@ from bench.backends.base import DENSE, INT4, MODES, Backend, Workload, arms_of, 
 from bench.backends.compile import Compile, CompileGraphs
 from bench.backends.fa2 import FlashAttention2
 from bench.backends.fa3 import FlashAttention3
+from bench.backends.fa4 import FlashAttention4
 from bench.backends.flashinfer import FlashInfer, FlashInferTensorCores
 from bench.backends.flex import Flex
 from bench.backends.linear import LinearPeer, linear_peers
@@ -21,8 +22,8 @@ from bench.backends.stack import (
 from bench.backends.xqa import Xqa
 
 _BACKENDS: tuple[type[Backend], ...] = (
-    Native, Sdpa, SdpaMath, SdpaFlash, SdpaEfficient, SdpaCudnn, FlashAttention2, FlashAttention3, FlashInfer,
-    FlashInferTensorCores, Xqa, Flex, Compile, CompileGraphs,
+    Native, Sdpa, SdpaMath, SdpaFlash, SdpaEfficient, SdpaCudnn, FlashAttention2, FlashAttention3, FlashAttention4,
+    FlashInfer, FlashInferTensorCores, Xqa, Flex, Compile, CompileGraphs,
 )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from packaging.requirements import Requirement
 _NOTES = {
     "flashinfer": "compiles its kernels at first use: needs nvcc",
     "flash-attn": "compiles when installed: needs nvcc, and ninja, packaging, psutil, setuptools and wheel before it",
+    "flash-attn-4": "compiles at first use, by nvidia-cutlass-dsl; compute capability 9.0 and 10.x",
     "int4": "exllamav2 compiles at first use: needs nvcc",
     "ray": "for bench.sweep --ray, and reports over nodes",
     "plugins": "for FILE.cu:kernel; beside a torch of CUDA 12: cupy-cuda12x",

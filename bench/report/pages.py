@@ -207,7 +207,7 @@ def attention(documents: Documents, card: str) -> Lines:
     """Attention alone at batch 1 by backend, and at batch 4 beside the best peer."""
     result, lines = documents[f"{card}-attention"], []
     labels = [f"{ctx // 1024}K" for ctx in CONTEXTS]
-    order = ["native", "sdpa", "sdpa-flash", "fa2", "fa3", "flashinfer", "flashinfer-tc", "xqa", "sdpa-math"]
+    order = ["native", "sdpa", "sdpa-flash", "fa2", "fa3", "fa4", "flashinfer", "flashinfer-tc", "xqa", "sdpa-math"]
     for heads in HEADS:
         found = _graph_us(result, 1, heads)
         rows = [[name, *(_us(found[name][ctx]) for ctx in CONTEXTS)] for name in order if name in found]

@@ -10,7 +10,7 @@ from bench.backends.plain import LibraryLayer
 def any_device(monkeypatch):
     """Libraries for CUDA run on the CPU: their fakes do."""
     monkeypatch.setattr(LibraryLayer, "device_reason", classmethod(lambda cls, device: None))
-    for backend in ("fa2", "fa3", "xqa"):
+    for backend in ("fa2", "fa3", "fa4", "xqa"):
         monkeypatch.setattr(registry()[backend], "device_reason", classmethod(lambda cls, device: None))
     for backend in ("fa2", "fa3"):
         monkeypatch.delenv(registry()[backend].library_variable, raising=False)

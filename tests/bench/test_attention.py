@@ -51,7 +51,13 @@ def test_on_the_cpu(capsys, tmp_path):
     raw = next(e for e in session["entries"] if (e["shape"], e["backend"]) == (shape, "native"))
     assert len(raw["rounds_us"]) == 4 == raw["calls_measured"]
     text = flat(result.out)
-    for words in ("floor at read", "sdpa-flash (manager inside)", "8/2x64 (tiny), batch 2: eager", "SDPA's choice"):
+    for words in (
+        "floor at read",
+        "sdpa-flash (manager inside)",
+        "8/2x64 (tiny), batch 2: eager",
+        "SDPA's choice",
+        "native is the first or within 0.5% in",
+    ):
         assert words in text
     markdown = (tmp_path / "a.md").read_text()
     assert markdown.count("### 8/2x64, kv") == 4 and "Reproduce: `python -m bench.attention" in markdown

@@ -194,3 +194,25 @@ def test_a_floor_a_context():
 
     found = attention_tables.floors([entry(64, None), entry(64, 2.0), entry(64, 2.1), entry(32, 1.0), entry(16, None)])
     assert found == {64: 2.0, 32: 1.0}
+
+
+def test_where_native_stands():
+    """First, level, behind; of a second native it is neither, and a cell without a peer says nothing."""
+
+    def arm(shape, backend, us, mode="graph"):
+        return {"shape": shape, "backend": backend, "mode": mode, "wall_us": us and {"p50": us}, "ctx": 1, "batch": 1,
+                "heads": shape, "layers": {}, "floor_us": {"at_read": None}}  # fmt: skip
+
+    times = {
+        "a": {"native": 9.0, "native@2": 8.0, "sdpa": 12.0, "xqa": 10.0}, "b": {"native": 10.03, "xqa": 10.0},
+        "c": {"native": 10.2, "fa3": 10.0, "sdpa": 11.0}, "d": {"native": 1.0}, "e": {"sdpa": 1.0, "native": None},
+    }  # fmt: skip
+    arms = [arm(shape, name, us) for shape, of in times.items() for name, us in of.items()]
+    arms += [arm("c", "native", 1.0, "eager"), arm("c", "fa3", 2.0, "eager")]
+    assert attention_tables.standing({"device": "cuda", "arms": arms}) == [
+        "native is the first or within 0.5% in 2 of 3 cells, graph",
+        "not at c: 2.0% behind fa3",
+    ]
+    words = [attention_tables.behind_words(attention_tables.behind_the_peers(
+        one for one in arms if (one["shape"], one["mode"]) == (shape, "graph"))) for shape in times]  # fmt: skip
+    assert words == ["first by 10.0%", "0.3% behind xqa (level)", "2.0% behind fa3", "-", "-"]

@@ -18,14 +18,14 @@ from bench.backends.compile import compiler_reason
 from bench.backends.flash import _FlashCache, arguments
 from bench.backends.torch_layer import TokenMajorCache
 
-LIBRARIES = {"fa2": "flash_attn", "fa3": "flash_attn_interface", "flashinfer": "flashinfer",
+LIBRARIES = {"fa2": "flash_attn", "fa3": "flash_attn_interface", "fa4": "flash_attn.cute", "flashinfer": "flashinfer",
              "flashinfer-tc": "flashinfer", "xqa": "flashinfer"}  # fmt: skip
 
 
 @pytest.fixture
 def fakes(monkeypatch, any_device):
     """All libraries there, as packages."""
-    modules = {package: getattr(fake_peers, package)() for package in set(LIBRARIES.values())}
+    modules = {package: getattr(fake_peers, package.replace(".", "_"))() for package in set(LIBRARIES.values())}
     for package, module in modules.items():
         monkeypatch.setitem(sys.modules, package, module)
     return modules
@@ -209,7 +209,7 @@ def test_whatever_the_import_of_a_library_raises(monkeypatch, error):
 
 
 def test_what_the_libraries_refuse(monkeypatch, fakes):
-    for name in ("fa2", "fa3"):
+    for name in ("fa2", "fa3", "fa4"):
         arm = gated(name, workload(dtype=torch.float32, copies=1))
         assert (arm.status, arm.reason) == ("unsupported", "FlashAttention only supports fp16 and bf16")
     for name in LIBRARIES:
@@ -224,11 +224,41 @@ def test_what_the_libraries_refuse(monkeypatch, fakes):
         ("fa2", (7, 5), "Ampere GPUs or newer"),
         ("fa3", (8, 9), "compute capability 9.0, and the GPU's is 8.9"),
         ("fa3", (10, 0), "compute capability 9.0, and the GPU's is 10.0"),
+        ("fa4", (8, 9), "needs compute capability 9.0 or 10.x, and this GPU has 8.9"),
+        ("fa4", (12, 0), "needs compute capability 9.0 or 10.x, and this GPU has 12.0"),
     ],
 )
 def test_what_a_gpu_lacks(monkeypatch, name, capability, words):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert words in registry()[name].device_reason(torch.device("cuda"))
+
+
+def test_fa4_needs_its_function_and_a_head_dim_that_it_has(monkeypatch, any_device):
+    backend = registry()["fa4"]
+    monkeypatch.setitem(sys.modules, "flash_attn.cute", SimpleNamespace())
+    assert backend.library_reason() == (
+        "flash_attn.cute is not installed: this flash_attn.cute has no flash_attn_varlen_func"
+    )
+    layer = SimpleNamespace(dtype=torch.bfloat16, spec=SimpleNamespace(head_dim=192), device=torch.device("cuda"))
+    for major, reason in ((9, None), (10, "head_dim must be a multiple of 8 up to 128, or 256, got 192")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, major=major: (major, 0))
+        assert backend.layer_reason(layer) == reason
+
+
+@pytest.mark.parametrize(("capability", "splits"), [((9, 0), 1), ((10, 3), 0)])
+def test_fa4_splits_the_keys_on_blackwell_alone(monkeypatch, fakes, capability, splits):
+    """On Hopper it has no kernel that does, and ends in an assertion where it is asked to."""
+    inputs, seen = workload(copies=1).layers[0], []
+    true = fakes["flash_attn.cute"].flash_attn_varlen_func
+    fakes["flash_attn.cute"].flash_attn_varlen_func = lambda *args, **kw: (
+        seen.append(kw["num_splits"]) or true(*args, **kw)
+    )
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    attention = registry()["fa4"]().attention(inputs)
+    monkeypatch.setattr(inputs, "device", torch.device("cuda"))
+    bound = registry()["fa4"]()._bind(attention, inputs)
+    bound(inputs.x.new_ones(1, 1, 8, inputs.spec.head_dim), attention.k_cache, attention.v_cache)
+    assert seen == [splits]
 
 
 def test_graphs_of_the_libraries(monkeypatch, capsys, tmp_path, fakes):

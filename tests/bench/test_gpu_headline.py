@@ -6,7 +6,9 @@ from inputs.gpu_scripts import commands
 
 def test_the_commands_are_right(capsys, tmp_path):
     given, outputs = commands("gpu_headline.sh", tmp_path), []
-    assert [words[1] for words in given] == ["bench.layer"] * 3 + ["bench.step", "bench.attention", "bench.op"]
+    assert [words[1] for words in given] == [
+        *["bench.layer"] * 3, "bench.step", "bench.attention", "bench.op"
+    ]  # fmt: skip
     for _, module, *flags in given:
         assert module in COMMANDS
         # A GPU is all that these lack here: each flag is parsed and checked before.
@@ -26,3 +28,18 @@ def test_checkouts_take_turns(tmp_path):
         if "--json" in word
     ]
     assert folders == (["before"] * 3 + ["after"] * 3) * 2
+
+
+def test_xqa_is_compiled_for_both_head_shapes_at_once(capsys, tmp_path):
+    """Before it is measured, and only where that is asked for."""
+    given = commands("gpu_headline.sh", tmp_path, HEADLINE_STEPS="compile")
+    assert sorted(flag for words in given for flag in words if flag.startswith("--model=")) == [
+        "--model=llama-3.1-8b", "--model=qwen2.5-7b"
+    ]  # fmt: skip
+    for _, module, *flags in given:
+        assert module == "bench.attention" and run_here(capsys, module, *flags, "--list").status == 0
+
+
+def test_the_modes_of_attention(tmp_path):
+    (words,) = commands("gpu_headline.sh", tmp_path, HEADLINE_STEPS="attention", MODES="graph")
+    assert "--mode=graph" in words

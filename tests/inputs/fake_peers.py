@@ -78,6 +78,22 @@ def flash_attn_interface() -> SimpleNamespace:
     )
 
 
+def flash_attn_cute() -> SimpleNamespace:
+    """The module of FlashAttention-4 (4.0.0b36): `seqused_k` says how much of each cache is used."""
+
+    def flash_attn_varlen_func(
+        q, k, v, qv=None, cu_seqlens_q=None, cu_seqlens_k=None, max_seqlen_q=None, max_seqlen_k=None,
+        min_seqlen_k=None, seqused_q=None, seqused_k=None, gather_kv_indices=None, page_table=None,
+        softmax_scale=None, causal=False, window_size=(None, None), learnable_sink=None, softcap=0.0, num_splits=1,
+        pack_gqa=None,
+    ):  # fmt: skip
+        assert (cu_seqlens_q, cu_seqlens_k, page_table, causal, window_size) == (None, None, None, False, (None, None))
+        assert (max_seqlen_q, max_seqlen_k) == (1, k.shape[1])
+        return batched(q, k, v, seqused_k, softmax_scale), None
+
+    return SimpleNamespace(flash_attn_varlen_func=flash_attn_varlen_func)
+
+
 def fa2_ops() -> torch.library.Library:
     """torch.ops._vllm_fa2_C, until it is destroyed."""
     library = torch.library.Library("_vllm_fa2_C", "DEF")
