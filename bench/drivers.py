@@ -78,6 +78,11 @@ _DRIVERS = (
         "bench.step over models x contexts x batches, one fresh process a cell",
         "20 s a cell on an H200; what is left is said after every cell",
     ),
+    Driver(
+        "tune",
+        "which launch plan of an op is the fastest here, measured; a file of them that the ops read",
+        f"1 min with --model=tiny on {_BUSY}",
+    ),
     Driver("ab", "two arms of a step over fresh sessions, and a verdict", "18 s a session of seven arms on an H200"),
     Driver("compare", "two result documents arm by arm: which became slower", "3 s"),
     Driver("report", "tables and pictures of a folder of result documents", f"1 min for six documents on {_BUSY}"),

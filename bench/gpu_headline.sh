@@ -13,11 +13,11 @@
 # once, and needs the GPU for a moment only.
 #
 # On an H200 with 16 cores: layers 19 s each, step 38 s, gemv 20 s; a turn 25 s. Predicted: attention 190 s (0.3 s an arm
-# and cell; it was 280 s with the mode native, and with compiling), MODES=graph 95 s, compile 25 s.
+# and cell; it was 280 s with the mode native, and with compiling), MODES=graph 95 s, compile 25 s, tune 80 s.
 #
 # Exit status: 0 where every step succeeded; the failed ones are named at the end.
 . "$(dirname "$0")/gpu_steps.sh" || exit 2
-steps=${HEADLINE_STEPS:-layer step attention gemv before}
+steps=${HEADLINE_STEPS:-layer step attention gemv tune before}
 before=${BEFORE:-}
 rounds=${ROUNDS:-5}
 
@@ -57,6 +57,8 @@ step step 120 "$python" -m bench.step --model=qwen2.5-7b --json="$out/$gpu-study
 step attention 300 "$python" -m bench.attention --sessions=1 --mode="${MODES:-eager,graph}" --json="$out/$gpu-attention.json.gz" \
     --md="$out/$gpu-attention.md" --plot="$out/$gpu-attention.png"
 step gemv 90 "$python" -m bench.op --op=gemv --mode=native,graph --json="$out/$gpu-gemv.json"
+step tune 90 "$python" -m bench.tune --model=qwen2.5-7b --batch=1,4 --ctx=1024,2048,16384 --plans="$out/$gpu-plans.json" \
+    --json="$out/$gpu-tune.json.gz" --md="$out/$gpu-tune.md"
 if [[ $before ]]; then
     export -f turn take_turns
     export before rounds out python

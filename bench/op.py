@@ -20,16 +20,23 @@ import typer
 
 import pykernels as pk
 from bench.backends import MODES, modes_on
-from bench.backends.op_arms import MAKERS, Maker, make_arms, native_arm, peer_modes, reference_of, unified_arm
+from bench.backends.op_arms import (
+    MAKERS,
+    Maker,
+    make_arms,
+    native_arm,
+    peer_modes,
+    prepared,
+    reference_of,
+    unified_arm,
+)  # fmt: skip
 from bench.backends.op_cases import OPS, Case, Instance, cases
 from bench.core import cli, controls, device_trace, floors, gpu_state, measure, results, statistics
 from bench.core.ceiling import Ceiling
-from bench.core.copies import steps_a_sample, weight_copies
 from bench.core.document import Document
-from bench.core.errors import UsageError, flag_error
+from bench.core.errors import flag_error
 from bench.core.flags import make_command
 from bench.core.listing import item
-from bench.core.measure import Rotation
 from bench.core.output_flags import RowFlags
 from bench.core.progress import progress
 from bench.core.run import Machine, close, take_rounds
@@ -40,7 +47,6 @@ from bench.core.unified import UNIFIED, keys_of
 from bench.drivers import takes
 from bench.plugins import plan as plugins
 from bench.plugins.loading import KINDS, Plugin, load_op, own_journal, parse_backends
-from pykernels.layer import available_bytes
 from pykernels.models import ModelSpec
 
 _PROGRAM = "bench.op"
@@ -180,17 +186,7 @@ class Settings(StopFlags, SoftmaxFlags, RowFlags):
 
 def prepare(case: Case, settings: Settings) -> tuple[list[Instance], Samplers]:
     """Copies of a case's data, enough that a cold step finds none of it in the cache, and how they are sampled."""
-    copies = weight_copies(case.cold_bytes, settings.l2, settings.target)
-    needed, available = copies * case.cold_bytes, available_bytes(settings.target)
-    if needed > available:
-        raise UsageError(
-            f"--op={case.op}: {case.label or case.shape} needs {needed / 2**30:.1f} GiB, "
-            f"{available / 2**30:.1f} GiB are available"
-        )
-    with torch.inference_mode():
-        instances = [case.make() for _ in range(copies)]
-    steps = steps_a_sample(settings.repeats, case.bytes, copies, settings.spec_bandwidth[0], settings.target)
-    return instances, Samplers(Rotation(copies), steps, settings.target)
+    return prepared(case, settings.l2, settings.repeats, settings.spec_bandwidth[0], settings.target)
 
 
 def measure_case(

@@ -154,6 +154,8 @@ def check_ray(settings: Settings) -> Wanted | None:
                 raise flag_error(flag, value, "given with --ray")
         return None
     over_ray.check_device(settings.device)
+    if pk.runtime.plan_table() is not None:
+        raise UsageError(f"{pk.plans.VARIABLE}: must not be set with --ray: its nodes have no such file")
     wheel = user_path("--ship", settings.ship) if settings.ship else None
     if wheel and not (wheel.suffix == ".whl" and wheel.is_file()):
         raise flag_error("--ship", settings.ship, "a wheel (.whl) that exists")

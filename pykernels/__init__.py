@@ -10,13 +10,15 @@ if not _library.exists():
 torch.ops.load_library(str(_library))
 
 # The library first: ops.py takes its handles from it.
-from pykernels import dispatch, models, ops, quant, reference, runtime  # noqa: E402
+from pykernels import dispatch, models, ops, plans, quant, reference, runtime  # noqa: E402
 from pykernels.calibrate import Phi, calibrate_phi, score_rows  # noqa: E402
 from pykernels.layer import DecodeLayer  # noqa: E402
 from pykernels.model import DecodeModel  # noqa: E402
 from pykernels.quant import Int4Weight  # noqa: E402
 from pykernels.version import __version__  # noqa: E402
 from pykernels.weights import LayerWeights, ModelWeights  # noqa: E402
+
+plans.take_from_environment()
 
 __all__ = [
     "DecodeLayer",
@@ -30,6 +32,7 @@ __all__ = [
     "dispatch",
     "models",
     "ops",
+    "plans",
     "quant",
     "reference",
     "runtime",

@@ -21,6 +21,8 @@ from pykernels import _runtime
 from pykernels import relaunch as _relaunch
 from pykernels.graph_loop import GraphLoop as GraphLoop
 from pykernels.graph_loop import graph_loop_reason as graph_loop_reason
+from pykernels.plans import plan_table as plan_table
+from pykernels.plans import set_plan_table as set_plan_table
 from pykernels.relaunch import Relaunch as Relaunch
 from pykernels.timestamps import kernel_timestamps as kernel_timestamps
 from pykernels.timestamps import timestamps_reason as timestamps_reason

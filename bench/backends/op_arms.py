@@ -12,12 +12,32 @@ from bench.backends.native import Native, drive, tape_of
 from bench.backends.op_cases import Case, Instance, OpCheck
 from bench.backends.op_plugin import OpPlugin
 from bench.core import measure
-from bench.core.measure import Arm
+from bench.core.copies import steps_a_sample, weight_copies
+from bench.core.errors import UsageError
+from bench.core.measure import Arm, Rotation
 from bench.core.samplers import Samplers, capture, capture_results, relaunch_results, relaunches, replay_all
 from bench.core.unified import UNIFIED, Counted, choose_phi
+from pykernels.layer import available_bytes
 
 Maker = Callable[[Case, list[Instance], str, Samplers], Arm | None]
 """(case, copies, mode, samplers) -> the arm of that mode; None where there is no such mode here."""
+
+
+def prepared(
+    case: Case, l2: str, repeats: int, spec_gbs: float | None, device: torch.device
+) -> tuple[list[Instance], Samplers]:
+    """Copies of a case's data, enough that a cold step finds none of it in the cache, and how they are sampled. Raises
+    UsageError where there is no memory for them. repeats: steps a sample; 0: by the device."""
+    copies = weight_copies(case.cold_bytes, l2, device)
+    needed, available = copies * case.cold_bytes, available_bytes(device)
+    if needed > available:
+        raise UsageError(
+            f"--op={case.op}: {case.label or case.shape} needs {needed / 2**30:.1f} GiB, "
+            f"{available / 2**30:.1f} GiB are available"
+        )
+    with torch.inference_mode():
+        instances = [case.make() for _ in range(copies)]
+    return instances, Samplers(Rotation(copies), steps_a_sample(repeats, case.bytes, copies, spec_gbs, device), device)
 
 
 def peer_modes(device: torch.device) -> tuple[str, ...]:

@@ -283,6 +283,15 @@ TraceFlag = Annotated[str, typer.Option("--trace", help="write a sample of every
 
 
 def device(text: str, use: bool = True) -> torch.device:
+    """--device, as _device() says. Raises UsageError where a table of plans is set that is not for it."""
+    found = _device(text, use)
+    table = pk.runtime.plan_table()
+    if table and (why := table.misfit(found, use)):
+        raise UsageError(f"{pk.plans.VARIABLE}: {table.name}: {why}")
+    return found
+
+
+def _device(text: str, use: bool) -> torch.device:
     """--device; auto is the first GPU where this build has kernels for one and torch sees one, else the CPU.
 
     A GPU becomes the process's current device, which streams, events, graphs and what other libraries launch follow. It
@@ -454,7 +463,8 @@ def run(program: str, command: Callable[..., int | None], arguments: Sequence[st
 def _run(program: str, command: Callable[..., int | None], arguments: Sequence[str] | None) -> int:
     @functools.wraps(command)
     def interruptible(**flags: Any) -> int | None:
-        usage(lambda: (pk.runtime.isa(), pk.runtime.num_threads()))  # by environment variables, which may be none
+        # By environment variables, which may be none, or name no file of plans.
+        usage(lambda: (pk.runtime.isa(), pk.runtime.num_threads(), pk.runtime.plan_table()))
         try:
             return command(**flags)
         except KeyboardInterrupt:

@@ -262,6 +262,13 @@ def _version(package: str) -> str | None:
         return None
 
 
+def plans_words() -> dict[str, Any]:
+    """Who decides the launch plans: the built-in heuristic, or a file of bench.tune's."""
+    if (table := pk.runtime.plan_table()) is None:
+        return {"by": "built-in"}
+    return {"by": "file", "name": table.name, "sha256": table.sha256, "count": len(table.file.plans)}
+
+
 _CPU_DEVICE = torch.device("cpu")
 
 
@@ -284,6 +291,7 @@ def collect(device: torch.device = _CPU_DEVICE) -> dict[str, Any]:
             "threads": pk.runtime.num_threads(),
             "isa": pk.runtime.isa(),
             **pk.runtime.build_info(),
+            "plans": plans_words(),
         },
         "libraries": {name: _version(name) for name in _LIBRARIES},
         **_stamp(),

@@ -27,8 +27,8 @@ def flags_of_any_device(flags: Sequence[str], device: str) -> list[str]:
 
 
 _ALIKE = (
-    "commit", "commit_dirty", "changed_since_build", "pykernels.source_hashes", "torch.version", "gpu.name",
-    "cpu.model", "cpu.cpus_usable",
+    "commit", "commit_dirty", "changed_since_build", "pykernels.source_hashes", "pykernels.plans.sha256",
+    "torch.version", "gpu.name", "cpu.model", "cpu.cpus_usable",
 )  # fmt: skip
 """Of the environment, what a kept process and those of this run must share. Two machines alike are one."""
 

@@ -170,6 +170,10 @@ def failure(document: Document) -> str | None:
     was wrong, something ended in an error (a plug-in's is one), or nothing ran at all. What is unsupported, or found no
     memory, is an answer and no failure."""
     entries = [entry for key in ("arms", "ops", "sessions") for entry in document.get(key, ())]
+    for tuned in document.get("tuned", ()):
+        entries += [
+            one | {"backend": f"{tuned['op']} {tuned['shape']}", "mode": one["name"]} for one in tuned["candidates"]
+        ]
     by_status: dict[str, list[Document]] = {}
     for entry in entries:
         by_status.setdefault(entry.get("status", "ok"), []).append(entry)

@@ -27,6 +27,7 @@ void bind_graph_loop(py::module_& module);  // graph_loop_module.cpp
 void bind_relaunch(py::module_& module);    // relaunch_module.cpp
 #endif
 void bind_due_clock(py::module_& module);   // due_clock_module.cpp
+void bind_plans(py::module_& module);       // plans_module.cpp
 void bind_workspaces(py::module_& module);  // workspaces_module.cpp
 
 namespace {
@@ -303,5 +304,6 @@ PYBIND11_MODULE(_runtime, module) {
     module.def("build_info", &build_info);
     module.def("op_names", &op_names);
 
+    bind_plans(module);
     bind_workspaces(module);
 }

@@ -2,6 +2,7 @@
 // dot products of rows n, n + stride, ... with the rows of x.
 #pragma once
 
+#include "cpu/chosen_plan.h"
 #include "cpu/dot.h"
 #include "cpu/thread_pool.h"
 #include "ops.h"
@@ -55,7 +56,8 @@ inline void gemv_rows(const Rows& weight, int64_t row_bytes, const Params& param
     auto* out = static_cast<T*>(params.out);
     const int64_t n_rows = params.out_features;
     const float scale = params.scale, softcap = params.softcap;
-    const int64_t rows = even_rows_per_chunk(n_rows, row_bytes);
+    const int64_t chosen = chosen_plan(params).rows;
+    const int64_t rows = chosen ? chosen : even_rows_per_chunk(n_rows, row_bytes);
     parallel_chunks(ceil_div(n_rows, rows), [=, &weight](int64_t chunk) {
         dot_run<batch>(weight, chunk * rows, smaller(n_rows, (chunk + 1) * rows),
                        [=](int64_t n, const float* sums) {
@@ -72,13 +74,17 @@ inline void gemv_rows(const Rows& weight, int64_t row_bytes, const Params& param
 }
 
 // out[b, n] = activation(gate row n . x[b]) * (up row n . x[b])
-template <int batch, class T, class Rows>
-inline void swiglu_rows(const Rows& gate_weight, const Rows& up_weight, int64_t n_rows, int64_t row_bytes,
-                        Activation activation, T* out) {
+template <int batch, class T, class Rows, class Params>
+inline void swiglu_rows(const Rows& gate_weight, const Rows& up_weight, int64_t row_bytes,
+                        const Params& params) {
+    const int64_t n_rows = params.out_features;
+    const Activation activation = params.activation;
+    T* const out = static_cast<T*>(params.out);
     // Rows whose sums are kept, so that the activation is computed in vectors: enough for each of the streams
     // to read a while.
     constexpr int64_t block = 16 * Rows::at_once;
-    const int64_t rows = ceil_div(rows_per_chunk(2 * row_bytes), block) * block;
+    const int64_t chosen = chosen_plan(params).rows;
+    const int64_t rows = ceil_div(chosen ? chosen : rows_per_chunk(2 * row_bytes), block) * block;
     parallel_chunks(ceil_div(n_rows, rows), [=, &gate_weight, &up_weight](int64_t chunk) {
         const int64_t end = smaller(n_rows, (chunk + 1) * rows);
         for (int64_t first = chunk * rows; first < end; first += block) {

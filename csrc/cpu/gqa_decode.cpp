@@ -11,6 +11,7 @@
 //
 // Bytes: K and V up to kv_len once; slots past it are never touched. Limit: memory bandwidth, with the score
 // and value arithmetic (4 * group * head_dim operations a key) close behind at group 7.
+#include "cpu/chosen_plan.h"
 #include "cpu/gqa_plan.h"
 #include "cpu/kernels.h"
 #include "cpu/simd.h"
@@ -258,7 +259,7 @@ template <class T>
 void gqa_decode_typed(const GqaDecodeParams& params) {
     const int64_t dim = params.head_dim, n_heads = params.n_heads, n_kv_heads = params.n_kv_heads;
     const int64_t group = n_heads / n_kv_heads;
-    const int64_t max_splits = gqa_splits(params, num_threads());
+    const int64_t max_splits = gqa_splits(params, num_threads(), chosen_plan(params).splits);
     const int64_t partial_floats = gqa_partial_floats(params), split_stride = group * partial_floats;
     auto* workspace = reinterpret_cast<float*>(
         static_cast<char*>(params.workspace) +

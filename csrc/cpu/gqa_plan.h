@@ -13,10 +13,10 @@ namespace pykernels::cpu {
 constexpr int64_t gqa_block = 64;
 
 // Splits of one sequence's KV axis: about four chunks a thread, so that all threads end at about the same
-// time.
-inline int64_t gqa_max_splits(const GqaDecodeParams& params, int64_t n_threads) {
+// time; or as many as are `chosen`.
+inline int64_t gqa_max_splits(const GqaDecodeParams& params, int64_t n_threads, int64_t chosen = 0) {
     const int64_t caches = int64_t{params.batch} * params.n_kv_heads;
-    const int64_t wanted = n_threads == 1 ? 1 : (4 * n_threads + caches - 1) / caches;
+    const int64_t wanted = chosen ? chosen : n_threads == 1 ? 1 : (4 * n_threads + caches - 1) / caches;
     const int64_t blocks = (params.max_len + gqa_block - 1) / gqa_block;
     return wanted < blocks ? wanted : blocks;
 }
@@ -32,8 +32,8 @@ inline int64_t gqa_split_bytes(const GqaDecodeParams& params) {
 
 // The splits that are wanted, but no more than the workspace holds: the number of threads may have grown
 // since.
-inline int64_t gqa_splits(const GqaDecodeParams& params, int64_t n_threads) {
-    const int64_t wanted = gqa_max_splits(params, n_threads),
+inline int64_t gqa_splits(const GqaDecodeParams& params, int64_t n_threads, int64_t chosen = 0) {
+    const int64_t wanted = gqa_max_splits(params, n_threads, chosen),
                   held = (params.workspace_bytes - unified_counter_bytes(params.softmax)) /
                          gqa_split_bytes(params);
     return wanted < held ? wanted : held;

@@ -22,7 +22,7 @@ void int4_swiglu_gemv_typed(const Int4SwigluGemvParams& params) {
     Int4X<T> prepared[2];
     int4_prepare_all(x, {&params.gate, &params.up}, batch, k, memory, prepared);
     const Int4Rows<batch, T> gate{params.gate, prepared[0]}, up{params.up, prepared[1]};
-    swiglu_rows<batch>(gate, up, params.out_features, k / 2, params.activation, static_cast<T*>(params.out));
+    swiglu_rows<batch, T>(gate, up, k / 2, params);
 }
 
 }  // namespace

@@ -15,7 +15,8 @@ class QkvRows {
     // `params` and the three weights outlive it.
     QkvRows(const Params& params, const Rows& q, const Rows& k, const Rows& v, int64_t row_bytes)
         : p_(params), q_(q), k_(k), v_(v), dim_(params.head_dim) {
-        pairs_ = smaller(dim_ / 2, larger<int64_t>(1, rows_per_chunk(row_bytes) / 2));
+        const int64_t chosen = chosen_plan(params).rows;
+        pairs_ = smaller(dim_ / 2, larger<int64_t>(1, (chosen ? chosen : rows_per_chunk(row_bytes)) / 2));
         chunks_per_head_ = ceil_div(dim_ / 2, pairs_);
         if (p_.q_norm)
             sums_ = reinterpret_cast<float*>(static_cast<char*>(p_.workspace) +

@@ -17,8 +17,7 @@ void swiglu_gemv_typed(const SwigluGemvParams& params) {
                                  params.workspace);
     const DenseRows<batch, T> gate{static_cast<const T*>(params.gate_weight), x, k};
     const DenseRows<batch, T> up{static_cast<const T*>(params.up_weight), x, k};
-    swiglu_rows<batch>(gate, up, params.out_features, k * static_cast<int64_t>(sizeof(T)), params.activation,
-                       static_cast<T*>(params.out));
+    swiglu_rows<batch, T>(gate, up, k * static_cast<int64_t>(sizeof(T)), params);
 }
 
 }  // namespace

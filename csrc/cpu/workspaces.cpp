@@ -1,4 +1,5 @@
 // How much scratch memory the CPU ops take: of the sizes and dtype alone, and of the number of threads.
+#include "cpu/chosen_plan.h"
 #include "cpu/gqa_plan.h"
 #include "cpu/int4_plan.h"
 #include "ops.h"
@@ -14,7 +15,8 @@ size_t aligned(int64_t bytes) {
 
 size_t gqa_decode_workspace_bytes(const GqaDecodeParams& params) {
     return aligned(unified_counter_bytes(params.softmax) +
-                   gqa_max_splits(params, num_threads()) * gqa_split_bytes(params));
+                   gqa_max_splits(params, num_threads(), chosen_plan(params).splits) *
+                       gqa_split_bytes(params));
 }
 
 size_t swiglu_gemv_workspace_bytes(const SwigluGemvParams& params) {

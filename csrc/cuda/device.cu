@@ -2,9 +2,12 @@
 
 #include <atomic>
 #include <mutex>
+#include <string>
 
+#include "cuda/common/device_name.h"
 #include "cuda/common/launch.h"
 #include "cuda/common/resident_clusters.h"
+#include "plan_table.h"
 
 namespace pykernels::cuda {
 namespace {
@@ -99,6 +102,24 @@ const ResidentClusters& resident_clusters() {
         if (device_limits().sm_90) resident[device] = read_resident_clusters(device);
     });
     return resident[device];
+}
+
+const char* device_name() {
+    static std::string names[max_devices];
+    static std::once_flag read[max_devices];
+    const int device = current_device();
+    std::call_once(read[device], [&] {
+        cudaDeviceProp properties = {};
+        PYKERNELS_CHECK_CUDA(cudaGetDeviceProperties(&properties, device));
+        names[device] = properties.name;
+    });
+    return names[device].c_str();
+}
+
+PlanDevice plan_device(int device) {
+    const DeviceScope scope(device);
+    const DeviceLimits& limits = device_limits();
+    return {limits.sm_count, limits.shared_bytes, limits.sm_90, resident_clusters()};
 }
 
 void allow_all_resources(const void* kernel) {

@@ -3,6 +3,7 @@
 
 #include <atomic>
 
+#include "cuda/common/device_name.h"
 #include "cuda/gemv_mainloop.cuh"
 #include "cuda/gemv_mma.cuh"
 #include "cuda/gemv_variants.h"
@@ -23,7 +24,15 @@ void launch_gemv(const typename Op::Params& params, bool aligned, const Stream& 
     const DeviceLimits& limits = device_limits();
     const GemvDevice device = {limits.sm_count, limits.shared_bytes};
     const int pairs = Op::row_pairs(params), width = Op::width(params), batch = Op::batch(params);
-    const GemvMmaPlan mma_plan = plan_gemv_mma(pairs, width, batch, aligned, stream.programmatic, device);
+    PlanChoice choice;
+    if (aligned) {  // a table's plans are of aligned operands
+        const PlanKey key = plan_key(params, true);
+        choice = planned_on_cuda(key, device_name);
+        if (choice.is_made() && !gemv_allows(pairs, width, batch, device, choice))
+            refuse_plan(key, choice, "sizes and shared memory that its kernel has there");
+    }
+    const GemvMmaPlan mma_plan =
+        plan_gemv_mma(pairs, width, batch, aligned, stream.programmatic, device, choice);
     static_assert(gemv_mma_shape_count == 4, "a case for each");
     switch (mma_plan.shape) {
         case 0:
@@ -35,13 +44,14 @@ void launch_gemv(const typename Op::Params& params, bool aligned, const Stream& 
         case 3:
             return launch_gemv_mma<Op, GemvMmaTraitsOf<3>>(params, mma_plan, stream);
     }
-    const GemvPlan plan = plan_gemv(pairs, width, batch, aligned, stream.programmatic, device);
+    const GemvPlan plan = plan_gemv(pairs, width, batch, aligned, stream.programmatic, device, choice);
     if (!plan.streamed) return launch(gemv_plain_kernel<Op>, plan.blocks, gemv_threads, 0, stream, params);
     const auto run = [&](auto kernel, const auto& of_plan) {
         launch(kernel, of_plan.blocks, gemv_threads, static_cast<size_t>(of_plan.shared_bytes), stream,
                params, of_plan);
     };
-    const int variants = stream.programmatic ? gemv_variants.load() : 0;
+    // A table's plan is taken as it is.
+    const int variants = stream.programmatic && !choice.is_made() ? gemv_variants.load() : 0;
     const bool is_beside = (variants & gemv_beside) != 0;
     if constexpr (Op::may_be_short) {
         if (variants && gemv_is_short(pairs, width, device)) {

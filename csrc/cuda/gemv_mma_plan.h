@@ -62,16 +62,20 @@ constexpr int gemv_mma_first(int i, int each, int longer) {
     return i * each + (i < longer ? i : longer);
 }
 
-// `aligned`: every row of every operand begins on 16 bytes.
+// `aligned`: every row of every operand begins on 16 bytes. A choice of tensor_cores is of the shape with its
+// warps and row tiles, where both are given.
 inline GemvMmaPlan plan_gemv_mma(int pairs, int width, int batch, bool aligned, bool programmatic,
-                                 const GemvDevice& device) {
+                                 const GemvDevice& device, const PlanChoice& choice = {}) {
     GemvMmaPlan plan = {};
     plan.shape = -1;
-    const int blocks = pairs < device.sm_count ? pairs : device.sm_count;
+    const int blocks = gemv_blocks(pairs, device, choice);
+    const bool chosen = choice.kernel == PlanKernel::tensor_cores;
     // At batch 1 CUDA cores are as fast (docs/gemv-batch.md).
-    if (!aligned || batch == 1 || batch > gemv_mma_max_batch) return plan;
+    if (!aligned || (batch == 1 && !chosen) || batch > gemv_mma_max_batch) return plan;
+    if (choice.kernel == PlanKernel::cuda_cores) return plan;
     for (int i = 0; i < gemv_mma_shape_count && plan.shape < 0; ++i) {
         const GemvMmaShape& shape = gemv_mma_shapes[i];
+        if (choice.warps && (shape.warps != choice.warps || shape.row_tiles != choice.row_tiles)) continue;
         const int k_tiles = (width + shape.k_tile_columns() - 1) / shape.k_tile_columns();
         plan.slice_k_tiles = k_tiles / shape.warps;
         plan.longer_slices = k_tiles % shape.warps;
@@ -88,6 +92,16 @@ inline GemvMmaPlan plan_gemv_mma(int pairs, int width, int batch, bool aligned, 
     plan.programmatic = programmatic;
     if (programmatic) plan.shared_bytes = gemv_bytes_alone(plan.shared_bytes, device);
     return plan;
+}
+
+// Whether the plans above do what the choice says for these sizes, of aligned operands.
+inline bool gemv_allows(int pairs, int width, int batch, const GemvDevice& device, const PlanChoice& choice) {
+    if (choice.blocks > pairs) return false;
+    const bool on_tensor_cores = plan_gemv_mma(pairs, width, batch, true, false, device, choice).shape >= 0;
+    if (choice.kernel == PlanKernel::tensor_cores) return on_tensor_cores && choice.vectors == 0;
+    if (choice.warps || choice.row_tiles || on_tensor_cores)  // no kernel is named: blocks alone
+        return choice.kernel == PlanKernel::built_in && !choice.warps && !choice.row_tiles && !choice.vectors;
+    return plan_gemv(pairs, width, batch, true, false, device, choice).streamed;
 }
 
 }  // namespace pykernels::cuda

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "plan_choice.h"
+
 namespace pykernels::cuda {
 
 constexpr int gemv_warps = 16;
@@ -58,18 +60,28 @@ constexpr int gemv_bytes_alone(int shared_bytes, const GemvDevice& device, int b
     return shared_bytes < more_than_fits ? more_than_fits : shared_bytes;
 }
 
+// One block an SM, where there are so many row pairs.
+constexpr int gemv_blocks(int pairs, const GemvDevice& device, const PlanChoice& choice) {
+    const int most = choice.blocks ? choice.blocks : device.sm_count;
+    return pairs < most ? pairs : most;
+}
+
 // One block an SM. In a programmatic dependent launch the next kernel's blocks must not all go to the SMs
 // that become free first: a block takes more than half of an SM's shared memory, so that two are never
 // resident on one SM.
+//
+// A choice of `vectors` or `blocks` replaces the built-in one; where it does not fit, the plan is not
+// streamed.
 inline GemvPlan plan_gemv(int pairs, int width, int batch, bool vectors, bool programmatic,
-                          const GemvDevice& device) {
+                          const GemvDevice& device, const PlanChoice& choice = {}) {
     GemvPlan plan = {};
-    plan.blocks = pairs < device.sm_count ? pairs : device.sm_count;
+    plan.blocks = gemv_blocks(pairs, device, choice);
     plan.programmatic = programmatic;
     if (!vectors || batch > 1) return plan;  // gemv_mma_plan.h plans several sequences
     plan.chunk_pairs = gemv_threads / batch / gemv_groups * gemv_groups;
     const int64_t x_bytes = int64_t{batch} * width * 2;
     const auto fits = [&](int vectors_of_stage, bool x_in_shared) {
+        if (choice.vectors && choice.vectors != vectors_of_stage) return false;
         if (x_in_shared && x_bytes > gemv_max_x_bytes) return false;
         plan.vectors = vectors_of_stage;
         plan.x_in_shared = x_in_shared;

@@ -31,6 +31,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "cuda/common/device_name.h"
 #include "cuda/common/launch.h"
 #include "cuda/gqa_kernel.cuh"
 
@@ -41,10 +42,23 @@ GqaPlan plan_here(const GqaDecodeParams& params, bool programmatic) {
     const DeviceLimits& limits = device_limits();
     // For a comparison of both kernels on one build: bench/gpu_heads.sh.
     static const char* const cuda_cores = std::getenv("PYKERNELS_GQA_CUDA_CORES");
-    return plan_gqa_decode(params,
-                           {limits.sm_count, limits.shared_bytes, limits.sm_90, resident_clusters(),
-                            cuda_cores == nullptr || std::strcmp(cuda_cores, "0") != 0},
-                           programmatic);
+    const GqaDevice device = {limits.sm_count, limits.shared_bytes, limits.sm_90, resident_clusters(),
+                              cuda_cores == nullptr || std::strcmp(cuda_cores, "0") != 0};
+    const PlanKey key = plan_key(params, true);
+    // A table's plans are of scores without a soft cap.
+    const PlanChoice choice = params.softcap == 0 ? planned_on_cuda(key, device_name) : PlanChoice{};
+    if (choice.is_made() && !gqa_allows(params, device, choice))
+        refuse_plan(key, choice, "a head_dim, clusters and shared memory that its kernel has there");
+    return plan_gqa_decode(params, device, programmatic, choice);
+}
+
+// A table may have been set or cleared since the workspace was made.
+void check_workspace(const GqaDecodeParams& params, const GqaPlan& plan) {
+    const int64_t needed = gqa_workspace_bytes(plan, params.softmax);
+    if (needed <= params.workspace_bytes) return;
+    throw std::invalid_argument(
+        "pykernels::gqa_decode: workspace must be of at least " + std::to_string(needed) + " bytes, got " +
+        std::to_string(params.workspace_bytes) + ": it was made under another table of plans");
 }
 
 }  // namespace
@@ -55,6 +69,7 @@ size_t gqa_decode_workspace_bytes(const GqaDecodeParams& params) {
 
 void gqa_decode(const GqaDecodeParams& params, const Stream& stream) {
     const GqaPlan plan = plan_here(params, stream.programmatic);
+    check_workspace(params, plan);
     with_type("gqa_decode", params.dtype, [&](auto type) {
         const GqaKernel kernel =
             params.softmax == Softmax::unified

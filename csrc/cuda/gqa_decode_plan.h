@@ -6,6 +6,7 @@
 
 #include "cuda/common/resident_clusters.h"
 #include "params.h"
+#include "plan_choice.h"
 #include "unified_softmax.h"
 
 namespace pykernels::cuda {
@@ -163,7 +164,7 @@ inline int cluster_of(const GqaDecodeParams& params, const GqaPlan& plan, const 
 }
 
 inline GqaPlan plan_kernel(const GqaDecodeParams& params, const GqaDevice& device, bool programmatic,
-                           bool any_dim, bool cuda_cores = false) {
+                           bool any_dim, bool cuda_cores = false, const PlanChoice& choice = {}) {
     GqaPlan plan = {};
     plan.any_dim = any_dim;
     plan.cuda_cores = cuda_cores;
@@ -174,8 +175,10 @@ inline GqaPlan plan_kernel(const GqaDecodeParams& params, const GqaDevice& devic
     plan.value_dims = ceil_div(params.head_dim, 8 * plan.value_slices) * 8;
     plan.groups = params.batch * params.n_kv_heads * plan.head_tiles * plan.value_slices;
 
-    plan.splits = splits_of(params, plan, device.sm_count);
-    plan.cluster_splits = cluster_of(params, plan, device);
+    plan.splits = choice.splits ? choice.splits : splits_of(params, plan, device.sm_count);
+    plan.cluster_splits = choice.splits    ? 1
+                          : choice.cluster ? choice.cluster
+                                           : cluster_of(params, plan, device);
     if (plan.cluster_splits > 1) plan.splits = plan.cluster_splits;
     plan.cluster_lanes = power_of_two_below(2 * plan.cluster_splits - 1);
     plan.cluster_items = ceil_div(gqa_items(1, plan.value_dims), plan.cluster_splits);
@@ -203,6 +206,7 @@ inline GqaPlan plan_kernel(const GqaDecodeParams& params, const GqaDevice& devic
                               plan.groups * gqa_max_cluster_splits <= gqa_max_cluster_blocks;
     plan.bulk_copies = device.sm_90 && !any_dim && (long_cache || few_clusters) &&
                        params.max_len % gqa_tile_keys == 0 && with_ring <= device.shared_bytes;
+    if (choice.kernel != PlanKernel::built_in) plan.bulk_copies = choice.kernel == PlanKernel::bulk;
     if (plan.bulk_copies) plan.shared_bytes = with_ring;
     return plan;
 }
@@ -226,7 +230,13 @@ inline GqaPlan plan_on_tensor_cores(const GqaDecodeParams& params, const GqaDevi
 // One query head a KV head goes to the kernel on CUDA cores, where that has clusters of more blocks. The plan
 // depends on max_len and not on kv_len, which is in device memory: a captured graph stays valid while kv_len
 // grows.
-inline GqaPlan plan_gqa_decode(const GqaDecodeParams& params, const GqaDevice& device, bool programmatic) {
+//
+// A choice has a kernel, and a number of splits or a size of cluster: gqa_allows() says whether the op can.
+inline GqaPlan plan_gqa_decode(const GqaDecodeParams& params, const GqaDevice& device, bool programmatic,
+                               const PlanChoice& choice = {}) {
+    if (choice.kernel != PlanKernel::built_in)
+        return gqa_planning::plan_kernel(params, device, programmatic, choice.kernel == PlanKernel::any_dim,
+                                         false, choice);
     const GqaPlan plan = gqa_planning::plan_on_tensor_cores(params, device, programmatic);
     if (!device.cuda_cores || plan.group_size > 1 || params.softcap != 0 ||
         params.softmax != Softmax::online || params.head_dim <= gqa_core_dims / 2 ||
@@ -235,6 +245,25 @@ inline GqaPlan plan_gqa_decode(const GqaDecodeParams& params, const GqaDevice& d
     const GqaPlan cores = gqa_planning::plan_kernel(params, device, programmatic, true, true);
     const bool paired = cores.shared_bytes <= paired_bytes(device.shared_bytes);
     return paired && cores.cluster_splits > plan.splits ? cores : plan;
+}
+
+inline bool gqa_allows(const GqaDecodeParams& params, const GqaDevice& device, const PlanChoice& choice) {
+    if (choice.kernel == PlanKernel::built_in) return choice.splits == 0 && choice.cluster == 0;
+    const bool any_dim = choice.kernel == PlanKernel::any_dim;
+    if (!any_dim && params.softcap != 0) return false;
+    if (!any_dim && params.head_dim != 64 && params.head_dim != 128) return false;
+    if ((choice.splits > 0) == (choice.cluster > 0)) return false;
+    if (choice.splits > gqa_planning::ceil_div(params.max_len, gqa_tile_keys)) return false;
+    const GqaPlan plan = gqa_planning::plan_kernel(params, device, false, any_dim, false, choice);
+    if (plan.bulk_copies && (!device.sm_90 || params.max_len % gqa_tile_keys != 0)) return false;
+    if (plan.shared_bytes > device.shared_bytes) return false;
+    if (choice.splits > 0) return true;
+    // Of the clusters one must be resident; a block's lanes combine all its items.
+    const int cluster = choice.cluster;
+    if (cluster < 2 || cluster > gqa_max_cluster_splits || !device.sm_90) return false;
+    if (device.resident_clusters.counts[cluster] < plan.groups) return false;
+    if (!any_dim) return (cluster & (cluster - 1)) == 0;
+    return plan.cluster_items * plan.heads * plan.cluster_lanes <= gqa_threads;
 }
 
 // Tile i is assigned to split i % splits, and there to warp i / splits % gqa_warps. Any kv_len is divided

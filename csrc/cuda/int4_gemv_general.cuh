@@ -26,6 +26,7 @@
 // splits_columns: has a kernel for clusters.
 #pragma once
 
+#include "cuda/common/device_name.h"
 #include "cuda/common/dispatch.h"
 #include "cuda/common/int4_decode.cuh"
 #include "cuda/common/launch.h"
@@ -311,11 +312,16 @@ void launch_int4_gemv(const typename Op::Params& params, const Stream& stream) {
         in_order &= reinterpret_cast<uintptr_t>(weight.scales) % 4 == 0 &&
                     reinterpret_cast<uintptr_t>(weight.zeros) % 2 == 0;
     }
-    // Only an op without a norm has a kernel for clusters: its weight may be long.
-    const int clusters =
-        Op::splits_columns && int4_variants().split_columns ? resident_clusters().counts[2] : 0;
+    const PlanKey key = plan_key(params, true);
+    const PlanChoice choice = planned_on_cuda(key, device_name);
+    if (choice.is_made() && !int4_allows(sizes, in_order, device, choice))
+        refuse_plan(key, choice, "a layout of weights and shared memory that its path has there");
+    // Only an op without a norm has a kernel for clusters: its weight may be long. A table's plan has none.
+    const int clusters = Op::splits_columns && int4_variants().split_columns && !choice.is_made()
+                             ? resident_clusters().counts[2]
+                             : 0;
     const Int4GemvFastPlan fast_path =
-        plan_int4_gemv_fast(sizes, in_order, stream.programmatic, device, clusters);
+        plan_int4_gemv_fast(sizes, in_order, stream.programmatic, device, clusters, choice);
     if constexpr (Op::splits_columns) {
         if (fast_path.fits && fast_path.ranks == 2) {
             launch_clusters(sizes.batch == 1 ? int4_gemv_fast_kernel<Op, 1, 2>
@@ -332,7 +338,7 @@ void launch_int4_gemv(const typename Op::Params& params, const Stream& stream) {
                params, fast_path);
         return;
     }
-    Int4GemvPlan plan = plan_int4_gemv(sizes, stream.programmatic, device);
+    Int4GemvPlan plan = plan_int4_gemv(sizes, stream.programmatic, device, choice);
     for (int i = 0; i < int4_max_weights; ++i) plan.variant_of[i] = variant_of[i];
     plan.x_is_vectors = x_is_vectors;
     const auto launch_with = [&](auto blocks) {

@@ -43,6 +43,7 @@ struct Int4GemvPlan {
     int x_pitch, scale_pitch, zero_pitch;  // bytes between rows; zero_pitch is 0 where all zero points are 8
     bool x_is_vectors;                     // rows of x, and the norm's weight, are 16-byte aligned
     bool programmatic;
+    bool fits;  // in shared memory
     int shared_bytes;
 };
 
@@ -121,7 +122,9 @@ inline bool int4_fits(Int4GemvPlan& plan, const Int4GemvSizes& sizes, int warps,
 // are never resident on one SM. The number of stages is fixed. To fit in a single phase, the number of warps
 // is reduced to no less than eight. If that is not enough, a phase gets fewer row pairs, and finally fewer
 // columns; x is then loaded again in each phase.
-inline Int4GemvPlan plan_int4_gemv(const Int4GemvSizes& sizes, bool programmatic, const GemvDevice& device) {
+// A choice of warps is of a single phase; `fits` says whether shared memory holds it.
+inline Int4GemvPlan plan_int4_gemv(const Int4GemvSizes& sizes, bool programmatic, const GemvDevice& device,
+                                   const PlanChoice& choice = {}) {
     Int4GemvPlan plan = {};
     plan.blocks = sizes.pairs < device.sm_count ? sizes.pairs : device.sm_count;
     plan.variants = sizes.variants;
@@ -133,6 +136,11 @@ inline Int4GemvPlan plan_int4_gemv(const Int4GemvSizes& sizes, bool programmatic
         return block_pairs < most ? block_pairs : most;
     };
     bool fits = false;
+    if (choice.warps) {
+        plan.fits = int4_fits(plan, sizes, choice.warps, most_pairs(choice.warps), 1, device.shared_bytes);
+        plan.shared_bytes = gemv_bytes_alone(plan.shared_bytes, device);
+        return plan;
+    }
     for (int warps = int4_max_warps; warps >= 8 && !fits; warps -= 4)
         fits = int4_fits(plan, sizes, warps, most_pairs(warps), 1, device.shared_bytes);
     const int k_tiles = (sizes.width + int4_k_tile - 1) / int4_k_tile;
@@ -143,6 +151,7 @@ inline Int4GemvPlan plan_int4_gemv(const Int4GemvSizes& sizes, bool programmatic
                                  device.shared_bytes);
         }
     }
+    plan.fits = fits;
     plan.shared_bytes = gemv_bytes_alone(plan.shared_bytes, device);
     return plan;
 }
@@ -192,9 +201,13 @@ constexpr int int4_push_barrier_bytes = 16;
 // `clusters`: how many of two blocks are resident at once, or 0. Where x is long, converting it takes longer
 // than the copies in flight: with clusters each of two blocks then takes half of the columns of twice the
 // rows.
+//
+// A choice of warps, 4, 8 or 16, is taken or does not fit; one of the general path fits nowhere here.
 inline Int4GemvFastPlan plan_int4_gemv_fast(const Int4GemvSizes& sizes, bool in_order, bool programmatic,
-                                            const GemvDevice& device, int clusters = 0) {
+                                            const GemvDevice& device, int clusters = 0,
+                                            const PlanChoice& choice = {}) {
     Int4GemvFastPlan plan = {};
+    if (choice.kernel == PlanKernel::general) return plan;
     const int group_size = sizes.width / sizes.n_groups;
     while (group_size > 128 << plan.group_shift) ++plan.group_shift;
     if (!in_order || sizes.variants != 1 || sizes.width % int4_k_tile != 0 ||
@@ -222,10 +235,12 @@ inline Int4GemvFastPlan plan_int4_gemv_fast(const Int4GemvSizes& sizes, bool in_
     // are as fast and leave registers for a block of another kernel. In a PDL launch this block then
     // becomes resident and prefetches weights while the attention kernel still runs. Other launches use the
     // same plan, so that results are bitwise the same.
-    const bool half_of_warps = !sizes.norm && items > int4_max_warps && items <= 4 * int4_max_warps;
+    const bool few_items = !sizes.norm && items > int4_max_warps && items <= 4 * int4_max_warps;
+    const bool half_of_warps = few_items && (choice.warps == 0 || choice.warps == 8);
     const bool shares_sm = half_of_warps && programmatic;
     for (plan.warps_log2 = half_of_warps ? 3 : 4; plan.warps_log2 >= 2; --plan.warps_log2) {
         plan.warps = 1 << plan.warps_log2;
+        if (choice.warps && plan.warps != choice.warps) continue;
         // The warps that a row tile's items are spread over; one more where a warp begins in the middle of
         // it.
         const int64_t partials = int64_t{plan.k_tiles} * plan.warps / items + 2;
@@ -250,6 +265,19 @@ inline Int4GemvFastPlan plan_int4_gemv_fast(const Int4GemvSizes& sizes, bool in_
     // As in the other GEMVs, at most one block an SM; at most two where an SM is shared.
     plan.shared_bytes = gemv_bytes_alone(plan.shared_bytes, device, shares_sm ? 2 : 1);
     return plan;
+}
+
+// Whether the plans above do what the choice says for these sizes.
+inline bool int4_allows(const Int4GemvSizes& sizes, bool in_order, const GemvDevice& device,
+                        const PlanChoice& choice) {
+    if (choice.kernel == PlanKernel::fast)
+        return (choice.warps == 0 || choice.warps == 4 || choice.warps == 8 || choice.warps == 16) &&
+               plan_int4_gemv_fast(sizes, in_order, false, device, 0, choice).fits;
+    if (choice.kernel != PlanKernel::general) return choice.warps == 0;
+    // A block's threads finish the row pairs of all sequences.
+    if (choice.warps && (choice.warps % 4 != 0 || choice.warps < 4 || choice.warps > int4_max_warps))
+        return false;
+    return plan_int4_gemv(sizes, false, device, choice).fits;
 }
 
 // Warps are assigned equal numbers of consecutive items. Items are the K tiles of the row tiles, row tile by

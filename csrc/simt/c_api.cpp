@@ -2,11 +2,13 @@
 // reason in pykernels_simt_error().
 #include <cstring>
 #include <exception>
+#include <memory>
 #include <stdexcept>
 #include <string>
 
 #include "cuda/gemv_variants.h"
 #include "ops.h"
+#include "plan_table.h"
 #include "simt/executor.h"
 #include "timestamps.h"
 
@@ -75,6 +77,27 @@ EXPORT void pykernels_simt_set_gemv_variants(int variants) {
         return sizeof(Params);                                                                       \
     }
 PYKERNELS_OPS(PYKERNELS_ENTRIES)
+
+// pykernels_simt_choose_gemv(params, choice) and so on: the launch plan of an op of these sizes until the
+// next call; choice: a PlanKernel's number, then plan_fields. Null clears it.
+#define PYKERNELS_CHOOSE(op, Params)                                                          \
+    EXPORT int pykernels_simt_choose_##op(const Params* params, const int32_t* choice) {      \
+        return guarded([&] {                                                                  \
+            auto table = std::make_unique<PlanTable>();                                       \
+            table->name = "the test's plans";                                                 \
+            table->card = "SIMT executor";                                                    \
+            PlanEntry entry = {plan_key(*params, true), {}};                                  \
+            entry.choice.kernel = static_cast<PlanKernel>(*choice);                           \
+            for (const PlanField& field : plan_fields) entry.choice.*field.value = *++choice; \
+            table->entries.push_back(entry);                                                  \
+            set_plan_table(std::move(table));                                                 \
+        });                                                                                   \
+    }
+PYKERNELS_PLANNED(PYKERNELS_CHOOSE)
+
+EXPORT void pykernels_simt_clear_plans() {
+    set_plan_table(nullptr);
+}
 
 #ifdef PYKERNELS_TIMESTAMPS
 // In-kernel timestamps: the records are those of pykernels/timestamps.py's RECORD.

@@ -3,6 +3,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "cuda/common/device_name.h"
 #include "cuda/common/launch.h"
 #include "cuda/common/resident_clusters.h"
 
@@ -13,6 +14,10 @@ const DeviceLimits& device_limits() {
     const simt::Settings& settings = simt::executor().settings();
     limits = {settings.sm_count, settings.shared_bytes, has_bulk_copy};
     return limits;
+}
+
+const char* device_name() {
+    return "SIMT executor";
 }
 
 // A few blocks stand for a whole grid in the tests, so clusters are planned as on a device of 64 SMs or more.

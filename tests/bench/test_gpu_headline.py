@@ -7,14 +7,14 @@ from inputs.gpu_scripts import commands
 def test_the_commands_are_right(capsys, tmp_path):
     given, outputs = commands("gpu_headline.sh", tmp_path), []
     assert [words[1] for words in given] == [
-        *["bench.layer"] * 3, "bench.step", "bench.attention", "bench.op"
+        *["bench.layer"] * 3, "bench.step", "bench.attention", "bench.op", "bench.tune"
     ]  # fmt: skip
     for _, module, *flags in given:
         assert module in COMMANDS
         # A GPU is all that these lack here: each flag is parsed and checked before.
         assert run_here(capsys, module, *flags, "--list").status == 0
-        outputs += [flag for flag in flags if flag.startswith(("--json=", "--md=", "--plot="))]
-    assert len(outputs) == len(set(outputs)) == 13, "each step writes files of its own"
+        outputs += [flag for flag in flags if flag.startswith(("--json=", "--md=", "--plot=", "--plans="))]
+    assert len(outputs) == len(set(outputs)) == 16, "each step writes files of its own"
 
 
 def test_checkouts_take_turns(tmp_path):

@@ -32,7 +32,7 @@ class Case:
     make: Callable[[Path], list[str]]
     expected: str = REFUSED
     may_leave: str = r"(?!)"  # files, by their names, that a run may leave in the folder
-    env: dict[str, str] = field(default_factory=dict)
+    env: dict[str, str] = field(default_factory=dict)  # {w} in a value is the case's folder
     stdout: str = "pipe"  # pipe, full (a /dev/full), closed (nobody reads it), none (no descriptor 1)
 
 

@@ -63,7 +63,8 @@ def run(case: Case, work: Path, limit_s: float) -> tuple[str | None, float, list
     before = listing(folder)
     devices = {path for path in folder.iterdir() if path.is_char_device()}
     command = [sys.executable, "-m", f"bench.{case.driver}", *arguments]
-    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "150"} | case.env
+    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "150"}
+    environment |= {name: value.replace("{w}", str(folder)) for name, value in case.env.items()}
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         stdout = out
         if case.stdout == "full":

@@ -21,6 +21,7 @@ from bench.rate import __main__ as rate
 from bench.report import __main__ as report
 from bench.stack import __main__ as stack
 from bench.step import __main__ as step
+from bench.tune import __main__ as tune
 from inputs.busy import HANG_S
 from inputs.fork_server import default_ctrl_c
 
@@ -41,6 +42,7 @@ COMMANDS = {
     "bench.rate": rate.command,
     "bench.report": report.command,
     "bench.sweep": sweep.command,
+    "bench.tune": tune.command,
 }
 
 

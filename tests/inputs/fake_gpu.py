@@ -315,6 +315,8 @@ def install(monkeypatch: pytest.MonkeyPatch, traced: bool = True, devices: int =
 
     set_ = monkeypatch.setattr
     set_(pk.runtime, "build_info", lambda: {**pk.runtime._runtime.build_info(), "cuda": True})
+    clusters = [0, 0, *(132 // blocks for blocks in range(2, 17))]
+    set_(pk.runtime._runtime, "plan_device", lambda index: (132, 227 << 10, True, clusters), raising=False)
     set_(torch.cuda, "is_available", lambda: True)
     set_(torch.cuda, "device_count", lambda: devices)
     set_(torch.cuda, "current_device", lambda: gpu.current)

@@ -36,6 +36,11 @@ _C_TYPES = {
 _DTYPE_NUMBERS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
+# As csrc/plan_table.* has them.
+PLAN_KERNELS = ["built-in", "cuda-cores", "tensor-cores", "fast", "general", "registers", "bulk", "any-dim"]
+PLAN_FIELDS = ["blocks", "vectors", "warps", "row_tiles", "splits", "cluster", "rows"]
+
+
 def _structs() -> dict[str, type[ctypes.Structure]]:
     """The PODs of csrc/params.h, by the name of their op."""
     text = re.sub(r"//[^\n]*", "", (_ROOT / "csrc" / "params.h").read_text())
@@ -125,6 +130,17 @@ class Device:
         """Queue an op. Tensors are given for pointers, a torch dtype for `dtype`."""
         params = self._params(op, fields)
         self._check(self._function(op)(ctypes.byref(params), int(programmatic)))
+
+    @contextmanager
+    def choosing(self, op: str, sizes: dict, kernel: str = "built-in", **fields: int) -> Iterator[None]:
+        """While it lasts that launch plan is chosen for an op of those sizes (csrc/plan_choice.h)."""
+        params = self._params(op, sizes)
+        numbers = [PLAN_KERNELS.index(kernel), *(fields.get(name, 0) for name in PLAN_FIELDS)]
+        self._check(self._function(f"choose_{op}")(ctypes.byref(params), (ctypes.c_int32 * len(numbers))(*numbers)))
+        try:
+            yield
+        finally:
+            self._function("clear_plans")()
 
     def synchronize(self) -> None:
         """Run what is queued. RuntimeError with the executor's report where a thread did what it must not."""

@@ -132,6 +132,15 @@ class Torch(TypedDict):
     mkldnn: NotRequired[bool]
 
 
+class Plans(TypedDict):
+    """Who decided the launch plans."""
+
+    by: Literal["built-in", "file"]  # the heuristic of the build, or a file of bench.tune's
+    name: NotRequired[str]  # of the file, without its folder
+    sha256: NotRequired[str]
+    count: NotRequired[Count]  # of its plans
+
+
 class Pykernels(TypedDict):
     """The build of our own kernels."""
 
@@ -148,6 +157,7 @@ class Pykernels(TypedDict):
     commit: NotRequired[str | None]
     dirty: NotRequired[bool | None]
     source_hashes: NotRequired[dict[str, str]]  # by package
+    plans: NotRequired[Plans]
 
 
 class Environment(TypedDict):

@@ -1,6 +1,6 @@
 """Documents of kinds `op`, `int4` and `int4-validation`: single ops, over shapes."""
 
-from typing import NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 from bench.core.schema.fields import (
     Ceiling,
@@ -156,3 +156,45 @@ class Int4Validation(Head):
     device: Device
     seed: NotRequired[Count]
     kernels: list[Tried]
+
+
+class PlanCandidate(TypedDict):
+    """A launch plan that an op may have."""
+
+    name: str  # its choice in words; `built-in`, and `built-in again` for the control
+    choice: dict[str, Any]  # fields of a plan, and the name of its kernel
+    status: Status
+    reason: str | None
+    max_rel_error: Number | None
+    order_of_sums: Literal["same", "other"] | None  # same: its results are the built-in plan's bit for bit
+    time_us: Clock | None
+    samples_us: list[Time]
+    ratio_to_built_in: Ratio | None  # the built-in plan's time over this one's
+
+
+class TunedOp(TypedDict):
+    """One entry of `tuned`: an op of one size, and what its plan may be."""
+
+    op: str
+    label: str
+    shape: str
+    models: list[str]
+    sizes: dict[str, Count]  # by which the op finds its plan
+    batch: Size
+    dtype: str
+    bytes: Count
+    status: Status  # of the built-in plan
+    reason: str | None
+    chosen: str  # a candidate's name
+    confirmed: Ratio | None  # of the best candidate, in rounds of its own with the built-in plan alone
+    candidates: list[PlanCandidate]  # the built-in plan first, then the control
+
+
+class Tune(Run):
+    """bench.tune: which launch plans are the fastest."""
+
+    mode: str
+    margin: Share  # by which a plan must be faster, beyond noise
+    batch: NotRequired[list[Size]]
+    ctx: NotRequired[list[Size]]
+    tuned: list[TunedOp]
