@@ -109,7 +109,7 @@ def test_the_checkouts_command_is_that_of_python_m(hostile):
 
 def test_extras_name_what_is_missing(monkeypatch):
     listed = {extra.name: extra for extra in extras()}
-    assert set(listed) == {"flashinfer", "flash-attn", "int4", "plugins", "ray"}
+    assert set(listed) == {"flashinfer", "flash-attn", "flash-attn-4", "int4", "plugins", "ray"}
     assert [need.split(">")[0] for need in listed["int4"].needs] == ["torchao", "bitsandbytes", "gemlite", "exllamav2"]
     for extra in listed.values():
         assert set(extra.missing) <= set(extra.needs) and extra.install.startswith("pip install ")
