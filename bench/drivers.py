@@ -81,7 +81,7 @@ _DRIVERS = (
     Driver(
         "tune",
         "which launch plan of an op is the fastest here, measured; a file of them that the ops read",
-        f"1 min with --model=tiny on {_BUSY}",
+        f"16 s with --model=tiny on {_BUSY}",
     ),
     Driver("ab", "two arms of a step over fresh sessions, and a verdict", "18 s a session of seven arms on an H200"),
     Driver("compare", "two result documents arm by arm: which became slower", "3 s"),

@@ -377,7 +377,7 @@ def test_a_plugin_that_came_to_nothing_is_not_tried_in_every_session(capsys, mon
         ("--limit-s=0", ["--limit-s=0", "a positive number of seconds"]),
         ("--heads=64/7", ["--heads=64/7", "a multiple of the KV heads"]),
         ("--heads=64/8x4", ["--heads=64/8x4", "64/8x128"]),
-        ("--aa=fa4", ["--aa=fa4", "flashinfer"]),
+        ("--aa=fa9", ["--aa=fa9", "flashinfer"]),
         ("--backend=none.py:Mine", ["--backend=none.py:Mine", "a file that exists"]),
         ("--plugin-timeout-s=0", ["--plugin-timeout-s=0.0", "a positive number"]),
         ("--resume", ["--resume", "--json"]),

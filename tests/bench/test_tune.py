@@ -97,7 +97,7 @@ class Clock:
 def on_fake_gpu(capsys, monkeypatch, tmp_path, times_us, *flags, status=0):
     with fake_gpu(monkeypatch) as gpu:
         Clock(gpu, monkeypatch, times_us)
-        result, document, path = tuned(capsys, tmp_path, "--device=cuda", *flags, status=status)
+        result, document, path = tuned(capsys, tmp_path, "--device=cuda", "--repeats=1", *flags, status=status)
     return result, {(entry["op"], entry["label"]): entry for entry in document["tuned"]}, json.loads(path.read_text())
 
 
