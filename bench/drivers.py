@@ -80,7 +80,7 @@ _DRIVERS = (
     ),
     Driver(
         "tune",
-        "which launch plan of an op is the fastest here, measured; a file of them that the ops read",
+        "the fastest launch plan of each op here, and a file of them that ops read",
         f"16 s with --model=tiny on {_BUSY}",
     ),
     Driver("ab", "two arms of a step over fresh sessions, and a verdict", "18 s a session of seven arms on an H200"),

@@ -240,6 +240,7 @@ __global__ void __launch_bounds__(gqa_threads, KvStream<T, Dims>::resident_block
             return;
         }
         if (active_splits == 1) {
+            timestamps.mark(TimestampPoint::combined);
             if (work.split == 0 && has_own) finish(own);
             return;
         }

@@ -181,7 +181,7 @@ def test_a_context_beyond_memory(capsys, monkeypatch):
 
 
 def test_an_op_beyond_memory(capsys, monkeypatch):
-    monkeypatch.setattr("bench.op.available_bytes", lambda device: 1 << 10)
+    monkeypatch.setattr("bench.backends.op_arms.available_bytes", lambda device: 1 << 10)
     assert_refused(run_here(capsys, "bench.op", "--op=gemv", "--model=tiny"), "--op=gemv", "are available")
 
 

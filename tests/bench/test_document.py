@@ -223,7 +223,7 @@ def test_a_disk_that_refuses(monkeypatch, tmp_path):
         raise PermissionError(13, "Permission denied")
 
     # Root writes everywhere, so the refusal is simulated.
-    monkeypatch.setattr(files, "_temporary", fail)
+    monkeypatch.setattr(files, "temporary", fail)
     with pytest.raises(UsageError, match=r"--csv=.*x\.csv: must be writable: Permission denied$"):
         document.check_writable(tmp_path / "x.csv", "--csv")
 

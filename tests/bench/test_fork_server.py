@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from inputs.busy import HANG_S
 from inputs.command_line import ROOT, Result, run, start
-from inputs.fork_server import _MARK, default_ctrl_c, script_command, true_processes
+from inputs.fork_server import _MARK, _client, default_ctrl_c, script_command, true_processes
 
 from bench.core import processes
 
@@ -146,6 +146,7 @@ def test_what_is_forked(monkeypatch, tmp_path):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     assert b"bench.layer" in begun(start("bench.layer"))
     monkeypatch.undo()
+    monkeypatch.setattr(sys, "path", list(_client.path))  # whatever earlier tests' imports have added
     monkeypatch.syspath_prepend(sysconfig.get_path("purelib") + "/ray/thirdparty_files")
     command = processes.module_command("bench.layer", [])
     assert b"bench.layer" not in begun(subprocess.Popen(command, **pipes))

@@ -29,7 +29,7 @@ def test_the_commands_are_right(monkeypatch, capsys, tmp_path):
                 run_here(capsys, module, *flags)
         elif module == "bench.layer":
             (backends,) = [flag.removeprefix("--backend=") for flag in flags if flag.startswith("--backend=")]
-            assert set(registry()) - set(backends.split(",")) == {"sdpa-math", "sdpa-efficient"}
+            assert set(registry()) - set(backends.split(",")) == {"sdpa-math", "sdpa-efficient", "fa4"}
         else:
             assert module in ("bench.doctor", "pytest")
         outputs += [flag for flag in flags if flag.startswith(("--json=", "--md=", "--plot="))]

@@ -51,7 +51,8 @@ def peers(monkeypatch, any_device, named):  # noqa: F811
 
 def test_all_leaves_the_stack_s_own_out():
     assert set(by_name()) - set(registry()) == {
-        "plain-native", "compile-fa2", "compile-fa3", "compile-flashinfer", "compile-native"
+        "plain-native", "compile-fa2", "compile-fa3", "compile-flashinfer", "compile-native",
+        "native-unified",
     }  # fmt: skip
     assert {backend for backend, _ in stack.GROUPS.values()} <= set(by_name())
 

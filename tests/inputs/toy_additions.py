@@ -220,7 +220,7 @@ class Toy(PlainLayer):
 ''',
     "bench/backends/__init__.py": (
         Insertion("from bench.backends.toy import Toy\n", before="\n_BACKENDS: tuple"),
-        Insertion(" Toy,", before="\n)  # fmt: skip\n\n\n# Each is a cell"),
+        Insertion(" Toy,", before="\n)  # fmt: skip\n\n\n# Run where they are named"),
     ),
     "docs/peers.md": (
         Insertion("| `toy` | nothing | the layer's own | eager, graph |\n", before="| `fa2` | flash-attn,"),

@@ -121,8 +121,8 @@ def test_launches_of_one_op_with_other_numbers_of_blocks_and_warps():
     made = Records(["gemv"])
     for index in range(400):
         begin = 10.0 * index
-        made.launch("gemv", [begin, None, begin, None, None, begin + 1.0], range(4), warps=(0, 15))
-        made.launch("gemv", [begin + 2, None, begin + 2, None, None, begin + 5.0], range(4), warps=(0, 7))
+        made.launch("gemv", [begin, None, begin, *[None] * 4, begin + 1.0], range(4), warps=(0, 15))
+        made.launch("gemv", [begin + 2, None, begin + 2, *[None] * 4, begin + 5.0], range(4), warps=(0, 7))
     o, down = stamps.inside(made.array(), made.kernels, [("gemv", "o"), ("gemv", "down")], 2)["kernels"]
     assert o["inside_us"]["mean"] == pytest.approx(1.0, abs=1e-3)
     assert down["inside_us"]["mean"] == pytest.approx(3.0, abs=1e-3)

@@ -46,8 +46,9 @@ struct StampedFile {
 namespace {
 __device__ StampSink stamp_sink;
 [[maybe_unused]] const StampedFile stamped_file(__BASE_FILE__, stamp_sink);
-}  // namespace
 
+// In each file a class of its own, as its sink is: of one class, the linker would keep one file's functions for all
+// where they are not inlined.
 class Timestamps {
   public:
     static constexpr bool enabled = true;
@@ -104,6 +105,8 @@ class Timestamps {
 
     uint4 sink_;  // a StampSink
 };
+
+}  // namespace
 
 #else
 
