@@ -47,8 +47,8 @@ namespace {
 __device__ StampSink stamp_sink;
 [[maybe_unused]] const StampedFile stamped_file(__BASE_FILE__, stamp_sink);
 
-// In each file a class of its own, as its sink is: of one class, the linker would keep one file's functions for all
-// where they are not inlined.
+// In each file a class of its own, as its sink is: of one class, the linker would keep one file's functions
+// for all where they are not inlined.
 class Timestamps {
   public:
     static constexpr bool enabled = true;
