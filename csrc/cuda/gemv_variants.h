@@ -10,12 +10,10 @@ namespace pykernels::cuda {
 // Bits of a set.
 enum GemvVariant : int {
     // Blocks of two consecutive GEMVs share an SM: the next one's weights are in flight while this one ends.
-    // So
-    // do o and gate with up, gate with up and down: an op says from which width on, and whether it may be
-    // short.
+    // So do o and gate with up, and gate with up and down. An op says from which width on, and whether it
+    // may be short.
     gemv_beside = 1,
-    // A short GEMV behind attention: the blocks that find an SM free fill its shared memory, and have the
-    // more
+    // A short GEMV behind attention: the blocks that find an SM free fill its shared memory, and have more
     // row pairs for it.
     gemv_ahead = 2,
 };
