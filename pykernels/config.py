@@ -298,6 +298,9 @@ def _scaling(config: _Config, kind: str, rope: dict[str, Any], rotated: int, max
 def _window(config: _Config, family: _Family, n_layers: int) -> int | None:
     """How many slots some layer sees at most; None where all see all."""
     fields = config.fields
+    window = fields.get("sliding_window")
+    if not is_off(window) and type(window) is not int:  # also where it has no effect
+        raise config.fail("sliding_window", "a number of slots or null", window)
     if family.window == 0:
         return None
     types = fields.get("layer_types")

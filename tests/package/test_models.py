@@ -191,6 +191,13 @@ def test_no_context_may_be_longer_than_a_window(window, tmp_path):
         pk.DecodeLayer(spec, pk.LayerWeights.random(spec), 17)
 
 
+@pytest.mark.parametrize("value", ["x", 7.5, True, [16]])
+@pytest.mark.parametrize("model", [QWEN2, MISTRAL], ids=["without effect", "with effect"])
+def test_a_window_that_is_no_number(value, model, tmp_path):
+    with pytest.raises(ValueError, match=r"sliding_window must be a number of slots or null, got "):
+        models.from_config(write_config(tmp_path, **model, sliding_window=value))
+
+
 def test_the_window_of_a_config_without_one(tmp_path):
     assert models.from_config(write_config(tmp_path, **MISTRAL, max_position_embeddings=8192)).max_ctx == 4096
 
