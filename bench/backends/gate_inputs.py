@@ -147,10 +147,14 @@ class GateMaker:
         return {name: norm for name, norm in weights.named().items() if name in LAYER_NORMS}
 
     def _scaled(self, weights: pk.LayerWeights, name: str, scale: float) -> pk.LayerWeights:
-        """The same with a norm that gives so much more; as they are without that norm."""
+        """The same with a norm that gives so much more, or as much of it as its dtype can hold; as they are without
+        that norm."""
         norm, offset = getattr(weights, name), self.spec.norm_offset
         if norm is None:
             return weights
+        most = torch.finfo(norm.dtype).max / 2 / max(float((norm.double() + offset).abs().max()), 1e-30)
+        while scale > max(most, 1.0):
+            scale /= 2
         scaled: dict[str, Any] = {name: ((norm.double() + offset) * scale - offset).to(norm.dtype)}
         return replace(weights, **scaled)
 

@@ -37,7 +37,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 _MAY_DIFFER = (
     "COLUMNS", "LINES", "PWD", "OLDPWD", "SHLVL", "_", "PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR",
-    "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR", "RAY_CLIENT_MODE",
+    "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR", "RAY_CLIENT_MODE", "PYTHONBREAKPOINT",
 )  # fmt: skip
 """Variables that no import reads, and those that libraries set for themselves while they run."""
 _MESSAGE_BYTES = 128 << 10
