@@ -1,7 +1,7 @@
 // Softmax with a unified maximum (Hong et al., FlashDecoding++, 2023, section 3): every exponential is
 // exp(score - phi) with one phi for all, so that partial sums add without exchanging maxima. Where phi does
 // not fit the scores of a (sequence, head), its sum leaves the range given here, and the head is computed
-// again online, as if the unified maximum had not been asked for.
+// again online, with the bits that the online softmax gives.
 //
 // The range depends on the dtype alone and is the same on every device. On CUDA the exponentials are rounded
 // to the dtype before they multiply V.

@@ -12,12 +12,12 @@ ValueError at the launch.
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 import torch
@@ -51,13 +51,15 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         """As csrc/binding/plans_module.cpp takes it. Raises ValueError for a kernel that is no word, and for a
         field that is not an integer."""
         kernel = self.choice.get("kernel", "")
-        fields = {name: value for name, value in self.choice.items() if name != "kernel"}
-        for name, value in fields.items():
+        numbers: dict[str, int] = {}
+        for name, value in self.choice.items():
+            if name == "kernel":
+                continue
             if not isinstance(value, int):
                 raise ValueError(f"{self.op}: choice: {name} must be an integer, got {value}")
+            numbers[name] = value
         if not isinstance(kernel, str):
             raise ValueError(f"{self.op}: choice: kernel must be a word, got {kernel}")
-        numbers = {name: value for name, value in fields.items() if isinstance(value, int)}
         return self.op, self.sizes, self.batch, self.dtype, kernel, numbers
 
 
@@ -183,21 +185,17 @@ def _install(name: str, table: PlanTable) -> None:
 def choosing(plan: Plan | None, device: str, card: str) -> Iterator[None]:
     """While it lasts that one plan is chosen on that device ("cpu" or "cuda") of that name, and the built-in ones for
     all else; None: for all. Afterwards the table is again what it was."""
-    plans = [plan.entry()] if plan is not None else []
-    if not plans:
+    if plan is None:
         _runtime.clear_plan_table()
     else:
-        _set_entries("the plan that is tried", card if device == "cuda" else "", plans)
+        of = card if device == "cuda" else ""
+        _runtime.set_plan_table("the plan that is tried", of, _runtime.num_threads(), "", [plan.entry()])
     try:
         yield
     finally:
         _runtime.clear_plan_table()
         if _table is not None:
             _install(_table.name, _table)
-
-
-def _set_entries(name: str, card: str, entries: Sequence[Any]) -> None:
-    _runtime.set_plan_table(name, card, _runtime.num_threads(), "", list(entries))
 
 
 def take_from_environment() -> None:

@@ -62,10 +62,10 @@ class FlashAttention4(LibraryLayer):
 
     def _bind(self, cache: _FlashCache, layer: pk.DecodeLayer) -> Attend:
         attend, kv_len, slots = self._library().flash_attn_varlen_func, layer.kv_len, cache.k_cache.shape[1]
-        splits = 1
-        if layer.device.type == "cuda" and torch.cuda.get_device_capability(layer.device)[0] == _SPLITS_ON:
-            splits = 0
-        cache.plan = {"num_splits": "its heuristic" if splits == 0 else 1}
+        on_cuda = layer.device.type == "cuda"
+        chooses = on_cuda and torch.cuda.get_device_capability(layer.device)[0] == _SPLITS_ON
+        splits = 0 if chooses else 1
+        cache.plan = {"num_splits": "its heuristic" if chooses else 1}
         return lambda q, k, v: _first(
             attend(q, k, v, seqused_k=kv_len, max_seqlen_q=1, max_seqlen_k=slots, num_splits=splits)
         )

@@ -94,7 +94,7 @@ def unified(documents: Documents) -> Lines:
 
 
 def fallbacks(documents: Documents) -> Lines:
-    """What a call takes whose every (sequence, head) falls back, beside one that asked for online."""
+    """What a call takes whose every (sequence, head) falls back, beside one of the online softmax."""
     rows = []
     for (heads, batch, ctx), found in _by_cell(documents["h200-flashdecoding-fallback"]).items():
         online, own = found["native"], found[UNIFIED]

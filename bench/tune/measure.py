@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -183,11 +184,8 @@ class Tuning:
             return None
         gain = self._confirmed
         rounded = (round(gain["p50"], 4), round(gain["low"], 4), round(gain["high"], 4))
-        return Plan(
-            **_fields(self.chosen.plan),
-            ratio_to_built_in=rounded,
-            order_of_sums="same" if self.chosen.same_sums else "other",
-        )
+        same = "same" if self.chosen.same_sums else "other"
+        return msgspec.structs.replace(self.chosen.plan, ratio_to_built_in=rounded, order_of_sums=same)
 
     def entry(self) -> Document:
         """One entry of the key `tuned`."""
@@ -210,7 +208,3 @@ class Tuning:
             "time_us": statistics.summary(arm.kept_us) if timed else None, "samples_us": arm.samples_us,
             "ratio_to_built_in": candidate.gain if timed else None,
         }  # fmt: skip
-
-
-def _fields(plan: Plan) -> dict[str, Any]:
-    return {name: getattr(plan, name) for name in ("op", "sizes", "batch", "dtype", "choice")}

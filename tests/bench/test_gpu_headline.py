@@ -31,7 +31,7 @@ def test_checkouts_take_turns(tmp_path):
 
 
 def test_xqa_is_compiled_for_both_head_shapes_at_once(capsys, tmp_path):
-    """Before it is measured, and only where that is asked for."""
+    """Before it is measured, and only where that step is named."""
     given = commands("gpu_headline.sh", tmp_path, HEADLINE_STEPS="compile")
     assert sorted(flag for words in given for flag in words if flag.startswith("--model=")) == [
         "--model=llama-3.1-8b", "--model=qwen2.5-7b"

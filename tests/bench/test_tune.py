@@ -117,7 +117,7 @@ def test_a_slow_built_in_plan_is_replaced(capsys, monkeypatch, tmp_path):
 
 
 def test_the_built_in_plan_stays_where_none_is_faster_by_the_margin(capsys, monkeypatch, tmp_path):
-    """The same time twice, or less gained than is asked for: also what tuning the same plan twice must end in."""
+    """The same time twice, or less gained than the margin: also what tuning the same plan twice must end in."""
     _, entries, file = on_fake_gpu(capsys, monkeypatch, tmp_path, {}, "--ops=gqa_decode", "--ctx=1024")
     assert {entry["chosen"] for entry in entries.values()} == {BUILT_IN} and file["plans"] == []
     times = {BUILT_IN: 100, "registers, cluster 2": 95}

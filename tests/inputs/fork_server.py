@@ -243,7 +243,7 @@ def _import() -> None:
 
 
 def _serve(connection: socket.socket) -> None:
-    """Returns in no process but those asked for, when they are done."""
+    """Returns in the new processes alone, when they are done."""
     while True:
         message, descriptors, *_ = socket.recv_fds(connection, _MESSAGE_BYTES, 3)
         if not message:
