@@ -42,14 +42,10 @@ struct GemvMmaTraits {
                          squares_offset = shape.squares_offset(),
                          line_tile_bytes = gemv_mma_tile_rows * gemv_mma_line_bytes;
     static_assert(gemv_mma_chunk_pairs % group_pairs == 0 && stages >= 2 && warps >= gemv_mma_max_batch);
-    // sm_90 has 227 KB a block, for which the plan always finds one of the first two shapes.
-    static constexpr int sm_90_bytes = 227 * 1024;
-    static_assert(gemv_mma_shapes[1].resident_k_tiles == 0 &&
-                  gemv_mma_shapes[1].shared_bytes() <= sm_90_bytes);
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900
-    static constexpr bool is_planned = shape.shared_bytes() > 99 * 1024;
+    static constexpr bool is_compiled = gemv_mma_is_compiled(shape, gemv_mma_sm_90_bytes);
 #else
-    static constexpr bool is_planned = true;
+    static constexpr bool is_compiled = true;
 #endif
 };
 
@@ -193,7 +189,7 @@ template <class Op, class Traits>
 __global__ void __launch_bounds__(Traits::threads, 1)
     gemv_mma_kernel(const __grid_constant__ typename Op::Params params,
                     const __grid_constant__ GemvMmaPlan plan) {
-    if constexpr (!Traits::is_planned) return;  // nothing to compile where it is never launched
+    if constexpr (!Traits::is_compiled) return;
     Timestamps timestamps;
     using T = typename Op::T;
     constexpr bool resident = Traits::resident_k_tiles > 0;

@@ -48,6 +48,14 @@ constexpr GemvMmaShape gemv_mma_shapes[] = {
 };
 constexpr int gemv_mma_shape_count = sizeof gemv_mma_shapes / sizeof *gemv_mma_shapes;
 
+// On sm_90 the second shape takes what the first does not, so the others are not compiled for it.
+constexpr int gemv_mma_sm_90_bytes = 227 * 1024;
+constexpr bool gemv_mma_is_compiled(const GemvMmaShape& shape, int device_shared_bytes) {
+    return device_shared_bytes < gemv_mma_sm_90_bytes || shape.shared_bytes() > 99 * 1024;
+}
+static_assert(gemv_mma_shapes[1].resident_k_tiles == 0 &&
+              gemv_mma_shapes[1].shared_bytes() <= gemv_mma_sm_90_bytes);
+
 struct GemvMmaPlan {
     int shape;  // of gemv_mma_shapes; -1: CUDA cores
     int blocks;
@@ -81,6 +89,7 @@ inline GemvMmaPlan plan_gemv_mma(int pairs, int width, int batch, bool aligned, 
         plan.longer_slices = k_tiles % shape.warps;
         const int longest = plan.slice_k_tiles + (plan.longer_slices > 0);
         if (shape.shared_bytes() > device.shared_bytes) continue;
+        if (!gemv_mma_is_compiled(shape, device.shared_bytes)) continue;
         if (shape.resident_k_tiles > 0 && longest > shape.resident_k_tiles) continue;
         plan.shape = i;
         plan.shared_bytes = shape.shared_bytes();

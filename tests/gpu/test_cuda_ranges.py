@@ -57,7 +57,7 @@ def test_launches_that_a_graph_captures_are_not_checked(make, name, low, high):
         values[-1] = high + 1
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            program.run()
+            program.run(torch.cuda.current_stream().cuda_stream)
         graph.replay()
     torch.cuda.synchronize()
 

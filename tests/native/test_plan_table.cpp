@@ -144,8 +144,10 @@ void test_gemv_candidates(const test::Device& device) {
                                             (choice.kernel == PlanKernel::built_in && batch > 1)),
                       "%s on %s: shape %d", words_of(choice).c_str(), device.name, plan.shape);
                 if (plan.shape >= 0)
-                    CHECK(plan.shared_bytes <= device.shared_bytes, "%d bytes on %s", plan.shared_bytes,
-                          device.name);
+                    CHECK(plan.shared_bytes <= device.shared_bytes &&
+                              cuda::gemv_mma_is_compiled(cuda::gemv_mma_shapes[plan.shape],
+                                                         device.shared_bytes),
+                          "shape %d, %d bytes on %s", plan.shape, plan.shared_bytes, device.name);
                 if (choice.kernel == PlanKernel::tensor_cores)
                     CHECK(cuda::gemv_mma_shapes[plan.shape].warps == choice.warps, "shape %d", plan.shape);
             }

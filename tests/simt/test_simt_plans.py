@@ -13,23 +13,21 @@ from inputs.simt_int4 import run_gemv as run_int4
 import pykernels as pk
 
 BF16 = torch.bfloat16
-SHAPES = [
-    dict(warps=16, row_tiles=1),
-    dict(warps=12, row_tiles=2),
-    dict(warps=8, row_tiles=1),
-    dict(warps=8, row_tiles=2),
-]
+SHARED_BYTES = {90: 227 * 1024, 89: 99 * 1024}
+LARGE = [dict(warps=16, row_tiles=1), dict(warps=12, row_tiles=2)]  # of shared memory: sm_90 alone has it
+SMALL = [dict(warps=8, row_tiles=1), dict(warps=8, row_tiles=2)]  # not compiled for sm_90
 GEMVS = [
-    *[(batch, "tensor-cores", shape) for batch in (1, 3) for shape in SHAPES],
-    (1, "cuda-cores", dict(vectors=1)), (1, "built-in", dict(blocks=2)), (3, "built-in", dict(blocks=2)),
+    *[(batch, arch, "tensor-cores", shape) for batch in (1, 3) for arch, shapes in ((90, LARGE), (89, SMALL))
+      for shape in shapes],
+    (1, 90, "cuda-cores", dict(vectors=1)), (1, 90, "built-in", dict(blocks=2)), (3, 90, "built-in", dict(blocks=2)),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("batch", "kernel", "fields"), GEMVS)
-def test_gemv(batch, kernel, fields):
+@pytest.mark.parametrize(("batch", "arch", "kernel", "fields"), GEMVS)
+def test_gemv(batch, arch, kernel, fields):
     given = gemv_inputs(batch, 1528, 41, BF16)
     sizes = dict(batch=batch, in_features=1528, out_features=41, dtype=BF16)
-    with device(90, sm_count=3) as dev:
+    with device(arch, sm_count=3, shared_bytes=SHARED_BYTES[arch]) as dev:
         built_in = run_gemv(dev, given, BF16)
         with dev.choosing("gemv", sizes, kernel, **fields):
             out = run_gemv(dev, given, BF16)
@@ -90,6 +88,11 @@ def test_a_gemv_that_an_op_cannot_do_is_refused():
     refused = pytest.raises(RuntimeError, match="cannot run with cuda-cores: it needs sizes")
     with device(90, sm_count=3) as dev, dev.choosing("gemv", sizes, "cuda-cores"), refused:
         run_gemv(dev, gemv_inputs(3, 1528, 41, BF16), BF16)
+    for arch, shape in ((90, SMALL[0]), (90, SMALL[1]), (89, LARGE[0]), (89, LARGE[1])):
+        refused = pytest.raises(RuntimeError, match="cannot run with tensor-cores")
+        chosen = dict(sizes=sizes, kernel="tensor-cores", **shape)
+        with device(arch, shared_bytes=SHARED_BYTES[arch]) as dev, dev.choosing("gemv", **chosen), refused:
+            run_gemv(dev, gemv_inputs(3, 1528, 41, BF16), BF16)
     refused = pytest.raises(RuntimeError, match="kernel must be one that the op has there, got bulk")
     with device(90) as dev, refused, dev.choosing("gemv", sizes, "bulk"):
         pass
