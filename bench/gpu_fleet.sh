@@ -5,12 +5,12 @@
 #   bash bench/gpu_fleet.sh FOLDER PYTHON                # the defaults: bench/results, python3
 #   FLEET_STEPS="apart at-once null" bash bench/gpu_fleet.sh FOLDER
 #
-# Steps, with the seconds that each is expected to take on two H200 (predicted), 340 in all:
-#   null      10  null launches: on each GPU alone, on both from two threads and from two processes   FOLDER/null.json
+# Steps, with the seconds that each took on two H200 of one machine with 32 CPUs (tests, pack and report: predicted):
+#   null      17  null launches: on each GPU alone, on both from two threads and from two processes   FOLDER/null.json
 #   apart     90  the matrix in two shards, one on cuda:0, then one on cuda:1                  FOLDER/apart/*.json
-#   at-once   50  the same shards on the same GPUs at the same time                            FOLDER/at-once/*.json
+#   at-once   53  the same shards on the same GPUs at the same time                            FOLDER/at-once/*.json
 #   tests     60  the tests that need a GPU, on cuda:1
-#   ray       80  the matrix by Ray (launchtax[ray]), one cell a node at a time                FOLDER/ray/*.json
+#   ray      102  the matrix by Ray (launchtax[ray]), one cell a node at a time                FOLDER/ray/*.json
 #   pack      45  by Ray, one cell a GPU; a worker is killed in its first cell                 FOLDER/pack/*.json
 #   report     5  the folders merged: what cells at once cost, by mode; controls               FOLDER/report/report.md
 #

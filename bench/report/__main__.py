@@ -88,7 +88,9 @@ def steps_section(folder: Folder) -> Section | None:
         )
         section.grids.append(_profile_grid(profiled))
     if drifting := [row for row in rows if row["drifting"]]:
-        named = ", ".join(f"{row['model']} ctx {row['ctx']} b{row['batch']} {row['arm']}" for row in drifting)
+        named = ", ".join(
+            f"{row['model']} ctx {row['ctx']} b{row['batch']} {row['arm']} on {row['device']}" for row in drifting
+        )
         section.words.append(f"Drifted while they were measured, compare by ratio only: {named}.")
     if failed:
         gigabytes = [
@@ -116,7 +118,7 @@ def steps_section(folder: Folder) -> Section | None:
 def _step_table(rows: Sequence[collect.Row]) -> list[list[str]]:
     ratios = {(one.gpu, one.model, one.ctx, one.batch, one.arm): one.value for one in paper.published("R_floor")}
     table = [
-        ["measured", row["device_name"], row["model"], str(row["ctx"]), str(row["batch"]), row["arm"],
+        ["measured", row["device"], row["model"], str(row["ctx"]), str(row["batch"]), row["arm"],
          number(row["p50_ms"]),
          number(row["t_floor_ms"]), number(row["R_floor"]), percent(row["share_of_read"]),
          percent(row["launch_gap_share"]), number(row["over_sdpa_graph"], 2),
@@ -132,7 +134,7 @@ def _step_table(rows: Sequence[collect.Row]) -> list[list[str]]:
 
 def _profile_grid(rows: Sequence[collect.Row]) -> Grid:
     table = [
-        ["measured", row["device_name"], row["model"], str(row["ctx"]), str(row["batch"]), row["arm"],
+        ["measured", row["device"], row["model"], str(row["ctx"]), str(row["batch"]), row["arm"],
          *(number(row["profile"][key]) for key in ("bw_util", "bw_util_profiled", "inflation", "cpu_cuda_ratio"))]
         for row in rows
     ]  # fmt: skip
@@ -157,7 +159,7 @@ def speedup_section(folder: Folder) -> Section | None:
         return "-" if low is None else f"{low:.3f} to {high:.3f}"
 
     grid = [
-        ["measured", row["device_name"], row["model"], str(row["ctx"]), str(row["batch"]), row["what"],
+        ["measured", row["device"], row["model"], str(row["ctx"]), str(row["batch"]), row["what"],
          number(row["speedup"]), interval(row["low"], row["high"]), str(row["sessions"])]
         for row in rows
     ] + [

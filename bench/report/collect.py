@@ -1,7 +1,7 @@
 """Result documents of a folder, and the rows that a report makes of them."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby, pairwise
 from pathlib import Path
@@ -101,16 +101,24 @@ def model_name(result: Document) -> str:
     return model["name"] + quant_suffix(result.get("quant")) + part
 
 
+def _where(folder: Folder) -> Callable[[Document], str]:
+    """What names a row's device: of several folders the name of the document's, too."""
+    several = len({result.get("folder") for result in folder.documents}) > 1
+    return lambda result: f"{device_name(result)}, {result['folder']}" if several else device_name(result)
+
+
 def step_rows(folder: Folder) -> list[Row]:
-    """One row a measured arm of a whole step."""
+    """One row a measured arm of a whole step. `device` is the GPU's name, with the folder where there are several."""
     rows = []
+    where = _where(folder)
     for result in folder.of_kind("step"):
         for arm in result["arms"]:
             if arm["status"] != "ok" or not arm["paper"]:
                 continue
             rows.append({
-                "device_name": device_name(result), "model": model_name(result), "ctx": result["ctx"],
-                "batch": result["batch"], "arm": entry_name(arm), "backend": arm["backend"], "fusion": arm["fusion"],
+                "device_name": device_name(result), "device": where(result), "model": model_name(result),
+                "ctx": result["ctx"], "batch": result["batch"], "arm": entry_name(arm),
+                "backend": arm["backend"], "fusion": arm["fusion"],
                 "mode": arm["mode"], "p50_ms": arm["paper"]["p50_ms"], "t_floor_ms": arm["paper"]["t_floor_ms"],
                 "R_floor": arm["paper"]["R_floor"], "peak_gbs": arm["paper"]["bw_peak_gbs"],
                 "share_of_read": arm["share_of_read"], "launch_gap_share": arm.get("launch_gap_share"),
@@ -151,6 +159,7 @@ def speedups(folder: Folder) -> list[Row]:
     """How much faster a captured step is than an eager one of the same backend; where nothing was captured, a native
     one. From whole steps (one session each) and from `ab` documents (with the interval over sessions)."""
     rows = []
+    where = _where(folder)
     for result in folder.of_kind("step"):
         times: dict[tuple[str, str | None], dict[str, float]] = {}
         for arm in result["arms"]:
@@ -160,16 +169,18 @@ def speedups(folder: Folder) -> list[Row]:
             fast = next((mode for mode in ("graph", "native") if mode in modes), None)
             if fast and "eager" in modes:
                 rows.append({
-                    "device_name": device_name(result), "model": model_name(result), "ctx": result["ctx"],
-                    "batch": result["batch"], "what": f"{program_name(backend, fusion)}: eager / {fast}",
+                    "device_name": device_name(result), "device": where(result), "model": model_name(result),
+                    "ctx": result["ctx"], "batch": result["batch"],
+                    "what": f"{program_name(backend, fusion)}: eager / {fast}",
                     "speedup": modes["eager"] / modes[fast], "low": None, "high": None, "sessions": 1,
                 })  # fmt: skip
     for result in folder.of_kind("ab"):
         if spread := result["analysis"]["speedup"]:
             a, b = (arm["arm"].partition("=")[2] for arm in result["arms"])
             rows.append({
-                "device_name": device_name(result), "model": model_name(result), "ctx": result["ctx"],
-                "batch": result["batch"], "what": f"{a} / {b}", "speedup": spread["mean"], "low": spread["low"],
+                "device_name": device_name(result), "device": where(result), "model": model_name(result),
+                "ctx": result["ctx"], "batch": result["batch"], "what": f"{a} / {b}",
+                "speedup": spread["mean"], "low": spread["low"],
                 "high": spread["high"], "sessions": spread["n"],
             })  # fmt: skip
     return rows

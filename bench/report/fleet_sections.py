@@ -28,10 +28,13 @@ def gpu_of(result: Document) -> str:
 
 
 def node_of(result: Document) -> str:
-    """The node that a cell was measured on, and its GPU where the node has several."""
+    """What a cell was measured on: the machine and the end of its GPU's UUID; without a GPU, Ray's node or the machine.
+    Ray names a node anew whenever it starts, and its GPU stays the same."""
     node = result.get("node") or {}
     uuid = ((result["environment"].get("gpu") or {}).get("uuid") or "") if result.get("device") == "cuda" else ""
-    return " ".join(part for part in (node.get("ray") or node.get("name") or "unknown", uuid[-6:]) if part)
+    if uuid:
+        return f"{node.get('name') or 'unknown'} {uuid[-6:]}"
+    return node.get("ray") or node.get("name") or "unknown"
 
 
 def cell_of(result: Document) -> tuple[str, int, int]:

@@ -102,7 +102,7 @@ def measured(steps: Iterable[dict], known: Sequence[Price]) -> list[Cost]:
         if price := price_of(step["device_name"], known):
             usd = usd_per_million_tokens(price.usd_per_hour, step["p50_ms"], step["batch"])
             rows.append(Cost(
-                "measured", step["device_name"], step["model"], step["ctx"], step["batch"], step["arm"],
+                "measured", step["device"], step["model"], step["ctx"], step["batch"], step["arm"],
                 step["p50_ms"], price, usd,
             ))  # fmt: skip
     return rows

@@ -134,6 +134,25 @@ def test_nodes_that_are_alike():
         over_nodes.compare({"a": [samples(1.3, rng)]})
 
 
+def test_nodes_whose_rounds_hardly_vary():
+    """By gradients such fits ended up to half away from every round, with an interval that was no number."""
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        rounds = {name: [(np.exp(0.49 + 0.004 * number + 1e-4 * rng.standard_normal(30)), np.ones(30))] * 2
+                  for number, name in enumerate("ab")}  # fmt: skip
+        found = over_nodes.compare(rounds)
+        assert found.low <= found.ratio <= found.high and found.ratio == pytest.approx(np.exp(0.492), rel=1e-3), seed
+
+
+def test_a_gpu_is_one_node_whatever_ray_calls_it(tmp_path):
+    made = [cell() | dict(node=dict(name="machine", ray=ray)) for ray in ("first", "second")]
+    assert {fleet_sections.node_of(one) for one in made} == {"machine GPU-1"}
+    assert fleet_sections.node_of(made[0] | dict(device="cpu")) == "first"
+    found = folders(tmp_path, one=made[:1], two=made[1:])
+    assert fleet_sections.over_nodes_section(found) is None
+    assert [row["device"] for row in collect.step_rows(found)][::3] == ["NVIDIA H200, one", "NVIDIA H200, two"]
+
+
 def test_the_section_over_nodes_leaves_doubted_cells_out(monkeypatch, tmp_path):
     cells = [cell(node=name, seed=i, speedup=1.5 + 0.01 * i) for i, name in enumerate("abc")]
     found = folders(tmp_path, a=cells, b=[cell(node="d", speedup=9.0, doubt="it drifts")])

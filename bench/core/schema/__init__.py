@@ -20,7 +20,7 @@ KINDS: Mapping[str, Any] = {
     "layer": layer.Layer, "op": ops.OpRun, "step": layer.Step, "ab": sessions.Ab, "attention": sessions.Attention,
     "stack": layer.Stack, "int4": ops.Int4, "int4-validation": ops.Int4Validation, "call": layer.Call,
     "compare": sessions.Compare, "launch": machine.Launch, "inside": machine.Inside, "rate": machine.Rate,
-    "doctor": machine.Doctor, "tune": ops.Tune,
+    "doctor": machine.Doctor, "tune": ops.Tune, "null-launches": machine.NullLaunches,
 }  # fmt: skip
 
 

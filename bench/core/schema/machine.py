@@ -1,6 +1,6 @@
-"""Documents of kinds `launch`, `inside`, `rate` and `doctor`."""
+"""Documents of kinds `launch`, `inside`, `rate`, `doctor` and `null-launches`."""
 
-from typing import Any, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 from bench.core.schema.fields import (
     Clock,
@@ -243,3 +243,19 @@ class Doctor(Head):
     backends: NotRequired[list[Available]]
     int4_kernels: NotRequired[list[Available]]
     extras: NotRequired[list[dict[str, Any]]]
+
+
+class NullTime(TypedDict):
+    """One entry of `launches`: the host's time of a null launch on one device."""
+
+    way: Literal["alone", "threads", "processes"]  # the other devices are idle, or launched on at once from those
+    device: str
+    mode: str
+    host_us: Clock
+
+
+class NullLaunches(Whole):
+    """bench.fleet.null_launches: do launches on several GPUs disturb one another?"""
+
+    device: Device
+    launches: list[NullTime]
