@@ -13,11 +13,11 @@ from inputs.simt_int4 import run_gemv as run_int4
 import pykernels as pk
 
 BF16 = torch.bfloat16
-SHARED_BYTES = {90: 227 * 1024, 89: 99 * 1024}
+SHARED_BYTES = {90: 227 * 1024, 80: 99 * 1024}
 LARGE = [dict(warps=16, row_tiles=1), dict(warps=12, row_tiles=2)]  # of shared memory: sm_90 alone has it
 SMALL = [dict(warps=8, row_tiles=1), dict(warps=8, row_tiles=2)]  # not compiled for sm_90
 GEMVS = [
-    *[(batch, arch, "tensor-cores", shape) for batch in (1, 3) for arch, shapes in ((90, LARGE), (89, SMALL))
+    *[(batch, arch, "tensor-cores", shape) for batch in (1, 3) for arch, shapes in ((90, LARGE), (80, SMALL))
       for shape in shapes],
     (1, 90, "cuda-cores", dict(vectors=1)), (1, 90, "built-in", dict(blocks=2)), (3, 90, "built-in", dict(blocks=2)),
 ]  # fmt: skip
@@ -88,7 +88,7 @@ def test_a_gemv_that_an_op_cannot_do_is_refused():
     refused = pytest.raises(RuntimeError, match="cannot run with cuda-cores: it needs sizes")
     with device(90, sm_count=3) as dev, dev.choosing("gemv", sizes, "cuda-cores"), refused:
         run_gemv(dev, gemv_inputs(3, 1528, 41, BF16), BF16)
-    for arch, shape in ((90, SMALL[0]), (90, SMALL[1]), (89, LARGE[0]), (89, LARGE[1])):
+    for arch, shape in ((90, SMALL[0]), (90, SMALL[1]), (80, LARGE[0]), (80, LARGE[1])):
         refused = pytest.raises(RuntimeError, match="cannot run with tensor-cores")
         chosen = dict(sizes=sizes, kernel="tensor-cores", **shape)
         with device(arch, shared_bytes=SHARED_BYTES[arch]) as dev, dev.choosing("gemv", **chosen), refused:
