@@ -1,6 +1,7 @@
 """bench.report over folders of several machines, and what is said over nodes."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,8 +9,11 @@ from inputs.command_line import assert_refused, run_here
 from inputs.rate_documents import cell as rate_cell
 from inputs.rate_documents import rate_document
 
+from bench.core import document
 from bench.report import collect, fleet_sections
 from bench.study import over_nodes
+
+FLEET = Path(__file__).parents[2] / "bench" / "results" / "h200-fleet"
 
 
 def clock(us: float) -> dict:
@@ -134,14 +138,25 @@ def test_nodes_that_are_alike():
         over_nodes.compare({"a": [samples(1.3, rng)]})
 
 
-def test_nodes_whose_rounds_hardly_vary():
-    """By gradients such fits ended up to half away from every round, with an interval that was no number."""
-    for seed in range(8):
-        rng = np.random.default_rng(seed)
-        rounds = {name: [(np.exp(0.49 + 0.004 * number + 1e-4 * rng.standard_normal(30)), np.ones(30))] * 2
-                  for number, name in enumerate("ab")}  # fmt: skip
-        found = over_nodes.compare(rounds)
-        assert found.low <= found.ratio <= found.high and found.ratio == pytest.approx(np.exp(0.492), rel=1e-3), seed
+@pytest.mark.parametrize(
+    ("model", "slow", "fast"),
+    [
+        ("llama-3.1-8b", "native/block:graph", "native/block:graph-pdl"),
+        ("qwen2.5-7b", "sdpa:graph", "native/block:graph"),
+    ],
+)
+def test_a_fit_stays_among_its_rounds(model, slow, fast):
+    """Measured on two H200. By gradients the fit ended far from every round, with no interval or in an overflow."""
+    by_node, ratios = {}, []
+    for name in ("apart", "at-once", "ray", "pack"):
+        result = document.load(FLEET / name / f"{model}_ctx2048_b1.json.gz")
+        arms = fleet_sections.arms_of(result)
+        pair = arms[slow]["samples_us"], arms[fast]["samples_us"]
+        by_node.setdefault(fleet_sections.node_of(result), []).append(pair)
+        ratios.append(np.median(pair[0]) / np.median(pair[1]))
+    found = over_nodes.compare(by_node)
+    assert found.nodes == 2 and min(ratios) * 0.999 < found.ratio < max(ratios) * 1.001
+    assert found.low < found.ratio < found.high < found.low * 1.1
 
 
 def test_a_gpu_is_one_node_whatever_ray_calls_it(tmp_path):
