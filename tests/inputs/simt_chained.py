@@ -325,7 +325,7 @@ CASES = {
     "qkv_gemv of one, QK norm": lambda: qkv(1, 520, 4, 2, 64, BF16, qk_norm="head"),
     "qkv_gemv of three, QK norm with an offset": lambda: qkv(3, 520, 2, 1, 64, FP16, qk_norm="head", norm_offset=1.0),
     "qkv_gemv of any width, QK norm": lambda: qkv(2, 50, 2, 1, 64, BF16, qk_norm="head"),
-    "qkv_gemv of one, QK norm of all heads": lambda: qkv(1, 520, 4, 2, 64, BF16, qk_norm="all", norm_offset=1.0),
+    "qkv_gemv of one, QK norm of all heads": lambda: qkv(1, 520, 6, 2, 64, BF16, qk_norm="all", norm_offset=1.0),
     "qkv_gemv of two, QK norm of long heads": lambda: qkv(2, 136, 2, 1, 256, BF16, qk_norm="head"),
     "int4_gemv, fast path of one": lambda: gemv(1, 1280, 37, BF16, 128),
     "int4_gemv, fast path of four": lambda: gemv(4, 512, 37, FP16, 256, symmetric=False),
