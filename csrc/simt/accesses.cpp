@@ -121,6 +121,7 @@ bool Executor::read_global(Thread& thread, const void* pointer, size_t bytes, So
     const bool fresh = source == Source::fresh_global;
     const Access access = check_bounds(thread, pointer, bytes, "reads", site);
     const Unit unit = thread.block->grid.first_unit + static_cast<Unit>(thread.block->index);
+    thread.block->grid.progress[static_cast<size_t>(thread.block->index)].accessed = true;
     Unit latest = 0;
     for (size_t i = access.first; i < access.end; ++i) latest = std::max(latest, access.buffer->writer[i]);
     const Grid& grid = thread.block->grid;
@@ -154,6 +155,7 @@ void Executor::write_global(Thread& thread, const void* pointer, size_t bytes, S
         if (reader >= base_unit_) check_order(thread, reader, true, false, "writes", "read", access, site);
         access.buffer->writer[i] = unit;
     }
+    thread.block->grid.progress[static_cast<size_t>(thread.block->index)].accessed = true;
     thread.unfenced = true;
     thread.stored_epoch = thread.access_epoch();
     thread.stored_warp_epoch = thread.warp->memory_epoch;
@@ -169,7 +171,9 @@ void Executor::atomic_global(Thread& thread, const void* pointer, size_t bytes, 
         access.buffer->writer[i] = unit;
     }
     Grid::Progress& progress = thread.block->grid.progress[static_cast<size_t>(thread.block->index)];
-    progress.published = ++time;
+    progress.last_atomic = ++time;
+    if (progress.accessed) progress.published = time;  // a later one has nothing more to say
+    progress.accessed = false;
     for (const Thread& other : thread.block->threads) progress.unfenced |= other.unfenced;
 }
 
@@ -195,7 +199,7 @@ void Executor::fence(Thread& thread) {
         }
     }
     Grid::Progress& progress = thread.block->grid.progress[static_cast<size_t>(thread.block->index)];
-    if (progress.published > 0) progress.acquired = progress.published;
+    if (progress.last_atomic > 0) progress.acquired = progress.last_atomic;
 }
 
 // --- device_calls.h

@@ -37,11 +37,12 @@ struct Grid {
     int number = 0;          // among the launches of one synchronize()
     Unit first_unit = 0;     // its blocks' numbers follow one another
     std::vector<int> order;  // of its clusters
-    // What orders blocks of one launch. Per block: when it last did an atomic, when it fenced after one, and
-    // whether a store was not fenced before one.
+    // What orders blocks of one launch. Per block: when it did the first atomic behind all its loads and
+    // stores, and its last, when it fenced after one, whether it loaded or stored since `published`, and
+    // whether a store was not fenced before an atomic.
     struct Progress {
-        uint32_t published = 0, acquired = 0;
-        bool unfenced = false;
+        uint32_t published = 0, last_atomic = 0, acquired = 0;
+        bool accessed = true, unfenced = false;
     };
     std::vector<Progress> progress;
     int started = 0, triggered = 0, ended = 0;
