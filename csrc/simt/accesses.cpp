@@ -10,7 +10,10 @@ namespace {
 
 // A thread yields to others after a random number of accesses, at most this many.
 constexpr unsigned accesses_per_turn = 1024;
-unsigned accesses_left = 1;
+
+Grid::Progress& progress_of(const Block& block) {
+    return block.grid.progress[static_cast<size_t>(block.index)];
+}
 
 void check_alignment(const void* pointer, size_t bytes, const char* action, Site site) {
     if (reinterpret_cast<uintptr_t>(pointer) % bytes != 0) {
@@ -20,8 +23,8 @@ void check_alignment(const void* pointer, size_t bytes, const char* action, Site
 }
 
 void take_turns(Thread& thread, Site site) {
-    if (--accesses_left > 0) return;
-    accesses_left = 1 + static_cast<unsigned>(thread.block->random()) % accesses_per_turn;
+    if (--executor().accesses_left > 0) return;
+    executor().accesses_left = 1 + static_cast<unsigned>(thread.block->random()) % accesses_per_turn;
     thread.block->pause(thread, Wait::none, "", site);
 }
 
@@ -61,13 +64,13 @@ Grid& Executor::grid_of(Unit unit) {
     return **(after - 1);
 }
 
-// Reports an access that is not ordered after what that unit (a block of a launch) did to the same bytes.
+// Reports an access that is not ordered after the last one of a unit (a block of a launch) to the same bytes.
 // `fresh`: the access bypasses the L1, or is a store.
-void Executor::check_order(Thread& thread, Unit unit, bool fresh, bool atomic, const char* action,
+void Executor::check_order(Thread& thread, Touch last, bool fresh, bool atomic, const char* action,
                            const char* before, const Access& access, Site site) {
     const size_t offset = access.first * granule_bytes, bytes = access.buffer->bytes;
     Grid& own = thread.block->grid;
-    Grid& other = grid_of(unit);
+    Grid& other = grid_of(last.unit);
     if (&other != &own) {
         const std::vector<bool>& known = thread.has_waited ? own.after : own.before;
         const auto number = static_cast<size_t>(other.number);
@@ -81,12 +84,14 @@ void Executor::check_order(Thread& thread, Unit unit, bool fresh, bool atomic, c
         return;
     }
     if (atomic) return;
-    const auto index = static_cast<int>(unit - own.first_unit);
+    const auto index = static_cast<int>(last.unit - own.first_unit);
     if (index == thread.block->index) return;
     const Grid::Progress& theirs = own.progress[static_cast<size_t>(index)];
-    const Grid::Progress& mine = own.progress[static_cast<size_t>(thread.block->index)];
+    const Grid::Progress& mine = progress_of(*thread.block);
     const char* missing = nullptr;
-    if (theirs.published == 0 || mine.acquired <= theirs.published) {
+    // Their first atomic since publishes it; later ones have nothing more to say.
+    const auto published = std::upper_bound(theirs.atomics.begin(), theirs.atomics.end(), last.time);
+    if (published == theirs.atomics.end() || mine.acquired <= *published) {
         missing = "with no atomic and fence of both between";
     } else if (theirs.unfenced) {
         missing = "which stored it without a fence before its atomic";
@@ -105,7 +110,7 @@ void Executor::check_order(Thread& thread, Unit unit, bool fresh, bool atomic, c
 void Executor::check_stale(Thread& thread, Unit unit, const Access& access, Site site) {
     const Grid& own = thread.block->grid;
     for (size_t i = access.first; i < access.end; ++i) {
-        const Unit writer = access.buffer->writer[i];
+        const Unit writer = access.buffer->writer[i].unit;
         if (access.buffer->early[i] != unit || writer < base_unit_) continue;
         const Grid& other = grid_of(writer);
         if (other.number >= own.number || own.before[static_cast<size_t>(other.number)]) continue;
@@ -121,9 +126,9 @@ bool Executor::read_global(Thread& thread, const void* pointer, size_t bytes, So
     const bool fresh = source == Source::fresh_global;
     const Access access = check_bounds(thread, pointer, bytes, "reads", site);
     const Unit unit = thread.block->grid.first_unit + static_cast<Unit>(thread.block->index);
-    thread.block->grid.progress[static_cast<size_t>(thread.block->index)].accessed = true;
     Unit latest = 0;
-    for (size_t i = access.first; i < access.end; ++i) latest = std::max(latest, access.buffer->writer[i]);
+    for (size_t i = access.first; i < access.end; ++i)
+        latest = std::max(latest, access.buffer->writer[i].unit);
     const Grid& grid = thread.block->grid;
     if ((fresh || source == Source::streamed_global) && grid.programmatic && !thread.has_waited) {
         // A prefetch before the wait: it is allowed, and its value must not be used where it is stale.
@@ -136,12 +141,13 @@ bool Executor::read_global(Thread& thread, const void* pointer, size_t bytes, So
     }
     if (!fresh && thread.has_waited) check_stale(thread, unit, access, site);
     for (size_t i = access.first; i < access.end; ++i) {
-        access.buffer->reader[i] = std::max(access.buffer->reader[i], unit);
+        if (access.buffer->reader[i].unit <= unit) access.buffer->reader[i] = {unit, time};
     }
     if (latest < base_unit_) return true;
     for (size_t i = access.first; i < access.end; ++i) {
-        const Unit writer = access.buffer->writer[i];
-        if (writer >= base_unit_) check_order(thread, writer, fresh, false, "reads", "wrote", access, site);
+        const Touch writer = access.buffer->writer[i];
+        if (writer.unit >= base_unit_)
+            check_order(thread, writer, fresh, false, "reads", "wrote", access, site);
     }
     return true;
 }
@@ -150,12 +156,13 @@ void Executor::write_global(Thread& thread, const void* pointer, size_t bytes, S
     const Access access = check_bounds(thread, pointer, bytes, "writes", site);
     const Unit unit = thread.block->grid.first_unit + static_cast<Unit>(thread.block->index);
     for (size_t i = access.first; i < access.end; ++i) {
-        const Unit writer = access.buffer->writer[i], reader = access.buffer->reader[i];
-        if (writer >= base_unit_) check_order(thread, writer, true, false, "writes", "wrote", access, site);
-        if (reader >= base_unit_) check_order(thread, reader, true, false, "writes", "read", access, site);
-        access.buffer->writer[i] = unit;
+        const Touch writer = access.buffer->writer[i], reader = access.buffer->reader[i];
+        if (writer.unit >= base_unit_)
+            check_order(thread, writer, true, false, "writes", "wrote", access, site);
+        if (reader.unit >= base_unit_)
+            check_order(thread, reader, true, false, "writes", "read", access, site);
+        access.buffer->writer[i] = {unit, time};
     }
-    thread.block->grid.progress[static_cast<size_t>(thread.block->index)].accessed = true;
     thread.unfenced = true;
     thread.stored_epoch = thread.access_epoch();
     thread.stored_warp_epoch = thread.warp->memory_epoch;
@@ -165,15 +172,15 @@ void Executor::atomic_global(Thread& thread, const void* pointer, size_t bytes, 
     const Access access = check_bounds(thread, pointer, bytes, "updates", site);
     const Unit unit = thread.block->grid.first_unit + static_cast<Unit>(thread.block->index);
     for (size_t i = access.first; i < access.end; ++i) {
-        const Unit writer = access.buffer->writer[i], reader = access.buffer->reader[i];
-        if (writer >= base_unit_) check_order(thread, writer, true, true, "updates", "wrote", access, site);
-        if (reader >= base_unit_) check_order(thread, reader, true, true, "updates", "read", access, site);
-        access.buffer->writer[i] = unit;
+        const Touch writer = access.buffer->writer[i], reader = access.buffer->reader[i];
+        if (writer.unit >= base_unit_)
+            check_order(thread, writer, true, true, "updates", "wrote", access, site);
+        if (reader.unit >= base_unit_)
+            check_order(thread, reader, true, true, "updates", "read", access, site);
+        access.buffer->writer[i] = {unit, time};
     }
-    Grid::Progress& progress = thread.block->grid.progress[static_cast<size_t>(thread.block->index)];
-    progress.last_atomic = ++time;
-    if (progress.accessed) progress.published = time;  // a later one has nothing more to say
-    progress.accessed = false;
+    Grid::Progress& progress = progress_of(*thread.block);
+    progress.atomics.push_back(++time);  // behind what it wrote itself
     for (const Thread& other : thread.block->threads) progress.unfenced |= other.unfenced;
 }
 
@@ -182,11 +189,11 @@ void Executor::flagged_global(Thread& thread, const void* pointer, size_t bytes,
     const Access access = check_bounds(thread, pointer, bytes, action, site);
     const Unit unit = thread.block->grid.first_unit + static_cast<Unit>(thread.block->index);
     for (size_t i = access.first; i < access.end; ++i) {
-        const Unit writer = access.buffer->writer[i], reader = access.buffer->reader[i];
-        if (writer >= base_unit_) check_order(thread, writer, true, true, action, "wrote", access, site);
-        if (writes && reader >= base_unit_)
+        const Touch writer = access.buffer->writer[i], reader = access.buffer->reader[i];
+        if (writer.unit >= base_unit_) check_order(thread, writer, true, true, action, "wrote", access, site);
+        if (writes && reader.unit >= base_unit_)
             check_order(thread, reader, true, true, action, "read", access, site);
-        (writes ? access.buffer->writer[i] : access.buffer->reader[i]) = unit;
+        (writes ? access.buffer->writer[i] : access.buffer->reader[i]) = {unit, time};
     }
 }
 
@@ -198,8 +205,8 @@ void Executor::fence(Thread& thread) {
             other.unfenced = false;
         }
     }
-    Grid::Progress& progress = thread.block->grid.progress[static_cast<size_t>(thread.block->index)];
-    if (progress.last_atomic > 0) progress.acquired = progress.last_atomic;
+    Grid::Progress& progress = progress_of(*thread.block);
+    if (!progress.atomics.empty()) progress.acquired = progress.atomics.back();
 }
 
 // --- device_calls.h

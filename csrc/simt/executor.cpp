@@ -43,7 +43,9 @@ void Executor::configure(const Settings& settings) {
         throw std::invalid_argument("sm_count must be at least 1, got " + std::to_string(settings.sm_count));
     }
     settings_ = settings;
+    // The same seed is the same order, whatever ran before.
     random_.seed(static_cast<Random::result_type>(settings.seed * 2654435761u + 1));
+    accesses_left = 1;
 }
 
 void Executor::enqueue(std::function<void()> body, int cluster_blocks, int blocks, int threads,

@@ -37,12 +37,12 @@ struct Grid {
     int number = 0;          // among the launches of one synchronize()
     Unit first_unit = 0;     // its blocks' numbers follow one another
     std::vector<int> order;  // of its clusters
-    // What orders blocks of one launch. Per block: when it did the first atomic behind all its loads and
-    // stores, and its last, when it fenced after one, whether it loaded or stored since `published`, and
-    // whether a store was not fenced before an atomic.
+    // What orders blocks of one launch. Per block: when it did its atomics, the time of its last one when it
+    // fenced after it, and whether a store was not fenced before one.
     struct Progress {
-        uint32_t published = 0, last_atomic = 0, acquired = 0;
-        bool accessed = true, unfenced = false;
+        std::vector<uint32_t> atomics;
+        uint32_t acquired = 0;
+        bool unfenced = false;
     };
     std::vector<Progress> progress;
     int started = 0, triggered = 0, ended = 0;
@@ -63,7 +63,8 @@ class Executor {
     void synchronize();
 
     GlobalMemory memory;
-    uint32_t time = 0;  // counts writes, arrivals and atomics of one synchronize()
+    uint32_t time = 0;           // counts writes, arrivals and atomics of one synchronize()
+    unsigned accesses_left = 1;  // until the thread that runs yields
 
     // --- for the threads
     // False where a fresh or streamed load comes before wait_for_producers() and finds what an earlier launch
@@ -89,7 +90,7 @@ class Executor {
         size_t first, end;  // granules
     };
     Access check_bounds(Thread& thread, const void* pointer, size_t bytes, const char* action, Site site);
-    void check_order(Thread& thread, Unit unit, bool fresh, bool atomic, const char* action,
+    void check_order(Thread& thread, Touch last, bool fresh, bool atomic, const char* action,
                      const char* before, const Access& access, Site site);
     void check_stale(Thread& thread, Unit unit, const Access& access, Site site);
     bool may_start(const Grid& grid) const;

@@ -30,8 +30,8 @@ void* GlobalMemory::allocate(size_t bytes, size_t offset) {
     std::memset(memory, canary, total);
     std::memset(buffer.begin, 0xff, bytes);
     const size_t granules = bytes / granule_bytes + 2;
-    buffer.writer = std::make_unique<Unit[]>(granules);
-    buffer.reader = std::make_unique<Unit[]>(granules);
+    buffer.writer = std::make_unique<Touch[]>(granules);
+    buffer.reader = std::make_unique<Touch[]>(granules);
     buffer.early = std::make_unique<Unit[]>(granules);
     ASAN_POISON_MEMORY_REGION(memory, static_cast<size_t>(buffer.begin - memory));
     ASAN_POISON_MEMORY_REGION(buffer.begin + bytes, guard_bytes);

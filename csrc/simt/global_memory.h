@@ -16,11 +16,16 @@ constexpr size_t granule_bytes = 2;
 
 using Unit = uint32_t;  // 0: the host
 
+struct Touch {
+    Unit unit;
+    uint32_t time;  // of Executor::time
+};
+
 struct Buffer {
     unsigned char* begin;
     size_t bytes;
     std::unique_ptr<unsigned char[]> memory;
-    std::unique_ptr<Unit[]> writer, reader;
+    std::unique_ptr<Touch[]> writer, reader;
     std::unique_ptr<Unit[]> early;  // the last block to load it through the L1 before its PDL wait
 };
 

@@ -38,8 +38,9 @@ void chain_stale(const uint32_t* in, uint32_t* out, const Stream& stream);
 // Reads in and writes out before the wait: a fault where the kernel before still reads `out`.
 void chain_early_write(const uint32_t* in, uint32_t* out, const Stream& stream);
 // out[0] = the sum of the blocks' parts in workspace ([1 + blocks] uint32, zero), joined by the last to
-// arrive.
-enum class Joining { clean, no_fence, no_atomic, stale_load };
+// arrive. two_counters: the others count themselves at a second one too, behind the parts, while the last
+// reads.
+enum class Joining { clean, two_counters, no_fence, no_atomic, stale_load };
 void join_blocks(Joining joining, uint32_t* workspace, uint32_t* out, const Stream& stream);
 // By words that carry their own flag; first_word: of two words only the first is looked at.
 enum class Flagging { clean, first_word, plain_load };

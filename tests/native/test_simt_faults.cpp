@@ -189,8 +189,10 @@ void check_joins(uint64_t seed) {
         std::memset(b.middle, 0, n * sizeof *b.middle);
         return run(seed, [&] { cuda::join_blocks(joining, b.middle, b.out, {nullptr, false}); });
     };
-    expect_none("blocks joined", join(cuda::Joining::clean), seed);
-    CHECK(b.out[0] == 15 && b.middle[0] == 0, "blocks joined: %u, counter %u", b.out[0], b.middle[0]);
+    for (const auto joining : {cuda::Joining::clean, cuda::Joining::two_counters}) {
+        expect_none("blocks joined", join(joining), seed);
+        CHECK(b.out[0] == 15 && b.middle[0] == 0, "blocks joined: %u, counter %u", b.out[0], b.middle[0]);
+    }
     expect("join", join(cuda::Joining::no_fence), FaultKind::unordered_blocks, seed);
     expect("stale_load", join(cuda::Joining::stale_load), FaultKind::unordered_blocks, seed);
     expect("join", join(cuda::Joining::no_atomic), FaultKind::unordered_blocks, seed, std::nullopt, "parts");
