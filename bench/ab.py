@@ -31,6 +31,7 @@ from bench.core.errors import flag_error
 from bench.core.flags import make_command
 from bench.core.kept import KeepFlag, Kept, flags_of_any_device, open_folder
 from bench.core.output_flags import DocumentFlags
+from bench.core.outputs import Outputs
 from bench.core.paths import user_path
 from bench.core.processes import run_module
 from bench.core.progress import progress
@@ -336,7 +337,7 @@ def main(settings: Settings) -> int:
     if settings.list_:
         step_arms.print_list()
         return 0
-    outputs = cli.Outputs(settings.json)
+    outputs = Outputs(settings.json)
     settings.check()
     file = user_path("--thresholds", settings.thresholds) if settings.thresholds else sessions.DEFAULT_THRESHOLDS
     rules, digest = sessions.load_rules(file)

@@ -26,6 +26,7 @@ from bench.core import cli, document
 from bench.core.document import Document
 from bench.core.errors import UsageError, flag_error, plain
 from bench.core.flags import Flags, make_command
+from bench.core.outputs import Outputs
 from bench.core.paths import user_path
 from bench.core.tables import microseconds
 from bench.drivers import takes
@@ -393,7 +394,7 @@ def main(settings: Settings) -> int:
     )  # fmt: skip
     if not (a and b):
         raise UsageError("A B: must be two sides, each a result document or a folder of them")
-    outputs = cli.Outputs(settings.json)
+    outputs = Outputs(settings.json)
     if not 0 <= threshold < 10:
         raise flag_error("--threshold", threshold, "in 0..10")
     if not 0 < alpha < 1:

@@ -16,6 +16,7 @@ from bench.core.document import Document
 from bench.core.extras import extras
 from bench.core.flags import Flags, make_command
 from bench.core.listing import item
+from bench.core.outputs import Outputs
 from bench.drivers import takes
 
 
@@ -119,7 +120,7 @@ class Settings(Flags):
 
 def main(settings: Settings) -> int:
     """What this machine has, what runs on it, and why the rest does not."""
-    outputs = cli.Outputs(settings.json)
+    outputs = Outputs(settings.json)
     document = diagnose()
     _print(document)
     outputs.write(document)

@@ -26,6 +26,7 @@ from bench.core.flags import make_command
 from bench.core.layer_settings import LayerSettings, l2_words, layer_ops, make_layers, streamed_bytes
 from bench.core.listing import item, print_backends
 from bench.core.output_flags import OutputFlags
+from bench.core.outputs import Outputs
 from bench.core.run import Machine, Measurement, close, gate
 from bench.core.softmax_flags import SoftmaxFlags
 from bench.core.trace_file import check_traceable, write_trace
@@ -259,7 +260,7 @@ def main(settings: Settings) -> int:
     if settings.list_:
         print_list()
         return 0
-    outputs = cli.Outputs(settings.json, settings.csv, settings.md, settings.plot, settings.trace)
+    outputs = Outputs(settings.json, settings.csv, settings.md, settings.plot, settings.trace)
     settings.check()
     cli.set_threads(settings.threads)
     document, found = run(settings)

@@ -38,6 +38,7 @@ from bench.core.errors import flag_error
 from bench.core.flags import make_command
 from bench.core.listing import item
 from bench.core.output_flags import RowFlags
+from bench.core.outputs import Outputs
 from bench.core.progress import progress
 from bench.core.run import Machine, close, take_rounds
 from bench.core.samplers import Samplers
@@ -357,7 +358,7 @@ def main(settings: Settings) -> int:
     if settings.list_:
         print_list()
         return 0
-    outputs = cli.Outputs(settings.json, settings.csv, settings.md)
+    outputs = Outputs(settings.json, settings.csv, settings.md)
     op, aa = settings.op, settings.aa
     settings.check()
     for flag, path in outputs.paths.items():

@@ -1,6 +1,5 @@
 """The weights of a decoder layer or model: random ones of a realistic scale, or a local Hugging Face folder's."""
 
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -9,7 +8,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from pykernels.checkpoint import open_tensors, tensor_files
+from pykernels.checkpoint import tensor_files
+from pykernels.checkpoint_parts import Part, read_int4, read_tensor, unused
 from pykernels.files import user_path
 from pykernels.quant import PARTS, Int4Weight, quantization_of
 from pykernels.spec import ModelSpec
@@ -223,16 +223,16 @@ class LayerWeights:
             # Layers that a folder leaves as they were (modules_to_not_convert, ignore) have their dense weight there.
             if quantised and name in PROJECTIONS and tensor_name not in files:
                 module = tensor_name.removesuffix(".weight")
-                tensors[name] = _read_int4(folder, module, part, shape, dtype).to(device)
+                tensors[name] = read_int4(folder, module, part, shape, dtype).to(device)
                 used |= {f"{module}.{piece}" for piece in PARTS}
                 continue
             if tensor_name not in files:
                 raise ValueError(f"weights {folder}: there is no tensor {tensor_name}")
             convert = name not in PROJECTIONS
-            tensors[name] = _read(folder / files[tensor_name], part, shape, dtype, convert).to(device)
+            tensors[name] = read_tensor(folder / files[tensor_name], part, shape, dtype, convert).to(device)
             used.add(tensor_name)
         for name in sorted(name for name in files if name.startswith(prefix) and name not in used):
-            if words := _unused(folder / files[name], name):
+            if words := unused(folder / files[name], name):
                 raise ValueError(f"weights {folder / files[name]}: {name} {words}")
         try:
             return cls(**tensors)
@@ -291,18 +291,7 @@ def text_prefix(files: Mapping[str, str]) -> str:
     return _TEXT_PREFIXES[0]
 
 
-@dataclass(frozen=True)
-class _Part:
-    """Where a weight lies: rows of a tensor, `first` on, of `rows` in all (0: the whole tensor), and in what order its
-    rows go into memory (None: as they are)."""
-
-    tensor: str
-    first: int = 0
-    rows: int = 0
-    order: list[int] | None = None
-
-
-def _part_of(spec: ModelSpec, prefix: str, name: str, files: Mapping[str, str]) -> _Part:
+def _part_of(spec: ModelSpec, prefix: str, name: str, files: Mapping[str, str]) -> Part:
     """Of the field `name` of LayerWeights in a layer whose tensors begin with `prefix`."""
     own = prefix + (_CHECKPOINT_NAMES | (_POST_NORM_NAMES if spec.post_norms else {}))[name]
     order = None
@@ -317,76 +306,8 @@ def _part_of(spec: ModelSpec, prefix: str, name: str, files: Mapping[str, str]) 
             continue
         rows = [shape[0] for field in fields_ if (shape := LayerWeights.shapes(spec)[field])]
         index = fields_.index(name)
-        return _Part(fused, sum(rows[:index]), sum(rows), order)
-    return _Part(own, order=order)
-
-
-_SAFETENSORS_TYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
-_DTYPE_FLAGS = {"F32": "fp32", "BF16": "bf16", "F16": "fp16"}
-
-
-def _read(path: Path, part: _Part, shape: tuple[int, ...], dtype: torch.dtype, convert: bool = False) -> Tensor:
-    """A tensor of a file, or the rows of one, of that shape. convert: one of another float type is rounded to `dtype`,
-    and a warning says so."""
-    tensor = _read_rows(path, part, shape, dtype, convert)
-    return tensor if part.order is None else tensor[part.order]
-
-
-def _read_rows(path: Path, part: _Part, shape: tuple[int, ...], dtype: torch.dtype, convert: bool) -> Tensor:
-    name, whole = part.tensor, (part.rows or shape[0], *shape[1:])
-    rows = slice(part.first, part.first + shape[0])
-    with open_tensors(path) as file:
-        if name not in file.keys():  # noqa: SIM118 - the file is not a mapping
-            raise ValueError(f"weights {path}: the index names {name}, which is not in it")
-        header = file.get_slice(name)
-        found_shape, found_type = tuple(header.get_shape()), header.get_dtype()
-        if found_shape != whole:
-            raise ValueError(f"weights {path}: {name} must be of shape {list(whole)}, got {list(found_shape)}")
-        wanted = _SAFETENSORS_TYPES[dtype]
-        if found_type == wanted:
-            return header[rows] if part.rows else file.get_tensor(name)
-        if not convert or found_type not in _DTYPE_FLAGS:
-            flag = _DTYPE_FLAGS.get(found_type)
-            hint = f" (read it with --dtype={flag})" if flag else ""
-            raise ValueError(f"weights {path}: {name} must be {wanted}, got {found_type}{hint}")
-        tensor = file.get_tensor(name)
-        converted = tensor.to(dtype)
-        if not torch.equal(converted.isfinite(), tensor.isfinite()):
-            raise ValueError(f"weights {path}: {name} is {found_type} and has numbers too large for {wanted}")
-        # The same words for every layer: they are said once.
-        warnings.warn(f"weights {path.parent}: norms or biases of {found_type} are converted to {wanted}", stacklevel=3)
-        return converted
-
-
-def _unused(path: Path, name: str) -> str | None:
-    """Why a tensor that this model does not use is in the way; None where it changes nothing: the angles that older
-    llama checkpoints carry along, and biases that are zero."""
-    if name.endswith("rotary_emb.inv_freq"):
-        return None
-    if not name.endswith(".bias"):
-        return "is not used: the model that is computed here has no such tensor"
-    with open_tensors(path) as file:
-        if name not in file.keys():  # noqa: SIM118 - the file is not a mapping
-            return "is named by the index and not in the file"
-        return "is not zero, and the model has no such bias" if bool(file.get_tensor(name).any()) else None
-
-
-def _read_int4(folder: Path, module: str, part: _Part, shape: tuple[int, ...], dtype: torch.dtype) -> Int4Weight:
-    try:
-        weight = Int4Weight.from_folder(folder, module, dtype)
-    except ValueError as error:
-        text = str(error)
-        raise ValueError(
-            text if text.startswith(("weights ", "config ")) else f"weights {folder}: {module}: {text}"
-        ) from None
-    found, whole = (weight.out_features, weight.in_features), (part.rows or shape[0], *shape[1:])
-    if found != whole:
-        raise ValueError(f"weights {folder}: {module} must be of shape {list(whole)}, got {list(found)}")
-    if not part.rows and part.order is None:
-        return weight
-    rows = torch.arange(part.first, part.first + shape[0])[slice(None) if part.order is None else part.order]
-    zeros = None if weight.zeros is None else weight.zeros[rows]
-    return Int4Weight(weight.packed[rows], weight.scales[rows], zeros, weight.perm)
+        return Part(fused, sum(rows[:index]), sum(rows), order)
+    return Part(own, order=order)
 
 
 @dataclass
@@ -447,7 +368,7 @@ class ModelWeights:
                 packed = [part for part in ("qweight", "weight_packed") if f"{module}.{part}" in files]
                 words = f", but {module}.{packed[0]}: {module} must not be quantised" if packed else ""
                 raise ValueError(f"weights {folder}: there is no tensor {name}{words}")
-            return _read(folder / files[name], _Part(name), shape, dtype, convert).to(device)
+            return read_tensor(folder / files[name], Part(name), shape, dtype, convert).to(device)
 
         table, prefix = (spec.vocab, spec.hidden), text_prefix(files)
         embedding_name, norm = f"{prefix}embed_tokens.weight", f"{prefix}norm.weight"
@@ -469,7 +390,7 @@ class ModelWeights:
         for name in sorted(name for name in files if name not in known and not name.startswith(others)):
             if prefix != "model." and not name.startswith(prefix):
                 continue  # not of the text side
-            if words := _unused(folder / files[name], name):
+            if words := unused(folder / files[name], name):
                 raise ValueError(f"weights {folder / files[name]}: {name} {words}")
         return cls(embedding, layers, final_norm, lm_head)
 

@@ -34,6 +34,7 @@ from bench.core.errors import flag_error
 from bench.core.flags import make_command
 from bench.core.kept import Kept, flag_difference, flags_of_any_device, machine_difference, open_folder
 from bench.core.listing import print_backends
+from bench.core.outputs import Outputs
 from bench.core.processes import Outcome, run_module
 from bench.core.progress import about, progress, seconds_since_start
 from bench.core.run import close
@@ -232,7 +233,7 @@ def _write_pictures(path: Path, result: Document) -> None:
     plots.write(path, result)
 
 
-def finish(result: Document, outputs: cli.Outputs) -> int:
+def finish(result: Document, outputs: Outputs) -> int:
     """Print and write the document; the exit status."""
     writers = {"--md": attention_tables.write_markdown, "--plot": _write_pictures}
     status = close(result, outputs, attention_tables.print_document, writers=writers)
@@ -258,7 +259,7 @@ def main(settings: Settings) -> int:
     if settings.list_:
         print_list(settings)
         return 0
-    outputs = cli.Outputs(settings.json, settings.csv, settings.md, settings.plot)
+    outputs = Outputs(settings.json, settings.csv, settings.md, settings.plot)
     settings.check()
     kept = open_folder(settings.keep, "attention")
     cli.set_threads(settings.threads)

@@ -23,6 +23,7 @@ from bench.core import cli
 from bench.core.document import Document
 from bench.core.errors import flag_error
 from bench.core.flags import make_command
+from bench.core.outputs import Outputs
 from bench.core.run import close
 from bench.core.stop_rule import StopFlags
 from bench.core.trace_file import check_traceable, write_trace
@@ -90,7 +91,7 @@ def main(settings: Settings) -> int:
         print_list()
         return 0
     s = settings
-    outputs, target, modes = cli.Outputs(s.json, s.csv, s.md, s.plot, s.trace), cli.device(s.device), s.modes
+    outputs, target, modes = Outputs(s.json, s.csv, s.md, s.plot, s.trace), cli.device(s.device), s.modes
     if "eager" not in modes:
         raise flag_error("--mode", s.mode, "with eager: the ladder begins there")
     check_traceable(s.trace, target)

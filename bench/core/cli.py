@@ -5,17 +5,15 @@ cell ended in an error, or nothing ran; 2 bad arguments, one line on stderr that
 allowed; 130 interrupted, by Ctrl-C or SIGTERM.
 """
 
-import contextlib
 import functools
 import re
 import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, TypeVar
 
@@ -26,7 +24,6 @@ import pykernels as pk
 from bench.core import document, early_interrupt, environment, streams
 from bench.core.early_interrupt import INTERRUPTED
 from bench.core.errors import UsageError, WriteError, flag_error, printable
-from bench.core.files import write_all
 from bench.core.paths import user_path
 from pykernels.layer import OP_LABELS
 from pykernels.models import ModelSpec
@@ -361,52 +358,6 @@ def set_threads(count: int) -> None:
     if count:
         pk.runtime.set_num_threads(count)
         torch.set_num_threads(count)
-
-
-class Outputs:
-    """The files a run is asked to write: checked before it, written after it."""
-
-    def __init__(self, json: str, csv: str = "", md: str = "", plot: str = "", trace: str = "") -> None:
-        paths = {"--json": json, "--csv": csv, "--md": md, "--plot": plot, "--trace": trace}
-        self.paths = {flag: user_path(flag, path) for flag, path in paths.items() if path}
-        writers: dict[Path, str] = {}
-        for flag, path in self.paths.items():
-            document.check_writable(path, flag)
-            if (other := writers.setdefault(path.resolve(), flag)) != flag:
-                raise flag_error(flag, path, f"another file than that of {other}")
-        if plot and Path(plot).suffix not in (".png", ".svg", ".pdf"):
-            raise flag_error("--plot", plot, "a file that ends in .png, .svg or .pdf")
-
-    def write(
-        self,
-        result: document.Document,
-        write_trace: Callable[[Path], None] | None = None,
-        writers: Mapping[str, Callable[[Path, document.Document], Any]] | None = None,
-    ) -> None:
-        """Write them all; --trace by `write_trace`, or, where nothing was traced, a line that it is missing. `writers`
-        write a flag's file instead of what bench.layer writes there."""
-        from bench.core import plots, tables  # matplotlib takes a second: only where a file is written
-
-        writers = {
-            "--json": document.write_json,
-            "--csv": document.write_csv,
-            "--md": tables.write_markdown,
-            "--plot": plots.write_waterfall,
-            **(writers or {}),
-        }
-        if write_trace:
-            writers["--trace"] = lambda path, _: write_trace(path)
-        for flag, path in self.paths.items():
-            if flag not in writers:
-                print(f"{flag}={path}: not written: no arm was traced", file=sys.stderr)
-        made = {flag: path for flag, path in self.paths.items() if flag in writers}
-        write_all((path, functools.partial(writers[flag], path, result)) for flag, path in made.items())
-
-    def keep(self, result: document.Document) -> None:
-        """Write --json alone, of a run that goes on: what is left of it should it be killed."""
-        if path := self.paths.get("--json"):
-            with contextlib.suppress(OSError):  # the end of the run says what is wrong with the file
-                document.write_json(path, result)
 
 
 class _InterruptedError(Exception):

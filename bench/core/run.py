@@ -14,6 +14,7 @@ from bench.core.ceiling import Ceiling
 from bench.core.device_trace import Traced
 from bench.core.document import Document, entry_name
 from bench.core.measure import Arm
+from bench.core.outputs import Outputs
 from bench.core.progress import progress
 from bench.core.stop_rule import StopRule
 
@@ -143,7 +144,7 @@ class Measurement:
 
 def close(
     document: Document,
-    outputs: cli.Outputs,
+    outputs: Outputs,
     show: Callable[[Document, Console], object] = tables.print_document,
     **written: Any,
 ) -> int:

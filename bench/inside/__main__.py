@@ -28,6 +28,7 @@ from bench.core.layer_settings import LayerSettings, l2_words, make_layers
 from bench.core.listing import print_backends
 from bench.core.measure import Arm, no_garbage_collection
 from bench.core.output_flags import TableFlags
+from bench.core.outputs import Outputs
 from bench.core.progress import progress
 from bench.core.run import Machine, close, gate
 from bench.core.stop_rule import StopRule
@@ -159,7 +160,7 @@ def main(settings: Settings) -> int:
         reason = pk.runtime.timestamps_reason() or Native.availability(cli.device("auto"))
         print_backends([(Native.name, Native.description, reason, MODES)])
         return 0
-    outputs = cli.Outputs(settings.json, md=settings.md)
+    outputs = Outputs(settings.json, md=settings.md)
     settings.check()
     # The GPU first: who has none need not build anew to find that out.
     if settings.target.type != "cuda":

@@ -26,6 +26,7 @@ from bench.core.document import Document
 from bench.core.flags import make_command
 from bench.core.library import only_found
 from bench.core.listing import NOT_LOADED, item
+from bench.core.outputs import Outputs
 from bench.core.progress import progress
 from bench.core.run import Machine, close
 from bench.drivers import takes
@@ -100,7 +101,7 @@ def run(settings: Settings, keep: Callable[[Document], None] = lambda document: 
 
 
 def run_validation(
-    attempts: Sequence[Callable[[], validate.Tried]], device: torch.device, seed: int, outputs: cli.Outputs
+    attempts: Sequence[Callable[[], validate.Tried]], device: torch.device, seed: int, outputs: Outputs
 ) -> int:
     """--validate: what each attempt finds of a kernel, and the exit status."""
     console, every, interrupted = Console(), [], False
@@ -186,7 +187,7 @@ def print_list(device: torch.device) -> None:
     print(f"plug-ins: {KINDS} (docs/int4.md, docs/plugins.md)")
 
 
-def _validate(settings: Settings, outputs: cli.Outputs) -> int:
+def _validate(settings: Settings, outputs: Outputs) -> int:
     dtypes = [cli.DTYPES[settings.dtype]] if settings.dtype else list(cli.DTYPES.values())
     sizes = [settings.group] if settings.group else list(GROUP_SIZES)
     trials = (settings.target, dtypes, sizes, [True, False][settings.asymmetric :], settings.seed, settings.journal)
@@ -206,7 +207,7 @@ def main(settings: Settings) -> int:
     if settings.list_:
         print_list(settings.target)
         return 0
-    outputs = cli.Outputs(settings.json, settings.csv, settings.md, settings.plot)
+    outputs = Outputs(settings.json, settings.csv, settings.md, settings.plot)
     settings.check()
     if settings.arch:
         return run_arch(settings.arch)

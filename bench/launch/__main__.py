@@ -24,6 +24,7 @@ from bench.core.flags import make_command
 from bench.core.library import only_found
 from bench.core.listing import NOT_LOADED, item
 from bench.core.output_flags import TableFlags
+from bench.core.outputs import Outputs
 from bench.core.progress import progress
 from bench.core.run import Machine, close
 from bench.core.stop_rule import StopFlags
@@ -146,7 +147,7 @@ def main(settings: Settings) -> int:
     if settings.list_:
         print_list()
         return 0
-    outputs = cli.Outputs(settings.json, md=settings.md, plot=settings.plot)
+    outputs = Outputs(settings.json, md=settings.md, plot=settings.plot)
     _ = (
         settings.parts,
         settings.spec,

@@ -25,6 +25,7 @@ from bench.core.document import Document, write_rows
 from bench.core.errors import UsageError
 from bench.core.flags import make_command
 from bench.core.measure import Arm
+from bench.core.outputs import Outputs
 from bench.core.progress import about, progress
 from bench.core.run import Machine, close, gate
 from bench.drivers import takes
@@ -180,7 +181,7 @@ def main(settings: Settings) -> int:
     if settings.list_:
         step_arms.print_list()
         return 0
-    outputs = cli.Outputs(settings.json, settings.csv, settings.md, settings.plot)
+    outputs = Outputs(settings.json, settings.csv, settings.md, settings.plot)
     settings.check()
     cli.set_threads(settings.threads)
     print(f"{_PROGRAM}: about {about(expected_s(settings))} of measuring", file=sys.stderr)

@@ -31,6 +31,7 @@ from bench.core.errors import flag_error
 from bench.core.flags import Flags, make_command
 from bench.core.kept import KeepFlag, Kept, open_folder
 from bench.core.output_flags import OutputFlags
+from bench.core.outputs import Outputs
 from bench.core.processes import end_all, run_module
 from bench.core.progress import progress
 from bench.core.run import close
@@ -303,7 +304,7 @@ def main(settings: Settings) -> int:
     if settings.list_:
         print_list()
         return 0
-    outputs = cli.Outputs(settings.json, settings.csv, settings.md, settings.plot)
+    outputs = Outputs(settings.json, settings.csv, settings.md, settings.plot)
     result = run(settings.plan(), outputs.keep, lambda text: print(text, flush=True))
     writers = {"--md": stack_tables.write_markdown, "--plot": stack_tables.write_picture}
     return close(result, outputs, show, writers=writers)

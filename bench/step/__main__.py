@@ -20,6 +20,7 @@ from bench.core.document import Document, program_name
 from bench.core.flags import make_command
 from bench.core.listing import item
 from bench.core.measure import Arm
+from bench.core.outputs import Outputs
 from bench.core.run import Machine, Measurement, close, gate
 from bench.drivers import takes
 from bench.step.entries import (
@@ -165,7 +166,7 @@ def main(settings: Settings) -> int:
     if settings.list_:
         step_arms.print_list()
         return 0
-    outputs = cli.Outputs(settings.json, settings.csv, settings.md, settings.plot)
+    outputs = Outputs(settings.json, settings.csv, settings.md, settings.plot)
     settings.check()
     cli.set_threads(settings.threads)
     return close(run(settings), outputs, show)

@@ -19,6 +19,7 @@ from bench.core.document import Document, write_atomically
 from bench.core.files import write_all
 from bench.core.flags import make_command
 from bench.core.listing import item
+from bench.core.outputs import Outputs
 from bench.core.progress import progress
 from bench.core.run import Machine, close
 from bench.drivers import takes
@@ -79,7 +80,7 @@ def main(settings: Settings) -> int:
     if settings.list_:
         print_list(settings)
         return 0
-    outputs = cli.Outputs(settings.json, md=settings.md)
+    outputs = Outputs(settings.json, md=settings.md)
     cli.set_threads(settings.threads)
     settings.check()
     path = settings.plans_path

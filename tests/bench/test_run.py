@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from bench.core import cli, measure
+from bench.core import measure
 from bench.core.ceiling import Ceiling
 from bench.core.measure import Arm
+from bench.core.outputs import Outputs
 from bench.core.run import Machine, Measurement, close, take_rounds
 
 SPEC = (100.0, "--spec-gbs")
@@ -136,7 +137,7 @@ def test_the_machine_on_a_cpu_has_no_gpu_state():
 def test_the_exit_status(document, status, tmp_path):
     document = {"interrupted": False} | document
     shown, path = [], tmp_path / "run.json"
-    assert close(document, cli.Outputs(str(path), "", ""), lambda result, _: shown.append(result)) == status
+    assert close(document, Outputs(str(path), "", ""), lambda result, _: shown.append(result)) == status
     assert shown == [document] and json.loads(path.read_text()) == document
 
 
@@ -146,5 +147,5 @@ def test_the_files_are_written_though_nobody_reads_the_tables(tmp_path):
 
     path = tmp_path / "run.json"
     with pytest.raises(BrokenPipeError):
-        close({"interrupted": False, "arms": []}, cli.Outputs(str(path), "", ""), gone)
+        close({"interrupted": False, "arms": []}, Outputs(str(path), "", ""), gone)
     assert path.exists()
