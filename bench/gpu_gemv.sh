@@ -4,8 +4,8 @@
 #
 #   bash bench/gpu_gemv.sh FOLDER PYTHON
 #
-# On an H200 with 16 cores (2026-11-29): tests 25 s, gemv 20 s a model, a step 13 s. Predicted, not run yet: small 9 s,
-# variants 16, 16 and 9 s, sanitize 60 s.
+# On an H200 with 16 cores (2026-11-29): tests 25 s, gemv 20 s a model, a step 13 s; small 12 s, variants 17, 19 and 12 s
+# (2026-11-30). Predicted, not run yet: sanitize 60 s.
 #
 # tests     the GEMVs against the reference, on this GPU
 # gemv      every projection of the models at batch 1, 2, 4 and 8, against F.linear, in graphs      GPU-gemv-batch.json
@@ -16,7 +16,7 @@
 # variants  launches that docs/tried.md predicts a gain of, in turns with native's own, batch 1    GPU-gemv-variants-MODEL.json
 # sanitize  compute-sanitizer's four tools over the tensor-core GEMVs of long rows (12 warps)
 #
-# GEMV_STEPS="gemv step" runs those alone; "small variants" is what has not been measured yet (50 s). Exit status: 0 where every step succeeded; the failed ones are named at the end.
+# GEMV_STEPS="gemv step" runs those alone. Exit status: 0 where every step succeeded; the failed ones are named at the end.
 . "$(dirname "$0")/gpu_steps.sh" || exit 2
 steps=${GEMV_STEPS:-tests gemv fused layer step small variants sanitize}
 ask_gpu

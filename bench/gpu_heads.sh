@@ -5,8 +5,8 @@
 #   bash bench/gpu_heads.sh FOLDER PYTHON
 #   BEFORE=../older bash bench/gpu_heads.sh FOLDER       # and the step before, against another checkout that is built
 #
-# On an H200 with 16 cores (predicted): grid 40 s (FlashInfer compiles beside it), cores 30 s, cells 35 s, long 20 s, pdl 15 s,
-# before 75 s.
+# On an H200 with 16 cores (2026-11-30): grid 18 s, cores 66 s. Predicted: cells 35 s (FlashInfer compiles beside grid), long
+# 20 s, pdl 15 s, before 75 s.
 #
 # grid      tests/gpu/test_gqa_grid.py: FlashInfer's own decode grid, 720 cases in full caches and in longer ones, in 12
 #           processes; heads-grid-*.log

@@ -134,7 +134,7 @@ def launches_disabled() -> Iterator[None]:
 
 
 GEMV_VARIANTS = {"beside": 1, "ahead": 2}
-"""Launches that no GPU has measured yet, as csrc/cuda/gemv_variants.h numbers and describes them."""
+"""Launches that are off, as csrc/cuda/gemv_variants.h numbers and describes them."""
 
 
 @contextmanager

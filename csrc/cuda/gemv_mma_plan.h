@@ -48,7 +48,8 @@ constexpr GemvMmaShape gemv_mma_shapes[] = {
 };
 constexpr int gemv_mma_shape_count = sizeof gemv_mma_shapes / sizeof *gemv_mma_shapes;
 
-// On sm_90 the second shape takes what the first does not, so the others are not compiled for it.
+// On sm_90 the second shape takes what the first does not, so the others are not compiled for it, and are no
+// plan for any device with as much shared memory.
 constexpr int gemv_mma_sm_90_bytes = 227 * 1024;
 constexpr bool gemv_mma_is_compiled(const GemvMmaShape& shape, int device_shared_bytes) {
     return device_shared_bytes < gemv_mma_sm_90_bytes || shape.shared_bytes() > 99 * 1024;

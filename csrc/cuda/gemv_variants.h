@@ -1,5 +1,5 @@
-// Launches of the GEMV at batch 1 that wait for their measurement on a GPU: pure functions of the sizes and
-// the device. docs/tried.md has what is predicted of each. They are for PDL, and give the same bits as
+// Launches of the GEMV at batch 1 that are off: pure functions of the sizes and the device. docs/tried.md has
+// what each was predicted to gain, and what an H200 said. They are for PDL, and give the same bits as
 // plan_gemv's.
 #pragma once
 

@@ -108,7 +108,7 @@ void test_gemv_shapes(const Device& device) {
     CHECK(wide.streamed && !wide.x_in_shared, "%d bytes of shared memory", wide.shared_bytes);
 }
 
-// The variants that wait for their measurement. Every row pair is assigned to one block, and it fits.
+// The variants of gemv_variants.h. Every row pair is assigned to one block, and it fits.
 template <class Plan>
 void test_short_gemv(const char* what, int pairs, int width, int variants, const Device& device) {
     const GemvDevice limits = {device.sm_count, device.shared_bytes};

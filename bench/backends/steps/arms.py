@@ -130,7 +130,7 @@ class StepBackend:
 GEMV_VARIANTS = {
     "native-beside": ("beside",), "native-ahead": ("ahead",), "native-both": ("beside", "ahead"),
 }  # fmt: skip
-"""Native with GEMVs launched as pykernels.runtime.gemv_variants says: A against B until they are measured."""
+"""Native with GEMVs launched as pykernels.runtime.gemv_variants says: A against B."""
 _PDL_ALONE = "differs from native in graph-pdl alone"
 NATIVE = ("native", "native-dense", UNIFIED, *GEMV_VARIANTS)
 
@@ -182,7 +182,7 @@ def backends(attention: str = "sdpa", phi: float | None = None) -> dict[str, Ste
         StepBackend("transformers", "transformers' model, SDPA attention", lambda model, *_: TransformersDriver(model))
     )
     for name, variants in GEMV_VARIANTS.items():
-        words = f"native's GEMVs launched {' and '.join(variants)}, not measured yet (docs/tried.md)"
+        words = f"native's GEMVs launched {' and '.join(variants)} (docs/tried.md)"
         listed.append(StepBackend(name, words, _native_driver, partial(pk.runtime.gemv_variants, variants)))
     return {backend.name: backend for backend in listed}
 
