@@ -4,8 +4,8 @@
 #
 #   bash bench/gpu_gemv.sh FOLDER PYTHON
 #
-# On an H200 with 16 cores (2026-11-29): tests 25 s, gemv 20 s a model, a step 13 s; small 12 s, variants 17, 19 and 12 s
-# (2026-11-30). Predicted, not run yet: sanitize 60 s.
+# On an H200 with 16 cores (2026-11-29): tests 25 s, gemv 20 s a model, a step 13 s; small 12 s (2026-11-30). Predicted,
+# not run yet: sanitize 60 s.
 #
 # tests     the GEMVs against the reference, on this GPU
 # gemv      every projection of the models at batch 1, 2, 4 and 8, against F.linear, in graphs      GPU-gemv-batch.json
@@ -13,12 +13,12 @@
 # layer     one layer at each batch, ours and SDPA's in graphs; bench.report draws them            GPU-layer-bBATCH.json
 # step      a whole step at each batch, against SDPA in a graph                                    GPU-step-bBATCH.json
 # small     a step of Llama-3.2-1B, against SDPA in a graph                                        GPU-step-llama-3.2-1b.json
-# variants  launches that docs/tried.md predicts a gain of, in turns with native's own, batch 1    GPU-gemv-variants-MODEL.json
 # sanitize  compute-sanitizer's four tools over the tensor-core GEMVs of long rows (12 warps)
 #
-# GEMV_STEPS="gemv step" runs those alone. Exit status: 0 where every step succeeded; the failed ones are named at the end.
+# GEMV_STEPS="gemv step" runs those alone. Exit status: 0 where every step succeeded; the failed ones are named at the
+# end.
 . "$(dirname "$0")/gpu_steps.sh" || exit 2
-steps=${GEMV_STEPS:-tests gemv fused layer step small variants sanitize}
+steps=${GEMV_STEPS:-tests gemv fused layer step small sanitize}
 ask_gpu
 batches=1,2,4,8
 step tests 120 "$python" -m pytest -q tests/gpu/test_cuda.py -k "gemv and not int4"
@@ -34,11 +34,6 @@ for batch in ${batches//,/ }; do
 done
 step small 40 "$python" -m bench.step --model=llama-3.2-1b --ctx=256 \
     --arm=native/block:graph-pdl,native/block:graph,sdpa:graph --json="$out/$gpu-step-llama-3.2-1b.json"
-for model in qwen2.5-7b:2048 llama-3.1-8b:2048 llama-3.2-1b:256; do
-    step "variants $model" 50 "$python" -m bench.step --model="${model%:*}" --ctx="${model#*:}" --steps=60 \
-        --arm="$(printf '%s/block:graph-pdl,' native native-beside native-ahead native-both)native/block:graph" \
-        --json="$out/$gpu-gemv-variants-${model%:*}.json"
-done
 sanitize() {  # all tools side by side; a tool's words are printed where it found something
     local tool folder pids=() found=0
     folder=$(mktemp -d)

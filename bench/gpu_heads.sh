@@ -5,13 +5,11 @@
 #   bash bench/gpu_heads.sh FOLDER PYTHON
 #   BEFORE=../older bash bench/gpu_heads.sh FOLDER       # and the step before, against another checkout that is built
 #
-# On an H200 with 16 cores (2026-11-30): grid 18 s, cores 66 s. Predicted: cells 35 s (FlashInfer compiles beside grid), long
-# 20 s, pdl 15 s, before 75 s.
+# On an H200 with 16 cores (2026-11-30): grid 18 s. Predicted: cells 35 s (FlashInfer compiles beside grid), long 20 s,
+# pdl 15 s, before 75 s.
 #
 # grid      tests/gpu/test_gqa_grid.py: FlashInfer's own decode grid, 720 cases in full caches and in longer ones, in 12
 #           processes; heads-grid-*.log
-# cores     as many KV heads as query heads, on tensor cores (heads-tensor-cores) and on CUDA cores (heads-cuda-cores) in
-#           turns, ROUNDS times: which is faster decides which plan_gqa_decode keeps
 # cells     32/32, 32/32x96, 8/1x256 and others at 2048, beside SDPA, FlashInfer and FlashAttention-3     GPU-heads.json
 # long      as many KV heads as query heads, longer contexts                                         GPU-heads-long.json
 # pdl       the heads of Llama-2-7B and Gemma-2B in plain graphs and in graphs with PDL               GPU-heads-NAME.json
@@ -20,7 +18,7 @@
 #
 # HEADS_STEPS="grid cells" runs those alone. Exit status: 0 where every step succeeded; the failed ones are named at the end.
 . "$(dirname "$0")/gpu_steps.sh" || exit 2
-steps=${HEADS_STEPS:-grid cores cells long pdl before}
+steps=${HEADS_STEPS:-grid cells long pdl before}
 before=${BEFORE:-}
 rounds=${ROUNDS:-3}
 cells=(--heads=32/32,32/32x96,8/1x256,8/4x256,32/8x64,32/32x80 --ctx=2048)
@@ -51,19 +49,6 @@ grid() {  # a process each of four head_dims and three numbers of KV heads
     return $failures
 }
 
-compare_cores() {
-    local round cores folder
-    for ((round = 1; round <= rounds; round++)); do
-        for cores in 0 1; do
-            folder=$out/heads-$( ((cores)) && echo cuda || echo tensor)-cores
-            mkdir -p "$folder"
-            PYKERNELS_GQA_CUDA_CORES=$cores "$python" -m bench.attention --heads=32/32,32/32x96,32/32x80 --ctx=2048,4096,8192 \
-                --batch=1 --mode=graph --backend=native --sessions=0 --json="$folder/attention-$round.json" >/dev/null || return 1
-        done
-    done
-    "$python" -m bench.compare "$out/heads-tensor-cores" "$out/heads-cuda-cores"
-}
-
 config() {  # n_heads, n_kv_heads, head_dim: a config.json of a model with these heads
     echo "{\"model_type\": \"llama\", \"hidden_size\": $(($1 * $3)), \"num_hidden_layers\": 1, \"intermediate_size\": 8192,
         \"num_attention_heads\": $1, \"num_key_value_heads\": $2, \"head_dim\": $3, \"vocab_size\": 32000,
@@ -88,11 +73,10 @@ compare_turns() {
 
 ask_gpu
 if wanted cells; then compile_all & compiling=$!; fi
-export -f grid compare_cores
+export -f grid
 export rounds out python
 step grid 90 bash -c grid
 [[ ${compiling:-} ]] && wait "$compiling"
-step cores 90 bash -c compare_cores
 step cells 90 "$python" -m bench.attention "${cells[@]}" --batch=1 --sessions=0 --backend=$peers --json="$out/$gpu-heads.json"
 step long 60 "$python" -m bench.attention --heads=32/32,32/32x96 --ctx=4096,8192,16384 --batch=1 --sessions=0 \
     --backend=native,sdpa --json="$out/$gpu-heads-long.json"

@@ -91,7 +91,7 @@ std::vector<PlanChoice> int4_candidates(const cuda::Int4GemvSizes& sizes, bool i
 // --- CUDA: attention
 
 std::vector<PlanChoice> gqa_candidates(const GqaDecodeParams& params, const PlanDevice& of) {
-    const cuda::GqaDevice device = {of.sm_count, of.shared_bytes, of.sm_90, of.resident_clusters, true};
+    const cuda::GqaDevice device = {of.sm_count, of.shared_bytes, of.sm_90, of.resident_clusters};
     const auto plan_of = [&](const PlanChoice& choice) {
         const cuda::GqaPlan plan = cuda::plan_gqa_decode(params, device, false, choice);
         return std::tuple(plan.any_dim, plan.bulk_copies, plan.splits, plan.cluster_splits);

@@ -133,21 +133,6 @@ def launches_disabled() -> Iterator[None]:
         _runtime.set_launches_enabled(True)
 
 
-GEMV_VARIANTS = {"beside": 1, "ahead": 2}
-"""Launches that are off, as csrc/cuda/gemv_variants.h numbers and describes them."""
-
-
-@contextmanager
-def gemv_variants(names: Sequence[str]) -> Iterator[None]:
-    """Launch GEMVs of one sequence in those ways where they are PDL launches, in all threads; results are the same to
-    the bit. A captured graph keeps what it was captured with. For a library built with CUDA; not to be nested."""
-    _runtime.set_gemv_variants(sum(GEMV_VARIANTS[name] for name in names))
-    try:
-        yield
-    finally:
-        _runtime.set_gemv_variants(0)
-
-
 CudaSteps = Sequence[Program] | Sequence["CudaGraph"] | Sequence[Relaunch]
 """What the CUDA loops take: all of one kind."""
 

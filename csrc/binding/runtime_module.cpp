@@ -7,9 +7,6 @@
 #include <stdexcept>
 
 #include "binding/timed_arrays.h"
-#ifdef PYKERNELS_CUDA
-#include "cuda/gemv_variants.h"
-#endif
 #include "cpu/isa_names.h"
 #include "runtime/build_stamp.h"
 #include "runtime/program.h"
@@ -276,7 +273,6 @@ PYBIND11_MODULE(_runtime, module) {
                py::arg("host"));
     module.def("cuda_timed_graphs", &cuda_timed_graphs, py::arg("graphs"), py::arg("stream"),
                py::arg("warmup"), py::arg("steps"), py::arg("repeats"), py::arg("host"));
-    module.def("set_gemv_variants", &cuda::set_gemv_variants, py::arg("variants"));
     bind_graph_loop(module);
     bind_relaunch(module);
 #endif

@@ -10,8 +10,6 @@ template <class Element>
 struct Gemv : GemvEpilogue<Element, GemvParams> {
     using T = Element;
     using Params = GemvParams;
-    static constexpr bool may_be_short = true;
-    static constexpr int min_beside_width = gemv_x_step + 1;  // down, and not lm_head
 
     __host__ __device__ static int width(const Params& p) { return p.in_features; }
     __host__ __device__ static int batch(const Params& p) { return p.batch; }
@@ -27,10 +25,6 @@ struct Gemv : GemvEpilogue<Element, GemvParams> {
 };
 
 }  // namespace
-
-void set_gemv_variants(int variants) {
-    gemv_variants = variants;
-}
 
 void gemv(const GemvParams& params, const Stream& stream) {
     with_type("gemv", params.dtype, [&](auto type) {

@@ -1,12 +1,9 @@
 // Which kernel a GEMV is launched with: tensor cores, CUDA cores, or element by element.
 #pragma once
 
-#include <atomic>
-
 #include "cuda/common/device_name.h"
 #include "cuda/gemv_mainloop.cuh"
 #include "cuda/gemv_mma.cuh"
-#include "cuda/gemv_variants.h"
 
 namespace pykernels::cuda {
 
@@ -14,9 +11,6 @@ template <int i>
 using GemvMmaTraitsOf =
     GemvMmaTraits<gemv_mma_shapes[i].warps, gemv_mma_shapes[i].row_tiles, gemv_mma_shapes[i].lines,
                   gemv_mma_shapes[i].stages, gemv_mma_shapes[i].resident_k_tiles>;
-
-// What set_gemv_variants() set.
-inline std::atomic<int> gemv_variants{0};
 
 // `aligned`: every row of every operand begins on 16 bytes.
 template <class Op>
@@ -46,25 +40,8 @@ void launch_gemv(const typename Op::Params& params, bool aligned, const Stream& 
     }
     const GemvPlan plan = plan_gemv(pairs, width, batch, aligned, stream.programmatic, device, choice);
     if (!plan.streamed) return launch(gemv_plain_kernel<Op>, plan.blocks, gemv_threads, 0, stream, params);
-    const auto run = [&](auto kernel, const auto& of_plan) {
-        launch(kernel, of_plan.blocks, gemv_threads, static_cast<size_t>(of_plan.shared_bytes), stream,
-               params, of_plan);
-    };
-    // A table's plan is taken as it is.
-    const int variants = stream.programmatic && !choice.is_made() ? gemv_variants.load() : 0;
-    const bool is_beside = (variants & gemv_beside) != 0;
-    if constexpr (Op::may_be_short) {
-        if (variants && gemv_is_short(pairs, width, device)) {
-            const auto beside = plan_short_gemv<GemvBesidePlan>(plan, pairs, width, device, variants);
-            const auto ahead = plan_short_gemv<GemvAheadPlan>(plan, pairs, width, device, variants);
-            if (is_beside && beside.streamed) return run(gemv_kernel<Op, 1, GemvBesidePlan>, beside);
-            if (!is_beside && ahead.streamed) return run(gemv_kernel<Op, 2, GemvAheadPlan>, ahead);
-        }
-    }
-    if (is_beside && width >= Op::min_beside_width)
-        return run(gemv_kernel<Op, 1, GemvPlan>, plan_gemv_beside(plan, width));
-    if (plan.vectors == 2) return run(gemv_kernel<Op, 2, GemvPlan>, plan);
-    run(gemv_kernel<Op, 1, GemvPlan>, plan);
+    launch(plan.vectors == 2 ? gemv_kernel<Op, 2> : gemv_kernel<Op, 1>, plan.blocks, gemv_threads,
+           static_cast<size_t>(plan.shared_bytes), stream, params, plan);
 }
 
 }  // namespace pykernels::cuda

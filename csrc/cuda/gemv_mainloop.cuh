@@ -15,12 +15,11 @@
 // the previous kernel ends. The norm's weight is issued ahead of them, and so is x where nothing has to be
 // waited for: behind them it would arrive microseconds later. Fewest bytes: W once. Limit: memory bandwidth.
 //
-// An Op has: T; Params; may_be_short and min_beside_width (gemv_variants.h); row_pairs(p), width(p),
-// batch(p); rows(p, pair): the two rows, which may be the same; x(p); norm_weight(p) (null: no norm) and
-// eps(p); position(p, b) of a sequence, 0 where the op has none; Extra prepare(p, pair, b, position): the
-// epilogue's operands as loaded, issued at the beginning of the chunk (converting them there would wait for
-// them); finish(p, pair, b, extra, sum of row a, sum of row b); end_block(p, begin, end), which all threads
-// call when the block has finished its row pairs begin to end
+// An Op has: T; Params; row_pairs(p), width(p), batch(p); rows(p, pair): the two rows, which may be the same;
+// x(p); norm_weight(p) (null: no norm) and eps(p); position(p, b) of a sequence, 0 where the op has none;
+// Extra prepare(p, pair, b, position): the epilogue's operands as loaded, issued at the beginning of the
+// chunk (converting them there would wait for them); finish(p, pair, b, extra, sum of row a, sum of row b);
+// end_block(p, begin, end), which all threads call when the block has finished its row pairs begin to end
 // - 1. norm_offset(p) is added to the norm's weight.
 #pragma once
 
@@ -28,7 +27,6 @@
 #include "cuda/common/launch.h"
 #include "cuda/common/timestamps.cuh"
 #include "cuda/gemv_plan.h"
-#include "cuda/gemv_variants.h"
 
 namespace pykernels::cuda {
 
@@ -83,37 +81,27 @@ struct Columns {
     }
 };
 
-// Plan: GemvPlan, or a variant's (gemv_variants.h), which fills all stages before the wait. What GemvPlan's
-// kernels have for several sequences, of which there is one, stays until they are measured without it:
-// without it their SASS is another.
-template <class Op, int vectors, class Plan>
+// What is here for several sequences, of which there is one (gemv_mma.cuh multiplies several), stays until
+// the kernel is measured without it: without it its SASS is another.
+template <class Op, int vectors>
 __global__ void __launch_bounds__(gemv_threads, 1)
-    gemv_kernel(const __grid_constant__ typename Op::Params params, const __grid_constant__ Plan plan) {
+    gemv_kernel(const __grid_constant__ typename Op::Params params, const __grid_constant__ GemvPlan plan) {
     Timestamps timestamps;
     using T = typename Op::T;
-    constexpr int stages = gemv_stages_of<Plan>;
-    constexpr bool is_variant = stages != gemv_stages;
-    constexpr int in_flight = is_variant ? stages : stages - 1;   // stages filled before the wait
-    constexpr int k_tile = vectors * gemv_step;                   // columns of a stage
-    constexpr bool x_always_shared = vectors == 2 || is_variant;  // plan_gemv has those only then
-    unsigned char* shared = shared_memory();                      // of all regions
-    unsigned char* behind_stages = shared;  // that much ahead of the regions behind the stages
-    if constexpr (is_variant) behind_stages += Plan::more_bytes;
+    constexpr int k_tile = vectors * gemv_step;     // columns of a stage
+    constexpr bool x_always_shared = vectors == 2;  // plan_gemv has two vectors only then
+    unsigned char* shared = shared_memory();
     const int thread = static_cast<int>(threadIdx.x), warp = thread / warp_size, lane = thread % warp_size;
     const int group = warp / gemv_group_warps, group_warp = warp % gemv_group_warps;
-    const int width = Op::width(params), batch = is_variant ? 1 : Op::batch(params);
+    const int width = Op::width(params), batch = Op::batch(params);
     const int pairs = Op::row_pairs(params), block = static_cast<int>(blockIdx.x),
               blocks = static_cast<int>(gridDim.x);
-    const auto first_pair = [&](int of_block) {
-        if constexpr (is_variant) return plan.first_pair(pairs, of_block);
-        return gemv_first_pair(pairs, of_block, blocks);
-    };
-    const int begin = first_pair(block), end = first_pair(block + 1);
+    const int begin = gemv_first_pair(pairs, block, blocks), end = gemv_first_pair(pairs, block + 1, blocks);
     const int column = (group_warp * warp_size + lane) * vector_elements;  // this thread's first of a row
     const int x_column = thread * vector_elements;                         // this thread's first of x
 
     // --- prefetch x and the norm's weight
-    T* const x_shared = reinterpret_cast<T*>(behind_stages + gemv_x_offset(plan, batch));
+    T* const x_shared = reinterpret_cast<T*>(shared + gemv_x_offset(plan, batch));
     // The norm's weight is kept in the last row of x until that row is stored.
     T* const norm_shared = x_shared + (batch - 1) * width;
     const T* const norm_weight = Op::norm_weight(params);
@@ -152,12 +140,12 @@ __global__ void __launch_bounds__(gemv_threads, 1)
                 next_pair += gemv_groups;
                 if (next_pair < end) next_rows = Op::rows(params, next_pair);
             }
-            if (++next_stage == stages) next_stage = 0;
+            if (++next_stage == gemv_stages) next_stage = 0;
         }
         async_commit();  // a group per call, empty or not: async_wait counts groups
     };
 #pragma unroll 1
-    for (int i = 0; i < in_flight; ++i) copy_next();
+    for (int i = 0; i < gemv_stages - 1; ++i) copy_next();
     timestamps.mark(TimestampPoint::first_copies);
 
     // --- wait for the producer
@@ -170,7 +158,7 @@ __global__ void __launch_bounds__(gemv_threads, 1)
     }
 
     // --- x to shared memory, its squares
-    if (norm_weight) async_wait<in_flight>();  // this thread's part of the norm's weight has landed
+    if (norm_weight) async_wait<gemv_stages - 1>();  // this thread's part of the norm's weight has landed
     for (int b = 0; b < batch; ++b) {
         if (b > 0 && !plan.x_in_shared && !norm_weight) break;
         float squares = 0;
@@ -184,8 +172,7 @@ __global__ void __launch_bounds__(gemv_threads, 1)
         if (norm_weight) {
             const float sum = warp_sum(squares);
             if (lane == 0)
-                store(reinterpret_cast<float*>(behind_stages + gemv_squares_offset(plan)) + b * gemv_warps +
-                          warp,
+                store(reinterpret_cast<float*>(shared + gemv_squares_offset(plan)) + b * gemv_warps + warp,
                       sum);
         }
     }
@@ -194,7 +181,7 @@ __global__ void __launch_bounds__(gemv_threads, 1)
     timestamps.mark(TimestampPoint::x_ready);
 
     // [warp of a group][row pair of the chunk][sequence]: the partial sums of rows a and b
-    float2* sums = reinterpret_cast<float2*>(behind_stages + gemv_sums_offset(plan));
+    float2* sums = reinterpret_cast<float2*>(shared + gemv_sums_offset(plan));
     int stage = 0;
     for (int chunk = begin; chunk < end; chunk += plan.chunk_pairs) {
         const int count = min(end - chunk, plan.chunk_pairs);
@@ -207,8 +194,8 @@ __global__ void __launch_bounds__(gemv_threads, 1)
         for (int pair = group; pair < count; pair += gemv_groups) {
             float acc[2] = {};
             for (int first = 0; first < width; first += k_tile) {
-                async_wait<in_flight - 1>();
-                if (!is_variant) copy_next();  // into the stage before this one, which this thread has read
+                async_wait<gemv_stages - 2>();
+                copy_next();  // into the stage before this one, which this thread has read
                 const uint4* weights = stream + stage * stage_vectors;
 #pragma unroll
                 for (int i = 0; i < vectors; ++i) {
@@ -225,8 +212,7 @@ __global__ void __launch_bounds__(gemv_threads, 1)
                     acc[0] = dot8(a, v, acc[0]);
                     acc[1] = dot8(b, v, acc[1]);
                 }
-                if (is_variant) copy_next();  // into this stage, which this thread has read
-                if (++stage == stages) stage = 0;
+                if (++stage == gemv_stages) stage = 0;
             }
             const float sum = warp_sum_pair(acc[0], acc[1]);
             if (lane % (warp_size / 2) == 0 && batch > 0) {
@@ -247,9 +233,8 @@ __global__ void __launch_bounds__(gemv_threads, 1)
                 b += partial.y;
             }
             if (norm_weight) {
-                const float* squares =
-                    reinterpret_cast<const float*>(behind_stages + gemv_squares_offset(plan)) +
-                    out_sequence * gemv_warps;
+                const float* squares = reinterpret_cast<const float*>(shared + gemv_squares_offset(plan)) +
+                                       out_sequence * gemv_warps;
                 float sum = 0;
 #pragma unroll
                 for (int w = 0; w < gemv_warps; ++w) sum += load(squares + w);

@@ -28,9 +28,6 @@
 // Ahead of griddepcontrol.wait the kernel reads kv_len and its warps' first tiles. The tile with the newest
 // key is read after it, or read again. The launch right before a programmatic one must not write kv_len or
 // older slots.
-#include <cstdlib>
-#include <cstring>
-
 #include "cuda/common/device_name.h"
 #include "cuda/common/launch.h"
 #include "cuda/gqa_kernel.cuh"
@@ -40,10 +37,7 @@ namespace {
 
 GqaPlan plan_here(const GqaDecodeParams& params, bool programmatic) {
     const DeviceLimits& limits = device_limits();
-    // For a comparison of both kernels on one build: bench/gpu_heads.sh.
-    static const char* const cuda_cores = std::getenv("PYKERNELS_GQA_CUDA_CORES");
-    const GqaDevice device = {limits.sm_count, limits.shared_bytes, limits.sm_90, resident_clusters(),
-                              cuda_cores == nullptr || std::strcmp(cuda_cores, "0") != 0};
+    const GqaDevice device = {limits.sm_count, limits.shared_bytes, limits.sm_90, resident_clusters()};
     const PlanKey key = plan_key(params, true);
     // A table's plans are of scores without a soft cap.
     const PlanChoice choice = params.softcap == 0 ? planned_on_cuda(key, device_name) : PlanChoice{};

@@ -51,7 +51,6 @@ struct GqaDevice {
     int shared_bytes;  // the largest amount a block can have
     bool sm_90;        // clusters and cp.async.bulk
     ResidentClusters resident_clusters;
-    bool cuda_cores;  // whether the kernel on CUDA cores may be planned
 };
 
 struct GqaPlan {
@@ -238,9 +237,8 @@ inline GqaPlan plan_gqa_decode(const GqaDecodeParams& params, const GqaDevice& d
         return gqa_planning::plan_kernel(params, device, programmatic, choice.kernel == PlanKernel::any_dim,
                                          false, choice);
     const GqaPlan plan = gqa_planning::plan_on_tensor_cores(params, device, programmatic);
-    if (!device.cuda_cores || plan.group_size > 1 || params.softcap != 0 ||
-        params.softmax != Softmax::online || params.head_dim <= gqa_core_dims / 2 ||
-        params.head_dim > gqa_core_dims)
+    if (plan.group_size > 1 || params.softcap != 0 || params.softmax != Softmax::online ||
+        params.head_dim <= gqa_core_dims / 2 || params.head_dim > gqa_core_dims)
         return plan;
     const GqaPlan cores = gqa_planning::plan_kernel(params, device, programmatic, true, true);
     const bool paired = cores.shared_bytes <= paired_bytes(device.shared_bytes);

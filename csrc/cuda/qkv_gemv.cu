@@ -1,7 +1,5 @@
 // qkv_gemv: q, k, v = rmsnorm(x) @ weight^T + bias; q and k normalised (QK norm) and rotated by RoPE; k and v
 // into the cache. The row pairs are those of gemv_epilogues.cuh.
-#include <climits>
-
 #include "cuda/gemv_epilogues.cuh"
 #include "cuda/gemv_launch.cuh"
 
@@ -12,8 +10,6 @@ template <class Element>
 struct QkvGemv : QkvEpilogue<Element, QkvGemvParams> {
     using T = Element;
     using Params = QkvGemvParams;
-    static constexpr bool may_be_short = false;
-    static constexpr int min_beside_width = INT_MAX;  // it has too many registers
 
     __host__ __device__ static int width(const Params& p) { return p.hidden; }
     __host__ __device__ static int batch(const Params& p) { return p.batch; }

@@ -10,8 +10,6 @@ template <class Element>
 struct SwigluGemv : SwigluEpilogue<Element, SwigluGemvParams> {
     using T = Element;
     using Params = SwigluGemvParams;
-    static constexpr bool may_be_short = false;
-    static constexpr int min_beside_width = 0;
 
     __host__ __device__ static int width(const Params& p) { return p.in_features; }
     __host__ __device__ static int batch(const Params& p) { return p.batch; }

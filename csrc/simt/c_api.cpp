@@ -6,7 +6,6 @@
 #include <stdexcept>
 #include <string>
 
-#include "cuda/gemv_variants.h"
 #include "ops.h"
 #include "plan_table.h"
 #include "simt/executor.h"
@@ -55,10 +54,6 @@ EXPORT int pykernels_simt_synchronize() {
 
 EXPORT size_t pykernels_simt_gqa_decode_workspace_bytes(const GqaDecodeParams* params) {
     return cuda::gqa_decode_workspace_bytes(*params);
-}
-
-EXPORT void pykernels_simt_set_gemv_variants(int variants) {
-    cuda::set_gemv_variants(variants);
 }
 
 // pykernels_simt_rmsnorm(params, programmatic) and so on; pykernels_simt_rmsnorm_params_bytes() is the size

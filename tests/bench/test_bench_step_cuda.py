@@ -127,20 +127,6 @@ def test_kv_len_grows_from_step_to_step_in_graphs_too(monkeypatch):
         assert len(set(visited["native", "graph"])) > 1
 
 
-def test_a_variant_of_native_holds_while_it_is_captured_and_checked(monkeypatch):
-    given = []
-    with fake_gpu(monkeypatch), torch.inference_mode():
-        monkeypatch.setattr(pk.runtime._runtime, "set_gemv_variants", given.append, raising=False)
-        model = pk.DecodeModel(TINY, pk.ModelWeights.random(TINY, device="cuda"), 64, device="cuda")
-        backend = step_arms.backends()["native-both"]
-        graph, pdl = step_arms.arms_of(backend, step_arms.Reference(model, 40), ["graph", "graph-pdl"], ["block"], 45)
-        assert (graph.status, graph.reason) == ("unsupported", "differs from native in graph-pdl alone")
-        assert given == [3, 0]
-        measure.gate([pdl])
-        assert (pdl.status, given) == ("ok", [3, 0, 3, 0]), pdl.reason
-    assert not set(step_arms.default_backends(int4=False)) & step_arms.GEMV_VARIANTS.keys()
-
-
 def test_a_graph_of_torch_s_is_one_a_position(monkeypatch):
     with fake_gpu(monkeypatch) as gpu, torch.inference_mode():
         model = pk.DecodeModel(TINY, pk.ModelWeights.random(TINY, device="cuda"), 24, device="cuda")

@@ -21,16 +21,6 @@ def test_the_commands_are_right(capsys, tmp_path):
     assert sorted(shards) == sorted(f"{dim}-{kv_heads}-" for dim in (64, 96, 128, 256) for kv_heads in (4, 8, 32))
 
 
-def test_both_kernels_take_turns(capsys, tmp_path):
-    *turns, compared = commands("gpu_heads.sh", tmp_path, HEADS_STEPS="cores", ROUNDS="2")
-    folders = []
-    for _, module, *flags in turns:
-        assert module == "bench.attention" and run_here(capsys, module, *flags, "--list").status == 0
-        folders += [flag.split("/")[-2] for flag in flags if flag.startswith("--json=")]
-    assert folders == ["heads-tensor-cores", "heads-cuda-cores"] * 2
-    assert compared[1:] == ["bench.compare", *(f"{tmp_path}/out/{name}" for name in folders[:2])]
-
-
 def test_checkouts_take_turns(tmp_path):
     older = tmp_path / "older"
     older.mkdir()

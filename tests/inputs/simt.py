@@ -102,10 +102,6 @@ class Device:
         """Choices of the scheduler, and the device that plans are made for."""
         self._check(self._function("configure")(seed, sm_count, shared_bytes))
 
-    def set_gemv_variants(self, variants: int) -> None:
-        """How GEMVs are launched from now on."""
-        self._function("set_gemv_variants")(ctypes.c_int(variants))
-
     def empty(self, *shape: int, dtype: torch.dtype, offset: int = 0) -> Tensor:
         """A device tensor full of NaN (0xff), `offset` bytes past a multiple of 64."""
         count = torch.Size(shape).numel()
@@ -189,19 +185,11 @@ def _device(arch: int, timestamps: bool) -> Device:
 
 @contextmanager
 def device(
-    arch: int,
-    seed: int = 0,
-    sm_count: int = 4,
-    shared_bytes: int = 227 * 1024,
-    timestamps: bool = False,
-    gemv_variants: int = 0,
+    arch: int, seed: int = 0, sm_count: int = 4, shared_bytes: int = 227 * 1024, timestamps: bool = False
 ) -> Iterator[Device]:
-    """The device, configured; its buffers are freed, and their guard zones checked, at the end.
-
-    gemv_variants: a set of csrc/cuda/gemv_variants.h's."""
+    """The device, configured; its buffers are freed, and their guard zones checked, at the end."""
     opened = _device(arch, timestamps)
     opened.configure(seed, sm_count, shared_bytes)
-    opened.set_gemv_variants(gemv_variants)
     try:
         yield opened
     except BaseException:

@@ -4,7 +4,7 @@ A case is small and takes one path of its op's launcher. Weights, norm weights, 
 of a step: kernels may read them before `griddepcontrol.wait`, so no case names them as operands.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -34,7 +34,6 @@ class Case:
     operands: tuple[str, ...]
     depth: int = 1
     shared_bytes: int = 227 * 1024
-    gemv_variants: int = 0
     workspace_bytes: int = 0
     """Zeroed, of ops other than gqa_decode; their counters must be zero again after the launch."""
 
@@ -309,16 +308,11 @@ CASES = {
     "gqa_decode of a long cache": lambda: gqa_decode([333], 8208, 4, 1, 64, BF16),
     "gemv of one": lambda: gemv(1, 1032, 37, BF16),
     "gemv, scaled and capped": lambda: gemv(1, 520, 37, BF16, scale=0.4, softcap=1.5),
-    "gemv of one, blocks beside another kernel's": lambda: replace(gemv(1, 1032, 150, BF16), gemv_variants=1),
-    "gemv of one, ahead of its producer": lambda: replace(gemv(1, 1032, 270, FP16), gemv_variants=2),
-    "gemv of one, both": lambda: replace(gemv(1, 1032, 270, BF16), gemv_variants=3),
-    "gemv of one and long rows, beside": lambda: replace(gemv(1, 4104, 9, FP16), gemv_variants=1),
     "gemv of three": lambda: gemv(3, 520, 37, FP16),
     "gemv of eight and long rows": lambda: gemv(8, 4104, 9, FP16),
     "gemv, x not in shared memory": lambda: gemv(1, 33000, 9, FP16),
     "gemv of any width": lambda: gemv(2, 50, 9, BF16),
     "swiglu_gemv of one": lambda: swiglu(1, 1032, 18, BF16),
-    "swiglu_gemv of one, beside": lambda: replace(swiglu(1, 1032, 18, FP16), gemv_variants=1),
     "swiglu_gemv without a norm": lambda: swiglu(2, 520, 18, FP16, norm=False),
     "swiglu_gemv of two and long rows": lambda: swiglu(2, 4104, 9, BF16),
     "swiglu_gemv of any width": lambda: swiglu(2, 50, 9, BF16),

@@ -9,7 +9,6 @@
 #include "check.h"
 #include "cuda/argmax_plan.h"
 #include "cuda/gemv_plan.h"
-#include "cuda/gemv_variants.h"
 #include "cuda/int4_gemv_plan.h"
 #include "devices.h"
 #include "params.h"
@@ -106,91 +105,6 @@ void test_gemv_shapes(const Device& device) {
     // An x that no block can hold stays where it is.
     const GemvPlan wide = plan_gemv(100, 1 << 20, 1, true, false, {device.sm_count, device.shared_bytes});
     CHECK(wide.streamed && !wide.x_in_shared, "%d bytes of shared memory", wide.shared_bytes);
-}
-
-// The variants of gemv_variants.h. Every row pair is assigned to one block, and it fits.
-template <class Plan>
-void test_short_gemv(const char* what, int pairs, int width, int variants, const Device& device) {
-    const GemvDevice limits = {device.sm_count, device.shared_bytes};
-    const GemvPlan even = plan_gemv(pairs, width, 1, true, true, limits);
-    const Plan plan = plan_short_gemv<Plan>(even, pairs, width, limits, variants);
-    if (!plan.streamed) return;
-    CHECK(plan.shared_bytes <= device.shared_bytes &&
-              2 * (plan.shared_bytes + 1024) > device.shared_bytes + 1024,
-          "%s: %d bytes on %s", what, plan.shared_bytes, device.name);
-    CHECK(plan.more_bytes + gemv_sums_offset(plan) == Plan::stages * 2 * plan.vectors * gemv_threads * 16,
-          "%s: sums behind %d stages", what, Plan::stages);
-    int next = 0, fewest = pairs, most = 0, fewest_early = pairs;
-    for (int block = 0; block < plan.blocks; ++block) {
-        const int begin = plan.first_pair(pairs, block), end = plan.first_pair(pairs, block + 1);
-        CHECK(begin == next && end >= begin, "%s: block %d has %d to %d on %s", what, block, begin, end,
-              device.name);
-        next = end;
-        most = std::max(most, end - begin);
-        fewest = std::min(fewest, end - begin);
-        if (block < plan.early_blocks) fewest_early = std::min(fewest_early, end - begin);
-    }
-    CHECK(next == pairs, "%s: %d of %d row pairs on %s", what, next, pairs, device.name);
-    if (variants & gemv_ahead) {
-        CHECK(plan.early_blocks > 0 && plan.early_blocks <= plan.blocks, "%s: %d early blocks on %s", what,
-              plan.early_blocks, device.name);
-        if (plan.early_blocks < plan.blocks)
-            CHECK(fewest_early >= fewest, "%s: early blocks have %d, others %d on %s", what, fewest_early,
-                  fewest, device.name);
-    } else {
-        CHECK(most - fewest <= 1, "%s: %d to %d row pairs on %s", what, fewest, most, device.name);
-    }
-}
-
-void test_gemv_variants(const Device& device) {
-    const GemvDevice limits = {device.sm_count, device.shared_bytes};
-    for (const int width : {8, 2048, 3584, 4096}) {
-        for (const int pairs : {170, 1024, 1792, 2048}) {
-            if (!gemv_is_short(pairs, width, limits)) continue;
-            for (const int variants : {1, 2, 3}) {
-                test_short_gemv<GemvBesidePlan>("beside", pairs, width, variants, device);
-                test_short_gemv<GemvAheadPlan>("ahead", pairs, width, variants, device);
-            }
-        }
-    }
-    if (device.sm_count != 132) return;
-    // o of the studied models and of Llama-3.2-1B is short, on an H200; down, gate and lm_head are not.
-    for (const int hidden : {2048, 3584, 4096})
-        CHECK(gemv_is_short(hidden / 2, hidden, limits), "o of %d", hidden);
-    CHECK(!gemv_is_short(1024, 8192, limits) && !gemv_is_short(1792, 18944, limits) &&
-              !gemv_is_short(9472, 3584, limits) && !gemv_is_short(76032, 3584, limits),
-          "down, gate, lm_head");
-    // Beside: o and gate with up share an SM (228 KB, of which each block has one reserved), so do gate with
-    // up and down; two of o do not, nor two of down of the larger models.
-    constexpr int sm_bytes = 228 * 1024, reserved = 1024;
-    const auto bytes = [&](int pairs, int width) {
-        return plan_gemv_beside(plan_gemv(pairs, width, 1, true, true, limits), width).shared_bytes +
-               reserved;
-    };
-    const int intermediate[] = {8192, 18944, 14336};
-    int model = 0;
-    for (const int hidden : {2048, 3584, 4096}) {
-        const GemvPlan even = plan_gemv(hidden / 2, hidden, 1, true, true, limits);
-        const int o = plan_short_gemv<GemvBesidePlan>(even, hidden / 2, hidden, limits, gemv_beside)
-                          .shared_bytes +
-                      reserved,
-                  gate_up = bytes(intermediate[model], hidden), down = bytes(hidden / 2, intermediate[model]);
-        CHECK(o + gate_up <= sm_bytes && gate_up + down <= sm_bytes && 2 * o > sm_bytes,
-              "%d: o %d, gate and up %d, down %d bytes", hidden, o, gate_up, down);
-        CHECK(hidden == 2048 || 2 * down > sm_bytes, "%d: down %d bytes", hidden, down);
-        // In flight on every SM: 64 KB, which at 4.6 TB/s arrive in 1.9 us.
-        CHECK((gemv_stages - 1) * 2 * gemv_threads * 16 == 64 * 1024, "%d stages", gemv_stages);
-        ++model;
-    }
-    // Ahead: o of Llama-3.2-1B is prefetched whole by the 68 SMs that attention's clusters leave; of
-    // Qwen2.5-7B they have 12 row pairs more than the others.
-    const auto ahead = [&](int hidden) {
-        const GemvPlan even = plan_gemv(hidden / 2, hidden, 1, true, true, limits);
-        return plan_short_gemv<GemvAheadPlan>(even, hidden / 2, hidden, limits, gemv_ahead);
-    };
-    CHECK(ahead(2048).blocks == 68 && ahead(2048).early_pairs == 1024, "%d blocks", ahead(2048).blocks);
-    CHECK(ahead(3584).blocks == 132 && ahead(3584).early_blocks == 68 && ahead(3584).early_pairs == 1318,
-          "%d row pairs", ahead(3584).early_pairs);
 }
 
 void test_int4_plan(const char* what, const Int4GemvSizes& sizes, const Device& device) {
@@ -402,7 +316,6 @@ void test_argmax(int vocab, bool vectors, const Device& device) {
 int main() {
     for (const Device& device : devices) {
         test_gemv_shapes(device);
-        test_gemv_variants(device);
         for (const bool vectors : {false, true}) {
             for (int vocab = 8; vocab <= 40'000; vocab += 8) test_argmax(vocab, vectors, device);
             for (const int vocab : {128'256, 152'064}) test_argmax(vocab, vectors, device);

@@ -45,8 +45,8 @@ GqaDecodeParams params_of(const Heads& heads, int batch, int max_len) {
     return params;
 }
 
-GqaDevice limits_of(const Device& device, bool cuda_cores = true) {
-    return {device.sm_count, device.shared_bytes, device.sm_90, device.resident_clusters(), cuda_cores};
+GqaDevice limits_of(const Device& device) {
+    return {device.sm_count, device.shared_bytes, device.sm_90, device.resident_clusters()};
 }
 
 GqaDevice limits_of(const char* name) {
@@ -103,11 +103,10 @@ void test_plan(const Heads& heads, int batch, int max_len, const Device& device,
                                                                   plan.any_dim ? 0 : gqa_max_cluster_blocks),
         "%s: %d blocks", context("one wave"), plan.groups * plan.splits);
     // On CUDA cores: one query head a KV head, 16 lanes a row of more than 64 dimensions, two blocks an SM.
-    CHECK(
-        !plan.cuda_cores || (limits.cuda_cores && heads.softcap == 0 && plan.any_dim &&
-                             plan.group_size == 1 && plan.cluster_splits > 1 && heads.head_dim > 64 &&
-                             heads.head_dim <= 128 && 2 * (plan.shared_bytes + 1024) <= limits.shared_bytes),
-        "%s", context("CUDA cores"));
+    CHECK(!plan.cuda_cores || (heads.softcap == 0 && plan.any_dim && plan.group_size == 1 &&
+                               plan.cluster_splits > 1 && heads.head_dim > 64 && heads.head_dim <= 128 &&
+                               2 * (plan.shared_bytes + 1024) <= limits.shared_bytes),
+          "%s", context("CUDA cores"));
 
     CHECK(plan.shared_bytes <= limits.shared_bytes, "%s: %d", context("shared memory"), plan.shared_bytes);
     const int row_dims = plan.any_dim ? gqa_max_value_dims : heads.head_dim;
@@ -187,21 +186,23 @@ void test_the_plans_that_were_measured() {
               "llama, %d slots: %d", max_len, llama_plan.cluster_splits);
         CHECK(max_len <= 8192 || (qwen_plan.splits == 33 && llama_plan.splits == 16), "%d slots", max_len);
     }
-    // As many KV heads as query heads: two blocks an SM in clusters of seven, or 96 SMs in clusters of three.
-
+    // As many KV heads as query heads: two blocks an SM in clusters of seven. On tensor cores, which a soft
+    // cap and a choice of any_dim take, 96 SMs in clusters of three.
     for (const Heads& heads : {llama2, phi3}) {
         const GqaPlan mha = plan(heads, 1, 2048);
         CHECK(mha.cuda_cores && mha.cluster_splits == 7 && mha.cluster_lanes == 8, "%s: %d splits",
               heads.name, mha.cluster_splits);
-        GqaDevice without = h200;
-        without.cuda_cores = false;
-        const GqaPlan other = plan_gqa_decode(params_of(heads, 1, 2048), without, false);
-        CHECK(!other.cuda_cores && other.any_dim && other.cluster_splits == 3 && other.cluster_lanes == 4,
-              "%s: %d splits", heads.name, other.cluster_splits);
         GqaDecodeParams capped = params_of(heads, 1, 2048);
         capped.softcap = 50;
         const GqaPlan with_cap = plan_gqa_decode(capped, h200, false);
-        CHECK(!with_cap.cuda_cores && with_cap.any_dim, "%s with a soft cap", heads.name);
+        CHECK(!with_cap.cuda_cores && with_cap.any_dim && with_cap.cluster_splits == 3 &&
+                  with_cap.cluster_lanes == 4,
+              "%s with a soft cap: %d splits", heads.name, with_cap.cluster_splits);
+        PlanChoice choice;
+        choice.kernel = PlanKernel::any_dim, choice.cluster = 3;
+        const GqaPlan chosen = plan_gqa_decode(params_of(heads, 1, 2048), h200, false, choice);
+        CHECK(gqa_allows(params_of(heads, 1, 2048), h200, choice) && !chosen.cuda_cores, "%s, chosen",
+              heads.name);
     }
     CHECK(!plan(llama2, 1, 16384).any_dim && plan(phi3, 1, 16384).any_dim, "long caches");
     // 128 dimensions of V a block: 32 blocks read one KV head.
@@ -273,7 +274,7 @@ int main() {
     for (const Device& device : devices) {
         for (const Heads& heads : shapes) {
             for (int batch = 1; batch <= max_batch; ++batch) {
-                const GqaDevice limits = limits_of(device, batch != 3);
+                const GqaDevice limits = limits_of(device);
                 // Lengths next to the borders of splits, and of tiles, of which a split has whole ones.
                 for (int max_len = 1; max_len <= 5000; max_len += max_len < 300 ? 1 : 31)
                     test_plan(heads, batch, max_len, device, limits);

@@ -165,8 +165,7 @@ void test_gemv_candidates(const test::Device& device) {
 
 void test_gqa_candidates(const test::Device& device) {
     const PlanDevice limits = limits_of(device);
-    const cuda::GqaDevice of = {device.sm_count, device.shared_bytes, device.sm_90, limits.resident_clusters,
-                                true};
+    const cuda::GqaDevice of = {device.sm_count, device.shared_bytes, device.sm_90, limits.resident_clusters};
     for (const int head_dim : {64, 80, 128, 256}) {
         for (const int max_len : {16, 1000, 2048, 65536}) {
             const GqaDecodeParams params = attention(1, 28, 4, head_dim, max_len);

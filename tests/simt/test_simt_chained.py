@@ -45,7 +45,7 @@ def check(case: Case, fields: dict) -> None:
 @pytest.mark.parametrize(("name", "operand", "seed"), names_with("operands"))
 def test_behind_the_producer_of_an_operand(name, operand, seed):
     case = MADE[name]
-    with device(90, seed, sm_count=3, gemv_variants=case.gemv_variants) as dev:
+    with device(90, seed, sm_count=3) as dev:
         fields = case.fields(dev)
         source = fields[operand]
         fields[operand] = padded(dev, source)
@@ -78,7 +78,7 @@ def test_behind_a_reader_of_an_output(name, output, seed):
     """What the launch before reads is not written before it has ended."""
     case = MADE[name]
     before = case.outputs[output]
-    with device(90, seed, sm_count=3, gemv_variants=case.gemv_variants) as dev:
+    with device(90, seed, sm_count=3) as dev:
         fields = case.fields(dev)
         kept = padded(dev, torch.zeros_like(before))
         copy(dev, fields[output], kept)

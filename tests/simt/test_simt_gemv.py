@@ -57,21 +57,6 @@ def test_gemv_gives_the_same_bits_in_any_order(n_in, seed, arch):
         assert torch.equal(run_gemv(dev, inputs, torch.bfloat16), first)
 
 
-@pytest.mark.parametrize("variants", [1, 2, 3])
-@pytest.mark.parametrize(
-    ("n_in", "n_out"),
-    # Stages of a warp group used again, W prefetched whole by few blocks, one K tile, rows too long to be short.
-    [(1032, 301), (1032, 64), (8, 9), (4104, 37)],
-)
-def test_variants_give_the_same_bits(n_in, n_out, variants):
-    inputs = gemv_inputs(1, n_in, n_out, torch.bfloat16)
-    with device(90) as dev:
-        expected = run_gemv(dev, inputs, torch.bfloat16, programmatic=True)
-    for seed in range(3):
-        with device(90, seed, sm_count=4 + seed, gemv_variants=variants) as dev:
-            assert torch.equal(run_gemv(dev, inputs, torch.bfloat16, programmatic=True), expected)
-
-
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("offset", [2, 8])
 def test_gemv_of_rows_that_begin_between_vectors(offset, arch):

@@ -80,8 +80,6 @@ class StepBackend:
             return self._loop_reason(device)
         if self.name == "transformers":
             return mode_reason(mode)
-        if self.name in GEMV_VARIANTS and mode != "graph-pdl":
-            return _PDL_ALONE
         layer = self.peer or by_name().get(self.name, NativeDense)
         reason = layer.availability(device) or layer.mode_reason(mode, device)
         if reason is None and not self._is_native and mode == "dispatch":
@@ -127,12 +125,7 @@ class StepBackend:
         return next(filter(None, reasons), None)
 
 
-GEMV_VARIANTS = {
-    "native-beside": ("beside",), "native-ahead": ("ahead",), "native-both": ("beside", "ahead"),
-}  # fmt: skip
-"""Native with GEMVs launched as pykernels.runtime.gemv_variants says: A against B."""
-_PDL_ALONE = "differs from native in graph-pdl alone"
-NATIVE = ("native", "native-dense", UNIFIED, *GEMV_VARIANTS)
+NATIVE = ("native", "native-dense", UNIFIED)
 
 
 def _plain_driver(
@@ -181,9 +174,6 @@ def backends(attention: str = "sdpa", phi: float | None = None) -> dict[str, Ste
     listed.append(
         StepBackend("transformers", "transformers' model, SDPA attention", lambda model, *_: TransformersDriver(model))
     )
-    for name, variants in GEMV_VARIANTS.items():
-        words = f"native's GEMVs launched {' and '.join(variants)} (docs/tried.md)"
-        listed.append(StepBackend(name, words, _native_driver, partial(pk.runtime.gemv_variants, variants)))
     return {backend.name: backend for backend in listed}
 
 
