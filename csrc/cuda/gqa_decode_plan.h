@@ -25,23 +25,28 @@ constexpr int gqa_core_dims = 128;
 // A split has at least one tile per warp: below that, combining it costs more than reading it.
 constexpr int gqa_min_split_keys = gqa_warps * gqa_tile_keys;
 
-// The splits of a short context are the blocks of a cluster, which push their partials into each other's
-// shared memory. A cluster must fit in one GPC, and some GPCs have fewer than 16 SMs available: up to
-// gqa_max_cluster_blocks blocks are resident at once. Longer contexts need all SMs.
+// Splits that are the blocks of a cluster push their partials into each other's shared memory. A cluster must
+// fit in one GPC, so the clusters of a launch may leave SMs idle, which a long context needs.
 constexpr int gqa_max_cluster_splits = max_cluster_blocks;
-constexpr int gqa_max_cluster_blocks = 64;
-constexpr int gqa_max_cluster_tiles = 4;  // of a warp
-// Where clusters occupy two thirds of the SMs, which read at nearly the memory's bandwidth, contexts may be
-// longer.
-constexpr int gqa_max_spread_cluster_tiles = 16;
+// A block of a cluster has at least this many keys: a tile for every other warp.
+constexpr int gqa_min_cluster_keys = gqa_min_split_keys / 2;
+// The most tiles of a warp. More where clusters occupy two thirds of the SMs, which read at nearly the
+// memory's bandwidth.
+constexpr int gqa_max_cluster_tiles = 4, gqa_max_spread_cluster_tiles = 16;
+// By cp.async.bulk an SM reads more: then also where clusters occupy two fifths of the SMs. The fewest tiles
+// for which K and V come so.
+constexpr int gqa_max_bulk_cluster_tiles = 16, gqa_max_spread_bulk_cluster_tiles = 64;
+constexpr int gqa_min_bulk_cluster_tiles = 4;
+// Clusters that are few behind a GEMV have at most this many blocks (few_clusters below).
+constexpr int gqa_max_few_cluster_blocks = 64;
 
 // Without clusters, some blocks of a head group, the reducing blocks, poll until all its splits have written
 // their partials. A polling block occupies an SM: at most one SM of this many is occupied so.
 constexpr int gqa_sms_per_reducer = 4;
 
-// A warp with at least this many tiles in a full cache loads K and V with cp.async.bulk: one copy each for K
-// and V of a tile, into a ring of gqa_ring_stages stages per warp. With fewer tiles, loads to registers are
-// faster (but see few_clusters below).
+// Without a cluster, a warp with at least this many tiles in a full cache loads K and V with cp.async.bulk:
+// one copy each for K and V of a tile, into a ring of gqa_ring_stages stages per warp. With fewer tiles,
+// loads to registers are faster.
 constexpr int gqa_min_bulk_tiles = 16;
 constexpr int gqa_ring_stages = 2;
 
@@ -135,6 +140,31 @@ inline int splits_of(const GqaDecodeParams& params, const GqaPlan& plan, int blo
     return std::max(std::min(ceil_div(params.max_len, gqa_min_split_keys), blocks / plan.groups), 1);
 }
 
+// Tiles of a warp in a full cache.
+inline int tiles_of(const GqaDecodeParams& params, int splits) {
+    return ceil_div(params.max_len, splits * gqa_min_split_keys);
+}
+
+// Shared memory up to the ring: the warps' partials, which overwrite q, and behind them the partials that the
+// blocks of a cluster push, or the ticket.
+inline int bytes_before_ring(const GqaPlan& plan, int head_dim, int cluster) {
+    const int pushed = cluster * plan.heads * ceil_div(gqa_items(1, plan.value_dims), cluster);
+    return gqa_rows_bytes(plan.any_dim ? gqa_max_value_dims : head_dim) +
+           (cluster > 1 ? gqa_pushed_bytes(pushed) : 16);
+}
+
+constexpr int ring_offset_of(int bytes_before) {
+    return (bytes_before + 127) / 128 * 128;
+}
+
+// Whether K and V can come by bulk copies. Only whole tiles: a copy must not pass the cache's end.
+inline bool can_copy_bulk(const GqaDecodeParams& params, const GqaPlan& plan, const GqaDevice& device,
+                          int cluster) {
+    const int before = bytes_before_ring(plan, params.head_dim, cluster);
+    return device.sm_90 && !plan.any_dim && params.max_len % gqa_tile_keys == 0 &&
+           ring_offset_of(before) + gqa_ring_bytes(params.head_dim) <= device.shared_bytes;
+}
+
 // Blocks of a cluster. All clusters are resident at once.
 inline int cluster_of(const GqaDecodeParams& params, const GqaPlan& plan, const GqaDevice& device) {
     if (!device.sm_90) return 1;
@@ -143,10 +173,12 @@ inline int cluster_of(const GqaDecodeParams& params, const GqaPlan& plan, const 
         const ResidentClusters& resident = device.resident_clusters;
         return (plan.cuda_cores ? resident.paired : resident.counts)[cluster] >= plan.groups;
     };
-    int cluster = 1, most_tiles = gqa_max_cluster_tiles;
+    const auto most_of = [&](int keys) {
+        return std::clamp(ceil_div(params.max_len, keys), 1, gqa_max_cluster_splits);
+    };
+    int cluster = 1;
     if (!plan.any_dim) {
-        cluster = power_of_two_below(splits_of(params, plan, gqa_max_cluster_blocks));
-        cluster = std::min(cluster, gqa_max_cluster_splits);
+        cluster = power_of_two_below(most_of(gqa_min_cluster_keys));
         while (cluster > 1 && !fits(cluster)) cluster /= 2;
     } else {
         const int head_items = plan.value_dims / 4;
@@ -154,12 +186,16 @@ inline int cluster_of(const GqaDecodeParams& params, const GqaPlan& plan, const 
         const auto combines = [&](int size) {
             return ceil_div(head_items, size) * plan.heads * power_of_two_below(2 * size - 1) <= gqa_threads;
         };
-        cluster = std::min(ceil_div(params.max_len, gqa_min_split_keys), gqa_max_cluster_splits);
+        cluster = most_of(gqa_min_split_keys);
         while (cluster > 1 && !(fits(cluster) && combines(cluster))) --cluster;
-        const int resident_blocks = (plan.cuda_cores ? 2 : 1) * device.sm_count;
-        if (3 * plan.groups * cluster >= 2 * resident_blocks) most_tiles = gqa_max_spread_cluster_tiles;
     }
-    return ceil_div(params.max_len, cluster * gqa_min_split_keys) <= most_tiles ? cluster : 1;
+    const int blocks = plan.groups * cluster;
+    const int resident_blocks = (plan.cuda_cores ? 2 : 1) * device.sm_count;
+    const bool spread = 3 * blocks >= 2 * resident_blocks;
+    int most_tiles = spread ? gqa_max_spread_cluster_tiles : gqa_max_cluster_tiles;
+    if (can_copy_bulk(params, plan, device, cluster) && 5 * blocks >= 2 * resident_blocks)
+        most_tiles = spread ? gqa_max_spread_bulk_cluster_tiles : gqa_max_bulk_cluster_tiles;
+    return tiles_of(params, cluster) <= most_tiles ? cluster : 1;
 }
 
 inline GqaPlan plan_kernel(const GqaDecodeParams& params, const GqaDevice& device, bool programmatic,
@@ -189,24 +225,22 @@ inline GqaPlan plan_kernel(const GqaDecodeParams& params, const GqaDevice& devic
         std::min({gqa_threads / gqa_warps, power_of_two_below(gqa_threads / plan.reducer_items),
                   power_of_two_below(2 * plan.splits - 1)});
     plan.programmatic = programmatic;
-    // The warps' partials overwrite q. Behind them lie the partials pushed by the cluster, or the ticket.
-    const int row_dims = any_dim ? gqa_max_value_dims : params.head_dim;
-    const int pushed = plan.cluster_splits * plan.heads * plan.cluster_items;
-    plan.shared_bytes = gqa_rows_bytes(row_dims) + (plan.cluster_splits > 1 ? gqa_pushed_bytes(pushed) : 16);
-    // The ring lies behind both. Only for whole tiles: a bulk copy must not pass the cache's end.
-    plan.ring_offset = (plan.shared_bytes + 127) / 128 * 128;
-    const int with_ring = plan.ring_offset + gqa_ring_bytes(params.head_dim);
-    const bool long_cache =
-        plan.cluster_splits == 1 && params.max_len >= gqa_min_bulk_tiles * plan.splits * gqa_min_split_keys;
+    plan.shared_bytes = bytes_before_ring(plan, params.head_dim, plan.cluster_splits);
+    plan.ring_offset = ring_offset_of(plan.shared_bytes);
+    const int tiles = tiles_of(params, plan.splits);
+    const bool clustered = plan.cluster_splits > 1;
+    const bool many_tiles = clustered
+                                ? tiles >= gqa_min_bulk_cluster_tiles
+                                : params.max_len >= gqa_min_bulk_tiles * plan.splits * gqa_min_split_keys;
     // Right after a GEMV, most of an SM's L1 is still configured as shared memory, and loads to registers go
     // through the L1. A few clusters, which wait for SMs of one GPC, lose by that; with more of them the ring
     // costs more.
-    const bool few_clusters = programmatic && plan.cluster_splits > 1 &&
-                              plan.groups * gqa_max_cluster_splits <= gqa_max_cluster_blocks;
-    plan.bulk_copies = device.sm_90 && !any_dim && (long_cache || few_clusters) &&
-                       params.max_len % gqa_tile_keys == 0 && with_ring <= device.shared_bytes;
+    const bool few_clusters =
+        programmatic && clustered && plan.groups * gqa_max_cluster_splits <= gqa_max_few_cluster_blocks;
+    plan.bulk_copies =
+        (many_tiles || few_clusters) && can_copy_bulk(params, plan, device, plan.cluster_splits);
     if (choice.kernel != PlanKernel::built_in) plan.bulk_copies = choice.kernel == PlanKernel::bulk;
-    if (plan.bulk_copies) plan.shared_bytes = with_ring;
+    if (plan.bulk_copies) plan.shared_bytes = plan.ring_offset + gqa_ring_bytes(params.head_dim);
     return plan;
 }
 
@@ -216,8 +250,10 @@ inline GqaPlan plan_on_tensor_cores(const GqaDecodeParams& params, const GqaDevi
                                     bool programmatic) {
     const bool any_dim = params.softcap != 0 || (params.head_dim != 64 && params.head_dim != 128);
     const GqaPlan plan = plan_kernel(params, device, programmatic, any_dim);
-    // As many KV heads as query heads: too many for clusters of a power of two.
-    if (!any_dim && plan.group_size == 1 && plan.cluster_splits == 1) {
+    // As many KV heads as query heads: clusters of a power of two would be pairs, on half of the SMs. They
+    // were measured for few tiles only. The kernel for any head_dim has no unified softmax.
+    const bool few_tiles = plan.cluster_splits > 1 && tiles_of(params, plan.splits) <= gqa_max_cluster_tiles;
+    if (!any_dim && plan.group_size == 1 && params.softmax == Softmax::online && !few_tiles) {
         const GqaPlan clustered = plan_kernel(params, device, programmatic, true);
         if (clustered.cluster_splits > 1) return clustered;
     }

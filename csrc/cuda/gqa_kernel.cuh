@@ -286,10 +286,8 @@ GqaKernel kernel_of(const GqaPlan& plan, int head_dim, float softcap = 0) {
     if constexpr (Softmax::unified) {
         if (plan.any_dim) {
             throw std::invalid_argument(
-                "pykernels::gqa_decode: on CUDA, softmax unified takes head_dim 64 or 128 and fewer KV heads "
-                "than "
-                "query heads, got head_dim " +
-                std::to_string(head_dim) + " and groups of " + std::to_string(plan.group_size));
+                "pykernels::gqa_decode: on CUDA, softmax unified takes head_dim 64 or 128, got " +
+                std::to_string(head_dim));
         }
     } else {
         if (softcap != 0) return gqa_capped_kernel(dtype_of<T>);

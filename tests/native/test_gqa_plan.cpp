@@ -98,10 +98,9 @@ void test_plan(const Heads& heads, int batch, int max_len, const Device& device,
         plan.cuda_cores ? limits.resident_clusters.paired : limits.resident_clusters.counts;
     CHECK(plan.cluster_splits == 1 || resident[plan.cluster_splits] >= plan.groups, "%s: %d clusters of %d",
           context("one wave of clusters"), plan.groups, plan.cluster_splits);
-    CHECK(
-        plan.splits == 1 || plan.groups * plan.splits <= std::max((plan.cuda_cores ? 2 : 1) * device.sm_count,
-                                                                  plan.any_dim ? 0 : gqa_max_cluster_blocks),
-        "%s: %d blocks", context("one wave"), plan.groups * plan.splits);
+    const int resident_blocks = (plan.cuda_cores ? 2 : 1) * device.sm_count;
+    CHECK(plan.splits == 1 || plan.groups * plan.splits <= resident_blocks, "%s: %d blocks",
+          context("one wave"), plan.groups * plan.splits);
     // On CUDA cores: one query head a KV head, 16 lanes a row of more than 64 dimensions, two blocks an SM.
     CHECK(!plan.cuda_cores || (heads.softcap == 0 && plan.any_dim && plan.group_size == 1 &&
                                plan.cluster_splits > 1 && heads.head_dim > 64 && heads.head_dim <= 128 &&
@@ -129,13 +128,14 @@ void test_plan(const Heads& heads, int batch, int max_len, const Device& device,
     CHECK(plan.cluster_splits == 1 || plan.shared_bytes >= gqa_rows_bytes(row_dims) + 16 + pushed * 24,
           "%s: %d", context("pushed partials fit"), plan.shared_bytes);
 
-    // Bulk copies: on sm_90, of whole tiles, where a warp has many. The ring is behind the warps' rows and
-    // the ticket.
-    const bool many = max_len >= gqa_min_bulk_tiles * gqa_warps * gqa_tile_keys * plan.splits;
+    // Bulk copies: on sm_90, of whole tiles, where a warp has many, which are fewer in a cluster. The ring is
+    // behind the warps' rows and the ticket.
+    const int keys_of_tiles = gqa_warps * gqa_tile_keys * plan.splits;
+    const bool many = plan.cluster_splits > 1 ? max_len > (gqa_min_bulk_cluster_tiles - 1) * keys_of_tiles
+                                              : max_len >= gqa_min_bulk_tiles * keys_of_tiles;
     const int ring = gqa_warps * gqa_ring_stages * 2 * gqa_tile_keys * heads.head_dim * 2;
     const bool has_room = plan.ring_offset + ring + 1024 <= device.shared_bytes;
-    const bool may =
-        device.sm_90 && !plan.any_dim && plan.cluster_splits == 1 && many && max_len % gqa_tile_keys == 0;
+    const bool may = device.sm_90 && !plan.any_dim && many && max_len % gqa_tile_keys == 0;
     CHECK(!plan.bulk_copies || may, "%s", context("bulk copies"));
     CHECK(plan.bulk_copies || !(may && has_room), "%s", context("no bulk copies"));
     CHECK(plan.ring_offset % 128 == 0 && plan.ring_offset >= rows + 4, "%s: %d", context("ring"),
@@ -176,16 +176,28 @@ void test_the_plans_that_were_measured() {
     const auto plan = [&](const Heads& heads, int batch, int max_len) {
         return plan_gqa_decode(params_of(heads, batch, max_len), h200, false);
     };
-    for (const int max_len : {1024, 2048, 4096, 8192, 16384, 65536}) {
-        const GqaPlan qwen_plan = plan(qwen, 1, max_len), llama_plan = plan(llama, 1, max_len);
-        CHECK(!qwen_plan.any_dim && qwen_plan.cluster_splits == (max_len > 8192   ? 1
-                                                                 : max_len > 1024 ? 16
-                                                                                  : 8),
-              "qwen, %d slots: %d", max_len, qwen_plan.cluster_splits);
-        CHECK(!llama_plan.any_dim && llama_plan.cluster_splits == (max_len > 4096 ? 1 : 8),
-              "llama, %d slots: %d", max_len, llama_plan.cluster_splits);
-        CHECK(max_len <= 8192 || (qwen_plan.splits == 33 && llama_plan.splits == 16), "%d slots", max_len);
+    // Blocks of a cluster; 1: the splits are combined through global memory.
+    struct Measured {
+        const Heads& heads;
+        int batch, max_len, cluster;
+    };
+    const Measured all[] = {
+        {qwen, 1, 1024, 16}, {qwen, 1, 2048, 16},  {qwen, 1, 8192, 16},  {qwen, 1, 16384, 16},
+        {qwen, 1, 65536, 1}, {qwen, 2, 4096, 8},   {qwen, 2, 16384, 8},  {qwen, 4, 2048, 4},
+        {qwen, 4, 8192, 4},  {qwen, 4, 16384, 1},  {qwen, 8, 1024, 2},   {qwen, 8, 4096, 2},
+        {qwen, 8, 16384, 1}, {llama, 1, 1024, 8},  {llama, 1, 16384, 8}, {llama, 1, 65536, 1},
+        {llama, 2, 1024, 4}, {llama, 2, 8192, 4},  {llama, 2, 16384, 1}, {llama, 4, 1024, 2},
+        {llama, 4, 4096, 2}, {llama, 4, 16384, 1}, {llama, 8, 1024, 2},  {llama, 8, 16384, 2},
+    };
+    for (const Measured& one : all) {
+        const GqaPlan of = plan(one.heads, one.batch, one.max_len);
+        CHECK(!of.any_dim && of.cluster_splits == one.cluster, "%s, batch %d, %d slots: %d", one.heads.name,
+              one.batch, one.max_len, of.cluster_splits);
     }
+    CHECK(plan(qwen, 1, 65536).splits == 33 && plan(llama, 1, 65536).splits == 16, "a split an SM");
+    // One KV head: 16 SMs cannot stream a long cache.
+    CHECK(plan({"one KV head", 8, 1, 128}, 1, 8192).cluster_splits == 16, "one KV head");
+    CHECK(plan({"one KV head", 8, 1, 128}, 1, 16384).cluster_splits == 1, "one KV head");
     // As many KV heads as query heads: two blocks an SM in clusters of seven. On tensor cores, which a soft
     // cap and a choice of any_dim take, 96 SMs in clusters of three.
     for (const Heads& heads : {llama2, phi3}) {
@@ -219,21 +231,19 @@ void test_where_bulk_copies_are_taken() {
         limits.shared_bytes = shared_bytes;
         return plan_gqa_decode(params_of(heads, batch, max_len), limits, programmatic).bulk_copies;
     };
-    for (const int max_len : {1024, 8192, 16384, 32768, 65536})
-        CHECK(!taken(qwen, 1, max_len), "qwen, %d slots", max_len);
-    CHECK(taken(qwen, 1, 131072) && !taken(qwen, 4, 4096) && taken(qwen, 4, 16384), "qwen");
-    for (const int max_len : {1024, 4096, 8192, 16384})
-        CHECK(!taken(llama, 1, max_len), "llama, %d slots", max_len);
+    CHECK(!taken(qwen, 1, 2048) && !taken(qwen, 1, 4096) && taken(qwen, 1, 8192) && taken(qwen, 1, 16384),
+          "qwen, in clusters");
+    CHECK(!taken(qwen, 1, 65536) && taken(qwen, 1, 131072), "qwen, without");
+    CHECK(!taken(qwen, 4, 1024) && taken(qwen, 4, 2048) && taken(qwen, 4, 16384), "qwen, batch 4");
+    CHECK(!taken(llama, 1, 2048) && taken(llama, 1, 4096) && taken(llama, 1, 16384), "llama, in clusters");
     for (const int max_len : {32768, 65536, 131072}) CHECK(taken(llama, 1, max_len), "llama, %d", max_len);
-    CHECK(!taken(llama, 4, 4096) && taken(llama, 4, 16384), "llama, batch 4");
-    CHECK(!taken(llama, 1, 65535), "a tile that is not whole");
-    CHECK(!taken(llama, 1, 65536, 99 * 1024), "no room for the ring");
+    CHECK(taken(llama, 4, 1024) && taken(llama, 4, 4096) && taken(llama, 4, 16384), "llama, batch 4");
+    CHECK(!taken(llama, 1, 65535) && !taken(llama, 1, 8191), "a tile that is not whole");
+    CHECK(!taken(llama, 1, 65536, 99 * 1024) && !taken(llama, 1, 8192, 99 * 1024), "no room for the ring");
     // Few clusters, behind a GEMV.
-    for (const int max_len : {1088, 2048, 4096}) {
+    for (const int max_len : {1088, 2048, 4096})
         CHECK(taken(qwen, 1, max_len, 227 * 1024, true), "qwen, programmatic, %d slots", max_len);
-        CHECK(!taken(qwen, 1, max_len), "qwen, %d slots", max_len);
-        CHECK(!taken(llama, 1, max_len, 227 * 1024, true), "llama, programmatic, %d slots", max_len);
-    }
+    CHECK(!taken(llama, 1, 2048, 227 * 1024, true), "llama, programmatic");
     CHECK(!taken(qwen, 1, 1090, 227 * 1024, true), "a tile that is not whole");
     CHECK(!taken(qwen, 1, 2048, 99 * 1024, true), "no room for the ring");
 }

@@ -55,26 +55,32 @@ def test_every_sequence_has_its_own_length(sm_count, lengths, dtype, arch):
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("length", [1, 255, 256, 257, 273, 4100])
 def test_more_splits_than_a_cluster_has_blocks(length, arch):
-    check(inputs([length], 4100, 7, 1, 64, torch.bfloat16), arch, seed=length, sm_count=40)
+    check(inputs([length], 8209, 7, 1, 64, torch.bfloat16), arch, seed=length, sm_count=40)
 
 
-# A cache this long for its splits is read by bulk copies on sm_90: 16 tiles a warp (`gqa_min_bulk_tiles`). Short
-# lengths in it keep the executor quick.
+# A cache this long for its splits is read by bulk copies on sm_90 (`gqa_min_bulk_tiles`, in a cluster
+# `gqa_min_bulk_cluster_tiles`): slots and SMs, of which there are four in one cluster, then three that combine through
+# global memory. Short lengths in it keep the executor quick.
+LONG = pytest.mark.parametrize(("max_len", "sm_count"), [(8192 + 16, 4), (16384 + 16, 3)])
+
+
 @pairwise
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("head_dim", [64, 128])
 @pytest.mark.parametrize("group", [1, 4, 7, 8, 16])
-def test_groups_in_a_long_cache(group, head_dim, dtype, arch):
-    check(inputs([333], 8448, group, 1, head_dim, dtype), arch, seed=group, sm_count=4)
+@LONG
+def test_groups_in_a_long_cache(max_len, sm_count, group, head_dim, dtype, arch):
+    check(inputs([333], max_len, group, 1, head_dim, dtype), arch, seed=group, sm_count=sm_count)
 
 
 @pairwise
 @pytest.mark.parametrize("arch", ARCHS)
-@pytest.mark.parametrize("length", [1, 15, 16, 17, 63, 64, 65, 511, 512, 513, 1024, 1025, 1536, 1537, 2100])
+@pytest.mark.parametrize("length", [1, 15, 16, 17, 63, 64, 65, 383, 384, 511, 512, 513, 1025, 1152, 1153, 1537, 2100])
 @pytest.mark.parametrize("head_dim", [64, 128])
-def test_lengths_next_to_the_borders_of_a_long_cache(head_dim, length, arch):
-    check(inputs([length], 8192 + 16, 4, 1, head_dim, torch.bfloat16), arch, seed=length, sm_count=4)
+@LONG
+def test_lengths_next_to_the_borders_of_a_long_cache(max_len, sm_count, head_dim, length, arch):
+    check(inputs([length], max_len, 4, 1, head_dim, torch.bfloat16), arch, seed=length, sm_count=sm_count)
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -120,15 +126,15 @@ def test_scores_that_overflow_an_exponential(favourite, arch):
     check((q, k, v, kv_len), arch, sm_count=3, scale=1e4 / (64 * 16), runs=1)
 
 
-# In the longest cache K and V come by bulk copies; its 3 splits have 384 keys a round of tiles. So they do in the
-# PDL launch where clusters are few and the cache is whole tiles: 2 splits of 304 slots, 8 of 1040.
+# In the longest cache K and V come by bulk copies; its 3 splits have 384 keys a round of tiles. So they do in a cluster
+# of two with 1040 slots, and with 304 in the PDL launch where clusters are few.
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize(
     ("newest", "max_len"),
     [(newest, 300) for newest in (0, 15, 200, 289)]
     + [(newest, 304) for newest in (0, 15, 16, 200, 255, 256, 303)]
     + [(newest, 1040) for newest in (0, 127, 128, 1030)]
-    + [(newest, 8208) for newest in (0, 15, 16, 200, 383, 384, 767, 768, 1151, 1152, 1300)],
+    + [(newest, 16400) for newest in (0, 15, 16, 200, 383, 384, 767, 768, 1151, 1152, 1300)],
 )
 def test_chained_to_the_append_before_it(newest, max_len, seed):
     """The newest slot comes from the launch just before; all older ones were there."""
