@@ -245,6 +245,7 @@ def test_over_sessions():
     assert found["sdpa", "eager-inside"]["ratio_to_sdpa"]["wall_us"] == {"p50": 0.5, "sd": None, "n": 1}
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_every_arm_at_three_group_sizes(capsys, tmp_path):
     outputs = [f"--json={tmp_path / 'g.json'}", f"--md={tmp_path / 'g.md'}"]
     flags = ["--gate", "--backend=native,sdpa,sdpa-math,sdpa-flash,sdpa-cudnn", "--heads=7/1x64,64/8x64"]

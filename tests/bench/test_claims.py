@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from inputs.fork_server import script_command
 
 from bench.core import claims
 
@@ -26,7 +27,7 @@ for part, own in claims.parts(folder, [f"part{i}" for i in range(12)], lambda p:
 
 
 def test_several_processes_share_the_parts(tmp_path):
-    workers = [subprocess.Popen([sys.executable, "-c", WORKER, str(tmp_path), str(i)]) for i in range(3)]
+    workers = [subprocess.Popen([*script_command(WORKER), str(tmp_path), str(i)]) for i in range(3)]
     assert [worker.wait(60) for worker in workers] == [0, 0, 0]
     measured = [line.split()[0] for line in (tmp_path / "log").read_text().splitlines()]
     assert sorted(measured) == sorted(f"part{i}" for i in range(12)), "a part was measured twice, or not"

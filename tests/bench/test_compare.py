@@ -59,13 +59,23 @@ def test_noise_is_unclear():
     assert verdicts(a, b) == {"native": "UNCLEAR"}
 
 
-@pytest.mark.parametrize("correction", compare.CORRECTIONS)
-def test_a_run_against_itself_raises_no_alarm(correction):
-    alarms = 0
+def test_a_run_against_itself_raises_no_alarm(monkeypatch):
+    true, found = runs.compare, {}
+
+    def once(a, b, shift):  # each correction is of the same p values
+        key = a[0].tobytes() + b[0].tobytes()
+        if key not in found:
+            found[key] = true(a, b, shift)
+        return found[key]
+
+    monkeypatch.setattr(runs, "compare", once)
+    alarms = dict.fromkeys(compare.CORRECTIONS, 0)
     for seed in range(100):
         a, b = (document(1000 * side + 20 * seed, **{f"m{i}": 100 for i in range(8)}) for side in (1, 200))
-        alarms += any(v in ("SLOWER", "FASTER") for v in verdicts(a, b, correction=correction).values())
-    assert alarms <= 10  # 5 are allowed for on average
+        for correction in compare.CORRECTIONS:
+            verdict = verdicts(a, b, correction=correction)
+            alarms[correction] += any(v in ("SLOWER", "FASTER") for v in verdict.values())
+    assert max(alarms.values()) <= 10, "5 are allowed for on average"
 
 
 def test_p_values_and_corrections():

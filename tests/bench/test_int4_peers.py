@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import replace
+from functools import cache
 from types import SimpleNamespace
 
 import pytest
@@ -27,12 +28,16 @@ def libraries(monkeypatch):
         yield
 
 
-def trials(kernel, group, symmetric):
-    for trial in validate.trials(kernel.dtypes[0], (group,), (symmetric,), 2):
+@cache
+def trials(dtype, group, symmetric):
+    """Some trials of a validation, for all adapters: they get copies."""
+    found = []
+    for trial in validate.trials(dtype, (group,), (symmetric,), 2):
         if trial.case in FEW and trial.weight.in_features < 2000:
-            yield trial
+            found.append(trial)
         if trial.case == "one-hot":  # every 16th row of the identity: a stand-in unpacks the weight for every call
-            yield replace(trial, inputs=trial.inputs[::16])
+            found.append(replace(trial, inputs=trial.inputs[::16]))
+    return found
 
 
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "zero points"])
@@ -40,7 +45,7 @@ def trials(kernel, group, symmetric):
 @pytest.mark.parametrize("name", PEERS)
 def test_what_an_adapter_hands_over_is_right(libraries, name, group, symmetric):
     kernel = int4.registry()[name]
-    found = [validate.run_trial(kernel, trial, CPU) for trial in trials(kernel, group, symmetric)]
+    found = [validate.run_trial(kernel, trial, CPU) for trial in trials(kernel.dtypes[0], group, symmetric)]
     assert not [one for one in found if one.status in ("wrong", "error")]
     takes_it = kernel.group_sizes is None or group in kernel.group_sizes
     assert any(one.status == "ok" for one in found) == takes_it
@@ -95,7 +100,7 @@ def test_exllamav2_is_imported_without_the_rest_of_its_package(monkeypatch, tmp_
 def test_a_stand_in_notices_another_weight(libraries, name):
     """The comparison above is one that can fail."""
     kernel = int4.registry()[name]
-    trial = next(iter(trials(kernel, 128, True)))
+    trial = trials(kernel.dtypes[0], 128, True)[0]
     other = pk.Int4Weight.from_plain(trial.weight.plain())
     other.packed[0, :16] ^= 0x88
 

@@ -151,6 +151,7 @@ def test_a_library_that_refuses_the_shape_says_which(libraries):
 
 
 @pytest.mark.parametrize("driver", ["bench.layer", "bench.step"])
+@pytest.mark.usefixtures("no_pictures")
 def test_libraries_on_a_gpu(capsys, monkeypatch, tmp_path, libraries, driver):
     """A stand-in of one: every mode, the clocks, the document, and the report's Figure 8 of it."""
     output = tmp_path / "run.json"

@@ -94,13 +94,20 @@ def test_a_time_limit_ends_what_hangs_and_what_is_too_slow(capsys, tmp_path):
         assert limit == "was not done after 4 s" and at in (doing, "checked", "made", "loaded", "")
 
 
-def test_one_op(capsys, tmp_path):
-    """Its plug-ins' processes are not forked."""
+OP = ["bench.op", "--op=gqa_decode", "--model=tiny", "--device=cpu"]
+
+
+def test_in_a_process_that_is_not_forked(capsys, tmp_path):
     with true_processes():
-        document, printed = measured(
-            capsys, tmp_path, 1, "bench.op", "--op=gqa_decode", "--model=tiny", "--device=cpu", "--ctx=32,40",
-            "--steps=3", f"--backend=native,torch,{ATTENTION}:Attention,{bad('Dies')}",
-        )  # fmt: skip
+        document, _ = measured(capsys, tmp_path, 0, *OP, "--ctx=32", "--steps=2", f"--backend={ATTENTION}:Attention")
+    assert {(row["backend"], row["status"]) for row in document["ops"]} == {("attention_plugin.py:Attention", "ok")}
+
+
+def test_one_op(capsys, tmp_path):
+    document, printed = measured(
+        capsys, tmp_path, 1, *OP, "--ctx=32,40", "--steps=3",
+        f"--backend=native,torch,{ATTENTION}:Attention,{bad('Dies')}",
+    )  # fmt: skip
     found = {(row["backend"], row["mode"], row["shape"][-2:]): row for row in document["ops"]}
     assert len(found) == len(document["ops"]) == 2 * (2 + 1 + 2)
     for kv in ("32", "40"):

@@ -213,6 +213,7 @@ def test_the_whole_report(capsys, folder):
     assert (folder / "out" / "figures" / "cost.svg").read_text().count("<svg") == 1
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_the_report_is_not_read_back(capsys, folder):
     for _ in range(2):
         assert run_here(capsys, "bench.report", str(folder)).out.startswith("6 documents")
@@ -270,11 +271,13 @@ def test_every_arm_has_a_column_of_its_own(folder):
     assert at == sorted(set(at)) and at[1] == 3350.0
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_no_svg(capsys, folder):
     assert run_here(capsys, "bench.report", str(folder), f"--out={folder}/out", "--no-svg").status == 0
     assert {path.suffix for path in (folder / "out" / "figures").iterdir()} == {".png"}
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_an_empty_kind_has_no_section(capsys, tmp_path):
     (tmp_path / "op.json").write_text(json.dumps(op()))
     # A title that is no UTF-8, as a shell may give it, is spelled out.
@@ -322,6 +325,7 @@ def test_bad_folders(capsys, tmp_path):
     assert_refused(run_here(capsys, "bench.report", str(tmp_path)), "DIR", "result documents")
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_compressed_documents_are_read_like_others(capsys, folder):
     packed, plain = folder / "layer.json.gz", folder / "layer.json"
     packed.write_bytes(gzip.compress(plain.read_bytes()))
@@ -332,6 +336,7 @@ def test_compressed_documents_are_read_like_others(capsys, folder):
     assert run_here(capsys, "bench.report", str(folder), "--no-svg").out.startswith("6 documents")
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_documents_that_lack_what_is_read_are_left_out(capsys, tmp_path):
     folder = tmp_path / "results"
     folder.mkdir()

@@ -51,6 +51,7 @@ def imports(source: str, known: frozenset[str], module: str = "") -> set[str]:
     return found & known
 
 
+@cache
 def import_graph() -> dict[str, set[str]]:
     """By module of bench and pykernels, what it imports of them."""
     files = modules("bench", "pykernels")

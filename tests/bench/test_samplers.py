@@ -55,7 +55,7 @@ def test_a_sample_is_many_steps_between_two_events(gpu):
 
 
 def test_a_torch_graph_s_time_is_a_step_s(gpu):
-    graph = FakeGraph(gpu, lambda item: gpu.launch(item), ["a"] * 5, False)
+    graph = FakeGraph(gpu, lambda item, compute: gpu.launch(item), ["a"] * 5, False)
     assert Samplers(Rotation(1), 5, CUDA).torch_graphs([graph])(3).tolist() == [KERNEL_US + GAP_US] * 3
     assert graph.replays == 3 and len(gpu.kernels) == 15
 
@@ -78,7 +78,7 @@ def test_what_is_queued_while_the_stream_is_held(gpu, monkeypatch, launches, ste
 
 def test_a_replay_is_one_entry_of_the_queue_however_many_kernels_it_launches(gpu):
     held = []
-    graph = FakeGraph(gpu, lambda item: held.append(gpu.held), ["a"], False)
+    graph = FakeGraph(gpu, lambda item, compute: held.append(gpu.held), ["a"], False)
     Samplers(Rotation(1), 1, CUDA).host_torch_graphs([graph], 1000)(3)
     assert held == [1, 1, 1]
 
@@ -93,7 +93,7 @@ def test_a_step_that_fails_lets_the_stream_go(gpu):
 
 
 def test_the_gate_replays_every_graph(gpu):
-    graphs = [FakeGraph(gpu, lambda item: None, [], False) for _ in range(3)]
+    graphs = [FakeGraph(gpu, lambda item, compute: None, [], False) for _ in range(3)]
     replay_all(graphs, 5)()
     assert [graph.replays for graph in graphs] == [1, 1, 1]
 

@@ -48,6 +48,7 @@ def test_sweep_ab_compare_report(capsys, tmp_path):
         assert words in page
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_gpu_study(capsys, tmp_path):
     """The script's commands are right for the drivers: each is run here, on the CPU, in the script's order."""
     log, out = tmp_path / "commands", tmp_path / "out"

@@ -101,34 +101,36 @@ class FakeGpu:
             self.queued += 1
             self.most_queued = max(self.most_queued, self.queued)
 
-    def run(self, program) -> None:
-        """A program's ops, on the CPU, as kernels of the clock."""
-        if not {"null", "spin"} & set(program.ops):
+    def run(self, program, compute: bool = True) -> None:
+        """A program's ops, on the CPU, as kernels of the clock. compute=False: as kernels of the clock alone."""
+        ops = program.ops
+        if compute and not {"null", "spin"} & set(ops):
             program.run()
-        for op in program.ops:
+        for op in ops:
             self.launch(op)
 
-    def enqueue(self, step) -> None:
+    def enqueue(self, step, compute: bool = True) -> None:
         """A step of a C++ loop."""
         if isinstance(step, FakeGraph):
             step.replay(0)
         elif isinstance(step, FakeRelaunch):
             step.run()
         elif isinstance(step, pk.dispatch.Tape):
-            step.run()
+            if compute:
+                step.run()
             for call in step.calls:
                 self.launch(call)
         else:
-            self.run(step)
+            self.run(step, compute)
 
     def timed_loop(self, steps, stream, warmup, samples, repeats=1):
-        """pk.runtime.cuda_timed_loop, and pk.dispatch.cuda_timed_loop."""
+        """pk.runtime.cuda_timed_loop, and pk.dispatch.cuda_timed_loop. Each sample computes a step once."""
         self.on_stream("timed loop", stream)
         turn, times = 0, []
         for _ in range(samples):
             begin = self.now_us
-            for _ in range(repeats):
-                self.enqueue(steps[turn % len(steps)])
+            for repeat in range(repeats):
+                self.enqueue(steps[turn % len(steps)], repeat < len(steps))
                 turn += 1
             times.append((self.now_us - begin) / repeats)
         return np.array(times, dtype=np.float64)
@@ -151,7 +153,8 @@ class FakeGpu:
 
 
 class FakeGraph:
-    """pk.runtime.CudaGraph; and torch's, of steps in place of programs."""
+    """pk.runtime.CudaGraph; and torch's, of steps in place of programs. A chain of one step computes it once: it would
+    compute the same each time."""
 
     def __init__(self, gpu: FakeGpu, run: Callable, items: list, programmatic: bool) -> None:
         self.gpu, self.run, self.items, self.programmatic, self.replays = gpu, run, items, programmatic, 0
@@ -162,8 +165,10 @@ class FakeGraph:
         self.replays += 1
         self.gpu.call("cudaGraphLaunch")
         self.gpu.replaying = True
+        computed: set[int] = set()
         for item in self.items:
-            self.run(item)
+            self.run(item, id(item) not in computed)
+            computed.add(id(item))
         self.gpu.replaying = False
 
 
@@ -266,8 +271,9 @@ def install(monkeypatch: pytest.MonkeyPatch, traced: bool = True, devices: int =
         if isinstance(getattr(step, "__self__", None), FakeGraph):
             return step
 
-        def run() -> None:
-            step()
+        def run(compute: bool = True) -> None:
+            if compute:
+                step()
             gpu.launch("eager")
 
         return run
@@ -276,7 +282,10 @@ def install(monkeypatch: pytest.MonkeyPatch, traced: bool = True, devices: int =
         return lambda steps, *rest: true([launching(step) for step in steps], *rest)
 
     def capture(steps, length):
-        return [FakeGraph(gpu, lambda step: launching(step)(), chain, False) for chain in chains(steps, length)]
+        def run(step, compute: bool) -> None:
+            launching(step)(compute)
+
+        return [FakeGraph(gpu, run, chain, False) for chain in chains(steps, length)]
 
     def capture_each(steps):
         return [graph for step in steps for graph in capture([step], 1)]
@@ -360,6 +369,7 @@ def install(monkeypatch: pytest.MonkeyPatch, traced: bool = True, devices: int =
     for module in (samplers, step_drivers):
         set_(module, "held_sampler", held)
     set_("bench.core.ceiling._CUDA_BYTES", 1 << 20)
+    set_("bench.core.controls._CUDA_REPEATS", 5)
     return gpu
 
 
