@@ -1,5 +1,6 @@
 """Fixtures of several test files."""
 
+import os
 import resource
 
 import pytest
@@ -22,7 +23,9 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_sessionstart():
-    """Tests say `cuda`, which is the current device. Drivers' processes are forked; the machine has a small cache."""
+    """Tests say `cuda`, which is the current device. Drivers' processes are forked; the machine has a small cache.
+    torch.compile takes the CPU's own word for its vectors, in place of a program compiled and run for each kind."""
+    os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
     fork_server.install()
     small_machine.pretend()
     if GPU.index:

@@ -17,7 +17,7 @@ from bench.core import cli, controls
 from bench.core.document import program_name
 from pykernels.layer import OP_LABELS
 
-LAYER = ["--device=cuda", "--model=tiny", "--ctx=64", "--steps=6", "--warmup=1", "--backend=native,sdpa",
+LAYER = ["--device=cuda", "--model=tiny", "--ctx=64", "--steps=12", "--warmup=1", "--backend=native,sdpa",
          "--mode=eager,dispatch,native,graph,graph-pdl", "--l2=warm"]  # fmt: skip
 STEP_US = KERNEL_US + GAP_US
 OPS = {"none": 14, "block": 5}
@@ -159,8 +159,8 @@ def test_throttled_rounds(layer):
     assert (document["throttled_rounds"], document["throttled_left_out"]) == ([1], True)
     for arm in document["arms"]:
         if arm["status"] == "ok":
-            assert len(arm["samples_us"]) == 6 and arm["wall_us"]["n"] == 5
-    assert "throttled: 1 of 6 rounds, left out of the medians" in words
+            assert len(arm["samples_us"]) == 12 and arm["wall_us"]["n"] == 11
+    assert "throttled: 1 of 12 rounds, left out of the medians" in words
     assert document["environment"]["gpu_before"]["sm_mhz"] == document["environment"]["gpu_after"]["sm_mhz"] == 1980
 
 

@@ -117,7 +117,7 @@ def test_a_wrong_layer_gets_no_time(gpu, capsys, tmp_path, monkeypatch):
 
 def test_records_of_another_chain_are_an_error(gpu, capsys, tmp_path, monkeypatch):
     true_run = gpu.run
-    monkeypatch.setattr(gpu, "run", lambda program: (gpu.launch("rmsnorm"), true_run(program)))
+    monkeypatch.setattr(gpu, "run", lambda *given: (gpu.launch("rmsnorm"), true_run(*given)))
     result, document = measure(capsys, tmp_path, "--mode=graph")
     (arm,) = document["arms"]
     assert arm["status"] == "error"

@@ -62,6 +62,7 @@ def test_the_launchers_of_a_cpu(on_the_cpu):
 
 @pytest.fixture(params=[True, False], ids=["traced", "untraced"])
 def gpu(request, monkeypatch):
+    monkeypatch.setattr("bench.launch.measure.LAUNCHES_A_SAMPLE", 100)
     with fake_gpu(monkeypatch, request.param) as gpu:
         gpu.traced = request.param
         gpu.launchers = install_launchers(monkeypatch, gpu)

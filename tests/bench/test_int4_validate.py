@@ -268,7 +268,9 @@ def made(groups: tuple[int, ...], symmetries: tuple[bool, ...]) -> dict[str, lis
 
 def found_in(cases, kernel, groups=(128,), symmetries=(True, False)):
     """What a validation would find in those cases."""
-    return [validate.run_trial(kernel, trial, CPU) for case in sorted(cases) for trial in made(groups, symmetries)[case]]
+    return [
+        validate.run_trial(kernel, trial, CPU) for case in sorted(cases) for trial in made(groups, symmetries)[case]
+    ]
 
 
 @cache

@@ -17,6 +17,12 @@ BY_NAME = {rule.name: rule for rule in RULES}
 RECORDED = [1.245, 1.252, 1.254, 1.255, 1.257, 1.258, 1.260, 1.262, 1.263, 1.288]
 
 
+@pytest.fixture
+def fewer_resamples(monkeypatch):
+    """A tenth: what the limits of hundreds of intervals differ by then is little beside what the draws do."""
+    monkeypatch.setattr(spread_of, "RESAMPLES", 1000)
+
+
 def covered(draw, truth: float, interval) -> float:
     generator = np.random.default_rng(11)
     hits = 0
@@ -35,6 +41,7 @@ def covered(draw, truth: float, interval) -> float:
     ],
     ids=["normal", "lognormal", "uniform"],
 )
+@pytest.mark.usefixtures("fewer_resamples")
 def test_the_interval_of_the_mean_covers_it(draw, truth):
     assert 0.93 <= covered(draw, truth, spread_of.mean_interval) <= 0.97
 
@@ -44,6 +51,7 @@ def test_the_interval_of_a_median_covers_it():
     assert 0.93 <= covered(draw, 100.0, lambda x: statistics.interval(statistics.median, x)) <= 0.97
 
 
+@pytest.mark.usefixtures("fewer_resamples")
 def test_the_plain_interval_covers_too_little():
     # Why it is not the one that is used.
     plain = lambda values: spread_of.mean_interval(values, expanded=False)  # noqa: E731
@@ -91,6 +99,7 @@ def verdicts(rule: str, speedup: float, repeats: int = 100) -> dict[str, int]:
     return counts
 
 
+@pytest.mark.usefixtures("fewer_resamples")
 def test_an_arm_against_itself_has_no_effect():
     counts = verdicts("difference", 1.0)
     assert counts["supported"] <= 5 and counts["refuted"] >= 90
@@ -109,10 +118,12 @@ def test_an_arm_against_itself_has_no_effect():
         ("memory-bound", 1.30, "refuted"),
     ],
 )
+@pytest.mark.usefixtures("fewer_resamples")
 def test_known_effects_are_found(rule, speedup, expected):
     assert verdicts(rule, speedup)[expected] >= 95
 
 
+@pytest.mark.usefixtures("fewer_resamples")
 def test_what_lies_at_the_threshold_is_seldom_decided():
     counts = verdicts("launch-bound", 1.15)
     assert counts["supported"] <= 5

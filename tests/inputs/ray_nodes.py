@@ -3,9 +3,10 @@
 import os
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 from inputs.command_line import ROOT
 
@@ -23,9 +24,9 @@ def stub_path(*before: Path) -> str:
     return os.pathsep.join(map(str, (*before, STUB, ROOT)))
 
 
-def start_node(cluster, *before: Path, **options):
-    """One more node; `before` comes first on its PYTHONPATH."""
-    environment = {"PYTHONPATH": stub_path(*before), "OMP_NUM_THREADS": "1"}
+def start_node(cluster, *before: Path, variables: Mapping[str, str] = MappingProxyType({}), **options):
+    """One more node; `before` comes first on its PYTHONPATH, `variables` are more of its environment."""
+    environment = {"PYTHONPATH": stub_path(*before), "OMP_NUM_THREADS": "1", **variables}
     return cluster.add_node(
         **{"num_cpus": 1, "env_vars": environment, "include_dashboard": False, "object_store_memory": 80 << 20}
         | options

@@ -179,8 +179,13 @@ def test_a_toy_op_runs(tmp_path):
     copied(tmp_path, "csrc", "pykernels", "tests")
     toy_additions.add(toy_additions.OP, tmp_path)
     csrc = tmp_path / "csrc"
+    # One translation unit, whose headers are read once.
+    sources = [
+        *sorted(path for path in (csrc / "simt").glob("*.cpp") if path.name != "c_api.cpp"),
+        csrc / "cuda/scale.cu",
+    ]
     program = tmp_path / "toy.cpp"
-    program.write_text(TOY_PROGRAM)
+    program.write_text("".join(f'#include "{path}"\n' for path in sources) + TOY_PROGRAM)
     flags = ["-std=c++17", "-O0", "-w", f"-I{csrc}"]
     simt = [*flags, "-DPYKERNELS_SIMT", "-DPYKERNELS_CUDA", "-DPYKERNELS_SIMT_ARCH=90"]
 
@@ -189,9 +194,7 @@ def test_a_toy_op_runs(tmp_path):
         assert done.returncode == 0, done.stderr
 
     build(*flags, "-DPYKERNELS_ISA=generic", "-c", str(csrc / "cpu" / "scale.cpp"), "-o", str(tmp_path / "scale_cpu.o"))
-    sources = [str(path) for path in (csrc / "simt").glob("*.cpp") if path.name != "c_api.cpp"]
-    build(*simt, str(program), *sources, str(tmp_path / "scale_cpu.o"), "-x", "c++", str(csrc / "cuda" / "scale.cu"),
-          "-pthread", "-ldl", "-o", str(tmp_path / "toy"))  # fmt: skip
+    build(*simt, str(program), str(tmp_path / "scale_cpu.o"), "-pthread", "-ldl", "-o", str(tmp_path / "toy"))
     done = subprocess.run([str(tmp_path / "toy")], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     build(*simt, "-fsyntax-only", str(csrc / "simt" / "c_api.cpp"))
