@@ -10,9 +10,10 @@ from inputs.helpers import GPU, torch_threads
 
 # These are begun first, in this order: the longest file must not be what one worker begins when the other has ended.
 LONGEST = (
-    "test_ray", "test_attention", "test_backends", "test_sweep", "test_linear_peers", "test_int4_validate",
-    "test_int4_bench", "test_install", "test_bench_cuda", "test_bench_layer", "test_stack", "test_ab", "test_sessions",
-    "test_simt_int4", "test_simt_gqa_decode", "test_gate", "test_simt_layer", "test_contributing",
+    "test_ray", "test_study_chain", "test_backends", "test_stack", "test_simt_int4", "test_bench_cuda",
+    "test_simt_gqa_decode", "test_install", "test_int4_validate", "test_simt_layer", "test_sweep", "test_linear_peers",
+    "test_attention", "test_ab", "test_simt_gqa_head_dims", "test_gate", "test_bench_step_cuda", "test_plugins",
+    "test_int4_validate_command", "test_sessions", "test_bench_layer",
 )  # fmt: skip
 
 

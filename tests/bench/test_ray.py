@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from contextlib import ExitStack
+from importlib.util import find_spec
 
 import pytest
 from inputs.busy import HANG_S
@@ -14,7 +15,7 @@ from inputs.ray_nodes import another_build, nodes, start_node, stub_path, wheel
 
 from bench.core.files import TEMPORARY
 
-pytest.importorskip("ray")
+pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
 
 SMALL = ["--model=tiny", "--device=cpu", "--no-controls", "--arm=native/block:native"]
 VARIES = ("seconds", "pid", "node")

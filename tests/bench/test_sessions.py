@@ -94,8 +94,12 @@ def synthetic(seed: int, speedup: float, n: int = 10) -> tuple[np.ndarray, np.nd
 
 def verdicts(rule: str, speedup: float, repeats: int = 100) -> dict[str, int]:
     counts = dict(supported=0, refuted=0, undecided=0)
+    found = []
     for seed in range(repeats):
-        counts[sessions.analyse(*synthetic(seed, speedup), BY_NAME[rule])["verdict"]] += 1
+        a, b = synthetic(seed, speedup)
+        found.append(sessions.judge(BY_NAME[rule], (a / b).tolist(), spread_of.spread(a / b))[0])
+        counts[found[-1]] += 1
+    assert sessions.analyse(*synthetic(0, speedup), BY_NAME[rule])["verdict"] == found[0]
     return counts
 
 

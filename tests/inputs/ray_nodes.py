@@ -28,7 +28,8 @@ def start_node(cluster, *before: Path, variables: Mapping[str, str] = MappingPro
     """One more node; `before` comes first on its PYTHONPATH, `variables` are more of its environment."""
     environment = {"PYTHONPATH": stub_path(*before), "OMP_NUM_THREADS": "1", **variables}
     return cluster.add_node(
-        **{"num_cpus": 1, "env_vars": environment, "include_dashboard": False, "object_store_memory": 80 << 20}
+        **{"num_cpus": 1, "env_vars": environment, "object_store_memory": 80 << 20}
+        | {"include_dashboard": False, "include_log_monitor": False, "no_monitor": True}
         | options
     )
 
