@@ -1,7 +1,10 @@
 """Fixtures of several test files."""
 
+import gc
 import os
 import resource
+import sys
+import sysconfig
 
 import pytest
 import torch
@@ -33,12 +36,21 @@ def pytest_sessionstart():
         torch.cuda.set_device(GPU)
 
 
+def pytest_collection_finish():
+    """What was imported and collected stays: it need not be looked through each time that garbage is collected."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def own_limits():
-    """A plug-in's process limits its memory; a test that runs its code in this one must not limit those after it."""
-    before = resource.getrlimit(resource.RLIMIT_DATA)
+    """A plug-in's process limits its memory, and finds what lies beside the plug-in. A test that runs its code in this
+    process must do neither to those after it, whose processes are forked where sys.path is as it was."""
+    before, path, installed = resource.getrlimit(resource.RLIMIT_DATA), list(sys.path), sysconfig.get_path("purelib")
     yield
     resource.setrlimit(resource.RLIMIT_DATA, before)
+    # What a library adds for itself when it is imported, as Ray does, it adds once.
+    sys.path[:] = [entry for entry in sys.path if entry in path or entry.startswith(installed + os.sep)]
 
 
 @pytest.fixture

@@ -75,7 +75,7 @@ def test_compiled_around_an_attention(peers, name, batch):
 @needs_compiler
 def test_more_copies_of_a_layer_than_torch_compiles_code(named):
     with torch._dynamo.config.patch(recompile_limit=1):
-        arm = gated("compile-native", workload(copies=3))
+        arm = gated("compile-native", workload(copies=2))
     assert (arm.status, arm.reason) == ("ok", None)
 
 
