@@ -3,8 +3,6 @@
 import gc
 import os
 import resource
-import sys
-import sysconfig
 
 import pytest
 import torch
@@ -45,12 +43,11 @@ def pytest_collection_finish():
 @pytest.fixture(autouse=True)
 def own_limits():
     """A plug-in's process limits its memory, and finds what lies beside the plug-in. A test that runs its code in this
-    process must do neither to those after it, whose processes are forked where sys.path is as it was."""
-    before, path, installed = resource.getrlimit(resource.RLIMIT_DATA), list(sys.path), sysconfig.get_path("purelib")
-    yield
+    process must do neither to those after it."""
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    with fork_server.own_path():
+        yield
     resource.setrlimit(resource.RLIMIT_DATA, before)
-    # What a library adds for itself when it is imported, as Ray does, it adds once.
-    sys.path[:] = [entry for entry in sys.path if entry in path or entry.startswith(installed + os.sep)]
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from inputs.busy import HANG_S
 from inputs.command_line import ROOT, Result, run, start
-from inputs.fork_server import _MARK, _client, default_ctrl_c, script_command, true_processes
+from inputs.fork_server import _MARK, _client, default_ctrl_c, own_path, script_command, true_processes
 
 from bench.core import processes
 
@@ -153,3 +153,15 @@ def test_what_is_forked(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(tmp_path))
     command = processes.module_command("bench.layer", [])
     assert b"bench.layer" in begun(subprocess.Popen(command, **pipes))
+
+
+def test_what_a_test_adds_to_the_path_goes_with_it(monkeypatch, tmp_path):
+    """And a process of the next is forked again."""
+    monkeypatch.setattr(sys, "path", list(_client.path))
+    installed = sysconfig.get_path("purelib") + "/ray/thirdparty_files"
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    with own_path():
+        sys.path[:0] = [str(tmp_path), installed]
+        assert b"bench.layer" in begun(subprocess.Popen(processes.module_command("bench.layer", []), **pipes))
+    assert sys.path == [installed, *_client.path]
+    assert b"bench.layer" not in begun(subprocess.Popen(processes.module_command("bench.layer", []), **pipes))

@@ -119,6 +119,21 @@ def true_processes() -> Iterator[None]:
         _client.switched_off = before
 
 
+@contextmanager
+def own_path() -> Iterator[None]:
+    """What is added to sys.path inside is gone afterwards: with a plug-in's folder on it no process would be forked."""
+    before = list(sys.path)
+    try:
+        yield
+    finally:
+        sys.path[:] = [entry for entry in sys.path if entry in before or _is_installed(entry)]
+
+
+def _is_installed(entry: str) -> bool:
+    """What is installed may add a folder of its own to sys.path, once, when it is imported, as Ray does."""
+    return entry.startswith(sysconfig.get_path("purelib") + os.sep)
+
+
 def default_ctrl_c() -> None:
     """A preexec_fn: a suite started in the background of a shell ignores Ctrl-C, and so would its children."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -175,9 +190,7 @@ def _request(given: Mapping[str, Any]) -> dict[str, object] | None:
         module = None
     elif option != "-m" or cwd != ROOT:
         return None
-    # What is installed may add a folder of its own to sys.path when it is imported, as Ray does.
-    installed = sysconfig.get_path("purelib") + os.sep
-    others = {entry for entry in path or () if not entry.startswith(installed)} - {*_client.path, str(ROOT)}
+    others = {entry for entry in path or () if not _is_installed(entry)} - {*_client.path, str(ROOT)}
     if others or (module and module.partition(".")[0] != "bench"):
         return None
     return {

@@ -85,17 +85,17 @@ def test_a_driver_and_a_plug_in_beside_another_bench(installed, hostile):
     """With -m the other bench is in the first folder of sys.path too, and not on PYTHONPATH alone."""
     shutil.copy(ROOT / "examples" / "attention_plugin.py", hostile / "mine.py")
     done = run(
-        installed / "python", "-m", "launchtax", "layer", "--model=tiny", "--ctx=64", "--device=cpu", "--mode=eager",
-        "--backend=native,mine.py:Attention", "--steps=2", "--warmup=0", "--l2=warm", "--json=layer.json",
+        installed / "python", "-m", "launchtax", "op", "--op=gqa_decode", "--model=tiny", "--ctx=64", "--device=cpu",
+        "--backend=native,mine.py:Attention", "--steps=2", "--json=op.json",
         folder=hostile, PYTHONPATH=str(hostile),
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    document = json.loads((hostile / "layer.json").read_text())
-    assert {(arm["backend"], arm["status"]) for arm in document["arms"]} >= {
+    document = json.loads((hostile / "op.json").read_text())
+    assert {(row["backend"], row["status"]) for row in document["ops"]} >= {
         ("native", "ok"),
         ("mine.py:Attention", "ok"),
     }
-    assert document["command"].startswith("launchtax layer --model=tiny")
+    assert document["command"].startswith("launchtax op --op=gqa_decode")
 
 
 def test_bad_names_and_flags_are_refused_in_one_line(installed, hostile):
