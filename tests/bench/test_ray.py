@@ -88,18 +88,19 @@ def test_a_driver_killed_and_started_again_leaves_the_documents_of_the_plain_swe
 
 
 def test_a_node_killed_in_mid_cell_costs_the_cell_in_hand(capsys, cluster, tmp_path):
-    victim = start_node(cluster, resources={"small": 1})
+    """The second of the two: what comes after needs the first alone."""
+    (victim,) = cluster.worker_nodes
 
     def kill() -> None:
-        while len(list(tmp_path.glob(".*.claim-*"))) < 3:
+        while len(list(tmp_path.glob(".*.claim-*"))) < 2:
             time.sleep(0.02)
         cluster.remove_node(victim, allow_graceful=False)
 
     threading.Thread(target=kill, daemon=True).start()
-    result = sweep(capsys, cluster, tmp_path, "--ctx=2000,2001,2002,50,51", "--batch=1")
-    assert result.status == 0 and result.out.endswith("5 ok\n"), result.err + result.out
+    result = sweep(capsys, cluster, tmp_path, "--ctx=2000,2001,50,51", "--batch=1")
+    assert result.status == 0 and result.out.endswith("4 ok\n"), result.err + result.out
     assert 1 <= result.out.count(": lost on ") <= 2  # Ray may list the node as alive for a moment
-    assert sorted(os.listdir(tmp_path)) == sorted(f"tiny_ctx{ctx}_b1.json" for ctx in (2000, 2001, 2002, 50, 51))
+    assert sorted(os.listdir(tmp_path)) == sorted(f"tiny_ctx{ctx}_b1.json" for ctx in (2000, 2001, 50, 51))
 
 
 def test_a_node_that_lies_and_one_of_another_build_are_refused_by_name(capsys, cluster, others, tmp_path):
