@@ -33,10 +33,14 @@ constexpr int gqa_min_cluster_keys = gqa_min_split_keys / 2;
 // The most tiles of a warp. More where clusters occupy two thirds of the SMs, which read at nearly the
 // memory's bandwidth.
 constexpr int gqa_max_cluster_tiles = 4, gqa_max_spread_cluster_tiles = 16;
-// By cp.async.bulk an SM reads more: then also where clusters occupy two fifths of the SMs. The fewest tiles
-// for which K and V come so.
-constexpr int gqa_max_bulk_cluster_tiles = 16, gqa_max_spread_bulk_cluster_tiles = 64;
+// By cp.async.bulk an SM reads more, and clusters on two fifths of the SMs are enough. From so many tiles on
+// K and V come so, except with head_dim 64, whose copies are too small.
 constexpr int gqa_min_bulk_cluster_tiles = 4;
+// The most tiles then: a cluster of 16 is bound by what its GPC reads, and where more than half of the SMs
+// have a cluster, splits on all of them are ahead by the SMs that clusters leave. Where none is left: the
+// last.
+constexpr int gqa_max_bulk_cluster_tiles = 8, gqa_max_half_bulk_cluster_tiles = 16,
+              gqa_half_cluster_splits = 8, gqa_max_full_bulk_cluster_tiles = 64;
 // Clusters that are few behind a GEMV have at most this many blocks (few_clusters below).
 constexpr int gqa_max_few_cluster_blocks = 64;
 
@@ -165,6 +169,24 @@ inline bool can_copy_bulk(const GqaDecodeParams& params, const GqaPlan& plan, co
            ring_offset_of(before) + gqa_ring_bytes(params.head_dim) <= device.shared_bytes;
 }
 
+inline bool bulk_in_clusters(const GqaDecodeParams& params, const GqaPlan& plan, const GqaDevice& device,
+                             int cluster) {
+    return params.head_dim > 64 && can_copy_bulk(params, plan, device, cluster);
+}
+
+// A warp's, in clusters of so many blocks.
+inline int most_cluster_tiles(const GqaDecodeParams& params, const GqaPlan& plan, const GqaDevice& device,
+                              int cluster) {
+    const int blocks = plan.groups * cluster;
+    const int resident_blocks = (plan.cuda_cores ? 2 : 1) * device.sm_count;
+    if (bulk_in_clusters(params, plan, device, cluster) && 5 * blocks >= 2 * resident_blocks) {
+        if (10 * blocks >= 9 * resident_blocks) return gqa_max_full_bulk_cluster_tiles;
+        const bool half = 2 * blocks <= resident_blocks && cluster <= gqa_half_cluster_splits;
+        return half ? gqa_max_half_bulk_cluster_tiles : gqa_max_bulk_cluster_tiles;
+    }
+    return 3 * blocks >= 2 * resident_blocks ? gqa_max_spread_cluster_tiles : gqa_max_cluster_tiles;
+}
+
 // Blocks of a cluster. All clusters are resident at once.
 inline int cluster_of(const GqaDecodeParams& params, const GqaPlan& plan, const GqaDevice& device) {
     if (!device.sm_90) return 1;
@@ -189,13 +211,7 @@ inline int cluster_of(const GqaDecodeParams& params, const GqaPlan& plan, const 
         cluster = most_of(gqa_min_split_keys);
         while (cluster > 1 && !(fits(cluster) && combines(cluster))) --cluster;
     }
-    const int blocks = plan.groups * cluster;
-    const int resident_blocks = (plan.cuda_cores ? 2 : 1) * device.sm_count;
-    const bool spread = 3 * blocks >= 2 * resident_blocks;
-    int most_tiles = spread ? gqa_max_spread_cluster_tiles : gqa_max_cluster_tiles;
-    if (can_copy_bulk(params, plan, device, cluster) && 5 * blocks >= 2 * resident_blocks)
-        most_tiles = spread ? gqa_max_spread_bulk_cluster_tiles : gqa_max_bulk_cluster_tiles;
-    return tiles_of(params, cluster) <= most_tiles ? cluster : 1;
+    return tiles_of(params, cluster) <= most_cluster_tiles(params, plan, device, cluster) ? cluster : 1;
 }
 
 inline GqaPlan plan_kernel(const GqaDecodeParams& params, const GqaDevice& device, bool programmatic,
@@ -227,10 +243,10 @@ inline GqaPlan plan_kernel(const GqaDecodeParams& params, const GqaDevice& devic
     plan.programmatic = programmatic;
     plan.shared_bytes = bytes_before_ring(plan, params.head_dim, plan.cluster_splits);
     plan.ring_offset = ring_offset_of(plan.shared_bytes);
-    const int tiles = tiles_of(params, plan.splits);
     const bool clustered = plan.cluster_splits > 1;
     const bool many_tiles = clustered
-                                ? tiles >= gqa_min_bulk_cluster_tiles
+                                ? bulk_in_clusters(params, plan, device, plan.cluster_splits) &&
+                                      tiles_of(params, plan.splits) >= gqa_min_bulk_cluster_tiles
                                 : params.max_len >= gqa_min_bulk_tiles * plan.splits * gqa_min_split_keys;
     // Right after a GEMV, most of an SM's L1 is still configured as shared memory, and loads to registers go
     // through the L1. A few clusters, which wait for SMs of one GPC, lose by that; with more of them the ring

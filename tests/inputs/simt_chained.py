@@ -306,7 +306,7 @@ CASES = {
     "gqa_decode of head_dim 256": lambda: gqa_decode([150], 300, 4, 1, 256, FP16),
     "gqa_decode on CUDA cores": lambda: gqa_decode([290], 300, 1, 1, 128, BF16),
     "gqa_decode of a long cache": lambda: gqa_decode([333], 16400, 8, 2, 64, BF16),
-    "gqa_decode of a long cache in a cluster": lambda: gqa_decode([333], 2064, 4, 1, 64, BF16),
+    "gqa_decode of a long cache in a cluster": lambda: gqa_decode([333], 2064, 4, 1, 128, BF16),
     "gemv of one": lambda: gemv(1, 1032, 37, BF16),
     "gemv, scaled and capped": lambda: gemv(1, 520, 37, BF16, scale=0.4, softcap=1.5),
     "gemv of three": lambda: gemv(3, 520, 37, FP16),

@@ -22,14 +22,14 @@ struct Heads {
 };
 
 constexpr Heads qwen = {"qwen2.5-7b", 28, 4, 128}, llama = {"llama-3.1-8b", 32, 8, 128},
-                llama2 = {"llama-2-7b", 32, 32, 128}, gemma = {"gemma-2b", 8, 1, 256},
-                phi3 = {"phi-3-mini", 32, 32, 96};
+                small = {"llama-3.2-1b", 32, 8, 64}, llama2 = {"llama-2-7b", 32, 32, 128},
+                gemma = {"gemma-2b", 8, 1, 256}, phi3 = {"phi-3-mini", 32, 32, 96};
 constexpr Heads shapes[] = {qwen,
                             llama,
                             llama2,
                             gemma,
                             phi3,
-                            {"llama-3.2-1b", 32, 8, 64},
+                            small,
                             {"gemma-3-4b", 8, 4, 256},
                             {"stablelm-3b", 32, 32, 80},
                             {"groups of 16", 64, 4, 112},
@@ -135,7 +135,8 @@ void test_plan(const Heads& heads, int batch, int max_len, const Device& device,
                                               : max_len >= gqa_min_bulk_tiles * keys_of_tiles;
     const int ring = gqa_warps * gqa_ring_stages * 2 * gqa_tile_keys * heads.head_dim * 2;
     const bool has_room = plan.ring_offset + ring + 1024 <= device.shared_bytes;
-    const bool may = device.sm_90 && !plan.any_dim && many && max_len % gqa_tile_keys == 0;
+    const bool may = device.sm_90 && !plan.any_dim && many && max_len % gqa_tile_keys == 0 &&
+                     (plan.cluster_splits == 1 || heads.head_dim > 64);
     CHECK(!plan.bulk_copies || may, "%s", context("bulk copies"));
     CHECK(plan.bulk_copies || !(may && has_room), "%s", context("no bulk copies"));
     CHECK(plan.ring_offset % 128 == 0 && plan.ring_offset >= rows + 4, "%s: %d", context("ring"),
@@ -182,12 +183,15 @@ void test_the_plans_that_were_measured() {
         int batch, max_len, cluster;
     };
     const Measured all[] = {
-        {qwen, 1, 1024, 16}, {qwen, 1, 2048, 16},  {qwen, 1, 8192, 16},  {qwen, 1, 16384, 16},
-        {qwen, 1, 65536, 1}, {qwen, 2, 4096, 8},   {qwen, 2, 16384, 8},  {qwen, 4, 2048, 4},
-        {qwen, 4, 8192, 4},  {qwen, 4, 16384, 1},  {qwen, 8, 1024, 2},   {qwen, 8, 4096, 2},
-        {qwen, 8, 16384, 1}, {llama, 1, 1024, 8},  {llama, 1, 16384, 8}, {llama, 1, 65536, 1},
-        {llama, 2, 1024, 4}, {llama, 2, 8192, 4},  {llama, 2, 16384, 1}, {llama, 4, 1024, 2},
-        {llama, 4, 4096, 2}, {llama, 4, 16384, 1}, {llama, 8, 1024, 2},  {llama, 8, 16384, 2},
+        {qwen, 1, 1024, 16},  {qwen, 1, 2048, 16},  {qwen, 1, 8192, 16},  {qwen, 1, 16384, 16},
+        {qwen, 1, 32768, 1},  {qwen, 2, 4096, 8},   {qwen, 2, 16384, 8},  {qwen, 2, 32768, 1},
+        {qwen, 3, 4096, 8},   {qwen, 3, 16384, 1},  {qwen, 4, 2048, 4},   {qwen, 4, 8192, 4},
+        {qwen, 4, 16384, 1},  {qwen, 8, 1024, 2},   {qwen, 8, 4096, 2},   {qwen, 8, 16384, 1},
+        {llama, 1, 1024, 8},  {llama, 1, 16384, 8}, {llama, 1, 32768, 1}, {llama, 2, 1024, 4},
+        {llama, 2, 8192, 4},  {llama, 2, 16384, 1}, {llama, 3, 4096, 4},  {llama, 3, 16384, 1},
+        {llama, 4, 1024, 2},  {llama, 4, 4096, 2},  {llama, 4, 16384, 1}, {llama, 8, 1024, 2},
+        {llama, 8, 16384, 2}, {small, 1, 1024, 8},  {small, 1, 4096, 8},  {small, 1, 16384, 1},
+        {small, 4, 1024, 2},  {small, 4, 4096, 1},
     };
     for (const Measured& one : all) {
         const GqaPlan of = plan(one.heads, one.batch, one.max_len);
@@ -234,6 +238,7 @@ void test_where_bulk_copies_are_taken() {
     CHECK(!taken(qwen, 1, 2048) && !taken(qwen, 1, 4096) && taken(qwen, 1, 8192) && taken(qwen, 1, 16384),
           "qwen, in clusters");
     CHECK(!taken(qwen, 1, 65536) && taken(qwen, 1, 131072), "qwen, without");
+    CHECK(!taken(small, 1, 4096) && !taken(small, 4, 1024), "copies of 2 KB, in clusters");
     CHECK(!taken(qwen, 4, 1024) && taken(qwen, 4, 2048) && taken(qwen, 4, 16384), "qwen, batch 4");
     CHECK(!taken(llama, 1, 2048) && taken(llama, 1, 4096) && taken(llama, 1, 16384), "llama, in clusters");
     for (const int max_len : {32768, 65536, 131072}) CHECK(taken(llama, 1, max_len), "llama, %d", max_len);

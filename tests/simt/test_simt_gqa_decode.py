@@ -59,8 +59,8 @@ def test_more_splits_than_a_cluster_has_blocks(length, arch):
 
 
 # A cache this long for its splits is read by bulk copies on sm_90 (`gqa_min_bulk_tiles`, in a cluster
-# `gqa_min_bulk_cluster_tiles`): slots and SMs, of which there are four in one cluster, then three that combine through
-# global memory. Short lengths in it keep the executor quick.
+# `gqa_min_bulk_cluster_tiles`): slots and SMs, of which there are four in one cluster (head_dim 128), then three that
+# combine through global memory. Short lengths in it keep the executor quick.
 LONG = pytest.mark.parametrize(("max_len", "sm_count"), [(8192 + 16, 4), (16384 + 16, 3)])
 
 
@@ -126,8 +126,8 @@ def test_scores_that_overflow_an_exponential(favourite, arch):
     check((q, k, v, kv_len), arch, sm_count=3, scale=1e4 / (64 * 16), runs=1)
 
 
-# In the longest cache K and V come by bulk copies; its 3 splits have 384 keys a round of tiles. So they do in a cluster
-# of two with 1040 slots, and with 304 in the PDL launch where clusters are few.
+# In the longest cache K and V come by bulk copies; its 3 splits have 384 keys a round of tiles. So they do in the PDL
+# launch where clusters are few and the cache is whole tiles: two splits of 304 slots and of 1040.
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize(
     ("newest", "max_len"),
