@@ -33,7 +33,8 @@ cxx_sources = $(shell git ls-files --cached --others --exclude-standard 'csrc/*.
                                     'tests/*.cpp' 'tests/*.h' 'tests/*.cu' 'tests/*.cuh' 'examples/*.cu')
 build_folder = build/$(shell $(python) -c 'import sysconfig; print(sysconfig.get_config_var("SOABI"))')
 
-.PHONY: layer test fuzz mutations fleet-soak build build-tests lint format clean nsys ncu sanitize gpu-check gpu-peers gpu-int4 report resources
+.PHONY: layer test native-tests fuzz mutations fleet-soak packages kernels build build-tests lint format clean nsys ncu \
+  sanitize gpu-check gpu-peers gpu-int4 report resources
 .DELETE_ON_ERROR:
 
 layer: build
@@ -42,11 +43,15 @@ layer: build
 # Whole files side by side, so that what a file makes once is made once, the longest first (tests/conftest.py); torch's
 # threads would only be in one another's way. The controls test the timer itself, and come alone.
 TEST_JOBS ?= 2
-test: build-tests lint
-	ctest --test-dir $(build_folder) --output-on-failure --parallel $(TEST_JOBS)
+test: build-tests
+	$(MAKE) --no-print-directory --jobs=2 lint native-tests
 	OMP_NUM_THREADS=1 $(python) -m pytest --numprocesses=$(TEST_JOBS) --dist=loadfile --no-loadscope-reorder \
 	  --ignore=tests/package/test_controls.py
 	$(python) -m pytest tests/package/test_controls.py
+
+# Beside the lint, in `make test`: each has a core of two.
+native-tests:
+	ctest --test-dir $(build_folder) --output-on-failure --parallel $$(( ($(TEST_JOBS) + 1) / 2 ))
 
 # Each case in a process of its own; tests/bench/test_fuzz.py runs most of those that are to be refused in one.
 fuzz: build $(test_setup)
@@ -68,12 +73,21 @@ build-tests: $(setup) $(test_setup)
 	CMAKE_ARGS="-DBUILD_TESTING=ON $$CMAKE_ARGS" $(build_command)
 
 # A stamp comes last, so that an interrupted set-up is taken up again. Python compiles what it imports when it does:
-# compiling all that pip installs would take longer than the rest of the installation.
+# compiling all that pip installs would take longer than the rest of the installation. The kernels need nothing but the
+# tools of the build: for a build they are compiled while pip, on one core, installs torch.
+build build-tests: beside_packages := kernels
 pip_install = .venv/bin/python -m pip install --quiet --no-compile --requirement
-.venv/.complete: requirements.txt
+.venv/.complete: requirements.txt requirements-build.txt
 	test -x .venv/bin/python || python3 -m venv --clear .venv
-	$(pip_install) requirements.txt
+	$(pip_install) requirements-build.txt
+	$(MAKE) --no-print-directory --jobs=2 packages $(beside_packages)
 	touch $@
+
+packages:
+	$(pip_install) requirements.txt
+
+kernels:
+	$(python) setup.py --quiet build_ext --inplace --kernels-only
 
 .venv/.complete-test: .venv/.complete requirements-dev.txt
 	$(pip_install) requirements-dev.txt
