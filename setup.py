@@ -17,7 +17,10 @@ ROOT = Path(__file__).resolve().parent
 class CMakeBuild(build_ext):
     """Builds the CMake project once; every extension of the package comes from that one build."""
 
-    user_options = [*build_ext.user_options, ("kernels-only", None, "compile the kernels, which need no torch; no more")]
+    user_options = [
+        *build_ext.user_options,
+        ("kernels-only", None, "compile the kernels alone: they need no torch"),
+    ]
     boolean_options = [*build_ext.boolean_options, "kernels-only"]
 
     def initialize_options(self) -> None:

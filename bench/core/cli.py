@@ -25,6 +25,7 @@ from bench.core import document, early_interrupt, environment, streams
 from bench.core.early_interrupt import INTERRUPTED
 from bench.core.errors import UsageError, WriteError, flag_error, printable
 from bench.core.paths import user_path
+from pykernels.architectures import misfit
 from pykernels.layer import OP_LABELS
 from pykernels.models import ModelSpec
 from pykernels.quant.int4_weight import group_size_allowed
@@ -308,15 +309,18 @@ def _device(text: str, use: bool) -> torch.device:
     if index and index >= (count := torch.cuda.device_count()):
         raise flag_error("--device", text, f"a GPU that torch sees: cuda:0 to cuda:{count - 1}, {count} in all")
     current = index or torch.cuda.is_initialized()  # else the first is the current one as it is
-    # Not without use: asking for it initialises CUDA.
-    if use and (found := torch.cuda.get_device_capability(index)) < LEAST_CAPABILITY:
-        if text == "auto":
-            return torch.device("cpu")
-        least, has = (".".join(map(str, version)) for version in (LEAST_CAPABILITY, found))
-        needs = f"compute capability {least} or newer, and {torch.cuda.get_device_name(index)} has {has}"
-        raise flag_error("--device", text, f"cpu or auto here: cuda needs {needs}")
-    if use and current:
-        torch.cuda.set_device(index)
+    if use:  # asking for the capability initialises CUDA
+        if (found := torch.cuda.get_device_capability(index)) < LEAST_CAPABILITY:
+            if text == "auto":
+                return torch.device("cpu")
+            least, has = (".".join(map(str, version)) for version in (LEAST_CAPABILITY, found))
+            needs = f"compute capability {least} or newer, and {torch.cuda.get_device_name(index)} has {has}"
+            raise flag_error("--device", text, f"cpu or auto here: cuda needs {needs}")
+        # Not auto's choice either: nobody with such a GPU means to measure the CPU.
+        if needs := misfit(pk.runtime.build_info().get("cuda_architectures", ""), found):
+            raise flag_error("--device", text, f"cpu here: {torch.cuda.get_device_name(index)} needs {needs}")
+        if current:
+            torch.cuda.set_device(index)
     return torch.device("cuda", index)
 
 

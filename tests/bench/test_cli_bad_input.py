@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 import pykernels as pk
 from bench.core import cli
+from pykernels.architectures import runs_on
 
 CONFIG = dict(
     model_type="qwen2", hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
@@ -133,6 +134,37 @@ def test_a_gpu_older_than_the_kernels(monkeypatch, capsys):
     assert cli.device("auto") == cli.device("cpu") == torch.device("cpu")
     refused = "cuda needs compute capability 8.0 or newer, and Tesla T4 has 7.5"
     assert_refused(run_here(capsys, "bench.op", "--device=cuda"), "--device=cuda: must be cpu or auto here", refused)
+
+
+def test_a_gpu_that_the_build_has_no_code_for(monkeypatch, capsys):
+    monkeypatch.setattr("pykernels.runtime.build_info", lambda: {"cuda": True, "cuda_architectures": "90a-real"})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (8, 9))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "NVIDIA L4")
+    needs = "NVIDIA L4 needs kernels for compute capability 8.9, and this build has 90a-real: "
+    command = "CMAKE_ARGS=-DPYKERNELS_CUDA_ARCHITECTURES=89-real make build"
+    for flag in ("--device=cuda", "--device=auto"):
+        assert_refused(run_here(capsys, "bench.op", flag), f"{flag}: must be cpu here", needs + command)
+    assert cli.device("cpu") == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
+    assert cli.device("auto") == torch.device("cuda", 0)
+
+
+@pytest.mark.parametrize(
+    ("architectures", "runs", "not_on"),
+    [
+        ("90a-real", [(9, 0)], [(8, 0), (8, 9), (10, 0)]),
+        ("86-real", [(8, 6), (8, 9)], [(8, 0), (9, 0)]),
+        ("80 89-real 90a-real", [(8, 0), (8, 9), (9, 0), (12, 0)], [(7, 5)]),
+        ("89-virtual", [(8, 9), (9, 0)], [(8, 6)]),
+        ("100f-real 120-real", [(10, 0), (10, 3), (12, 1)], [(9, 0), (11, 0)]),
+        ("native", [(8, 0)], []),
+        ("", [(9, 0)], []),
+    ],
+)
+def test_what_the_code_of_a_build_runs_on(architectures, runs, not_on):
+    assert all(runs_on(architectures, capability) for capability in runs)
+    assert not any(runs_on(architectures, capability) for capability in not_on)
 
 
 @pytest.mark.parametrize(("built", "seen"), [(True, True), (True, False), (False, True), (False, False)])

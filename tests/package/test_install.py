@@ -34,6 +34,7 @@ def wheel(tmp_path_factory):
     done = run(
         sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", f"--wheel-dir={folder}",
         ROOT, folder=folder, PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        CMAKE_ARGS="-DPYKERNELS_IN_PLACE=ON",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     (path,) = folder.glob("*.whl")
