@@ -33,8 +33,8 @@ cxx_sources = $(shell git ls-files --cached --others --exclude-standard 'csrc/*.
                                     'tests/*.cpp' 'tests/*.h' 'tests/*.cu' 'tests/*.cuh' 'examples/*.cu')
 build_folder = build/$(shell $(python) -c 'import sysconfig; print(sysconfig.get_config_var("SOABI"))')
 
-.PHONY: layer test native-tests fuzz mutations fleet-soak packages kernels build build-tests lint format clean nsys ncu \
-  sanitize gpu-check gpu-peers gpu-int4 report resources
+.PHONY: layer test native-tests fuzz mutations fleet-soak build build-tests lint format clean nsys ncu sanitize gpu-check \
+  gpu-peers gpu-int4 report resources
 .DELETE_ON_ERROR:
 
 layer: build
@@ -73,21 +73,15 @@ build-tests: $(setup) $(test_setup)
 	CMAKE_ARGS="-DBUILD_TESTING=ON $$CMAKE_ARGS" $(build_command)
 
 # A stamp comes last, so that an interrupted set-up is taken up again. Python compiles what it imports when it does:
-# compiling all that pip installs would take longer than the rest of the installation. The kernels need nothing but the
-# tools of the build: for a build they are compiled while pip, on one core, installs torch.
-build build-tests: beside_packages := kernels
+# compiling all that pip installs would take longer than the rest of the installation. For a build the kernels, which
+# need nothing but its tools, are compiled while pip, on one core, installs torch.
+build build-tests: beside = $(python) cmake/beside.py $(python) setup.py --quiet build_ext --inplace --kernels-only --
 pip_install = .venv/bin/python -m pip install --quiet --no-compile --requirement
 .venv/.complete: requirements.txt requirements-build.txt
 	test -x .venv/bin/python || python3 -m venv --clear .venv
 	$(pip_install) requirements-build.txt
-	$(MAKE) --no-print-directory --jobs=2 packages $(beside_packages)
+	$(beside) $(pip_install) requirements.txt
 	touch $@
-
-packages:
-	$(pip_install) requirements.txt
-
-kernels:
-	$(python) setup.py --quiet build_ext --inplace --kernels-only
 
 .venv/.complete-test: .venv/.complete requirements-dev.txt
 	$(pip_install) requirements-dev.txt

@@ -22,7 +22,8 @@ from bench.drivers import takes
 
 def diagnose() -> Document:
     """The document of kind `doctor`."""
-    device = cli.device("auto")
+    gpu_reason = cli.no_code_for()
+    device = cli.device("cpu" if gpu_reason else "auto")  # auto ends with the reason
     spec_gbs, source = environment.spec_bandwidth(device)
     on_device = {"trace_reason": device_trace.reason()} if device.type == "cuda" else {}
     return {
@@ -30,6 +31,7 @@ def diagnose() -> Document:
         "isas": pk.runtime.isas_supported(),
         "spec_gbs": spec_gbs,
         "spec_source": source,
+        **({"gpu_reason": gpu_reason} if gpu_reason else {}),
         **on_device,
         "backends": [
             {
@@ -71,6 +73,8 @@ def _print(document: Document) -> None:
         ("memory", f"spec {spec} ({document['spec_source']})"),
         ("gpu", gpu["name"] + ", driver " + gpu["driver"] if gpu else "none that NVML sees"),
     ]
+    if "gpu_reason" in document:
+        machine_words.append(("", f"not used: {document['gpu_reason']}"))
     if "trace_reason" in document:
         traces = document["trace_reason"] or "traces kernels: bench.layer and bench.op have the device clock"
         machine_words.append(("cupti", traces))

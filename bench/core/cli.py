@@ -309,19 +309,31 @@ def _device(text: str, use: bool) -> torch.device:
     if index and index >= (count := torch.cuda.device_count()):
         raise flag_error("--device", text, f"a GPU that torch sees: cuda:0 to cuda:{count - 1}, {count} in all")
     current = index or torch.cuda.is_initialized()  # else the first is the current one as it is
-    if use:  # asking for the capability initialises CUDA
-        if (found := torch.cuda.get_device_capability(index)) < LEAST_CAPABILITY:
-            if text == "auto":
-                return torch.device("cpu")
-            least, has = (".".join(map(str, version)) for version in (LEAST_CAPABILITY, found))
-            needs = f"compute capability {least} or newer, and {torch.cuda.get_device_name(index)} has {has}"
-            raise flag_error("--device", text, f"cpu or auto here: cuda needs {needs}")
-        # Not auto's choice either: nobody with such a GPU means to measure the CPU.
-        if needs := misfit(pk.runtime.build_info().get("cuda_architectures", ""), found):
-            raise flag_error("--device", text, f"cpu here: {torch.cuda.get_device_name(index)} needs {needs}")
-        if current:
-            torch.cuda.set_device(index)
+    # Not without use: asking for it initialises CUDA.
+    if use and (found := torch.cuda.get_device_capability(index)) < LEAST_CAPABILITY:
+        if text == "auto":
+            return torch.device("cpu")
+        least, has = (".".join(map(str, version)) for version in (LEAST_CAPABILITY, found))
+        needs = f"compute capability {least} or newer, and {torch.cuda.get_device_name(index)} has {has}"
+        raise flag_error("--device", text, f"cpu or auto here: cuda needs {needs}")
+    # Not auto's choice either: nobody with such a GPU means to measure the CPU.
+    if use and (needs := no_code_for(index)):
+        raise flag_error("--device", text, f"cpu here: {needs}")
+    if use and current:
+        torch.cuda.set_device(index)
     return torch.device("cuda", index)
+
+
+def no_code_for(index: int = 0) -> str | None:
+    """That this build has no code for a GPU, and how to build for it; None where it has, and where no GPU is used."""
+    info = pk.runtime.build_info()
+    if not info["cuda"] or not torch.cuda.is_available():
+        return None
+    capability = torch.cuda.get_device_capability(index)
+    if capability < LEAST_CAPABILITY:
+        return None  # no build has
+    needs = misfit(info.get("cuda_architectures", ""), capability)
+    return f"{torch.cuda.get_device_name(index)} needs {needs}" if needs else None
 
 
 def model(name: str, config: str, weights: str = "") -> ModelSpec:

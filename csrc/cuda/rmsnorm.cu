@@ -7,13 +7,13 @@
 namespace pykernels::cuda {
 namespace {
 
-constexpr int threads = 512;
+constexpr int rmsnorm_threads = 512;
 // Vectors of x a thread keeps in registers: all of rows up to 8,192 elements. The rest of a longer row is
 // read twice.
 constexpr int kept = 2;
 
 template <class T>
-__global__ void __launch_bounds__(threads) rmsnorm_kernel(const __grid_constant__ RmsnormParams params) {
+__global__ void __launch_bounds__(rmsnorm_threads) rmsnorm_kernel(const __grid_constant__ RmsnormParams params) {
     Timestamps timestamps;
     auto* scratch = reinterpret_cast<float*>(shared_memory());
     const T* weight = static_cast<const T*>(params.weight);
@@ -21,7 +21,7 @@ __global__ void __launch_bounds__(threads) rmsnorm_kernel(const __grid_constant_
     T* out = static_cast<T*>(params.out) + int64_t{blockIdx.x} * params.hidden;
     const T* residual = static_cast<const T*>(params.residual);
     if (residual) residual += int64_t{blockIdx.x} * params.hidden;
-    constexpr int step = threads * vector_elements;
+    constexpr int step = rmsnorm_threads * vector_elements;
     const int first = static_cast<int>(threadIdx.x) * vector_elements;
 
     // --- prefetch the weight, a constant
@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(threads) rmsnorm_kernel(const __grid_constant_
 // For any width and alignment.
 
 template <class T>
-__global__ void __launch_bounds__(threads)
+__global__ void __launch_bounds__(rmsnorm_threads)
     rmsnorm_plain_kernel(const __grid_constant__ RmsnormParams params) {
     Timestamps timestamps;
     auto* scratch = reinterpret_cast<float*>(shared_memory());
@@ -88,11 +88,11 @@ __global__ void __launch_bounds__(threads)
     timestamps.mark(TimestampPoint::producers_done);
     launch_dependents();
     float squares = 0;
-    for (int i = static_cast<int>(threadIdx.x); i < params.hidden; i += threads)
+    for (int i = static_cast<int>(threadIdx.x); i < params.hidden; i += rmsnorm_threads)
         squares += load1(x + i) * load1(x + i);
     const float scale =
         reciprocal_sqrt(block_sum(squares, scratch) / static_cast<float>(params.hidden) + params.eps);
-    for (int i = static_cast<int>(threadIdx.x); i < params.hidden; i += threads) {
+    for (int i = static_cast<int>(threadIdx.x); i < params.hidden; i += rmsnorm_threads) {
         float value = load1(x + i) * scale * (load1(weight + i) + params.norm_offset);
         if (params.residual)
             value += load1(static_cast<const T*>(params.residual) + int64_t{blockIdx.x} * params.hidden + i);
@@ -106,8 +106,8 @@ void rmsnorm(const RmsnormParams& params, const Stream& stream) {
     const bool vectors = are_vectors(params.hidden, params.x, params.weight, params.residual, params.out);
     with_type("rmsnorm", params.dtype, [&](auto type) {
         using T = decltype(type);
-        launch(vectors ? rmsnorm_kernel<T> : rmsnorm_plain_kernel<T>, params.batch, threads,
-               threads / warp_size * sizeof(float), stream, params);
+        launch(vectors ? rmsnorm_kernel<T> : rmsnorm_plain_kernel<T>, params.batch, rmsnorm_threads,
+               rmsnorm_threads / warp_size * sizeof(float), stream, params);
     });
 }
 

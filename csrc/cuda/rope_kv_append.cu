@@ -9,17 +9,17 @@
 namespace pykernels::cuda {
 namespace {
 
-constexpr int threads = 128;
+constexpr int rope_threads = 128;
 
 template <class T>
-__global__ void __launch_bounds__(threads)
+__global__ void __launch_bounds__(rope_threads)
     rope_kv_append_kernel(const __grid_constant__ RopeKvAppendParams params) {
     Timestamps timestamps;
     wait_for_producers();
     timestamps.mark(TimestampPoint::producers_done);
     launch_dependents();
     const int half = params.head_dim / 2, heads = params.n_heads + 2 * params.n_kv_heads;
-    const int index = static_cast<int>(blockIdx.x) * threads + static_cast<int>(threadIdx.x);
+    const int index = static_cast<int>(blockIdx.x) * rope_threads + static_cast<int>(threadIdx.x);
     if (index >= params.batch * heads * half) return;
     const int b = index / (heads * half), head = index / half % heads, d = index % half;
     const int position = clamp_index(load(params.position + b), min(params.max_len, params.max_position));
@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(threads)
 void rope_kv_append(const RopeKvAppendParams& params, const Stream& stream) {
     const int pairs = params.batch * (params.n_heads + 2 * params.n_kv_heads) * (params.head_dim / 2);
     with_type("rope_kv_append", params.dtype, [&](auto type) {
-        launch(rope_kv_append_kernel<decltype(type)>, (pairs + threads - 1) / threads, threads, 0, stream,
+        launch(rope_kv_append_kernel<decltype(type)>, (pairs + rope_threads - 1) / rope_threads, rope_threads, 0, stream,
                params);
     });
 }

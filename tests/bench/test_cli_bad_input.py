@@ -5,7 +5,8 @@ import os
 
 import pytest
 import torch
-from inputs.command_line import assert_refused, run, run_here
+from inputs.command_line import assert_refused, flat, run, run_here
+from inputs.documents import check_written
 from safetensors.torch import save_file
 
 import pykernels as pk
@@ -136,8 +137,9 @@ def test_a_gpu_older_than_the_kernels(monkeypatch, capsys):
     assert_refused(run_here(capsys, "bench.op", "--device=cuda"), "--device=cuda: must be cpu or auto here", refused)
 
 
-def test_a_gpu_that_the_build_has_no_code_for(monkeypatch, capsys):
-    monkeypatch.setattr("pykernels.runtime.build_info", lambda: {"cuda": True, "cuda_architectures": "90a-real"})
+def test_a_gpu_that_the_build_has_no_code_for(monkeypatch, capsys, tmp_path):
+    info = {**pk.runtime.build_info(), "cuda": True, "cuda_architectures": "90a-real"}
+    monkeypatch.setattr("pykernels.runtime.build_info", lambda: info)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (8, 9))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "NVIDIA L4")
@@ -146,8 +148,15 @@ def test_a_gpu_that_the_build_has_no_code_for(monkeypatch, capsys):
     for flag in ("--device=cuda", "--device=auto"):
         assert_refused(run_here(capsys, "bench.op", flag), f"{flag}: must be cpu here", needs + command)
     assert cli.device("cpu") == torch.device("cpu")
+    # doctor says it, and what runs on the CPU.
+    result = run_here(capsys, "bench.doctor", f"--json={tmp_path}/doctor.json")
+    assert result.status == 0 and flat(f"not used: {needs}{command}") in flat(result.out)
+    document = json.loads((tmp_path / "doctor.json").read_text())
+    check_written(document)
+    assert document["gpu_reason"] == needs + command
+    assert {entry["name"]: entry["reason"] for entry in document["backends"]}["native"] is None
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
-    assert cli.device("auto") == torch.device("cuda", 0)
+    assert cli.device("auto") == torch.device("cuda", 0) and cli.no_code_for() is None
 
 
 @pytest.mark.parametrize(

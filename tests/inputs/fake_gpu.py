@@ -323,7 +323,8 @@ def install(monkeypatch: pytest.MonkeyPatch, traced: bool = True, devices: int =
         return {"name": "NVIDIA H200", "driver": "1.2", "index": gpu.use("environment", device)}
 
     set_ = monkeypatch.setattr
-    set_(pk.runtime, "build_info", lambda: {**pk.runtime._runtime.build_info(), "cuda": True})
+    built = {"cuda": True, "cuda_architectures": "90a-real"}
+    set_(pk.runtime, "build_info", lambda: {**pk.runtime._runtime.build_info(), **built})
     clusters = [0, 0, *(132 // blocks for blocks in range(2, 17))]
     set_(pk.runtime._runtime, "plan_device", lambda index: (132, 227 << 10, True, clusters), raising=False)
     set_(torch.cuda, "is_available", lambda: True)

@@ -239,6 +239,7 @@ class Doctor(Head):
     isas: NotRequired[list[str]]
     spec_gbs: NotRequired[Positive | None]
     spec_source: NotRequired[str]
+    gpu_reason: NotRequired[str]  # why no kernel of the build runs on the GPU; what is listed is then of the CPU
     trace_reason: NotRequired[str | None]
     backends: NotRequired[list[Available]]
     int4_kernels: NotRequired[list[Available]]

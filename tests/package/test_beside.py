@@ -1,0 +1,52 @@
+"""cmake/beside.py: what the Makefile compiles while pip installs."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BESIDE = Path(__file__).resolve().parents[2] / "cmake" / "beside.py"
+# Writes the number of a process of its own, which is to end with it.
+ENDLESS = ["sh", "-c", "sleep 600 & echo $! > number.new; mv number.new number; wait"]
+UNTIL = "until test -e {}; do sleep 0.01; done; {}"
+
+
+def start(folder: Path, other: list[str], command: str) -> subprocess.Popen:
+    words = [sys.executable, str(BESIDE), *other, "--", "sh", "-c", command]
+    return subprocess.Popen(words, cwd=folder, stderr=subprocess.PIPE, text=True)
+
+
+def assert_ended(folder: Path) -> None:
+    """What ENDLESS started is a zombie at most: who takes it over may be slow to ask for its status."""
+    status = Path("/proc", (folder / "number").read_text().strip(), "status")
+    assert not status.exists() or "State:\tZ" in status.read_text()
+
+
+def test_the_other_is_stopped_where_the_command_fails(tmp_path):
+    process = start(tmp_path, ENDLESS, command := UNTIL.format("number", "exit 3"))
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 3 and errors == f"failed, as said above: sh -c '{command}'\n"
+    assert_ended(tmp_path)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_other_is_stopped_by_ctrl_c(tmp_path, number):
+    process = start(tmp_path, ENDLESS, UNTIL.format("number", f"kill -{number.value} $PPID; touch told"))
+    assert process.communicate(timeout=60)[1] == "" and process.returncode == 130
+    assert_ended(tmp_path)
+
+
+def test_the_command_ends_where_the_other_fails(tmp_path):
+    process = start(tmp_path, ["sh", "-c", "touch failed; exit 4"], UNTIL.format("failed", "touch ended"))
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 4 and errors == "failed, as said above: sh -c 'touch failed; exit 4'\n"
+    assert os.path.exists(tmp_path / "ended")
+
+
+def test_both_end(tmp_path):
+    process = start(tmp_path, ["sh", "-c", UNTIL.format("begun", "touch ended")], "touch begun")
+    assert process.communicate(timeout=60)[1] == "" and process.returncode == 0
+    assert os.path.exists(tmp_path / "ended")
