@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pykernels as pk
+from pykernels.architectures import BUILD_FOR
 
 LIBRARY = Path(pk.__file__).parent / "libpykernels.so"
 
@@ -131,7 +132,8 @@ def inspect(architecture: str, library: Path = LIBRARY) -> list[Kernel]:
     program = _cuobjdump()
     with_lists = _run(program, "-lelf", "-arch", architecture, str(library))
     if architecture not in with_lists:
-        raise RuntimeError(f"{library.name} has no SASS for {architecture}")
+        command = BUILD_FOR.format(f"{architecture.removeprefix('sm_')}-real")
+        raise RuntimeError(f"{library.name} has no SASS for {architecture}: {command}")
     kernels = read(
         _run(program, "-sass", "-arch", architecture, str(library)),
         _run(program, "-res-usage", "-arch", architecture, str(library)),

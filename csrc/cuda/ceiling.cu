@@ -21,7 +21,8 @@ __global__ void __launch_bounds__(ceiling_threads, blocks_per_sm)
         sum += (static_cast<unsigned long long>(v.y) << 32 | v.x) +
                (static_cast<unsigned long long>(v.w) << 32 | v.z);
     };
-    for (int64_t base = int64_t{blockIdx.x} * ceiling_threads * unroll + threadIdx.x; base < count; base += stride) {
+    for (int64_t base = int64_t{blockIdx.x} * ceiling_threads * unroll + threadIdx.x; base < count;
+         base += stride) {
         uint4 v[unroll];
 #pragma unroll
         for (int i = 0; i < unroll; ++i) {
@@ -41,7 +42,8 @@ __global__ void __launch_bounds__(ceiling_threads, blocks_per_sm)
     const auto* src = static_cast<const uint4*>(params.src);
     auto* out = static_cast<uint4*>(params.out);
     const int64_t count = params.bytes / 16, stride = int64_t{gridDim.x} * ceiling_threads * unroll;
-    for (int64_t base = int64_t{blockIdx.x} * ceiling_threads * unroll + threadIdx.x; base < count; base += stride) {
+    for (int64_t base = int64_t{blockIdx.x} * ceiling_threads * unroll + threadIdx.x; base < count;
+         base += stride) {
         uint4 v[unroll];
 #pragma unroll
         for (int i = 0; i < unroll; ++i) {

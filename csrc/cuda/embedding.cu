@@ -25,7 +25,8 @@ __global__ void __launch_bounds__(embedding_threads)
     launch_dependents();
     const auto* row = static_cast<const Element*>(params.table) + embedding_token(params) * row_elements;
     auto* out = static_cast<Element*>(params.out) + int64_t{blockIdx.x} * row_elements;
-    for (int i = static_cast<int>(threadIdx.x); i < row_elements; i += embedding_threads) store(out + i, load(row + i));
+    for (int i = static_cast<int>(threadIdx.x); i < row_elements; i += embedding_threads)
+        store(out + i, load(row + i));
 }
 
 // One element at a time: a row is a few KB.
@@ -47,7 +48,8 @@ __global__ void __launch_bounds__(embedding_threads)
 void embedding(const EmbeddingParams& params, const Stream& stream) {
     if (params.scale != 1) {
         with_type("embedding", params.dtype, [&](auto type) {
-            launch(scaled_embedding_kernel<decltype(type)>, params.batch, embedding_threads, 0, stream, params);
+            launch(scaled_embedding_kernel<decltype(type)>, params.batch, embedding_threads, 0, stream,
+                   params);
         });
     } else if (are_vectors(params.hidden, params.table, params.out)) {
         launch(embedding_kernel<uint4>, params.batch, embedding_threads, 0, stream, params,

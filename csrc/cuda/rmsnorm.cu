@@ -13,7 +13,8 @@ constexpr int rmsnorm_threads = 512;
 constexpr int kept = 2;
 
 template <class T>
-__global__ void __launch_bounds__(rmsnorm_threads) rmsnorm_kernel(const __grid_constant__ RmsnormParams params) {
+__global__ void __launch_bounds__(rmsnorm_threads)
+    rmsnorm_kernel(const __grid_constant__ RmsnormParams params) {
     Timestamps timestamps;
     auto* scratch = reinterpret_cast<float*>(shared_memory());
     const T* weight = static_cast<const T*>(params.weight);

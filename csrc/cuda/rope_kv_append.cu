@@ -49,8 +49,8 @@ __global__ void __launch_bounds__(rope_threads)
 void rope_kv_append(const RopeKvAppendParams& params, const Stream& stream) {
     const int pairs = params.batch * (params.n_heads + 2 * params.n_kv_heads) * (params.head_dim / 2);
     with_type("rope_kv_append", params.dtype, [&](auto type) {
-        launch(rope_kv_append_kernel<decltype(type)>, (pairs + rope_threads - 1) / rope_threads, rope_threads, 0, stream,
-               params);
+        launch(rope_kv_append_kernel<decltype(type)>, (pairs + rope_threads - 1) / rope_threads, rope_threads,
+               0, stream, params);
     });
 }
 

@@ -11,7 +11,6 @@ from safetensors.torch import save_file
 
 import pykernels as pk
 from bench.core import cli
-from pykernels.architectures import runs_on
 
 CONFIG = dict(
     model_type="qwen2", hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
@@ -157,23 +156,6 @@ def test_a_gpu_that_the_build_has_no_code_for(monkeypatch, capsys, tmp_path):
     assert {entry["name"]: entry["reason"] for entry in document["backends"]}["native"] is None
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
     assert cli.device("auto") == torch.device("cuda", 0) and cli.no_code_for() is None
-
-
-@pytest.mark.parametrize(
-    ("architectures", "runs", "not_on"),
-    [
-        ("90a-real", [(9, 0)], [(8, 0), (8, 9), (10, 0)]),
-        ("86-real", [(8, 6), (8, 9)], [(8, 0), (9, 0)]),
-        ("80 89-real 90a-real", [(8, 0), (8, 9), (9, 0), (12, 0)], [(7, 5)]),
-        ("89-virtual", [(8, 9), (9, 0)], [(8, 6)]),
-        ("100f-real 120-real", [(10, 0), (10, 3), (12, 1)], [(9, 0), (11, 0)]),
-        ("native", [(8, 0)], []),
-        ("", [(9, 0)], []),
-    ],
-)
-def test_what_the_code_of_a_build_runs_on(architectures, runs, not_on):
-    assert all(runs_on(architectures, capability) for capability in runs)
-    assert not any(runs_on(architectures, capability) for capability in not_on)
 
 
 @pytest.mark.parametrize(("built", "seen"), [(True, True), (True, False), (False, True), (False, False)])
