@@ -317,8 +317,8 @@ def _device(text: str, use: bool) -> torch.device:
         needs = f"compute capability {least} or newer, and {torch.cuda.get_device_name(index)} has {has}"
         raise flag_error("--device", text, f"cpu or auto here: cuda needs {needs}")
     # Not auto's choice either: nobody with such a GPU means to measure the CPU.
-    if use and (needs := no_code_for(index)):
-        raise flag_error("--device", text, f"cpu here: {needs}")
+    if use and (missing_code := no_code_for(index)):
+        raise flag_error("--device", text, f"cpu here: {missing_code}")
     if use and current:
         torch.cuda.set_device(index)
     return torch.device("cuda", index)

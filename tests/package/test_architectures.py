@@ -1,4 +1,4 @@
-"""Which GPUs a build has code for: what CMakeLists.txt makes of the flags of a build, and pykernels/architectures.py."""
+"""Which GPUs a build has code for: CMakeLists.txt with the flags of a build, and pykernels/architectures.py."""
 
 import json
 import shlex

@@ -308,7 +308,6 @@ class Head(TypedDict):
 
     schema: Literal["launchtax/1"]
     kind: str
-    command: NotRequired[str]  # that makes it again
     created: Date  # UTC
     driver: NotRequired[str]  # that made it
     session_flags: NotRequired[list[str]]  # of a document that --keep keeps: what it was measured with
@@ -318,6 +317,7 @@ class Whole(Head):
     """Of a run that came to its end or was interrupted."""
 
     title: str
+    command: NotRequired[str]  # that makes it again
     interrupted: bool  # it ends before the run's end
     environment: Environment
 

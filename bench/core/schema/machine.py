@@ -235,6 +235,7 @@ class Available(TypedDict):
 class Doctor(Head):
     """bench.doctor: what this machine can run."""
 
+    command: NotRequired[str]  # that makes it again
     environment: Environment
     isas: NotRequired[list[str]]
     spec_gbs: NotRequired[Positive | None]
