@@ -1,7 +1,7 @@
 """Run a command, and another beside it: python cmake/beside.py OTHER... -- COMMAND...
 
-COMMAND has the terminal and is never stopped by this. OTHER is stopped, with all that it started, where COMMAND fails
-or Ctrl-C ends both. What failed is said last, in one line, and its exit status is this one's.
+COMMAND has the terminal, and ends by itself. OTHER is stopped, with all that it started, where COMMAND fails or is
+interrupted. What failed is said last, in one line, and its exit status is this one's.
 """
 
 import os
@@ -28,17 +28,24 @@ def stop(process: subprocess.Popen, most_s: float = 10) -> None:
 
 def main(words: list[str]) -> int:
     split = words.index("--")
-    other, command = words[:split], words[split + 1 :]
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    beside = subprocess.Popen(other, start_new_session=True)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    other = subprocess.Popen(words[:split], start_new_session=True)
+    command = subprocess.Popen(words[split + 1 :])
+    failed = words[split + 1 :]
     try:
-        failed, status = command, subprocess.call(command)
+        status = command.wait()
         if status == 0:
-            failed, status = other, beside.wait()
-    except KeyboardInterrupt:
+            failed, status = words[:split], other.wait()
+    except KeyboardInterrupt:  # the terminal has told COMMAND too: it may have something to put right
+        stop(other)
+        command.wait()
         return 130
+    except SystemExit:
+        command.terminate()
+        command.wait()
+        raise
     finally:
-        stop(beside)
+        stop(other)
     if status:
         print(f"failed, as said above: {shlex.join(failed)}", file=sys.stderr)
     return status if status >= 0 else 128 - status

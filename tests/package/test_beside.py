@@ -32,11 +32,14 @@ def test_the_other_is_stopped_where_the_command_fails(tmp_path):
     assert_ended(tmp_path)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_other_is_stopped_by_ctrl_c(tmp_path, number):
-    process = start(tmp_path, ENDLESS, UNTIL.format("number", f"kill -{number.value} $PPID; touch told"))
-    assert process.communicate(timeout=60)[1] == "" and process.returncode == 130
+@pytest.mark.parametrize(
+    ("number", "then"), [(signal.SIGINT, "sleep 0.5; touch ended"), (signal.SIGTERM, "exec sleep 600")]
+)
+def test_the_other_is_stopped_by_an_interrupt(tmp_path, number, then):
+    process = start(tmp_path, ENDLESS, UNTIL.format("number", f"kill -{number.value} $PPID; {then}"))
+    assert process.communicate(timeout=60)[1] == "" and process.returncode == 128 + number
     assert_ended(tmp_path)
+    assert os.path.exists(tmp_path / "ended") == (number == signal.SIGINT)  # what Ctrl-C ends may clean up
 
 
 def test_the_command_ends_where_the_other_fails(tmp_path):
