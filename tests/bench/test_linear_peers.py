@@ -95,13 +95,15 @@ def test_a_step_of_a_library_is_right(libraries, name):
     assert len(unseen) == (7 * TINY.n_layers if name in EXLLAMA else 0) and arm.launches == len(arm.kernels)
 
 
-def test_biases_that_the_gate_changes_reach_a_fused_projection(libraries):
-    """Layers are switched off one by one, the value's bias with them: a fused bias is a copy of it."""
+@pytest.mark.parametrize("name", ["marlin", "bnb-nf4", "exl2"])
+def test_a_step_whose_layers_are_switched_off_one_by_one(libraries, name):
+    """The value's bias is switched off with them: a fused bias is a copy of it. The last layer, which adds what it is
+    known to add, is judged by the numbers of the library's own format, too."""
     spec = pk.models.get("tiny")
     weights = pk.ModelWeights.random(spec, convert=lambda layer: layer.quantize(128))
     assert spec.qkv_bias
     reference = step_arms.Reference(pk.DecodeModel(spec, weights, 14), 8)
-    arm, _ = step_arms.arm_of(step_arms.backends()["marlin"], reference, "eager", None)
+    arm, _ = step_arms.arm_of(step_arms.backends()[name], reference, "eager", None)
     gate([arm])
     assert arm.status == "ok", arm.reason
 

@@ -147,7 +147,7 @@ class Reference:
         # A norm behind attention that is off lets nothing through.
         if index == len(model.layers) - 1 or self.position == 0 or spec.post_norms:
             return None, out
-        w, slots = last.weights.dequantize(), self.position + 1  # with the step's own
+        w, slots = self.numbers.of(last.weights), self.position + 1  # with the step's own
         bias = None if w.v_bias is None else torch.zeros_like(w.v_bias)
         off = replace(w, input_norm=torch.full_like(w.input_norm, -spec.norm_offset), v_bias=bias)
         q, k_row, v_row = pk.reference.layer_qkv(
