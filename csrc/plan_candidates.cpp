@@ -63,16 +63,17 @@ std::vector<PlanChoice> gemv_candidates(int pairs, int width, int batch, const P
 
 // --- CUDA: 4-bit GEMV
 
-std::vector<PlanChoice> int4_candidates(const cuda::Int4GemvSizes& sizes, bool in_order,
+// `clusters`: of two blocks, which the built-in plan of the op may have and a choice has not.
+std::vector<PlanChoice> int4_candidates(const cuda::Int4GemvSizes& sizes, bool in_order, int clusters,
                                         const PlanDevice& of) {
     const cuda::GemvDevice device = {of.sm_count, of.shared_bytes};
-    const auto plan_of = [&](const PlanChoice& choice) {
-        const auto fast = cuda::plan_int4_gemv_fast(sizes, in_order, false, device, 0, choice);
-        if (fast.fits) return std::pair(true, fast.warps);
-        return std::pair(false, cuda::plan_int4_gemv(sizes, false, device, choice).warps);
+    const auto plan_of = [&](const PlanChoice& choice, int with_clusters = 0) {
+        const auto fast = cuda::plan_int4_gemv_fast(sizes, in_order, false, device, with_clusters, choice);
+        if (fast.fits) return std::tuple(true, fast.warps, fast.ranks);
+        return std::tuple(false, cuda::plan_int4_gemv(sizes, false, device, choice).warps, 1);
     };
     std::vector<PlanChoice> allowed;
-    std::vector<std::pair<bool, int>> plans = {plan_of({})};
+    std::vector<std::tuple<bool, int, int>> plans = {plan_of({}, clusters)};
     for (const PlanKernel kernel : {PlanKernel::fast, PlanKernel::general}) {
         for (const int warps : {16, 12, 8, 4}) {
             PlanChoice choice;
@@ -181,7 +182,7 @@ std::vector<PlanChoice> plan_candidates(const Int4GemvParams& p, const PlanDevic
     if (device == nullptr) return row_candidates(p.out_features, threads);
     return int4_candidates({ceil_div(p.out_features, 2), p.in_features, p.batch, p.weight.n_groups, 1, false,
                             p.weight.zeros != nullptr},
-                           p.weight.perm == nullptr, *device);
+                           p.weight.perm == nullptr, device->resident_clusters.counts[2], *device);
 }
 
 std::vector<PlanChoice> plan_candidates(const Int4SwigluGemvParams& p, const PlanDevice* device,
@@ -190,7 +191,7 @@ std::vector<PlanChoice> plan_candidates(const Int4SwigluGemvParams& p, const Pla
     const bool same = p.gate.n_groups == p.up.n_groups && p.gate.perm == p.up.perm;
     return int4_candidates({p.out_features, p.in_features, p.batch, std::max(p.gate.n_groups, p.up.n_groups),
                             same ? 1 : 2, p.norm_weight != nullptr, p.gate.zeros || p.up.zeros},
-                           p.gate.perm == nullptr && p.up.perm == nullptr, *device);
+                           p.gate.perm == nullptr && p.up.perm == nullptr, 0, *device);
 }
 
 std::vector<PlanChoice> plan_candidates(const Int4QkvGemvParams& p, const PlanDevice* device, int) {
@@ -200,7 +201,7 @@ std::vector<PlanChoice> plan_candidates(const Int4QkvGemvParams& p, const PlanDe
     return int4_candidates(
         {qkv_pairs(p), p.hidden, p.batch, std::max({p.q.n_groups, p.k.n_groups, p.v.n_groups}), same ? 1 : 3,
          p.norm_weight != nullptr, p.q.zeros || p.k.zeros || p.v.zeros},
-        p.q.perm == nullptr && p.k.perm == nullptr && p.v.perm == nullptr, *device);
+        p.q.perm == nullptr && p.k.perm == nullptr && p.v.perm == nullptr, 0, *device);
 }
 
 }  // namespace pykernels

@@ -34,7 +34,6 @@
 #include "cuda/common/timestamps.cuh"
 #include "cuda/int4_block.cuh"
 #include "cuda/int4_gemv_fast.cuh"
-#include "cuda/int4_variants.h"
 
 namespace pykernels::cuda {
 
@@ -317,9 +316,7 @@ void launch_int4_gemv(const typename Op::Params& params, const Stream& stream) {
     if (choice.is_made() && !int4_allows(sizes, in_order, device, choice))
         refuse_plan(key, choice, "a layout of weights and shared memory that its path has there");
     // Only an op without a norm has a kernel for clusters: its weight may be long. A table's plan has none.
-    const int clusters = Op::splits_columns && int4_variants().split_columns && !choice.is_made()
-                             ? resident_clusters().counts[2]
-                             : 0;
+    const int clusters = Op::splits_columns && !choice.is_made() ? resident_clusters().counts[2] : 0;
     const Int4GemvFastPlan fast_path =
         plan_int4_gemv_fast(sizes, in_order, stream.programmatic, device, clusters, choice);
     if constexpr (Op::splits_columns) {

@@ -7,8 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from inputs.command_line import COMMANDS, run_here
-from inputs.gpu_scripts import commands as commands_of
+from inputs.command_line import run_here
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "bench" / "gpu_int4.sh"
@@ -118,23 +117,3 @@ def test_the_sanitizer_is_given_tests_of_every_4_bit_op():
     for columns in ("3584-512-128", "544-131-32", "512-1408-128", "544-33-32", "tiny-128"):
         assert any(columns in rest for _, rest in names), columns
     assert 20 < len(names) < 50
-
-
-def test_variants_take_turns(capsys, tmp_path):
-    """bench/gpu_int4_variants.sh: its flags are right, and no document is written twice."""
-    validated, *turns = commands_of("gpu_int4_variants.sh", tmp_path, INT4_MODELS="qwen2.5-7b")
-    assert {"bench.int4", "--validate", "--kernel=native"} <= set(validated)
-    documents = []
-    for _, module, *flags in (validated, *turns):
-        if module == "bench.compare":
-            stems = [f"{tmp_path}/out/int4-{side}/layer-qwen2.5-7b" for side in ("default", "split")]
-            assert flags == [f"{stem}-1.json,{stem}-2.json" for stem in stems]
-            continue
-        assert module in COMMANDS
-        documents += [flag.rpartition("out/int4-")[2] for flag in flags if flag.startswith("--json=")]
-        # A GPU is all that these lack here: each flag is parsed and checked before.
-        flags = [flag.replace("--mode=graph,graph-pdl", "--mode=native") for flag in flags]
-        assert run_here(capsys, module, *flags, "--list").status == 0
-    pairs = [f"{folder}/{stem}.json" for stem in ("layer-qwen2.5-7b-1", "layer-qwen2.5-7b-2", "shapes-1")
-             for folder in ("default", "split")]  # fmt: skip
-    assert documents == ["split-validate.json", *pairs]

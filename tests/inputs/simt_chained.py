@@ -330,6 +330,7 @@ CASES = {
     "qkv_gemv of two, QK norm of long heads": lambda: qkv(2, 136, 2, 1, 256, BF16, qk_norm="head"),
     "int4_gemv, fast path of one": lambda: gemv(1, 1280, 37, BF16, 128),
     "int4_gemv, fast path of four": lambda: gemv(4, 512, 37, FP16, 256, symmetric=False),
+    "int4_gemv, fast path of long rows": lambda: gemv(1, 12288, 9, BF16, 128),
     "int4_gemv, general path": lambda: gemv(2, 544, 37, BF16, 32, symmetric=False),
     "int4_gemv, general path of eight": lambda: gemv(8, 512, 37, FP16, 128),
     "int4_gemv, act-order": lambda: gemv(2, 256, 37, BF16, 64, act_order=True),

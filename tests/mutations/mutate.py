@@ -55,6 +55,8 @@ NOT_FOUND = {
     "gqa_stream.cuh: without warp_barrier #1": "the block's barrier for q lies between, too",
     "gqa_combine.cuh: without warp_barrier #1": "one thread does both; it is there for racecheck",
     "gqa_kernel.cuh: without warp_barrier #1": "it makes the warp's lanes converge, which fibers need not",
+    "int4_gemv_fast.cuh: without warp_barrier #1": "it makes the warp's lanes converge, which fibers need not",
+    "int4_gemv_fast.cuh: without warp_barrier #2": "it makes the warp's lanes converge, which fibers need not",
     "int4_gemv_general.cuh: without block_barrier #1": "the barriers behind one mainloop and ahead of the next suffice",
     "graph_loop.cu: without warp_barrier #1": "not run by the executor, which has no graphs",
 }
@@ -118,6 +120,7 @@ def tests_of(ops: set[str]) -> list[str]:
     files = ["test_simt_chained.py"]
     for stem, name in (
         ("int4", "int4"),
+        ("int4", "int4_split"),
         ("gqa", "gqa_unified"),
         ("gqa", "gqa_head_dims"),
         ("gqa", "gqa_decode"),

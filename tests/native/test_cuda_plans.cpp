@@ -192,8 +192,9 @@ void test_int4_gemv_fast_plan(const char* what, const Int4GemvSizes& sizes, bool
     for (int chunk = 0; chunk < sizes.width / 128; ++chunk)
         CHECK(chunk >> plan.group_shift == chunk * 128 / group_size, "%s: chunk %d", context("group"), chunk);
     // Blocks share rows where x is long, and only there.
-    CHECK(plan.ranks == (clusters > 0 && !sizes.norm && sizes.width > 4096 && sizes.width % 512 == 0 ? 2 : 1),
-          "%s: %d", context("ranks"), plan.ranks);
+    CHECK(
+        plan.ranks == (clusters > 0 && !sizes.norm && sizes.width >= 12288 && sizes.width % 512 == 0 ? 2 : 1),
+        "%s: %d", context("ranks"), plan.ranks);
     const int width = sizes.width / plan.ranks, sharing = plan.blocks / plan.ranks;
     CHECK(plan.k_tiles * int4_k_tile == width, "%s", context("K tiles"));
     // The parts follow one another, each as long as what it holds; and no second block fits beside this one,
@@ -205,8 +206,10 @@ void test_int4_gemv_fast_plan(const char* what, const Int4GemvSizes& sizes, bool
     if (device.sm_count >= 108 && sizes.batch == 1 && sizes.width == 2 * sizes.pairs && !sizes.norm)
         CHECK(plan.warps == int4_max_warps / 2, "%s: %d", context("half of the warps"), plan.warps);
     // Sums are the same to the bit however a kernel is launched.
-    CHECK(plan.warps == plan_int4_gemv_fast(sizes, true, !programmatic, limits, clusters).warps, "%s: %d",
-          context("warps of the other launches"), plan.warps);
+    const Int4GemvFastPlan other = plan_int4_gemv_fast(sizes, true, !programmatic, limits, clusters);
+    CHECK(plan.warps == other.warps && plan.ranks == other.ranks && plan.blocks == other.blocks,
+          "%s: %d warps, %d ranks, %d blocks", context("the other launches"), plan.warps, plan.ranks,
+          plan.blocks);
     const bool may_share = programmatic && plan.warps == int4_max_warps / 2;
     const int stages = plan.ranks == 2 ? int4_gemv_split_stages : int4_gemv_fast_stages;
     CHECK(plan.sums_offset >= plan.warps * stages * 16 * (128 + 4), "%s", context("stream"));

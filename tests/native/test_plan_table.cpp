@@ -215,6 +215,22 @@ void test_int4_candidates(const test::Device& device) {
         CHECK(!cuda::int4_allows(sizes, true, of, with(PlanKernel::general, &PlanChoice::warps, 5)),
               "5 warps");
     }
+    // The built-in plan of long rows has pairs of blocks where there are clusters; the same warps without
+    // them are a choice there, and only there.
+    params.batch = 1;
+    params.in_features = 18944;
+    params.out_features = 3584;
+    params.weight.n_groups = 148;
+    const std::vector<PlanChoice> choices = plan_candidates(params, &limits, 1);
+    const auto built_in = cuda::plan_int4_gemv_fast({1792, 18944, 1, 148, 1, false, false}, true, false, of,
+                                                    limits.resident_clusters.counts[2]);
+    const bool offered = std::any_of(choices.begin(), choices.end(), [&](const PlanChoice& choice) {
+        return choice.kernel == PlanKernel::fast && choice.warps == built_in.warps;
+    });
+    const bool fits = cuda::int4_allows({1792, 18944, 1, 148, 1, false, false}, true, of,
+                                        with(PlanKernel::fast, &PlanChoice::warps, built_in.warps));
+    CHECK(!built_in.fits || offered == (built_in.ranks == 2 && fits), "%d ranks, %d warps on %s",
+          built_in.ranks, built_in.warps, device.name);
 }
 
 void test_cpu_candidates() {

@@ -1,29 +1,24 @@
-"""The variant of the CUDA int4 GEMV in which pairs of blocks share the rows of a long weight, on the SIMT executor."""
+"""The CUDA int4 GEMV of long rows, which pairs of blocks share, on the SIMT executor."""
 
 import pytest
 import torch
 from inputs.helpers import assert_close, randn
 from inputs.int4_weights import int4
-from inputs.simt import device
+from inputs.simt import STRUCTS, device
 from inputs.simt_int4 import gemv_inputs, run_gemv
 from torch import Tensor
 
 import pykernels as pk
 
-LONG = 4608
-"""Columns: more than the 4,096 from which x is long, and 9 K tiles for each of two blocks."""
-
-
-@pytest.fixture(autouse=True)
-def split(monkeypatch):
-    monkeypatch.setenv("PYKERNELS_INT4_VARIANT", "split")
+LONG = 12800
+"""Columns: more than the 12,288 from which blocks share rows, and 25 K tiles for each of two."""
 
 
 @pytest.mark.parametrize(
     ("n_in", "n_out", "batch", "group_size", "symmetric", "dtype"),
     [
         (LONG, 1, 1, 128, True, torch.bfloat16), (LONG, 7, 4, -1, False, torch.bfloat16),
-        (LONG, 18, 3, 256, True, torch.float16), (5120, 9, 2, 128, False, torch.float16),
+        (LONG, 18, 3, 256, True, torch.float16), (12288, 9, 2, 128, False, torch.float16),
     ],
 )  # fmt: skip
 def test_two_blocks_a_row(n_in, n_out, batch, group_size, symmetric, dtype):
@@ -50,17 +45,19 @@ def test_the_same_bits_in_any_order_and_under_any_launch():
     assert torch.equal(*outs)
 
 
-def test_the_default_is_another_kernel(monkeypatch):
-    """What is left of the float32 sums behind their first 11 bits: sums of halves of rows round otherwise."""
-    x, weight = gemv_inputs(1, LONG, 18, torch.float16)
+@pytest.mark.parametrize(("n_in", "shared"), [(12288, True), (11776, False)])
+def test_from_how_many_columns_on(n_in, shared):
+    """Beside the plan with the same warps and a block a row: sums of halves of rows round otherwise. That is seen in
+    what is left of the float32 sums behind their first 11 bits."""
+    x, weight = gemv_inputs(1, n_in, 18, torch.float16)
+    sizes = dict(batch=1, in_features=n_in, out_features=18, dtype=torch.float16,
+                 weight=STRUCTS["int4_weight"](n_groups=weight.n_groups))  # fmt: skip
     with device(90) as dev:
         rounded = run_gemv(dev, x, weight)
-    left = []
-    for variant in ("split", ""):
-        monkeypatch.setenv("PYKERNELS_INT4_VARIANT", variant)
-        with device(90) as dev:
+        left = [run_gemv(dev, x, weight, residual=-rounded)]
+        with dev.choosing("int4_gemv", sizes, "fast", warps=8):
             left.append(run_gemv(dev, x, weight, residual=-rounded))
-    assert not torch.equal(*left)
+    assert torch.equal(*left) == (not shared)
     assert bool(((left[0] - left[1]).abs() <= 2.0**-18 * x.abs().sum() * weight.scales.max()).all())
 
 
