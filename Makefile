@@ -143,8 +143,10 @@ gpu-peers: build
 gpu-int4: build
 	bash bench/gpu_int4.sh $(OUT) $(python)
 
+# bench/results/ab has both sides of comparisons, of which docs/tried.md has the outcome.
 report: build
-	$(python) -m bench.report bench/results --out=docs/report --title="launchtax: measured on an H200 and an H100" --no-svg $(ARGS)
+	$(python) -m bench.report bench/results --exclude=ab --out=docs/report --no-svg \
+	  --title="launchtax: measured on an H200 and an H100" $(ARGS)
 	$(python) -m bench.report.pages
 
 clean:

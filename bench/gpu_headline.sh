@@ -12,8 +12,8 @@
 # Of attention's time some 11 s a head shape are XQA's compiler: HEADLINE_STEPS=compile does that before, for both at
 # once, and needs the GPU for a moment only.
 #
-# On an H200 with 16 cores: layers 19 s each, step 38 s, gemv 20 s; a turn 25 s. Predicted: attention 190 s (0.3 s an arm
-# and cell; it was 280 s with the mode native, and with compiling), MODES=graph 95 s, compile 25 s, tune 80 s.
+# On an H200: layers 19 s each, step 38 s, gemv 20 s; a turn 25 s; compile 26 s, attention 219 s, MODES=graph 146 s (with
+# other work on its CPUs). Predicted: tune 80 s.
 #
 # Exit status: 0 where every step succeeded; the failed ones are named at the end.
 . "$(dirname "$0")/gpu_steps.sh" || exit 2

@@ -2,6 +2,7 @@
 
 python -m bench.report results --out=report --price=H200=4.54
 python -m bench.report h200 l4 a100 --out=report        # of several machines, merged
+python -m bench.report results --exclude=ab --exclude='*-warm.json'     # without a folder, and files of a pattern
 
 Writes report.md, figures/*.png and *.svg, and report.html: one file that opens without a network. What is no
 result document is left out and named. A document that is not as docs/document.md has it is too, and the exit status is
@@ -311,6 +312,12 @@ class Settings(Flags):
         list[str], typer.Argument(metavar="DIR...", help="folders of result documents, of any machines")
     ] = field(default_factory=list)
     out: Annotated[str, typer.Option("--out", help="the folder to write to; default: report in the first DIR")] = ""
+    exclude: Annotated[
+        list[str],
+        typer.Option(
+            "--exclude", metavar="NAME", help="a file or folder in DIR to leave out, or a pattern; repeatable"
+        ),
+    ] = field(default_factory=list)
     title: Annotated[str, typer.Option("--title", help="of the report")] = "launchtax report"
     svg: Annotated[bool, typer.Option("--svg/--no-svg", help="write every picture as SVG too")] = True
     price: Annotated[
@@ -328,7 +335,7 @@ def main(settings: Settings) -> int:
     if not all(settings.directories) or not settings.directories:
         raise flag_error("DIR", "", "a folder of result documents")
     cost.prices(settings.price)
-    folder = collect.load_folders([user_path("DIR", directory) for directory in settings.directories])
+    folder = collect.load_folders([user_path("DIR", directory) for directory in settings.directories], settings.exclude)
     target = user_path("--out", settings.out) if settings.out else folder.path / "report"
     make_folder(target / "figures", "--out", target)
     sections = make_sections(folder, settings.price)

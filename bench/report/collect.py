@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from itertools import accumulate, groupby, pairwise
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,14 @@ KINDS = ("step", "layer", "stack", "ab", "attention", "op", "int4", "compare", "
 """Of the documents that a report is made of. Those of other kinds are what somebody else reads."""
 
 
-def load_folder(path: Path) -> Folder:
-    """Every result document below `path`. Raises UsageError where there is none."""
+def _is_named(below: Path, pattern: str) -> bool:
+    """Whether a file, of which this is the path below DIR, or a folder above it has this name."""
+    return any(fnmatch(name.as_posix(), pattern.rstrip("/")) for name in (below, *below.parents[:-1]))
+
+
+def load_folder(path: Path, exclude: Sequence[str] = ()) -> Folder:
+    """Every result document below `path`, but for the files and folders that a pattern of `exclude` names. Raises
+    UsageError where there is none."""
     if not path.is_dir():
         raise flag_error("DIR", path, "a folder that exists")
     documents: list[Document] = []
@@ -49,7 +56,8 @@ def load_folder(path: Path) -> Folder:
     others: list[str] = []
     for file in sorted(document.files(path), key=_natural):
         below = file.relative_to(path)
-        if any(part.startswith(".") for part in below.parts):
+        hidden = any(part.startswith(".") for part in below.parts)
+        if hidden or any(_is_named(below, pattern) for pattern in exclude):
             continue
         try:
             result = document.load(file)
@@ -64,10 +72,15 @@ def load_folder(path: Path) -> Folder:
     return Folder(path, documents, refused, others)
 
 
-def load_folders(paths: Sequence[Path]) -> Folder:
-    """The documents of several folders, of any machines, as one. The key `folder` of a document names its own, as
-    briefly as tells them apart; with several, `file` begins with it."""
-    loaded = [load_folder(path) for path in paths]
+def load_folders(paths: Sequence[Path], exclude: Sequence[str] = ()) -> Folder:
+    """The documents of several folders, of any machines, as one, less what `exclude` names. The key `folder` of a
+    document names its own, as briefly as tells them apart; with several, `file` begins with it. Raises UsageError where
+    a pattern of `exclude` names nothing: after a slip of the pen nothing would be left out."""
+    loaded = [load_folder(path, exclude) for path in paths]
+    found = [file.relative_to(path) for path in paths for file in document.files(path)]
+    for pattern in exclude:
+        if not any(_is_named(below, pattern) for below in found):
+            raise flag_error("--exclude", pattern, "a file or folder below a DIR, or a pattern of such names")
     if len(paths) == 1:
         for result in loaded[0].documents:
             result["folder"] = paths[0].name

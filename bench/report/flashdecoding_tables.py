@@ -77,7 +77,7 @@ def _by_cell(result: Document) -> dict[tuple[str, int, int], dict[str, Document]
 def unified(documents: Documents) -> Lines:
     """Of every cell: online, unified, Flash-Decoding's two kernels, and the fall-backs."""
     rows = []
-    for (heads, batch, ctx), found in _by_cell(documents["h200-flashdecoding-attention"]).items():
+    for (heads, batch, ctx), found in _by_cell(documents["ab/h200-flashdecoding-attention"]).items():
         online, own, two = (found.get(name) for name in ("native", UNIFIED, FLASH_DECODING))
         if online is None or own is None:
             continue
@@ -96,7 +96,7 @@ def unified(documents: Documents) -> Lines:
 def fallbacks(documents: Documents) -> Lines:
     """What a call takes whose every (sequence, head) falls back, beside one of the online softmax."""
     rows = []
-    for (heads, batch, ctx), found in _by_cell(documents["h200-flashdecoding-fallback"]).items():
+    for (heads, batch, ctx), found in _by_cell(documents["ab/h200-flashdecoding-fallback"]).items():
         online, own = found["native"], found[UNIFIED]
         us = [entry["wall_us"]["p50"] for entry in (online, own)]
         count = own["unified"]["fallbacks_per_step"]
@@ -125,7 +125,7 @@ def flat_gemm(documents: Documents) -> Lines:
 
 
 def together(documents: Documents) -> Lines:
-    """A whole step with each idea alone and with all: what is on, us, and against all of them off."""
+    """Layer and step with each idea alone and with all: us, and how many times as fast as torch in a graph."""
     ways: dict[str, Arm] = {
         "none of them: torch's ops, cuBLAS and SDPA, eager": ("sdpa", None, "eager"),
         "the same in a graph": ("sdpa", None, "graph"),
@@ -136,15 +136,17 @@ def together(documents: Documents) -> Lines:
         "and PDL, online": ("native", "block", "graph-pdl"),
         "and PDL, unified": (UNIFIED, "block", "graph-pdl"),
     }
-    walls = {batch: _walls(documents[f"h200-flashdecoding-step-b{batch}"]) for batch in (1, 8)}
+    cells = [(what, batch) for what in ("layer", "step") for batch in (1, 8)]
+    walls = [_walls(documents[f"ab/h200-flashdecoding-{what}-b{batch}"]) for what, batch in cells]
     rows = []
-    for what, arm in ways.items():
-        cells = [what]
-        for found in walls.values():
+    for way, arm in ways.items():
+        row = [way]
+        for found in walls:
             us, base = found.get(arm), found.get(("sdpa", None, "graph"))
-            cells.append(f"{_us(us)} ({times(base / us)})" if us and base else "-")
-        rows.append(cells)
-    return _table(["a step, us (times as fast as torch in a graph)", *(f"batch {batch}" for batch in walls)], rows)
+            row.append(f"{_us(us)} ({times(base / us)})" if us and base else "-")
+        rows.append(row)
+    headings = [f"{what}, batch {batch}" for what, batch in cells]
+    return _table(["us (times as fast as torch in a graph)", *headings], rows)
 
 
 def _where_measured(table: Callable[[Documents], Lines], *names: str) -> Callable[[Documents], Lines]:
@@ -155,8 +157,10 @@ def _where_measured(table: Callable[[Documents], Lines], *names: str) -> Callabl
 TABLES = {
     "fusion and graphs": fusion_and_graphs,
     "flat GEMM": flat_gemm,
-    "unified": _where_measured(unified, "h200-flashdecoding-attention"),
-    "fall-backs": _where_measured(fallbacks, "h200-flashdecoding-fallback"),
-    "together": _where_measured(together, "h200-flashdecoding-step-b1", "h200-flashdecoding-step-b8"),
+    "unified": _where_measured(unified, "ab/h200-flashdecoding-attention"),
+    "fall-backs": _where_measured(fallbacks, "ab/h200-flashdecoding-fallback"),
+    "together": _where_measured(
+        together, *(f"ab/h200-flashdecoding-{what}-b{batch}" for what in ("layer", "step") for batch in (1, 8))
+    ),
 }
 """By the name that docs/flashdecoding++.md gives each."""

@@ -22,9 +22,10 @@ from rich.console import Console
 from bench.core import document
 from bench.core.document import Document, write_atomically
 from bench.core.tables import microseconds, percent, print_document, times
-from bench.report import document_page, flashdecoding_tables
+from bench.report import document_page, flashdecoding_tables, model_tables
 
-FILES = ("README.md", "docs/results.md", "docs/example-run.md", "docs/document.md", "docs/flashdecoding++.md")
+FILES = ("README.md", "docs/results.md", "docs/example-run.md", "docs/document.md", "docs/flashdecoding++.md",
+         "docs/models.md")  # fmt: skip
 MODELS = {"qwen2.5-7b": "Qwen2.5-7B", "llama-3.1-8b": "Llama-3.1-8B", "mistral-7b-v0.3": "Mistral-7B-v0.3"}
 CARDS = ("h200", "h100")
 CONTEXTS = (1024, 2048, 4096, 8192, 16384, 32768, 65536)
@@ -314,6 +315,7 @@ TABLES: dict[str, Callable[[Documents], Lines]] = {
     "attention h100": lambda documents: attention(documents, "h100"),
     "keys": lambda documents: document_page.lines(),
     **flashdecoding_tables.TABLES,
+    **model_tables.TABLES,
 }
 
 _BLOCK = re.compile(r"(<!-- from documents: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)

@@ -87,7 +87,7 @@ def cell(backend, us, **more):
 def test_the_pages_tables():
     counted = {"unified": {"fallbacks_per_step": 0.5, "pairs": 28}}
     document = {"arms": [cell("native", 6.0), cell(UNIFIED, 5.0, **counted), cell("sdpa-flash", 10.0)]}
-    documents = {"h200-flashdecoding-attention": document, "h200-flashdecoding-fallback": document}
+    documents = {f"ab/h200-flashdecoding-{what}": document for what in ("attention", "fallback")}
     assert tables.unified(documents)[-1] == "| 28/4 | 1 | 2K | 6.00 | 5.00 | 10.00 | 1.20 | 2.00 | 0.5 of 28 |"
     assert tables.fallbacks(documents)[-1] == "| 28/4 | 1 | 2K | 6.00 | 5.00 | 0.83 | 0.5 |"
     assert tables.TABLES["unified"]({}) == [tables.NOT_MEASURED]
@@ -95,8 +95,9 @@ def test_the_pages_tables():
         {"backend": "sdpa", "fusion": None, "mode": "graph", "wall_us": {"p50": 6000.0}},
         {"backend": UNIFIED, "fusion": "block", "mode": "graph", "wall_us": {"p50": 3000.0}},
     ]
-    steps = {f"h200-flashdecoding-step-b{batch}": {"arms": arms} for batch in (1, 8)}
-    rows = tables.TABLES["together"](steps)
-    assert rows[3] == "| the same in a graph | 6,000 (1.00) | 6,000 (1.00) |"
-    assert "| flat GEMM, fusion, unified maximum | 3,000 (2.00) | 3,000 (2.00) |" in rows
-    assert "| and PDL, unified | - | - |" in rows
+    names = [f"ab/h200-flashdecoding-{what}-b{batch}" for what in ("layer", "step") for batch in (1, 8)]
+    rows = tables.TABLES["together"](dict.fromkeys(names, {"arms": arms}))
+    assert rows[3] == "| the same in a graph |" + 4 * " 6,000 (1.00) |"
+    assert "| flat GEMM, fusion, unified maximum |" + 4 * " 3,000 (2.00) |" in rows
+    assert "| and PDL, unified |" + 4 * " - |" in rows
+    assert tables.TABLES["together"](dict.fromkeys(names[1:], {"arms": arms})) == [tables.NOT_MEASURED]

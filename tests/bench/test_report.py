@@ -325,6 +325,22 @@ def test_bad_folders(capsys, tmp_path):
     assert_refused(run_here(capsys, "bench.report", str(tmp_path)), "DIR", "result documents")
 
 
+def test_what_is_excluded_is_not_read(capsys, folder):
+    def files(*patterns: str) -> set[str]:
+        return {result["file"] for result in collect.load_folder(folder, patterns).documents}
+
+    everything = {"ab", "cells-hung", "cells-step", "int4", "layer", "op"}
+    assert files() == everything
+    for name in ("cells", "cells/", "c*s", "cells/*"):
+        assert files(name) == everything - {"cells-hung", "cells-step"}, name
+    assert files("cells/hung.json", "ab.json") == everything - {"cells-hung", "ab"}
+    several = collect.load_folders([folder, folder / "cells"], ["ab.json"])
+    assert len(several.documents) == 7, "named in one of the folders"
+    for unknown in ("cell", "", "hung.json"):
+        assert_refused(run_here(capsys, "bench.report", str(folder), f"--exclude={unknown}"), "--exclude", unknown)
+    assert_refused(run_here(capsys, "bench.report", str(folder), "--exclude=*"), "DIR", "result documents")
+
+
 @pytest.mark.usefixtures("no_pictures")
 def test_compressed_documents_are_read_like_others(capsys, folder):
     packed, plain = folder / "layer.json.gz", folder / "layer.json"

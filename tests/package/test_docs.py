@@ -50,7 +50,7 @@ def named_files(page: Path) -> list[str]:
 def test_files_that_a_page_names_are_there(page):
     made = {"docs/report/report.html"}
     for name in named_files(page):
-        below = "bench/results/" + name if name.startswith(("h100-", "h200-")) else name
+        below = "bench/results/**/" + name if name.startswith(("h100-", "h200-")) else name
         if not any(ROOT.glob(below)) and name not in made:
             rooms = ("csrc", "examples", "tests")
             assert any(next((ROOT / room).rglob(name), None) for room in rooms), f"{name}: there is no such file"
