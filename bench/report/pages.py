@@ -239,7 +239,7 @@ def pairs(documents: Documents) -> Lines:
 
 def _dense_layer_us(documents: Documents, card: str) -> float:
     """Of the bf16 layer beside the 4-bit one: of bench.int4's own run where its document is there."""
-    if (documents.folder / f"{card}-int4.json").exists():
+    if f"{card}-int4" in documents:
         for entry in documents[f"{card}-int4"]["ops"]:
             if (entry["backend"], entry["mode"]) == ("bf16", "graph-pdl") and entry["shape"].startswith("llama-3.1-8b"):
                 return float(entry["time_us"]["p50"])

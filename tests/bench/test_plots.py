@@ -58,7 +58,7 @@ def test_attention_s_bars_and_what_is_not_drawn():
 
 def test_axes_of_4_bit_kernels_have_a_unit(monkeypatch):
     figure = drawn(
-        monkeypatch, int4_plots, int4_plots.write_bars, document.load(RESULTS / "h200-int4.json")
+        monkeypatch, int4_plots, int4_plots.write_bars, document.load(RESULTS / "h200-int4.json.gz")
     )  # fmt: skip
     labels = [axes.get_xlabel() for axes in figure.axes if axes.axison]
     assert labels[-2:] == ["us a call"] * 2

@@ -165,9 +165,9 @@ def _mutated(good: dict, chance: random.Random) -> dict:
     return made
 
 
-@pytest.mark.parametrize("name", ["h200-rmsnorm.json", "h200-stack.json", "h200-int4-layer-qwen2.5-7b.json",
+@pytest.mark.parametrize("name", ["h200-rmsnorm.json", "h200-stack.json.gz", "h200-int4-layer-qwen2.5-7b.json",
                                   "h200-study/step.json", "h200-study/ab-sdpa-eager-sdpa-graph.json",
-                                  "h200-attention-gate.json.gz", "h200-int4.json"])  # fmt: skip
+                                  "h200-attention-gate.json.gz", "h200-int4.json.gz"])  # fmt: skip
 def test_no_changed_document_ends_in_a_traceback(monkeypatch, tmp_path, name):
     """Refused, or reported, and read for a comparison. Without pictures, which take seconds."""
     for module in (report, main_sections, peer_sections):
