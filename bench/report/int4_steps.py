@@ -50,7 +50,7 @@ def runs_together(results: Sequence[Document]) -> list[list[Document]]:
     return list(found.values())
 
 
-def once(rows: Sequence[Row]) -> list[Row]:
+def _once(rows: Sequence[Row]) -> list[Row]:
     """Without the rows of a later run whose backend an earlier one has."""
     found: dict[str, Row] = {}
     for row in rows:
@@ -105,7 +105,7 @@ def section(folder: Folder, known: Sequence[Price]) -> Section | None:
                     "16-bit sdpa eager / this", "USD a million tokens, eager", "fastest"]  # fmt: skip
         found.grids.append((headings, grid))
         found.words += dict.fromkeys(line for result in runs for line in tables.refusals(result))
-        draw = partial(kernel_figures.int4_steps, once([row for _, rows in of_runs for row in rows]), figures)
+        draw = partial(kernel_figures.int4_steps, _once([row for _, rows in of_runs for row in rows]), figures)
         found.figures.append(drawn(f"int4-steps-{first['file']}", f"4-bit steps: {what}", draw))
     if not found.grids:
         return None

@@ -331,15 +331,10 @@ def draw(documents: Documents, docs: Path) -> None:
     """The pictures that README and docs show beside those of the report."""
     from bench.core.plots import write_waterfall
     from bench.int4.plots import write_bars
-    from bench.report import int4_steps, kernel_figures
-    from bench.study import paper
 
     write_waterfall(docs / "h200-layer.png", documents["h200-layer-llama-3.1-8b"])
     write_bars(docs / "h200-int4.png", documents["h200-int4-libraries"])
     write_bars(docs / "h100-int4.png", documents["h100-int4-vllm"])
-    rows = int4_steps.once([row for name in int4_tables.STEPS for row in int4_steps.rows_of(documents[name])])
-    figures = [paper.figures()[name] for name in int4_steps.FIGURE_8]
-    document.write_figure(docs / "h200-int4-steps.png", kernel_figures.int4_steps(rows, figures))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
