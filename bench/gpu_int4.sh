@@ -99,7 +99,7 @@ if wanted validate; then
 fi
 wanted arch && start arch 420 "$python" -m bench.int4 --arch=sm89
 wanted sanitize && start sanitize 300 make sanitize PYTHON="$python" SANITIZED="not fp16 and (int4_gemv and \
-(544-131 or 3584-512) and (1-bf16 or 3-bf16) or int4_swiglu and (544-33 or 512-1408) and (1-bf16 or 3-bf16) and not two \
+(544-131 or 3584-512 or 18944-258) and (1-bf16 or 3-bf16) or int4_swiglu and (544-33 or 512-1408) and (1-bf16 or 3-bf16) and not two \
 or int4_layer and (tiny-32 or tiny-128) and (1-bf16 or 3-bf16))"
 finish
 echo "--- side by side: $((SECONDS - begin)) s"

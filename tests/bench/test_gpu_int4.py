@@ -113,7 +113,8 @@ def test_the_sanitizer_is_given_tests_of_every_4_bit_op():
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
     names = set(re.findall(r"::(test_\w+)\[(.*)\]", found))
     assert {name for name, _ in names} == {"test_int4_gemv", "test_int4_swiglu_gemv", "test_int4_layer"}, found
-    # 512 and 3584 columns in groups of 128 are the fast path's, 544 in groups of 32 the general path's.
-    for columns in ("3584-512-128", "544-131-32", "512-1408-128", "544-33-32", "tiny-128"):
+    # 512 and 3584 columns in groups of 128 are the fast path's, 18944 its pairs of blocks', 544 in groups of 32 the
+    # general path's.
+    for columns in ("3584-512-128", "18944-258-128", "544-131-32", "512-1408-128", "544-33-32", "tiny-128"):
         assert any(columns in rest for _, rest in names), columns
     assert 20 < len(names) < 50
