@@ -67,7 +67,13 @@ def ink(colour: ColorType) -> str:
 
 def floor_ratio(rows: Sequence[Row]) -> Figure:
     """R_floor over peak bandwidth: the study's ladder of GPUs, and every measured arm."""
-    figure, axes = _new(4.2, "R_floor (floor / observed) over peak bandwidth")
+    known = [row for row in rows if row["R_floor"]]
+    arms = sorted(
+        {row["arm"] for row in known},
+        key=lambda arm: (arm.partition(":")[0], _order(arm.partition(":")[2])),
+    )
+    height = max(4.2, 0.5 + 0.17 * (len(arms) + 1))  # the legend's at least
+    figure, axes = _new(height, "R_floor (floor / observed) over peak bandwidth")
     peaks = {figure_.gpu: figure_.value for figure_ in paper.published("peak_gbs")}
     medians = paper.published("R_floor_median")
     x = [peaks[one.gpu] for one in medians]
@@ -81,16 +87,12 @@ def floor_ratio(rows: Sequence[Row]) -> Figure:
         axes.annotate(
             str(one.gpu), (peaks[one.gpu], one.high), xytext=(0, 4), textcoords="offset points", ha="center", fontsize=8
         )
-    known = [row for row in rows if row["R_floor"]]
-    arms = sorted(
-        {row["arm"] for row in known},
-        key=lambda arm: (arm.partition(":")[0], _order(arm.partition(":")[2])),
-    )
     colours = dict(zip(dict.fromkeys(arm.partition(":")[0] for arm in arms), itertools.cycle(COLOURS)))
+    apart = min(1.022, 1.3 ** (1 / max(len(arms), 1)))  # a column an arm, around the device's bandwidth
     for index, arm in enumerate(arms):
         own = [row for row in known if row["arm"] == arm]
         name, _, mode = arm.partition(":")
-        beside = 1.022 ** (index - (len(arms) - 1) / 2)  # a column an arm, around the device's bandwidth
+        beside = apart ** (index - (len(arms) - 1) / 2)
         axes.plot(
             [beside * row["peak_gbs"] for row in own], [row["R_floor"] for row in own], _MARKS.get(mode, "o"),
             markersize=5,

@@ -271,6 +271,17 @@ def test_every_arm_has_a_column_of_its_own(folder):
     assert at == sorted(set(at)) and at[1] == 3350.0
 
 
+def test_a_legend_of_many_arms_has_room(folder):
+    one = next(row for row in collect.step_rows(collect.load_folder(folder)) if row["R_floor"])
+    figure = figures.floor_ratio([one | {"arm": f"library {i}:graph"} for i in range(45)])
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    box, whole_figure = axes.get_legend().get_window_extent(), figure.bbox
+    assert box.y0 >= whole_figure.y0 and box.y1 <= whole_figure.y1 and box.x1 <= whole_figure.x1
+    beside = [line.get_xdata()[0] for line in axes.lines if line.get_label().startswith("measured")]
+    assert 1 < max(beside) / min(beside) < 1.31, "columns of one device stay beside its bandwidth"
+
+
 @pytest.mark.usefixtures("no_pictures")
 def test_no_svg(capsys, folder):
     assert run_here(capsys, "bench.report", str(folder), f"--out={folder}/out", "--no-svg").status == 0
