@@ -247,7 +247,8 @@ def block_rows(folder: Folder) -> list[Row]:
             for arm, kernels in timelines.items():
                 if arm.endswith((":native", ":graph", ":graph-pdl")):
                     overlaps = any(b["start_us"] < a["end_us"] for a, b in pairwise(kernels))
-                    rows.append({"title": title, "arm": arm, "kernels": kernels, "named": arm.startswith("native"),
+                    named = arm.startswith(("native/", "native:"))  # other arms' kernels have the compiler's names
+                    rows.append({"title": title, "arm": arm, "kernels": kernels, "named": named,
                                  "overlaps": overlaps})  # fmt: skip
             continue
         for fusion, ops in _op_times(result).items():

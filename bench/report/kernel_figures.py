@@ -59,7 +59,7 @@ def gantt(rows: Sequence[Row]) -> Figure:
     grid[-1, 0].set_xlabel("microseconds from the block's first kernel", fontsize=8)
     handles = [plt.Rectangle((0, 0), 1, 1, color=colours.get(name, _OTHERS), label=name) for name in names]
     if any(not row["named"] for row in rows):
-        handles.append(plt.Rectangle((0, 0), 1, 1, color=_OTHERS, label="torch's kernels"))
+        handles.append(plt.Rectangle((0, 0), 1, 1, color=_OTHERS, label="other kernels"))
     figure.legend(handles=handles, fontsize=6, frameon=False, loc="outside right center")
     return figure
 

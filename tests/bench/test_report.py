@@ -221,7 +221,8 @@ def test_the_report_is_not_read_back(capsys, folder):
 
 def test_the_blocks_of_a_report(tmp_path):
     """A trace is taken where there is one; else the ops of native, end to end. Of a model's cells the smallest."""
-    timelines = {"native/block:graph": timeline(0), "native/block:graph-pdl": timeline(2.5), "sdpa:eager": timeline(0)}
+    timelines = {"native/block:graph": timeline(0), "native/block:graph-pdl": timeline(2.5), "sdpa:eager": timeline(0),
+                 "native-dense/block:graph": timeline(0)}  # fmt: skip
     small = step(ops=[dict(fusion="block", label="o x28", count=28, time_us=clock(280)),
                       dict(fusion="block", label="lm_head", count=1, time_us=clock(300))])  # fmt: skip
     contents = dict(traced=layer(timelines=timelines, ctx=1024), longer=layer(), small=small, large=step(batch=4))
@@ -229,13 +230,15 @@ def test_the_blocks_of_a_report(tmp_path):
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
     rows = collect.block_rows(collect.load_folder(tmp_path))
     assert [(row["arm"], row["overlaps"]) for row in rows] == [
-        ("native/block:graph", False), ("native/block:graph-pdl", True), ("native/block", False),
+        ("native/block:graph", False), ("native/block:graph-pdl", True), ("native-dense/block:graph", False),
+        ("native/block", False),
     ]  # fmt: skip
+    assert [row["named"] for row in rows] == [True, True, False, True], "the others' labels are long symbols"
     assert rows[0]["kernels"] == timeline(0) and "ctx 1024" in rows[0]["title"]
-    assert rows[2]["kernels"] == [dict(label="o", start_us=0, end_us=10)] and "timed alone" in rows[2]["title"]
+    assert rows[3]["kernels"] == [dict(label="o", start_us=0, end_us=10)] and "timed alone" in rows[3]["title"]
     figure = kernel_figures.gantt(rows)
     widths = [[bar.get_width() for bar in axes.patches] for axes in figure.axes]
-    assert widths[1] == [10] and np.allclose(widths[0], 2 * [us for _, us in BLOCK])
+    assert widths[1] == [10] and np.allclose(widths[0], 3 * [us for _, us in BLOCK])
 
 
 def test_a_block_of_more_kernels_than_there_are_colours():
