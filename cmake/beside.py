@@ -4,6 +4,7 @@ COMMAND has the terminal, and ends by itself. OTHER is stopped, with all that it
 interrupted. What failed is said last, in one line, and its exit status is this one's.
 """
 
+import ctypes
 import os
 import shlex
 import signal
@@ -11,23 +12,32 @@ import subprocess
 import sys
 import time
 
+PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+
+
+def adopt_orphans() -> None:
+    """What a process of ours leaves behind becomes our child, so that we can wait for it: whoever has process number 1
+    in a container may never do so, and a process that nobody waits for stays in its group."""
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
 
 def stop(process: subprocess.Popen, most_s: float = 10) -> None:
     """End a process that leads a session, and what it started: nothing of it runs when this returns."""
     ending = time.monotonic() + most_s
-    number = signal.SIGTERM  # ninja passes it on to the compilers, and deletes what they had not finished
     try:
+        os.killpg(process.pid, signal.SIGTERM)  # ninja passes it on, and deletes what compilers had not finished
         while True:
-            os.killpg(process.pid, number)
-            process.poll()  # a group ends with its last process, and a leader that nobody waited for is one
+            os.waitpid(-process.pid, os.WNOHANG)
             time.sleep(0.02)
-            number = signal.SIGKILL if time.monotonic() > ending else 0
-    except ProcessLookupError:
+            if time.monotonic() > ending:
+                os.killpg(process.pid, signal.SIGKILL)
+    except (ProcessLookupError, ChildProcessError):  # none is left
         process.wait()
 
 
 def main(words: list[str]) -> int:
     split = words.index("--")
+    adopt_orphans()
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     other = subprocess.Popen(words[:split], start_new_session=True)
     command = subprocess.Popen(words[split + 1 :])

@@ -16,7 +16,11 @@ UNTIL = "until test -e {}; do sleep 0.01; done; {}"
 
 def start(folder: Path, other: list[str], command: str) -> subprocess.Popen:
     words = [sys.executable, str(BESIDE), *other, "--", "sh", "-c", command]
-    return subprocess.Popen(words, cwd=folder, stderr=subprocess.PIPE, text=True)
+
+    def as_in_front() -> None:  # a shell's background jobs, which these tests may run in, ignore Ctrl-C
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    return subprocess.Popen(words, cwd=folder, stderr=subprocess.PIPE, text=True, preexec_fn=as_in_front)
 
 
 def assert_ended(folder: Path) -> None:
