@@ -152,33 +152,30 @@ bool Executor::read_global(Thread& thread, const void* pointer, size_t bytes, So
     return true;
 }
 
-void Executor::write_global(Thread& thread, const void* pointer, size_t bytes, Site site) {
-    const Access access = check_bounds(thread, pointer, bytes, "writes", site);
+// Every access that is no plain read: checks it against the last ones of others, and is the last one from now
+// on.
+void Executor::touch(Thread& thread, const Access& access, bool writes, bool atomic, const char* action,
+                     Site site) {
     const Unit unit = thread.block->grid.first_unit + static_cast<Unit>(thread.block->index);
     for (size_t i = access.first; i < access.end; ++i) {
         const Touch writer = access.buffer->writer[i], reader = access.buffer->reader[i];
         if (writer.unit >= base_unit_)
-            check_order(thread, writer, true, false, "writes", "wrote", access, site);
-        if (reader.unit >= base_unit_)
-            check_order(thread, reader, true, false, "writes", "read", access, site);
-        access.buffer->writer[i] = {unit, time};
+            check_order(thread, writer, true, atomic, action, "wrote", access, site);
+        if (writes && reader.unit >= base_unit_)
+            check_order(thread, reader, true, atomic, action, "read", access, site);
+        (writes ? access.buffer->writer[i] : access.buffer->reader[i]) = {unit, time};
     }
+}
+
+void Executor::write_global(Thread& thread, const void* pointer, size_t bytes, Site site) {
+    touch(thread, check_bounds(thread, pointer, bytes, "writes", site), true, false, "writes", site);
     thread.unfenced = true;
     thread.stored_epoch = thread.access_epoch();
     thread.stored_warp_epoch = thread.warp->memory_epoch;
 }
 
 void Executor::atomic_global(Thread& thread, const void* pointer, size_t bytes, Site site) {
-    const Access access = check_bounds(thread, pointer, bytes, "updates", site);
-    const Unit unit = thread.block->grid.first_unit + static_cast<Unit>(thread.block->index);
-    for (size_t i = access.first; i < access.end; ++i) {
-        const Touch writer = access.buffer->writer[i], reader = access.buffer->reader[i];
-        if (writer.unit >= base_unit_)
-            check_order(thread, writer, true, true, "updates", "wrote", access, site);
-        if (reader.unit >= base_unit_)
-            check_order(thread, reader, true, true, "updates", "read", access, site);
-        access.buffer->writer[i] = {unit, time};
-    }
+    touch(thread, check_bounds(thread, pointer, bytes, "updates", site), true, true, "updates", site);
     Grid::Progress& progress = progress_of(*thread.block);
     progress.atomics.push_back(++time);  // behind what it wrote itself
     for (const Thread& other : thread.block->threads) progress.unfenced |= other.unfenced;
@@ -186,15 +183,7 @@ void Executor::atomic_global(Thread& thread, const void* pointer, size_t bytes, 
 
 void Executor::flagged_global(Thread& thread, const void* pointer, size_t bytes, bool writes, Site site) {
     const char* const action = writes ? "writes" : "reads";
-    const Access access = check_bounds(thread, pointer, bytes, action, site);
-    const Unit unit = thread.block->grid.first_unit + static_cast<Unit>(thread.block->index);
-    for (size_t i = access.first; i < access.end; ++i) {
-        const Touch writer = access.buffer->writer[i], reader = access.buffer->reader[i];
-        if (writer.unit >= base_unit_) check_order(thread, writer, true, true, action, "wrote", access, site);
-        if (writes && reader.unit >= base_unit_)
-            check_order(thread, reader, true, true, action, "read", access, site);
-        (writes ? access.buffer->writer[i] : access.buffer->reader[i]) = {unit, time};
-    }
+    touch(thread, check_bounds(thread, pointer, bytes, action, site), writes, true, action, site);
 }
 
 void Executor::fence(Thread& thread) {

@@ -92,6 +92,7 @@ class Executor {
     Access check_bounds(Thread& thread, const void* pointer, size_t bytes, const char* action, Site site);
     void check_order(Thread& thread, Touch last, bool fresh, bool atomic, const char* action,
                      const char* before, const Access& access, Site site);
+    void touch(Thread& thread, const Access& access, bool writes, bool atomic, const char* action, Site site);
     void check_stale(Thread& thread, Unit unit, const Access& access, Site site);
     bool may_start(const Grid& grid) const;
     void open(Grid& grid);
