@@ -149,10 +149,15 @@ inline int tiles_of(const GqaDecodeParams& params, int splits) {
     return ceil_div(params.max_len, splits * gqa_min_split_keys);
 }
 
+// Items of one head that each block of a cluster combines; the last blocks may have fewer.
+inline int cluster_items_of(const GqaPlan& plan, int cluster) {
+    return ceil_div(gqa_items(1, plan.value_dims), cluster);
+}
+
 // Shared memory up to the ring: the warps' partials, which overwrite q, and behind them the partials that the
 // blocks of a cluster push, or the ticket.
 inline int bytes_before_ring(const GqaPlan& plan, int head_dim, int cluster) {
-    const int pushed = cluster * plan.heads * ceil_div(gqa_items(1, plan.value_dims), cluster);
+    const int pushed = cluster * plan.heads * cluster_items_of(plan, cluster);
     return gqa_rows_bytes(plan.any_dim ? gqa_max_value_dims : head_dim) +
            (cluster > 1 ? gqa_pushed_bytes(pushed) : 16);
 }
@@ -203,10 +208,10 @@ inline int cluster_of(const GqaDecodeParams& params, const GqaPlan& plan, const 
         cluster = power_of_two_below(most_of(gqa_min_cluster_keys));
         while (cluster > 1 && !fits(cluster)) cluster /= 2;
     } else {
-        const int head_items = plan.value_dims / 4;
         // The lanes of all items of a block are its threads.
         const auto combines = [&](int size) {
-            return ceil_div(head_items, size) * plan.heads * power_of_two_below(2 * size - 1) <= gqa_threads;
+            return cluster_items_of(plan, size) * plan.heads * power_of_two_below(2 * size - 1) <=
+                   gqa_threads;
         };
         cluster = most_of(gqa_min_split_keys);
         while (cluster > 1 && !(fits(cluster) && combines(cluster))) --cluster;
@@ -232,7 +237,7 @@ inline GqaPlan plan_kernel(const GqaDecodeParams& params, const GqaDevice& devic
                                            : cluster_of(params, plan, device);
     if (plan.cluster_splits > 1) plan.splits = plan.cluster_splits;
     plan.cluster_lanes = power_of_two_below(2 * plan.cluster_splits - 1);
-    plan.cluster_items = ceil_div(gqa_items(1, plan.value_dims), plan.cluster_splits);
+    plan.cluster_items = cluster_items_of(plan, plan.cluster_splits);
     const int items = gqa_items(plan.heads, plan.value_dims);
     const int reducers = std::clamp(device.sm_count / gqa_sms_per_reducer / plan.groups, 1, plan.splits);
     plan.reducer_items = ceil_div(items, reducers);
@@ -305,7 +310,8 @@ inline bool gqa_allows(const GqaDecodeParams& params, const GqaDevice& device, c
     if ((choice.splits > 0) == (choice.cluster > 0)) return false;
     if (choice.splits > gqa_planning::ceil_div(params.max_len, gqa_tile_keys)) return false;
     const GqaPlan plan = gqa_planning::plan_kernel(params, device, false, any_dim, false, choice);
-    if (plan.bulk_copies && (!device.sm_90 || params.max_len % gqa_tile_keys != 0)) return false;
+    if (plan.bulk_copies && !gqa_planning::can_copy_bulk(params, plan, device, plan.cluster_splits))
+        return false;
     if (plan.shared_bytes > device.shared_bytes) return false;
     if (choice.splits > 0) return true;
     // Of the clusters one must be resident; a block's lanes combine all its items.
