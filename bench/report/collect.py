@@ -77,7 +77,7 @@ def load_folders(paths: Sequence[Path], exclude: Sequence[str] = ()) -> Folder:
     document names its own, as briefly as tells them apart; with several, `file` begins with it. Raises UsageError where
     a pattern of `exclude` names nothing: after a slip of the pen nothing would be left out."""
     loaded = [load_folder(path, exclude) for path in paths]
-    found = [file.relative_to(path) for path in paths for file in document.files(path)]
+    found = [file.relative_to(path) for path in paths for file in document.files(path)] if exclude else []
     for pattern in exclude:
         if not any(_is_named(below, pattern) for below in found):
             raise flag_error("--exclude", pattern, "a file or folder below a DIR, or a pattern of such names")

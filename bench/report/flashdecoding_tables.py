@@ -1,28 +1,16 @@
 """The tables of docs/flashdecoding++.md (bench.report.pages writes them): its three ideas on and off, and fusion
 against graphs."""
 
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable
 
 from bench.core.document import Document
 from bench.core.tables import times
 from bench.core.unified import UNIFIED
-
-Lines = list[str]
-Arm = tuple[str, str | None, str]
-
-
-class Documents(Protocol):
-    """The committed documents by name (bench.report.pages)."""
-
-    def __getitem__(self, name: str) -> Document: ...
-    def __contains__(self, name: object) -> bool: ...
-
+from bench.report.committed import MODELS, Arm, Documents, Lines, grid
 
 NOT_MEASURED = "Not measured yet: no committed document has it. `bash bench/gpu_flashdecoding.sh` makes them."
 FLASH_DECODING = "sdpa-flash"
 """torch's FlashAttention: splits of the KV axis, each with a softmax of its own, and a second kernel that combines."""
-MODELS = {"qwen2.5-7b": "Qwen2.5-7B", "llama-3.1-8b": "Llama-3.1-8B", "mistral-7b-v0.3": "Mistral-7B-v0.3"}
 _WAYS: dict[str, Arm] = {
     "neither": ("native", "none", "native"),
     "graphs": ("native", "none", "graph"),
@@ -31,12 +19,6 @@ _WAYS: dict[str, Arm] = {
     "both and PDL": ("native", "block", "graph-pdl"),
 }
 """The same kernels launched one by one from a C++ loop or as a graph, fourteen a layer or five."""
-
-
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int = 1) -> Lines:
-    rules = ["---" if column < text_columns else "---:" for column in range(len(headings))]
-    lines = [headings, rules, *rows]
-    return ["|" + "|".join(line) + "|" if line is rules else "| " + " | ".join(line) + " |" for line in lines]
 
 
 def _us(value: float) -> str:
@@ -61,7 +43,7 @@ def fusion_and_graphs(documents: Documents) -> Lines:
         rows.append([what, _us(base), *(
             f"{_us(walls[arm])} ({times(base / walls[arm])})" for way, arm in _WAYS.items() if way != "neither"
         )])  # fmt: skip
-    return _table(["us (times as fast as neither)", *_WAYS], rows)
+    return grid(["us (times as fast as neither)", *_WAYS], rows)
 
 
 def _by_cell(result: Document) -> dict[tuple[str, int, int], dict[str, Document]]:
@@ -90,7 +72,7 @@ def unified(documents: Documents) -> Lines:
         ])  # fmt: skip
     headings = ["heads", "batch", "context", "online, us", "unified, us", "two kernels, us", "online / unified",
                 "two kernels / unified", "fall-backs a call"]  # fmt: skip
-    return _table(headings, rows)
+    return grid(headings, rows)
 
 
 def fallbacks(documents: Documents) -> Lines:
@@ -102,7 +84,7 @@ def fallbacks(documents: Documents) -> Lines:
         count = own["unified"]["fallbacks_per_step"]
         rows.append([heads, str(batch), f"{ctx // 1024}K", *map(_us, us), times(us[1] / us[0]), f"{count:g}"])
     headings = ["heads", "batch", "context", "online, us", "fallen back, us", "times as long", "fall-backs a call"]
-    return _table(headings, rows)
+    return grid(headings, rows)
 
 
 def flat_gemm(documents: Documents) -> Lines:
@@ -121,7 +103,13 @@ def flat_gemm(documents: Documents) -> Lines:
             f"{_us(us['native'])} / {_us(us['torch'])} ({times(us['torch'] / us['native'])})" if len(us) == 2 else "-"
             for us in pairs
         )])  # fmt: skip
-    return _table(["", "projection", *(f"batch {batch}" for batch in batches)], rows, 2)
+    return grid(["", "projection", *(f"batch {batch}" for batch in batches)], rows, 2)
+
+
+_TOGETHER = {
+    f"ab/h200-flashdecoding-{what}-b{batch}": f"{what}, batch {batch}" for what in ("layer", "step") for batch in (1, 8)
+}
+"""Documents of the table, by column."""
 
 
 def together(documents: Documents) -> Lines:
@@ -136,8 +124,7 @@ def together(documents: Documents) -> Lines:
         "and PDL, online": ("native", "block", "graph-pdl"),
         "and PDL, unified": (UNIFIED, "block", "graph-pdl"),
     }
-    cells = [(what, batch) for what in ("layer", "step") for batch in (1, 8)]
-    walls = [_walls(documents[f"ab/h200-flashdecoding-{what}-b{batch}"]) for what, batch in cells]
+    walls = [_walls(documents[name]) for name in _TOGETHER]
     rows = []
     for way, arm in ways.items():
         row = [way]
@@ -145,8 +132,7 @@ def together(documents: Documents) -> Lines:
             us, base = found.get(arm), found.get(("sdpa", None, "graph"))
             row.append(f"{_us(us)} ({times(base / us)})" if us and base else "-")
         rows.append(row)
-    headings = [f"{what}, batch {batch}" for what, batch in cells]
-    return _table(["us (times as fast as torch in a graph)", *headings], rows)
+    return grid(["us (times as fast as torch in a graph)", *_TOGETHER.values()], rows)
 
 
 def _where_measured(table: Callable[[Documents], Lines], *names: str) -> Callable[[Documents], Lines]:
@@ -159,8 +145,6 @@ TABLES = {
     "flat GEMM": flat_gemm,
     "unified": _where_measured(unified, "ab/h200-flashdecoding-attention"),
     "fall-backs": _where_measured(fallbacks, "ab/h200-flashdecoding-fallback"),
-    "together": _where_measured(
-        together, *(f"ab/h200-flashdecoding-{what}-b{batch}" for what in ("layer", "step") for batch in (1, 8))
-    ),
+    "together": _where_measured(together, *_TOGETHER),
 }
 """By the name that docs/flashdecoding++.md gives each."""

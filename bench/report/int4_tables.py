@@ -5,12 +5,11 @@ from collections.abc import Callable, Sequence
 
 from bench.core.document import Document
 from bench.core.tables import microseconds, percent, times
-from bench.report.flashdecoding_tables import Documents, Lines
+from bench.report.committed import MODELS, Documents, Lines, grid
 
 RUNS = ("first", "second")
 """Libraries came in two runs, each with the same 16-bit arms beside them."""
-STEPS = tuple(f"h200-int4-step-{run}" for run in RUNS)
-LAYERS = {"qwen2.5-7b": "Qwen2.5-7B", "llama-3.1-8b": "Llama-3.1-8B"}
+LAYERS = ("qwen2.5-7b", "llama-3.1-8b")
 MODES = ("eager", "native", "graph", "graph-pdl")
 _EVERY_RUN = ("native", "sdpa", "native-dense")
 
@@ -44,22 +43,21 @@ def _rows(runs: Sequence[Document]) -> list[list[str]]:
 
 def _table(what: str, runs: Sequence[Document]) -> Lines:
     headings = [what, *MODES, "of the ceiling", "eager: Python, dispatcher", "launches", "16-bit sdpa graph / fastest"]
-    rules = "|".join(["---", *["---:"] * (len(headings) - 1)])
-    return [f"| {' | '.join(headings)} |", f"|{rules}|", *(f"| {' | '.join(row)} |" for row in _rows(runs))]
+    return grid(headings, _rows(runs))
 
 
 def layers(documents: Documents) -> Lines:
     """One layer of two models on an H200."""
     lines: Lines = []
-    for model, name in LAYERS.items():
+    for model in LAYERS:
         runs = [documents[f"h200-int4-layer-{model}-{run}"] for run in RUNS]
-        lines += ["", *_table(f"layer of {name}, us", runs)] if lines else _table(f"layer of {name}, us", runs)
-    return lines
+        lines += [*_table(f"layer of {MODELS[model]}, us", runs), ""]
+    return lines[:-1]
 
 
 def steps(documents: Documents) -> Lines:
     """A whole step of Qwen2.5-7B on an H200."""
-    return _table("step of Qwen2.5-7B, us", [documents[name] for name in STEPS])
+    return _table("step of Qwen2.5-7B, us", [documents[f"h200-int4-step-{run}"] for run in RUNS])
 
 
 TABLES: dict[str, Callable[[Documents], Lines]] = {"4-bit libraries, layers": layers, "4-bit libraries, step": steps}

@@ -14,7 +14,7 @@ import argparse
 import io
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -23,35 +23,16 @@ from bench.core import document
 from bench.core.document import Document, write_atomically
 from bench.core.tables import microseconds, percent, print_document, times
 from bench.report import document_page, flashdecoding_tables, int4_tables, model_tables
+from bench.report.committed import MODELS, Arm, Documents, Lines, grid
 
 FILES = ("README.md", "docs/results.md", "docs/example-run.md", "docs/document.md", "docs/flashdecoding++.md",
          "docs/models.md")  # fmt: skip
-MODELS = {"qwen2.5-7b": "Qwen2.5-7B", "llama-3.1-8b": "Llama-3.1-8B", "mistral-7b-v0.3": "Mistral-7B-v0.3"}
 CARDS = ("h200", "h100")
 CONTEXTS = (1024, 2048, 4096, 8192, 16384, 32768, 65536)
 HEADS = ("28/4x128", "32/8x128")
 
-Lines = list[str]
-Arm = tuple[str, str | None, str]
 BLOCK_PDL: Arm = ("native", "block", "graph-pdl")
 SDPA_GRAPH: Arm = ("sdpa", None, "graph")
-
-
-class Documents:
-    """The committed documents, each read once, by name without suffix: h200-study/step."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._read: dict[str, Document] = {}
-
-    def __contains__(self, name: object) -> bool:
-        return any((self.folder / f"{name}.json{packed}").exists() for packed in ("", ".gz"))
-
-    def __getitem__(self, name: str) -> Document:
-        if name not in self._read:
-            packed = self.folder / f"{name}.json.gz"
-            self._read[name] = document.load(packed if packed.exists() else self.folder / f"{name}.json")
-        return self._read[name]
 
 
 def find(result: Document, arm: Arm) -> Document:
@@ -65,13 +46,6 @@ def find(result: Document, arm: Arm) -> Document:
 def wall_us(result: Document, arm: Arm) -> float:
     """The median of an arm."""
     return find(result, arm)["wall_us"]["p50"]
-
-
-def grid(headings: Sequence[str], rows: Iterable[Sequence[str]], numbers_from: int = 1) -> Lines:
-    """A Markdown table, its columns from `numbers_from` on aligned right."""
-    rules = ["---" if column < numbers_from else "---:" for column in range(len(headings))]
-    return ["| " + " | ".join(headings) + " |", "|" + "|".join(rules) + "|",
-            *("| " + " | ".join(row) + " |" for row in rows)]  # fmt: skip
 
 
 def layer_rows(documents: Documents) -> Lines:
