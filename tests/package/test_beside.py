@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from inputs.fork_server import default_ctrl_c
 
 BESIDE = Path(__file__).resolve().parents[2] / "cmake" / "beside.py"
 # Writes the number of a process of its own, which is to end with it.
@@ -16,11 +17,7 @@ UNTIL = "until test -e {}; do sleep 0.01; done; {}"
 
 def start(folder: Path, other: list[str], command: str) -> subprocess.Popen:
     words = [sys.executable, str(BESIDE), *other, "--", "sh", "-c", command]
-
-    def as_in_front() -> None:  # a shell's background jobs, which these tests may run in, ignore Ctrl-C
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-    return subprocess.Popen(words, cwd=folder, stderr=subprocess.PIPE, text=True, preexec_fn=as_in_front)
+    return subprocess.Popen(words, cwd=folder, stderr=subprocess.PIPE, text=True, preexec_fn=default_ctrl_c)
 
 
 def assert_ended(folder: Path) -> None:
