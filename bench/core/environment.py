@@ -1,5 +1,6 @@
 """What ran where: the machine, the libraries and the state they were in. Every value may be None."""
 
+import hashlib
 import os
 import platform
 import re
@@ -13,11 +14,13 @@ import pynvml
 import torch
 
 import pykernels as pk
+from bench.core.extras import required_by_extras
 from bench.core.gpu_state import ask, handle_of, reason_names
 from pykernels.source_hash import source_hash
 
 _CPU_FLAGS = ("avx2", "f16c", "avx512f", "avx512_bf16", "amx_bf16", "hypervisor")
-_LIBRARIES = ("numpy", "scipy", "nvtx", "typer", "rich", "matplotlib", "safetensors", "transformers")
+_LIBRARIES = ("numpy", "scipy", "nvtx", "typer", "rich", "matplotlib", "safetensors", "transformers", "triton")
+_PEERS = ("flash-attn-3", "vllm")  # besides those of the extras
 
 # Peak memory bandwidth by device, GB/s of 10^9 bytes, with where the number comes from. The study's own values
 # (its section 3.3) where it has them; otherwise the vendor's datasheet. A name is the end of the driver's. A card
@@ -262,6 +265,24 @@ def _version(package: str) -> str | None:
         return None
 
 
+def peer_versions() -> dict[str, str]:
+    """The versions of the peers that are installed, by distribution. A peer whose shared library a variable names
+    (PYKERNELS_FA3_LIB, PYKERNELS_VLLM_LIB) has no version to ask for: under the variable is the file's hash."""
+    versions = {name: _version(name) for name in (*required_by_extras(), *_PEERS)}
+    files = {name: Path(path) for name, path in os.environ.items() if re.fullmatch(r"PYKERNELS_\w+_LIB", name)}
+    hashes = {name: _file_hash(path) for name, path in files.items() if path.is_file()}
+    return {name: found for name, found in {**versions, **hashes}.items() if found}
+
+
+@cache
+def _file_hash(path: Path) -> str | None:
+    try:
+        with path.open("rb") as file:
+            return f"sha256 {hashlib.file_digest(file, 'sha256').hexdigest()}"
+    except OSError:
+        return None
+
+
 def plans_words() -> dict[str, Any]:
     """Who decides the launch plans: the built-in heuristic, or a file of bench.tune's."""
     if (table := pk.runtime.plan_table()) is None:
@@ -293,6 +314,6 @@ def collect(device: torch.device = _CPU_DEVICE) -> dict[str, Any]:
             **pk.runtime.build_info(),
             "plans": plans_words(),
         },
-        "libraries": {name: _version(name) for name in _LIBRARIES},
+        "libraries": {**{name: _version(name) for name in _LIBRARIES}, **peer_versions()},
         **_stamp(),
     }

@@ -2,6 +2,7 @@
 
 import tomllib
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -71,3 +72,9 @@ def extras() -> list[Extra]:
         wanted = f"'launchtax[{name}]'" if installed else " ".join(f"'{one}'" for one in missing)
         listed.append(Extra(name, needs, missing, f"pip install {_OPTIONS.get(name, '')}{wanted}", _NOTES.get(name)))
     return listed
+
+
+@cache
+def required_by_extras() -> tuple[str, ...]:
+    """The distributions that the extras require, each once."""
+    return tuple(dict.fromkeys(one.name for requirements in _declared().values() for one in requirements))

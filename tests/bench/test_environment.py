@@ -1,6 +1,8 @@
 """What a CPU can reach by its specification, on machines whose /proc/cpuinfo is made up."""
 
+import hashlib
 import os
+from importlib import metadata
 
 import pytest
 import torch
@@ -52,3 +54,20 @@ def test_a_part_of_one_has_no_specification_but_a_remark(machine, changed, cpus,
 def test_an_unknown_cpu(machine, info):
     gbs, source = machine(info, 4)
     assert gbs is None and source.startswith("unknown for")
+
+
+def test_peers_have_their_versions_and_libraries_without_one_their_hash(monkeypatch, tmp_path):
+    def version(name):
+        if name != "flashinfer-python":
+            raise metadata.PackageNotFoundError(name)
+        return "0.7.2"
+
+    library = tmp_path / "_vllm_fa3_C.abi3.so"
+    library.write_bytes(b"code")
+    monkeypatch.setattr(environment.metadata, "version", version)
+    monkeypatch.setenv("PYKERNELS_FA3_LIB", str(library))
+    monkeypatch.setenv("PYKERNELS_VLLM_LIB", str(tmp_path / "none.so"))
+    assert environment.peer_versions() == {
+        "flashinfer-python": "0.7.2",
+        "PYKERNELS_FA3_LIB": f"sha256 {hashlib.sha256(b'code').hexdigest()}",
+    }

@@ -169,7 +169,7 @@ class Environment(TypedDict):
     os: NotRequired[str]
     python: NotRequired[str]
     pykernels: NotRequired[Pykernels]
-    libraries: NotRequired[dict[str, str | None]]  # by name, the version
+    libraries: NotRequired[dict[str, str | None]]  # by distribution, the version; by variable, a file's hash
     commit: NotRequired[str | None]  # of the installed build
     commit_dirty: NotRequired[bool | None]  # what ran differs from that commit
     changed_since_build: NotRequired[list[str]]  # packages whose Python is another than the build saw
