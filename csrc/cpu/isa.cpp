@@ -14,7 +14,11 @@ namespace {
 
 // The kernels that this build has: the definitions come from CMakeLists.txt.
 constexpr bool built[] = {
+#ifdef PYKERNELS_HAS_GENERIC
     true,
+#else
+    false,
+#endif
 #ifdef PYKERNELS_HAS_AVX2
     true,
 #else
@@ -68,12 +72,19 @@ std::string allowed() {
 }
 
 int default_choice() {
-    const char* wanted = std::getenv("PYKERNELS_CPU_ISA");
-    if (wanted == nullptr || *wanted == '\0') {
-        int best = n_choices - 1;
-        while (!supported(choices[best])) --best;
-        return best;
+    const std::vector<std::string> supported_names = supported_isa_names();
+    if (supported_names.empty()) {
+        std::string sets;
+        for (const Choice& choice : choices) {
+            if (!choice.vnni && built[static_cast<int>(choice.isa)])
+                sets += (sets.empty() ? "" : ", ") + std::string(choice.name);
+        }
+        throw std::invalid_argument("this build's CPU kernels are for " + sets +
+                                    ", which this CPU lacks: build again here, or name the sets by "
+                                    "CMAKE_ARGS=-DPYKERNELS_CPU_ISAS=generic");
     }
+    const char* wanted = std::getenv("PYKERNELS_CPU_ISA");
+    if (wanted == nullptr || *wanted == '\0') return choice_of(supported_names.back());
     const int found = choice_of(wanted);
     if (found >= 0) return found;
     throw std::invalid_argument("PYKERNELS_CPU_ISA must be one of " + allowed() + ", got " + wanted);

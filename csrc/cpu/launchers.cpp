@@ -4,7 +4,14 @@
 
 namespace pykernels::cpu {
 
-// The case of each instruction set that this build has.
+// The case of each instruction set that this build has. current_isa() returns no other.
+#ifdef PYKERNELS_HAS_GENERIC
+#define PYKERNELS_GENERIC(op) \
+    case Isa::generic:        \
+        return generic::op(params);
+#else
+#define PYKERNELS_GENERIC(op)
+#endif
 #ifdef PYKERNELS_HAS_AVX2
 #define PYKERNELS_AVX2(op) \
     case Isa::avx2:        \
@@ -27,15 +34,16 @@ namespace pykernels::cpu {
 #define PYKERNELS_AVX512_BF16(op)
 #endif
 
-#define PYKERNELS_LAUNCHER(op, Params)      \
-    void op(const Params& params) {         \
-        switch (current_isa()) {            \
-            PYKERNELS_AVX512_BF16(op)       \
-            PYKERNELS_AVX512(op)            \
-            PYKERNELS_AVX2(op)              \
-            default:                        \
-                return generic::op(params); \
-        }                                   \
+#define PYKERNELS_LAUNCHER(op, Params) \
+    void op(const Params& params) {    \
+        switch (current_isa()) {       \
+            PYKERNELS_AVX512_BF16(op)  \
+            PYKERNELS_AVX512(op)       \
+            PYKERNELS_AVX2(op)         \
+            PYKERNELS_GENERIC(op)      \
+            default:                   \
+                return;                \
+        }                              \
     }
 
 PYKERNELS_KERNELS(PYKERNELS_LAUNCHER)
