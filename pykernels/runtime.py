@@ -41,6 +41,10 @@ if _runtime.build_info()["cuda"]:
     """``StreamHold(device_index, stream)``: ``hold()`` keeps the stream busy (ten seconds at most) until
     ``release()``, which waits for all that was enqueued. Few hundred launches may be enqueued meanwhile."""
 
+steps_per_hold = _runtime.steps_per_hold
+"""``steps_per_hold(launches)``: how many steps of so many launches the host enqueues behind one blocking kernel where
+its own time is read. 0: a step has too many for the launch queue, and is timed on an idle device."""
+
 build_info = _runtime.build_info
 num_threads = _runtime.num_threads
 set_num_threads = _runtime.set_num_threads

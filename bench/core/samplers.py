@@ -24,9 +24,6 @@ from bench.core.measure import Rotation, Sampler, python_sampler
 Step = Callable[[], object]
 Item = TypeVar("Item")
 
-# Half of what a stream's queue holds at least: a full queue makes the host wait.
-MAX_QUEUED_LAUNCHES = 512
-
 
 def event_sampler(steps: Sequence[Step], rotation: Rotation, repeats: int, stride: int = 1) -> Sampler:
     """A Python loop over steps that enqueue on torch's current stream, timed by events.
@@ -54,15 +51,14 @@ def event_sampler(steps: Sequence[Step], rotation: Rotation, repeats: int, strid
     return sample
 
 
-def held_sampler(steps: Sequence[Step], rotation: Rotation, launches: int, stride: int = 1) -> Sampler:
+def held_sampler(steps: Sequence[Step], rotation: Rotation, launches: int | None, stride: int = 1) -> Sampler:
     """What the host takes for each call while a blocking kernel holds torch's current stream.
 
-    launches: what one call enqueues; calls between two holds are as many as keep the queue far from full. A call of
-    more than MAX_QUEUED_LAUNCHES is not held: it would fill the queue and wait for the hold's end. It finds the device
-    idle, which works off the queue meanwhile.
+    launches: what one call enqueues, which decides how many calls stand between two holds (pk.runtime.steps_per_hold).
+    None: a graph's replay, of which any length can be held, one at a time.
     """
-    calls = max(1, MAX_QUEUED_LAUNCHES // 2 // (launches + 1))
-    held = launches <= MAX_QUEUED_LAUNCHES
+    held = 1 if launches is None else pk.runtime.steps_per_hold(launches)
+    calls = max(1, held)
 
     def sample(n: int) -> np.ndarray:
         samples_us = np.empty(n)
@@ -204,8 +200,9 @@ class Samplers:
     def host_torch_graphs(self, graphs: Sequence["torch.cuda.CUDAGraph"], launches: int) -> Sampler:
         """Of torch_graphs(), per step; launches: those of one step. A replay is one entry of the queue, so that one of
         any length can be held; those of long graphs are held one at a time."""
-        queued = min(launches * self.repeats, MAX_QUEUED_LAUNCHES)
-        return held_sampler([graph.replay for graph in graphs], self.rotation, queued, self.repeats)
+        queued = launches * self.repeats
+        held = queued if pk.runtime.steps_per_hold(queued) else None
+        return held_sampler([graph.replay for graph in graphs], self.rotation, held, self.repeats)
 
 
 def capture(steps: Sequence[Step], length: int) -> list["torch.cuda.CUDAGraph"]:

@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <stdexcept>
 
 #include "binding/timed_arrays.h"
@@ -134,8 +135,8 @@ class GraphStep : public CudaStep {
   public:
     explicit GraphStep(const CudaGraph* graph) : graph_(graph) {}
     void enqueue(void* stream) const override { graph_->replay(stream); }
-    // Entries of the launch queue that a replay takes: one for each kernel.
-    size_t launches() const override { return graph_->kernels(); }
+    // A replay of any length can be held; those of long graphs are held one at a time.
+    size_t launches() const override { return std::min(graph_->kernels(), max_held_launches); }
 
   private:
     const CudaGraph* graph_;
@@ -242,6 +243,7 @@ PYBIND11_MODULE(_runtime, module) {
     module.def("timed_loop", &timed_loop_array, py::arg("programs"), py::arg("warmup"), py::arg("steps"),
                py::arg("repeats"));
     module.def("timed_ops", &timed_ops_array, py::arg("programs"), py::arg("warmup"), py::arg("steps"));
+    module.def("steps_per_hold", &steps_per_hold, py::arg("launches"));
     module.def("set_launches_enabled", &set_launches_enabled, py::arg("enabled"));
 
 #ifdef PYKERNELS_CUDA

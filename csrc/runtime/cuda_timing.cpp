@@ -7,14 +7,12 @@
 
 #include "cuda/common/launch.h"
 #include "runtime/interrupt.h"
+#include "runtime/timed_loop.h"
 
 namespace pykernels {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-
-// The launch queue holds about 1,024; a quarter of it is far from full.
-constexpr size_t max_queued_launches = 256;
 
 cudaStream_t as_stream(void* stream) {
     return static_cast<cudaStream_t>(stream);
@@ -164,9 +162,9 @@ void cuda_host_steps(int device, void* stream, const std::vector<const CudaStep*
     InterruptPoll poll;
     poll.repeat(warmup, [&] { rotation.enqueue(); });
     PYKERNELS_CHECK_CUDA(cudaStreamSynchronize(as_stream(stream)));
-    const auto batch = static_cast<int64_t>(max_queued_launches / (steps[0]->launches() + 1)) + 1;
+    const int64_t held = steps_per_hold(steps[0]->launches()), batch = std::max<int64_t>(held, 1);
     for (int64_t done = 0; done < count; done += batch) {
-        hold.hold();
+        if (held > 0) hold.hold();
         const int64_t end = std::min(done + batch, count);
         for (int64_t i = done; i < end; ++i) {
             const auto begin = Clock::now();

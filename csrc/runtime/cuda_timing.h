@@ -41,7 +41,7 @@ class CudaStep {
   public:
     virtual ~CudaStep() = default;
     virtual void enqueue(void* stream) const = 0;
-    virtual size_t launches() const = 0;
+    virtual size_t launches() const = 0;  // as many entries of the launch queue
 };
 
 // Keeps a stream busy, so that the host's work of enqueuing can be timed without the device's part in it.
@@ -71,7 +71,7 @@ void cuda_timed_steps(int device, void* stream, const std::vector<const CudaStep
                       int64_t count, int64_t repeats, double* samples_us);
 
 // Host time: samples_us[i] is how long the host took to enqueue step i while a blocking kernel held the
-// stream. At most some hundred launches are queued at once: a full queue would make the host wait.
+// stream; on an idle device where a step has too many launches for that (steps_per_hold(), timed_loop.h).
 void cuda_host_steps(int device, void* stream, const std::vector<const CudaStep*>& steps, int64_t warmup,
                      int64_t count, double* samples_us);
 

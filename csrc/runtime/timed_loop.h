@@ -10,6 +10,19 @@
 
 namespace pykernels {
 
+// The host's work of enqueuing is timed while a blocking kernel holds the stream. The launch queue holds
+// about 1,024 entries; a full one makes the host wait, here for the end of the hold.
+constexpr size_t max_held_launches = 512;
+
+// How many steps of so many launches are enqueued behind one blocking kernel: as many as keep the queue far
+// from full. 0: none, a step has more than max_held_launches. It is timed on an idle device, which works off
+// the queue meanwhile.
+constexpr int64_t steps_per_hold(size_t launches) {
+    if (launches > max_held_launches) return 0;
+    const size_t steps = max_held_launches / 2 / (launches + 1);
+    return steps > 1 ? static_cast<int64_t>(steps) : 1;
+}
+
 // Runs `step()` first warmup * repeats times untimed, then `repeats` times a sample. samples_us[s] is the
 // mean of its runs in microseconds. One clock reading ends a sample and begins the next, unless an interrupt
 // is asked for in between. Throws Interrupted (interrupt.h).

@@ -166,7 +166,8 @@ def test_a_local_folder(capsys, tmp_path):
     flags = ["--arm=native:native,transformers:eager", f"--weights={tmp_path / 'model'}", f"--json={output}"]
     result = run_here(capsys, "bench.step", *SMALL, *flags)
     document = json.loads(output.read_text())
-    assert result.status == 0 and document["weights"] == "checkpoint" and document["model"]["tied_embeddings"]
+    assert result.status == 0, result.out
+    assert document["weights"] == "checkpoint" and document["model"]["tied_embeddings"]
     assert [arm["status"] for arm in document["arms"]] == ["ok", "ok"]
     assert document["arms"][0]["launches_per_layer"] == 5
 

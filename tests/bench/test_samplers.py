@@ -60,12 +60,17 @@ def test_a_torch_graph_s_time_is_a_step_s(gpu):
     assert graph.replays == 3 and len(gpu.kernels) == 15
 
 
+@pytest.mark.parametrize(("launches", "steps"), [(0, 256), (1, 128), (127, 2), (128, 1), (512, 1), (513, 0), (1046, 0)])
+def test_steps_per_hold(launches, steps):
+    assert pk.runtime.steps_per_hold(launches) == steps
+
+
 @pytest.mark.parametrize(("launches", "steps"), [(1, 600), (14, 100), (300, 4), (1000, 3)])
 def test_what_is_queued_while_the_stream_is_held(gpu, monkeypatch, launches, steps):
     clock_ns = [0]
 
     def step() -> None:
-        assert bool(gpu.held) == (launches <= samplers.MAX_QUEUED_LAUNCHES), "more would fill the queue"
+        assert bool(gpu.held) == (launches <= 512), "more would fill the queue"
         clock_ns[0] += 7000
         gpu.queued += launches if gpu.held else 0
         gpu.most_queued = max(gpu.most_queued, gpu.queued)
@@ -73,7 +78,7 @@ def test_what_is_queued_while_the_stream_is_held(gpu, monkeypatch, launches, ste
     monkeypatch.setattr(samplers, "time", SimpleNamespace(perf_counter_ns=lambda: clock_ns[0]))
     samples = Samplers(Rotation(1), 8, CUDA).host_python([step], launches)(steps)
     assert samples.tolist() == [7.0] * steps
-    assert gpu.most_queued <= samplers.MAX_QUEUED_LAUNCHES and not gpu.held
+    assert gpu.most_queued <= 512 and not gpu.held
 
 
 def test_a_replay_is_one_entry_of_the_queue_however_many_kernels_it_launches(gpu):

@@ -288,6 +288,16 @@ def test_a_captured_step_decodes_a_sequence_by_itself(fusion, batch):
         assert torch.equal(model.token, expected[:, -1]) and torch.equal(model.logits, logits)
 
 
+def test_host_time_of_a_step_that_would_fill_the_launch_queue():
+    """A blocking kernel lasts ten seconds at most, and the queue holds about 1,024 launches."""
+    x, out = torch.zeros(2, 8, device=GPU, dtype=torch.bfloat16), torch.zeros(2, 8, device=GPU, dtype=torch.bfloat16)
+    with pk.runtime.record() as program:
+        for _ in range(1100):
+            pk.ops.add(x, x, out=out)
+    stream = torch.cuda.current_stream(GPU).cuda_stream
+    assert max(pk.runtime.cuda_host_loop([program], stream, 1, 2)) < 5e6
+
+
 @pytest.mark.parametrize("batch", [1, 3])
 def test_bench_step(capsys, tmp_path, batch):
     output = tmp_path / "step.json"

@@ -20,7 +20,7 @@ from bench.backends.native import drive
 from bench.backends.sdpa import sdpa
 from bench.backends.torch_layer import Calls, LayerCache, Projections, TorchLayer
 from bench.core.measure import Rotation, Sampler
-from bench.core.samplers import MAX_QUEUED_LAUNCHES, Samplers, capture_each, held_sampler, relaunches
+from bench.core.samplers import Samplers, capture_each, held_sampler, relaunches
 from bench.core.unified import Counted
 
 
@@ -132,7 +132,7 @@ class NativeLoopDriver(Driver):
         """The host's share of a step: the launch of a loop of n steps, over n."""
         loop = self.loop(n)
         launch = partial(loop.run, self._samplers.stream)
-        return held_sampler([launch], Rotation(1), MAX_QUEUED_LAUNCHES)(min(n, self.LAUNCHES)) / n
+        return held_sampler([launch], Rotation(1), None)(min(n, self.LAUNCHES)) / n
 
 
 class TorchDriver(Driver):
