@@ -36,8 +36,8 @@ EXPORT const char* pykernels_simt_error() {
     return error.c_str();
 }
 
-EXPORT int pykernels_simt_configure(uint64_t seed, int sm_count, int shared_bytes) {
-    return guarded([&] { simt::executor().configure({seed, sm_count, shared_bytes}); });
+EXPORT int pykernels_simt_configure(uint64_t seed, int sm_count, int shared_bytes, int arch) {
+    return guarded([&] { simt::executor().configure({seed, sm_count, shared_bytes, arch}); });
 }
 
 EXPORT void* pykernels_simt_allocate(size_t bytes, size_t offset) {

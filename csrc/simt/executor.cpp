@@ -42,6 +42,9 @@ void Executor::configure(const Settings& settings) {
     if (settings.sm_count < 1) {
         throw std::invalid_argument("sm_count must be at least 1, got " + std::to_string(settings.sm_count));
     }
+    if (settings.arch != 80 && settings.arch != 90) {
+        throw std::invalid_argument("arch must be 80 or 90, got " + std::to_string(settings.arch));
+    }
     settings_ = settings;
     // The same seed is the same order, whatever ran before.
     random_.seed(static_cast<Random::result_type>(settings.seed * 2654435761u + 1));

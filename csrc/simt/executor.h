@@ -27,6 +27,7 @@ struct Settings {
     uint64_t seed = 0;
     int sm_count = 4;
     int shared_bytes = 227 * 1024;
+    int arch = 90;  // __CUDA_ARCH__ / 10
 };
 
 struct Grid {

@@ -1,10 +1,13 @@
-// The architecture this build stands for: PYKERNELS_SIMT_ARCH is 80 or 90, as in __CUDA_ARCH__ / 10.
+// The architecture that the executor stands for, a setting of it: 80 or 90, as in __CUDA_ARCH__ / 10.
 #pragma once
+
+#include "simt/executor.h"
 
 namespace pykernels::cuda {
 
-constexpr bool has_bulk_copy = PYKERNELS_SIMT_ARCH >= 90;
-constexpr bool has_clusters = PYKERNELS_SIMT_ARCH >= 90;
-constexpr bool has_programmatic_launch = PYKERNELS_SIMT_ARCH >= 90;
+struct FromSm90 {
+    operator bool() const { return simt::executor().settings().arch >= 90; }
+};
+constexpr FromSm90 has_bulk_copy{}, has_clusters{}, has_programmatic_launch{};
 
 }  // namespace pykernels::cuda

@@ -66,18 +66,18 @@ STRUCTS = _structs()
 
 
 class Device:
-    """The executor built as for one architecture. Launches are queued; :meth:`synchronize` runs them.
+    """The executor, one in a process. Launches are queued; :meth:`synchronize` runs them.
 
-    `timestamps`: with in-kernel timestamps, of sm_90 and a few ops alone."""
+    `timestamps`: with in-kernel timestamps, of a few ops alone."""
 
-    def __init__(self, arch: int, timestamps: bool = False) -> None:
-        path = _LIBRARIES / f"libpykernels_simt_{'timestamps_' if timestamps else ''}sm{arch}.so"
+    def __init__(self, timestamps: bool = False) -> None:
+        path = _LIBRARIES / f"libpykernels_simt{'_timestamps' if timestamps else ''}.so"
         if not path.exists():
             raise FileNotFoundError(f"{path} is not built: run `make build`")
         self._library = ctypes.CDLL(str(path))
         self._prefix = "pykernels_simt_"
         self._function("error").restype = ctypes.c_char_p
-        self._function("configure").argtypes = [ctypes.c_uint64, ctypes.c_int, ctypes.c_int]
+        self._function("configure").argtypes = [ctypes.c_uint64, ctypes.c_int, ctypes.c_int, ctypes.c_int]
         self._function("allocate").argtypes = [ctypes.c_size_t, ctypes.c_size_t]
         self._function("allocate").restype = ctypes.c_void_p
         self._function("release").argtypes = [ctypes.c_void_p]
@@ -98,9 +98,9 @@ class Device:
         if status != 0:
             raise RuntimeError(self._function("error")().decode())
 
-    def configure(self, seed: int = 0, sm_count: int = 4, shared_bytes: int = 227 * 1024) -> None:
-        """Choices of the scheduler, and the device that plans are made for."""
-        self._check(self._function("configure")(seed, sm_count, shared_bytes))
+    def configure(self, arch: int, seed: int = 0, sm_count: int = 4, shared_bytes: int = 227 * 1024) -> None:
+        """The architecture, choices of the scheduler, and the device that plans are made for."""
+        self._check(self._function("configure")(seed, sm_count, shared_bytes, arch))
 
     def empty(self, *shape: int, dtype: torch.dtype, offset: int = 0) -> Tensor:
         """A device tensor full of NaN (0xff), `offset` bytes past a multiple of 64."""
@@ -179,17 +179,17 @@ class Device:
 
 
 @cache
-def _device(arch: int, timestamps: bool) -> Device:
-    return Device(arch, timestamps)
+def _device(timestamps: bool) -> Device:
+    return Device(timestamps)
 
 
 @contextmanager
 def device(
     arch: int, seed: int = 0, sm_count: int = 4, shared_bytes: int = 227 * 1024, timestamps: bool = False
 ) -> Iterator[Device]:
-    """The device, configured; its buffers are freed, and their guard zones checked, at the end."""
-    opened = _device(arch, timestamps)
-    opened.configure(seed, sm_count, shared_bytes)
+    """The device, configured; its buffers are freed, and their guard zones checked, at the end. One at a time."""
+    opened = _device(timestamps)
+    opened.configure(arch, seed, sm_count, shared_bytes)
     try:
         yield opened
     except BaseException:

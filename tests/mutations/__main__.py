@@ -36,7 +36,7 @@ def main() -> int:
     for one in chosen:
         if one.name not in done:
             begin = time.monotonic()
-            found = next(filter(None, (what_found(one, *attempt) for attempt in attempts(one.file))), "")
+            found = next(filter(None, (what_found(one, ops) for ops in attempts(one.file))), "")
             done[one.name] = {"name": one.name, "found": found, "seconds": round(time.monotonic() - begin)}
             if given.results:
                 with given.results.open("a") as file:

@@ -1,8 +1,8 @@
 """What is removed from the CUDA kernels, and how a mutant is built and tested (see __main__.py).
 
 A mutation is found by what it is, a statement that calls one of FUNCTIONS, so that no line number is kept. It is made
-in a copy of csrc; the objects of pykernels_simt_sm90 (then sm80, if nothing was found) that include the file are
-compiled anew with the build's own command, and linked with the others.
+in a copy of csrc; the objects of pykernels_simt that include the file are compiled anew with the build's own command,
+and linked with the others.
 """
 
 import json
@@ -135,19 +135,19 @@ def tests_of(ops: set[str]) -> list[str]:
     return [f"tests/simt/{file}" for file in files]
 
 
-def build(mutation: Mutation | None, arch: int, ops: set[str], folder: Path) -> None:
-    """A library of the architecture in the folder, with the mutation (None: without) in these ops' objects."""
+def build(mutation: Mutation | None, ops: set[str], folder: Path) -> None:
+    """A library in the folder, with the mutation (None: without) in these ops' objects."""
     shutil.copytree(ROOT / "csrc", folder / "csrc", dirs_exist_ok=True)
     if mutation:
         text = mutation.file.read_text()
         (folder / mutation.file.relative_to(ROOT)).write_text(
             text[: mutation.begin] + mutation.replacement + text[mutation.end :]
         )
-    targets = [f"pykernels_simt_sm{arch}{part}.dir" for part in ("", "_kernels")]
+    targets = [f"pykernels_simt{part}.dir" for part in ("", "_kernels")]
     objects = {file.name: file for of in targets for file in (BUILD / "csrc" / "simt" / "CMakeFiles" / of).rglob("*.o")}
     for entry in json.loads((BUILD / "compile_commands.json").read_text()):
         source = Path(entry["file"])
-        if targets[1] not in entry["output"] or source.stem not in ops or source.suffix != ".cu":
+        if f"/{targets[1]}/" not in entry["output"] or source.stem not in ops or source.suffix != ".cu":
             continue
         root = source.parents[2]  # of the tree that was configured
         command = shlex.split(entry["command"])
@@ -159,25 +159,24 @@ def build(mutation: Mutation | None, arch: int, ops: set[str], folder: Path) -> 
         command = ["-O1" if part in ("-O2", "-O3") else part for part in command]
         subprocess.run(command, check=True, cwd=folder, capture_output=True, text=True)
         objects[f"{source.name}.o"] = output
-    other = f"libpykernels_simt_sm{170 - arch}.so"  # as it is, for tests of a case that is of that one alone
-    (folder / other).symlink_to(BUILD / "csrc" / "simt" / other)
-    library = folder / f"libpykernels_simt_sm{arch}.so"
-    subprocess.run(["c++", "-shared", "-o", library, *objects.values(), "-ldl"], check=True)
+    subprocess.run(["c++", "-shared", "-o", folder / "libpykernels_simt.so", *objects.values(), "-ldl"], check=True)
 
 
-def run_tests(folder: str, arch: str, ops: str, files: str) -> int:
-    """In a process of its own: the files' tests of one architecture and these ops, on the folder's library."""
+def run_tests(folder: str, ops: str, files: str) -> int:
+    """In a process of its own: the files' tests of these ops on the folder's library, those of sm_90 first."""
     import pytest
 
     class Chosen:
         def pytest_collection_modifyitems(self, items):
-            def belongs(item) -> bool:
-                parameters = item.callspec.params if hasattr(item, "callspec") else {}
-                chained = item.path.stem == "test_simt_chained"
-                op = item.module.MADE[parameters["name"]].op if chained and "name" in parameters else None
-                return parameters.get("arch", 90) == int(arch) and (op is None or op in ops.split(","))
+            def parameters(item) -> dict:
+                return item.callspec.params if hasattr(item, "callspec") else {}
 
-            items[:] = filter(belongs, items)
+            def belongs(item) -> bool:
+                chained = item.path.stem == "test_simt_chained"
+                name = parameters(item).get("name")
+                return not chained or name is None or item.module.MADE[name].op in ops.split(",")
+
+            items[:] = sorted(filter(belongs, items), key=lambda item: -parameters(item).get("arch", 90))
 
         def pytest_sessionstart(self):
             from inputs import simt
@@ -192,11 +191,11 @@ def limit_cpu_time() -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_LIMIT_S, CPU_LIMIT_S + 10))
 
 
-def what_found(mutation: Mutation | None, arch: int, ops: set[str], files: list[str] | None = None) -> str:
+def what_found(mutation: Mutation | None, ops: set[str], files: list[str] | None = None) -> str:
     """What found the mutation (None: of kernels as they are) in the test files, by default all of the ops, or ''."""
     with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
-        build(mutation, arch, ops, Path(folder))
-        command = [sys.executable, "-m", "mutations", "--run-tests", folder, str(arch), ",".join(sorted(ops))]
+        build(mutation, ops, Path(folder))
+        command = [sys.executable, "-m", "mutations", "--run-tests", folder, ",".join(sorted(ops))]
         command.append(",".join(files or tests_of(ops)))
         ended = subprocess.run(
             command, cwd=ROOT, capture_output=True, text=True, preexec_fn=limit_cpu_time,
@@ -214,9 +213,8 @@ def what_found(mutation: Mutation | None, arch: int, ops: set[str], files: list[
     return f"{kind} ({failed[1] if failed else '?'})"
 
 
-def attempts(file: Path) -> list[tuple[int, set[str]]]:
-    """Architectures and ops to try a mutation of the file on, until one finds it: of a header that many ops include
-    first one op alone, which compiles sooner."""
+def attempts(file: Path) -> list[set[str]]:
+    """Ops to try a mutation of the file on, until one finds it: of a header that many ops include first one op alone,
+    which compiles sooner."""
     ops = sorted((source.stem for source in KERNELS.glob("*.cu") if file in includes(source)), key=len)
-    whole = [(90, set(ops)), (80, set(ops))]
-    return whole if len(ops) == 1 else [(90, {FIRST.get(file.name, ops[0])}), *whole]
+    return [set(ops)] if len(ops) == 1 else [{FIRST.get(file.name, ops[0])}, set(ops)]

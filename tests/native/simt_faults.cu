@@ -23,7 +23,7 @@ __global__ void clean_kernel(const uint32_t* in, uint32_t* out) {
     async_wait<0>();
     block_barrier();
     value += load(shared + fault_threads - 1 - i);
-    if constexpr (has_bulk_copy) {
+    if (has_bulk_copy) {
         auto* barrier = reinterpret_cast<Mbarrier*>(shared + 128);
         if (i == 0) {
             barrier_init(barrier, 1);

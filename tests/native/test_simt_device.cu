@@ -264,7 +264,9 @@ __global__ void clock_kernel(uint64_t* times, uint32_t* sms, const uint4* variab
 
 void check_clocks() {
     constexpr int blocks = 6, sm_count = 4;
-    simt::executor().configure({0, sm_count, 227 * 1024});
+    simt::Settings settings = simt::executor().settings();
+    settings.sm_count = sm_count;
+    simt::executor().configure(settings);
     DeviceVector<uint64_t> times(3 * blocks * lanes);
     DeviceVector<uint32_t> sms(blocks * lanes);
     const uint4 variable = {1, 2, 300, 4};
@@ -304,7 +306,10 @@ void check_refusals() {
 
 }  // namespace
 
-int main() {
+int main(int, char** arguments) {
+    simt::Settings settings;
+    settings.arch = std::stoi(arguments[1]);
+    simt::executor().configure(settings);
     check_mma<true>();
     check_mma<false>();
     check_mma_bytes();

@@ -18,6 +18,7 @@ using simt::FaultKind;
 namespace {
 
 constexpr int seeds = 30;
+int arch = 0;
 constexpr int n = cuda::fault_threads;
 
 // "file:line", without a folder, of every line of the kernels' sources that ends in "// FAULT name".
@@ -61,6 +62,7 @@ template <class Enqueue>
 std::optional<simt::Fault> run(uint64_t seed, Enqueue&& enqueue) {
     simt::Settings settings;
     settings.seed = seed;
+    settings.arch = arch;
     simt::executor().configure(settings);
     enqueue();
     try {
@@ -151,7 +153,7 @@ void check_chains(uint64_t seed) {
     for (int i = 0; i < n; ++i) CHECK(b.out[i] == b.in[i] + 2, "chain: out[%d] = %u", i, b.out[i]);
     expect_none("a plain chain needs no wait", chain(cuda::chain_without_wait, plain), seed);
     const auto expect_early = [&](const char* name, const std::optional<simt::Fault>& fault) {
-        if (PYKERNELS_SIMT_ARCH < 90) {
+        if (arch < 90) {
             expect_none("before sm_90 launches are not chained", fault, seed);
         } else {
             expect(name, fault, FaultKind::unordered_launches, seed, std::nullopt,
@@ -164,14 +166,14 @@ void check_chains(uint64_t seed) {
         std::memset(b.middle, 0xff, n * sizeof *b.middle);  // what is there before the first kernel writes
         expect_none("an early load", chain(early, programmatic), seed);
         for (int i = 0; i < n; ++i) {
-            const uint32_t expected = PYKERNELS_SIMT_ARCH < 90 ? b.in[i] + 1 : 0xffffffffu;
+            const uint32_t expected = arch < 90 ? b.in[i] + 1 : 0xffffffffu;
             CHECK(b.out[i] == expected, "seed %d: an early load brought %u", int(seed), b.out[i]);
         }
     }
     expect_none("lines loaded again", chain(cuda::chain_again, programmatic), seed);
     for (int i = 0; i < n; ++i) CHECK(b.out[i] == b.in[i] + 2, "again: out[%d] = %u", i, b.out[i]);
     const std::optional<simt::Fault> stale = chain(cuda::chain_stale, programmatic);
-    if (PYKERNELS_SIMT_ARCH < 90) {
+    if (arch < 90) {
         expect_none("before sm_90 nothing is loaded early", stale, seed);
     } else {
         expect("chain_stale", stale, FaultKind::unordered_launches, seed);
@@ -216,7 +218,7 @@ bool check_flags(uint64_t seed) {
 }
 
 void check_fault(const cuda::FaultCase& fault, uint64_t seed) {
-    if (fault.needs_sm_90 && PYKERNELS_SIMT_ARCH < 90) return;
+    if (fault.needs_sm_90 && arch < 90) return;
     Buffers b;
     const std::string name = fault.name;
     const auto found = other_kinds.find(name);
@@ -228,7 +230,8 @@ void check_fault(const cuda::FaultCase& fault, uint64_t seed) {
 
 }  // namespace
 
-int main() {
+int main(int, char** arguments) {
+    arch = std::stoi(arguments[1]);
     const cuda::Stream stream = {nullptr, false};
     int used_early = 0;
     for (uint64_t seed = 0; seed < seeds; ++seed) {
@@ -236,7 +239,7 @@ int main() {
         for (int i = 0; i < cuda::n_cluster_faults; ++i) check_fault(cuda::cluster_faults[i], seed);
         Buffers b;
         expect_none("clean", run(seed, [&] { cuda::clean(b.in, b.out, stream); }), seed);
-        if (PYKERNELS_SIMT_ARCH >= 90) {
+        if (arch >= 90) {
             expect_none("a cluster", run(seed, [&] { cuda::cluster_clean(b.in, b.out, stream); }), seed);
             expect_none("pushes", run(seed, [&] { cuda::push_clean(b.in, b.out, stream); }), seed);
             for (uint32_t i = 0; i < n; ++i)

@@ -356,13 +356,14 @@ void ceilings(size_t bytes) {
 
 }  // namespace
 
-int main() {
+int main(int, char** arguments) {
     for (uint64_t seed = 0; seed < 6; ++seed) {
         dtype = seed % 2 ? Dtype::float16 : Dtype::bfloat16;
         programmatic = seed >= 3;
         simt::Settings settings;
         settings.seed = seed;
         settings.sm_count = 2 + int(seed);
+        settings.arch = std::stoi(arguments[1]);
         simt::executor().configure(settings);
         const int batch = std::vector<int>{1, 2, 3, 8, 1, 5}[seed];
         gemv(batch, 1032, 37);

@@ -187,7 +187,7 @@ def test_a_toy_op_runs(tmp_path):
     program = tmp_path / "toy.cpp"
     program.write_text("".join(f'#include "{path}"\n' for path in sources) + TOY_PROGRAM)
     flags = ["-std=c++17", "-O0", "-w", f"-I{csrc}"]
-    simt = [*flags, "-DPYKERNELS_SIMT", "-DPYKERNELS_CUDA", "-DPYKERNELS_SIMT_ARCH=90"]
+    simt = [*flags, "-DPYKERNELS_SIMT", "-DPYKERNELS_CUDA"]
 
     def build(*arguments: str) -> None:
         done = subprocess.run([COMPILER, *arguments], capture_output=True, text=True)
