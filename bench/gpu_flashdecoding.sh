@@ -5,7 +5,7 @@
 #   bash bench/gpu_flashdecoding.sh FOLDER PYTHON
 #
 # On an H200 with 16 cores (2026-11-30): attention 25 s, fallback 9 s, gemv 20 s, layer 30 s, step 45 s. Predicted: tests
-# 15 s; sanitizer 120 s; inside 20 s.
+# 15 s; inside 20 s.
 #
 # tests      softmax with a unified maximum on this GPU: fall-backs have online's bits, and are counted
 # attention  online, unified and Flash-Decoding's two kernels (torch's SDPA, flash): batch 1 to 8, contexts 1K to 64K
@@ -14,7 +14,8 @@
 # gemv       flat GEMM: tensor-core GEMV and cuBLAS (F.linear)                  GPU-flashdecoding-gemv.json
 # layer      a layer at batch 1 and 8: fusion, graphs and softmax, each on and off   GPU-flashdecoding-layer-bBATCH.json
 # step       a whole step, the same                                             GPU-flashdecoding-step-bBATCH.json
-# sanitizer  not by default: compute-sanitizer's four tools over `tests`
+# sanitizer  not by default: compute-sanitizer's four tools over some of `tests`: 13 s each, and racecheck some 250 s
+#            (predicted); FLASHDECODING_TOOLS=racecheck is that one alone
 # inside     not by default: where the time in the cluster plan goes, by in-kernel timestamps; STAMPED is a checkout built
 #            with CMAKE_ARGS=-DPYKERNELS_TIMESTAMPS=ON                          GPU-flashdecoding-inside-NAME.json
 #
@@ -45,8 +46,8 @@ for batch in 1 8; do
         --json="$name-step-b$batch.json"
 done
 if [[ " $steps " == *" sanitizer "* ]]; then
-    for tool in memcheck racecheck synccheck initcheck; do
-        step "sanitizer $tool" 120 compute-sanitizer --tool "$tool" --error-exitcode=9 "$python" -m pytest -q \
+    for tool in ${FLASHDECODING_TOOLS:-memcheck racecheck synccheck initcheck}; do
+        step "sanitizer $tool" 400 compute-sanitizer --tool "$tool" --error-exitcode=9 "$python" -m pytest -q \
             tests/gpu/test_gqa_unified.py -k "bf16 and (one_split or clusters or splits) or pdl and 1000"
     done
 fi
