@@ -4,10 +4,10 @@
 #
 #   bash bench/gpu_models.sh FOLDER PYTHON
 #
-# On an H200 (2026-11-30): models 156 s, window 24 s. Predicted: tests 20 s, qkv 10 s.
+# On an H200 (2026-11-30): models 156 s, window 24 s. Predicted: tests 20 s, qkv 15 s.
 #
 # tests     layers with the features of other families against the reference, on this GPU
-# qkv       the fused projections with a QK norm, and the same shape without                      GPU-qkv-MODEL.json
+# qkv       the fused projections of qwen3-8b and 4b (QK norm); llama-3.1-8b has the 8b shape     GPU-qkv-MODEL.json
 # models    a step of each model at ctx 2048, batch 1                                             GPU-models/
 # window    gemma-3-4b, whose window is 1024 slots, at ctx 900                                    GPU-models-window/
 #
@@ -17,7 +17,7 @@ steps=${MODEL_STEPS:-tests qkv models window}
 ask_gpu
 arms=native/block:graph-pdl,native/block:graph,sdpa:graph
 step tests 90 "$python" -m pytest -q tests/gpu/test_cuda.py -k features
-for model in qwen3-8b llama-3.1-8b; do
+for model in qwen3-8b llama-3.1-8b qwen3-4b; do
     step "qkv $model" 40 "$python" -m bench.op --op=qkv_gemv --model=$model --batch=1,4 --mode=graph,graph-pdl --steps=20 \
         --json="$out/$gpu-qkv-$model.json"
 done

@@ -143,17 +143,14 @@ struct QkvGemvParams {
     int32_t norms_all_heads = 0;   // 1: the mean of squares is over all heads
 };
 
-// Where the sums of q and k wait for the QK norm, at the beginning of a workspace: a uint32 counter a head,
-// zero between two launches (CUDA), then float32 [batch, n_heads + n_kv_heads, head_dim].
-constexpr int64_t qk_norm_counter_bytes(int32_t n_heads, int32_t n_kv_heads) {
-    return (int64_t{4} * (n_heads + n_kv_heads) + 63) / 64 * 64;
-}
-
+// Where the sums of q and k wait for the QK norm, at the beginning of a workspace: float32 [batch, n_heads +
+// n_kv_heads, head_dim], then uint32 counters [batch, n_heads + n_kv_heads]. On CUDA all of it is zero
+// between two launches; the CPU needs no counters.
 template <class Params>
 constexpr int64_t qk_norm_bytes(const Params& p) {
     if (p.q_norm == nullptr) return 0;
-    const int64_t sums = int64_t{4} * p.batch * (p.n_heads + p.n_kv_heads) * p.head_dim;
-    return qk_norm_counter_bytes(p.n_heads, p.n_kv_heads) + (sums + 63) / 64 * 64;
+    const int64_t heads = int64_t{p.batch} * (p.n_heads + p.n_kv_heads);
+    return (4 * heads * (p.head_dim + 1) + 63) / 64 * 64;
 }
 
 // A 4-bit weight, w[n, k] = (q[n, k] - zero) * scale with the zero and scale of row n and of k's group. The

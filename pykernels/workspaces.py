@@ -55,8 +55,7 @@ QkNormHeads: TypeAlias = tuple[int, int, int] | None
 def qkv_gemv_workspace(x: Tensor, qk_norm: QkNormHeads = None) -> Tensor:
     """A workspace for :func:`qkv_gemv` of these shapes: uint8 [bytes].
 
-    CUDA needs none without a QK norm: one byte. With one it is zero before the first call; every call leaves its
-    counters zero.
+    CUDA needs none without a QK norm: one byte. With one it is zero before the first call; every call leaves it zero.
     """
     heads = qk_norm is not None, *(qk_norm or (0, 0, 0))
     size = _runtime.qkv_gemv_workspace_bytes(*x.shape, x.element_size(), x.is_cuda, *heads)

@@ -198,7 +198,8 @@ Workspace::Workspace(const char* op, MaybeTensor& given, size_t bytes, const Arg
     if (!given && bytes > 0) {
         const int64_t size[] = {static_cast<int64_t>(bytes)};
         given = torch::stable::new_empty(like.tensor(), {size, 1}, ScalarType::Byte);
-        if (!like.tensor().is_cpu()) torch::stable::zero_(*given);  // counters start at zero
+        if (!like.tensor().is_cpu())
+            torch::stable::zero_(*given);  // counters and flagged words start at zero
     }
     if (!given) return;
     const Argument& workspace = argument_.emplace(op, "workspace", *given);

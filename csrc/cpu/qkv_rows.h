@@ -18,9 +18,7 @@ class QkvRows {
         const int64_t chosen = chosen_plan(params).rows;
         pairs_ = smaller(dim_ / 2, larger<int64_t>(1, (chosen ? chosen : rows_per_chunk(row_bytes)) / 2));
         chunks_per_head_ = ceil_div(dim_ / 2, pairs_);
-        if (p_.q_norm)
-            sums_ = reinterpret_cast<float*>(static_cast<char*>(p_.workspace) +
-                                             qk_norm_counter_bytes(p_.n_heads, p_.n_kv_heads));
+        if (p_.q_norm) sums_ = static_cast<float*>(p_.workspace);
     }
 
     int64_t n_chunks() const { return (p_.n_heads + 2 * p_.n_kv_heads) * chunks_per_head_; }

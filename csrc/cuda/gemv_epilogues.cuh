@@ -87,12 +87,7 @@ struct QkvEpilogue {
         int projection, head, d;
     };
     __device__ static HeadRow head_row(const Params& p, int pair) {
-        const int half = p.head_dim / 2;
-        // A shift for usual head sizes: the first copies wait for this, and a division would delay them.
-        const int head = half == 64   ? pair / 64
-                         : half == 32 ? pair / 32
-                                      : pair / half,
-                  d = pair - head * half;
+        const int half = p.head_dim / 2, head = head_of(pair, half), d = pair - head * half;
         if (head < p.n_heads) return {0, head, d};
         if (head < p.n_heads + p.n_kv_heads) return {1, head - p.n_heads, d};
         return {2, head - p.n_heads - p.n_kv_heads, d};
@@ -108,8 +103,9 @@ struct QkvEpilogue {
         T low, high;
         float cosine, sine;
     };
-    __device__ static Extra prepare(const Params& p, int pair, int, int position) {
+    __device__ static Extra prepare(const Params& p, int pair, int b, int position) {
         const auto [projection, head, d] = head_row(p, pair);
+        if (p.q_norm && projection != 2) QkNorm<T, Params>::prefetch(p, pair, b, projection == 0, head, d);
         const int half = p.head_dim / 2, row = head * p.head_dim + d;
         Extra extra = {position, {}, {}, 1, 0};
         const void* bias = projection == 0 ? p.q_bias : projection == 1 ? p.k_bias : p.v_bias;

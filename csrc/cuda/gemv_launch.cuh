@@ -39,7 +39,10 @@ void launch_gemv(const typename Op::Params& params, bool aligned, const Stream& 
             return launch_gemv_mma<Op, GemvMmaTraitsOf<3>>(params, mma_plan, stream);
     }
     const GemvPlan plan = plan_gemv(pairs, width, batch, aligned, stream.programmatic, device, choice);
-    if (!plan.streamed) return launch(gemv_plain_kernel<Op>, plan.blocks, gemv_threads, 0, stream, params);
+    if (!plan.streamed) {  // shared memory for end_block()
+        return launch(gemv_plain_kernel<Op>, plan.blocks, gemv_threads, gemv_warps * sizeof(float), stream,
+                      params);
+    }
     launch(plan.vectors == 2 ? gemv_kernel<Op, 2> : gemv_kernel<Op, 1>, plan.blocks, gemv_threads,
            static_cast<size_t>(plan.shared_bytes), stream, params, plan);
 }

@@ -20,7 +20,8 @@
 // Extra prepare(p, pair, b, position): the epilogue's operands as loaded, issued at the beginning of the
 // chunk (converting them there would wait for them); finish(p, pair, b, extra, sum of row a, sum of row b);
 // end_block(p, begin, end), which all threads call when the block has finished its row pairs begin to end
-// - 1. norm_offset(p) is added to the norm's weight.
+// - 1; behind a block barrier it may use shared memory from its beginning, a float a warp. norm_offset(p) is
+// added to the norm's weight.
 #pragma once
 
 #include "cuda/common/dispatch.h"

@@ -2,10 +2,18 @@
 // sequence's heads together (OLMo 2), before RoPE.
 //
 // The rows of a head are spread over blocks, so a block's epilogue leaves the sums of its row pairs in the
-// workspace (qk_norm_bytes() of params.h) and adds their number to the head's counter. The block that
-// completes a head normalises it, rotates it and writes it, a warp a head, and sets the counter back to zero.
-// Nobody waits for another block. What it costs: a fence, an atomic and a read from L2 at the end of the
-// kernel.
+// workspace (qk_norm_bytes() of params.h) and then adds their number to the counter of the sequence's head.
+// The block that completes a counter normalises the head, rotates and stores it: a warp a (sequence, head),
+// or all warps together where all heads are one group. It sets the counter and the sums back to zero.
+//
+// Sums are flagged: their words are zero until they are written. So there is no fence and no barrier, and a
+// counter says only who reads: a count may overtake sums that were stored before it, and those of the block's
+// other warps come when they come. Whoever completes a counter polls for them. All of them are in flight by
+// then, or their block is running: nobody waits for a block that has not started.
+//
+// What it costs: the latency of an atomic of the L2, the sum over a warp and the stores. Everything else that
+// a warp loads is in flight at the same time as the atomic; and what would come from DRAM is prefetched to
+// the L2 when the block begins its row pairs.
 #pragma once
 
 #include "cuda/common/numeric.cuh"
@@ -14,111 +22,196 @@
 
 namespace pykernels::cuda {
 
+// The head that row pair `pair` belongs to, where a head has `half` of them. A shift for usual head sizes:
+// loads wait for this, and a division would delay them.
+__device__ __forceinline__ int head_of(int pair, int half) {
+    return half == 64 ? pair / 64 : half == 32 ? pair / 32 : pair / half;
+}
+
 template <class T, class Params>
 struct QkNorm {
-    // What is normalised together: the row pairs begin to end - 1 of q and k.
-    struct Group {
-        int begin, end;
-    };
-    // Group i of those that have row pairs from `first` on; past the last one an empty one at the end.
-    __device__ static Group group(const Params& p, int first, int i) {
-        const int half = p.head_dim / 2, q_pairs = p.n_heads * half;
-        if (p.norms_all_heads) {
-            const int index = i + (first >= q_pairs), pairs = qk_pairs(p);
-            return index == 0 ? Group{0, q_pairs} : Group{index == 1 ? q_pairs : pairs, pairs};
-        }
-        const int begin = (first / half + i) * half;
-        return {begin, begin + half};
-    }
-    __device__ static int qk_pairs(const Params& p) { return (p.n_heads + p.n_kv_heads) * (p.head_dim / 2); }
-
-    __device__ static float2* sums(const Params& p, int b) {
-        auto* memory =
-            static_cast<unsigned char*>(p.workspace) + qk_norm_counter_bytes(p.n_heads, p.n_kv_heads);
-        return reinterpret_cast<float2*>(memory) + int64_t{b} * qk_pairs(p);
+    // Ahead of the mainloop: what the norm will need of a row pair comes to the L2 meanwhile.
+    __device__ static void prefetch(const Params& p, int pair, int b, bool is_q, int head, int d) {
+        prefetch_l2(sums(p, b) + pair);
+        prefetch_l2(counter(p, b, is_q ? head : p.n_heads + head));
+        const T* weight = weights(p, is_q, head) + d;
+        prefetch_l2(weight);
+        prefetch_l2(weight + p.head_dim / 2);
     }
 
     __device__ static void keep(const Params& p, int pair, int b, float low, float high) {
-        store(sums(p, b) + pair, make_float2(low, high));
+        store_flagged(sums(p, b) + pair, make_float2(low, high));
     }
 
-    // All threads of a block call once it has kept the sums of row pairs begin to end - 1. Not inlined: every
-    // kernel of the GEMVs would hold a copy.
-    __device__ static __attribute__((noinline)) void end_block(const Params& p, int begin, int end) {
-        end = min(end, qk_pairs(p));
-        const int warp = static_cast<int>(threadIdx.x) / warp_size,
-                  warps = static_cast<int>(blockDim.x) / warp_size,
-                  lane = static_cast<int>(threadIdx.x) % warp_size;
-        bool more = begin < end;
-        for (int first = 0; more; first += warps) {
-            block_barrier();  // all threads have kept their sums
-            const Group own = group(p, begin, first + warp);
-            uint32_t complete = 0;
-            if (own.begin < end && lane == 0) {
-                const auto count = static_cast<uint32_t>(min(end, own.end) - max(begin, own.begin)),
-                           size = static_cast<uint32_t>(own.end - own.begin);
-                fence_device();  // the block's sums before its count
-                complete = atomic_add(counter(p, own), count) + count == size;
-            }
-            complete = shuffle_index(complete, 0);
-            block_barrier();  // all counts before anything else that the block writes
-            if (complete) {
-                fence_device();  // the others' counts before their sums
-                if (lane == 0) store(counter(p, own), 0u);
-                for (int b = 0; b < p.batch; ++b) norm(p, own.begin, own.end, b, lane);
-            }
-            more = group(p, begin, first + warps).begin < end;
+    // All threads of a block call once they have kept the sums of row pairs begin to end - 1.
+    __device__ __forceinline__ static void end_block(const Params& p, int begin, int end) {
+        end = min(end, qk_heads(p) * (p.head_dim / 2));
+        if (begin >= end) return;
+        if (p.norms_all_heads) return end_block_of_all(p, begin, end);
+        const int half = p.head_dim / 2, warps = static_cast<int>(blockDim.x / warp_size);
+        int b = static_cast<int>(threadIdx.x / warp_size);
+        for (int head = head_of(begin, half); head * half < end; ++head, b -= p.batch) {
+            const int count = min(end, (head + 1) * half) - max(begin, head * half);
+#pragma unroll 1
+            for (; b < p.batch; b += warps) norm_head(p, head, b, count);
         }
     }
 
   private:
-    __device__ static uint32_t* counter(const Params& p, const Group& group) {
-        return static_cast<uint32_t*>(p.workspace) + group.begin / (p.head_dim / 2);
+    __device__ static int qk_heads(const Params& p) { return p.n_heads + p.n_kv_heads; }
+
+    // Offsets in the workspace fit 32 bits: max_size of params.h.
+    // [row pair of q, then of k]
+    __device__ static float2* sums(const Params& p, int b) {
+        return static_cast<float2*>(p.workspace) + static_cast<uint32_t>(b * qk_heads(p) * (p.head_dim / 2));
     }
 
-    // A warp normalises, rotates and writes one group of one sequence.
-    __device__ static void norm(const Params& p, int begin, int end, int b, int lane) {
-        constexpr int kept = 4;  // pairs that a lane keeps in registers: all of a head_dim up to 256
-        const float2* from = sums(p, b);
-        const int half = p.head_dim / 2;
-        float2 kept_sums[kept];
-        float squares = 0;
-        const auto add = [&](const float2& v) { squares += v.x * v.x + v.y * v.y; };
-#pragma unroll
-        for (int i = 0; i < kept; ++i) {
-            const int pair = begin + lane + i * warp_size;
-            kept_sums[i] = pair < end ? load_fresh(from + pair) : make_float2(0, 0);
-        }
-#pragma unroll
-        for (int i = 0; i < kept; ++i) add(kept_sums[i]);
-        const int rest = begin + lane + kept * warp_size;
-        for (int pair = rest; pair < end; pair += warp_size) add(load_fresh(from + pair));
-        const float scale =
-            reciprocal_sqrt(warp_sum(squares) / static_cast<float>(2 * (end - begin)) + p.eps);
+    // Of a head of q, then of k; of the first one where all of q or of k are normalised together.
+    __device__ static uint32_t* counter(const Params& p, int b, int head) {
+        return static_cast<uint32_t*>(p.workspace) +
+               static_cast<uint32_t>(qk_heads(p) * (p.batch * p.head_dim + b) + head);
+    }
 
-        const int position = clamp_index(load(p.position + b), min(p.max_len, p.max_position));
-        const float* angles = p.cos_sin + int64_t{position} * p.head_dim;
-        const auto finish = [&](int pair, const float2& v) {
-            const bool is_q = pair < p.n_heads * half;
-            const int own_pair = is_q ? pair : pair - p.n_heads * half, head = own_pair / half,
-                      d = own_pair - head * half;
-            const T* weight = static_cast<const T*>(is_q ? p.q_norm : p.k_norm) +
-                              (p.norms_all_heads ? head * p.head_dim : 0) + d;
-            const float2 rotated = rotate(load(angles + d), load(angles + half + d),
-                                          v.x * scale * (load1(weight) + p.norm_offset),
-                                          v.y * scale * (load1(weight + half) + p.norm_offset));
-            T* out = is_q ? static_cast<T*>(p.q_out) + (int64_t{b} * p.n_heads + head) * p.head_dim + d
-                          : static_cast<T*>(p.k_cache) +
-                                (int64_t{b * p.n_kv_heads + head} * p.max_len + position) * p.head_dim + d;
-            store1(out, rotated.x);
-            store1(out + half, rotated.y);
-        };
+    // `head` counts from 0 in q and in k.
+    __device__ static const T* weights(const Params& p, bool is_q, int head) {
+        return static_cast<const T*>(is_q ? p.q_norm : p.k_norm) +
+               (p.norms_all_heads ? head * p.head_dim : 0);
+    }
+
+    __device__ static int position(const Params& p, int b) {
+        return clamp_index(load(p.position + b), min(p.max_len, p.max_position));
+    }
+
+    __device__ static const float* angles(const Params& p, int position) {
+        return p.cos_sin + static_cast<uint32_t>(position) * static_cast<uint32_t>(p.head_dim);
+    }
+
+    __device__ static T* out(const Params& p, int b, bool is_q, int head, int position) {
+        return is_q ? static_cast<T*>(p.q_out) + int64_t{b * p.n_heads + head} * p.head_dim
+                    : static_cast<T*>(p.k_cache) +
+                          (int64_t{b * p.n_kv_heads + head} * p.max_len + position) * p.head_dim;
+    }
+
+    // What a row pair is multiplied by, as loaded.
+    struct Factors {
+        float cosine, sine;
+        T low, high;
+    };
+    __device__ static Factors load_factors(const float* angles, const T* weight, int half) {
+        return {load(angles), load(angles + half), load(weight), load(weight + half)};
+    }
+    // All but the scale, which comes last.
+    __device__ static float2 product(const Params& p, const Factors& by, float low, float high) {
+        return rotate(by.cosine, by.sine, low * (to_float(by.low) + p.norm_offset),
+                      high * (to_float(by.high) + p.norm_offset));
+    }
+    __device__ static void finish(const float2& product, float scale, T* out, int half) {
+        store1(out, product.x * scale);
+        store1(out + half, product.y * scale);
+    }
+
+    // Of the sums of two row pairs.
+    __device__ static float squares(const float4& v) { return v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w; }
+
+    // A warp counts `count` row pairs of a head, and normalises the head if that makes it complete. A lane
+    // has row pairs 2 i and 2 i + 1, i = lane and lane + 32: all of a head_dim up to 256.
+    __device__ __forceinline__ static void norm_head(const Params& p, int head, int b, int count) {
+        constexpr int vectors = 2;
+        const int half = p.head_dim / 2, lane = static_cast<int>(threadIdx.x % warp_size);
+        const bool is_q = head < p.n_heads;
+        const int own_head = is_q ? head : head - p.n_heads;
+        auto* const from = reinterpret_cast<float4*>(sums(p, b) + static_cast<uint32_t>(head * half)) + lane;
+        const auto exists = [&](int i) { return 2 * (lane + i * warp_size) < half; };
+
+        uint32_t before = 0;
+        if (lane == 0) before = atomic_add(counter(p, b, head), static_cast<uint32_t>(count));
+        float4 v[vectors] = {};
 #pragma unroll
-        for (int i = 0; i < kept; ++i) {
-            const int pair = begin + lane + i * warp_size;
-            if (pair < end) finish(pair, kept_sums[i]);
+        for (int i = 0; i < vectors; ++i) {
+            if (exists(i)) v[i] = load_flagged(from + i * warp_size);
         }
-        for (int pair = rest; pair < end; pair += warp_size) finish(pair, load_fresh(from + pair));
+        const int position = QkNorm::position(p, b);
+        const float* const angle = angles(p, position) + 2 * lane;
+        const T* const weight = weights(p, is_q, own_head) + 2 * lane;
+        Factors by[2 * vectors] = {};
+#pragma unroll
+        for (int i = 0; i < 2 * vectors; ++i) {
+            const int d = i / 2 * 2 * warp_size + i % 2;
+            if (exists(i / 2)) by[i] = load_factors(angle + d, weight + d, half);
+        }
+        T* const to = out(p, b, is_q, own_head, position) + 2 * lane;
+        const float root =
+            reciprocal_sqrt(static_cast<float>(p.head_dim));  // squared: no division to wait for
+        if (shuffle_index(before, 0) + static_cast<uint32_t>(count) != static_cast<uint32_t>(half)) return;
+
+        if (lane == 0) atomic_add(counter(p, b, head), 0u - static_cast<uint32_t>(half));
+        float sum = 0;
+        float2 products[2 * vectors];
+#pragma unroll
+        for (int i = 0; i < vectors; ++i) {
+            if (!exists(i)) break;
+            while (!is_written(v[i])) v[i] = load_flagged(from + i * warp_size);
+            clear_flagged(from + i * warp_size);
+            sum += squares(v[i]);
+            products[2 * i] = product(p, by[2 * i], v[i].x, v[i].y);
+            products[2 * i + 1] = product(p, by[2 * i + 1], v[i].z, v[i].w);
+        }
+        const float scale = reciprocal_sqrt(warp_sum(sum) * (root * root) + p.eps);
+#pragma unroll
+        for (int i = 0; i < 2 * vectors; ++i) {
+            if (exists(i / 2)) finish(products[i], scale, to + i / 2 * 2 * warp_size + i % 2, half);
+        }
+    }
+
+    // The same with all heads of q, and all of k, as one group each; all threads share one. Not inlined: few
+    // models take it.
+    __device__ static __attribute__((noinline)) void end_block_of_all(const Params& p, int begin, int end) {
+        const int half = p.head_dim / 2, thread = static_cast<int>(threadIdx.x),
+                  threads = static_cast<int>(blockDim.x), q_pairs = p.n_heads * half;
+#pragma unroll 1
+        for (int group = 0; group < 2; ++group) {
+            const bool is_q = group == 0;
+            const int first = is_q ? 0 : q_pairs, pairs = is_q ? q_pairs : p.n_kv_heads * half,
+                      count = min(end, first + pairs) - max(begin, first);
+            if (count <= 0) continue;
+            const auto counter = [&](int b) { return QkNorm::counter(p, b, is_q ? 0 : p.n_heads); };
+            bool completes = false;  // of thread b: sequence b
+            if (thread < p.batch) {
+                const uint32_t before = atomic_add(counter(thread), static_cast<uint32_t>(count));
+                completes = before + static_cast<uint32_t>(count) == static_cast<uint32_t>(pairs);
+            }
+#pragma unroll 1
+            for (int b = 0; b < p.batch; ++b) {
+                // Behind this barrier nothing in shared memory is needed any more: neither what the kernel
+                // has there, nor the last sequence's sums of warps.
+                if (!block_any(completes && thread == b)) continue;
+                if (thread == 0) atomic_add(counter(b), 0u - static_cast<uint32_t>(pairs));
+                auto* const from = reinterpret_cast<float4*>(sums(p, b) + static_cast<uint32_t>(first));
+                float sum = 0;
+#pragma unroll 1
+                for (int i = thread; i < pairs / 2; i += threads) {
+                    float4 v;
+                    do v = load_flagged(from + i);
+                    while (!is_written(v));
+                    sum += squares(v);
+                }
+                sum = block_sum(sum, reinterpret_cast<float*>(shared_memory()));
+                const float scale = reciprocal_sqrt(sum / static_cast<float>(2 * pairs) + p.eps);
+                const int position = QkNorm::position(p, b);
+#pragma unroll 1
+                for (int i = thread; i < pairs / 2; i += threads) {
+                    const float4 v = load_flagged(from + i);
+                    clear_flagged(from + i);
+                    const int head = head_of(2 * i, half), d = 2 * i - head * half;  // half is even
+                    const float* const angle = angles(p, position) + d;
+                    const T* const weight = weights(p, is_q, head) + d;
+                    T* const to = out(p, b, is_q, head, position) + d;
+                    finish(product(p, load_factors(angle, weight, half), v.x, v.y), scale, to, half);
+                    finish(product(p, load_factors(angle + 1, weight + 1, half), v.z, v.w), scale, to + 1,
+                           half);
+                }
+            }
+        }
     }
 };
 

@@ -152,6 +152,11 @@ bool Executor::read_global(Thread& thread, const void* pointer, size_t bytes, So
     return true;
 }
 
+// No value is read, and the L2 is where all blocks and launches meet: it needs no order.
+void Executor::prefetch_global(Thread& thread, const void* pointer, Site site) {
+    check_bounds(thread, pointer, 1, "prefetches", site);
+}
+
 // Every access that is no plain read: checks it against the last ones of others, and is the last one from now
 // on.
 void Executor::touch(Thread& thread, const Access& access, bool writes, bool atomic, const char* action,
@@ -210,6 +215,10 @@ bool check_load(const void* pointer, size_t bytes, Source source, Site site) {
         return true;
     }
     return executor().read_global(thread, pointer, bytes, source, site);
+}
+
+void check_prefetch(const void* pointer, Site site) {
+    executor().prefetch_global(current(), pointer, site);
 }
 
 void check_store(const void* pointer, size_t bytes, Site site) {

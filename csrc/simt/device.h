@@ -69,6 +69,10 @@ inline uint4 load_streamed(const uint4* pointer, Site site = Site::here()) {
     return load_from(pointer, simt::Source::streamed_global, site);
 }
 
+inline void prefetch_l2(const void* pointer, Site site = Site::here()) {
+    simt::check_prefetch(pointer, site);
+}
+
 // A __device__ variable is plain host memory here, not one of the executor's buffers.
 inline uint4 load_variable(const uint4* pointer) {
     return copy_out(pointer);

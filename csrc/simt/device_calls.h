@@ -13,6 +13,7 @@ enum class Source { any, global, fresh_global, streamed_global };
 // Each is a fault where the thread must not make the access; the caller then makes it. check_load() is false
 // where the load comes so early that what it finds must not be used.
 bool check_load(const void* pointer, size_t bytes, Source source, Site site);
+void check_prefetch(const void* pointer, Site site);  // its byte is in a buffer
 void check_store(const void* pointer, size_t bytes, Site site);
 void check_atomic(const void* pointer, size_t bytes, Site site);
 // Words that carry their own flag: ordered between launches, not between blocks.

@@ -71,6 +71,7 @@ class Executor {
     // False where a fresh or streamed load comes before wait_for_producers() and finds what an earlier launch
     // writes or has written: it reads anything, and must be thrown away.
     bool read_global(Thread& thread, const void* pointer, size_t bytes, Source source, Site site);
+    void prefetch_global(Thread& thread, const void* pointer, Site site);
     void write_global(Thread& thread, const void* pointer, size_t bytes, Site site);
     void atomic_global(Thread& thread, const void* pointer, size_t bytes, Site site);
     void flagged_global(Thread& thread, const void* pointer, size_t bytes, bool writes, Site site);

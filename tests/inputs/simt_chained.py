@@ -35,7 +35,7 @@ class Case:
     depth: int = 1
     shared_bytes: int = 227 * 1024
     workspace_bytes: int = 0
-    """Zeroed, of ops other than gqa_decode; their counters must be zero again after the launch."""
+    """Zeroed, of ops other than gqa_decode; all of it must be zero again after the launch."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -327,6 +327,8 @@ CASES = {
     "qkv_gemv of three, QK norm with an offset": lambda: qkv(3, 520, 2, 1, 64, FP16, qk_norm="head", norm_offset=1.0),
     "qkv_gemv of any width, QK norm": lambda: qkv(2, 50, 2, 1, 64, BF16, qk_norm="head"),
     "qkv_gemv of one, QK norm of all heads": lambda: qkv(1, 520, 6, 2, 64, BF16, qk_norm="all", norm_offset=1.0),
+    "qkv_gemv of eight, QK norm of more heads than warps": lambda: qkv(8, 136, 8, 1, 64, BF16, qk_norm="head"),
+    "qkv_gemv of any width, QK norm of all of many heads": lambda: qkv(2, 10, 9, 1, 256, FP16, qk_norm="all"),
     "qkv_gemv of two, QK norm of long heads": lambda: qkv(2, 136, 2, 1, 256, BF16, qk_norm="head"),
     "int4_gemv, fast path of one": lambda: gemv(1, 1280, 37, BF16, 128),
     "int4_gemv, fast path of four": lambda: gemv(4, 512, 37, FP16, 256, symmetric=False),

@@ -36,6 +36,8 @@ REPLACED = (
     (r"\bclear_flagged\([^;]*;", ";", "flags left set"),
     (r"\bstore_flagged\(", "store(", "a plain store for the flagged one"),
     (r"\bload_flagged\(", "load(", "a plain load for the flagged one"),
+    (r"\bwhile \(!is_written\(", "while (false && !is_written(", "words used before they are written"),
+    (r"\batomic_add\(counter\([^;]*, 0u - [^;]*;", ";", "a count left set"),
     (r"\bload_fresh\(", "load(", "a plain load for the fresh one"),
     (r"\bi % 2 \* 4 \+ t;", "i % 2 * 4 + (t ^ 1);", "the fragment of another lane"),
     (r"\{a\.x, b\.x, a\.y, b\.y\}", "{a.x, a.y, b.x, b.y}", "fragments of another order"),
@@ -49,7 +51,7 @@ REPLACED = (
     (r"stages \+ stage \* (Traits)", r"stages + (stage > 0 ? stage - 1 : Traits::stages - 1) * \1", "the stage before"),
 )
 # Of a header that many ops include, the one that is tried first, where it is not the one of the shortest name.
-FIRST = {"numeric.cuh": "rmsnorm"}
+FIRST = {"numeric.cuh": "rmsnorm", "qk_norm.cuh": "qkv_gemv"}
 # What no test of the executor can find, and why.
 NOT_FOUND = {
     "gqa_stream.cuh: without warp_barrier #1": "the block's barrier for q lies between, too",

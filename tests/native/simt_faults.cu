@@ -174,6 +174,11 @@ __global__ void read_past_the_end_kernel(const uint32_t* in, uint32_t* out) {
     store(out + threadIdx.x, load(in + threadIdx.x + 1));  // FAULT read_past_the_end
 }
 
+__global__ void prefetch_past_the_end_kernel(const uint32_t* in, uint32_t* out) {
+    prefetch_l2(in + threadIdx.x + 1);  // FAULT prefetch_past_the_end
+    store(out + threadIdx.x, load(in + threadIdx.x));
+}
+
 __global__ void write_past_the_end_kernel(const uint32_t* in, uint32_t* out) {
     store(out + threadIdx.x + 1, load(in + threadIdx.x));  // FAULT write_past_the_end
 }
@@ -241,6 +246,7 @@ const FaultCase block_faults[] = {
     {"divergent_shuffle", launch_faulty<divergent_shuffle_kernel>, false},
     {"two_barriers", launch_faulty<two_barriers_kernel>, false},
     {"read_past_the_end", launch_faulty<read_past_the_end_kernel>, false},
+    {"prefetch_past_the_end", launch_faulty<prefetch_past_the_end_kernel>, false},
     {"write_past_the_end", launch_faulty<write_past_the_end_kernel>, false},
     {"shared_past_the_end", launch_faulty<shared_past_the_end_kernel>, false},
     {"misaligned_load", launch_faulty<misaligned_load_kernel>, false},

@@ -108,6 +108,7 @@ const std::map<std::string, FaultKind> kinds = {
     {"divergent_shuffle", FaultKind::divergent_barrier},
     {"two_barriers", FaultKind::divergent_barrier},
     {"read_past_the_end", FaultKind::out_of_bounds},
+    {"prefetch_past_the_end", FaultKind::out_of_bounds},
     {"write_past_the_end", FaultKind::out_of_bounds},
     {"shared_past_the_end", FaultKind::out_of_bounds},
     {"misaligned_load", FaultKind::misaligned},

@@ -77,6 +77,11 @@ __device__ __forceinline__ uint4 load_streamed(const uint4* pointer) {
     return value;
 }
 
+// prefetch.global.L2: brings the line to the L2.
+__device__ __forceinline__ void prefetch_l2(const void* pointer) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(pointer));
+}
+
 // ld (volatile): 16 bytes of a __device__ variable that no running kernel writes. The load is issued here and
 // not where the value is first used.
 __device__ __forceinline__ uint4 load_variable(const uint4* pointer) {
@@ -340,6 +345,13 @@ __device__ __forceinline__ void store_flagged(float4* pointer, float4 value) {
     asm volatile("st.relaxed.gpu.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(pointer),
                  "f"(never_zero_bits(value.x)), "f"(never_zero_bits(value.y)), "f"(never_zero_bits(value.z)),
                  "f"(never_zero_bits(value.w))
+                 : "memory");
+}
+
+// st.relaxed.gpu.v2
+__device__ __forceinline__ void store_flagged(float2* pointer, float2 value) {
+    asm volatile("st.relaxed.gpu.global.v2.f32 [%0], {%1, %2};" ::"l"(pointer), "f"(never_zero_bits(value.x)),
+                 "f"(never_zero_bits(value.y))
                  : "memory");
 }
 
