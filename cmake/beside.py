@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import FrameType
 
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
@@ -35,14 +36,28 @@ def stop(process: subprocess.Popen, most_s: float = 10) -> None:
         process.wait()
 
 
+def end(number: int, frame: FrameType | None = None) -> None:
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    sys.exit(128 + number)
+
+
 def main(words: list[str]) -> int:
     split = words.index("--")
     adopt_orphans()
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    # A signal that came while they are started would leave one of them behind: it is kept until both are known.
+    early: list[int] = []
+    numbers = [one for one in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(one) != signal.SIG_IGN]
+    for number in numbers:
+        signal.signal(number, lambda number, frame: early.append(number))
     other = subprocess.Popen(words[:split], start_new_session=True)
     command = subprocess.Popen(words[split + 1 :])
     failed = words[split + 1 :]
     try:
+        for number in numbers:
+            signal.signal(number, end)
+        for number in early:
+            end(number)
         status = command.wait()
         if status == 0:
             failed, status = words[:split], other.wait()

@@ -43,6 +43,34 @@ def test_the_other_is_stopped_by_an_interrupt(tmp_path, number, then):
     assert os.path.exists(tmp_path / "ended") == (number == signal.SIGINT)  # what Ctrl-C ends may clean up
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_they_are_started(tmp_path, number):
+    """Sent from within the start of the second."""
+    code = f"""
+import os, subprocess, sys
+sys.path.insert(0, {str(BESIDE.parent)!r})
+import beside
+
+class Popen(subprocess.Popen):
+    def __init__(self, *words, **options):
+        super().__init__(*words, **options)
+        if not options:
+            os.kill(os.getpid(), {number.value})
+
+subprocess.Popen = Popen
+sys.exit(beside.main(["sleep", "600", "--", "sh", "-c", "exec sleep {0.5 if number == 2 else 600}"]))
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        preexec_fn=default_ctrl_c,
+    )
+    assert ended.returncode == 128 + number and not ended.stderr
+
+
 def test_the_command_ends_where_the_other_fails(tmp_path):
     process = start(tmp_path, ["sh", "-c", "touch failed; exit 4"], UNTIL.format("failed", "touch ended"))
     errors = process.communicate(timeout=60)[1]
