@@ -5,12 +5,13 @@
 #   bash bench/gpu_heads.sh FOLDER PYTHON
 #   BEFORE=../older bash bench/gpu_heads.sh FOLDER       # and the step before, against another checkout that is built
 #
-# On an H200 with 16 cores (2026-11-30): grid 18 s. Predicted: cells 35 s (FlashInfer compiles beside grid), long 20 s,
-# pdl 15 s, before 75 s.
+# On an H200 with 16 cores (2026-11-30): grid 18 s, long 13 s, pdl 10 s each. Predicted: cells 15 s each (FlashInfer compiles
+# beside grid), before 75 s.
 #
 # grid      tests/gpu/test_gqa_grid.py: FlashInfer's own decode grid, 720 cases in full caches and in longer ones, in 12
 #           processes; heads-grid-*.log
-# cells     32/32, 32/32x96, 8/1x256 and others at 2048, beside SDPA, FlashInfer and FlashAttention-3     GPU-heads.json
+# cells     32/32, 32/32x96, 8/1x256 and others at 2048, beside SDPA and one of FlashInfer, its tensor-core kernel and
+#           FlashAttention-3                                                                    GPU-heads-PEER.json
 # long      as many KV heads as query heads, longer contexts                                         GPU-heads-long.json
 # pdl       the heads of Llama-2-7B and Gemma-2B in plain graphs and in graphs with PDL               GPU-heads-NAME.json
 # before    28/4, 32/8 and 32/32: both checkouts take turns, ROUNDS times (3), into FOLDER/heads-before and -after, and
@@ -22,7 +23,6 @@ steps=${HEADS_STEPS:-grid cells long pdl before}
 before=${BEFORE:-}
 rounds=${ROUNDS:-3}
 cells=(--heads=32/32,32/32x96,8/1x256,8/4x256,32/8x64,32/32x80 --ctx=2048)
-peers=native,sdpa,flashinfer,flashinfer-tc,fa3
 
 compile_all() {  # what fails here is told by the step that needs it
     local heads
@@ -77,7 +77,11 @@ export -f grid
 export rounds out python
 step grid 90 bash -c grid
 [[ ${compiling:-} ]] && wait "$compiling"
-step cells 90 "$python" -m bench.attention "${cells[@]}" --batch=1 --sessions=0 --backend=$peers --json="$out/$gpu-heads.json"
+# Apart: a library that ends its process takes no other backend along.
+for peer in flashinfer flashinfer-tc fa3; do
+    step "cells $peer" 60 "$python" -m bench.attention "${cells[@]}" --batch=1 --sessions=0 --backend=native,sdpa,$peer \
+        --json="$out/$gpu-heads-$peer.json"
+done
 step long 60 "$python" -m bench.attention --heads=32/32,32/32x96 --ctx=4096,8192,16384 --batch=1 --sessions=0 \
     --backend=native,sdpa --json="$out/$gpu-heads-long.json"
 for heads in "llama-2-7b 32 32 128" "gemma-2b 8 1 256"; do
