@@ -441,7 +441,10 @@ def _qkv_gemv(m: _Maker, contexts: Sequence[int], int4: bool = False) -> list[Ca
         count_bytes(m.batch, spec.hidden, spec.n_heads, spec.n_kv_heads, spec.head_dim, m.dtype.itemsize, spec.qkv_bias)
         + sum(spec.qk_norm_sizes) * m.dtype.itemsize
     )
-    shape = f"{m.batch}x{spec.hidden} -> {q_rows}+2x{kv_rows}"
+    # What decides the work beside the sizes: models that differ in it are no one case.
+    features = {"head": ", QK norm", "all": ", QK norm of all heads"}.get(spec.qk_norm, "")
+    features += ", bias" if spec.qkv_bias else ""
+    shape = f"{m.batch}x{spec.hidden} -> {q_rows}+2x{kv_rows}{features}"
     expected = lambda: reference(  # noqa: E731
         x, norm, eps, *weights, cos_sin, position, spec.head_dim, *biases, q_norm=q_norm, k_norm=k_norm
     )[0]

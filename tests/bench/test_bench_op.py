@@ -1,13 +1,15 @@
 """bench.op and bench.doctor, end to end on the tiny model."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from inputs.command_line import run_here
 from inputs.documents import check_written
 
-from bench.backends import registry
+import pykernels as pk
+from bench.backends import op_cases, registry
 from bench.backends.op_cases import OPS
 from bench.core.copies import MOST_OPS, partly_warm, weight_copies
 
@@ -76,6 +78,14 @@ def test_copies_are_bounded_by_their_number_and_by_memory(
     monkeypatch.setattr("bench.core.copies.available_bytes", lambda device: available_gb * 1e9)
     assert weight_copies(n_bytes, "cold", cpu, most) == copies and weight_copies(n_bytes, "warm", cpu, most) == 1
     assert partly_warm(n_bytes, copies, "cold", cpu) == warm and not partly_warm(n_bytes, 1, "warm", cpu)
+
+
+@pytest.mark.parametrize("op", ["qkv_gemv", "int4_qkv_gemv"])
+def test_models_of_the_same_sizes_and_other_features_are_no_one_case(op):
+    tiny = replace(pk.models.get("tiny"), qkv_bias=False)
+    specs = [tiny, replace(tiny, qk_norm="head"), replace(tiny, qk_norm="all"), replace(tiny, qkv_bias=True)]
+    made = [op_cases.cases(op, spec, [32], 1, torch.bfloat16, 0, torch.device("cpu")) for spec in specs]
+    assert len({case.shape for [case] in made}) == len(specs)
 
 
 def test_contexts_are_swept(capsys, tmp_path):

@@ -1,10 +1,12 @@
 """In-kernel timestamps summed up: known intervals in, the exact table out."""
 
+import msgspec
 import numpy as np
 import pytest
 from inputs.timestamp_records import TICKS_PER_US, Records
 
 import pykernels as pk
+from bench.core.schema.machine import InsideKernel
 from bench.inside import timestamps as stamps
 from pykernels.timestamps import RECORD
 
@@ -62,6 +64,12 @@ def test_every_interval_comes_out():
     assert (found["replays"], found["replays_left_out"], found["sms"]) == (8, 0, N_SMS)
     clock = found["sm_mhz"]
     assert clock["low"] == pytest.approx(TICKS_PER_US, rel=1e-4) == clock["median"] == clock["high"]
+
+
+def test_points_that_a_kernel_does_not_have_are_in_the_schema():
+    kernels = summed(recording().array())["kernels"]
+    assert any(None in entry["points"].values() for entry in kernels)
+    msgspec.convert(kernels, list[InsideKernel])
 
 
 def test_what_the_kernels_add_is_the_chain():

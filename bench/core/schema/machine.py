@@ -114,9 +114,9 @@ class InsideKernel(TypedDict):
     label: str
     blocks: Count
     sms: NotNegative
-    gap_us: Waiting
-    points: dict[str, Waiting]  # by point: from the kernel's first block
-    inside_us: Waiting
+    gap_us: Waiting | None  # from the end of the kernel before, where one was recorded
+    points: dict[str, Waiting | None]  # by point: from the one before; null: one that the kernel does not have
+    inside_us: Waiting | None
     adds_us: Number
 
 
