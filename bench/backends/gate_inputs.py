@@ -353,7 +353,8 @@ class GateMaker:
         )
 
     def _more_depth(self, weights: pk.LayerWeights, attended: Tensor, rest: Mapping[str, Tensor]) -> int:
-        """GateInputs.more_depth: by what h, activated and out change where x and attended are off by a rounding."""
+        """GateInputs.more_depth: by what h, activated and out change where x and attended are off by a rounding, and
+        attended by one more that is the same in all of it: the step's own value is, and so is how it was rounded."""
         if not self._rows_are_alike:
             return 0
         dtype, largest = self.layer.dtype, 0.0
@@ -362,6 +363,8 @@ class GateMaker:
                 values.double() * (1 + self._normal(*values.shape).double() * torch.finfo(dtype).eps)
                 for values in (self.x, attended)
             )
+            shared = self._normal(attended.shape[0], *[1] * (attended.ndim - 1)).double()
+            other = other + shared * torch.finfo(dtype).eps * rms(attended)
             off = pk.reference.layer_rest(self.spec, weights, x, other)
             for part in ("h", "activated", "out"):
                 found = pk.reference.compare(off[part], rest[part], dtype)
