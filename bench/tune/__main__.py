@@ -37,7 +37,10 @@ def _cases(settings: Settings) -> list[Case]:
     found: dict[tuple[str, str, int], Case] = {}
     for op, spec, batch in itertools.product(settings.wanted, settings.specs, settings.batches):
         dtype = cli.DTYPES[settings.dtype]
-        for case in cases(op, spec, settings.contexts, batch, dtype, settings.seed, settings.target):
+        contexts = settings.contexts_of(spec)
+        if op == "gqa_decode" and not contexts:
+            continue
+        for case in cases(op, spec, contexts or [1], batch, dtype, settings.seed, settings.target):
             known = found.setdefault((op, case.shape, case.batch), case)
             known.models = tuple(dict.fromkeys((*known.models, spec.name)))
     return list(found.values())

@@ -20,6 +20,7 @@ from pykernels.models import ModelSpec
 
 OPS = ("gemv", "swiglu_gemv", "qkv_gemv", "gqa_decode", "int4_gemv", "int4_swiglu_gemv", "int4_qkv_gemv")
 _DENSE = ",".join(OPS[:4])
+_CONTEXTS = (1024, 2048, 4096, 8192, 16384)
 _DEFAULT_MODE = {"cpu": "native", "cuda": "graph"}
 
 
@@ -54,9 +55,12 @@ class Settings(StopFlags, TableFlags):
     mode: Annotated[
         str, typer.Option("--mode", help="who drives: native, graph or graph-pdl. Default: graph; on a CPU native")
     ] = ""  # fmt: skip
-    ctx: Annotated[str, typer.Option("--ctx", help="of gqa_decode: comma-separated, slots of the cache")] = (
-        "1024,2048,4096,8192,16384"
-    )
+    ctx: Annotated[
+        str, typer.Option(
+            "--ctx", help="of gqa_decode: comma-separated, slots of the cache; of each model those that it has. "
+            f"Default: {', '.join(map(str, _CONTEXTS))}"
+        )
+    ] = ""  # fmt: skip
     batch: Annotated[str, typer.Option("--batch", help="sequences, 1 to 8; comma-separated")] = "1"
     dtype: cli.DtypeFlag = "bf16"
     device: cli.DeviceFlag = "auto"
@@ -90,12 +94,15 @@ class Settings(StopFlags, TableFlags):
 
     @cached_property
     def contexts(self) -> list[int]:
-        """--ctx, those that every model has."""
-        most = min(spec.max_ctx for spec in self.specs)
-        given = cli.numbers("--ctx", self.ctx, 1, 1 << 24, int)
-        if not (fitting := [ctx for ctx in given if ctx <= most]):
-            raise flag_error("--ctx", self.ctx, f"in 1..{most}")
-        return fitting
+        """--ctx: each of them one that some model has."""
+        most = max(spec.max_ctx for spec in self.specs)
+        if self.ctx:
+            return cli.numbers("--ctx", self.ctx, 1, most, int)
+        return [ctx for ctx in _CONTEXTS if ctx <= most] or [most]
+
+    def contexts_of(self, spec: ModelSpec) -> list[int]:
+        """Those that the model has."""
+        return [ctx for ctx in self.contexts if ctx <= spec.max_ctx]
 
     @cached_property
     def batches(self) -> list[int]:

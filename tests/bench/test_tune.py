@@ -14,7 +14,7 @@ import pykernels as pk
 from bench.backends.op_cases import OpCheck
 from bench.core.stop_rule import StopRule
 from bench.tune.measure import BUILT_IN, CONTROL, Candidate, Tuning
-from bench.tune.settings import OPS
+from bench.tune.settings import OPS, Settings
 from pykernels import _runtime, plans
 
 SMALL = ["--model=tiny", "--steps=10", "--warmup=1", "--ctx=64", "--l2=warm"]
@@ -210,12 +210,19 @@ def test_what_noise_decides():
         (["--margin=x"], ("--margin=x: must be a share",)),
         (["--ops=rmsnorm"], ("--ops=rmsnorm", "gemv")),
         (["--ctx=0"], ("--ctx=0",)),
+        (["--ctx=64,65536"], ("--ctx=65536: must be in 1..32768",)),
         (["--mode=eager"], ("--mode=eager: must be one of native",)),
         (["--plans=/no/such/folder/plans.json"], ("--plans=/no/such/folder/plans.json",)),
     ],
 )
 def test_bad_flags(capsys, flags, words):
     assert_refused(run_here(capsys, "bench.tune", "--device=cpu", *SMALL, *flags), *words)
+
+
+def test_of_each_model_the_contexts_that_it_has():
+    settings = Settings(model="qwen2.5-7b,llama-3.1-8b", ctx="64,32768,65536", device="cpu")
+    assert [settings.contexts_of(spec) for spec in settings.specs] == [[64, 32768], [64, 32768, 65536]]
+    assert Settings(model="tiny", device="cpu").contexts == [1024, 2048, 4096, 8192, 16384]
 
 
 def test_the_list(capsys):
