@@ -84,9 +84,9 @@ struct GqaDecodeParams {
     int32_t batch, n_heads, n_kv_heads, head_dim, max_len;
     float scale;
     Dtype dtype;
-    float phi;                // of softmax unified
-    int64_t workspace_bytes;  // at least gqa_decode_workspace_bytes() when made; it bounds the splits
-    float softcap = 0;        // scores are softcap * tanh(scale * q K^T / softcap); 0: as they are
+    float phi = 0;                // of softmax unified
+    int64_t workspace_bytes = 0;  // at least gqa_decode_workspace_bytes() when made; it bounds the splits
+    float softcap = 0;            // scores are softcap * tanh(scale * q K^T / softcap); 0: as they are
     Softmax softmax = Softmax::online;
 };
 
