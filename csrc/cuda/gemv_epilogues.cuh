@@ -93,9 +93,7 @@ struct QkvEpilogue {
         return {2, head - p.n_heads - p.n_kv_heads, d};
     }
 
-    __device__ static int position(const Params& p, int b) {
-        return clamp_index(load(p.position + b), min(p.max_len, p.max_position));
-    }
+    __device__ static int position(const Params& p, int b) { return position_of(p, b); }
 
     // The biases of both dimensions, and the rotation's cosine and sine: 1 and 0 for v.
     struct Extra {

@@ -78,10 +78,6 @@ struct QkNorm {
                (p.norms_all_heads ? head * p.head_dim : 0);
     }
 
-    __device__ static int position(const Params& p, int b) {
-        return clamp_index(load(p.position + b), min(p.max_len, p.max_position));
-    }
-
     __device__ static const float* angles(const Params& p, int position) {
         return p.cos_sin + static_cast<uint32_t>(position) * static_cast<uint32_t>(p.head_dim);
     }
@@ -130,7 +126,7 @@ struct QkNorm {
         for (int i = 0; i < vectors; ++i) {
             if (exists(i)) v[i] = load_flagged(from + i * warp_size);
         }
-        const int position = QkNorm::position(p, b);
+        const int position = position_of(p, b);
         const float* const angle = angles(p, position) + 2 * lane;
         const T* const weight = weights(p, is_q, own_head) + 2 * lane;
         Factors by[2 * vectors] = {};
@@ -197,7 +193,7 @@ struct QkNorm {
                 }
                 sum = block_sum(sum, reinterpret_cast<float*>(shared_memory()));
                 const float scale = reciprocal_sqrt(sum / static_cast<float>(2 * pairs) + p.eps);
-                const int position = QkNorm::position(p, b);
+                const int position = position_of(p, b);
 #pragma unroll 1
                 for (int i = thread; i < pairs / 2; i += threads) {
                     const float4 v = load_flagged(from + i);

@@ -22,7 +22,7 @@ __global__ void __launch_bounds__(rope_threads)
     const int index = static_cast<int>(blockIdx.x) * rope_threads + static_cast<int>(threadIdx.x);
     if (index >= params.batch * heads * half) return;
     const int b = index / (heads * half), head = index / half % heads, d = index % half;
-    const int position = clamp_index(load(params.position + b), min(params.max_len, params.max_position));
+    const int position = position_of(params, b);
     const bool is_q = head < params.n_heads, is_k = !is_q && head < params.n_heads + params.n_kv_heads;
     const int own_head = is_q   ? head
                          : is_k ? head - params.n_heads
