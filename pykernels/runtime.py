@@ -41,6 +41,9 @@ if _runtime.build_info()["cuda"]:
     """``StreamHold(device_index, stream)``: ``hold()`` keeps the stream busy (ten seconds at most) until
     ``release()``, which waits for all that was enqueued. Few hundred launches may be enqueued meanwhile."""
 
+MAX_HELD_LAUNCHES = _runtime.max_held_launches
+"""What a step that is held launches at most; a graph's replay, of which any length can be held, counts as no more."""
+
 steps_per_hold = _runtime.steps_per_hold
 """``steps_per_hold(launches)``: how many steps of so many launches the host enqueues behind one blocking kernel where
 its own time is read. 0: a step has too many for the launch queue, and is timed on an idle device."""

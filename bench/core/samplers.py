@@ -51,13 +51,12 @@ def event_sampler(steps: Sequence[Step], rotation: Rotation, repeats: int, strid
     return sample
 
 
-def held_sampler(steps: Sequence[Step], rotation: Rotation, launches: int | None, stride: int = 1) -> Sampler:
+def held_sampler(steps: Sequence[Step], rotation: Rotation, launches: int, stride: int = 1) -> Sampler:
     """What the host takes for each call while a blocking kernel holds torch's current stream.
 
     launches: what one call enqueues, which decides how many calls stand between two holds (pk.runtime.steps_per_hold).
-    None: a graph's replay, of which any length can be held, one at a time.
     """
-    held = 1 if launches is None else pk.runtime.steps_per_hold(launches)
+    held = pk.runtime.steps_per_hold(launches)
     calls = max(1, held)
 
     def sample(n: int) -> np.ndarray:
@@ -200,9 +199,8 @@ class Samplers:
     def host_torch_graphs(self, graphs: Sequence["torch.cuda.CUDAGraph"], launches: int) -> Sampler:
         """Of torch_graphs(), per step; launches: those of one step. A replay is one entry of the queue, so that one of
         any length can be held; those of long graphs are held one at a time."""
-        queued = launches * self.repeats
-        held = queued if pk.runtime.steps_per_hold(queued) else None
-        return held_sampler([graph.replay for graph in graphs], self.rotation, held, self.repeats)
+        queued = min(launches * self.repeats, pk.runtime.MAX_HELD_LAUNCHES)
+        return held_sampler([graph.replay for graph in graphs], self.rotation, queued, self.repeats)
 
 
 def capture(steps: Sequence[Step], length: int) -> list["torch.cuda.CUDAGraph"]:

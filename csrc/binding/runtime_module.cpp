@@ -243,6 +243,7 @@ PYBIND11_MODULE(_runtime, module) {
     module.def("timed_loop", &timed_loop_array, py::arg("programs"), py::arg("warmup"), py::arg("steps"),
                py::arg("repeats"));
     module.def("timed_ops", &timed_ops_array, py::arg("programs"), py::arg("warmup"), py::arg("steps"));
+    module.attr("max_held_launches") = max_held_launches;
     module.def("steps_per_hold", &steps_per_hold, py::arg("launches"));
     module.def("set_launches_enabled", &set_launches_enabled, py::arg("enabled"));
 

@@ -132,7 +132,7 @@ class NativeLoopDriver(Driver):
         """The host's share of a step: the launch of a loop of n steps, over n."""
         loop = self.loop(n)
         launch = partial(loop.run, self._samplers.stream)
-        return held_sampler([launch], Rotation(1), None)(min(n, self.LAUNCHES)) / n
+        return held_sampler([launch], Rotation(1), pk.runtime.MAX_HELD_LAUNCHES)(min(n, self.LAUNCHES)) / n
 
 
 class TorchDriver(Driver):
