@@ -45,7 +45,7 @@ class GuardedStream {
     template <class Softmax>
     using State = Partial<Dims::value_max, Softmax>;
 
-    __device__ __forceinline__ GuardedStream(const Tiles<T>& tiles, unsigned char*, const Dims& dims)
+    __device__ __forceinline__ GuardedStream(const Tiles<T>& tiles, const GqaPlan&, const Dims& dims)
         : tiles_(tiles), dims_(dims) {}
 
     // The first tile is issued before kv_len is known, and so is the second where the cache holds no more

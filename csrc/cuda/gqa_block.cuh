@@ -135,7 +135,7 @@ __device__ __forceinline__ void recompute_online(const GqaDecodeParams& params, 
         fetch_q<T>(params, work, dims);
         Tiles<T> of_split = tiles;
         of_split.first_key += (split - work.split) * gqa_tile_keys;
-        Stream stream(of_split, nullptr, dims);
+        Stream stream(of_split, plan, dims);
         stream.start_again();
         async_wait<0>();
         block_barrier();  // q is in shared memory

@@ -66,7 +66,7 @@ class CoreStream {
     template <class Softmax>
     using State = HalfPartial;
 
-    __device__ __forceinline__ CoreStream(const Tiles<T>& tiles, unsigned char*, const Dims& dims)
+    __device__ __forceinline__ CoreStream(const Tiles<T>& tiles, const GqaPlan&, const Dims& dims)
         : tiles_(tiles),
           row_(static_cast<int>(threadIdx.x) % warp_size / row_lanes),
           dim_(static_cast<int>(threadIdx.x) % row_lanes * vector_elements),

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 
 #include "cuda/common/resident_clusters.h"
 #include "params.h"
@@ -33,14 +34,11 @@ constexpr int gqa_min_cluster_keys = gqa_min_split_keys / 2;
 // The most tiles of a warp. More where clusters occupy two thirds of the SMs, which read at nearly the
 // memory's bandwidth.
 constexpr int gqa_max_cluster_tiles = 4, gqa_max_spread_cluster_tiles = 16;
-// By cp.async.bulk an SM reads more, and clusters on two fifths of the SMs are enough. From so many tiles on
-// K and V come so, except with head_dim 64, whose copies are too small.
-constexpr int gqa_min_bulk_cluster_tiles = 4;
-// The most tiles then: a cluster of 16 is bound by what its GPC reads, and where more than half of the SMs
-// have a cluster, splits on all of them are ahead by the SMs that clusters leave. Where none is left: the
-// last.
-constexpr int gqa_max_bulk_cluster_tiles = 8, gqa_max_half_bulk_cluster_tiles = 16,
-              gqa_half_cluster_splits = 8, gqa_max_full_bulk_cluster_tiles = 64;
+// By cp.async.bulk an SM reads more, and clusters on two fifths of the SMs are enough; not with head_dim 64,
+// whose copies are too small. The most tiles then; half as many where a cluster of 16 is bound by what its
+// GPC reads. In a PDL launch, twice as many where clusters have half of the SMs. Clusters that leave no SM
+// idle have no limit.
+constexpr int gqa_max_bulk_cluster_tiles = 8;
 // Clusters that are few behind a GEMV have at most this many blocks (few_clusters below).
 constexpr int gqa_max_few_cluster_blocks = 64;
 
@@ -48,11 +46,17 @@ constexpr int gqa_max_few_cluster_blocks = 64;
 // their partials. A polling block occupies an SM: at most one SM of this many is occupied so.
 constexpr int gqa_sms_per_reducer = 4;
 
-// Without a cluster, a warp with at least this many tiles in a full cache loads K and V with cp.async.bulk:
-// one copy each for K and V of a tile, into a ring of gqa_ring_stages stages per warp. With fewer tiles,
-// loads to registers are faster.
-constexpr int gqa_min_bulk_tiles = 16;
-constexpr int gqa_ring_stages = 2;
+// A warp with at least this many tiles in a full cache loads K and V with cp.async.bulk: one copy each for K
+// and V of a tile, into a ring of its own. With fewer tiles, loads to registers are faster. `small`: without
+// a cluster and of head_dim 64. A PDL launch has these borders at more tiles: behind a GEMV that still reads,
+// loads to registers are ahead for longer.
+constexpr int gqa_min_bulk_tiles = 2, gqa_min_small_bulk_tiles = 8;
+constexpr int gqa_min_pdl_bulk_tiles = 16, gqa_min_pdl_bulk_cluster_tiles = 4;
+// Stages of a ring: one, where all SMs read. More in flight than its 64 KB an SM makes memory slower. Where
+// clusters leave SMs idle, two from more tiles than these on. A PDL launch has two: it fills them while the
+// kernel before it ends.
+constexpr int gqa_max_one_stage_tiles = 2, gqa_max_widest_one_stage_tiles = 4,
+              gqa_max_full_one_stage_tiles = 16;
 
 // What the plan needs to know of the device.
 struct GqaDevice {
@@ -75,6 +79,7 @@ struct GqaPlan {
     int reducer_lanes;   // neighbouring lanes that combine one item: a power of two
     bool programmatic;
     bool bulk_copies;  // K and V come by cp.async.bulk
+    int ring_stages;   // of a warp's ring
     int ring_offset;   // of its ring in shared memory
     int shared_bytes;
     bool any_dim;       // the kernel for any head_dim and any size of cluster, and for a soft cap
@@ -108,8 +113,8 @@ constexpr int gqa_tile_bytes(int head_dim) {
 }
 
 // The rings of all warps for K and V, and an mbarrier for each of their slots.
-constexpr int gqa_ring_bytes(int head_dim) {
-    return gqa_warps * gqa_ring_stages * 2 * (gqa_tile_bytes(head_dim) + 8);
+constexpr int gqa_ring_bytes(int head_dim, int stages) {
+    return gqa_warps * stages * 2 * (gqa_tile_bytes(head_dim) + 8);
 }
 
 constexpr int power_of_two_below(int value) {
@@ -166,17 +171,46 @@ constexpr int ring_offset_of(int bytes_before) {
     return (bytes_before + 127) / 128 * 128;
 }
 
+// Whether clusters of so many blocks leave next to no SM idle.
+inline bool fill_all(const GqaPlan& plan, const GqaDevice& device, int cluster) {
+    return 10 * plan.groups * cluster >= 9 * device.sm_count;
+}
+
+// Of the ring, in clusters of so many blocks, or 1: splits on all SMs.
+inline int ring_stages_of(const GqaDecodeParams& params, const GqaPlan& plan, const GqaDevice& device,
+                          int cluster) {
+    if (params.head_dim <= 64 || plan.programmatic) return 2;
+    if (cluster == 1) return 1;
+    const int one_stage = fill_all(plan, device, cluster)     ? gqa_max_full_one_stage_tiles
+                          : cluster == gqa_max_cluster_splits ? gqa_max_widest_one_stage_tiles
+                                                              : gqa_max_one_stage_tiles;
+    return tiles_of(params, cluster) <= one_stage ? 1 : 2;
+}
+
 // Whether K and V can come by bulk copies. Only whole tiles: a copy must not pass the cache's end.
 inline bool can_copy_bulk(const GqaDecodeParams& params, const GqaPlan& plan, const GqaDevice& device,
                           int cluster) {
-    const int before = bytes_before_ring(plan, params.head_dim, cluster);
+    const int ring = gqa_ring_bytes(params.head_dim, ring_stages_of(params, plan, device, cluster));
     return device.sm_90 && !plan.any_dim && params.max_len % gqa_tile_keys == 0 &&
-           ring_offset_of(before) + gqa_ring_bytes(params.head_dim) <= device.shared_bytes;
+           ring_offset_of(bytes_before_ring(plan, params.head_dim, cluster)) + ring <= device.shared_bytes;
 }
 
 inline bool bulk_in_clusters(const GqaDecodeParams& params, const GqaPlan& plan, const GqaDevice& device,
                              int cluster) {
     return params.head_dim > 64 && can_copy_bulk(params, plan, device, cluster);
+}
+
+// Whether a warp has enough tiles.
+inline bool has_bulk_tiles(const GqaDecodeParams& params, const GqaPlan& plan, const GqaDevice& device) {
+    if (plan.cluster_splits > 1) {
+        const int least = plan.programmatic ? gqa_min_pdl_bulk_cluster_tiles : gqa_min_bulk_tiles;
+        return bulk_in_clusters(params, plan, device, plan.cluster_splits) &&
+               tiles_of(params, plan.splits) >= least;
+    }
+    const int least = plan.programmatic      ? gqa_min_pdl_bulk_tiles
+                      : params.head_dim > 64 ? gqa_min_bulk_tiles
+                                             : gqa_min_small_bulk_tiles;
+    return params.max_len >= least * plan.splits * gqa_min_split_keys;
 }
 
 // A warp's, in clusters of so many blocks.
@@ -185,9 +219,10 @@ inline int most_cluster_tiles(const GqaDecodeParams& params, const GqaPlan& plan
     const int blocks = plan.groups * cluster;
     const int resident_blocks = (plan.cuda_cores ? 2 : 1) * device.sm_count;
     if (bulk_in_clusters(params, plan, device, cluster) && 5 * blocks >= 2 * resident_blocks) {
-        if (10 * blocks >= 9 * resident_blocks) return gqa_max_full_bulk_cluster_tiles;
-        const bool half = 2 * blocks <= resident_blocks && cluster <= gqa_half_cluster_splits;
-        return half ? gqa_max_half_bulk_cluster_tiles : gqa_max_bulk_cluster_tiles;
+        if (fill_all(plan, device, cluster)) return std::numeric_limits<int>::max();
+        const bool widest = cluster == gqa_max_cluster_splits, half = 2 * blocks <= resident_blocks;
+        if (plan.programmatic) return (half && !widest ? 2 : 1) * gqa_max_bulk_cluster_tiles;
+        return widest ? gqa_max_bulk_cluster_tiles / 2 : gqa_max_bulk_cluster_tiles;
     }
     return 3 * blocks >= 2 * resident_blocks ? gqa_max_spread_cluster_tiles : gqa_max_cluster_tiles;
 }
@@ -222,6 +257,7 @@ inline int cluster_of(const GqaDecodeParams& params, const GqaPlan& plan, const 
 inline GqaPlan plan_kernel(const GqaDecodeParams& params, const GqaDevice& device, bool programmatic,
                            bool any_dim, bool cuda_cores = false, const PlanChoice& choice = {}) {
     GqaPlan plan = {};
+    plan.programmatic = programmatic;
     plan.any_dim = any_dim;
     plan.cuda_cores = cuda_cores;
     plan.group_size = params.n_heads / params.n_kv_heads;
@@ -245,23 +281,19 @@ inline GqaPlan plan_kernel(const GqaDecodeParams& params, const GqaDevice& devic
     plan.reducer_lanes =
         std::min({gqa_threads / gqa_warps, power_of_two_below(gqa_threads / plan.reducer_items),
                   power_of_two_below(2 * plan.splits - 1)});
-    plan.programmatic = programmatic;
     plan.shared_bytes = bytes_before_ring(plan, params.head_dim, plan.cluster_splits);
     plan.ring_offset = ring_offset_of(plan.shared_bytes);
-    const bool clustered = plan.cluster_splits > 1;
-    const bool many_tiles = clustered
-                                ? bulk_in_clusters(params, plan, device, plan.cluster_splits) &&
-                                      tiles_of(params, plan.splits) >= gqa_min_bulk_cluster_tiles
-                                : params.max_len >= gqa_min_bulk_tiles * plan.splits * gqa_min_split_keys;
     // Right after a GEMV, most of an SM's L1 is still configured as shared memory, and loads to registers go
     // through the L1. A few clusters, which wait for SMs of one GPC, lose by that; with more of them the ring
     // costs more.
-    const bool few_clusters =
-        programmatic && clustered && plan.groups * gqa_max_cluster_splits <= gqa_max_few_cluster_blocks;
-    plan.bulk_copies =
-        (many_tiles || few_clusters) && can_copy_bulk(params, plan, device, plan.cluster_splits);
+    const bool few_clusters = programmatic && plan.cluster_splits > 1 &&
+                              plan.groups * gqa_max_cluster_splits <= gqa_max_few_cluster_blocks;
+    plan.bulk_copies = (has_bulk_tiles(params, plan, device) || few_clusters) &&
+                       can_copy_bulk(params, plan, device, plan.cluster_splits);
     if (choice.kernel != PlanKernel::built_in) plan.bulk_copies = choice.kernel == PlanKernel::bulk;
-    if (plan.bulk_copies) plan.shared_bytes = plan.ring_offset + gqa_ring_bytes(params.head_dim);
+    plan.ring_stages = ring_stages_of(params, plan, device, plan.cluster_splits);
+    if (plan.bulk_copies)
+        plan.shared_bytes = plan.ring_offset + gqa_ring_bytes(params.head_dim, plan.ring_stages);
     return plan;
 }
 

@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(gqa_threads, KvStream<T, Dims>::resident_block
                             (warp * plan.splits + work.split) * gqa_tile_keys,
                             plan.splits * gqa_warps * gqa_tile_keys,
                             plan.programmatic};
-    KvStream<T, Dims> kv_stream(tiles, shared_memory() + plan.ring_offset, dims);
+    KvStream<T, Dims> kv_stream(tiles, plan, dims);
     kv_stream.start();
     timestamps.mark(TimestampPoint::first_copies);
 

@@ -43,7 +43,7 @@ class RegisterStream {
     template <class Softmax>
     using State = Partial<Dims::value_max, Softmax>;
 
-    __device__ __forceinline__ RegisterStream(const Tiles<T>& tiles, unsigned char*, const Dims&)
+    __device__ __forceinline__ RegisterStream(const Tiles<T>& tiles, const GqaPlan&, const Dims&)
         : tiles_(tiles) {}
 
     // The first tile is issued before kv_len is known, and so is the second where the cache holds no more
@@ -127,23 +127,23 @@ class BulkStream {
     template <class Softmax>
     using State = Partial<Dims::value_max, Softmax>;
 
-    // `ring`: the block's.
-    __device__ __forceinline__ BulkStream(const Tiles<T>& tiles, unsigned char* ring, const Dims&)
-        : tiles_(tiles),
-          ring_(ring + warp() * warp_bytes),
-          barriers_(reinterpret_cast<Mbarrier*>(ring + gqa_warps * warp_bytes) + warp() * slots) {}
+    __device__ __forceinline__ BulkStream(const Tiles<T>& tiles, const GqaPlan& plan, const Dims&)
+        : tiles_(tiles), stages_(plan.ring_stages) {
+        unsigned char* const rings = shared_memory() + plan.ring_offset;
+        const int slots = 2 * stages_;
+        ring_ = rings + warp() * slots * tile_bytes;
+        barriers_ = reinterpret_cast<Mbarrier*>(rings + gqa_warps * slots * tile_bytes) + warp() * slots;
+    }
 
     // The first tile is issued before kv_len is known. Not in a PDL launch: the tile with the newest
     // key must wait for the producer, and there is time.
     __device__ __forceinline__ void start() {
         if (lane() == 0) {
-#pragma unroll
-            for (int i = 0; i < slots; ++i) barrier_init(barriers_ + i, 1);
+            for (int i = 0; i < 2 * stages_; ++i) barrier_init(barriers_ + i, 1);
             barriers_ready();
         }
         warp_barrier();
-#pragma unroll
-        for (int stage = 0; stage < gqa_ring_stages; ++stage) {
+        for (int stage = 0; stage < stages_; ++stage) {
             const int key = tiles_.first_key + stage * tiles_.step;
             const bool issued = tiles_.programmatic ? key < tiles_.kv_len && !tiles_.has_newest(key)
                                                     : key < (stage == 0 ? tiles_.max_len : tiles_.kv_len);
@@ -152,8 +152,7 @@ class BulkStream {
     }
 
     __device__ __forceinline__ void start_late() {
-#pragma unroll
-        for (int stage = 0; stage < gqa_ring_stages; ++stage) {
+        for (int stage = 0; stage < stages_; ++stage) {
             const int key = tiles_.first_key + stage * tiles_.step;
             if (tiles_.has_newest(key)) issue_both(stage, key);
         }
@@ -162,7 +161,7 @@ class BulkStream {
     template <class Softmax, class Stamps>
     __device__ __forceinline__ void run(const T* q, float scale, Partial<head_dim, Softmax>& partial,
                                         Stamps& timestamps) {
-        const int kv_len = tiles_.kv_len, ring_step = gqa_ring_stages * tiles_.step;
+        const int kv_len = tiles_.kv_len, ring_step = stages_ * tiles_.step;
         int stage = 0;
         uint32_t parity = 0;
         for (int key = tiles_.first_key; key < kv_len; key += tiles_.step) {
@@ -179,7 +178,7 @@ class BulkStream {
             attend<T>(scores, values, valid_keys, partial);
             warp_barrier();  // all lanes have read V
             if (key + ring_step < kv_len) issue(2 * stage + 1, tiles_.v_cache, key + ring_step);
-            if (++stage == gqa_ring_stages) {
+            if (++stage == stages_) {
                 stage = 0;
                 parity ^= 1;
             }
@@ -199,7 +198,6 @@ class BulkStream {
 
   private:
     static constexpr int tile_bytes = gqa_tile_bytes(head_dim), row_vectors = head_dim / vector_elements;
-    static constexpr int slots = 2 * gqa_ring_stages, warp_bytes = slots * tile_bytes;
 
     static __device__ __forceinline__ int warp() { return static_cast<int>(threadIdx.x) / warp_size; }
     static __device__ __forceinline__ int lane() { return static_cast<int>(threadIdx.x) % warp_size; }
@@ -253,6 +251,7 @@ class BulkStream {
     }
 
     const Tiles<T>& tiles_;
+    const int stages_;
     unsigned char* ring_;  // the warp's: of every stage, K and V
     Mbarrier* barriers_;
 };

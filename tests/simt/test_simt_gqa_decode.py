@@ -58,9 +58,9 @@ def test_more_splits_than_a_cluster_has_blocks(length, arch):
     check(inputs([length], 8209, 7, 1, 64, torch.bfloat16), arch, seed=length, sm_count=40)
 
 
-# A cache this long for its splits is read by bulk copies on sm_90 (`gqa_min_bulk_tiles`, in a cluster
-# `gqa_min_bulk_cluster_tiles`): slots and SMs, of which there are four in one cluster (head_dim 128), then three that
-# combine through global memory. Short lengths in it keep the executor quick.
+# A cache this long for its splits is read by bulk copies on sm_90: slots and SMs, of which there are four in one cluster
+# (head_dim 128, a ring of two stages), then three that combine through global memory (head_dim 128: of one). Short
+# lengths in it keep the executor quick.
 LONG = pytest.mark.parametrize(("max_len", "sm_count"), [(8192 + 16, 4), (16384 + 16, 3)])
 
 
@@ -127,18 +127,19 @@ def test_scores_that_overflow_an_exponential(favourite, arch):
 
 
 # In the longest cache K and V come by bulk copies; its 3 splits have 384 keys a round of tiles. So they do in the PDL
-# launch where clusters are few and the cache is whole tiles: two splits of 304 slots and of 1040.
+# launch where clusters are few and the cache is whole tiles: two splits of 304 slots and of 1040. With head_dim 128 they
+# do in every cache of whole tiles, into rings of one stage.
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize(
-    ("newest", "max_len"),
-    [(newest, 300) for newest in (0, 15, 200, 289)]
-    + [(newest, 304) for newest in (0, 15, 16, 200, 255, 256, 303)]
-    + [(newest, 1040) for newest in (0, 127, 128, 1030)]
-    + [(newest, 16400) for newest in (0, 15, 16, 200, 383, 384, 767, 768, 1151, 1152, 1300)],
+    ("newest", "max_len", "dim"),
+    [(newest, 300, 64) for newest in (0, 15, 200, 289)]
+    + [(newest, 304, dim) for newest in (0, 15, 16, 200, 255, 256, 303) for dim in (64, 128)]
+    + [(newest, 1040, dim) for newest in (0, 127, 128, 1030) for dim in (64, 128)]
+    + [(newest, 16400, 64) for newest in (0, 15, 16, 200, 383, 384, 767, 768, 1151, 1152, 1300)],
 )
-def test_chained_to_the_append_before_it(newest, max_len, seed):
+def test_chained_to_the_append_before_it(newest, max_len, dim, seed):
     """The newest slot comes from the launch just before; all older ones were there."""
-    dtype, heads, kv_heads, dim = torch.bfloat16, 7, 1, 64
+    dtype, heads, kv_heads = torch.bfloat16, 7, 1
     q, k, v, kv_len = inputs([newest + 1], max_len, heads, kv_heads, dim, dtype)
     new_k, new_v = k[:, :, newest].clone(), v[:, :, newest].clone()
     expected = pk.reference.gqa_decode(q, k, v, kv_len)

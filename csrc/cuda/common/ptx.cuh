@@ -65,15 +65,20 @@ __device__ __forceinline__ T load_fresh(const T* pointer) {
     return __ldcg(pointer);
 }
 
+// createpolicy.fractional.L2::evict_first: for what is read once.
+__device__ __forceinline__ uint64_t evict_first_policy() {
+    uint64_t policy;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+
 // ld.global.L1::no_allocate.L2::cache_hint (evict_first): 16 bytes of a streaming load. L1 does not allocate
 // them, L2 evicts them first. No block of this launch may write them.
 __device__ __forceinline__ uint4 load_streamed(const uint4* pointer) {
-    uint64_t policy;
-    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
     uint4 value;
     asm volatile("ld.global.L1::no_allocate.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
                  : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
-                 : "l"(pointer), "l"(policy));
+                 : "l"(pointer), "l"(evict_first_policy()));
     return value;
 }
 
@@ -151,15 +156,15 @@ __device__ __forceinline__ void barrier_expect(Mbarrier* barrier, uint32_t bytes
 #endif
 }
 
-// cp.async.bulk.shared::cluster.global (TMA): both addresses and `bytes` are multiples of 16. Completion
-// subtracts `bytes` from the tx-count of `barrier`.
+// cp.async.bulk.shared::cluster.global.L2::cache_hint (TMA, evict_first): both addresses and `bytes` are
+// multiples of 16. Completion subtracts `bytes` from the tx-count of `barrier`.
 __device__ __forceinline__ void bulk_copy(void* to_shared, const void* from_global, uint32_t bytes,
                                           Mbarrier* barrier) {
 #if __CUDA_ARCH__ >= 900
     asm volatile(
-        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-            shared_address(to_shared)),
-        "l"(from_global), "r"(bytes), "r"(shared_address(barrier))
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint"
+        " [%0], [%1], %2, [%3], %4;" ::"r"(shared_address(to_shared)),
+        "l"(from_global), "r"(bytes), "r"(shared_address(barrier)), "l"(evict_first_policy())
         : "memory");
 #endif
 }

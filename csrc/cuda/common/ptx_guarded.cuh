@@ -19,8 +19,6 @@ inline void load_fresh_if(uint4& value, const uint4* pointer, bool loads, Site s
 
 // @p ld.global.L1::no_allocate.L2::cache_hint (evict_first): load_streamed where `loads`; else `value` stays.
 __device__ __forceinline__ void load_streamed_if(uint4& value, const uint4* pointer, bool loads) {
-    uint64_t policy;
-    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
     asm volatile(
         "{\n"
         ".reg .pred loads;\n"
@@ -28,7 +26,7 @@ __device__ __forceinline__ void load_streamed_if(uint4& value, const uint4* poin
         "@loads ld.global.L1::no_allocate.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;\n"
         "}"
         : "+r"(value.x), "+r"(value.y), "+r"(value.z), "+r"(value.w)
-        : "l"(pointer), "l"(policy), "r"(static_cast<uint32_t>(loads)));
+        : "l"(pointer), "l"(evict_first_policy()), "r"(static_cast<uint32_t>(loads)));
 }
 
 // @p ld.global.cg: load_fresh where `loads`; else `value` stays.
