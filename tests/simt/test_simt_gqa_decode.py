@@ -58,9 +58,9 @@ def test_more_splits_than_a_cluster_has_blocks(length, arch):
     check(inputs([length], 8209, 7, 1, 64, torch.bfloat16), arch, seed=length, sm_count=40)
 
 
-# A cache this long for its splits is read by bulk copies on sm_90: slots and SMs, of which there are four in one cluster
-# (head_dim 128, a ring of two stages), then three that combine through global memory (head_dim 128: of one). Short
-# lengths in it keep the executor quick.
+# A cache this long for its splits is read by bulk copies on sm_90: slots and SMs, of which there are four in one
+# cluster (head_dim 128, a ring of two stages), then three that combine through global memory (head_dim 128: of one).
+# Short lengths in it keep the executor quick.
 LONG = pytest.mark.parametrize(("max_len", "sm_count"), [(8192 + 16, 4), (16384 + 16, 3)])
 
 
@@ -127,8 +127,7 @@ def test_scores_that_overflow_an_exponential(favourite, arch):
 
 
 # In the longest cache K and V come by bulk copies; its 3 splits have 384 keys a round of tiles. So they do in the PDL
-# launch where clusters are few and the cache is whole tiles: two splits of 304 slots and of 1040. With head_dim 128 they
-# do in every cache of whole tiles, into rings of one stage.
+# launch where clusters are few and the cache is whole tiles: two splits of 304 slots and of 1040.
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize(
     ("newest", "max_len", "dim"),

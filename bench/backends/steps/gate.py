@@ -129,18 +129,19 @@ class Reference:
         scale = model.spec.embedding_scale_in(model.dtype)
         maker = GateMaker(layer, self.numbers.of(layer.weights), seed, stream=1.0, mlp=0.5, x_scale=scale)
         keys, scores = maker.every_key(), maker.scores()
-        rows = torch.randperm(model.spec.vocab, device=model.device)[:_ROWS]
+        random = torch.Generator(model.device).manual_seed(seed)
+        rows = torch.randperm(model.spec.vocab, device=model.device, generator=random)[:_ROWS]
         rows = rows[~torch.isin(rows, self.token)]  # whose rows of a tied table are the step's x
         found = []
         for inputs in (keys, scores, maker.mlp(scores)):
-            values, stream = self._through_the_last(index, inputs.expected["out"])
+            values, stream = self._through_the_last(index, inputs.expected["out"], random)
             spec, norm = model.spec, model.weights.final_norm
             normed = pk.reference.rmsnorm(stream, norm, spec.rms_eps, norm_offset=spec.norm_offset)
             logits = pk.reference.logits(spec, normed, model.weights.lm_head[rows])
             found.append(LayerOn(index, inputs, values, rows, logits))
         return found
 
-    def _through_the_last(self, index: int, out: Tensor) -> tuple[Tensor | None, Tensor]:
+    def _through_the_last(self, index: int, out: Tensor, random: torch.Generator) -> tuple[Tensor | None, Tensor]:
         """LayerOn.values, and the residual stream behind the last layer, whose attention adds about as much as `out`,
         the stream behind layer `index`, is."""
         model, last, spec = self.model, self.model.layers[-1], self.model.spec
@@ -153,7 +154,8 @@ class Reference:
         q, k_row, v_row = pk.reference.layer_qkv(
             spec, off, torch.zeros_like(last.x), last.cos_sin, torch.full_like(model.position, self.position)
         )
-        values = torch.randn(*v_row.shape, dtype=torch.float64, device=out.device).to(model.dtype).unsqueeze(2)
+        values = torch.randn(*v_row.shape, dtype=torch.float64, device=out.device, generator=random)
+        values = values.to(model.dtype).unsqueeze(2)
         v_cache = values.expand(-1, -1, slots, -1)
         attended = pk.reference.layer_attention(
             q, k_row, v_row, torch.zeros_like(v_cache), v_cache, last.position, spec
