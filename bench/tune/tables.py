@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.text import Text
 
 from bench.core.document import Document, device_name, write_atomically
+from bench.core.stop_rule import LEAST_ROUNDS
 from bench.core.tables import Grid, markdown_table, microseconds, print_fitted
 
 
@@ -75,9 +76,15 @@ def _grids(document: Document) -> list[tuple[str, Grid]]:
 
 
 def last_line(document: Document) -> str:
-    """How many plans were chosen."""
-    count = len([entry for entry in document["tuned"] if entry["chosen"] != "built-in"])
-    return f"{count} of {len(document['tuned'])} chosen; the built-in plan decides the others, and all other sizes"
+    """How many plans were chosen, and where none could be."""
+    tuned = document["tuned"]
+    count = len([entry for entry in tuned if entry["chosen"] != "built-in"])
+    line = f"{count} of {len(tuned)} chosen; the built-in plan decides the others, and all other sizes"
+    timed = [time["n"] for entry in tuned if (time := entry["candidates"][0]["time_us"])]
+    few = len([rounds for rounds in timed if rounds < LEAST_ROUNDS])
+    if few:
+        line += f"\n{few} of {len(tuned)} had fewer than {LEAST_ROUNDS} rounds (--steps), which choose nothing"
+    return line
 
 
 def print_document(document: Document, console: Console) -> None:
