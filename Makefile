@@ -41,17 +41,17 @@ layer: build
 	$(python) -m bench.layer
 
 # Whole files side by side, so that what a file makes once is made once, the longest first (tests/conftest.py); torch's
-# threads would only be in one another's way. The controls test the timer itself, and come alone.
+# threads would only be in one another's way. The lint and the native tests take what these leave of the cores, which is
+# a tenth. The controls test the timer itself, and come alone.
 TEST_JOBS ?= 2
 test: build-tests
-	$(MAKE) --no-print-directory --jobs=2 lint native-tests
-	OMP_NUM_THREADS=1 $(python) -m pytest --numprocesses=$(TEST_JOBS) --dist=loadfile --no-loadscope-reorder \
+	OMP_NUM_THREADS=1 $(python) cmake/beside.py nice $(MAKE) --no-print-directory --output-sync lint native-tests -- \
+	  $(python) -m pytest --numprocesses=$(TEST_JOBS) --dist=loadfile --no-loadscope-reorder \
 	  --ignore=tests/package/test_controls.py
 	$(python) -m pytest tests/package/test_controls.py
 
-# Beside the lint, in `make test`: each has a core of two.
 native-tests:
-	ctest --test-dir $(build_folder) --output-on-failure --parallel $$(( ($(TEST_JOBS) + 1) / 2 ))
+	ctest --test-dir $(build_folder) --output-on-failure
 
 # Each case in a process of its own; tests/bench/test_fuzz.py runs most of those that are to be refused in one.
 fuzz: build $(test_setup)
@@ -69,13 +69,17 @@ build: $(setup)
 	$(build_command)
 
 # With csrc/simt and tests/native. From then on `make build` keeps them up to date too.
+with_tests = CMAKE_ARGS="-DBUILD_TESTING=ON $$CMAKE_ARGS"
 build-tests: $(setup) $(test_setup)
-	CMAKE_ARGS="-DBUILD_TESTING=ON $$CMAKE_ARGS" $(build_command)
+	$(with_tests) $(build_command)
 
 # A stamp comes last, so that an interrupted set-up is taken up again. Python compiles what it imports when it does:
 # compiling all that pip installs would take longer than the rest of the installation. For a build the kernels, which
 # need nothing but its tools, are compiled while pip, on one core, installs torch.
-build build-tests: beside = $(python) cmake/beside.py $(python) setup.py --quiet build_ext --inplace --kernels-only --
+# What tests need beyond that comes while they are compiled.
+compile = $(python) cmake/beside.py $(python) setup.py --quiet build_ext --inplace
+build build-tests: beside = $(compile) --kernels-only --
+build-tests: test_beside = $(with_tests) $(compile) --
 pip_install = .venv/bin/python -m pip install --quiet --no-compile --requirement
 .venv/.complete: requirements.txt requirements-build.txt
 	test -x .venv/bin/python || python3 -m venv --clear .venv
@@ -84,7 +88,7 @@ pip_install = .venv/bin/python -m pip install --quiet --no-compile --requirement
 	touch $@
 
 .venv/.complete-test: .venv/.complete requirements-dev.txt
-	$(pip_install) requirements-dev.txt
+	$(test_beside) $(pip_install) requirements-dev.txt
 	touch $@
 
 lint: $(setup) $(test_setup)
