@@ -5,10 +5,10 @@
 // (gqa_decode_plan.h). Both products are MMA, transposed so that the eight heads are n:
 //   S   = K Q^T   16 keys x 8 heads,     summed over head_dim
 //   O^T = V^T P^T head_dim x 8 heads,    summed over the 16 keys
-// K and V are loaded to registers in 16-byte loads, or in long contexts to shared memory with cp.async.bulk
-// (gqa_stream.cuh). The order of dimensions and keys within an MMA is free as long as both operands agree, so
-// a lane takes what is contiguous in memory: eight dimensions of a row of K, eight dimensions of four rows of
-// V. Softmax is online, in base 2.
+// K and V are loaded to registers in 16-byte loads, or where a warp has several tiles to shared memory with
+// cp.async.bulk (gqa_stream.cuh). The order of dimensions and keys within an MMA is free as long as both
+// operands agree, so a lane takes what is contiguous in memory: eight dimensions of a row of K, eight
+// dimensions of four rows of V. Softmax is online, in base 2.
 //
 // The partials of warps, then of splits, are combined by their log-sum-exp (Flash-Decoding, gqa_combine.cuh).
 // In a cluster each block combines a part of the output; the others push their partials into its shared

@@ -92,7 +92,7 @@ def test_a_soft_cap(dim, length, softcap, dtype, arch):
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_the_shared_memory_of_sm_120(arch):
-    """99 KB a block: a ring for bulk copies has no room at head_dim 128, all else runs as on sm_90."""
+    """99 KB a block: at head_dim 128 a ring for bulk copies has room for one stage. All else runs as on sm_90."""
     for dim, max_len in ((64, 8448), (128, 8448), (256, 300), (96, 300)):
         given = inputs([200], max_len, 8, 1, dim, torch.bfloat16)
         check(given, arch, runs=1, shared_bytes=99 * 1024)
