@@ -342,9 +342,13 @@ inline bool gqa_allows(const GqaDecodeParams& params, const GqaDevice& device, c
     if ((choice.splits > 0) == (choice.cluster > 0)) return false;
     if (choice.splits > gqa_planning::ceil_div(params.max_len, gqa_tile_keys)) return false;
     const GqaPlan plan = gqa_planning::plan_kernel(params, device, false, any_dim, false, choice);
-    if (plan.bulk_copies && !gqa_planning::can_copy_bulk(params, plan, device, plan.cluster_splits))
-        return false;
-    if (plan.shared_bytes > device.shared_bytes) return false;
+    // The ring of a PDL launch may be the larger one.
+    const GqaPlan behind = gqa_planning::plan_kernel(params, device, true, any_dim, false, choice);
+    for (const GqaPlan& one : {plan, behind}) {
+        if (one.bulk_copies && !gqa_planning::can_copy_bulk(params, one, device, one.cluster_splits))
+            return false;
+        if (one.shared_bytes > device.shared_bytes) return false;
+    }
     if (choice.splits > 0) return true;
     // Of the clusters one must be resident; a block's lanes combine all its items.
     const int cluster = choice.cluster;

@@ -171,8 +171,14 @@ void test_gqa_candidates(const test::Device& device) {
             const GqaDecodeParams params = attention(1, 28, 4, head_dim, max_len);
             CHECK(cuda::gqa_allows(params, of, {}), "the built-in plan on %s", device.name);
             for (const PlanChoice& choice : plan_candidates(params, &limits, 1)) {
-                const cuda::GqaPlan plan = cuda::plan_gqa_decode(params, of, false, choice);
+                const cuda::GqaPlan plan = cuda::plan_gqa_decode(params, of, false, choice),
+                                    behind = cuda::plan_gqa_decode(params, of, true, choice);
                 const std::string words = words_of(choice);
+                CHECK(behind.bulk_copies == plan.bulk_copies && behind.splits == plan.splits &&
+                          behind.cluster_splits == plan.cluster_splits,
+                      "%s, a PDL launch", words.c_str());
+                CHECK(behind.shared_bytes <= device.shared_bytes, "%s, a PDL launch: %d bytes on %s",
+                      words.c_str(), behind.shared_bytes, device.name);
                 CHECK(plan.any_dim == (choice.kernel == PlanKernel::any_dim), "%s", words.c_str());
                 CHECK(plan.bulk_copies == (choice.kernel == PlanKernel::bulk), "%s", words.c_str());
                 CHECK(plan.splits == (choice.splits ? choice.splits : choice.cluster), "%s", words.c_str());
