@@ -200,12 +200,11 @@ inline bool bulk_in_clusters(const GqaDecodeParams& params, const GqaPlan& plan,
     return params.head_dim > 64 && can_copy_bulk(params, plan, device, cluster);
 }
 
-// Whether a warp has enough tiles.
-inline bool has_bulk_tiles(const GqaDecodeParams& params, const GqaPlan& plan, const GqaDevice& device) {
+// Whether a warp has enough tiles for bulk copies.
+inline bool has_bulk_tiles(const GqaDecodeParams& params, const GqaPlan& plan) {
     if (plan.cluster_splits > 1) {
         const int least = plan.programmatic ? gqa_min_pdl_bulk_cluster_tiles : gqa_min_bulk_tiles;
-        return bulk_in_clusters(params, plan, device, plan.cluster_splits) &&
-               tiles_of(params, plan.splits) >= least;
+        return params.head_dim > 64 && tiles_of(params, plan.splits) >= least;
     }
     const int least = plan.programmatic      ? gqa_min_pdl_bulk_tiles
                       : params.head_dim > 64 ? gqa_min_bulk_tiles
@@ -288,7 +287,7 @@ inline GqaPlan plan_kernel(const GqaDecodeParams& params, const GqaDevice& devic
     // costs more.
     const bool few_clusters = programmatic && plan.cluster_splits > 1 &&
                               plan.groups * gqa_max_cluster_splits <= gqa_max_few_cluster_blocks;
-    plan.bulk_copies = (has_bulk_tiles(params, plan, device) || few_clusters) &&
+    plan.bulk_copies = (has_bulk_tiles(params, plan) || few_clusters) &&
                        can_copy_bulk(params, plan, device, plan.cluster_splits);
     if (choice.kernel != PlanKernel::built_in) plan.bulk_copies = choice.kernel == PlanKernel::bulk;
     plan.ring_stages = ring_stages_of(params, plan, device, plan.cluster_splits);

@@ -128,8 +128,8 @@ void test_plan(const Heads& heads, int batch, int max_len, const Device& device,
     CHECK(plan.cluster_splits == 1 || plan.shared_bytes >= gqa_rows_bytes(row_dims) + 16 + pushed * 24,
           "%s: %d", context("pushed partials fit"), plan.shared_bytes);
 
-    // Bulk copies: on sm_90, of whole tiles, where a warp has many, which are fewer in a cluster. The ring is
-    // behind the warps' rows and the ticket.
+    // Bulk copies: on sm_90, of whole tiles, where a warp has several. The ring is behind the warps' rows and
+    // the ticket.
     const int keys_of_tiles = gqa_warps * gqa_tile_keys * plan.splits;
     const bool many = plan.cluster_splits > 1 ? max_len > keys_of_tiles
                                               : max_len >= (heads.head_dim > 64 ? 2 : 8) * keys_of_tiles;
@@ -166,6 +166,13 @@ void test_plan(const Heads& heads, int batch, int max_len, const Device& device,
           context("workspace"));
     CHECK(gqa_workspace_bytes(plan, Softmax::unified) == gqa_workspace_bytes(plan) + 64, "%s",
           context("the count of fall-backs"));
+    // An op is bound once and run with and without PDL launches: on one workspace.
+    const GqaPlan behind = plan_gqa_decode(params, limits, true);
+    CHECK(gqa_workspace_bytes(behind) <= gqa_workspace_bytes(plan), "%s",
+          context("workspace of a PDL launch"));
+    CHECK(behind.cluster_splits >= plan.cluster_splits &&
+              (behind.cluster_splits > 1 || behind.splits == plan.splits),
+          "%s", context("a PDL launch has clusters where a plain one has"));
 }
 
 // What was measured on an H200 (docs/tried.md).
@@ -315,7 +322,7 @@ int main() {
                 // Lengths next to the borders of splits, and of tiles, of which a split has whole ones.
                 for (int max_len = 1; max_len <= 5000; max_len += max_len < 300 ? 1 : 31)
                     test_plan(heads, batch, max_len, device, limits);
-                for (const int max_len : {2048, 4096, 8192, 32768, 131072})
+                for (const int max_len : {2048, 4096, 8192, 16384, 32768, 65536, 131072})
                     test_plan(heads, batch, max_len, device, limits);
             }
         }
