@@ -120,7 +120,7 @@ class GateMaker:
 
     stream: the size of the residual stream to what attention adds to it; mlp: what the MLP adds to the stream, once to
     four times that. Where a norm follows, which hides the size of the sum, equal shares show most. x_scale: x is that
-    times something of its dtype, as scaled embeddings are.
+    times something of its dtype, as scaled embeddings are. `random` is the seed's generator.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class GateMaker:
         self._stream, self._mlp, self._x_scale = stream, mlp, x_scale
         self.layer, self.spec = layer, layer.spec
         self.slot = int(layer.position[0])
-        self._random = torch.Generator(layer.device).manual_seed(seed)
+        self.random = torch.Generator(layer.device).manual_seed(seed)
         self._range = NumberRange.of(layer.dtype)
         # The weights hold the gate's norms or those that are timed, whichever lie there.
         self.weights = replace(weights, **{name: norm.clone() for name, norm in self._norms_of(weights).items()})
@@ -160,7 +160,7 @@ class GateMaker:
 
     def _normal(self, *shape: int) -> Tensor:
         empty = torch.empty(shape, dtype=self.layer.dtype, device=self.layer.device)
-        return empty.normal_(generator=self._random)
+        return empty.normal_(generator=self.random)
 
     @property
     def _shape(self) -> tuple[int, int, int, int]:
@@ -319,7 +319,7 @@ class GateMaker:
         """Equal keys, values that cancel, and an x of their own."""
         self._take_small()
         keys = self._k_row.to(self.layer.dtype).unsqueeze(2).expand(self._shape)
-        values = cancelling(self._shape, LOOSE, self.layer.dtype, self._random) * self._value_scale
+        values = cancelling(self._shape, LOOSE, self.layer.dtype, self.random) * self._value_scale
         return self._attention("every key", keys, values)
 
     def scores(self) -> GateInputs:

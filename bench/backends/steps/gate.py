@@ -129,12 +129,11 @@ class Reference:
         scale = model.spec.embedding_scale_in(model.dtype)
         maker = GateMaker(layer, self.numbers.of(layer.weights), seed, stream=1.0, mlp=0.5, x_scale=scale)
         keys, scores = maker.every_key(), maker.scores()
-        random = torch.Generator(model.device).manual_seed(seed)
-        rows = torch.randperm(model.spec.vocab, device=model.device, generator=random)[:_ROWS]
+        rows = torch.randperm(model.spec.vocab, device=model.device, generator=maker.random)[:_ROWS]
         rows = rows[~torch.isin(rows, self.token)]  # whose rows of a tied table are the step's x
         found = []
         for inputs in (keys, scores, maker.mlp(scores)):
-            values, stream = self._through_the_last(index, inputs.expected["out"], random)
+            values, stream = self._through_the_last(index, inputs.expected["out"], maker.random)
             spec, norm = model.spec, model.weights.final_norm
             normed = pk.reference.rmsnorm(stream, norm, spec.rms_eps, norm_offset=spec.norm_offset)
             logits = pk.reference.logits(spec, normed, model.weights.lm_head[rows])
